@@ -1,0 +1,30 @@
+"""Couplings: which noise is paired with which example.  The marginals of x_0 and ε stay as they are."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Coupling(ABC):
+    """Subclasses define `__call__`."""
+
+    @abstractmethod
+    def __call__(self, x_0: Tensor, eps: Tensor) -> Tensor:
+        """A permutation of eps along the batch, both (B, *)."""
+
+
+class MinibatchOT(Coupling):
+    """The permutation that minimises Σ‖x_0 − ε‖² over the batch: exact optimal transport between the two samples.
+
+    Costs O(B³) on the CPU; at B = 512 a few milliseconds.
+
+    Reference: Tong et al., arXiv 2302.00482, Alg. 3; Pooladian et al., arXiv 2304.14772.
+    """
+
+    def __call__(self, x_0: Tensor, eps: Tensor) -> Tensor:
+        from scipy.optimize import linear_sum_assignment
+
+        cost = torch.cdist(x_0.flatten(1).float(), eps.flatten(1).float()).square()
+        _, columns = linear_sum_assignment(cost.cpu().numpy())
+        return eps[torch.from_numpy(columns).to(eps.device)]

@@ -1,0 +1,130 @@
+"""Denoisers: the only thing that samplers, likelihood and guidance know of a model.
+
+    D(x_t, t) = (x̂_0, ε̂)   with   x̂_0 = E[x_0 | x_t],   α x̂_0 + σ ε̂ = x_t
+
+`NetworkDenoiser` makes one from a network F:
+
+    F = network(c_in x_t, c_noise),   c_in = 1/√(α²σ_d² + σ²),   (x̂_0, ε̂) = parameterization.predict(F)
+
+c_in keeps the network's input at unit variance; it is 1 for variance-preserving processes and unit-variance data.
+
+Reference: Karras et al., arXiv 2206.00364, Eq. 7.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .parameterizations import Parameterization, Prediction
+from .schedules import Kernel, Schedule
+
+
+class Denoiser(nn.Module, ABC):
+    """Anything that estimates x_0 from x_t: a trained network, a wrapper that guides one, an oracle.
+
+    Attributes:
+        schedule: the forward process whose x_t it denoises.
+    """
+
+    schedule: Schedule
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+        """(x̂_0, ε̂), both (B, *).
+
+        Args:
+            x_t: (B, *).
+            t: () or (B, 1, …, 1).
+            cond: what the network is conditioned on, (B,) or (B, *) each.
+        """
+
+
+class NoiseInput(ABC):
+    """How the network is told the noise level: c_noise."""
+
+    @abstractmethod
+    def __call__(self, kernel: Kernel, t: Tensor) -> Tensor:
+        """c_noise, shaped like t."""
+
+
+class ScaledTime(NoiseInput):
+    """c_noise = scale t + shift.
+
+    Nets trained on DDPM's steps 0 … N−1 take scale N, shift −1; score_sde's continuous nets scale 999, shift 0.
+    """
+
+    def __init__(self, scale: float = 1.0, shift: float = 0.0) -> None:
+        self.scale, self.shift = scale, shift
+
+    def __call__(self, kernel: Kernel, t: Tensor) -> Tensor:
+        return self.scale * t + self.shift
+
+
+class LogSNR(NoiseInput):
+    """c_noise = scale λ; scale = −1/8 is EDM's ¼ ln σ.  Needs a finite λ wherever the network is asked."""
+
+    def __init__(self, scale: float = -0.125) -> None:
+        self.scale = scale
+
+    def __call__(self, kernel: Kernel, t: Tensor) -> Tensor:
+        return self.scale * kernel.logsnr
+
+
+class Output(NamedTuple):
+    """The network's raw output F: (B, *), with the kernel it was asked at."""
+
+    raw: Tensor
+    kernel: Kernel
+
+
+class NetworkDenoiser(Denoiser):
+    """A network with its process and the meaning of its output.
+
+    The network runs in its own precision (and under autocast, where that is on); kernel arithmetic and the prediction
+    are in the precision of x_t and t, float32 or float64.
+
+    Args:
+        network: forward(x: (B, *), c_noise: (B,), **cond) -> F: (B, *).
+        schedule, parameterization: see there.
+        noise_input: None: c_noise = t.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        noise_input: NoiseInput | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.schedule, self.parameterization = network, schedule, parameterization
+        self.noise_input = ScaledTime() if noise_input is None else noise_input
+
+    def raw(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Output:
+        """F at (x_t, t); the loss is taken in this space.
+
+        Raises:
+            ValueError: t is neither () nor (B, 1, …, 1), or a scalar t outside [0, 1].
+        """
+        check_time(x_t, t)
+        kernel = self.schedule(t)
+        c_in = torch.rsqrt((kernel.alpha * self.parameterization.sigma_data).square() + kernel.sigma.square())
+        c_noise = self.noise_input(kernel, t).reshape(-1).expand(len(x_t))
+        dtype = next((p.dtype for p in self.network.parameters()), x_t.dtype)
+        raw = self.network((c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype), **cond)
+        return Output(raw.to(x_t.dtype), kernel)
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+        raw, kernel = self.raw(x_t, t, **cond)
+        return self.parameterization.predict(kernel, x_t, raw)
+
+
+def check_time(x_t: Tensor, t: Tensor) -> None:
+    """Raise ValueError unless t is () within [0, 1] or (B, 1, …, 1) for x_t: (B, *)."""
+    if t.ndim == 0:
+        if t.device.type == "cpu" and not 0 <= t <= 1:  # on an accelerator the question would stall it
+            raise ValueError(f"t must lie in [0, 1], got {t.item()}")
+    elif t.shape != (len(x_t), *[1] * (x_t.ndim - 1)):
+        raise ValueError(f"t must be () or (B, 1, …, 1) for x_t of shape {tuple(x_t.shape)}, got {tuple(t.shape)}")

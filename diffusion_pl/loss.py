@@ -1,0 +1,59 @@
+"""The training loss  E_{t, x_0, ε}  w(t) ‖x̂_0 − x_0‖² = w(t) c_out² ‖F − F*‖²,  taken in the network's output space.
+
+In that space the factor w c_out² is tame at small σ (it is 1 for the simple ε-loss), where w alone is huge and the
+error of x_0 tiny.
+
+Reference: Ho et al., arXiv 2006.11239, Eq. 14; Karras et al., arXiv 2206.00364, Eq. 8.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .couplings import Coupling
+from .denoiser import NetworkDenoiser
+from .tensors import mean_data
+from .times import TimeSampler
+from .weightings import Weighting
+
+
+class Losses(NamedTuple):
+    """Loss of each example, mean over its data axes: (B,); and its time: (B,)."""
+
+    loss: Tensor
+    t: Tensor
+
+
+class DenoisingLoss:
+    """Weighted denoising loss.
+
+    Args:
+        times: law of t.
+        weighting: w(t).
+        coupling: pairs noise with examples; None: independently.
+    """
+
+    def __init__(self, times: TimeSampler, weighting: Weighting, coupling: Coupling | None = None) -> None:
+        self.times, self.weighting, self.coupling = times, weighting, coupling
+
+    def __call__(
+        self, denoiser: NetworkDenoiser, x_0: Tensor, generator: torch.Generator | None = None, **cond: Tensor
+    ) -> Losses:
+        """Losses of a batch.
+
+        Args:
+            denoiser: in training.
+            x_0: (B, *).
+            generator: of t and ε; None: torch's global one.
+            cond: handed to the network.
+        """
+        t, importance = self.times(denoiser.schedule, x_0, generator)
+        eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
+        if self.coupling is not None:
+            eps = self.coupling(x_0, eps)
+        at_t = denoiser.schedule(t)
+        raw, kernel = denoiser.raw(at_t.alpha * x_0 + at_t.sigma * eps, t, **cond)
+        error = raw - denoiser.parameterization.target(kernel, x_0, eps)
+        weight = importance * self.weighting(denoiser.schedule, t) * denoiser.parameterization.c_out(kernel).square()
+        return Losses(mean_data(weight * error.square()), t.flatten())

@@ -1,0 +1,33 @@
+"""Ancestral sampling: the chain's posterior with x̂_0 in place of x_0."""
+
+import torch
+from torch import Tensor
+
+from ..grids import Grid
+from ..transitions import posterior, transition
+from .base import Run, Sampler
+
+
+class Ancestral(Sampler):
+    """x_s ~ N(posterior mean of (x_t, x̂_0), var),  var = β̃^{1−v} β^v  between its two bounds.
+
+    Reference: Ho et al., arXiv 2006.11239, Alg. 2 and Sec. 3.2; Nichol & Dhariwal, arXiv 2102.09672, Eq. 15.
+
+    Args:
+        grid: DDPM's own: UniformGrid(N).
+        variance: v; 0 is β̃ ("fixed small", right for point-mass data), 1 is β ("fixed large", right for N(0, I) data).
+    """
+
+    order = 1
+
+    def __init__(self, grid: Grid, variance: float = 0.0) -> None:
+        super().__init__(grid)
+        if not 0 <= variance <= 1:
+            raise ValueError(f"variance must lie in [0, 1], got {variance}")
+        self.variance = variance
+
+    def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
+        at_s, at_t = run.kernel(s), run.kernel(t)
+        from_t, from_0, small = posterior(at_s, at_t)
+        var = small ** (1 - self.variance) * transition(at_s, at_t).sigma_sq ** self.variance
+        return from_t * x_t + from_0 * run.denoise(x_t, t).x_0 + torch.sqrt(var) * run.noise(x_t), None

@@ -1,0 +1,125 @@
+"""The sampling loop, once.
+
+A sampler integrates the reverse process along a grid t_1 > … > t_N and ends with the denoised x̂_0 at t_N:
+
+    x_{t_1} → x_{t_2} → … → x_{t_N} → x̂_0(x_{t_N}, t_N)
+
+t is a float64 scalar on the CPU throughout, so kernel arithmetic is exact and never waits for an accelerator.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Denoiser
+from ..grids import Grid
+from ..parameterizations import Prediction
+from ..schedules import Kernel, Schedule
+
+#: Standard normal noise shaped like its argument; `tensors.SampleNoise` makes it independent of the batch.
+Noise = Callable[[Tensor], Tensor]
+Pairs = Iterable[tuple[Tensor, Tensor]]
+
+
+class Path(NamedTuple):
+    """x along the way: t: (N + 1,), x: (N + 1, B, *), from noise to data (t = 0)."""
+
+    t: Tensor
+    x: Tensor
+
+
+class Samples(NamedTuple):
+    """x_0: (B, *); nfe: evaluations of the denoiser that each sample took; path: None unless asked for."""
+
+    x_0: Tensor
+    nfe: int
+    path: Path | None
+
+
+class Run:
+    """One sampling run: the denoiser bound to its conditions, the noise, and the count of evaluations."""
+
+    def __init__(self, denoiser: Denoiser, noise: Noise, cond: dict[str, Tensor], points: int) -> None:
+        self._denoiser, self._cond = denoiser, cond
+        self.noise, self.points, self.nfe = noise, points, 0  # points: N of the grid
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Prediction:
+        """(x̂_0, ε̂) at x_t: (B, *), t: ()."""
+        self.nfe += 1
+        return self._denoiser(x_t, t, **self._cond)  # type: ignore[no-any-return]  # nn.Module.__call__
+
+    @property
+    def schedule(self) -> Schedule:
+        """The forward process."""
+        return self._denoiser.schedule
+
+    def kernel(self, t: Tensor) -> Kernel:
+        """The schedule's kernel at t: ()."""
+        return self._denoiser.schedule(t)
+
+
+class Sampler(ABC):
+    """Subclasses define `order` and `step`.
+
+    Args:
+        grid: where the samples stop on their way.
+    """
+
+    #: Order of convergence in the step size: of the solution for deterministic rules, of mean and covariance otherwise.
+    order: ClassVar[int]
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    @abstractmethod
+    def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One transition.
+
+        Args:
+            run: gives denoise, kernel and noise.
+            x_t: (B, *).
+            t, s: (), s < t.
+            state: what the last step returned, None at the first.
+
+        Returns:
+            x_s: (B, *), and the state for the next step.
+        """
+
+    def prior(self, schedule: Schedule, eps: Tensor) -> Tensor:
+        """x at the grid's first time from standard normal eps: (B, *)."""
+        return eps * schedule.prior_std(float(self.grid(schedule)[0]))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x_T: Tensor,
+        noise: Noise = torch.randn_like,
+        path: bool = False,
+        progress: Callable[[Sequence[tuple[Tensor, Tensor]]], Pairs] = iter,
+        **cond: Tensor,
+    ) -> Samples:
+        """Samples from x_T.
+
+        Args:
+            denoiser: any.
+            x_T: (B, *) at the grid's first time, see `prior`.
+            noise: source of the noise of stochastic samplers.
+            path: keep x at every grid time.
+            progress: wraps the sequence of steps, for a progress bar.
+            cond: handed to the denoiser.
+        """
+        times = self.grid(denoiser.schedule)
+        run, x_t, state = Run(denoiser, noise, cond, len(times)), x_T, None
+        kept = [x_t] if path else []
+        for t, s in progress(list(pairwise(times.unbind()))):
+            x_t, state = self.step(run, x_t, t, s, state)
+            if path:
+                kept.append(x_t)
+        x_0 = run.denoise(x_t, times[-1]).x_0
+        line = Path(torch.cat([times, times.new_zeros(1)]), torch.stack([*kept, x_0])) if path else None
+        return Samples(x_0, run.nfe, line)

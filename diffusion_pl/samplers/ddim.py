@@ -1,0 +1,38 @@
+"""DDIM: x̂_0 noised again to the next level, partly with the noise just found, partly with fresh noise."""
+
+import torch
+from torch import Tensor
+
+from ..grids import Grid
+from ..transitions import posterior
+from .base import Run, Sampler
+
+
+class DDIM(Sampler):
+    """x_s = α_s x̂_0 + √(σ_s² − η²β̃) ε̂ + η√β̃ ε.
+
+    η = 1 is `Ancestral(variance=0)`; η = 0 is Euler's rule for the probability-flow ODE dx = x̂_0 dα + ε̂ dσ.
+
+    Reference: Song et al., "Denoising diffusion implicit models", arXiv 2010.02502, Eq. 12 and 16.
+
+    Args:
+        grid: any.
+        eta: η.
+    """
+
+    order = 1
+
+    def __init__(self, grid: Grid, eta: float = 0.0) -> None:
+        super().__init__(grid)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], got {eta}")
+        self.eta = eta
+
+    def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
+        at_s = run.kernel(s)
+        x_0, eps = run.denoise(x_t, t)
+        if self.eta == 0:  # no noise is drawn: the rule is deterministic
+            return at_s.alpha * x_0 + at_s.sigma * eps, None
+        var = self.eta**2 * posterior(at_s, run.kernel(t)).var
+        kept = torch.sqrt(at_s.sigma.square() - var)
+        return at_s.alpha * x_0 + kept * eps + torch.sqrt(var) * run.noise(x_t), None

@@ -1,0 +1,70 @@
+"""Shapes and noise: the few tensor habits that every floor shares.
+
+x: (B, *) has one leading batch axis and any data axes.  t broadcasts against x: () in samplers, (B, 1, …, 1) in training.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """Give (B,) values the shape (B, 1, …, 1) that broadcasts against x: (B, *)."""
+    return values.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def mean_data(x: Tensor) -> Tensor:
+    """Mean over all data axes: (B, *) -> (B,)."""
+    return x.flatten(1).mean(1)
+
+
+class SampleNoise:
+    """Standard normal noise with one generator per sample.
+
+    Row i depends on (seed, indices[i]) and on how often this object was called, and on nothing else: not on the
+    batch size, not on the number of processes.  Calling it with x: (B, *) returns noise of x's shape, type and device.
+
+    Args:
+        seed: of the whole set of samples.
+        indices: global index of each row of the batch.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self.seed = seed
+        self.indices = list(indices)
+        self._generators: list[torch.Generator] | None = None
+        self._block: Tensor | None = None
+        self._used = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(x) != len(self.indices):
+            raise ValueError(f"the noise was made for {len(self.indices)} samples, got a batch of {len(x)}")
+        if self._generators is None:
+            self._generators = [_generator(self.seed, i, x.device) for i in self.indices]
+        if self._block is None or self._used == self._block.shape[1]:
+            # Small samples draw many steps ahead: a generator's call costs more than the numbers it gives.
+            ahead = max(1, 64 // max(1, x[0].numel()))
+            size = (ahead, *x.shape[1:])
+            rows = [torch.randn(size, generator=g, device=x.device, dtype=x.dtype) for g in self._generators]
+            self._block, self._used = torch.stack(rows), 0
+        self._used += 1
+        return self._block[:, self._used - 1]
+
+
+def mix(*numbers: int) -> int:
+    """Hash integers to a 63-bit seed; neighbouring inputs give unrelated seeds.
+
+    Reference: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (2014), the finaliser of splitmix64.
+    """
+    mask, state = (1 << 64) - 1, 0
+    for number in numbers:
+        state = (state + (number & mask) + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state >> 1
+
+
+def _generator(seed: int, index: int, device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(mix(seed, index))

@@ -1,0 +1,167 @@
+"""The law of the training times t.
+
+A law that is part of the objective (all but `LikelihoodTimes`) comes with importance 1.  An importance sampler changes
+where the estimate is taken but not what it estimates: importance = 1/p(t).
+
+Randomness comes from the `generator` argument; None means torch's global one.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .schedules import Schedule
+from .tensors import per_sample
+
+
+class Times(NamedTuple):
+    """t and the factor its loss is multiplied by, both (B, 1, …, 1)."""
+
+    t: Tensor
+    importance: Tensor
+
+
+class TimeSampler(ABC):
+    """Draws one time per example."""
+
+    @abstractmethod
+    def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
+        """n times as (n,) tensors in float32."""
+
+    def __call__(self, schedule: Schedule, x_0: Tensor, generator: torch.Generator | None = None) -> Times:
+        """Times for x_0: (B, *), of shape (B, 1, …, 1)."""
+        t, importance = self.draw(schedule, len(x_0), x_0.device, generator)
+        return Times(per_sample(t, x_0), per_sample(importance, x_0))
+
+
+class UniformTimes(TimeSampler):
+    """t ~ U(t_min, 1).
+
+    Args:
+        t_min: keeps σ away from 0 (1e-5 in arXiv 2011.13456).
+    """
+
+    def __init__(self, t_min: float = 1e-5) -> None:
+        _check_t_min(t_min)
+        self.t_min = t_min
+
+    def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
+        return _plain(self.t_min + (1 - self.t_min) * torch.rand(n, device=device, generator=generator))
+
+
+class StratifiedTimes(TimeSampler):
+    """One t in each of B equal slices of (t_min, 1): uniform in law, with a lower variance of the batch's mean.
+
+    Reference: Kingma et al., arXiv 2107.00630, App. I.1 (one offset for the batch).
+
+    Args:
+        t_min: keeps σ away from 0.
+    """
+
+    def __init__(self, t_min: float = 1e-5) -> None:
+        _check_t_min(t_min)
+        self.t_min = t_min
+
+    def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
+        offset = torch.rand(1, device=device, generator=generator)
+        u = (offset + torch.arange(n, device=device) / n) % 1
+        return _plain(self.t_min + (1 - self.t_min) * u)
+
+
+class GridTimes(TimeSampler):
+    """t uniform on {1/N, 2/N, …, 1}: DDPM's discrete steps.
+
+    Args:
+        steps: N, that of the beta table.
+    """
+
+    def __init__(self, steps: int = 1000) -> None:
+        if steps < 1:
+            raise ValueError(f"GridTimes needs at least one step, got steps={steps}")
+        self.steps = steps
+
+    def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
+        return _plain(torch.randint(1, self.steps + 1, (n,), device=device, generator=generator) / self.steps)
+
+
+class LogNormalTimes(TimeSampler):
+    """ln(σ/α) ~ N(mean, std²): EDM's noise levels.
+
+    Reference: Karras et al., arXiv 2206.00364, Table 1.
+
+    Args:
+        mean: P_mean.
+        std: P_std.
+    """
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
+        _check_std(std)
+        self.mean, self.std = mean, std
+
+    def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
+        log_sigma = self.mean + self.std * torch.randn(n, device=device, generator=generator)
+        return _plain(schedule.time(-2 * log_sigma))
+
+
+class LogitNormalTimes(TimeSampler):
+    """logit t ~ N(mean, std²): more of the middle, for rectified flows.
+
+    Reference: Esser et al., arXiv 2403.03206, Eq. 19.
+
+    Args:
+        mean: positive favours noise.
+        std: spread of the logit.
+        t_min: keeps σ away from 0.
+    """
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0, t_min: float = 1e-5) -> None:
+        _check_std(std)
+        _check_t_min(t_min)
+        self.mean, self.std, self.t_min = mean, std, t_min
+
+    def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
+        logit = self.mean + self.std * torch.randn(n, device=device, generator=generator)
+        return _plain(torch.sigmoid(logit).clamp(min=self.t_min))
+
+
+class LikelihoodTimes(TimeSampler):
+    """Importance sampling for the `Likelihood` weighting: p(t) ∝ g²/σ² = −λ', that is, λ uniform.
+
+    The estimate is that of t ~ U(t_min, 1) with its variance much reduced, since E[‖ε̂ − ε‖²] varies little with t.
+
+    Reference: Song et al., arXiv 2101.09258, Sec. 4.2 (there for VP in closed form; through λ it holds for any process).
+
+    Args:
+        t_min: keeps σ away from 0.
+    """
+
+    def __init__(self, t_min: float = 1e-5) -> None:
+        _check_t_min(t_min)
+        self.t_min = t_min
+
+    def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
+        ends = schedule(torch.tensor([self.t_min, 1.0], dtype=torch.float64)).logsnr
+        if not ends.isfinite().all():
+            name = type(schedule).__name__
+            raise ValueError(f"LikelihoodTimes needs a finite log-SNR from t_min to 1, {name} has {ends.tolist()}")
+        high, low = ends.tolist()
+        u = torch.rand(n, device=device, generator=generator)
+        t = schedule.time(high + (low - high) * u).clamp(min=self.t_min)
+        # 1/p(t) over (t_min, 1), scaled by the interval's length as a uniform law's would be.
+        return Times(t, (high - low) / -schedule(t).d_logsnr / (1 - self.t_min))
+
+
+def _plain(t: Tensor) -> Times:
+    return Times(t, torch.ones_like(t))
+
+
+def _check_t_min(t_min: float) -> None:
+    if not 0 < t_min < 1:
+        raise ValueError(f"t_min must lie in (0, 1), got {t_min}")
+
+
+def _check_std(std: float) -> None:
+    if not std > 0:
+        raise ValueError(f"std must be positive, got {std}")
