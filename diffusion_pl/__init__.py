@@ -2,13 +2,13 @@
 
 The theory in six lines, where each symbol lives:
 
-    K   kernel          q(x_t | x_0) = N(α x_0, σ² I);  a schedule is ONE function  t ∈ [0,1] ↦ (α, σ, α', σ'),  λ = 2 log(α/σ)
-    SDE drift, noise    f = α'/α,   g² = 2σ(σ' − fσ) = −σ²λ'                                                    schedules/
-    ODE velocity        E[dx/dt | x_t] = α' x̂_0 + σ' ε̂,  so  dx = x̂_0 dα + ε̂ dσ                                 samplers/
-    F   network output  F = p x_0 + q ε  →  x̂_0 = (q x_t − σF)/d,  ε̂ = (αF − p x_t)/d,  d = αq − σp             parameterizations.py
-    W   weights         every loss is w(t)‖x̂_0 − x_0‖² = w c_out² ‖F − F*‖²,  c_out = −σ/d                      weightings.py, loss.py
-    Q   chain           s < t:  α_ts = α_t/α_s,  σ²_ts = −σ_t² expm1(λ_t − λ_s),
-                        q(x_s | x_t, x_0) = N(α_ts σ_s²/σ_t² x_t + α_s σ²_ts/σ_t² x_0,  σ²_ts σ_s²/σ_t²)        transitions.py
+    schedules/            q(x_t | x_0) = N(α x_0, σ² I);  a schedule is ONE function  t ∈ [0,1] ↦ (α, σ, α', σ');
+                          λ = 2 log(α/σ);  SDE drift f = α'/α,  noise g² = 2σ(σ' − fσ) = −σ²λ'
+    samplers/             ODE velocity  E[dx/dt | x_t] = α' x̂_0 + σ' ε̂,  so  dx = x̂_0 dα + ε̂ dσ
+    parameterizations.py  network output F = p x_0 + q ε  →  x̂_0 = (q x_t − σF)/d,  ε̂ = (αF − p x_t)/d,  d = αq − σp
+    weightings.py         every loss is w(t)‖x̂_0 − x_0‖² = w c_out² ‖F − F*‖²,  c_out = −σ/d
+    transitions.py        s < t:  α_ts = α_t/α_s,  σ²_ts = −σ_t² expm1(λ_t − λ_s),
+                          q(x_s | x_t, x_0) = N(α_ts σ_s²/σ_t² x_t + α_s σ²_ts/σ_t² x_0,  σ²_ts σ_s²/σ_t²)
 
 A published method is a row of five choices:
 

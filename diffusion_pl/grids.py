@@ -22,7 +22,7 @@ class Grid(ABC):
 
     def __call__(self, schedule: Schedule) -> Tensor:
         t = self.times(schedule)
-        if not (bool((t[1:] < t[:-1]).all()) and 0 < t[-1] and t[0] <= 1):
+        if not (bool((t[1:] < t[:-1]).all()) and t[-1] > 0 and t[0] <= 1):
             raise ValueError(f"{type(self).__name__}: times must fall strictly within (0, 1], got {t.tolist()}")
         return t
 

@@ -61,7 +61,7 @@ class GaussianMixture(Denoiser):
             raise ValueError(f"means must be (K, D) with K > 0, got {tuple(means.shape)}")
         self.schedule, self.means = schedule, means
         self.var = torch.as_tensor(stds, dtype=means.dtype).square().expand(len(means))
-        share = torch.ones(len(means), dtype=means.dtype) if weights is None else torch.tensor(weights, dtype=means.dtype)
+        share = torch.as_tensor([1.0] * len(means) if weights is None else weights, dtype=means.dtype)
         self.log_weights = torch.log(share / share.sum())
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:

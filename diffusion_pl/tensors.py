@@ -1,6 +1,7 @@
 """Shapes and noise: the few tensor habits that every floor shares.
 
-x: (B, *) has one leading batch axis and any data axes.  t broadcasts against x: () in samplers, (B, 1, …, 1) in training.
+x: (B, *) has one leading batch axis and any data axes.  t broadcasts against x: () in samplers, (B, 1, …, 1) in
+training.
 """
 
 from collections.abc import Sequence

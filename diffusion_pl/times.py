@@ -131,7 +131,7 @@ class LikelihoodTimes(TimeSampler):
 
     The estimate is that of t ~ U(t_min, 1) with its variance much reduced, since E[‖ε̂ − ε‖²] varies little with t.
 
-    Reference: Song et al., arXiv 2101.09258, Sec. 4.2 (there for VP in closed form; through λ it holds for any process).
+    Reference: Song et al., arXiv 2101.09258, Sec. 4.2 (VP in closed form; through λ, any process).
 
     Args:
         t_min: keeps σ away from 0.

@@ -13,8 +13,8 @@ from .base import Run, Sampler
 class Heun(Sampler):
     """Trapezoidal rule for dx = x̂_0 dα + ε̂ dσ after an Euler (DDIM) step:  on EDM's process, Algorithm 2.
 
-    Churn first noises x_t from σ̃ = σ/α up to σ̃(1 + γ), γ = min(churn/N, √2 − 1), within [churn_min, churn_max]; it stops
-    at the process's end t = 1.  N points take 2N − 1 evaluations.
+    Churn first noises x_t from σ̃ = σ/α up to σ̃(1 + γ), γ = min(churn/N, √2 − 1), within [churn_min, churn_max],
+    and never beyond t = 1.  N points take 2N − 1 evaluations.
 
     Reference: Karras et al., arXiv 2206.00364, Alg. 1 and 2.
 

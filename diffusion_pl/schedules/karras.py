@@ -32,7 +32,9 @@ class Karras(Schedule):
 
     def forward(self, t: Tensor) -> Kernel:
         root = self.start + t * self.length
-        return Kernel(torch.ones_like(t), root**self.rho, torch.zeros_like(t), self.rho * self.length * root ** (self.rho - 1))
+        sigma = root.pow(self.rho)
+        return Kernel(torch.ones_like(t), sigma, torch.zeros_like(t), self.rho * self.length * sigma / root)
 
     def time(self, logsnr: Tensor) -> Tensor:
-        return ((torch.exp(-logsnr / (2 * self.rho)) - self.start) / self.length).clamp(0, 1)
+        root = torch.exp(-logsnr / (2 * self.rho))
+        return ((root - self.start) / self.length).clamp(0, 1)

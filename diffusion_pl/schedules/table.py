@@ -2,8 +2,8 @@
 
     q(x_i | x_{i−1}) = N(√(1−β_i) x_{i−1}, β_i I)   ⇒   α(i/N) = √ᾱ_i,  ᾱ_i = Π_{j≤i} (1 − β_j),  α(0) = 1
 
-log α is kept in float64 and interpolated linearly between grid points, so that continuous samplers, grids and likelihood
-run on a DDPM as well; at the grid points the chain is exact, and β_i = σ²_{t|s} of `transitions.transition`.
+log α is kept in float64 and interpolated linearly between grid points, so that continuous samplers, grids and
+likelihood run on a DDPM as well; at the grid points the chain is exact, and β_i = σ²_{t|s} of `transitions.transition`.
 
 Reference: Ho et al., "Denoising diffusion probabilistic models", arXiv 2006.11239.
 """
@@ -25,7 +25,7 @@ class BetaTable(Schedule):
         betas: β_i ∈ (0, 1).
     """
 
-    remedy = "raise beta_max or the number of steps (keep beta_max * steps near 20), or wrap the table in ZeroTerminalSNR"
+    remedy = "raise beta_max or steps (keep beta_max * steps near 20), or wrap the table in ZeroTerminalSNR"
 
     def __init__(self, betas: Sequence[float]) -> None:
         super().__init__()

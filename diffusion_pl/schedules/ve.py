@@ -36,4 +36,5 @@ class VE(Schedule):
 
 def check_sigmas(sigma_min: float, sigma_max: float) -> None:
     """Raise ValueError unless 0 < sigma_min < sigma_max."""
-    check(0 < sigma_min < sigma_max, f"need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
+    message = f"need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}"
+    check(0 < sigma_min < sigma_max, message)
