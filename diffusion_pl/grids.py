@@ -1,4 +1,4 @@
-"""Sampling grids: the N times t_1 > … > t_N > 0 that a sampler visits.
+"""Sampling grids: the N times t_1 > … > t_N ≥ 0 that a sampler visits.
 
 N points are N − 1 transitions and one last denoising at t_N.  On DDPM's grid i/N that is its last step (posterior
 variance 0), on EDM's grid its last Euler step (to σ = 0): no step is special, and σ > 0 at every point.
@@ -22,8 +22,10 @@ class Grid(ABC):
 
     def __call__(self, schedule: Schedule) -> Tensor:
         t = self.times(schedule)
-        if not (bool((t[1:] < t[:-1]).all()) and t[-1] > 0 and t[0] <= 1):
-            raise ValueError(f"{type(self).__name__}: times must fall strictly within (0, 1], got {t.tolist()}")
+        if not (bool((t[1:] < t[:-1]).all()) and t[-1] >= 0 and t[0] <= 1):
+            raise ValueError(f"{type(self).__name__}: times must fall strictly within [0, 1], got {t.tolist()}")
+        if t[-1] == 0 and not schedule(t[-1]).sigma > 0:  # EDM's process has σ(0) = σ_min, most have none
+            raise ValueError(f"{type(self).__name__}: σ must be positive at the last time, got t=0 with σ=0")
         return t
 
 

@@ -43,7 +43,7 @@ class SampleNoise:
             raise ValueError(f"the noise was made for {len(self.indices)} samples, got a batch of {len(x)}")
         if self._generators is None:
             self._generators = [_generator(self.seed, i, x.device) for i in self.indices]
-        if self._block is None or self._used == self._block.shape[1]:
+        if self._block is None or self._used == self._block.shape[1] or not self._fits(x):
             # Small samples draw many steps ahead: a generator's call costs more than the numbers it gives.
             ahead = max(1, 64 // max(1, x[0].numel()))
             size = (ahead, *x.shape[1:])
@@ -51,6 +51,9 @@ class SampleNoise:
             self._block, self._used = torch.stack(rows), 0
         self._used += 1
         return self._block[:, self._used - 1]
+
+    def _fits(self, x: Tensor) -> bool:
+        return self._block is not None and (self._block.shape[2:], self._block.dtype) == (x.shape[1:], x.dtype)
 
 
 def mix(*numbers: int) -> int:

@@ -1,0 +1,68 @@
+"""python -m diffusion_pl: answers at once what needs no torch, then hands over to the command."""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+TRAINER_COMMANDS = {
+    "fit": "train a model from a configuration",
+    "validate": "loss on the validation split, of a checkpoint",
+    "test": "loss on the test split, of a checkpoint",
+    "predict": "1,000 samples of a run, into its folder",
+}
+TOOLS = {
+    "sample": "any number of samples of a checkpoint, which needs nothing else",
+}
+COMMANDS = TRAINER_COMMANDS | TOOLS
+
+USAGE = "usage: python -m diffusion_pl COMMAND [options]    (COMMAND --help lists them)"
+EXAMPLES = """examples:
+  python -m diffusion_pl fit --config configs/datasaurus/vp.yaml
+  python -m diffusion_pl fit --config configs/datasaurus/vp.yaml --trainer.max_steps 2000 --model.optimizer.lr 1e-3
+  python -m diffusion_pl fit --config configs/datasaurus/vp.yaml --ckpt_path last      # go on where it stopped
+  python -m diffusion_pl sample --ckpt_path runs/datasaurus-vp/checkpoints/last.ckpt --num_samples 4000 --output samples
+  tensorboard --logdir runs
+
+--debug, before or after the command, shows the traceback of an error (or set DIFFUSION_PL_DEBUG=1)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit status (0 well, 2 wrong input, 143 stopped by a signal)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args or bool(os.environ.get("DIFFUSION_PL_DEBUG"))
+    args = [a for a in args if a != "--debug"]
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(f"{USAGE}\n\ncommands:")
+        for name, what in COMMANDS.items():
+            print(f"  {name:<10} {what}")
+        print(f"\n{EXAMPLES}")
+        return 0
+    if args[0] == "--version":
+        print(f"diffusion_pl {__version__}")
+        return 0
+    command, rest = args[0], args[1:]
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+        print(f"diffusion_pl: error: unknown command {command!r}: {hint}", file=sys.stderr)
+        return 2
+    # Imported here: they bring torch.
+    from .console import guard
+
+    with guard(debug, args) as status:
+        if command in TOOLS:
+            from .commands import run_tool
+
+            run_tool(command, rest)
+        else:
+            from .cli import run_trainer
+
+            run_trainer(args)
+    return status.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

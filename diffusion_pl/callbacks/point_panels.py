@@ -1,0 +1,125 @@
+"""Pictures of a model of points: its samples as it learns, and at the end the whole process."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ..data import Points
+from ..denoiser import Denoiser
+from ..module import DiffusionModule
+from ..oracles import empirical
+from ..tensors import SampleNoise
+from .ema import judged_weights
+from .images import log_image
+
+
+class PointPanels(Callback):
+    """Panels for point data, as PNG files in the run's folder and in the loggers; each says which weights it shows.
+
+    During training: samples, always from the same latents, beside the data.  At the end also the forward process, the
+    learned field beside the exact one of the training points, trajectories and the schedule.
+
+    Args:
+        every_n_steps: optimizer steps between two sample panels.
+        num_samples: points in a sample panel.
+        field_times: times of the field and forward panels, within (0, 1].
+        num_paths: trajectories drawn.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 2500,
+        num_samples: int = 2000,
+        field_times: tuple[float, ...] = (0.02, 0.1, 0.25, 0.5, 0.9),
+        num_paths: int = 60,
+    ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("num_samples", num_samples), ("num_paths", num_paths)):
+            if value < 1:
+                raise ValueError(f"PointPanels: {name} must be at least 1, got {value}")
+        if not all(0 < t <= 1 for t in field_times):
+            raise ValueError(f"PointPanels: field_times must lie in (0, 1], got {list(field_times)}")
+        self.every_n_steps, self.num_samples = every_n_steps, num_samples
+        self.field_times, self.num_paths = tuple(field_times), num_paths
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(trainer.datamodule, Points):  # type: ignore[attr-defined]
+            raise ValueError("PointPanels draws point data only: take it out of trainer.callbacks for other data")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 and step != trainer.max_steps and trainer.is_global_zero:
+            with judged_weights(trainer, pl_module):
+                self._samples(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            with judged_weights(trainer, pl_module):
+                self._samples(trainer, pl_module)
+                self._process(trainer, pl_module)
+
+    def _samples(self, trainer: Trainer, module: LightningModule) -> None:
+        from .. import plots
+
+        data = _data(trainer)
+        x = _module(module).sample(range(self.num_samples)).x_0.cpu()
+        title = f"step {trainer.global_step:,} · {_module(module).weights_name} weights"
+        figure = plots.samples_panel(data.decode(data.train_points).numpy(), data.decode(x).numpy(), title)
+        log_image(trainer, f"samples/{_module(module).weights_name}", plots.to_image(figure))
+
+    @torch.no_grad()
+    def _process(self, trainer: Trainer, module: LightningModule) -> None:
+        from .. import plots
+
+        data, model = _data(trainer), _module(module)
+        schedule, points, weights = model.schedule, data.train_points, model.weights_name
+        t = torch.linspace(0, 1, 201, dtype=torch.float64)[1:-1]
+        kernel = schedule(t)
+        curves = plots.schedule_panel(t.numpy(), kernel.alpha.numpy(), kernel.sigma.numpy(), kernel.logsnr.numpy())
+        log_image(trainer, "schedule", plots.to_image(curves))
+
+        cloud = points[torch.arange(max(1000, len(points))) % len(points)]
+        eps = SampleNoise(0, range(len(cloud)))(cloud)
+        frames = [(0.0, cloud.numpy())]
+        for time in self.field_times:
+            at = schedule(torch.tensor(time, dtype=torch.float64))
+            frames.append((time, (at.alpha * cloud + at.sigma * eps).numpy()))
+        log_image(trainer, "forward_process", plots.to_image(plots.forward_panel(frames)))
+
+        run = model.sample(range(self.num_paths), path=True).path
+        assert run is not None
+        paths = plots.trajectories_panel(run.t.numpy(), run.x.cpu().numpy(), points.numpy())
+        log_image(trainer, f"trajectories/{weights}", plots.to_image(paths))
+
+        if data.shape == (2,):
+            axis = torch.linspace(-2.4, 2.4, 25)
+            grid = torch.cartesian_prod(axis, axis)
+            exact = empirical(schedule, points)
+            fields = [
+                (time, _field(model.denoiser, grid, time).numpy(), _field(exact, grid, time).numpy())
+                for time in self.field_times
+            ]
+            log_image(
+                trainer, f"field/{weights}", plots.to_image(plots.field_panel(grid.numpy(), fields, points.numpy()))
+            )
+
+
+def _field(denoiser: Denoiser, x: Tensor, time: float) -> Tensor:
+    """The direction in which noise is removed: −ε̂ = σ ∇log p_t(x), (B, D)."""
+    device = next((p.device for p in denoiser.parameters()), x.device)
+    t = torch.tensor(time, dtype=torch.float64)
+    return -denoiser(x.to(device), t).eps.cpu()
+
+
+def _module(module: LightningModule) -> DiffusionModule:
+    assert isinstance(module, DiffusionModule)
+    return module
+
+
+def _data(trainer: Trainer) -> Points:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, Points)
+    return data

@@ -1,0 +1,69 @@
+"""Keeps the newest checkpoint of a run, whatever ends it."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class Saver(Checkpoint):
+    """Writes checkpoints/last.ckpt in the run's folder every few steps, at the end, and when the run is told to stop.
+
+    Ctrl-C and SIGTERM let the current step finish, save and end; a second Ctrl-C ends at once.
+
+    Args:
+        every_n_steps: optimizer steps between two checkpoints.
+    """
+
+    def __init__(self, every_n_steps: int = 2000) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self._saved_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_step = trainer.global_step
+        if trainer.fast_dev_run:
+            return
+        previous = signal.getsignal(signal.SIGINT)
+
+        def stop_gently(number: int, frame: Any) -> None:
+            signal.signal(signal.SIGINT, previous)
+            print("\nstopping after this step (once more: at once)", flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)  # Lightning stops on it between two batches, where resuming is exact
+
+        signal.signal(signal.SIGINT, stop_gently)
+        self._restore = lambda: signal.signal(signal.SIGINT, previous)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if hasattr(self, "_restore"):
+            self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # Any other exception may come in mid-step: what is on disk already is better.
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run or trainer.global_step == self._saved_step:
+            return
+        self._saved_step = trainer.global_step
+        trainer.save_checkpoint(last_checkpoint(trainer.default_root_dir))
+
+
+def last_checkpoint(run: str | Path) -> Path:
+    """Where a run's newest checkpoint lies."""
+    return Path(run) / "checkpoints" / "last.ckpt"

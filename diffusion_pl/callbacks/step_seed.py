@@ -1,0 +1,28 @@
+"""Randomness of training as a function of (seed, batch, rank)."""
+
+import os
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ..tensors import mix
+
+
+class StepSeed(Callback):
+    """Reseeds torch's global generators before every training batch.
+
+    So t, ε and dropout of a step do not depend on what happened before it: a resumed run draws what the uninterrupted
+    one would have drawn, no generator's state needs saving, and no two ranks share their noise.
+    """
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        run_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
+        seed = mix(run_seed, trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_rank)
+        # torch.manual_seed would do the same fifty times slower: it also queues a call for every absent accelerator.
+        torch.default_generator.manual_seed(seed)
+        device = pl_module.device
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index].manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)

@@ -1,0 +1,156 @@
+"""The command line over Lightning: fit, validate, test, predict.  The only file that knows of YAML.
+
+A configuration has the sections model, data, trainer, ema, saver and prior_check; `run` names the folder runs/RUN in
+which everything of the run lies.  The data's shape and classes are linked to the model, so they are written nowhere.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from . import couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
+from .callbacks import EMA, Description, PriorCheck, SampleWriter, Saver, StepProgress, StepSeed
+from .callbacks.saver import last_checkpoint
+from .checkpoints import AtomicCheckpointIO
+from .console import quiet
+from .data import DataModule
+from .loading import link_data
+from .module import DiffusionModule
+
+RUNS = Path("runs")
+_RUN_VARIABLE = "DIFFUSION_PL_RUN"  # tells the processes that DDP starts which folder the first one chose
+
+
+class Parser(LightningArgumentParser):
+    """Raises its errors, to be told in one line like all others."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ValueError(message)
+
+
+class DiffusionCLI(LightningCLI):
+    """LightningCLI with the callbacks that every run has, and one folder a run."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            DiffusionModule,
+            DataModule,
+            trainer_class=Trainer,
+            trainer_defaults={
+                "max_epochs": -1,  # the length of a run is max_steps
+                "max_steps": 10_000,
+                "num_sanity_val_steps": 0,
+                "check_val_every_n_epoch": None,
+                "val_check_interval": 1000,
+                "use_distributed_sampler": False,  # our loaders deal out the data themselves, without padding
+                "inference_mode": False,  # likelihood differentiates during evaluation
+                "enable_model_summary": False,
+            },
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs={"prog": "diffusion_pl", "allow_abbrev": False},
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=str | None, default=None, help="Name of the run's folder under runs/.")
+        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_lightning_class_args(Saver, "saver")
+        parser.add_lightning_class_args(PriorCheck, "prior_check")
+        link_data(parser)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """What the user wrote decides, not what a checkpoint holds: Lightning would silently override it."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        resume = config.ckpt_path is not None
+        self.folder = run_folder(config.run or _default_name(config), resume or self.subcommand != "fit")
+        if config.ckpt_path == "last":
+            config.ckpt_path = str(last_checkpoint(self.folder))
+        if resume and not Path(config.ckpt_path).is_file():
+            raise FileNotFoundError(f"no checkpoint at {config.ckpt_path}: nothing to continue from")
+        if self.subcommand != "fit" and not resume:
+            raise ValueError(f"{self.subcommand} needs trained weights: add --ckpt_path last (or a checkpoint's path)")
+        os.environ[_RUN_VARIABLE] = str(self.folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self._dump_config()
+        section = self._get(self.config_init, "trainer")
+        always: list[Callback] = [
+            StepSeed(),
+            Description({key: self.config_dump[key] for key in ("model", "data")}),
+            SampleWriter(self.datamodule.write, self.folder / "samples"),
+        ]
+        chosen = _as_list(section.callbacks)
+        if section.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
+            always.append(StepProgress())
+        return super().instantiate_trainer(
+            callbacks=[*always, *chosen],
+            plugins=[*_as_list(section.plugins), AtomicCheckpointIO()],
+            default_root_dir=str(self.folder),
+            **self._logger(),
+            **kwargs,
+        )
+
+    def _logger(self) -> dict[str, Any]:
+        if self._get(self.config, "trainer").logger is not None:
+            return {}
+        return {"logger": TensorBoardLogger(str(RUNS), str(self.folder.relative_to(RUNS)), "", default_hp_metric=False)}
+
+
+def run_folder(name: str, existing: bool) -> Path:
+    """runs/NAME, or NAME-2, NAME-3 …: the newest that holds a checkpoint if `existing`, else the first that is free."""
+    if _RUN_VARIABLE in os.environ:
+        return Path(os.environ[_RUN_VARIABLE])
+    folder, number = RUNS / name, 1
+    used = []
+    while folder.exists():
+        used.append(folder)
+        number += 1
+        folder = RUNS / f"{name}-{number}"
+    if not existing:
+        return folder
+    return next((f for f in reversed(used) if last_checkpoint(f).is_file()), RUNS / name)
+
+
+def _default_name(config: Any) -> str:
+    """configs/datasaurus/vp.yaml -> datasaurus-vp; further files add their names."""
+    paths = [Path(str(path)) for path in config.config or []]
+    return "-".join([paths[0].absolute().parent.name, *(path.stem for path in paths)]) if paths else "run"
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def run_trainer(args: Sequence[str]) -> None:
+    """Run fit, validate, test or predict and say where the run lies.
+
+    Raises:
+        SystemExit: 143 if a signal stopped the run (after saving).
+    """
+    quiet()
+    try:
+        cli = DiffusionCLI(list(args))
+    except SIGTERMException:
+        folder = os.environ[_RUN_VARIABLE]
+        print(f"stopped; {last_checkpoint(folder)} is saved. Add --ckpt_path last to the same command to go on")
+        raise SystemExit(143) from None
+    finally:
+        os.environ.pop(_RUN_VARIABLE, None)
+    if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
+        print(f"the run lies in {cli.folder}")

@@ -1,0 +1,20 @@
+"""Commands that need a checkpoint only: plain typed functions, one a file, heavy imports inside."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser, auto_cli
+
+
+class ToolParser(ArgumentParser):
+    """Raises its errors, to be told in one line like all others."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ValueError(message)
+
+
+def run_tool(name: str, args: Sequence[str]) -> None:
+    """Call diffusion_pl.commands.NAME.NAME with options parsed from its signature."""
+    function = getattr(import_module(f".{name}", __package__), name)
+    auto_cli(function, args=list(args), as_positional=False, parser_class=ToolParser, prog=f"diffusion_pl {name}")

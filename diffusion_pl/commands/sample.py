@@ -1,0 +1,52 @@
+"""python -m diffusion_pl sample: samples of a checkpoint."""
+
+from pathlib import Path
+
+
+def sample(
+    ckpt_path: Path,
+    num_samples: int = 1000,
+    output: Path = Path("samples"),
+    seed: int = 0,
+    batch_size: int = 1000,
+    weights: str = "ema",
+    accelerator: str = "auto",
+) -> None:
+    """Draw samples from a checkpoint with its own sampler and write them in the units of its data.
+
+    Points become samples.csv (with a header) and samples.png.  Sample i is the same whatever the batch size.
+
+    Args:
+        ckpt_path: A checkpoint of a run; it says which model and data it belongs to.
+        num_samples: How many.
+        output: Folder for the files.
+        seed: Of the samples.
+        batch_size: How many at a time.
+        weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
+        accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
+    """
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    existing = [p for p in (output / "samples.csv", output / "samples.png") if p.exists()]
+    if existing:
+        raise ValueError(f"{existing[0]} exists already: name another folder with --output")
+    from lightning.pytorch import Trainer
+
+    from ..callbacks import SampleWriter, StepProgress
+    from ..console import quiet
+    from ..loading import load
+
+    quiet()
+    model, data = load(ckpt_path, weights)
+    data.predict_samples, data.batch_size, model.sample_seed = num_samples, min(batch_size, num_samples), seed
+    writer = SampleWriter(data.write, output)
+    trainer = Trainer(
+        accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False, callbacks=[StepProgress(), writer]
+    )
+    trainer.predict(model, datamodule=data)
+    print(f"{num_samples:,} samples of {ckpt_path} ({model.weights_name} weights), {writer.nfe} evaluations each:")
+    for file in writer.files:
+        print(f"  {file}")
