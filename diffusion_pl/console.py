@@ -29,7 +29,8 @@ _PHRASES = (
 )
 #: Branches of a union that tell nothing.
 _NOISE = re.compile(
-    r"Expected a path but|Expected a <class 'NoneType'>|Does not validate|Not a valid subclass|a class path \(str\)|a dict with"
+    r"Expected a path but|Expected a <class 'NoneType'>|Does not validate|Not a valid subclass"
+    r"|a class path \(str\)|a dict with"
 )
 
 

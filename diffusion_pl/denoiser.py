@@ -12,8 +12,6 @@ Reference: Karras et al., arXiv 2206.00364, Eq. 7.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -72,13 +70,6 @@ class LogSNR(NoiseInput):
         return self.scale * kernel.logsnr
 
 
-class Output(NamedTuple):
-    """The network's raw output F: (B, *), with the kernel it was asked at."""
-
-    raw: Tensor
-    kernel: Kernel
-
-
 class NetworkDenoiser(Denoiser):
     """A network with its process and the meaning of its output.
 
@@ -102,23 +93,26 @@ class NetworkDenoiser(Denoiser):
         self.network, self.schedule, self.parameterization = network, schedule, parameterization
         self.noise_input = ScaledTime() if noise_input is None else noise_input
 
-    def raw(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Output:
-        """F at (x_t, t); the loss is taken in this space.
+    def raw(self, x_t: Tensor, t: Tensor, kernel: Kernel, **cond: Tensor) -> Tensor:
+        """F: (B, *) at (x_t, t), the space in which the loss is taken.
+
+        Args:
+            x_t, t, cond: see `forward`.
+            kernel: the schedule's at t.
 
         Raises:
             ValueError: t is neither () nor (B, 1, …, 1), or a scalar t outside [0, 1].
         """
         check_time(x_t, t)
-        kernel = self.schedule(t)
         c_in = torch.rsqrt((kernel.alpha * self.parameterization.sigma_data).square() + kernel.sigma.square())
         c_noise = self.noise_input(kernel, t).reshape(-1).expand(len(x_t))
         dtype = next((p.dtype for p in self.network.parameters()), x_t.dtype)
-        raw = self.network((c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype), **cond)
-        return Output(raw.to(x_t.dtype), kernel)
+        output: Tensor = self.network((c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype), **cond)
+        return output.to(x_t.dtype)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
-        raw, kernel = self.raw(x_t, t, **cond)
-        return self.parameterization.predict(kernel, x_t, raw)
+        kernel = self.schedule(t)
+        return self.parameterization.predict(kernel, x_t, self.raw(x_t, t, kernel, **cond))
 
 
 def check_time(x_t: Tensor, t: Tensor) -> None:

@@ -52,8 +52,8 @@ class DenoisingLoss:
         eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
         if self.coupling is not None:
             eps = self.coupling(x_0, eps)
-        at_t = denoiser.schedule(t)
-        raw, kernel = denoiser.raw(at_t.alpha * x_0 + at_t.sigma * eps, t, **cond)
-        error = raw - denoiser.parameterization.target(kernel, x_0, eps)
+        kernel = denoiser.schedule(t)
+        output = denoiser.raw(kernel.alpha * x_0 + kernel.sigma * eps, t, kernel, **cond)
+        error = output - denoiser.parameterization.target(kernel, x_0, eps)
         weight = importance * self.weighting(denoiser.schedule, t) * denoiser.parameterization.c_out(kernel).square()
         return Losses(mean_data(weight * error.square()), t.flatten())

@@ -30,8 +30,12 @@ class Gaussian(Denoiser):
         super().__init__()
         if cov.shape != (len(mean), len(mean)):
             raise ValueError(f"mean of {len(mean)} needs a {len(mean)}x{len(mean)} covariance, got {tuple(cov.shape)}")
+        if not torch.allclose(cov, cov.T):
+            raise ValueError(f"cov must be symmetric, got {cov.tolist()}")
         self.schedule, self.mean = schedule, mean
         self.var, self.axes = torch.linalg.eigh(cov)
+        if self.var[0] < -1e-6 * self.var[-1].abs():
+            raise ValueError(f"cov must be positive semi-definite, got the eigenvalue {self.var[0].item()}")
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
         check_time(x_t, t)
@@ -60,8 +64,16 @@ class GaussianMixture(Denoiser):
         if means.ndim != 2 or len(means) == 0:
             raise ValueError(f"means must be (K, D) with K > 0, got {tuple(means.shape)}")
         self.schedule, self.means = schedule, means
-        self.var = torch.as_tensor(stds, dtype=means.dtype).square().expand(len(means))
-        share = torch.as_tensor([1.0] * len(means) if weights is None else weights, dtype=means.dtype)
+        stds = torch.as_tensor(stds, dtype=means.dtype, device=means.device)
+        if not (stds >= 0).all():
+            raise ValueError(f"stds must be at least 0, got {stds.tolist()}")
+        self.var = stds.square().expand(len(means))
+        weights = [1.0] * len(means) if weights is None else weights
+        if len(weights) != len(means):
+            raise ValueError(f"{len(means)} means need {len(means)} weights, got {len(weights)}")
+        if not all(0 < w < float("inf") for w in weights):
+            raise ValueError(f"weights must be positive numbers, got {list(weights)}")
+        share = torch.as_tensor(weights, dtype=means.dtype, device=means.device)
         self.log_weights = torch.log(share / share.sum())
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:

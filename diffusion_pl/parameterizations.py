@@ -94,8 +94,8 @@ class EDM(Parameterization):
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+        if not 0 < sigma_data < float("inf"):
+            raise ValueError(f"sigma_data must be positive and finite, got {sigma_data}")
         self.sigma_data = sigma_data
 
     def coefficients(self, kernel: Kernel) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Pictures of points, fields, paths and schedules: functions of arrays that return figures.
 
 The figures belong to no window and no global state (never pyplot), so they can be drawn in any process and thread.
-matplotlib is imported when a picture is drawn. Panels of one figure share their limits, and lengths on both axes are equal.
+matplotlib is imported when a picture is drawn. Panels of one figure share their limits and show both axes at one scale.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Limits = tuple[tuple[float, float], tuple[float, float]]
 
-# Blue and vermilion of Okabe & Ito, which every kind of colour vision tells apart; cividis was made for the same.
+# Blue and vermilion of Okabe & Ito, which every kind of colour vision tells apart.
 SAMPLES = "#0072b2"
 ACCENT = "#d55e00"
 DATA = "#8a949e"
 INK = "#26323d"
 FAINT = "#dfe3e7"
-SEQUENTIAL = "cividis"
+
+# Of even lightness steps, so it survives colour blindness and grey printing; its pale end is cut off (`_sequential`).
+SEQUENTIAL = ("plasma", 0.86)
 
 WIDTH = 10.0  # inches; with the resolution below a figure is 1000 pixels wide
 DPI = 100
@@ -58,7 +60,6 @@ def samples_panel(data: Array, samples: Array, title: str = "") -> "Figure":
     if len(data):
         _scatter(axes[0, 0], data, INK)
         _headline(axes[0, 0], f"data: {len(data):,}")
-        _scatter(axes[0, 1], data, FAINT, size=16)
     _scatter(axes[0, -1], inside, SAMPLES)
     _headline(axes[0, -1], f"samples: {len(samples):,}" + _outside(len(samples), len(finite), len(inside)))
     return figure
@@ -75,7 +76,7 @@ def forward_panel(frames: Sequence[tuple[float, Array]], title: str = "") -> "Fi
         raise ValueError("forward_panel: frames is empty: give one or more pairs (t, points)")
     first = _plane(frames[0][1], "forward_panel")
     limits = _limits(*(points for _, points in frames))
-    columns = min(len(frames), 5)
+    columns = min(len(frames), 6)
     figure, axes = _grid(-(-len(frames) // columns), columns, limits, title)
     height = np.argsort(np.argsort(first[:, 1])) / max(1, len(first) - 1)
     for ax, (t, points) in zip(axes.flat, frames, strict=False):
@@ -107,18 +108,19 @@ def field_panel(grid_xy: Array, fields: Sequence[tuple[float, Array, Array]], da
     figure, axes = _grid(2, len(fields), limits, title, extra=0.55)
     spacing = float(np.sqrt(np.prod(np.ptp(grid_xy, axis=0)) / max(1, len(grid_xy))))
     for column, (t, learned, exact) in enumerate(fields):
-        largest = float(np.percentile(np.linalg.norm(exact, axis=1), 99)) or 1.0
+        # Corners far from the data have the longest vectors and would leave one colour for all the rest.
+        largest = float(np.percentile(np.linalg.norm(exact, axis=1), 90)) or 1.0
         error = np.linalg.norm(learned - exact) / max(float(np.linalg.norm(exact)), 1e-12)
         for ax, field in zip(axes[:, column], (learned, exact), strict=True):
             _points_axes(ax, limits, 2)
-            _scatter(ax, data, FAINT, size=10)
+            _scatter(ax, data, DATA, size=7)
             magnitude = np.linalg.norm(field, axis=1)
             direction = field / np.maximum(magnitude, 1e-12)[:, None]
             arrows = ax.quiver(
                 *grid_xy.T,
                 *direction.T,
                 magnitude,
-                cmap=SEQUENTIAL,
+                cmap=_sequential(),
                 clim=(0, largest),
                 pivot="mid",
                 angles="xy",
@@ -129,9 +131,7 @@ def field_panel(grid_xy: Array, fields: Sequence[tuple[float, Array, Array]], da
             )
         _headline(axes[0, column], f"t = {t:.3g}\nlearned, error {100 * error:.2g} %")
         _headline(axes[1, column], "exact")
-        _colorbar(figure, arrows, list(axes[:, column]), "magnitude")
-    for ax in axes[0]:
-        ax.tick_params(labelbottom=False)
+        _colorbar(figure, arrows, list(axes[:, column]), "magnitude", location="bottom", extend="max")
     return figure
 
 
@@ -150,21 +150,20 @@ def trajectories_panel(times: Array, paths: Array, data: Array, title: str = "")
         raise ValueError(f"trajectories_panel: paths must be (N + 1, B, D) for {len(times)} times, got {paths.shape}")
     dim = paths.shape[2]
     limits = _limits(data, paths.reshape(-1, dim))
-    figure, axes = _grid(1, 1, limits, title, wide=0.75)
+    figure, axes = _grid(1, 1, limits, title, wide=0.8, side=0.8)
     ax = axes[0, 0]
     _points_axes(ax, limits, dim)
     _scatter(ax, data, DATA, size=16)
     flat = paths[:, :, :2]
     segments = np.stack((flat[:-1], flat[1:]), 2).reshape(-1, 2, 2)
     middle = np.repeat((times[:-1] + times[1:]) / 2, paths.shape[1])
-    # Steps near the data last, so that they lie on top.
-    lines = LineCollection(list(segments), array=middle, cmap=SEQUENTIAL, linewidths=0.9, alpha=0.8, zorder=2)
+    lines = LineCollection(list(segments), array=middle, cmap=_sequential(), linewidths=0.9, alpha=0.8, zorder=2)
     lines.set_clim(float(times.min()), float(times.max()))
     ax.add_collection(lines)
     ax.scatter(*flat[0].T, s=14, facecolors="white", edgecolors=INK, linewidths=0.7, zorder=3)
     ax.scatter(*flat[-1].T, s=16, color=ACCENT, linewidths=0, zorder=4)
-    _headline(ax, f"{paths.shape[1]:,} paths of {len(times) - 1:,} steps")
-    _colorbar(figure, lines, [ax], "t", vertical=True)
+    _headline(ax, f"{paths.shape[1]:,} paths of {len(times) - 1:,} steps, from ring to dot")
+    _colorbar(figure, lines, [ax], "t", location="right", extend="neither")
     return figure
 
 
@@ -192,7 +191,7 @@ def to_image(figure: "Figure") -> NDArray[np.uint8]:
     """The drawn figure: (height, width, 3), uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -209,7 +208,8 @@ def _histograms(data: Array, samples: Array, total: int, title: str) -> "Figure"
     """Densities of data and samples in the same bins, over the range of the data."""
     (low, high), _ = _limits(np.stack((data if len(data) else samples,) * 2, 1), margin=0.12)
     inside = samples[(samples >= low) & (samples <= high)]
-    bins = np.linspace(low, high, int(np.clip(np.sqrt(max(len(data), len(inside))) * 2, 10, 80)) + 1)
+    smaller = min(len(values) for values in (data, inside) if len(values)) if len(data) + len(inside) else 0
+    bins = np.linspace(low, high, int(np.clip(2 * np.sqrt(smaller), 10, 80)) + 1)
     figure, axes = _figure(1, 1, WIDTH * 0.75, 4.2, title)
     ax = axes[0, 0]
     _plain_axes(ax)
@@ -262,26 +262,36 @@ def _limits(*clouds: Array, margin: float = 0.06) -> Limits:
     return (float(low[0]) - pad, float(high[0]) + pad), (float(low[1]) - pad, float(high[1]) + pad)
 
 
-def _figure(rows: int, columns: int, width: float, height: float, title: str) -> tuple["Figure", Array]:
+def _sequential() -> Any:
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
+    name, end = SEQUENTIAL
+    return ListedColormap(matplotlib.colormaps[name](np.linspace(0, end, 256)))
+
+
+def _figure(
+    rows: int, columns: int, width: float, height: float, title: str, *, share: bool = False
+) -> tuple["Figure", Array]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
     if title:
         figure.suptitle(title, color=INK, fontsize=14, fontweight="bold", x=0.01, ha="left")
     return figure, axes
 
 
 def _grid(
-    rows: int, columns: int, limits: Limits, title: str, *, wide: float = 1.0, extra: float = 0.0
+    rows: int, columns: int, limits: Limits, title: str, *, wide: float = 1.0, extra: float = 0.0, side: float = 0.0
 ) -> tuple["Figure", Array]:
-    """A figure as high as panels of equal lengths on both axes make it."""
+    """A figure as high as its panels make it; ``extra`` and ``side`` are the inches that colour bars take."""
     (left, right), (bottom, top) = limits
     width = WIDTH * wide
-    panel = (width - 0.4 * columns) / columns
+    panel = (width - side - 0.3 * columns) / columns
     # A cloud that is nearly a line would make a panel of no height, or one higher than a screen.
     height = panel * float(np.clip((top - bottom) / (right - left), 0.3, 1.6))
-    return _figure(rows, columns, width, rows * (height + 0.6) + extra + (0.35 if title else 0), title)
+    return _figure(rows, columns, width, rows * (height + 0.6) + extra + (0.4 if title else 0), title, share=True)
 
 
 def _plain_axes(ax: "Axes") -> None:
@@ -304,10 +314,10 @@ def _points_axes(ax: "Axes", limits: Limits, dim: int) -> None:
 
 def _scatter(ax: "Axes", points: Array, color: str | Array, size: float | None = None) -> None:
     """Dots, smaller and clearer the more there are."""
-    area = float(np.clip(4000 / max(1, len(points)), 3, 18)) if size is None else size
+    area = float(np.clip(7000 / max(1, len(points)), 3, 18)) if size is None else size
     opacity = 0.9 if len(points) <= 500 else 0.6
-    style = {"color": color} if isinstance(color, str) else {"c": color, "cmap": SEQUENTIAL}
-    ax.scatter(*points[:, :2].T, s=area, alpha=opacity, linewidths=0, **style)
+    style: dict[str, Any] = {"color": color} if isinstance(color, str) else {"c": color, "cmap": _sequential()}
+    ax.scatter(points[:, 0], points[:, 1], s=area, alpha=opacity, linewidths=0, **style)
 
 
 def _headline(ax: "Axes", text: str) -> None:
@@ -320,11 +330,8 @@ def _finish(axes: Array, used: int) -> None:
         ax.remove()
 
 
-def _colorbar(figure: "Figure", colored: Any, axes: "list[Axes]", label: str, vertical: bool = False) -> None:
-    if vertical:
-        bar = figure.colorbar(colored, ax=axes, shrink=0.6, aspect=30, pad=0.02)
-    else:
-        bar = figure.colorbar(colored, ax=axes, location="bottom", shrink=0.8, aspect=30, pad=0.02)
+def _colorbar(figure: "Figure", colored: Any, axes: "list[Axes]", label: str, *, location: str, extend: str) -> None:
+    bar: Any = figure.colorbar(colored, ax=axes, location=location, extend=extend, shrink=0.8, aspect=30, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelcolor=INK, labelsize=8)
     bar.ax.locator_params(nbins=4)

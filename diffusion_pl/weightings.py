@@ -112,8 +112,8 @@ class Likelihood(Weighting):
     """
 
     def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
-        kernel = schedule(t)
-        return -0.5 * kernel.snr * kernel.d_logsnr
+        alpha, sigma, d_alpha, d_sigma = schedule(t)
+        return alpha / sigma * (alpha * d_sigma / sigma - d_alpha) / sigma  # 0, not 0/0, where α = 0
 
 
 class ChainELBO(Weighting):
@@ -135,8 +135,9 @@ class ChainELBO(Weighting):
         first = t * self.steps < 1.5
         at_t = schedule(t)
         at_s = schedule(torch.where(first, t, t - 1 / self.steps))
-        ratio = torch.where(first, torch.ones_like(t), torch.expm1(at_s.logsnr - at_t.logsnr))
-        return 0.5 * self.steps * at_t.snr * ratio
+        # SNR(s) − SNR(t) = −SNR(s) expm1(λ_t − λ_s), which also holds where α_t = 0.
+        share = torch.where(first, torch.ones_like(t), -torch.expm1(at_t.logsnr - at_s.logsnr))
+        return 0.5 * self.steps * at_s.snr * share
 
 
 def _positive(name: str, value: float, zero: bool = False) -> None:

@@ -62,7 +62,7 @@ class EMA(Callback):
         self.updates += 1
 
     @contextmanager
-    def swapped_in(self, module: DiffusionModule) -> Iterator[None]:
+    def swapped_in(self, module: LightningModule) -> Iterator[None]:
         """The first average in place of the weights, if there is one and it is not there already."""
         if self._raw is not None:
             yield
@@ -116,9 +116,9 @@ class EMA(Callback):
         self._shadows = {decay: shadow for decay, shadow in kept.items() if shadow is not None}
 
 
-def judged_weights(trainer: Trainer, module: DiffusionModule) -> AbstractContextManager[None]:
+def judged_weights(trainer: Trainer, module: LightningModule) -> AbstractContextManager[None]:
     """The weights that the model is judged by: the run's average where there is one, else the raw ones."""
-    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # type: ignore[attr-defined]
+    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
     return nullcontext() if ema is None else ema.swapped_in(module)
 
 

@@ -44,7 +44,7 @@ class PointPanels(Callback):
         self.field_times, self.num_paths = tuple(field_times), num_paths
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not isinstance(trainer.datamodule, Points):  # type: ignore[attr-defined]
+        if not isinstance(trainer.datamodule, Points):
             raise ValueError("PointPanels draws point data only: take it out of trainer.callbacks for other data")
 
     def on_train_batch_end(
@@ -53,28 +53,28 @@ class PointPanels(Callback):
         step = trainer.global_step
         if step % self.every_n_steps == 0 and step != trainer.max_steps and trainer.is_global_zero:
             with judged_weights(trainer, pl_module):
-                self._samples(trainer, pl_module)
+                self._samples(trainer, _module(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             with judged_weights(trainer, pl_module):
-                self._samples(trainer, pl_module)
-                self._process(trainer, pl_module)
+                self._samples(trainer, _module(pl_module))
+                self._process(trainer, _module(pl_module))
 
-    def _samples(self, trainer: Trainer, module: LightningModule) -> None:
+    def _samples(self, trainer: Trainer, model: DiffusionModule) -> None:
+        from .. import plots
+
+        data, weights = _data(trainer), model.weights_name
+        x = model.sample(range(self.num_samples)).x_0.cpu()
+        title = f"step {trainer.global_step:,} · {weights} weights"
+        figure = plots.samples_panel(data.decode(data.train_points).numpy(), data.decode(x).numpy(), title)
+        log_image(trainer, f"samples/{weights}", plots.to_image(figure))
+
+    @torch.no_grad()
+    def _process(self, trainer: Trainer, model: DiffusionModule) -> None:
         from .. import plots
 
         data = _data(trainer)
-        x = _module(module).sample(range(self.num_samples)).x_0.cpu()
-        title = f"step {trainer.global_step:,} · {_module(module).weights_name} weights"
-        figure = plots.samples_panel(data.decode(data.train_points).numpy(), data.decode(x).numpy(), title)
-        log_image(trainer, f"samples/{_module(module).weights_name}", plots.to_image(figure))
-
-    @torch.no_grad()
-    def _process(self, trainer: Trainer, module: LightningModule) -> None:
-        from .. import plots
-
-        data, model = _data(trainer), _module(module)
         schedule, points, weights = model.schedule, data.train_points, model.weights_name
         t = torch.linspace(0, 1, 201, dtype=torch.float64)[1:-1]
         kernel = schedule(t)
@@ -111,7 +111,8 @@ def _field(denoiser: Denoiser, x: Tensor, time: float) -> Tensor:
     """The direction in which noise is removed: −ε̂ = σ ∇log p_t(x), (B, D)."""
     device = next((p.device for p in denoiser.parameters()), x.device)
     t = torch.tensor(time, dtype=torch.float64)
-    return -denoiser(x.to(device), t).eps.cpu()
+    eps: Tensor = denoiser(x.to(device), t).eps
+    return -eps.cpu()
 
 
 def _module(module: LightningModule) -> DiffusionModule:
@@ -120,6 +121,6 @@ def _module(module: LightningModule) -> DiffusionModule:
 
 
 def _data(trainer: Trainer) -> Points:
-    data = trainer.datamodule  # type: ignore[attr-defined]
+    data = trainer.datamodule
     assert isinstance(data, Points)
     return data

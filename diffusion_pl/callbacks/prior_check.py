@@ -31,7 +31,7 @@ class PriorCheck(Callback):
         self.max_kl, self.ignore = max_kl, ignore
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         assert isinstance(pl_module, DiffusionModule)
         if self.ignore or not isinstance(data, DataModule):
             return
@@ -43,8 +43,8 @@ class PriorCheck(Callback):
             start = "" if t == 1 else f", where {type(sampler).__name__}'s grid starts"
             raise ValueError(
                 f"{name} does not end in noise: at t={t:g}{start}, the signal-to-noise ratio is still {snr:.2g} for "
-                f"these data (root mean square {math.sqrt(second_moment):.3g}), {kl:.2g} nats per dimension from the prior "
-                f"that sampling starts from (at most {self.max_kl:g}). To mend it, {schedule.remedy}; "
+                f"these data (root mean square {math.sqrt(second_moment):.3g}), {kl:.2g} nats per dimension from the "
+                f"prior that sampling starts from (at most {self.max_kl:g}). To mend it, {schedule.remedy}; "
                 "or go on regardless with --prior_check.ignore true"
             )
 

@@ -27,8 +27,8 @@ class Karras(Schedule):
         if not rho > 0:
             raise ValueError(f"rho must be positive, got {rho}")
         self.rho = rho
-        self.start = sigma_min ** (1 / rho)
-        self.length = sigma_max ** (1 / rho) - self.start
+        self.start = float(sigma_min ** (1 / rho))
+        self.length = float(sigma_max ** (1 / rho)) - self.start
 
     def forward(self, t: Tensor) -> Kernel:
         root = self.start + t * self.length

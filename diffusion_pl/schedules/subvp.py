@@ -36,4 +36,5 @@ class SubVP(Schedule):
     def time(self, logsnr: Tensor) -> Tensor:
         # α = e^{λ/2} σ with α² = 1 − σ gives e^λ σ² + σ − 1 = 0; its positive root, free of cancellation:
         sigma = 2 / (1 + torch.sqrt(1 + 4 * torch.exp(logsnr)))
-        return invert_linear_beta(-torch.log1p(-sigma), self.beta_min, self.beta_max)
+        # ∫β = −log(1 − σ) = log(1 + σ/α²) with α² = e^λ σ²: the digits of 1 − σ are gone where σ is near 1.
+        return invert_linear_beta(torch.log1p(torch.exp(-logsnr) / sigma), self.beta_min, self.beta_max)

@@ -31,7 +31,8 @@ class BetaTable(Schedule):
         super().__init__()
         table = torch.as_tensor(betas, dtype=torch.float64)
         check(table.ndim == 1 and len(table) > 0, "a beta table needs at least one step, got none")
-        check(bool(((table > 0) & (table < 1)).all()), "every beta must lie in (0, 1), got a value outside")
+        outside = table[~((table > 0) & (table < 1))].tolist()
+        check(not outside, f"every beta must lie in (0, 1), got {outside[:3]}")
         self._set_log_alpha(torch.cat([torch.zeros(1, dtype=torch.float64), 0.5 * torch.log1p(-table).cumsum(0)]))
 
     def _set_log_alpha(self, log_alpha: Tensor) -> None:

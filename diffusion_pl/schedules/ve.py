@@ -35,6 +35,6 @@ class VE(Schedule):
 
 
 def check_sigmas(sigma_min: float, sigma_max: float) -> None:
-    """Raise ValueError unless 0 < sigma_min < sigma_max."""
-    message = f"need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}"
-    check(0 < sigma_min < sigma_max, message)
+    """Raise ValueError unless 0 < sigma_min < sigma_max < inf."""
+    message = f"need 0 < sigma_min < sigma_max < inf, got sigma_min={sigma_min}, sigma_max={sigma_max}"
+    check(0 < sigma_min < sigma_max < math.inf, message)

@@ -5,6 +5,8 @@
 Reference: Song et al., arXiv 2011.13456, Eq. 32–33; the limit of DDPM's table β_i = β(t_i)/N (App. B).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,5 +54,6 @@ def invert_linear_beta(integral: Tensor, beta_min: float, beta_max: float) -> Te
 
 
 def check_betas(beta_min: float, beta_max: float) -> None:
-    """Raise ValueError unless 0 < beta_min < beta_max."""
-    check(0 < beta_min < beta_max, f"need 0 < beta_min < beta_max, got beta_min={beta_min}, beta_max={beta_max}")
+    """Raise ValueError unless 0 < beta_min < beta_max < inf."""
+    message = f"need 0 < beta_min < beta_max < inf, got beta_min={beta_min}, beta_max={beta_max}"
+    check(0 < beta_min < beta_max < math.inf, message)

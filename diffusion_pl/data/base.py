@@ -1,0 +1,86 @@
+"""What every data set offers to the rest of the package."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from diffusion_pl.data.loader import TensorLoader
+
+
+class DataModule(LightningDataModule, ABC):
+    """A data set in model units, and the way back to the units of the user's files.
+
+    Batches are dictionaries: ``x`` of shape (B, *shape), float32, in model units (of order one), and one entry for each
+    condition, such as ``label`` of shape (B,), int64.
+
+    Whatever ``decode`` needs belongs in ``state_dict`` as plain numbers, lists or tensors: a module rebuilt from its
+    hyper-parameters and that state must decode samples on a machine where the data are not.
+
+    Attributes:
+        shape: Shape of one example, without the batch; known before ``setup``.
+        classes: Number of classes when batches hold a ``label``, else None.
+        value_range: Smallest and largest possible value in model units; None if the data are unbounded.
+        bit_depth: Bits per value of data that were quantised; None for data that never were (points).
+    """
+
+    shape: tuple[int, ...]
+    classes: int | None = None
+    value_range: tuple[float, float] | None = None
+    bit_depth: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Shards of a small held-out set are not padded, so a process may have no batch of it.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """Model units -> units of the user's files. x: (*, *shape) -> the same shape."""
+
+    @abstractmethod
+    def second_moment(self) -> float:
+        """Mean of x_0² per dimension over the training split, in model units: the data's own scale. Needs ``setup``."""
+
+    @abstractmethod
+    def write(self, x: Tensor, folder: Path) -> list[Path]:
+        """Write samples (N, *shape) in model units to files in the user's units, with a picture to look at.
+
+        Returns:
+            The files written.
+        """
+
+    #: How many samples `predict` draws.
+    predict_samples: int = 1000
+    batch_size: int
+
+    def predict_dataloader(self) -> TensorLoader:
+        """Indices of the samples to draw: batches {"index": (B,)}."""
+        index = torch.arange(self.predict_samples)
+        return self.in_memory_loader({"index": index}, self.batch_size, train=False)
+
+    def in_memory_loader(
+        self, tensors: Mapping[str, Tensor], batch_size: int, *, train: bool, repeats: int = 1, seed: int = 0
+    ) -> TensorLoader:
+        """This process's loader over tensors in memory.
+
+        Training shuffles and leaves out a last partial batch, so that every step weighs every example alike on any
+        number of processes; a training set smaller than one batch is one batch. Evaluation leaves nothing out.
+        """
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        visits = repeats * len(next(iter(tensors.values())))
+        return TensorLoader(
+            tensors,
+            batch_size,
+            seed=seed,
+            # To overfit some batches they must be the same ones in each epoch.
+            shuffle=train and not getattr(trainer, "overfit_batches", 0),
+            repeats=repeats,
+            drop_last=train and visits >= batch_size * world_size,
+            rank=rank,
+            world_size=world_size,
+        )

@@ -1,0 +1,251 @@
+"""Distributions in the plane that one can draw as many points from as one likes.
+
+Each is drawn once, from its own generator, so the data set is a function of its arguments. ``noise`` is the standard
+deviation of the Gaussian that blurs the shape, in the units the docstring gives, before normalisation.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffusion_pl.data.points import Points
+
+
+class Toy(Points):
+    """Base of the drawn data sets: ``num_points`` points (x, y), labelled with their part of the shape on demand."""
+
+    def __init__(
+        self,
+        num_points: int,
+        noise: float,
+        batch_size: int,
+        val_fraction: float,
+        repeats: int,
+        seed: int,
+        classes: int | None = None,
+    ) -> None:
+        name = type(self).__name__
+        if num_points < 2:
+            raise ValueError(f"{name}: num_points must be at least 2, got {num_points}")
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"{name}: noise must be a finite number and not negative, got {noise}")
+        super().__init__(
+            name,
+            ("x", "y"),
+            classes=classes,
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            repeats=repeats,
+            seed=seed,
+        )
+        self.num_points = num_points
+        self.noise = noise
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def labelled(self, x: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """The examples, with the labels only if the data set is conditional."""
+        return {"x": x} if self.classes is None else {"x": x, "label": label}
+
+
+class Moons(Toy):
+    """Two interleaving half circles of radius 1 (scikit-learn's).
+
+    Args:
+        num_points: How many points to draw.
+        noise: Blur, in radii.
+        conditional: Label each point with its moon.
+        batch_size: Points per batch and process.
+        val_fraction: Fraction of the points to hold out.
+        repeats: Passes over a split that make one epoch.
+        seed: Chooses the points, the split and the order.
+    """
+
+    def __init__(
+        self,
+        num_points: int = 10_000,
+        noise: float = 0.05,
+        conditional: bool = False,
+        batch_size: int = 512,
+        val_fraction: float = 0.1,
+        repeats: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed, 2 if conditional else None)
+
+    def examples(self) -> dict[str, Tensor]:
+        from sklearn.datasets import make_moons
+
+        x, label = make_moons(self.num_points, noise=self.noise, random_state=self.seed)
+        return self.labelled(torch.from_numpy(x), torch.from_numpy(label).long())
+
+
+class Circles(Toy):
+    """Two concentric circles, the outer of radius 1 (scikit-learn's).
+
+    Args:
+        num_points: How many points to draw.
+        noise: Blur, in outer radii.
+        factor: Radius of the inner circle, in (0, 1).
+        conditional: Label each point with its circle.
+        batch_size: Points per batch and process.
+        val_fraction: Fraction of the points to hold out.
+        repeats: Passes over a split that make one epoch.
+        seed: Chooses the points, the split and the order.
+    """
+
+    def __init__(
+        self,
+        num_points: int = 10_000,
+        noise: float = 0.05,
+        factor: float = 0.5,
+        conditional: bool = False,
+        batch_size: int = 512,
+        val_fraction: float = 0.1,
+        repeats: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < factor < 1:
+            raise ValueError(f"Circles: factor must lie in (0, 1), got {factor}")
+        super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed, 2 if conditional else None)
+        self.factor = factor
+
+    def examples(self) -> dict[str, Tensor]:
+        from sklearn.datasets import make_circles
+
+        x, label = make_circles(self.num_points, noise=self.noise, factor=self.factor, random_state=self.seed)
+        return self.labelled(torch.from_numpy(x), torch.from_numpy(label).long())
+
+
+class SwissRoll(Toy):
+    """A spiral: the rolled-up axes of scikit-learn's Swiss roll, radius about 5 to 14.
+
+    Args:
+        num_points: How many points to draw.
+        noise: Blur, in the units of the radius.
+        batch_size: Points per batch and process.
+        val_fraction: Fraction of the points to hold out.
+        repeats: Passes over a split that make one epoch.
+        seed: Chooses the points, the split and the order.
+    """
+
+    def __init__(
+        self,
+        num_points: int = 10_000,
+        noise: float = 0.5,
+        batch_size: int = 512,
+        val_fraction: float = 0.1,
+        repeats: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed)
+
+    def examples(self) -> dict[str, Tensor]:
+        from sklearn.datasets import make_swiss_roll
+
+        x, _ = make_swiss_roll(self.num_points, noise=self.noise, random_state=self.seed)
+        return {"x": torch.from_numpy(x[:, [0, 2]].copy())}
+
+
+class EightGaussians(Toy):
+    """An even mixture of eight Gaussians with means on the unit circle.
+
+    Args:
+        num_points: How many points to draw.
+        noise: Standard deviation of each Gaussian, in radii of the circle.
+        conditional: Label each point with its Gaussian, counted from angle 0 anticlockwise.
+        batch_size: Points per batch and process.
+        val_fraction: Fraction of the points to hold out.
+        repeats: Passes over a split that make one epoch.
+        seed: Chooses the points, the split and the order.
+    """
+
+    def __init__(
+        self,
+        num_points: int = 10_000,
+        noise: float = 0.1,
+        conditional: bool = False,
+        batch_size: int = 512,
+        val_fraction: float = 0.1,
+        repeats: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed, 8 if conditional else None)
+
+    def examples(self) -> dict[str, Tensor]:
+        generator = self.generator()
+        label = torch.randint(8, (self.num_points,), generator=generator)
+        angle = label.double() * (math.pi / 4)
+        blur = self.noise * torch.randn(self.num_points, 2, generator=generator, dtype=torch.float64)
+        return self.labelled(torch.stack((angle.cos(), angle.sin()), 1) + blur, label)
+
+
+class Checkerboard(Toy):
+    """Uniform on the dark squares of a board of 4 x 4 unit squares around the origin.
+
+    Args:
+        num_points: How many points to draw.
+        noise: Blur, in sides of a square; 0 keeps the edges sharp.
+        batch_size: Points per batch and process.
+        val_fraction: Fraction of the points to hold out.
+        repeats: Passes over a split that make one epoch.
+        seed: Chooses the points, the split and the order.
+    """
+
+    def __init__(
+        self,
+        num_points: int = 10_000,
+        noise: float = 0.0,
+        batch_size: int = 512,
+        val_fraction: float = 0.1,
+        repeats: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed)
+
+    def examples(self) -> dict[str, Tensor]:
+        generator = self.generator()
+        x = 4 * torch.rand(self.num_points, generator=generator, dtype=torch.float64) - 2
+        row = torch.randint(2, (self.num_points,), generator=generator)
+        # Of the four squares in a column of the board every other one is dark, beginning with the parity of the column.
+        y = torch.rand(self.num_points, generator=generator, dtype=torch.float64) + 2 * row + x.floor() % 2 - 2
+        blur = self.noise * torch.randn(self.num_points, 2, generator=generator, dtype=torch.float64)
+        return {"x": torch.stack((x, y), 1) + blur}
+
+
+class Pinwheel(Toy):
+    """Five arms that bend round the centre: Gaussians stretched along the radius, twisted by an angle growing with it.
+
+    Args:
+        num_points: How many points to draw.
+        noise: Standard deviation across an arm; along it, it is 0.3 at mean radius 1.
+        conditional: Label each point with its arm.
+        batch_size: Points per batch and process.
+        val_fraction: Fraction of the points to hold out.
+        repeats: Passes over a split that make one epoch.
+        seed: Chooses the points, the split and the order.
+    """
+
+    def __init__(
+        self,
+        num_points: int = 10_000,
+        noise: float = 0.1,
+        conditional: bool = False,
+        batch_size: int = 512,
+        val_fraction: float = 0.1,
+        repeats: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed, 5 if conditional else None)
+
+    def examples(self) -> dict[str, Tensor]:
+        generator = self.generator()
+        label = torch.randint(5, (self.num_points,), generator=generator)
+        along, across = torch.randn(2, self.num_points, generator=generator, dtype=torch.float64)
+        along, across = 1 + 0.3 * along, self.noise * across
+        angle = 2 * math.pi / 5 * label + 0.25 * along.exp()
+        x = along * angle.cos() - across * angle.sin()
+        y = along * angle.sin() + across * angle.cos()
+        return self.labelled(torch.stack((x, y), 1), label)

@@ -1,0 +1,154 @@
+"""A residual multilayer perceptron for points, with interchangeable embeddings of position and noise level.
+
+    h_0 = GELU(W_in [e_x(x), e_t(c_noise)] + class),   h_i = h_{i-1} + GELU(W_i h_{i-1} + b_i),   F = W_out h_depth
+
+x is the scaled noisy point and c_noise the noise level, both of order one. A network of this size cannot bend within a
+fraction of a unit when fed plain coordinates; sines and cosines of the coordinates at random frequencies let it.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class Embedding(nn.Module, ABC):
+    """A map of numbers to features, coordinate by coordinate: (B, dim) -> (B, ``width``)."""
+
+    width: int
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, dim) -> (B, width)."""
+
+
+class Identity(Embedding):
+    """The numbers as they are.
+
+    Args:
+        dim: Number of coordinates (given by the network).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.width = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Blind(Embedding):
+    """No features at all: as embedding of the noise level, a network that has to guess it from the point.
+
+    Args:
+        dim: Number of coordinates (given by the network).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.width = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :0]
+
+
+class Fourier(Embedding):
+    """Random Fourier features of each coordinate: sin(2π f x), cos(2π f x), with f ~ N(0, scale²).
+
+    Frequencies count cycles per unit of x, so the finest detail is about 1 / (4 scale) wide. Features too fine for the
+    data let the network memorise the training points. The frequencies are fixed: drawn from a generator of their own,
+    different for each coordinate, and kept in a buffer.
+
+    Reference: "Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains", 2006.10739,
+    section 6 (there the frequencies mix the coordinates; here each coordinate has its own).
+
+    Args:
+        dim: Number of coordinates (given by the network).
+        features: Features of each coordinate, an even number: half sines, half cosines.
+        scale: Standard deviation of the frequencies, in cycles per unit.
+        seed: Chooses the frequencies.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, features: int = 64, scale: float = 1.0, seed: int = 0) -> None:
+        super().__init__()
+        if features < 2 or features % 2:
+            raise ValueError(f"Fourier: features must be an even number, half sines, half cosines, got {features}")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"Fourier: scale must be positive and finite, got {scale}")
+        self.width = dim * features
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("frequencies", scale * torch.randn(dim, features // 2, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        phase = (2 * math.pi * x.unsqueeze(-1) * self.frequencies).flatten(1)
+        return torch.cat((phase.sin(), phase.cos()), 1)
+
+
+class Block(nn.Module):
+    """h + GELU(W h + b). h: (B, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + nn.functional.gelu(self.linear(h))
+
+
+class MLP(nn.Module):
+    """Residual multilayer perceptron on points.
+
+    Args:
+        shape: Shape of one example, (D,).
+        classes: Number of classes of a conditional network. Label ``classes`` (one past the last) means "any class".
+        width: Width of the hidden layers.
+        depth: Number of residual blocks.
+        input_embedding: Embedding of the D coordinates; None takes them as they are.
+        time_embedding: Embedding of the noise level; None takes it as it is, ``Blind`` leaves it out.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int | None = None,
+        width: int = 128,
+        depth: int = 3,
+        input_embedding: Callable[[int], Embedding] | None = None,
+        time_embedding: Callable[[int], Embedding] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(shape) != 1 or shape[0] < 1:
+            raise ValueError(f"MLP: needs data of shape (D,), got {tuple(shape)}: choose another network")
+        if width < 1 or depth < 1:
+            raise ValueError(f"MLP: width and depth must be at least 1, got width {width}, depth {depth}")
+        if classes is not None and classes < 1:
+            raise ValueError(f"MLP: classes must be at least 1, or None for no condition, got {classes}")
+        (dim,) = shape
+        self.classes = classes
+        self.input_embedding = (input_embedding or Identity)(dim)
+        self.time_embedding = (time_embedding or Identity)(1)
+        self.label_embedding = nn.Embedding(classes + 1, width) if classes is not None else None
+        self.input = nn.Linear(self.input_embedding.width + self.time_embedding.width, width)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
+        self.output = nn.Linear(width, dim)
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """The raw network output F.
+
+        Args:
+            x: Scaled noisy points, (B, D).
+            c_noise: Noise level, of order one, (B,).
+            label: Classes, int64 in [0, classes], (B,); None means any class.
+        """
+        h = self.input(torch.cat((self.input_embedding(x), self.time_embedding(c_noise.unsqueeze(1))), 1))
+        if self.label_embedding is not None:
+            any_class = torch.full_like(c_noise, self.label_embedding.num_embeddings - 1, dtype=torch.long)
+            h = h + self.label_embedding(any_class if label is None else label)
+        elif label is not None:
+            raise ValueError("MLP: got labels but was built without classes: give the number of classes")
+        output: Tensor = self.output(self.blocks(nn.functional.gelu(h)))
+        return output

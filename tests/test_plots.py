@@ -1,0 +1,200 @@
+"""The pictures: what they draw, in which frame, and what they say of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.figure import Figure
+from matplotlib.quiver import Quiver
+
+from diffusion_pl import plots
+
+RNG = np.random.default_rng(0)
+POINTS = RNG.normal(size=(60, 2)) * [3, 1] + 5
+
+
+def dots(ax: Any) -> list[Any]:
+    """The point clouds of a panel, as (N, 2) arrays."""
+    return [np.asarray(c.get_offsets()) for c in ax.collections if isinstance(c, PathCollection)]
+
+
+def titles(figure: Figure) -> list[str]:
+    return [ax.get_title(loc="left") for ax in figure.axes]
+
+
+def frames(figure: Figure) -> set[tuple[float, ...]]:
+    return {(*ax.get_xlim(), *ax.get_ylim()) for ax in figure.axes}
+
+
+def test_importing_the_module_does_not_import_matplotlib() -> None:
+    code = "import sys, diffusion_pl.plots; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_samples_are_drawn_beside_the_data_in_one_frame_at_one_scale() -> None:
+    samples = POINTS[:40] + 0.1
+    figure = plots.samples_panel(POINTS, samples, "Title")
+    left, right = figure.axes
+    assert np.array_equal(dots(left)[0], POINTS)
+    assert np.array_equal(dots(right)[0], samples)
+    assert len(frames(figure)) == 1
+    assert {ax.get_aspect() for ax in figure.axes} == {1.0}
+    assert titles(figure) == ["data: 60", "samples: 40"]
+    assert figure.get_suptitle() == "Title"
+
+
+def test_the_frame_is_the_datas_and_what_lies_outside_is_counted() -> None:
+    samples = np.concatenate((POINTS, [[1e6, 0], [0, -1e6], [np.nan, 0], [np.inf, 0], [0, -np.inf]]))
+    figure = plots.samples_panel(POINTS, samples)
+    assert frames(figure) == frames(plots.samples_panel(POINTS, POINTS))
+    assert titles(figure)[1] == "samples: 65 (2 outside, 3 not finite)"
+    assert np.array_equal(dots(figure.axes[1])[0], POINTS)
+
+
+def test_without_data_the_samples_stand_alone() -> None:
+    figure = plots.samples_panel(POINTS[:0], POINTS)
+    assert titles(figure) == ["samples: 60"]
+    assert np.array_equal(dots(figure.axes[0])[0], POINTS)
+    hopeless = plots.samples_panel(POINTS[:0], np.full((3, 2), np.nan))
+    assert titles(hopeless) == ["samples: 3 (3 not finite)"]
+    plots.to_image(hopeless)
+
+
+def test_of_more_axes_the_first_two_are_drawn_and_named() -> None:
+    data = RNG.normal(size=(30, 5))
+    figure = plots.samples_panel(data, data)
+    assert np.array_equal(dots(figure.axes[0])[0], data[:, :2])
+    assert figure.axes[0].get_xlabel() == "axis 1 of 5"
+    assert figure.axes[0].get_ylabel() == "axis 2 of 5"
+
+
+def test_numbers_become_densities_in_the_same_bins() -> None:
+    data, samples = RNG.normal(size=(400, 1)), RNG.normal(size=(1000, 1))
+    samples[:250] = 1e3
+    (ax,) = plots.samples_panel(data, samples).axes
+    areas, edges = [], []
+    for stairs in ax.patches:
+        values, bins, _ = stairs.get_data()  # type: ignore[attr-defined]
+        areas.append(float((values * np.diff(bins)).sum()))
+        edges.append(bins)
+    assert areas == pytest.approx([1, 0.75], abs=0.01)  # a quarter of the samples lies outside the frame
+    assert np.array_equal(*edges)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
+    assert labels[0] == "data: 400"
+    assert labels[1].startswith("samples: 1,000 (25")
+
+
+def test_samples_of_another_dimension_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shapes \(N, D\) and \(M, D\), got \(60, 2\) and \(5, 3\)"):
+        plots.samples_panel(POINTS, np.zeros((5, 3)))
+
+
+@pytest.mark.parametrize("number", [1, 4, 7])
+def test_forward_has_one_panel_for_each_time_in_one_frame(number: int) -> None:
+    steps = [(i / 10, POINTS + i * RNG.normal(size=POINTS.shape)) for i in range(number)]
+    figure = plots.forward_panel(steps)
+    assert titles(figure) == [f"t = {t:.3g}" for t, _ in steps]
+    assert len(frames(figure)) == 1
+    ((left, right, bottom, top),) = frames(figure)
+    for ax, (_, points) in zip(figure.axes, steps, strict=True):
+        assert np.array_equal(dots(ax)[0], points)
+        assert left < points[:, 0].min() and points[:, 0].max() < right
+        assert bottom < points[:, 1].min() and points[:, 1].max() < top
+
+
+def test_a_point_keeps_its_colour_on_its_way() -> None:
+    figure = plots.forward_panel([(0, POINTS), (1, POINTS[:, ::-1])])
+    colors = [np.asarray(ax.collections[0].get_array()) for ax in figure.axes]
+    assert np.array_equal(colors[0], colors[1])
+    assert np.array_equal(np.argsort(colors[0]), np.argsort(POINTS[:, 1]))
+
+
+def grid() -> Any:
+    side = np.linspace(-2, 2, 5)
+    return np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
+
+
+def test_fields_show_direction_magnitude_and_relative_error() -> None:
+    exact = -grid() + 0.01
+    figure = plots.field_panel(grid(), [(0.1, 1.25 * exact, exact), (0.5, exact, exact)], POINTS)
+    panels = [ax for ax in figure.axes if any(isinstance(c, Quiver) for c in ax.collections)]
+    assert [ax.get_title(loc="left") for ax in panels] == [
+        "t = 0.1\nlearned, error 25 %",
+        "t = 0.5\nlearned, error 0 %",
+        "exact",
+        "exact",
+    ]
+    arrows: list[Any] = [next(c for c in ax.collections if isinstance(c, Quiver)) for ax in panels]
+    magnitude = np.linalg.norm(exact, axis=1)
+    assert np.allclose(arrows[0].get_array(), 1.25 * magnitude)
+    assert np.allclose(arrows[2].get_array(), magnitude)
+    assert np.allclose(np.stack((arrows[0].U, arrows[0].V), 1), exact / magnitude[:, None])
+    assert arrows[0].get_clim() == arrows[2].get_clim()
+
+
+def test_a_field_that_is_zero_everywhere_can_be_drawn() -> None:
+    nothing = np.zeros((25, 2))
+    plots.to_image(plots.field_panel(grid(), [(0.1, nothing, nothing)], POINTS))
+
+
+def test_trajectories_run_from_rings_to_dots_through_time() -> None:
+    times, paths = np.array([1.0, 0.5, 0.0]), RNG.normal(size=(3, 4, 2))
+    figure = plots.trajectories_panel(times, paths, POINTS)
+    ax = figure.axes[0]
+    assert [cloud.tolist() for cloud in dots(ax)] == [POINTS.tolist(), paths[0].tolist(), paths[2].tolist()]
+    lines = next(c for c in ax.collections if isinstance(c, LineCollection))
+    segments = np.asarray(lines.get_segments())
+    assert np.array_equal(segments[0], paths[:2, 0])
+    assert np.array_equal(segments[-1], paths[1:, 3])
+    assert np.asarray(lines.get_array()).tolist() == [0.75] * 4 + [0.25] * 4
+    assert ax.get_title(loc="left") == "4 paths of 2 steps, from ring to dot"
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(1.0, "linear"), (80.0, "log")])
+def test_schedules_show_their_three_curves(largest: float, scale: str) -> None:
+    t = np.linspace(0, 1, 11)
+    sigma = 0.01 + t * largest
+    logsnr = -2 * np.log(sigma)
+    logsnr[0] = np.inf
+    figure = plots.schedule_panel(t, np.ones(11), sigma, logsnr)
+    scales, levels = figure.axes
+    assert [np.asarray(line.get_ydata()).tolist() for line in scales.lines] == [[1.0] * 11, sigma.tolist()]
+    assert scales.get_yscale() == scale
+    assert np.asarray(levels.lines[0].get_ydata())[1:].tolist() == logsnr[1:].tolist()
+    assert np.isnan(np.asarray(levels.lines[0].get_ydata())[0])
+
+
+def test_a_figure_becomes_an_image_a_thousand_pixels_wide_and_a_file(tmp_path: Path) -> None:
+    figure = plots.samples_panel(POINTS, POINTS)
+    image = plots.to_image(figure)
+    assert image.dtype == np.uint8
+    assert image.shape[1:] == (1000, 3)
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 10
+    path = plots.save(figure, tmp_path / "new" / "picture.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert plots.save(figure, str(tmp_path / "picture.svg")).read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.forward_panel([]), "frames is empty"),
+        (lambda: plots.forward_panel([(0, np.zeros((4, 1)))]), r"two or more dimensions, .* shape \(4, 1\)"),
+        (lambda: plots.field_panel(grid(), [], POINTS), "fields is empty"),
+        (
+            lambda: plots.field_panel(grid(), [(0.2, np.zeros((9, 2)), np.zeros((25, 2)))], POINTS),
+            r"field at t = 0.2 must have shape \(25, 2\), got \(9, 2\)",
+        ),
+        (
+            lambda: plots.trajectories_panel(np.zeros(3), np.zeros((4, 5, 2)), POINTS),
+            r"\(N \+ 1, B, D\) for 3 times, got \(4, 5, 2\)",
+        ),
+    ],
+)
+def test_wrong_shapes_are_refused(draw: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw()
