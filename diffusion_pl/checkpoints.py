@@ -6,6 +6,7 @@ weights_only=True, so that a file can hold no code, after its checksums were ver
 
 import contextlib
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read(path, map_location)
+        checkpoint = read(path, map_location)
+        if "pytorch-lightning_version" not in checkpoint:
+            raise ValueError(f"{path} was not written by `python -m diffusion_pl fit`")
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
@@ -59,7 +63,7 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or not a checkpoint.
+        ValueError: it is damaged, not a checkpoint, or holds objects of classes, none of which is made.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,6 +74,8 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} does not match")
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds more than tensors and plain values, maybe code: it was not read") from error
     except Exception as error:  # a damaged file shows itself in a dozen ways, all of which mean the same
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged or not a checkpoint ({reason})") from error

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -35,6 +35,20 @@ class Parser(LightningArgumentParser):
         raise ValueError(message)
 
 
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml into the run's folder when training begins, so that a refused run leaves the old one there."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pass
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            config = self.config.clone()
+            config.ckpt_path = None  # given back as --config, it begins anew
+            path = Path(trainer.default_root_dir) / self.config_filename
+            self.parser.save(config, path, skip_none=False, overwrite=True, multifile=False)
+
+
 class DiffusionCLI(LightningCLI):
     """LightningCLI with the callbacks that every run has, and one folder a run."""
 
@@ -54,7 +68,7 @@ class DiffusionCLI(LightningCLI):
                 "enable_model_summary": False,
             },
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig,
             parser_class=Parser,
             parser_kwargs={"prog": "diffusion_pl", "allow_abbrev": False},
             subclass_mode_data=True,
@@ -78,7 +92,9 @@ class DiffusionCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         resume = config.ckpt_path is not None
-        self.folder = run_folder(config.run or _default_name(config), resume or self.subcommand != "fit")
+        if config.run and not (RUNS / config.run).resolve().is_relative_to(RUNS.resolve()):
+            raise ValueError(f"--run must name a folder within {RUNS}, got {config.run}")
+        self.folder = _folder_of(config) or run_folder(config.run or _default_name(config), config.ckpt_path == "last")
         if config.ckpt_path == "last":
             config.ckpt_path = str(last_checkpoint(self.folder))
         if resume and not Path(config.ckpt_path).is_file():
@@ -92,19 +108,32 @@ class DiffusionCLI(LightningCLI):
         section = self._get(self.config_init, "trainer")
         always: list[Callback] = [
             StepSeed(),
-            Description({key: self.config_dump[key] for key in ("model", "data")}),
-            SampleWriter(self.datamodule.write, self.folder / "samples"),
+            Description({key: self.config_dump[key] for key in ("model", "data")}, self._save_config),
         ]
+        if self.subcommand == "predict":
+            always.append(SampleWriter(self.datamodule.write, self.folder / "samples"))
         chosen = _as_list(section.callbacks)
         if section.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
             always.append(StepProgress())
-        return super().instantiate_trainer(
-            callbacks=[*always, *chosen],
-            plugins=[*_as_list(section.plugins), AtomicCheckpointIO()],
-            default_root_dir=str(self.folder),
-            **self._logger(),
-            **kwargs,
-        )
+        if section.accumulate_grad_batches < 1:
+            raise ValueError(f"accumulate_grad_batches must be at least 1, got {section.accumulate_grad_batches}")
+        try:
+            return super().instantiate_trainer(
+                callbacks=[*always, *chosen],
+                plugins=[*_as_list(section.plugins), AtomicCheckpointIO()],
+                default_root_dir=str(self.folder),
+                **self._logger(),
+                **kwargs,
+            )
+        except TypeError as error:  # so Lightning refuses some values, such as devices: -3
+            raise ValueError(f"trainer: {error}") from error
+
+    def _save_config(self, path: Path) -> None:
+        # Without what belongs to the call, not to the experiment, the file can be given back as --config.
+        config = self.config[self.subcommand].clone()
+        for name in ("config", "ckpt_path", "weights_only"):
+            config.pop(name, None)
+        self._parser(self.subcommand).save(config, path, skip_none=False, overwrite=True, multifile=False)
 
     def _logger(self) -> dict[str, Any]:
         if self._get(self.config, "trainer").logger is not None:
@@ -127,14 +156,34 @@ def run_folder(name: str, existing: bool) -> Path:
     return next((f for f in reversed(used) if last_checkpoint(f).is_file()), RUNS / name)
 
 
+def _folder_of(config: Any) -> Path | None:
+    """The run to which a checkpoint given by its path belongs, unless --run names another."""
+    folder = Path(str(config.ckpt_path)).absolute().parent.parent
+    if not folder.is_relative_to(RUNS.absolute()) or last_checkpoint(folder) != Path(config.ckpt_path).absolute():
+        return None
+    name = folder.relative_to(RUNS.absolute())
+    return RUNS / name if config.run in (None, str(name)) else None
+
+
 def _default_name(config: Any) -> str:
     """configs/datasaurus/vp.yaml -> datasaurus-vp; further files add their names."""
     paths = [Path(str(path)) for path in config.config or []]
+    if len(paths) == 1 and paths[0].absolute().parent.parent == RUNS.absolute():  # runs/NAME/config.yaml
+        return paths[0].absolute().parent.name
     return "-".join([paths[0].absolute().parent.name, *(path.stem for path in paths)]) if paths else "run"
 
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _discard(folder: Path) -> None:
+    """Remove the folder of a run that was refused before it began: it holds nothing but empty logs."""
+    files = list(folder.glob("*"))
+    if files and all(path.name.startswith("events.") or path.name == "hparams.yaml" for path in files):
+        for path in files:
+            path.unlink()
+        folder.rmdir()
 
 
 def run_trainer(args: Sequence[str]) -> None:
@@ -147,9 +196,14 @@ def run_trainer(args: Sequence[str]) -> None:
     try:
         cli = DiffusionCLI(list(args))
     except SIGTERMException:
-        folder = os.environ[_RUN_VARIABLE]
-        print(f"stopped; {last_checkpoint(folder)} is saved. Add --ckpt_path last to the same command to go on")
+        saved = last_checkpoint(os.environ[_RUN_VARIABLE])
+        go_on = f"{saved} is saved. Add --ckpt_path last to the same command to go on"
+        print(f"stopped; {go_on if saved.is_file() else 'there was nothing to save yet'}")
         raise SystemExit(143) from None
+    except Exception:
+        if _RUN_VARIABLE in os.environ:
+            _discard(Path(os.environ[_RUN_VARIABLE]))
+        raise
     finally:
         os.environ.pop(_RUN_VARIABLE, None)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:

@@ -19,13 +19,20 @@ EXPECTED = (ValueError, OSError)
 #: What jsonargparse says, and what a person wants to hear.
 _PHRASES = (
     (r"Expected a dot import path string: (.+)", r"there is no class \1"),
+    (r"Type .+ a callable class: module '(.+)' has no attribute '(.+?)'.*", r"there is no class \1.\2"),
+    (r"Import path (\S+) does not correspond to a subclass of (\w+).*", r"\1 is no \2"),
+    (r"Not a valid subclass of (\w+)\. Got value: (.+?) Subclass types.*", r"expected class_path of a \1, got \2"),
+    (r"Expected an instantiatable class, but .+ is abstract", "expected class_path and init_args only"),
     (r"Option '(.+)' is not accepted", r"unknown key \1"),
     (r"unrecognized arguments: (\S+).*", r"unknown option \1"),
     (r"Subcommand '\w+' does not accept option '(.+)'", r"unknown key \1"),
-    (r"the following arguments are required: (.+)", r"missing: \1 (give a --config, or these options)"),
+    (r"the following arguments are required: (\w+\..+)", r"missing: \1 (give a --config, or these options)"),
+    (r"the following arguments are required: (.+)", r"missing: \1"),
+    (r"\b(?:fit|validate|test|predict)\.(?=model|data)", ""),
     (r"Expected a <class '(?:\w+\.)*(\w+)'>\. Got value: (.*)", r"expected \1, got \2"),
     (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"expected \1"),
     (r"Expected a typing\.Literal\[(.+)\]", r"expected one of \1"),
+    (r"(-?\d+) is not in bounds, numpy accepts from (\d+) to (\d+)", r"seed_everything must lie in [\2, \3], got \1"),
 )
 #: Branches of a union that tell nothing.
 _NOISE = re.compile(
@@ -46,7 +53,10 @@ def guard(debug: bool, args: Sequence[str]) -> Iterator[Status]:
     status = Status()
     try:
         yield status
-    except EXPECTED as error:
+    except Exception as error:
+        # By its name: whoever has to import Lightning for it is slower than need be.
+        if not isinstance(error, EXPECTED) and type(error).__name__ != "MisconfigurationException":
+            raise
         if debug:
             traceback.print_exc()
         print(f"diffusion_pl: error: {one_line(str(error), args)}", file=sys.stderr)
@@ -69,22 +79,54 @@ def one_line(message: str, args: Sequence[str] = ()) -> str:
         message: as raised.
         args: the command line, where a wrong key is looked for.
     """
-    key = re.search(r'Parser key "([^"]+)"', message)
+    key, message = _keys(message)
     given = re.search(r"Given value: (.*)", message)
-    causes = [line.strip(" -") for line in message.splitlines() if line.strip().startswith("- ")]
-    causes = [cause for cause in causes if not _NOISE.match(cause)]
-    if not causes:
-        causes = [" ".join(re.sub(r'Parser key "[^"]+":?', "", message).split())]
-    text = " or ".join(dict.fromkeys(_phrase(cause) for cause in causes))
+    causes = _causes(message)
+    if len(causes) == 1:
+        inner, causes[0] = _keys(causes[0])
+        key = ".".join(filter(None, (key, inner)))
+    text = " or ".join(dict.fromkeys(map(_phrase, causes))).replace(" or expected ", " or ")
     if given and text.startswith("expected") and "got" not in text:
         text += f", got {given[1]}"
-    wrong = re.search(r"(?:unknown key|unknown option|there is no class|has no attribute) '?([-\w.]+)", text)
-    place = _place(key[1] if key else wrong[1] if wrong else "", args)
-    parts = [part for part in (place, text) if part and not (part == place and place in text)]
-    return ": ".join(parts) + (_suggestion(wrong[1]) if wrong else "")
+    if "<unicode string>" in text:
+        text = re.sub(r' ?in "<unicode string>", (line \d+)', r" at \1", text.removeprefix("Problems parsing config: "))
+        return f"{' or '.join(map(str, _config_files(args)))}: {text}"
+    wrong = re.search(r"(unknown key|unknown option|there is no class) (\S+)", text)
+    if wrong is None:
+        return ": ".join(filter(None, (_place(key, args), text)))
+    kind, name = wrong.groups()
+    parts = name.lstrip("-").split(".")
+    odd = parts[-1]
+    if kind == "there is no class" and odd in _vocabulary():
+        text = text.replace(wrong[0], f"{name} is a class, but not of the kind that belongs here")
+    elif kind != "there is no class":
+        # Of model.netwrok.init_args.width the second part is wrong.
+        odd = next((part for part in parts if part not in _vocabulary()), odd)
+        if kind == "unknown key":
+            key, text = ".".join(filter(None, (key, *parts[: parts.index(odd) + 1]))), kind
+    return ": ".join(filter(None, (_place(key, args), text))) + _suggestion(odd)
+
+
+def _keys(message: str) -> tuple[str, str]:
+    """The dotted key that the message begins with, over all its levels, and the rest."""
+    keys = []
+    while found := re.match(r'\s*Parser key "([^"]+)":\s*', message):
+        keys.append(found[1])
+        message = message[found.end() :]
+    return ".".join(keys), message
+
+
+def _causes(message: str) -> list[str]:
+    """The branches of a union that tell something; the whole message if it has none."""
+    told = re.split(r"\n\s*Given value", message)[0]
+    causes = [cause for cause in re.split(r"\n\s*- ", "\n" + told)[1:] if not _NOISE.match(cause)]
+    if any(re.search(r"<class '(int|float)'>", cause) for cause in causes):  # a number, and so no class
+        causes = [cause for cause in causes if "dot import path" not in cause]
+    return causes or [message]
 
 
 def _phrase(cause: str) -> str:
+    cause = " ".join(re.sub(r'Parser key "([^"]+)":', r"\1:", cause).split())
     for pattern, phrase in _PHRASES:
         cause = re.sub(pattern, phrase, cause)
     return cause
@@ -92,17 +134,16 @@ def _phrase(cause: str) -> str:
 
 def _place(key: str, args: Sequence[str]) -> str:
     """Where the key stands: an option of the command line, or file:line of a configuration; else the key itself."""
-    leaf = key.split(".")[-1]
-    if not leaf or key.startswith("-"):
-        return ""
+    parts = [part for part in key.split(".") if part != "init_args"]
     for arg in args:
         option = arg.split("=")[0]
-        if option.startswith("--") and option.rstrip("+").split(".")[-1].lstrip("-") == leaf:
+        if key and [p for p in option.lstrip("-").rstrip("+").split(".") if p != "init_args"] == parts:
             return option
-    for path in _config_files(args):
-        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-            if re.search(rf"(^|[\s{{,-]){re.escape(leaf)}\s*:", line):
-                return f"{path}:{number}: {key}"
+    for path in _config_files(args) if key else ():
+        lines = path.read_text(errors="replace").splitlines()
+        found = [n for n, line in enumerate(lines, 1) if re.search(rf"(^|[\s{{,-]){re.escape(parts[-1])}\s*:", line)]
+        if len(found) == 1:  # else it is anyone's guess
+            return f"{path}:{found[0]}: {key}"
     return key
 
 
@@ -114,9 +155,8 @@ def _config_files(args: Sequence[str]) -> list[Path]:
 
 def _suggestion(wrong: str) -> str:
     """ "; did you mean …?" with the nearest known name, if one is near."""
-    leaf = wrong.split(".")[-1].lstrip("-")
-    close = difflib.get_close_matches(leaf, _vocabulary(), n=1, cutoff=0.7)
-    return f"; did you mean {close[0]}?" if close and close[0] != leaf else ""
+    close = difflib.get_close_matches(wrong, sorted(_vocabulary()), n=1, cutoff=0.65)
+    return f"; did you mean {close[0]}?" if close and close[0] != wrong else ""
 
 
 def _vocabulary() -> set[str]:
@@ -127,6 +167,7 @@ def _vocabulary() -> set[str]:
     ]
     classes = {c for m in modules if isinstance(m, ModuleType) for _, c in inspect.getmembers(m, inspect.isclass)}
     words = {"model", "data", "trainer", "ema", "saver", "prior_check", "run", "config", "ckpt_path", "seed_everything"}
+    words |= {"class_path", "init_args"}
     for cls in classes:
         words.add(cls.__name__)
         try:

@@ -12,6 +12,7 @@ Reference: Karras et al., arXiv 2206.00364, Eq. 7.
 """
 
 from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -111,6 +112,7 @@ class NetworkDenoiser(Denoiser):
         return output.to(x_t.dtype)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+        check_time(x_t, t)  # before a table is indexed with it
         kernel = self.schedule(t)
         return self.parameterization.predict(kernel, x_t, self.raw(x_t, t, kernel, **cond))
 

@@ -1,24 +1,36 @@
 """Checkpoints that say what they are."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from .. import __version__
+from .lean import LeanCallback
 
 #: Parts of the configuration that give the weights their meaning.
 _MEANING = ("model.network", "model.schedule", "model.parameterization", "model.noise_input")
 
 
-class Description(Callback):
-    """Writes the configuration of model and data into every checkpoint, and refuses a checkpoint of another model.
+class Description(LeanCallback):
+    """Writes the configuration into the run's folder and that of model and data into every checkpoint.
+
+    Refuses a checkpoint of another model.
 
     Args:
         config: {"model": …, "data": …}, plain values only.
+        save: writes the whole configuration to a file.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+    def __init__(self, config: dict[str, Any], save: Callable[[Path], None]) -> None:
+        self.config, self.save = config, save
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.save(folder / "config.yaml")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["diffusion_pl"] = {"version": __version__, **self.config}

@@ -5,13 +5,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ..module import DiffusionModule
+from .lean import LeanCallback
 
 
-class EMA(Callback):
+class EMA(LeanCallback):
     """Averages θ̄ ← d θ̄ + (1 − d) θ after every optimizer step, one for each decay, used wherever the model is judged.
 
     Warm-up: at update n the decay is min(d, (1 + n)/(10 + n)), so that the random start is forgotten.  The first decay

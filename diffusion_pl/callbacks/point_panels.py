@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ..data import Points
@@ -13,9 +13,10 @@ from ..oracles import empirical
 from ..tensors import SampleNoise
 from .ema import judged_weights
 from .images import log_image
+from .lean import LeanCallback
 
 
-class PointPanels(Callback):
+class PointPanels(LeanCallback):
     """Panels for point data, as PNG files in the run's folder and in the loggers; each says which weights it shows.
 
     During training: samples, always from the same latents, beside the data.  At the end also the forward process, the

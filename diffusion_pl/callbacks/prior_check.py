@@ -3,14 +3,15 @@
 import math
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from ..data import DataModule
 from ..module import DiffusionModule
 from ..schedules import Schedule
+from .lean import LeanCallback
 
 
-class PriorCheck(Callback):
+class PriorCheck(LeanCallback):
     """Stops `fit` if q(x_T | x_0) is too far from the noise that sampling starts from.
 
     A model never sees pure noise in training if its process keeps some of the data to the end; samples then start from

@@ -9,8 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from .lean import LeanCallback
 
-class StepProgress(ProgressBar):
+
+class StepProgress(LeanCallback, ProgressBar):
     """Counts optimizer steps of the run in fit, batches elsewhere.  Redraws by the clock: a fast loop must not wait."""
 
     def __init__(self) -> None:

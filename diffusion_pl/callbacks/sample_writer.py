@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, distributed
 
+from .lean import LeanCallback
 
-class SampleWriter(Callback):
+
+class SampleWriter(LeanCallback):
     """Gathers the samples of all processes in the order of their index and hands them to the data module's `write`.
 
     Args:

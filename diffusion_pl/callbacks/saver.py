@@ -9,8 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from .lean import LeanCallback
 
-class Saver(Checkpoint):
+
+class Saver(LeanCallback, Checkpoint):
     """Writes checkpoints/last.ckpt in the run's folder every few steps, at the end, and when the run is told to stop.
 
     Ctrl-C and SIGTERM let the current step finish, save and end; a second Ctrl-C ends at once.

@@ -4,12 +4,13 @@ import os
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from ..tensors import mix
+from .lean import LeanCallback
 
 
-class StepSeed(Callback):
+class StepSeed(LeanCallback):
     """Reseeds torch's global generators before every training batch.
 
     So t, ε and dropout of a step do not depend on what happened before it: a resumed run draws what the uninterrupted

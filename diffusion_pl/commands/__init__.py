@@ -17,4 +17,11 @@ class ToolParser(ArgumentParser):
 def run_tool(name: str, args: Sequence[str]) -> None:
     """Call diffusion_pl.commands.NAME.NAME with options parsed from its signature."""
     function = getattr(import_module(f".{name}", __package__), name)
-    auto_cli(function, args=list(args), as_positional=False, parser_class=ToolParser, prog=f"diffusion_pl {name}")
+    auto_cli(
+        function,
+        args=list(args),
+        as_positional=False,
+        parser_class=ToolParser,
+        prog=f"diffusion_pl {name}",
+        allow_abbrev=False,
+    )

@@ -41,6 +41,10 @@ def sample(
 
     quiet()
     model, data = load(ckpt_path, weights)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # told now, not after the sampling
+        raise ValueError(f"--output {output} cannot be made a folder: {error.strerror}") from error
     data.predict_samples, data.batch_size, model.sample_seed = num_samples, min(batch_size, num_samples), seed
     writer = SampleWriter(data.write, output)
     trainer = Trainer(

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from diffusion_pl.data.loader import TensorLoader
+from .loader import TensorLoader
 
 
 class DataModule(LightningDataModule, ABC):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_pl.data.base import DataModule
-from diffusion_pl.data.loader import TensorLoader
+from .base import DataModule
+from .loader import TensorLoader
 
 
 class Points(DataModule):
@@ -125,7 +125,7 @@ class Points(DataModule):
 
     def write(self, x: Tensor, folder: Path) -> list[Path]:
         """samples.csv with the names of the axes as header, and samples.png beside the data where these are at hand."""
-        from diffusion_pl import plots
+        from .. import plots
 
         table, picture = folder / "samples.csv", folder / "samples.png"
         points = self.decode(x.double())

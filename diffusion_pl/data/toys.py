@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion_pl.data.points import Points
+from .points import Points
 
 
 class Toy(Points):

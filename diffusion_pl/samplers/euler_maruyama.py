@@ -16,7 +16,7 @@ class EulerMaruyama(Sampler):
     Reference: Anderson (1982); Song et al., arXiv 2011.13456, Eq. 6 and App. D.1.
 
     Args:
-        grid: needs finite g² at its first time (t_max < 1 where α(1) = 0) and many points.
+        grid: many points; unless λ = 0, finite g² at the first of them (t_max < 1 where α(1) = 0).
         noise: λ.
     """
 
@@ -30,6 +30,9 @@ class EulerMaruyama(Sampler):
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
         kernel = run.kernel(t)
+        if self.noise == 0:  # the ODE needs no g², which is infinite where α = 0, and draws no noise
+            x_0, eps = run.denoise(x_t, t)
+            return x_t + (s - t) * (kernel.d_alpha * x_0 + kernel.d_sigma * eps), None
         g_sq = self.noise**2 * kernel.diffusion_sq
         if not g_sq.isfinite():
             name = type(run.schedule).__name__

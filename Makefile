@@ -1,0 +1,41 @@
+# Every target sets up what it needs: a virtual environment in .venv, with the exact versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format benchmarks clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+.venv/.done: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffusion_pl needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	@echo "setting up .venv (some minutes, 6 GB, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: .venv/.done ## the virtual environment with everything installed
+
+demo: .venv/.done ## train on the Datasaurus, about a minute, and say where the pictures are
+	@$(BIN)/python -m diffusion_pl fit --config configs/datasaurus/vp.yaml
+
+lint: .venv/.done ## style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: lint ## style, types and the ordinary tests
+	@$(BIN)/python -m pytest -q
+
+test-slow: .venv/.done ## the tests that take minutes
+	@$(BIN)/python -m pytest -q -m slow
+
+format: .venv/.done ## bring the code into style
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format --quiet .
+
+benchmarks: .venv/.done ## measure speed and quality beside bare loops; prints ratios
+	@$(BIN)/python benchmarks/datasaurus.py
+
+clean: ## remove the environment and caches; runs stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

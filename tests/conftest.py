@@ -1,0 +1,244 @@
+"""Options, discovery of classes, and the numbers that tests compare with.
+
+`--device` and `--dtype` say where the tensors under test lie; tolerances widen with the type.  Tests of rounding, of
+convergence orders and of identities at 1e-12 fix their own type.
+
+`instances(Base)` builds every concrete subclass of Base in the package's core, so that a new class is tested without an
+edit here; one that needs arguments gets a line in ARGUMENTS.
+"""
+
+import importlib
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import diffusion_pl
+from diffusion_pl.denoiser import Denoiser
+from diffusion_pl.grids import ExplicitGrid, Grid
+from diffusion_pl.oracles import Gaussian
+from diffusion_pl.parameterizations import Parameterization
+from diffusion_pl.samplers import Sampler
+from diffusion_pl.schedules import LinearBetas, Schedule
+
+ROOT = Path(diffusion_pl.__file__).parent
+
+#: The floor of every module and package of diffusion_pl, bottom first.  A module imports from strictly lower floors and
+#: from its own package.
+FLOORS: dict[str, float] = {
+    "tensors": 0,
+    "schedules": 1,
+    "transitions": 2,
+    "parameterizations": 2,
+    "weightings": 2,
+    "times": 2,
+    "grids": 2,
+    "couplings": 2,
+    "denoiser": 3,
+    "guidance": 3.5,
+    "oracles": 3.5,
+    "loss": 4,
+    "samplers": 4,
+    "ode": 4.2,
+    "likelihood": 4.5,
+    "elbo": 4.5,
+    "module": 5,
+    "classifier": 5,
+    "lr_schedulers": 5,
+    "checkpoints": 6,
+    "console": 6,
+    "loading": 6.2,
+    "callbacks": 6.5,
+    "commands": 7,
+    "cli": 7.5,
+    "__main__": 7.9,
+}
+
+#: Side floors: what each may import of the package besides itself; floors 5 and up may import them.
+ISLANDS: dict[str, set[str]] = {"networks": set(), "data": {"plots"}, "metrics": set(), "plots": set()}
+
+#: Constructor arguments, a list of variants by class name; a class that is not here is built without arguments (grids:
+#: with steps, samplers: with a grid).
+ARGUMENTS: dict[str, list[dict[str, Any]]] = {
+    "BetaTable": [{"betas": [0.001, 0.02, 0.05, 0.2, 0.4, 0.3, 0.7, 0.9, 0.97]}],
+    "ZeroTerminalSNR": [{"table": LinearBetas(1000)}],
+    "SNR": [{}, {"plus": 1.0}],
+    "ChainELBO": [{"steps": 1000}, {"steps": 10}],
+    "P2": [{}, {"k": 0.5, "gamma": 0.5}],
+    "EDM": [{}, {"sigma_data": 2.0}],
+    "UniformGrid": [{"steps": 8}, {"steps": 8, "t_max": 0.9, "t_min": 0.01}],
+    "LogSNRGrid": [{"steps": 8, "t_max": 0.99}],
+    "KarrasGrid": [{"steps": 8, "sigma_min": 0.02, "sigma_max": 40.0}],
+    "RespacedGrid": [{"length": 100, "steps": 8}, {"length": 100, "steps": 8, "power": 2.0}],
+    "TrailingGrid": [{"length": 100, "steps": 8}],
+    "ExplicitGrid": [{"t": [0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]}],
+    "Ancestral": [{"variance": 0.0}, {"variance": 0.4}, {"variance": 1.0}],
+    "DDIM": [{"eta": 0.0}, {"eta": 0.6}, {"eta": 1.0}],
+    "EulerMaruyama": [{"noise": 1.0}, {"noise": 0.0}, {"noise": 0.7}],
+    "Heun": [{}, {"churn": 4.0}],
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the tensors under test lie")
+    parser.addoption("--dtype", default="float64", choices=["float32", "float64"], help="their type")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    kind: torch.dtype = getattr(torch, request.config.getoption("--dtype"))
+    return kind
+
+
+@pytest.fixture(scope="session")
+def near(dtype: torch.dtype) -> Callable[..., None]:
+    """near(actual, expected, rel, abs): assert_allclose with tolerances given for float64, at least 1e-3 in float32."""
+
+    def check(actual: Any, expected: Any, rel: float = 1e-9, abs: float = 0.0) -> None:
+        floor = 1e-3 if dtype == torch.float32 else 0.0
+        np.testing.assert_allclose(array(actual), array(expected), rtol=max(rel, floor), atol=max(abs, floor * 0.1))
+
+    return check
+
+
+@pytest.fixture
+def generator(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(0)
+
+
+def array(x: Any) -> np.ndarray:
+    """x as float64 numpy."""
+    return x.detach().cpu().double().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64)
+
+
+def core_modules() -> Iterator[str]:
+    """Names of the modules on floors 0 to 4."""
+    for info in pkgutil.iter_modules([str(ROOT)]):
+        if FLOORS.get(info.name, math.inf) >= 5:
+            continue
+        yield f"diffusion_pl.{info.name}"
+        if info.ispkg:
+            for inner in pkgutil.iter_modules([str(ROOT / info.name)]):
+                yield f"diffusion_pl.{info.name}.{inner.name}"
+
+
+def classes(base: type) -> list[type]:
+    """The concrete subclasses of base in the core."""
+    for name in core_modules():
+        importlib.import_module(name)
+    found, stack = set(), [base]
+    while stack:
+        cls = stack.pop()
+        stack.extend(cls.__subclasses__())
+        if not inspect.isabstract(cls) and cls.__module__.startswith("diffusion_pl."):
+            found.add(cls)
+    return sorted(found, key=lambda c: c.__name__)
+
+
+def variants(cls: type, default: dict[str, Any]) -> list[dict[str, Any]]:
+    """Keyword arguments of each variant of cls that is to be tested."""
+    chosen = ARGUMENTS.get(cls.__name__, [default])
+    for kwargs in chosen:
+        try:
+            inspect.signature(cls).bind(**({"grid": None} if issubclass(cls, Sampler) else {}), **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}: {error}; give conftest.ARGUMENTS a line for it") from error
+    return chosen
+
+
+def label(cls: type, kwargs: dict[str, Any]) -> str:
+    short = [f"{v:g}" for v in kwargs.values() if isinstance(v, float)]
+    return "-".join([cls.__name__, *short])
+
+
+def instances(base: type) -> list[Any]:
+    """One pytest.param per concrete subclass and variant."""
+    default = {"steps": 8} if base is Grid else {}
+    return [
+        pytest.param(cls(**kwargs), id=label(cls, kwargs)) for cls in classes(base) for kwargs in variants(cls, default)
+    ]
+
+
+def samplers() -> list[Any]:
+    """pytest.param(build) per sampler and variant: build(grid) makes it."""
+
+    def builder(cls: type[Sampler], kwargs: dict[str, Any]) -> Callable[[Grid], Sampler]:
+        return lambda grid: cls(grid, **kwargs)
+
+    return [
+        pytest.param(builder(cls, kwargs), id=label(cls, kwargs))
+        for cls in classes(Sampler)
+        for kwargs in variants(cls, {})
+    ]
+
+
+SCHEDULES = instances(Schedule)
+
+#: Times inside every cell of every table (no multiple of 1/N), where all schedules are regular.
+INNER = [0.00307, 0.0213, 0.1057, 0.2689, 0.5071, 0.7393, 0.9137, 0.9871]
+
+
+class ExactNetwork(nn.Module):
+    """The network F whose NetworkDenoiser is the given oracle; it is told t itself as c_noise."""
+
+    def __init__(self, oracle: Denoiser, parameterization: Parameterization) -> None:
+        super().__init__()
+        self.oracle, self.parameterization = oracle, parameterization
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        t = c_noise.reshape(-1, *[1] * (x.ndim - 1))
+        kernel = self.oracle.schedule(t)
+        scale = torch.sqrt((self.parameterization.sigma_data * kernel.alpha) ** 2 + kernel.sigma**2)
+        return self.parameterization.target(kernel, *self.oracle(scale * x, t))
+
+
+class GaussianFlow:
+    """Exact laws of the process of x_0 ~ N(mean, cov) in numpy: marginals, probability flow, posterior mean.
+
+    Marginal at t: N(α mean, α² cov + σ² I).  Flow: the optimal transport map between the (commuting) marginals.
+    """
+
+    mean = np.array([0.7, -0.4])
+    cov = np.array([[0.9, 0.35], [0.35, 0.4]])
+
+    def __init__(self, schedule: Schedule, dtype: torch.dtype = torch.float64, device: Any = "cpu") -> None:
+        self.schedule = schedule
+        self.oracle = Gaussian(schedule, *(torch.tensor(a, dtype=dtype, device=device) for a in (self.mean, self.cov)))
+
+    def scales(self, t: float) -> tuple[float, float]:
+        alpha, sigma, *_ = self.schedule(torch.tensor(t, dtype=torch.float64))
+        return alpha.item(), sigma.item()
+
+    def marginal(self, t: float) -> tuple[np.ndarray, np.ndarray]:
+        alpha, sigma = self.scales(t)
+        return alpha * self.mean, alpha**2 * self.cov + sigma**2 * np.eye(2)
+
+    def denoised(self, t: float) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and covariance of E[x_0 | x_t]: what a sampler ends with after the exact marginal at t."""
+        alpha, _ = self.scales(t)
+        gain = alpha * self.cov @ np.linalg.inv(self.marginal(t)[1])
+        return self.mean, gain @ self.marginal(t)[1] @ gain.T
+
+    def flow(self, x_t: np.ndarray, t: float, s: float) -> np.ndarray:
+        """x_s on the path of the probability-flow ODE through x_t: (B, 2)."""
+        (mean_t, cov_t), (mean_s, cov_s) = self.marginal(t), self.marginal(s)
+        _, axes = np.linalg.eigh(self.cov)
+        widths = [np.diag(axes.T @ c @ axes) for c in (cov_t, cov_s)]
+        return mean_s + (x_t - mean_t) @ (axes * np.sqrt(widths[1] / widths[0])) @ axes.T
+
+
+def explicit(grid: Grid, schedule: Schedule) -> ExplicitGrid:
+    """The grid's times on this schedule, as a grid of their own."""
+    return ExplicitGrid(grid(schedule).tolist())

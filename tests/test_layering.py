@@ -1,0 +1,102 @@
+"""The floors of the house: who imports whom, read from the source."""
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from conftest import FLOORS, ISLANDS, ROOT
+
+MODULES = sorted(ROOT.rglob("*.py"))
+CORE = 5  # floors below: the mathematics
+
+
+def place(path: Path) -> str:
+    """The module or package of diffusion_pl that a file belongs to; "" for its own __init__."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return "" if parts == ("__init__",) else parts[0]
+
+
+def imports(path: Path) -> tuple[set[tuple[str, ...]], set[str]]:
+    """What a file imports anywhere in it: modules of the package as paths, and names of other packages."""
+    inner, outer = set(), set()
+    package = path.relative_to(ROOT).parent.parts
+
+    def name(dotted: list[str]) -> None:
+        if dotted[0] == "diffusion_pl":
+            inner.add(tuple(dotted[1:]))
+        else:
+            outer.add(dotted[0])
+
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                name(alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module.split(".") if node.module else []
+            if node.level:
+                base = ["diffusion_pl", *package[: len(package) + 1 - node.level], *base]
+            for alias in node.names:
+                target = [*base, alias.name]
+                is_module = base[0] == "diffusion_pl" and _exists(target[1:])
+                name(target if is_module else base)
+    return {found for found in inner if found}, outer
+
+
+def _exists(parts: list[str]) -> bool:
+    return ROOT.joinpath(*parts).is_dir() or ROOT.joinpath(*parts).with_suffix(".py").is_file()
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+every_module = pytest.mark.parametrize("path", [p for p in MODULES if place(p)], ids=label)
+
+
+def test_the_reader_sees_every_kind_of_import() -> None:
+    inner, outer = imports(ROOT / "samplers" / "ancestral.py")
+    assert inner == {("grids",), ("transitions",), ("samplers", "base")}
+    assert outer == {"torch"}
+    assert "scipy" in imports(ROOT / "couplings.py")[1]  # inside a function
+
+
+@every_module
+def test_every_module_has_its_floor(path: Path) -> None:
+    assert place(path) in FLOORS or place(path) in ISLANDS, f"give {label(path)} a floor in conftest.FLOORS"
+
+
+@every_module
+def test_modules_import_from_lower_floors_only(path: Path) -> None:
+    mine = place(path)
+    for target in {found[0] for found in imports(path)[0]} - {mine}:
+        if mine in ISLANDS:
+            assert target in ISLANDS[mine], f"the island {mine} imports {target}"
+        elif target in ISLANDS:
+            assert FLOORS[mine] >= CORE, f"{mine} of the core imports the island {target}"
+        else:
+            assert FLOORS[target] < FLOORS[mine], f"{mine} imports {target}, which is no lower floor"
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if FLOORS.get(place(p), CORE) < CORE], ids=label)
+def test_the_core_needs_torch_alone(path: Path) -> None:
+    """And scipy for one assignment problem; no Lightning, no torchvision, no YAML."""
+    allowed = {"torch", *({"scipy"} if place(path) == "couplings" else set()), *sys.stdlib_module_names}
+    assert imports(path)[1] <= allowed
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if place(p) == "networks"], ids=label)
+def test_networks_need_torch_alone(path: Path) -> None:
+    assert imports(path)[1] <= {"torch", *sys.stdlib_module_names}
+
+
+def test_no_module_imports_itself_around_a_corner() -> None:
+    def node(parts: tuple[str, ...]) -> str:
+        return ".".join(parts[:-1] if parts and parts[-1] == "__init__" else parts)
+
+    graph = {
+        node(path.relative_to(ROOT).with_suffix("").parts): {node(found) for found in imports(path)[0]}
+        for path in MODULES
+    }
+    list(TopologicalSorter(graph).static_order())  # raises CycleError

@@ -1,0 +1,244 @@
+"""The loss against its own expectation: exact quadrature over (x_0, ε) on a line, and the posterior variance."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from conftest import INNER, SCHEDULES, ExactNetwork, array, instances
+from torch import Tensor, nn
+
+from diffusion_pl.couplings import Coupling, MinibatchOT
+from diffusion_pl.denoiser import NetworkDenoiser
+from diffusion_pl.loss import DenoisingLoss
+from diffusion_pl.oracles import Gaussian
+from diffusion_pl.parameterizations import EDM, Epsilon, Parameterization, V, Velocity
+from diffusion_pl.schedules import VP, Cosine, Karras, Rectified, Schedule
+from diffusion_pl.times import GridTimes, LikelihoodTimes, Times, TimeSampler, UniformTimes
+from diffusion_pl.weightings import SNR, Likelihood, MinSNR, Weighting
+
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
+every_weighting = pytest.mark.parametrize("weighting", instances(Weighting))
+
+
+class At(TimeSampler):
+    """t as given, in float64."""
+
+    def __init__(self, t: Tensor, importance: float = 1.0) -> None:
+        self.t, self.importance = t, importance
+
+    def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
+        return Times(self.t.expand(n), torch.full((n,), self.importance, dtype=torch.float64))
+
+
+class Given(Coupling):
+    """ε as given."""
+
+    def __init__(self, eps: Tensor) -> None:
+        self.eps = eps
+
+    def __call__(self, x_0: Tensor, eps: Tensor) -> Tensor:
+        return self.eps
+
+
+def network_of(
+    var: float, schedule: Schedule, parameterization: Parameterization, mean: float = 0.4
+) -> NetworkDenoiser:
+    """The exact network for data N(mean, var) on a line."""
+    oracle = Gaussian(schedule, torch.tensor([mean], dtype=torch.float64), torch.tensor([[var]], dtype=torch.float64))
+    return NetworkDenoiser(ExactNetwork(oracle, parameterization), schedule, parameterization)
+
+
+def quadrature(mean: float, var: float) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Nodes (x_0, ε) and weights that integrate any polynomial of low degree over N(mean, var) x N(0, 1) exactly."""
+    node, weight = np.polynomial.hermite_e.hermegauss(5)
+    weight = weight / weight.sum()
+    x_0, eps = np.meshgrid(mean + var**0.5 * node, node, indexing="ij")
+    pair = (torch.from_numpy(v.reshape(-1, 1)) for v in (x_0, eps))
+    return *pair, np.outer(weight, weight).ravel()
+
+
+@every_schedule
+@every_weighting
+@pytest.mark.parametrize("t", [INNER[1], INNER[4], INNER[6]])
+def test_the_exact_network_pays_the_posterior_variance(schedule: Schedule, weighting: Weighting, t: float) -> None:
+    """E w ‖x̂_0 − x_0‖² = w Var[x_0 | x_t], Var by conditioning (precisions of Gaussians add)."""
+    mean, var = 0.4, 0.3
+    x_0, eps, weight = quadrature(mean, var)
+    time = torch.tensor(t, dtype=torch.float64)
+    losses = DenoisingLoss(At(time), weighting, Given(eps))(network_of(var, schedule, EDM(0.5), mean), x_0)
+    alpha, sigma, *_ = schedule(time)
+    posterior_var = 1 / (1 / var + alpha.item() ** 2 / sigma.item() ** 2)
+    expected = float(weighting(schedule, time)) * posterior_var
+    assert (weight * array(losses.loss)).sum() == pytest.approx(expected, rel=1e-7)
+
+
+@every_schedule
+def test_an_inexact_network_pays_its_bias_too(schedule: Schedule) -> None:
+    """The loss of a network for data of another law: w E‖x̂_0 − x_0‖², by quadrature of that very error."""
+    x_0, eps, weight = quadrature(0.4, 0.3)
+    time = torch.tensor(INNER[4], dtype=torch.float64)
+    denoiser = network_of(1.1, schedule, V(), mean=-0.2)
+    alpha, sigma, *_ = schedule(time)
+    error = array(denoiser(alpha * x_0 + sigma * eps, time).x_0 - x_0).ravel() ** 2
+    losses = array(DenoisingLoss(At(time), MinSNR(), Given(eps))(denoiser, x_0).loss)
+    np.testing.assert_allclose(losses, float(MinSNR()(schedule, time)) * error, rtol=1e-7, atol=1e-12)
+    assert (weight * losses).sum() > 0
+
+
+@every_schedule
+@every_weighting
+def test_the_loss_does_not_depend_on_what_the_network_predicts(schedule: Schedule, weighting: Weighting) -> None:
+    """One denoiser, six networks: the same loss of every example."""
+    rng = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(2, len(INNER), 1, dtype=torch.float64, generator=rng)
+    times = At(torch.tensor(INNER, dtype=torch.float64))
+    found = [
+        array(DenoisingLoss(times, weighting, Given(eps))(network_of(1.7, schedule, p.values[0]), x_0).loss)
+        for p in instances(Parameterization)
+    ]
+    assert len(found) >= 6
+    assert (found[0] > 0).all()
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "parameterization", "weighting"),
+    [
+        (VP(), Epsilon(), SNR()),
+        (Cosine(), V(), SNR(1)),
+        (Karras(), EDM(0.5), SNR(4)),
+    ],
+    ids=["DDPM", "v", "EDM"],
+)
+def test_classical_losses_are_plain_mean_squares(
+    schedule: Schedule, parameterization: Parameterization, weighting: Weighting
+) -> None:
+    """A network that says 0 pays the mean square of its target: ε, αε − σx_0, …"""
+
+    class Zero(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+    rng = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(2, len(INNER), 3, 4, 4, dtype=torch.float64, generator=rng)
+    t = torch.tensor(INNER, dtype=torch.float64)
+    denoiser = NetworkDenoiser(Zero(), schedule, parameterization)
+    losses = DenoisingLoss(At(t), weighting, Given(eps))(denoiser, x_0)
+    target = array(parameterization.target(schedule(t[:, None, None, None]), x_0, eps))
+    np.testing.assert_allclose(array(losses.loss), [np.mean(one**2) for one in target], rtol=1e-7)
+    assert losses.loss.shape == (8,)
+    assert losses.t.tolist() == INNER
+
+
+def test_importance_multiplies_the_loss() -> None:
+    x_0, eps, _ = quadrature(0.4, 0.3)
+    t, denoiser = torch.tensor(0.3, dtype=torch.float64), network_of(0.3, VP(), Epsilon())
+    one, three = (array(DenoisingLoss(At(t, f), SNR(), Given(eps))(denoiser, x_0).loss) for f in (1.0, 3.0))
+    np.testing.assert_allclose(three, 3 * one, rtol=1e-12)
+
+
+@pytest.mark.parametrize("times", [UniformTimes(1e-3), LikelihoodTimes(1e-3)], ids=["uniform", "importance"])
+def test_drawn_losses_average_to_the_bound(times: TimeSampler) -> None:
+    """Monte Carlo over t, x_0 and ε together, with the package's own noise, against the integral over t."""
+    n, var = 40_000, 0.3
+    rng = torch.Generator().manual_seed(5)
+    x_0 = 0.4 + var**0.5 * torch.randn(n, 1, dtype=torch.float64, generator=rng)
+    loss = array(DenoisingLoss(times, Likelihood())(network_of(var, VP(), Epsilon()), x_0, rng).loss)
+    t = torch.logspace(-3, 0, 20_001, dtype=torch.float64)
+    alpha, sigma, *_ = (array(v) for v in VP()(t))
+    density = array(Likelihood()(VP(), t)) / (1 / var + alpha**2 / sigma**2)
+    exact = np.trapezoid(density, array(t)) / (1 - 1e-3)
+    error = loss.std() / n**0.5
+    assert error < (0.02 if isinstance(times, LikelihoodTimes) else 0.05) * exact
+    assert abs(loss.mean() - exact) < 4 * error
+
+
+def test_noise_is_fresh_standard_normal_and_from_the_generator() -> None:
+    """With F = 0 and the ε-loss the loss is ε² itself: a χ² law."""
+
+    class Zero(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+    from scipy import stats
+
+    denoiser = NetworkDenoiser(Zero(), VP(), Epsilon())
+    call = DenoisingLoss(GridTimes(1000), SNR())
+    x_0 = torch.zeros(5000, 1)
+    before = torch.get_rng_state()
+    first = call(denoiser, x_0, torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(call(denoiser, x_0, torch.Generator().manual_seed(1)).loss, first.loss)
+    assert not torch.equal(call(denoiser, x_0, torch.Generator().manual_seed(2)).loss, first.loss)
+    assert stats.kstest(array(first.loss), "chi2", args=(1,)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("parameterization", instances(Parameterization))
+@pytest.mark.parametrize("schedule", [VP(), Cosine(), Rectified()], ids=lambda s: type(s).__name__)
+def test_single_precision_bears_tiny_t(schedule: Schedule, parameterization: Parameterization) -> None:
+    """w = SNR is 1e6 and more at t = 1e-5, the error of x_0 as much smaller."""
+
+    class Half(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return 0.5 * x
+
+    rng = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(2, 16, 2, generator=rng)
+    t = torch.full((16,), 1e-5)
+    denoiser = NetworkDenoiser(Half(), schedule, parameterization)
+    single = DenoisingLoss(At(t), SNR(1), Given(eps))(denoiser, x_0).loss
+    double = DenoisingLoss(At(t.double()), SNR(1), Given(eps.double()))(denoiser, x_0.double()).loss
+    np.testing.assert_allclose(array(single), array(double), rtol=2e-3)
+
+
+def test_coupling_changes_the_pairing_only() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x_0 = torch.randn(32, 2, dtype=torch.float64, generator=rng)
+    seen = {}
+
+    class Spy(Coupling):
+        def __call__(self, x_0: Tensor, eps: Tensor) -> Tensor:
+            seen["paired"] = MinibatchOT()(x_0, eps)
+            seen["drawn"] = eps
+            return seen["paired"]
+
+    class Zero(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            seen["x_t"] = x
+            return torch.zeros_like(x)
+
+    denoiser = NetworkDenoiser(Zero(), VP(), Velocity())
+    t = torch.tensor(0.3, dtype=torch.float64)
+    DenoisingLoss(At(t), SNR(), Spy())(denoiser, x_0, torch.Generator().manual_seed(1))
+    alpha, sigma, *_ = VP()(t)
+    assert not torch.equal(seen["paired"], seen["drawn"])
+    np.testing.assert_allclose(array(seen["x_t"]), array(alpha * x_0 + sigma * seen["paired"]), rtol=1e-12)
+
+
+def test_gradients_reach_the_network_and_conditions_too() -> None:
+    class Conditional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+            return self.scale * label[:, None] * x
+
+    network = Conditional()
+    x_0, label = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.arange(8.0)
+    denoiser = NetworkDenoiser(network, VP(), Epsilon())
+    call: Callable[[], Tensor] = lambda: (  # noqa: E731
+        DenoisingLoss(UniformTimes(0.1), SNR())(
+            denoiser, x_0, torch.Generator().manual_seed(0), label=label
+        ).loss.mean()
+    )
+    call().backward()
+    slope, h = network.scale.grad.item(), 1e-2
+    with torch.no_grad():
+        network.scale += h
+        above = call()
+        network.scale -= 2 * h
+        below = call()
+    assert slope == pytest.approx(((above - below) / (2 * h)).item(), rel=1e-3)
