@@ -2,7 +2,7 @@
 
     python benchmarks/datasaurus.py [quality] [plain] [speed] [start]        (all of them without an argument)
 
-Each part measures both sides in the same run, interleaved, and prints the ratio: machines are shared, seconds are noise.
+Each part measures both sides in the same run, interleaved, and prints the ratio: machines are shared, seconds noisy.
 """
 
 import contextlib
@@ -127,7 +127,7 @@ def bare_loop(batch: int, steps: int, skip: int = 100) -> float:
 
 
 def fit_rate(batch: int, steps: int) -> float:
-    """Steps per second of `fit` with the configuration: EMA, logging, validation, checkpoints, progress bar; no panels."""
+    """Steps per second of `fit`: EMA, logging, validation, checkpoints and progress bar on, no panels."""
     from stopwatch import Stopwatch
 
     from diffusion_pl.__main__ import main

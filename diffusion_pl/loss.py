@@ -55,5 +55,6 @@ class DenoisingLoss:
         kernel = denoiser.schedule(t)
         output = denoiser.raw(kernel.alpha * x_0 + kernel.sigma * eps, t, kernel, **cond)
         error = output - denoiser.parameterization.target(kernel, x_0, eps)
-        weight = importance * self.weighting(denoiser.schedule, t) * denoiser.parameterization.c_out(kernel).square()
+        weight = importance * self.weighting(denoiser.schedule, t, kernel)
+        weight = weight * denoiser.parameterization.c_out(kernel).square()
         return Losses(mean_data(weight * error.square()), t.flatten())

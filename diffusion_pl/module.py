@@ -77,6 +77,22 @@ class DiffusionModule(LightningModule):
         self.sample_seed = 0  # of the sequence that `predict` draws
         self.weights_name = "raw"  # the EMA callback changes it while its averages are swapped in
 
+    # Lightning calls these hooks of every step even where nothing is in them, and skips what is not callable.
+    on_train_batch_start: Any = None
+    on_before_zero_grad: Any = None
+    on_before_backward: Any = None
+    on_after_backward: Any = None
+    on_before_optimizer_step: Any = None
+    on_train_batch_end: Any = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes around every hook, fifty times a step, which one is running; nn.Module's search for parameters
+        # and buffers in it costs a tenth of a small network's step.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     @property
     def network(self) -> nn.Module:
         """The score network, raw output F."""

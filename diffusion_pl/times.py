@@ -17,10 +17,10 @@ from .tensors import per_sample
 
 
 class Times(NamedTuple):
-    """t and the factor its loss is multiplied by, both (B, 1, …, 1)."""
+    """t: (B, 1, …, 1) and the factor its loss is multiplied by: shaped like t, or one number."""
 
     t: Tensor
-    importance: Tensor
+    importance: Tensor | float = 1.0
 
 
 class TimeSampler(ABC):
@@ -28,12 +28,12 @@ class TimeSampler(ABC):
 
     @abstractmethod
     def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
-        """n times as (n,) tensors in float32."""
+        """n times: (n,) in float32."""
 
     def __call__(self, schedule: Schedule, x_0: Tensor, generator: torch.Generator | None = None) -> Times:
         """Times for x_0: (B, *), of shape (B, 1, …, 1)."""
         t, importance = self.draw(schedule, len(x_0), x_0.device, generator)
-        return Times(per_sample(t, x_0), per_sample(importance, x_0))
+        return Times(per_sample(t, x_0), per_sample(importance, x_0) if isinstance(importance, Tensor) else importance)
 
 
 class UniformTimes(TimeSampler):
@@ -48,7 +48,7 @@ class UniformTimes(TimeSampler):
         self.t_min = t_min
 
     def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
-        return _plain(self.t_min + (1 - self.t_min) * torch.rand(n, device=device, generator=generator))
+        return Times(self.t_min + (1 - self.t_min) * torch.rand(n, device=device, generator=generator))
 
 
 class StratifiedTimes(TimeSampler):
@@ -67,7 +67,7 @@ class StratifiedTimes(TimeSampler):
     def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
         offset = torch.rand(1, device=device, generator=generator)
         u = (offset + torch.arange(n, device=device) / n) % 1
-        return _plain(self.t_min + (1 - self.t_min) * u)
+        return Times(self.t_min + (1 - self.t_min) * u)
 
 
 class GridTimes(TimeSampler):
@@ -83,7 +83,7 @@ class GridTimes(TimeSampler):
         self.steps = steps
 
     def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
-        return _plain(torch.randint(1, self.steps + 1, (n,), device=device, generator=generator) / self.steps)
+        return Times(torch.randint(1, self.steps + 1, (n,), device=device, generator=generator) / self.steps)
 
 
 class LogNormalTimes(TimeSampler):
@@ -102,7 +102,7 @@ class LogNormalTimes(TimeSampler):
 
     def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
         log_sigma = self.mean + self.std * torch.randn(n, device=device, generator=generator)
-        return _plain(schedule.time(-2 * log_sigma))
+        return Times(schedule.time(-2 * log_sigma))
 
 
 class LogitNormalTimes(TimeSampler):
@@ -123,7 +123,7 @@ class LogitNormalTimes(TimeSampler):
 
     def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
         logit = self.mean + self.std * torch.randn(n, device=device, generator=generator)
-        return _plain(torch.sigmoid(logit).clamp(min=self.t_min))
+        return Times(torch.sigmoid(logit).clamp(min=self.t_min))
 
 
 class LikelihoodTimes(TimeSampler):
@@ -151,10 +151,6 @@ class LikelihoodTimes(TimeSampler):
         t = schedule.time(high + (low - high) * u).clamp(min=self.t_min)
         # 1/p(t) over (t_min, 1), scaled by the interval's length as a uniform law's would be.
         return Times(t, (high - low) / -schedule(t).d_logsnr / (1 - self.t_min))
-
-
-def _plain(t: Tensor) -> Times:
-    return Times(t, torch.ones_like(t))
 
 
 def _check_t_min(t_min: float) -> None:

@@ -12,15 +12,25 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from .schedules import Schedule
+from .schedules import Kernel, Schedule
 
 
 class Weighting(ABC):
     """w(t) on the squared error of x_0."""
 
     @abstractmethod
-    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
-        """w, shaped like t."""
+    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+        """w, shaped like t; kernel is the schedule's at t."""
+
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel | None = None) -> Tensor:
+        """w, shaped like t.
+
+        Args:
+            schedule: the forward process.
+            t: any shape.
+            kernel: the schedule's at t, if the caller has it at hand already.
+        """
+        return self.weight(schedule, t, schedule(t) if kernel is None else kernel)
 
 
 class SNR(Weighting):
@@ -36,8 +46,8 @@ class SNR(Weighting):
         _positive("plus", plus, zero=True)
         self.plus = plus
 
-    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
-        return schedule(t).snr + self.plus
+    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+        return kernel.snr + self.plus
 
 
 class MinSNR(Weighting):
@@ -53,8 +63,8 @@ class MinSNR(Weighting):
         _positive("gamma", gamma)
         self.gamma = gamma
 
-    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
-        return schedule(t).snr.clamp(max=self.gamma)
+    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+        return kernel.snr.clamp(max=self.gamma)
 
 
 class SoftMinSNR(Weighting):
@@ -70,8 +80,8 @@ class SoftMinSNR(Weighting):
         _positive("gamma", gamma)
         self.gamma = gamma
 
-    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
-        return self.gamma * torch.sigmoid(schedule(t).logsnr - math.log(self.gamma))
+    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+        return self.gamma * torch.sigmoid(kernel.logsnr - math.log(self.gamma))
 
 
 class P2(Weighting):
@@ -89,8 +99,8 @@ class P2(Weighting):
         _positive("gamma", gamma, zero=True)
         self.k, self.gamma = k, gamma
 
-    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
-        snr = schedule(t).snr
+    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+        snr = kernel.snr
         return snr / (self.k + snr) ** self.gamma
 
 
@@ -100,8 +110,7 @@ class FlowMatching(Weighting):
     Reference: Lipman et al., arXiv 2210.02747, Eq. 14.
     """
 
-    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
-        kernel = schedule(t)
+    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
         return (kernel.d_alpha - kernel.alpha * kernel.d_sigma / kernel.sigma).square()
 
 
@@ -111,8 +120,8 @@ class Likelihood(Weighting):
     Reference: Song et al., arXiv 2101.09258, Thm. 1 (weight g² on the score); Kingma et al., arXiv 2107.00630, Eq. 17.
     """
 
-    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
-        alpha, sigma, d_alpha, d_sigma = schedule(t)
+    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+        alpha, sigma, d_alpha, d_sigma = kernel
         return alpha / sigma * (alpha * d_sigma / sigma - d_alpha) / sigma  # 0, not 0/0, where α = 0
 
 
@@ -131,12 +140,11 @@ class ChainELBO(Weighting):
         _positive("steps", steps)
         self.steps = steps
 
-    def __call__(self, schedule: Schedule, t: Tensor) -> Tensor:
+    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
         first = t * self.steps < 1.5
-        at_t = schedule(t)
         at_s = schedule(torch.where(first, t, t - 1 / self.steps))
         # SNR(s) − SNR(t) = −SNR(s) expm1(λ_t − λ_s), which also holds where α_t = 0.
-        share = torch.where(first, torch.ones_like(t), -torch.expm1(at_t.logsnr - at_s.logsnr))
+        share = torch.where(first, torch.ones_like(t), -torch.expm1(kernel.logsnr - at_s.logsnr))
         return 0.5 * self.steps * at_s.snr * share
 
 

@@ -40,6 +40,7 @@ def same_law(sample: np.ndarray, law: str, args: tuple[float, ...] = ()) -> None
 @pytest.mark.parametrize("shape", [(64,), (64, 2), (64, 3, 8, 8)], ids=str)
 def test_shapes(law: TimeSampler, shape: tuple[int, ...], device: torch.device, generator: torch.Generator) -> None:
     t, importance = law(VP(), torch.empty(shape, device=device), generator)
+    importance = torch.as_tensor(importance, device=device).expand_as(t)  # one number for laws of the objective itself
     for value in (t, importance):
         assert value.shape == (64, *[1] * (len(shape) - 1))
         assert value.dtype == torch.float32
@@ -66,7 +67,8 @@ def test_randomness_comes_from_the_generator_alone(law: TimeSampler) -> None:
 @every_law
 def test_the_importance_of_a_law_averages_to_one(law: TimeSampler) -> None:
     """E[1/p(t)] over the interval is its length, whatever p; and 1 for a law that is part of the objective."""
-    importance = array(law(Cosine(), torch.empty(N, 2), torch.Generator().manual_seed(0)).importance)
+    drawn = law(Cosine(), torch.empty(N, 2), torch.Generator().manual_seed(0))
+    importance = array(torch.as_tensor(drawn.importance).expand_as(drawn.t))
     error = importance.std() / math.sqrt(N)
     assert abs(importance.mean() - 1) <= 4 * error
 
@@ -150,7 +152,7 @@ def test_likelihood_times_are_unbiased_and_quieter_than_uniform_ones(schedule: S
 
     def estimates(law: TimeSampler) -> np.ndarray:
         t, importance = law(schedule, torch.empty(n, 1), torch.Generator().manual_seed(3))
-        return array(importance.double() * integrand(schedule, t.double())).flatten()
+        return array(torch.as_tensor(importance).double() * integrand(schedule, t.double())).flatten()
 
     drawn, plain = estimates(LikelihoodTimes(t_min)), estimates(UniformTimes(t_min))
     assert abs(drawn.mean() - exact) < 4 * drawn.std() / math.sqrt(n)

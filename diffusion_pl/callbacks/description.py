@@ -26,7 +26,8 @@ class Description(LeanCallback):
     def __init__(self, config: dict[str, Any], save: Callable[[Path], None]) -> None:
         self.config, self.save = config, save
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not earlier: a run that is refused leaves the file of the one before.
         if trainer.is_global_zero and not trainer.fast_dev_run:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)

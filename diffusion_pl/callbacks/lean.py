@@ -8,8 +8,8 @@ from lightning.pytorch import Callback
 class LeanCallback(Callback):
     """A callback that costs nothing in the training step unless it defines a hook there.
 
-    Lightning calls the six hooks of every training step on every callback, empty or not, at five microseconds each: for a
-    small network a dozen callbacks would double the step.  It skips a hook that is not callable.
+    Lightning calls the six hooks of every training step on every callback, empty or not, at five microseconds each: for
+    a small network a dozen callbacks would double the step.  It skips a hook that is not callable.
     """
 
     on_train_batch_start: Any = None

@@ -43,6 +43,7 @@ class PointPanels(LeanCallback):
             raise ValueError(f"PointPanels: field_times must lie in (0, 1], got {list(field_times)}")
         self.every_n_steps, self.num_samples = every_n_steps, num_samples
         self.field_times, self.num_paths = tuple(field_times), num_paths
+        self._drawn_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(trainer.datamodule, Points):
@@ -52,7 +53,9 @@ class PointPanels(LeanCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % self.every_n_steps == 0 and step != trainer.max_steps and trainer.is_global_zero:
+        due = step % self.every_n_steps == 0 and step not in (self._drawn_step, trainer.max_steps)
+        if due and trainer.is_global_zero:
+            self._drawn_step = step  # while gradients are accumulated the step stays
             with judged_weights(trainer, pl_module):
                 self._samples(trainer, _module(pl_module))
 
@@ -81,6 +84,8 @@ class PointPanels(LeanCallback):
         kernel = schedule(t)
         curves = plots.schedule_panel(t.numpy(), kernel.alpha.numpy(), kernel.sigma.numpy(), kernel.logsnr.numpy())
         log_image(trainer, "schedule", plots.to_image(curves))
+        if data.shape == (1,):
+            return  # the other panels are drawn in the plane
 
         cloud = points[torch.arange(max(1000, len(points))) % len(points)]
         eps = SampleNoise(0, range(len(cloud)))(cloud)

@@ -49,7 +49,7 @@ class StepProgress(LeanCallback, ProgressBar):
         self._close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._bar is None:
+        if trainer.state.fn != "fit":
             self._open("validate", _total(trainer.num_val_batches))
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
