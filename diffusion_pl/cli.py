@@ -5,18 +5,21 @@ which everything of the run lies.  The data's shape and classes are linked to th
 """
 
 import os
+import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
 from .callbacks import EMA, Description, PriorCheck, SampleWriter, Saver, StepProgress, StepSeed
+from .callbacks.lean import LeanProfiler
 from .callbacks.saver import last_checkpoint
 from .checkpoints import AtomicCheckpointIO
 from .console import quiet
@@ -25,6 +28,9 @@ from .loading import link_data
 from .module import DiffusionModule
 
 RUNS = Path("runs")
+_USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VALUE …]"
+_INDENT = " " * 24  # of an option's text in the help
+_KNOWN = re.compile(r"known\s+subclasses:\s+([^)]*)\)")
 _RUN_VARIABLE = "DIFFUSION_PL_RUN"  # tells the processes that DDP starts which folder the first one chose
 
 
@@ -34,19 +40,9 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ValueError(message)
 
-
-class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml into the run's folder when training begins, so that a refused run leaves the old one there."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        pass
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            config = self.config.clone()
-            config.ckpt_path = None  # given back as --config, it begins anew
-            path = Path(trainer.default_root_dir) / self.config_filename
-            self.parser.save(config, path, skip_none=False, overwrite=True, multifile=False)
+    def format_help(self, formatter: Any = None) -> str:
+        # Of several hundred subclasses of nn.Module and the like, the help names ours and torch's optimizers.
+        return _KNOWN.sub(_ours_only, super().format_help(formatter))
 
 
 class DiffusionCLI(LightningCLI):
@@ -63,18 +59,30 @@ class DiffusionCLI(LightningCLI):
                 "num_sanity_val_steps": 0,
                 "check_val_every_n_epoch": None,
                 "val_check_interval": 1000,
+                "log_every_n_steps": 100,
                 "use_distributed_sampler": False,  # our loaders deal out the data themselves, without padding
                 "inference_mode": False,  # likelihood differentiates during evaluation
                 "enable_model_summary": False,
             },
             seed_everything_default=0,
-            save_config_callback=SaveConfig,
+            save_config_callback=None,  # Description does it
             parser_class=Parser,
-            parser_kwargs={"prog": "diffusion_pl", "allow_abbrev": False},
+            parser_kwargs={
+                "prog": "diffusion_pl",
+                "allow_abbrev": False,
+                **{name: {"usage": _USAGE.format(name)} for name in self.subcommands()},
+            },
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             args=args,
         )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # What people come to change stands first, in the help and in the saved configuration.
+        parser.add_lightning_class_args(DiffusionModule, "model")
+        parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str | None, default=None, help="Name of the run's folder under runs/.")
@@ -121,6 +129,7 @@ class DiffusionCLI(LightningCLI):
             return super().instantiate_trainer(
                 callbacks=[*always, *chosen],
                 plugins=[*_as_list(section.plugins), AtomicCheckpointIO()],
+                profiler=LeanProfiler() if section.profiler is None else section.profiler,
                 default_root_dir=str(self.folder),
                 **self._logger(),
                 **kwargs,
@@ -173,6 +182,13 @@ def _default_name(config: Any) -> str:
     return "-".join([paths[0].absolute().parent.name, *(path.stem for path in paths)]) if paths else "run"
 
 
+def _ours_only(listing: re.Match[str]) -> str:
+    names = listing[1].replace("\n", " ").split(",")
+    kept = [n.strip() for n in names if n.strip().startswith(("diffusion_pl.", "torch.optim.A", "torch.optim.lr_"))]
+    text = f"known subclasses: {', '.join(kept)})" if kept else "any subclass)"
+    return "\n".join(textwrap.wrap(text, 80, initial_indent=_INDENT, subsequent_indent=_INDENT)).removeprefix(_INDENT)
+
+
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
@@ -208,3 +224,8 @@ def run_trainer(args: Sequence[str]) -> None:
         os.environ.pop(_RUN_VARIABLE, None)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
         print(f"the run lies in {cli.folder}")
+        found = {"checkpoint": last_checkpoint(cli.folder), "pictures": cli.folder / "panels"}
+        for what, path in found.items():
+            if path.exists():
+                print(f"  {what:<10}  {path}")
+        print(f"  dashboard   tensorboard --logdir {RUNS}")

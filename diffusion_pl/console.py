@@ -140,7 +140,7 @@ def _place(key: str, args: Sequence[str]) -> str:
         if key and [p for p in option.lstrip("-").rstrip("+").split(".") if p != "init_args"] == parts:
             return option
     for path in _config_files(args) if key else ():
-        lines = path.read_text(errors="replace").splitlines()
+        lines = [line.partition("#")[0] for line in path.read_text(errors="replace").splitlines()]
         found = [n for n, line in enumerate(lines, 1) if re.search(rf"(^|[\s{{,-]){re.escape(parts[-1])}\s*:", line)]
         if len(found) == 1:  # else it is anyone's guess
             return f"{path}:{found[0]}: {key}"

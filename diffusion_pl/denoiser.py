@@ -93,6 +93,8 @@ class NetworkDenoiser(Denoiser):
         super().__init__()
         self.network, self.schedule, self.parameterization = network, schedule, parameterization
         self.noise_input = ScaledTime() if noise_input is None else noise_input
+        # Within a tuple, so that it is not registered twice; it tells the network's type without a search at each call.
+        self._first_parameter = tuple(network.parameters())[:1]
 
     def raw(self, x_t: Tensor, t: Tensor, kernel: Kernel, **cond: Tensor) -> Tensor:
         """F: (B, *) at (x_t, t), the space in which the loss is taken.
@@ -107,7 +109,7 @@ class NetworkDenoiser(Denoiser):
         check_time(x_t, t)
         c_in = torch.rsqrt((kernel.alpha * self.parameterization.sigma_data).square() + kernel.sigma.square())
         c_noise = self.noise_input(kernel, t).reshape(-1).expand(len(x_t))
-        dtype = next((p.dtype for p in self.network.parameters()), x_t.dtype)
+        dtype = self._first_parameter[0].dtype if self._first_parameter else x_t.dtype
         output: Tensor = self.network((c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype), **cond)
         return output.to(x_t.dtype)
 

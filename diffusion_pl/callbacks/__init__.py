@@ -1,7 +1,7 @@
 """What Lightning runs beside the training loop."""
 
 from .description import Description
-from .ema import EMA
+from .ema import EMA, judged_weights
 from .point_panels import PointPanels
 from .prior_check import PriorCheck
 from .progress import StepProgress
@@ -18,4 +18,5 @@ __all__ = [
     "Saver",
     "StepProgress",
     "StepSeed",
+    "judged_weights",
 ]

@@ -69,7 +69,8 @@ class PointPanels(LeanCallback):
         from .. import plots
 
         data, weights = _data(trainer), model.weights_name
-        x = model.sample(range(self.num_samples)).x_0.cpu()
+        count = 10 if trainer.fast_dev_run else self.num_samples
+        x = model.sample(range(count)).x_0.cpu()
         title = f"step {trainer.global_step:,} · {weights} weights"
         figure = plots.samples_panel(data.decode(data.train_points).numpy(), data.decode(x).numpy(), title)
         log_image(trainer, f"samples/{weights}", plots.to_image(figure))

@@ -1,5 +1,6 @@
 """python -m diffusion_pl sample: samples of a checkpoint."""
 
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -14,7 +15,8 @@ def sample(
 ) -> None:
     """Draw samples from a checkpoint with its own sampler and write them in the units of its data.
 
-    Points become samples.csv (with a header) and samples.png.  Sample i is the same whatever the batch size.
+    Points become samples.csv (with a header) and samples.png.  Sample i is the same, up to rounding, whatever the
+    batch size.
 
     Args:
         ckpt_path: A checkpoint of a run; it says which model and data it belongs to.
@@ -50,7 +52,9 @@ def sample(
     trainer = Trainer(
         accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False, callbacks=[StepProgress(), writer]
     )
-    trainer.predict(model, datamodule=data)
+    with suppress(OSError, ValueError):  # the picture shows the data too, where they are at hand
+        data.setup("predict")
+    trainer.predict(model, dataloaders=data.predict_dataloader())
     print(f"{num_samples:,} samples of {ckpt_path} ({model.weights_name} weights), {writer.nfe} evaluations each:")
     for file in writer.files:
         print(f"  {file}")

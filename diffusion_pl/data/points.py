@@ -31,7 +31,8 @@ class Points(DataModule):
         classes: Number of classes if the examples have labels.
         batch_size: Points per batch and process.
         val_fraction: Fraction of the distinct points to hold out, in [0, 1).
-        repeats: Passes over a split that make one epoch. Repeating held-out points shows each at several noise levels.
+        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches. Repeating held-out
+            points shows each at several noise levels.
         seed: Chooses the split and the order.
     """
 
@@ -43,13 +44,13 @@ class Points(DataModule):
         classes: int | None = None,
         batch_size: int,
         val_fraction: float,
-        repeats: int,
+        repeats: int | None,
         seed: int,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"{type(self).__name__}: batch_size must be at least 1, got {batch_size}")
-        if repeats < 1:
+        if repeats is not None and repeats < 1:
             raise ValueError(f"{type(self).__name__}: repeats must be at least 1, got {repeats}")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"{type(self).__name__}: val_fraction must lie in [0, 1), got {val_fraction}")
@@ -152,15 +153,18 @@ class Points(DataModule):
         mean, std = self._normalization
         return mean.to(like), std.to(like)
 
+    def _passes(self) -> int:
+        return self.repeats or max(1, round(100 * self.batch_size / len(self._ready()[0]["x"])))
+
     def train_dataloader(self) -> TensorLoader:
         tensors = {**self._ready()[0], "x": self.train_points}
-        return self.in_memory_loader(tensors, self.batch_size, train=True, repeats=self.repeats, seed=self.seed)
+        return self.in_memory_loader(tensors, self.batch_size, train=True, repeats=self._passes(), seed=self.seed)
 
     def val_dataloader(self) -> TensorLoader | list[Any]:
         tensors = {**self._ready()[1], "x": self.val_points}
         if len(tensors["x"]) == 0:
             return []
-        return self.in_memory_loader(tensors, self.batch_size, train=False, repeats=self.repeats)
+        return self.in_memory_loader(tensors, self.batch_size, train=False, repeats=self._passes())
 
     def test_dataloader(self) -> TensorLoader | list[Any]:
         return self.val_dataloader()
@@ -192,11 +196,11 @@ class Datasaurus(Points):
     Args:
         batch_size: Points per batch and process.
         val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch; by default an epoch is 100 batches.
+        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the split and the order.
     """
 
-    def __init__(self, batch_size: int = 512, val_fraction: float = 0.1, repeats: int = 400, seed: int = 0) -> None:
+    def __init__(self, batch_size: int = 512, val_fraction: float = 0.1, repeats: int | None = None, seed: int = 0) -> None:
         super().__init__(
             "Datasaurus", ("x", "y"), batch_size=batch_size, val_fraction=val_fraction, repeats=repeats, seed=seed
         )
@@ -216,7 +220,7 @@ class Table(Points):
         where: Keep only the rows in which each of these columns has this text; None keeps all.
         batch_size: Points per batch and process.
         val_fraction: Fraction of the distinct points to hold out.
-        repeats: Passes over a split that make one epoch; raise it for small files.
+        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the split and the order.
     """
 
@@ -227,7 +231,7 @@ class Table(Points):
         where: dict[str, str] | None = None,
         batch_size: int = 512,
         val_fraction: float = 0.1,
-        repeats: int = 1,
+        repeats: int | None = None,
         seed: int = 0,
     ) -> None:
         path = str(path)  # a Path among the hyper-parameters would make the checkpoint unreadable without full pickle

@@ -21,7 +21,7 @@ class Toy(Points):
         noise: float,
         batch_size: int,
         val_fraction: float,
-        repeats: int,
+        repeats: int | None,
         seed: int,
         classes: int | None = None,
     ) -> None:
@@ -59,7 +59,7 @@ class Moons(Toy):
         conditional: Label each point with its moon.
         batch_size: Points per batch and process.
         val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch.
+        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the points, the split and the order.
     """
 
@@ -70,7 +70,7 @@ class Moons(Toy):
         conditional: bool = False,
         batch_size: int = 512,
         val_fraction: float = 0.1,
-        repeats: int = 1,
+        repeats: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed, 2 if conditional else None)
@@ -92,7 +92,7 @@ class Circles(Toy):
         conditional: Label each point with its circle.
         batch_size: Points per batch and process.
         val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch.
+        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the points, the split and the order.
     """
 
@@ -104,7 +104,7 @@ class Circles(Toy):
         conditional: bool = False,
         batch_size: int = 512,
         val_fraction: float = 0.1,
-        repeats: int = 1,
+        repeats: int | None = None,
         seed: int = 0,
     ) -> None:
         if not 0 < factor < 1:
@@ -127,7 +127,7 @@ class SwissRoll(Toy):
         noise: Blur, in the units of the radius.
         batch_size: Points per batch and process.
         val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch.
+        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the points, the split and the order.
     """
 
@@ -137,7 +137,7 @@ class SwissRoll(Toy):
         noise: float = 0.5,
         batch_size: int = 512,
         val_fraction: float = 0.1,
-        repeats: int = 1,
+        repeats: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed)
@@ -158,7 +158,7 @@ class EightGaussians(Toy):
         conditional: Label each point with its Gaussian, counted from angle 0 anticlockwise.
         batch_size: Points per batch and process.
         val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch.
+        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the points, the split and the order.
     """
 
@@ -169,7 +169,7 @@ class EightGaussians(Toy):
         conditional: bool = False,
         batch_size: int = 512,
         val_fraction: float = 0.1,
-        repeats: int = 1,
+        repeats: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed, 8 if conditional else None)
@@ -190,7 +190,7 @@ class Checkerboard(Toy):
         noise: Blur, in sides of a square; 0 keeps the edges sharp.
         batch_size: Points per batch and process.
         val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch.
+        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the points, the split and the order.
     """
 
@@ -200,7 +200,7 @@ class Checkerboard(Toy):
         noise: float = 0.0,
         batch_size: int = 512,
         val_fraction: float = 0.1,
-        repeats: int = 1,
+        repeats: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed)
@@ -224,7 +224,7 @@ class Pinwheel(Toy):
         conditional: Label each point with its arm.
         batch_size: Points per batch and process.
         val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch.
+        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the points, the split and the order.
     """
 
@@ -235,7 +235,7 @@ class Pinwheel(Toy):
         conditional: bool = False,
         batch_size: int = 512,
         val_fraction: float = 0.1,
-        repeats: int = 1,
+        repeats: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed, 5 if conditional else None)

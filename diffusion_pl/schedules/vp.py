@@ -33,7 +33,8 @@ class VP(Schedule):
         log_alpha, d_log_alpha = linear_beta(t, self.beta_min, self.beta_max)
         alpha = torch.exp(log_alpha)
         sigma = torch.sqrt(-torch.expm1(2 * log_alpha))
-        return Kernel(alpha, sigma, alpha * d_log_alpha, -alpha.square() * d_log_alpha / sigma)
+        d_alpha = alpha * d_log_alpha
+        return Kernel(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)  # σ² = 1 − α²
 
     def time(self, logsnr: Tensor) -> Tensor:
         # α² = sigmoid(λ), so ∫β = −2 log α = softplus(−λ).
@@ -42,8 +43,8 @@ class VP(Schedule):
 
 def linear_beta(t: Tensor, beta_min: float, beta_max: float) -> tuple[Tensor, Tensor]:
     """log α = −½∫₀ᵗβ and its derivative −½β(t)."""
-    delta = beta_max - beta_min
-    return -t * (0.25 * delta * t + 0.5 * beta_min), -0.5 * (beta_min + delta * t)
+    half = -0.5 * (beta_max - beta_min) * t
+    return t * (0.5 * half - 0.5 * beta_min), half - 0.5 * beta_min
 
 
 def invert_linear_beta(integral: Tensor, beta_min: float, beta_max: float) -> Tensor:
