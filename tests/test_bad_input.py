@@ -1,0 +1,232 @@
+"""Everything a person may get wrong on a command line: one line that says what and where, status 2, nothing changed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shell import cli, fit, no_files_change, tiny_config
+
+CSV = "x,y,name\n" + "".join(f"{i},{i * i},a\n" for i in range(20))
+
+
+def options(*args: Any) -> Any:
+    """A good file, and these options after it."""
+
+    def command(folder: Path) -> list[Any]:
+        return ["fit", "--config", tiny_config(folder, trainer__max_steps=1).name, *args]
+
+    return command
+
+
+def file(**changes: Any) -> Any:
+    """A file in which these keys are as given."""
+
+    def command(folder: Path) -> list[Any]:
+        return ["fit", "--config", tiny_config(folder, **({"trainer__max_steps": 1} | changes)).name]
+
+    return command
+
+
+def text(old: str, new: str) -> Any:
+    """A file in which one text is replaced."""
+
+    def command(folder: Path) -> list[Any]:
+        path = tiny_config(folder, trainer__max_steps=1)
+        content = path.read_text()
+        assert content.count(old) == 1, (old, content)
+        path.write_text(content.replace(old, new))
+        return ["fit", "--config", path.name]
+
+    return command
+
+
+def table(content: str | bytes | None, columns: str = "xy", **arguments: Any) -> Any:
+    """A file that trains on points.csv."""
+
+    def command(folder: Path) -> list[Any]:
+        if content is not None:
+            (folder / "points.csv").write_bytes(content.encode() if isinstance(content, str) else content)
+        arguments_ = {"path": "points.csv", "columns": list(columns)} | arguments
+        data = {"class_path": "Table", "init_args": arguments_}
+        return ["fit", "--config", tiny_config(folder, data=data, trainer__max_steps=1).name]
+
+    return command
+
+
+def command(*args: str) -> Any:
+    """Just this."""
+    return lambda folder: list(args)
+
+
+GRID = "--model.sampler.grid"
+EXPLICIT = [GRID, "ExplicitGrid", f"{GRID}.t"]
+
+#: What is typed -> a pattern that the one line must match.
+CASES: dict[str, tuple[Any, str]] = {
+    # Unknown names.
+    "command": (command("fitt"), r"unknown command 'fitt': did you mean fit\?"),
+    "option of trainer": (options("--trainer.max_epoch", 3), r"unknown option --trainer.max_epoch; .*max_epochs\?"),
+    "abbreviation": (options("--trainer.max_step", 3), r"unknown option --trainer.max_step; did you mean max_steps\?"),
+    "option of model": (options("--model.optimzer.lr", 1), r"unknown option --model.optimzer.lr; .*optimizer\?"),
+    "option of class": (options("--model.network.widht", 8), r"--model.network.widht: unknown key; .*width\?"),
+    "option of optimizer": (options("--model.optimizer.lrr", 1), r"--model.optimizer.lrr: unknown key; .*lr\?"),
+    "section": (file(modell={"compile": True}), r"tiny.yaml:\d+: modell: unknown key; did you mean model\?"),
+    "key of trainer": (file(trainer__max_stepz=3), r"tiny.yaml:\d+: trainer.max_stepz: unknown key; .*max_steps\?"),
+    "key of model": (text("network:", "netwrok:"), r"tiny.yaml:2: model.netwrok: unknown key; did you mean network\?"),
+    "key of class": (text("width:", "widht:"), r"tiny.yaml:5: model.network.widht: unknown key; did you mean width\?"),
+    "key of loss": (text("plus:", "puls:"), r"tiny.yaml:\d+: model.loss.weighting.puls: unknown key; .*plus\?"),
+    "key of data": (text("repeats:", "repeat:"), r"tiny.yaml:\d+: data.repeat: unknown key; did you mean repeats\?"),
+    "key of ema": (file(ema={"decay": 0.9}), r"tiny.yaml:\d+: ema.decay: unknown key; did you mean decays\?"),
+    "class": (text("class_path: VP", "class_path: VPX"), r"model.schedule: there is no class VPX; did you mean VP\?"),
+    "class by option": (options("--model.schedule", "Cosin"), r"--model.schedule: there is no class Cosin; .*Cosine\?"),
+    "optimizer": (text("torch.optim.AdamW", "torch.optim.Adamm"), r"no class torch.optim.Adamm; did you mean Adam\?"),
+    "network": (text("networks.MLP", "networks.MPL"), r"no class diffusion_pl.networks.MPL; did you mean MLP\?"),
+    "module": (text("diffusion_pl.networks.MLP", "nowhere.MLP"), r"model.network: .*nowhere"),
+    "data": (
+        text("class_path: Datasaurus", "class_path: Datasuarus"),
+        r"data: there is no class Datasuarus; .*saurus\?",
+    ),
+    "callback": (file(trainer__callbacks=[{"class_path": "PointPanel"}]), r"no class PointPanel; .*PointPanels\?"),
+    "callback's key": (
+        file(trainer__callbacks=[{"class_path": "PointPanels", "init_args": {"num_path": 3}}]),
+        r"trainer.callbacks.num_path: unknown key; did you mean num_paths\?",
+    ),
+    # Classes and shapes of the file.
+    "class of another kind": (
+        text("class_path: VP", "class_path: Heun"),
+        r"model.schedule: Heun is a class, but not of",
+    ),
+    "number for a class": (
+        file(model__schedule=3),
+        r"tiny.yaml:\d+: model.schedule: expected class_path of a Schedule",
+    ),
+    "no init_args": (file(model__schedule={"class_path": "VP", "beta_max": 9}), r"model.schedule: .*init_args"),
+    "no file": (command("fit", "--config", "none.yaml"), r"--config: .*none.yaml"),
+    "syntax": (
+        text("parameterization:", "parameterization: : :"),
+        r"tiny.yaml: mapping values .*at line \d+, column \d+",
+    ),
+    "unclosed": (text("class_path: VP", "class_path: [VP"), r"tiny.yaml: .*line \d+, column \d+"),
+    "no section data": (file(data=None), r"missing: data"),
+    "no model.optimizer": (file(model__optimizer=None), r"missing: model.optimizer"),
+    "nothing at all": (command("fit"), r"missing: model.network, .*model.loss.*data \(give a --config"),
+    "required parameter": (
+        options("--model.lr_scheduler", "WarmupCosine"),
+        r"--model.lr_scheduler: missing: warmup_steps",
+    ),
+    # Types.
+    "steps": (options("--trainer.max_steps", "abc"), r"--trainer.max_steps: expected int, got abc"),
+    "steps in a file": (file(trainer__max_steps="abc"), r"tiny.yaml:\d+: trainer.max_steps: expected int, got abc"),
+    "steps with a point": (options("--trainer.max_steps", "2.5"), r"--trainer.max_steps: expected int, got 2.5"),
+    "learning rate": (options("--model.optimizer.lr", "abc"), r"--model.optimizer.lr: expected float, got abc"),
+    "learning rate in a file": (
+        text("lr: 0.01", "lr: abc"),
+        r"tiny.yaml:\d+: model.optimizer.lr: expected float, got abc",
+    ),
+    "grid steps": (text("steps: 4", "steps: abc"), r"model.sampler.grid.steps: expected int, got abc"),
+    "seed": (options("--seed_everything", "abc"), r"--seed_everything: expected bool or int, got abc"),
+    "negative seed": (options("--seed_everything", -1), r"seed_everything must lie in \[0, 4294967295\], got -1"),
+    "precision": (options("--trainer.precision", 17), r"--trainer.precision: expected one of .*, got 17"),
+    "columns": (table(CSV, columns="xy", columns_=1), r"data.columns_: unknown key; did you mean columns\?"),
+    # Values.
+    "width": (options("--model.network.width", -3), r"MLP: width and depth must be at least 1, got width -3"),
+    "depth": (text("depth: 1", "depth: 0"), r"MLP: width and depth must be at least 1, .*depth 0"),
+    "sigmas": (
+        file(model__schedule={"class_path": "VE", "init_args": {"sigma_min": 5, "sigma_max": 1}}),
+        r"need 0 < sigma_min < sigma_max < inf, got sigma_min=5.0, sigma_max=1.0",
+    ),
+    "betas": (options("--model.schedule.beta_max", 0.01), r"need 0 < beta_min < beta_max < inf, got beta_min=0.1"),
+    "t above 1": (
+        options(*EXPLICIT, "[1.5,0.5]"),
+        r"ExplicitGrid: times must fall strictly within \[0, 1\], got \[1.5, 0.5",
+    ),
+    "t below 0": (options(*EXPLICIT, "[0.5,-0.5]"), r"ExplicitGrid: times must fall strictly within \[0, 1\]"),
+    "t_max": (options(f"{GRID}.t_max", 1.5), r"need 0 < t_min < t_max <= 1, got .*t_max=1.5"),
+    "no steps": (options(f"{GRID}.steps", 0), r"a sampling grid needs at least one step, got steps=0"),
+    "t_min of training": (options("--model.loss.times.t_min", 2), r"t_min must lie in \(0, 1\), got 2.0"),
+    "warm-up": (
+        options("--model.lr_scheduler", "WarmupCosine", "--model.lr_scheduler.warmup_steps", -1),
+        r"warmup_steps must not be negative, got -1",
+    ),
+    "decay": (options("--ema.decays", "[1.5]"), r"EMA decays must lie in \[0, 1\), got 1.5"),
+    "saver": (options("--saver.every_n_steps", 0), r"every_n_steps must be at least 1, got 0"),
+    "prior": (options("--prior_check.max_kl", 0), r"max_kl must be positive, got 0"),
+    "batch": (options("--data.batch_size", 0), r"Datasaurus: batch_size must be at least 1, got 0"),
+    "fraction": (options("--data.val_fraction", 2), r"Datasaurus: val_fraction must lie in \[0, 1\), got 2.0"),
+    "negative steps": (options("--trainer.max_steps", -5), r"max_steps.*-5"),
+    "devices": (options("--trainer.devices", 0), r"devices='0'"),
+    "fewer than no devices": (options("--trainer.devices", -3), r"trainer: `devices`.*int > 0"),
+    "accelerator": (options("--trainer.accelerator", "abacus"), r"accelerator='abacus'"),
+    "accumulation": (
+        options("--trainer.accumulate_grad_batches", 0),
+        r"accumulate_grad_batches must be at least 1, got 0",
+    ),
+    "validation": (options("--trainer.limit_val_batches", -1), r"limit_val_batches"),
+    "run": (options("--run", "../elsewhere"), r"--run must name a folder within runs, got ../elsewhere"),
+    # Data.
+    "no csv": (table(None), r"points.csv: no such file"),
+    "text": (table(CSV + "one,2,b\n"), r"points.csv, line 22, column 'x': 'one' is not a finite number"),
+    "NaN": (table(CSV + "1,nan,b\n"), r"points.csv, line 22, column 'y': 'nan' is not a finite number"),
+    "empty cell": (table(CSV + "1,,b\n"), r"points.csv, line 22, column 'y': '' is not a finite number"),
+    "short line": (table(CSV + "1,2\n"), r"points.csv, line 22: 2 fields where the header has 3"),
+    "column": (table(CSV, "xz"), r"points.csv, line 1: no column 'z'; the columns are 'x', 'y', 'name'"),
+    "no columns": (table(CSV, ""), r"Table: columns must be a list of one or more different column names, got \[\]"),
+    "column twice": (table(CSV, "xx"), r"Table: columns must be a list of one or more different column names"),
+    "one point": (table("x,y\n1,2\n"), r"points.csv: 1 point\(s\), but at least two are needed"),
+    "no point": (table("x,y\n"), r"points.csv: no rows below the header"),
+    "empty": (table(""), r"points.csv.*no column 'x'"),
+    "no row matches": (table(CSV, where={"name": "b"}), r"none of 20 rows has name = 'b'.*the file has a"),
+    "constant": (table("x,y\n" + "".join(f"{i},5\n" for i in range(9))), r"column 'y' is 5 in all"),
+    "no text": (table(b"x,y\n\xff\xfe,1\n"), r"points.csv: not UTF-8 text"),
+    # Checkpoints.
+    "no last": (options("--ckpt_path", "last"), r"no checkpoint at runs/.*last.ckpt: nothing to continue from"),
+    "last of no run": (
+        options("--run", "no", "--ckpt_path", "last"),
+        r"no checkpoint at runs/no/checkpoints/last.ckpt",
+    ),
+    "no checkpoint": (options("--ckpt_path", "none.ckpt"), r"no checkpoint at none.ckpt: nothing to continue from"),
+    "sample of none": (command("sample", "--ckpt_path", "none.ckpt"), r"no checkpoint at none.ckpt"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_command_line_is_one_clear_line(tmp_path: Path, case: str) -> None:
+    build, told = CASES[case]
+    args = build(tmp_path)
+    with no_files_change(tmp_path):
+        error = cli(tmp_path, *args).error
+    assert re.search(told, error), error
+    assert len(error) < 500
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_evaluation_needs_a_checkpoint(tmp_path: Path, command: str) -> None:
+    config = tiny_config(tmp_path).name
+    error = cli(tmp_path, command, "--config", config).error
+    assert error == f"{command} needs trained weights: add --ckpt_path last (or a checkpoint's path)"
+    assert "no checkpoint at" in cli(tmp_path, command, "--config", config, "--ckpt_path", "last").error
+
+
+def test_a_refused_run_leaves_those_before_it_as_they_were(tmp_path: Path) -> None:
+    fit(tmp_path, trainer__max_steps=1)
+    config = tiny_config(tmp_path).name
+    wide = ["--model.network.width", -1]
+    bad = tmp_path / "bad.ckpt"
+    bad.write_bytes(b"no checkpoint")
+    with no_files_change(tmp_path):
+        for args in ([], ["--run", "run"], ["--run", "run", "--ckpt_path", "last"]):
+            assert cli(tmp_path, "fit", "--config", config, *args, *wide).code == 2
+        assert "is damaged" in cli(tmp_path, "fit", "--config", config, "--run", "run", "--ckpt_path", bad).error
+    assert [run.name for run in (tmp_path / "runs").iterdir()] == ["run"]  # no empty folders pile up
+
+
+def test_a_checkpoint_of_other_points_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path, trainer__max_steps=1)
+    (tmp_path / "points.csv").write_text("a,b,c\n" + "".join(f"{i},{i * i},{i**3}\n" for i in range(20)))
+    data = {"class_path": "Table", "init_args": {"path": "points.csv", "columns": list("abc")}}
+    config = tiny_config(tmp_path, data=data)
+    for command in ("fit", "validate"):
+        error = cli(tmp_path, command, "--config", config, "--run", "run", "--ckpt_path", "last").error
+        assert "input.weight is 16x3 in the checkpoint, 16x4 here" in error

@@ -1,0 +1,89 @@
+"""Every file under configs/ (overlays change others and are not run alone) is sound, runs, and says what it is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from shell import ROOT, cli, no_files_change
+
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "overlays")
+OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
+
+
+def name(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
+
+
+@pytest.fixture(params=CONFIGS, ids=name)
+def config(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+def test_they_are_found() -> None:
+    assert {"datasaurus-vp", "datasaurus-ddpm", "datasaurus-edm", "datasaurus-attempt1"} <= set(map(name, CONFIGS))
+
+
+def test_it_opens_with_a_comment_and_is_short(config: Path) -> None:
+    lines = config.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert len(lines) <= 70
+    header = [line for line in lines if line.startswith("#")]
+    assert len(" ".join(header)) > 80  # paper, figure, hardware, wall time
+
+
+def test_it_is_flat_and_has_no_tricks_of_yaml(config: Path) -> None:
+    text = "\n".join(line.partition(" #")[0] for line in config.read_text().splitlines() if not line.startswith("#"))
+    assert not any(sign in text for sign in ("&", "*", "<<:"))
+    assert {"model", "data", "trainer"} <= yaml.safe_load(text).keys()
+
+
+def test_it_runs_and_its_saved_form_is_the_same_experiment(config: Path, tmp_path: Path) -> None:
+    """Every key is known, every class is built, a batch is trained on and validated, samples are drawn."""
+    cpu = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    with no_files_change(tmp_path):
+        done = cli(tmp_path, "fit", "--config", config, *cpu, "--trainer.fast_dev_run", "true")
+    assert (done.code, done.err) == (0, "")
+
+    printed = cli(tmp_path, "fit", "--config", config, *cpu, "--print_config")
+    assert printed.code == 0
+    (tmp_path / "saved.yaml").write_text(printed.out)
+    again = cli(tmp_path, "fit", "--config", "saved.yaml", "--print_config")
+    assert without_paths(again.out) == without_paths(printed.out)
+
+
+def without_paths(text: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(text)
+    return {key: value for key, value in content.items() if key != "config"}
+
+
+def test_every_key_is_used(config: Path, tmp_path: Path) -> None:
+    """The saved form has every value that the file gives."""
+    printed = yaml.safe_load(cli(tmp_path, "fit", "--config", config, "--print_config").out)
+    missing = list(unlike(yaml.safe_load(config.read_text()), printed))
+    assert not missing
+
+
+def unlike(ours: Any, theirs: Any, path: str = "") -> Any:
+    """Where a value of the file is not that of the run; a class may be written short."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        if "class_path" in theirs and "class_path" not in ours:  # the only class there is may be left out
+            theirs = theirs["init_args"]
+        for key, value in ours.items():
+            yield from unlike(value, theirs.get(key), f"{path}.{key}") if key in theirs else [f"{path}.{key}"]
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            yield from unlike(a, b, f"{path}[{index}]")
+    elif path.endswith("class_path"):
+        if str(ours).split(".")[-1] != str(theirs).split(".")[-1]:
+            yield path
+    elif ours != theirs and not (isinstance(theirs, (int, float)) and float(ours) == theirs):
+        yield f"{path}: {ours} became {theirs}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=name)
+def test_an_overlay_goes_on_top_of_a_file(overlay: Path, tmp_path: Path) -> None:
+    base = ROOT / "configs" / "datasaurus" / "vp.yaml"
+    done = cli(tmp_path, "fit", "--config", base, "--config", overlay, "--print_config")
+    assert done.code == 0, done.err

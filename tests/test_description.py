@@ -1,0 +1,80 @@
+"""Description: a checkpoint says what it is, and is not loaded into another model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shell import checkpoint, fit
+
+from diffusion_pl import __version__
+from diffusion_pl.callbacks import Description
+from diffusion_pl.callbacks.description import first_difference
+
+MODEL: dict[str, Any] = {
+    "network": {"class_path": "MLP", "init_args": {"width": 16, "depth": 1}},
+    "schedule": {"class_path": "VP", "init_args": {"beta_min": 0.1, "beta_max": 20.0}},
+    "parameterization": {"class_path": "V"},
+    "noise_input": None,
+    "optimizer": {"class_path": "Adam", "init_args": {"lr": 0.1}},
+}
+ANY: Any = None  # trainer and module, which are not looked at
+
+
+def description(model: dict[str, Any]) -> Description:
+    return Description({"model": model, "data": {}}, save=lambda path: None)
+
+
+def loaded(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Load a checkpoint of `theirs` into a run of `ours`."""
+    content: dict[str, Any] = {}
+    description(theirs).on_save_checkpoint(ANY, ANY, content)
+    description(ours).on_load_checkpoint(ANY, ANY, content)
+
+
+def test_every_checkpoint_holds_the_whole_configuration_of_model_and_data(tmp_path: Path) -> None:
+    described = checkpoint(fit(tmp_path, trainer__max_steps=1))["diffusion_pl"]
+    assert described["version"] == __version__
+    # With the defaults: what they were is part of what the weights mean.
+    assert described["model"]["schedule"]["init_args"] == {"beta_min": 0.1, "beta_max": 20.0}
+    assert described["model"]["network"]["init_args"]["width"] == 16
+    assert described["data"]["class_path"] == "diffusion_pl.data.Datasaurus"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            {"schedule": {"class_path": "VP", "init_args": {"beta_min": 0.1, "beta_max": 15.0}}},
+            "model.schedule.init_args.beta_max is 20.0 in the checkpoint, 15.0 here",
+        ),
+        (
+            {"schedule": {"class_path": "Cosine", "init_args": {}}},
+            "model.schedule.class_path is VP in the checkpoint, Cosine here",
+        ),
+        ({"parameterization": {"class_path": "Epsilon"}}, "model.parameterization.class_path is V in the checkpoint"),
+        ({"noise_input": {"class_path": "LogSNR"}}, "model.noise_input is None in the checkpoint, {'class_path"),
+    ],
+    ids=["number", "class", "parameterization", "from none"],
+)
+def test_a_model_whose_weights_would_mean_another_thing_is_refused(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        loaded(MODEL, MODEL | change)
+    assert "the checkpoint is of another configuration" in str(refusal.value)
+    assert told in str(refusal.value)
+    assert "use the config it was made with" in str(refusal.value)
+
+
+def test_what_does_not_change_the_meaning_of_the_weights_may_change() -> None:
+    loaded(MODEL, MODEL)
+    loaded(MODEL, MODEL | {"optimizer": {"class_path": "SGD"}})
+
+
+def test_a_checkpoint_without_a_description_is_left_to_the_shapes() -> None:
+    description(MODEL).on_load_checkpoint(ANY, ANY, {"state_dict": {}})
+
+
+def test_the_first_difference_is_found_at_any_depth() -> None:
+    assert first_difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}, "x") is None
+    assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}, "x") == "x.a.b is 1 in the checkpoint, 2 here"
+    assert first_difference({"a": 1}, {}, "x") == "x.a is 1 in the checkpoint, None here"
+    assert first_difference({"a": 1}, None, "x") == "x is {'a': 1} in the checkpoint, None here"

@@ -1,0 +1,264 @@
+"""EMA: the averages themselves, and where they stand in for the weights."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from shell import (
+    assert_same_training,
+    checkpoint,
+    differences,
+    fit,
+    tiny_data,
+    tiny_module,
+    tiny_trainer,
+    weights,
+)
+
+from diffusion_pl.callbacks import EMA, StepSeed
+from diffusion_pl.callbacks.ema import judged_weights
+from diffusion_pl.module import DiffusionModule
+
+DECAYS = (0.999, 0.5, 0.0, 0.2)
+
+
+class Recorder(Callback):
+    """Keeps the weights before training and after every optimizer step."""
+
+    def __init__(self) -> None:
+        self.history: list[np.ndarray] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.keep(pl_module)
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step == len(self.history):  # a step was taken since
+            self.keep(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.global_step == len(self.history):
+            self.keep(pl_module)
+
+    def keep(self, module: DiffusionModule) -> None:
+        self.history.append(flat(weights(module)))
+
+
+def flat(parameters: dict[str, torch.Tensor]) -> np.ndarray:
+    return torch.cat([p.flatten() for p in parameters.values()]).double().numpy()
+
+
+def recursion(history: Sequence[np.ndarray], decay: float) -> np.ndarray:
+    """The average after each of the updates in history[1:], in float64."""
+    average = history[0].copy()
+    for n, parameters in enumerate(history[1:]):
+        d = min(decay, (1 + n) / (10 + n))
+        average = d * average + (1 - d) * parameters
+    return average
+
+
+def train(folder: Path, ema: EMA, *others: Callback, module: DiffusionModule | None = None, **options: Any) -> Trainer:
+    trainer = tiny_trainer(folder, StepSeed(), ema, *others, **options)
+    trainer.fit(module or tiny_module(), datamodule=tiny_data())
+    return trainer
+
+
+def test_every_average_is_the_recursion_in_float64(tmp_path: Path) -> None:
+    ema, recorder = EMA(DECAYS), Recorder()
+    train(tmp_path, ema, recorder, max_steps=30)
+    assert len(recorder.history) == 31
+    assert ema.updates == 30
+    for decay in DECAYS:
+        ours = flat(ema.state_dict()["shadows"][f"{decay:g}"])
+        np.testing.assert_allclose(ours, recursion(recorder.history, decay), rtol=2e-5, atol=1e-6)
+    # The test can tell: one update more or less in the warm-up, or none at all, is far outside that.
+    for wrong in (recorder.history[1:], [recorder.history[0], *recorder.history]):
+        assert np.abs(recursion(wrong, 0.999) - recursion(recorder.history, 0.999)).max() > 1e-4
+
+
+def test_accumulated_gradients_count_as_one_update(tmp_path: Path) -> None:
+    ema, recorder = EMA((0.9,)), Recorder()
+    train(tmp_path, ema, recorder, max_steps=5, accumulate_grad_batches=3)
+    assert len(recorder.history) == 6
+    assert ema.updates == 5
+    np.testing.assert_allclose(
+        flat(ema.state_dict()["shadows"]["0.9"]), recursion(recorder.history, 0.9), rtol=2e-5, atol=1e-6
+    )
+
+
+class Looks(Callback):
+    """What each hook finds in the network."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[str, dict[str, torch.Tensor]]] = {}
+
+    def look(self, where: str, module: Any) -> None:
+        self.seen[where] = module.weights_name, weights(module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.look("train", pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.look("validation starts", pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.look("validation ends", pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.look("test", pl_module)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.look("predict", pl_module)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return not list(differences(a, b))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before the others", "after the others"])
+def test_the_first_average_is_judged_and_the_weights_come_back(tmp_path: Path, first: bool) -> None:
+    ema, looks, module = EMA((0.9, 0.5)), Looks(), tiny_module()
+    callbacks = [ema, looks] if first else [looks, ema]
+    trainer = tiny_trainer(tmp_path, *callbacks, max_steps=10, val_check_interval=10)
+    trainer.fit(module, datamodule=tiny_data())
+    average, raw = copy.deepcopy(ema.state_dict()["shadows"]["0.9"]), looks.seen["train"][1]
+    assert not same(average, raw)
+    for where in ("validation starts", "validation ends"):
+        assert looks.seen[where][0] == "ema0.9"
+        assert same(looks.seen[where][1], average)
+    assert module.weights_name == "raw"
+    assert same(weights(module), raw)
+
+    trainer.test(module, datamodule=tiny_data(), verbose=False)
+    trainer.predict(module, datamodule=tiny_data())
+    for where in ("test", "predict"):
+        assert looks.seen[where][0] == "ema0.9"
+        assert same(looks.seen[where][1], average)
+    assert same(weights(module), raw)
+    assert same(ema.state_dict()["shadows"]["0.9"], average)  # judging it does not change it
+
+
+def test_validation_changes_nothing_in_training(tmp_path: Path) -> None:
+    """Neither the weights nor the averages, bit by bit."""
+    ends = []
+    for every in (1, 1000):
+        ema, module = EMA(), tiny_module()
+        train(tmp_path, ema, module=module, val_check_interval=every)
+        ends.append({"raw": weights(module), "ema": ema.state_dict()})
+    assert not list(differences(*ends))
+
+
+def test_nothing_stands_in_before_the_first_update(tmp_path: Path) -> None:
+    ema, looks, module = EMA(), Looks(), tiny_module()
+    before = weights(module)
+    trainer = tiny_trainer(tmp_path, ema, looks)
+    trainer.validate(module, datamodule=tiny_data(), verbose=False)
+    assert looks.seen["validation ends"][0] == "raw"
+    assert same(looks.seen["validation ends"][1], before)
+    # Nor when the validation comes before the first step of a fit.
+    train(tmp_path, EMA(), first := Looks(), max_steps=1, num_sanity_val_steps=1)
+    assert first.seen["validation ends"][0] == "raw"
+    # Nor when the gradients of the first step are still being accumulated.
+    with pytest.raises(RuntimeError, match="on purpose"):
+        train(tmp_path, EMA(), early := Looks(), Fail(), accumulate_grad_batches=3, val_check_interval=1)
+    assert early.seen["validation starts"][0] == "raw"
+
+
+def test_no_decay_means_no_average(tmp_path: Path) -> None:
+    ema, looks = EMA(()), Looks()
+    train(tmp_path, ema, looks, max_steps=4, val_check_interval=4)
+    assert looks.seen["validation ends"][0] == "raw"
+    assert ema.state_dict()["shadows"] == {}
+
+
+class Fail(Callback):
+    """Fails in the middle of a validation."""
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        raise RuntimeError("on purpose")
+
+
+def test_an_exception_while_the_average_stands_in_gives_the_weights_back(tmp_path: Path) -> None:
+    looks, module, ema = Looks(), tiny_module(), EMA((0.9,))
+    with pytest.raises(RuntimeError, match="on purpose"):
+        train(tmp_path, ema, looks, Fail(), module=module, max_steps=10, val_check_interval=5)
+    assert looks.seen["validation starts"][0] == "ema0.9"
+    assert module.weights_name == "raw"
+    assert same(weights(module), looks.seen["train"][1])
+
+
+def test_swapping_in_twice_is_swapping_in_once(tmp_path: Path) -> None:
+    module, ema = tiny_module(), EMA((0.9,))
+    trainer = train(tmp_path, ema, module=module, max_steps=5)
+    raw = weights(module)
+    with judged_weights(trainer, module):
+        inside = weights(module)
+        with judged_weights(trainer, module):
+            assert same(weights(module), inside)
+        assert same(weights(module), inside)
+        assert module.weights_name == "ema0.9"
+    assert same(weights(module), raw)
+    with pytest.raises(ValueError, match="inside"), judged_weights(trainer, module):
+        raise ValueError("inside")
+    assert same(weights(module), raw)
+
+
+def test_without_the_callback_the_raw_weights_are_judged(tmp_path: Path) -> None:
+    trainer, module = tiny_trainer(tmp_path), tiny_module()
+    with judged_weights(trainer, module):
+        assert module.weights_name == "raw"
+
+
+def test_every_checkpoint_holds_raw_and_averaged_weights(tmp_path: Path) -> None:
+    """Also the one written while training stops for a validation, and the last."""
+    run = fit(tmp_path, "--ema.decays", "[0.9,0.5]", "--saver.every_n_steps", 20)
+    raw = {k.removeprefix("denoiser.network."): v for k, v in checkpoint(run)["state_dict"].items() if "network" in k}
+    ema = checkpoint(run)["callbacks"]["EMA"]
+    assert ema["updates"] == 40
+    assert list(ema["shadows"]) == ["0.9", "0.5"]
+    for average in ema["shadows"].values():
+        assert average.keys() == raw.keys()
+        assert all(not torch.equal(average[name], raw[name]) for name in raw)
+    # The faster average is nearer to the newest weights.
+    far = {d: sum((a[name] - raw[name]).norm() for name in raw) for d, a in ema["shadows"].items()}
+    assert far["0.5"] < far["0.9"]
+
+
+def test_a_resumed_average_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
+    decays = ("--ema.decays", "[0.999,0.5]")
+    whole = fit(tmp_path, *decays, run="whole", trainer__max_steps=30)
+    part = fit(tmp_path, *decays, run="part", trainer__max_steps=13)
+    assert checkpoint(part)["callbacks"]["EMA"]["updates"] == 13
+    fit(tmp_path, *decays, "--ckpt_path", "last", run="part", trainer__max_steps=30)
+    assert_same_training(whole, part)
+
+
+def test_a_decay_that_the_checkpoint_lacks_starts_anew_and_one_not_wanted_is_dropped(tmp_path: Path) -> None:
+    run, name = fit(tmp_path, "--ema.decays", "[0.9,0.5]", trainer__max_steps=10), "output.weight"
+    kept = checkpoint(run)["callbacks"]["EMA"]["shadows"]["0.5"][name]
+    raw = checkpoint(run)["state_dict"][f"denoiser.network.{name}"]
+    fit(tmp_path, "--ema.decays", "[0.5,0.99]", "--ckpt_path", "last", trainer__max_steps=11)
+    step = checkpoint(run)["state_dict"][f"denoiser.network.{name}"]
+    now = checkpoint(run)["callbacks"]["EMA"]["shadows"]
+    assert list(now) == ["0.5", "0.99"]
+    torch.testing.assert_close(now["0.5"][name], 0.5 * kept + 0.5 * step)
+    torch.testing.assert_close(now["0.99"][name], 11 / 20 * raw + 9 / 20 * step)  # the warm-up is the run's
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, float("nan")])
+def test_a_decay_outside_its_range_is_named(decay: float) -> None:
+    with pytest.raises(ValueError, match=rf"EMA decays must lie in \[0, 1\), got {decay}"):
+        EMA((0.9, decay))
+
+
+def test_frozen_parameters_and_buffers_are_not_averaged(tmp_path: Path) -> None:
+    module, ema = tiny_module(), EMA((0.5,))
+    module.network.output.bias.requires_grad_(False)
+    module.network.register_buffer("constant", torch.ones(3))
+    train(tmp_path, ema, module=module, max_steps=3)
+    names = set(ema.state_dict()["shadows"]["0.5"])
+    assert names == set(weights(module)) - {"output.bias"}

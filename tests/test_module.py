@@ -1,0 +1,199 @@
+"""DiffusionModule: its loss, its validation, what it logs, its samples."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from shell import fit, scalars, shared_keys, tiny_data, tiny_module, tiny_trainer, weights
+from torch import Tensor
+
+from diffusion_pl.data import Moons, Table
+from diffusion_pl.denoiser import Denoiser
+from diffusion_pl.grids import UniformGrid
+from diffusion_pl.lr_schedulers import WarmupCosine
+from diffusion_pl.parameterizations import Prediction
+from diffusion_pl.samplers import DDIM
+from diffusion_pl.tensors import mix
+
+BINS = ["t0.00-0.25", "t0.25-0.50", "t0.50-0.75", "t0.75-1.00"]
+
+
+def v_losses(network: torch.nn.Module, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """‖F − v‖² of the variance-preserving process with β from 0.1 to 20, by hand: (B,)."""
+    log_alpha = -0.25 * t**2 * 19.9 - 0.05 * t
+    alpha, sigma = torch.exp(log_alpha)[:, None], torch.sqrt(-torch.expm1(2 * log_alpha))[:, None]
+    v = alpha * eps - sigma * x_0
+    return (network(alpha * x_0 + sigma * eps, t) - v).square().mean(1)
+
+
+class OneStep(Callback):
+    """Fixes the randomness of a step and keeps what went in and came out."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.x = batch["x"].clone()
+        torch.manual_seed(7)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        torch.manual_seed(7)
+        t, eps = 1e-5 + (1 - 1e-5) * torch.rand(len(self.x)), torch.randn(self.x.shape)
+        self.loss, self.by_hand = loss.item(), v_losses(pl_module.network, self.x, t, eps).mean().item()
+
+
+def test_the_training_loss_is_the_one_computed_by_hand(tmp_path: Path) -> None:
+    step = OneStep()
+    tiny_trainer(tmp_path, step, max_steps=3).fit(tiny_module(), datamodule=tiny_data())
+    assert step.loss == pytest.approx(step.by_hand, rel=1e-5)
+    assert 0.2 < step.loss < 5
+
+
+def test_validation_gives_the_same_figures_again_whatever_was_drawn_before(tmp_path: Path) -> None:
+    module, data, trainer = tiny_module(), tiny_data(), tiny_trainer(tmp_path)
+    first = trainer.validate(module, datamodule=data, verbose=False)[0]
+    torch.manual_seed(123)
+    torch.randn(5)
+    assert trainer.validate(module, datamodule=data, verbose=False)[0] == first
+    assert set(first) == {"val_loss/raw", *(f"val_loss/raw_{span}" for span in BINS)}
+
+
+def test_validation_is_the_mean_over_every_example_in_total_and_in_each_bin(tmp_path: Path) -> None:
+    module, data = tiny_module(), tiny_data()
+    logged = tiny_trainer(tmp_path).validate(module, datamodule=data, verbose=False)[0]
+    losses, times = [], []
+    for index, batch in enumerate(data.val_dataloader()):
+        generator = torch.Generator().manual_seed(mix(index, 0))
+        t = 1e-5 + (1 - 1e-5) * torch.rand(len(batch["x"]), generator=generator)
+        eps = torch.randn(batch["x"].shape, generator=generator)
+        losses.append(v_losses(module.network, batch["x"], t, eps).detach())
+        times.append(t)
+    loss, t = torch.cat(losses), torch.cat(times)
+    assert len(loss) == 14 * 5
+    assert logged["val_loss/raw"] == pytest.approx(loss.mean().item(), rel=1e-5)
+    for k, span in enumerate(BINS):
+        inside = (t >= k / 4) & (t < (k + 1) / 4)
+        assert logged[f"val_loss/raw_{span}"] == pytest.approx(loss[inside].mean().item(), rel=1e-5)
+
+
+def test_logs_say_which_weights_they_are_of(tmp_path: Path) -> None:
+    logged = scalars(fit(tmp_path))
+    expected = {"val_loss/ema0.999", *(f"val_loss/ema0.999_{span}" for span in BINS), "train_loss/raw", "learning_rate"}
+    assert expected <= set(logged)
+    assert not shared_keys(list(logged), "val_loss/raw")
+    # A scalar of the n-th step is logged at n − 1.
+    assert [step for step, _ in logged["train_loss/raw"]] == [9, 19, 29, 39]
+    assert [step for step, _ in logged["val_loss/ema0.999"]] == [19, 39]
+    assert [value for _, value in logged["learning_rate"]] == pytest.approx([0.01] * 4)
+
+
+def test_without_averages_the_logs_say_raw(tmp_path: Path) -> None:
+    logged = scalars(fit(tmp_path, "--ema.decays", "[]"))
+    assert "val_loss/raw" in logged
+    assert not shared_keys(list(logged), "val_loss/ema")
+
+
+def test_the_logged_learning_rate_is_the_schedulers(tmp_path: Path) -> None:
+    schedule = {"class_path": "WarmupCosine", "init_args": {"warmup_steps": 20}}
+    logged = scalars(fit(tmp_path, model__lr_scheduler=schedule))["learning_rate"]
+    # After a warm-up of 20 of 40 steps half a cosine; step n runs at the rate of n − 1.
+    expected = [0.01 * 10 / 20, 0.01, *(0.01 * 0.5 * (1 + math.cos(math.pi * n / 20)) for n in (9, 19))]
+    assert [value for _, value in logged] == pytest.approx(expected, rel=1e-5)
+
+
+def test_accumulated_gradients_count_optimizer_steps_in_the_schedule(tmp_path: Path) -> None:
+    totals = []
+
+    def scheduler(optimizer: torch.optim.Optimizer, total_steps: int) -> WarmupCosine:
+        totals.append(total_steps)
+        return WarmupCosine(optimizer, total_steps, warmup_steps=0)
+
+    module = tiny_module(lr_scheduler=scheduler)
+    trainer = tiny_trainer(tmp_path, max_steps=6, accumulate_grad_batches=3)
+    trainer.fit(module, datamodule=tiny_data())
+    assert totals == [6]
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_only_the_network_is_trained(tmp_path: Path) -> None:
+    module = tiny_module()
+    trainer = tiny_trainer(tmp_path, max_steps=1)
+    trainer.fit(module, datamodule=tiny_data())
+    optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in module.network.parameters()}
+
+
+def test_a_tiny_model_learns(tmp_path: Path) -> None:
+    """Points on a diagonal: one direction of which little can be known, and one without any spread."""
+    (tmp_path / "line.csv").write_text("x,y\n" + "".join(f"{i},{i}\n" for i in range(100)))
+    data = Table(str(tmp_path / "line.csv"), ["x", "y"], batch_size=90, repeats=10)
+    module, trainer = tiny_module(width=64), tiny_trainer(tmp_path, max_steps=300)
+    before = trainer.validate(module, datamodule=data, verbose=False)[0]["val_loss/raw"]
+    trainer.fit(module, datamodule=data)
+    after = trainer.validate(module, datamodule=data, verbose=False)[0]["val_loss/raw"]
+    assert after < 0.8 * before
+    samples = module.sample(range(500), sampler=DDIM(UniformGrid(20))).x_0 @ torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    along, across = (samples / 2**0.5).std(0).tolist()
+    assert 1 < along < 1.8  # √2
+    assert across < 0.3
+
+
+def test_a_sample_depends_on_seed_and_index_only() -> None:
+    """Up to rounding: a matrix product of another size adds up in another order."""
+    module = tiny_module()
+    together = module.sample(range(6)).x_0
+    torch.testing.assert_close(module.sample([4]).x_0, together[4:5], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(module.sample([5, 0]).x_0, together[[5, 0]], rtol=1e-5, atol=1e-5)
+    assert torch.equal(module.sample(range(6)).x_0, together)
+    assert not torch.isclose(module.sample(range(6), seed=1).x_0, together).any()
+    assert len(together.unique(dim=0)) == 6
+
+
+def test_samples_are_drawn_with_the_guidance_around_the_denoiser() -> None:
+    class Nothing(Denoiser):
+        """Knows that there are no data."""
+
+        def __init__(self, denoiser: Denoiser) -> None:
+            super().__init__()
+            self.schedule = denoiser.schedule
+
+        def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+            return Prediction(torch.zeros_like(x_t), x_t / self.schedule(t).sigma)
+
+    assert tiny_module().sample(range(3)).x_0.abs().min() > 0
+    assert torch.equal(tiny_module(guidance=Nothing).sample(range(3)).x_0, torch.zeros(3, 2))
+
+
+def test_prediction_hands_out_samples_by_index(tmp_path: Path) -> None:
+    module, data = tiny_module(), tiny_data(batch_size=4)
+    data.predict_samples, module.sample_seed = 6, 3
+    batches = tiny_trainer(tmp_path).predict(module, datamodule=data)
+    assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5]]
+    whole = module.sample(range(6), seed=3).x_0
+    torch.testing.assert_close(torch.cat([batch["x"] for batch in batches]), whole, rtol=1e-5, atol=1e-5)
+    assert batches[0]["nfe"] == 4
+
+
+def test_labels_reach_the_network(tmp_path: Path) -> None:
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    module, data = tiny_module(classes=2, optimizer=sgd), Moons(batch_size=64, conditional=True)
+    assert data.classes == 2
+    before = weights(module)["label_embedding.weight"]
+    tiny_trainer(tmp_path, max_steps=2).fit(module, datamodule=data)
+    moved = (weights(module)["label_embedding.weight"] != before).any(1)
+    assert moved.tolist() == [True, True, False]  # the last stands for "any class", which nobody asked for
+
+
+def test_weights_of_another_network_are_refused_with_what_differs() -> None:
+    theirs = {"state_dict": tiny_module(width=8).state_dict()}
+    with pytest.raises(ValueError, match=r"another network: .*bias is 8 in the checkpoint, 16 here \(and 4 more\)"):
+        tiny_module().on_load_checkpoint(theirs)
+    del theirs["state_dict"]["denoiser.network.output.bias"]
+    with pytest.raises(ValueError, match=r"output.bias is absent in the checkpoint, 2 here"):
+        tiny_module(width=8).on_load_checkpoint(theirs)
+    tiny_module().on_load_checkpoint({"state_dict": tiny_module().state_dict()})
+
+
+def test_compilation_leaves_the_names_of_the_weights_alone() -> None:
+    assert tiny_module(compile=True).state_dict().keys() == tiny_module().state_dict().keys()

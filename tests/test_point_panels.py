@@ -1,0 +1,208 @@
+"""PointPanels: which pictures are written, when, of which weights, and that they change only with the model."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from shell import cli, fit, images, tiny_config, tiny_data, tiny_module, tiny_trainer, weights
+from torch import Tensor
+
+from diffusion_pl.callbacks import EMA, PointPanels
+from diffusion_pl.data import DataModule, Points
+from diffusion_pl.schedules import VE
+
+SMALL = {"num_samples": 50, "num_paths": 5, "field_times": [0.1, 0.5]}
+AT_THE_END = {"schedule", "forward_process", "trajectories/ema0.9", "field/ema0.9", "samples/ema0.9"}
+
+
+def panels(**changes: Any) -> PointPanels:
+    return PointPanels(**(SMALL | changes))
+
+
+def files(folder: Path) -> dict[str, np.ndarray]:
+    """Every PNG as pixels."""
+    return {file.stem: np.asarray(Image.open(file)) for file in sorted((folder / "panels").glob("*.png"))}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 30 steps with a panel every 10, through the command line."""
+    callback = {"class_path": "PointPanels", "init_args": {"every_n_steps": 10, **SMALL}}
+    folder = tmp_path_factory.mktemp("panels")
+    return fit(folder, "--ema.decays", "[0.9]", trainer__max_steps=30, trainer__callbacks=[callback])
+
+
+def test_samples_are_shown_as_it_learns_and_the_whole_process_at_the_end(run: Path) -> None:
+    steps: dict[str, list[int]] = {}
+    for name in files(run):
+        tag, step = name.rsplit("-", 1)
+        steps.setdefault(tag, []).append(int(step))
+    assert steps.pop("samples_ema0.9") == [10, 20, 30]
+    assert steps == {tag.replace("/", "_"): [30] for tag in AT_THE_END - {"samples/ema0.9"}}
+
+
+def test_the_logger_has_the_same_pictures_with_tags_that_say_whose_weights(run: Path) -> None:
+    logged = images(run)
+    assert set(logged) == AT_THE_END
+    assert [step for step, _ in logged["samples/ema0.9"]] == [9, 19, 29]  # as the scalars of those steps
+    for tag, pictures in logged.items():
+        for step, png in pictures:
+            file = run / "panels" / f"{tag.replace('/', '_')}-{step + 1:08d}.png"
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), np.asarray(Image.open(file)))
+
+
+def test_every_picture_shows_something(run: Path) -> None:
+    for name, picture in files(run).items():
+        assert picture.ndim == 3 and min(picture.shape[:2]) >= 100, name
+        assert len(np.unique(picture.astype(np.int64) @ [65536, 256, 1])) > 20, name  # colours
+
+
+def test_the_latents_stay_so_only_the_model_changes_a_picture(tmp_path: Path) -> None:
+    class Frozen(Callback):
+        """Keeps the weights where they are, and draws noise that must not matter."""
+
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+            torch.randn(trainer.global_step + 1)
+            for p in pl_module.parameters():
+                p.grad = None
+
+    trainer = tiny_trainer(tmp_path, panels(every_n_steps=2), Frozen(), max_steps=4)
+    trainer.fit(tiny_module(), datamodule=tiny_data())
+    shown = [picture for name, picture in files(tmp_path).items() if name.startswith("samples_raw")]
+    assert len(shown) == 2
+    # All but the title, which gives the step.
+    differ = np.argwhere((shown[0] != shown[1]).any(2))
+    assert differ[:, 0].max() < 0.12 * shown[0].shape[0]
+
+
+def test_a_model_that_learned_gives_another_picture(run: Path) -> None:
+    shown = [picture for name, picture in files(run).items() if name.startswith("samples_ema0.9")]
+    assert np.argwhere((shown[0] != shown[2]).any(2))[:, 0].max() > 0.5 * shown[0].shape[0]
+
+
+def test_drawing_leaves_training_alone(tmp_path: Path) -> None:
+    """Weights and averages are the same bits with panels and without."""
+    ends = []
+    for callbacks in ([], [panels(every_n_steps=3)]):
+        module, ema = tiny_module(), EMA((0.9,))
+        torch.manual_seed(5)
+        tiny_trainer(tmp_path, ema, *callbacks, max_steps=1).fit(module, datamodule=tiny_data())
+        assert module.weights_name == "raw"
+        ends.append((weights(module), ema.state_dict()["shadows"]["0.9"]))
+    for ours, theirs in zip(*ends, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_without_averages_the_pictures_say_raw(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, panels(), max_steps=1).fit(tiny_module(), datamodule=tiny_data())
+    assert {name.rsplit("-", 1)[0] for name in files(tmp_path)} == {
+        tag.replace("/", "_").replace("ema0.9", "raw") for tag in AT_THE_END
+    }
+
+
+def test_accumulated_gradients_draw_one_picture_a_step_and_none_before_the_first(tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    class Counting(PointPanels):
+        def _samples(self, trainer: Trainer, model: Any) -> None:
+            drawn.append(trainer.global_step)
+
+        def _process(self, trainer: Trainer, model: Any) -> None:
+            pass
+
+    trainer = tiny_trainer(tmp_path, Counting(every_n_steps=2), max_steps=5, accumulate_grad_batches=3)
+    trainer.fit(tiny_module(), datamodule=tiny_data())
+    assert drawn == [2, 4, 5]
+
+
+def test_a_trial_run_writes_nothing(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, panels(every_n_steps=1), fast_dev_run=True)
+    trainer.fit(tiny_module(), datamodule=tiny_data())
+    assert not (tmp_path / "panels").exists()
+
+
+def test_one_dimension_has_what_can_be_drawn_of_it(tmp_path: Path) -> None:
+    (tmp_path / "line.csv").write_text("height\n" + "".join(f"{i * 0.37 % 3}\n" for i in range(50)))
+    data = {"class_path": "Table", "init_args": {"path": "line.csv", "columns": ["height"], "batch_size": 16}}
+    callback = {"class_path": "PointPanels", "init_args": SMALL}
+    run = fit(tmp_path, data=data, trainer__callbacks=[callback], trainer__max_steps=2)
+    assert {name.rsplit("-", 1)[0] for name in files(run)} == {"samples_ema0.999", "schedule"}
+
+
+def test_three_dimensions_are_drawn_in_two(tmp_path: Path) -> None:
+    rows = "".join(f"{i % 5},{i % 7},{i % 3}\n" for i in range(60))
+    (tmp_path / "space.csv").write_text("x,y,z\n" + rows)
+    data = {"class_path": "Table", "init_args": {"path": "space.csv", "columns": list("xyz"), "batch_size": 16}}
+    callback = {"class_path": "PointPanels", "init_args": SMALL}
+    run = fit(tmp_path, data=data, trainer__callbacks=[callback], trainer__max_steps=2)
+    names = {name.rsplit("-", 1)[0] for name in files(run)}
+    assert names == {"samples_ema0.999", "schedule", "forward_process", "trajectories_ema0.999"}
+
+
+def test_a_process_that_explodes_is_drawn_too(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, panels(), max_steps=1)
+    trainer.fit(tiny_module(schedule=VE()), datamodule=tiny_data())
+    assert len(files(tmp_path)) == 5
+
+
+class Pictures(DataModule):
+    """Data that are no points."""
+
+    shape = (1, 4, 4)
+    batch_size = 2
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x
+
+    def second_moment(self) -> float:
+        return 1.0
+
+    def write(self, x: Tensor, folder: Path) -> list[Path]:
+        return []
+
+    def train_dataloader(self) -> Any:
+        return self.in_memory_loader({"x": torch.zeros(4, 1, 4, 4)}, 2, train=True)
+
+
+def test_other_data_than_points_are_refused_with_the_cure(tmp_path: Path) -> None:
+    assert not issubclass(Pictures, Points)
+    config = tiny_config(
+        tmp_path,
+        data={"class_path": "test_point_panels.Pictures"},
+        model__network={"class_path": "test_point_panels.Flat"},
+        trainer__callbacks=[{"class_path": "PointPanels"}],
+    )
+    told = cli(tmp_path, "fit", "--config", config).error
+    assert re.search(r"PointPanels draws point data only: take it out of trainer.callbacks", told), told
+
+
+class Flat(torch.nn.Module):
+    """A network of pictures."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int | None = None) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return self.scale * x
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"every_n_steps": 0}, "PointPanels: every_n_steps must be at least 1, got 0"),
+        ({"num_samples": 0}, "PointPanels: num_samples must be at least 1, got 0"),
+        ({"num_paths": -1}, "PointPanels: num_paths must be at least 1, got -1"),
+        ({"field_times": (0.5, 1.5)}, "PointPanels: field_times must lie in (0, 1], got [0.5, 1.5]"),
+        ({"field_times": (0.0,)}, "PointPanels: field_times must lie in (0, 1], got [0.0]"),
+    ],
+)
+def test_bad_numbers_are_named(arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        PointPanels(**arguments)

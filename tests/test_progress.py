@@ -1,0 +1,121 @@
+"""StepProgress: one bar, which counts the optimizer steps of the run."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
+from shell import cli, fit, tiny_config, tiny_data, tiny_module, tiny_trainer
+
+from diffusion_pl.callbacks import EMA, StepProgress
+
+
+class Terminal(io.StringIO):
+    """Says that it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@contextmanager
+def watched(screen: io.StringIO | None = None) -> Iterator[io.StringIO]:
+    """What the block writes to stderr; within a test, since pytest puts its own there before it."""
+    screen = Terminal() if screen is None else screen
+    with redirect_stderr(screen), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        yield screen
+
+
+def shown(screen: io.StringIO) -> list[str]:
+    """Every state of the bars, in order."""
+    return [text.strip() for text in re.split(r"[\r\n]", screen.getvalue()) if text.strip()]
+
+
+def test_it_counts_the_optimizer_steps_of_the_whole_run_to_the_last(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, StepProgress(), max_steps=45, enable_progress_bar=True, val_check_interval=20)
+    with watched() as screen:
+        trainer.fit(tiny_module(), datamodule=tiny_data())
+    states = shown(screen)
+    assert all(state.startswith("fit:") for state in states)  # validation opens none of its own
+    assert re.match(r"fit: +0%.* 0/45 ", states[0])
+    assert re.match(r"fit: 100%.* 45/45 .*step", states[-1])
+    assert "val_loss/raw=" in states[-1]
+    assert "train_loss/raw=" in states[-1]
+
+
+def test_accumulated_gradients_are_one_step(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, StepProgress(), max_steps=4, accumulate_grad_batches=5, enable_progress_bar=True)
+    with watched() as screen:
+        trainer.fit(tiny_module(), datamodule=tiny_data())
+    assert " 4/4 " in shown(screen)[-1]
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+    first = tiny_trainer(tmp_path, EMA(), max_steps=10)
+    first.fit(tiny_module(), datamodule=tiny_data())
+    first.save_checkpoint(tmp_path / "ten.ckpt")
+    trainer = tiny_trainer(tmp_path, EMA(), StepProgress(), max_steps=15, enable_progress_bar=True)
+    with watched() as screen:
+        trainer.fit(tiny_module(), datamodule=tiny_data(), ckpt_path=str(tmp_path / "ten.ckpt"))
+    assert " 10/15 " in shown(screen)[0]
+    assert " 15/15 " in shown(screen)[-1]
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_other_commands_count_their_batches(tmp_path: Path, stage: str) -> None:
+    data = tiny_data()
+    data.predict_samples = 96
+    trainer = tiny_trainer(tmp_path, StepProgress(), enable_progress_bar=True)
+    with watched() as screen:
+        getattr(trainer, stage)(tiny_module(), datamodule=data)
+    name = "sample" if stage == "predict" else stage
+    mine = [state for state in shown(screen) if state.startswith(f"{name}:")]
+    assert re.match(rf"{name}: +0%.* 0/3 ", mine[0])
+    assert re.match(rf"{name}: 100%.* 3/3 .*batch", mine[-1])
+
+
+def test_a_long_validation_within_fit_leaves_the_bar_of_the_run(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, StepProgress(), max_steps=10, enable_progress_bar=True, num_sanity_val_steps=1)
+    with watched() as screen:
+        trainer.fit(tiny_module(), datamodule=tiny_data())
+    assert " 10/10 " in shown(screen)[-1]
+
+
+class Fail(Callback):
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        raise RuntimeError("on purpose")
+
+
+def test_an_error_closes_the_bar_so_that_its_message_has_a_line_of_its_own(tmp_path: Path) -> None:
+    bar = StepProgress()
+    with watched() as screen, pytest.raises(RuntimeError):
+        tiny_trainer(tmp_path, bar, Fail(), enable_progress_bar=True).fit(tiny_module(), datamodule=tiny_data())
+    assert bar._bar is None
+    assert screen.getvalue().endswith("\n")
+
+
+def test_it_can_be_switched_off(tmp_path: Path) -> None:
+    bar = StepProgress()
+    bar.disable()
+    with watched() as screen:
+        tiny_trainer(tmp_path, bar, enable_progress_bar=True).fit(tiny_module(), datamodule=tiny_data())
+    assert screen.getvalue() == ""
+
+
+def test_a_file_gets_few_lines(tmp_path: Path) -> None:
+    with watched(io.StringIO()) as screen:
+        trainer = tiny_trainer(tmp_path, StepProgress(), max_steps=300, enable_progress_bar=True)
+        trainer.fit(tiny_module(), datamodule=tiny_data())
+    assert len(shown(screen)) <= 4
+
+
+def test_the_command_line_has_it_unless_told_otherwise(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, trainer__enable_progress_bar=True, trainer__max_steps=2)
+    assert "2/2" in cli(tmp_path, "fit", "--config", config).err
+    assert "Traceback" not in cli(tmp_path, "fit", "--config", config, "--trainer.callbacks+=RichProgressBar").err
+    fit(tmp_path)  # enable_progress_bar is false there
+    assert cli(tmp_path, "fit", "--config", tiny_config(tmp_path)).err == ""

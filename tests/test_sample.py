@@ -1,0 +1,140 @@
+"""python -m diffusion_pl sample: files, units, seeds."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shell import LAST, cli, fit, no_files_change
+
+from diffusion_pl.tensors import SampleNoise
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a table of heights and weights whose file is gone."""
+    folder = tmp_path_factory.mktemp("sample")
+    rows = "".join(f"{150 + i * 7 % 50},{40 + i * 11 % 60},x\n" for i in range(200))
+    (folder / "people.csv").write_text("height,weight,name\n" + rows)
+    arguments = {"path": "people.csv", "columns": ["height", "weight"], "batch_size": 64, "repeats": 5}
+    fit(folder, "--ema.decays", "[0.99,0.5]", data={"class_path": "Table", "init_args": arguments})
+    (folder / "people.csv").unlink()
+    return folder
+
+
+def points(folder: Path, output: str, *args: object) -> np.ndarray:
+    """The samples that the command wrote."""
+    done = cli(folder, "sample", "--ckpt_path", Path("runs/run") / LAST, "--output", output, *args)
+    assert done.code == 0, done.err
+    return np.loadtxt(folder / output / "samples.csv", delimiter=",", skiprows=1, ndmin=2)
+
+
+def test_it_writes_a_table_with_a_header_in_the_datas_units_and_a_picture(folder: Path) -> None:
+    samples = points(folder, "plain", "--num_samples", 300)
+    assert samples.shape == (300, 2)
+    with (folder / "plain" / "samples.csv").open() as file:
+        assert next(csv.reader(file)) == ["height", "weight"]
+    # Unit-variance noise would have mean 0; heights lie around 175, weights around 70.
+    assert samples.mean(0) == pytest.approx([174.5, 69.5], abs=6)
+    assert ((samples.std(0) > 5) & (samples.std(0) < 40)).all()
+    with Image.open(folder / "plain" / "samples.png") as picture:
+        assert min(picture.size) > 100
+    assert sorted(path.name for path in (folder / "plain").iterdir()) == ["samples.csv", "samples.png"]
+
+
+def test_it_says_what_it_did(folder: Path) -> None:
+    done = cli(folder, "sample", "--ckpt_path", Path("runs/run") / LAST, "--output", "told", "--num_samples", 5)
+    assert done.out.splitlines() == [
+        "5 samples of runs/run/checkpoints/last.ckpt (ema0.99 weights), 4 evaluations each:",
+        "  told/samples.csv",
+        "  told/samples.png",
+    ]
+
+
+def test_a_sample_is_the_same_whatever_the_batch_size(folder: Path) -> None:
+    """To the digits of the file; its noise is the same to the last bit."""
+    whole = points(folder, "b1000", "--num_samples", 50)
+    for size in (7, 50, 1):
+        np.testing.assert_allclose(points(folder, f"b{size}", "--num_samples", 50, "--batch_size", size), whole, 1e-5)
+    np.testing.assert_allclose(points(folder, "fewer", "--num_samples", 20), whole[:20], 1e-5)
+    x = torch.empty(6, 2)
+    noise, part = SampleNoise(3, range(6)), SampleNoise(3, [4, 1])
+    for _ in range(3):
+        assert torch.equal(noise(x)[[4, 1]], part(x[:2]))
+
+
+def test_the_same_again_is_the_same_file(folder: Path) -> None:
+    points(folder, "once", "--num_samples", 20, "--seed", 4)
+    points(folder, "twice", "--num_samples", 20, "--seed", 4)
+    assert (folder / "once" / "samples.csv").read_bytes() == (folder / "twice" / "samples.csv").read_bytes()
+
+
+def test_another_seed_is_another_sample(folder: Path) -> None:
+    first, second = (points(folder, f"seed{seed}", "--num_samples", 20, "--seed", seed) for seed in (0, 1))
+    assert not np.isclose(first, second).all(1).any()
+
+
+def test_the_weights_matter_and_are_named(folder: Path) -> None:
+    samples = {choice: points(folder, f"w-{choice}", "--weights", choice) for choice in ("ema", "raw", "ema:0.5")}
+    assert np.abs(samples["ema"] - samples["raw"]).max() > 0.1
+    assert np.abs(samples["ema:0.5"] - samples["raw"]).max() > 1e-3
+    assert np.abs(samples["ema:0.5"] - samples["ema"]).max() > 0.1
+
+
+def test_what_is_there_is_not_overwritten(folder: Path) -> None:
+    points(folder, "kept", "--num_samples", 3)
+    with no_files_change(folder):
+        error = cli(folder, "sample", "--ckpt_path", Path("runs/run") / LAST, "--output", "kept").error
+    assert error == "kept/samples.csv exists already: name another folder with --output"
+
+
+def test_an_output_that_is_a_file_is_said_before_sampling(folder: Path) -> None:
+    (folder / "taken").write_text("")
+    done = cli(folder, "sample", "--ckpt_path", Path("runs/run") / LAST, "--output", "taken")
+    assert done.error.startswith("--output taken cannot be made a folder")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--num_samples", 0], "num_samples must be at least 1, got 0"),
+        (["--batch_size", 0], "batch_size must be at least 1, got 0"),
+        (["--seed", -1], "seed must not be negative, got -1"),
+        (["--weights", "ema:0.7"], "has no weights 'ema:0.7': it holds raw, ema:0.99, ema:0.5"),
+        (["--num_samples", "many"], "--num_samples: expected int, got many"),
+        (["--accelerator", "abacus"], "accelerator='abacus'"),
+        (["--wieghts", "raw"], "unknown option --wieghts; did you mean weights?"),
+    ],
+)
+def test_bad_options_are_one_line_and_write_nothing(folder: Path, args: list[object], told: str) -> None:
+    with no_files_change(folder):
+        assert told in cli(folder, "sample", "--ckpt_path", Path("runs/run") / LAST, "--output", "no", *args).error
+
+
+def test_without_a_checkpoint_it_says_which_option_is_missing(folder: Path) -> None:
+    assert "ckpt_path" in cli(folder, "sample").error
+
+
+def test_predict_writes_the_same_sequence_into_the_runs_folder(tmp_path: Path) -> None:
+    run = fit(tmp_path)
+    assert cli(tmp_path, "predict", "--config", "run.yaml", "--run", "run", "--ckpt_path", "last").code == 0
+    assert cli(tmp_path, "sample", "--ckpt_path", run / LAST, "--output", "out").code == 0
+    ours, theirs = (
+        np.loadtxt(f / "samples.csv", delimiter=",", skiprows=1) for f in (run / "samples", tmp_path / "out")
+    )
+    assert ours.shape == (1000, 2)
+    np.testing.assert_allclose(ours, theirs, 1e-5)
+
+
+def test_the_picture_shows_the_data_where_they_are_at_hand(tmp_path: Path) -> None:
+    (tmp_path / "line.csv").write_text("x,y\n" + "".join(f"{i},{i}\n" for i in range(50)))
+    arguments = {"path": "line.csv", "columns": ["x", "y"], "batch_size": 16}
+    fit(tmp_path, data={"class_path": "Table", "init_args": arguments}, trainer__max_steps=1)
+    points(tmp_path, "beside", "--num_samples", 10)
+    (tmp_path / "line.csv").unlink()
+    points(tmp_path, "alone", "--num_samples", 10)
+    beside, alone = (tmp_path / name for name in ("beside", "alone"))
+    assert (beside / "samples.csv").read_bytes() == (alone / "samples.csv").read_bytes()
+    assert (beside / "samples.png").read_bytes() != (alone / "samples.png").read_bytes()

@@ -1,0 +1,180 @@
+"""Saver: the newest checkpoint is there, whatever ended the run."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from shell import (
+    LAST,
+    SignalAt,
+    assert_same_training,
+    checkpoint,
+    cli,
+    fit,
+    start,
+    tiny_config,
+    tiny_data,
+    tiny_module,
+    tiny_trainer,
+    wait_for,
+)
+
+from diffusion_pl.callbacks import Saver
+from diffusion_pl.callbacks.saver import last_checkpoint
+
+
+class Saves(Callback):
+    """The steps at which a checkpoint was written."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any) -> None:
+        self.steps.append(trainer.global_step)
+
+
+def saved(folder: Path, every: int, *callbacks: Callback, **options: Any) -> list[int]:
+    saves = Saves()
+    trainer = tiny_trainer(folder, Saver(every), saves, *callbacks, **options)
+    trainer.fit(tiny_module(), datamodule=tiny_data())
+    return saves.steps
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [(8, [8, 16, 20]), (10, [10, 20]), (100, [20]), (20, [20])], ids=["8", "10", "100", "20"]
+)
+def test_it_saves_every_few_steps_and_once_at_the_end(tmp_path: Path, every: int, steps: list[int]) -> None:
+    assert saved(tmp_path, every) == steps
+    content = torch.load(last_checkpoint(tmp_path), weights_only=True)
+    assert content["global_step"] == 20
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_the_end_of_a_run_that_is_counted_in_epochs_is_saved_too(tmp_path: Path) -> None:
+    assert saved(tmp_path, 100, max_steps=-1, max_epochs=1) == [20]
+
+
+def test_accumulated_gradients_do_not_save_twice(tmp_path: Path) -> None:
+    assert saved(tmp_path, 2, max_steps=4, accumulate_grad_batches=3) == [2, 4]
+
+
+def test_a_trial_run_writes_nothing(tmp_path: Path) -> None:
+    assert saved(tmp_path, 1, fast_dev_run=True) == []
+    assert not list(tmp_path.iterdir())
+
+
+class FailAt(Callback):
+    """Raises after a step."""
+
+    def __init__(self, step: int, error: BaseException) -> None:
+        self.step, self.error = step, error
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        if trainer.global_step == self.step:
+            raise self.error
+
+
+def test_an_error_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="on purpose"):
+        saved(tmp_path, 4, FailAt(11, RuntimeError("on purpose")))
+    assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] == 8
+
+
+class FailAtTheEnd(Callback):
+    """What draws or evaluates there may fail."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        raise RuntimeError("on purpose")
+
+
+def test_a_failure_after_the_last_step_loses_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="on purpose"):
+        saved(tmp_path, 100, FailAtTheEnd())
+    assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] == 20
+
+
+def test_being_told_to_stop_saves(tmp_path: Path) -> None:
+    with pytest.raises(SIGTERMException):
+        saved(tmp_path, 4, FailAt(11, SIGTERMException()))
+    assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] == 11
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_in_mid_step_ends_cleanly_and_the_run_goes_on_exactly(tmp_path: Path, number: signal.Signals) -> None:
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    whole = fit(tmp_path, run="whole")
+    at_13 = [{"class_path": "shell.SignalAt", "init_args": {"batch": 13, "number": int(number)}}]
+    config = tiny_config(tmp_path, "stopped.yaml", trainer__callbacks=at_13)
+    done = cli(tmp_path, "fit", "--config", config, "--run", "stopped")
+    stopped = tmp_path / "runs" / "stopped"
+    assert done.code == 143
+    assert "Traceback" not in done.err
+    assert done.out.splitlines()[-1] == (
+        "stopped; runs/stopped/checkpoints/last.ckpt is saved. Add --ckpt_path last to the same command to go on"
+    )
+    assert ("once more: at once" in done.out) == (number == signal.SIGINT)
+    assert checkpoint(stopped)["global_step"] == 13  # the step was finished
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+    fit(tmp_path, "--ckpt_path", "last", run="stopped")
+    assert_same_training(whole, stopped)
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    """The handler that was there before gets it."""
+    caught = []
+    before = signal.signal(signal.SIGINT, lambda *_: caught.append(1))
+    try:
+        with pytest.raises(SIGTERMException):
+            saved(tmp_path, 100, SignalAt(5, signal.SIGINT), SignalAt(5, signal.SIGINT))
+        assert caught == [1]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_stopped_before_its_first_step_claims_no_checkpoint(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, trainer__callbacks=[{"class_path": "test_saver.StopAtStart"}])
+    done = cli(tmp_path, "fit", "--config", config, "--run", "run")
+    assert done.code == 143
+    assert done.out.splitlines()[-1] == "stopped; there was nothing to save yet"
+
+
+class StopAtStart(Callback):
+    """Is told to stop before the first step."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        raise SIGTERMException
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 143)],
+    ids=["kill -9", "SIGTERM", "Ctrl-C"],
+)
+def test_a_process_that_is_killed_goes_on_exactly(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    steps = {"trainer__max_steps": 300, "trainer__val_check_interval": 70}
+    slow = tiny_config(tmp_path, "slow.yaml", trainer__callbacks=[{"class_path": "shell.Slow"}], **steps)
+    process = start(tmp_path, "fit", "--config", slow, "--run", "killed", "--saver.every_n_steps", 15)
+    killed = tmp_path / "runs" / "killed"
+    wait_for(killed / LAST, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    assert ("Add --ckpt_path last" in out) == (number != signal.SIGKILL)
+    stopped = checkpoint(killed)["global_step"]
+    assert 15 <= stopped < 300
+    assert sorted(file.name for file in (killed / "checkpoints").iterdir() if file.suffix == ".ckpt") == ["last.ckpt"]
+
+    fit(tmp_path, "--ckpt_path", "last", run="killed", **steps)
+    whole = fit(tmp_path, run="whole", **steps)
+    assert_same_training(whole, killed)
+
+
+def test_an_interval_below_1_is_named() -> None:
+    with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
+        Saver(0)
