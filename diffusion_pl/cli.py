@@ -25,6 +25,7 @@ from .checkpoints import AtomicCheckpointIO
 from .console import quiet
 from .data import DataModule
 from .loading import link_data
+from .memory import keep_freed_memory
 from .module import DiffusionModule
 
 RUNS = Path("runs")
@@ -209,6 +210,7 @@ def run_trainer(args: Sequence[str]) -> None:
         SystemExit: 143 if a signal stopped the run (after saving).
     """
     quiet()
+    keep_freed_memory()
     try:
         cli = DiffusionCLI(list(args))
     except SIGTERMException:

@@ -54,6 +54,7 @@ FLOORS: dict[str, float] = {
     "lr_schedulers": 5,
     "checkpoints": 6,
     "console": 6,
+    "memory": 6,
     "loading": 6.2,
     "callbacks": 6.5,
     "commands": 7,

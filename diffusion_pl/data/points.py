@@ -200,7 +200,9 @@ class Datasaurus(Points):
         seed: Chooses the split and the order.
     """
 
-    def __init__(self, batch_size: int = 512, val_fraction: float = 0.1, repeats: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, batch_size: int = 512, val_fraction: float = 0.1, repeats: int | None = None, seed: int = 0
+    ) -> None:
         super().__init__(
             "Datasaurus", ("x", "y"), batch_size=batch_size, val_fraction=val_fraction, repeats=repeats, seed=seed
         )
