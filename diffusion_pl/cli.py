@@ -22,7 +22,7 @@ from .callbacks import EMA, Description, PriorCheck, SampleWriter, Saver, StepPr
 from .callbacks.lean import LeanProfiler
 from .callbacks.saver import last_checkpoint
 from .checkpoints import AtomicCheckpointIO
-from .console import quiet
+from .console import quiet, refuse_samples_in
 from .data import DataModule
 from .loading import link_data
 from .memory import keep_freed_memory
@@ -120,6 +120,7 @@ class DiffusionCLI(LightningCLI):
             Description({key: self.config_dump[key] for key in ("model", "data")}, self._save_config),
         ]
         if self.subcommand == "predict":
+            refuse_samples_in(self.folder / "samples", "move it away, or use the command sample with --output")
             always.append(SampleWriter(self.datamodule.write, self.folder / "samples"))
         chosen = _as_list(section.callbacks)
         if section.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
@@ -215,7 +216,7 @@ def run_trainer(args: Sequence[str]) -> None:
         cli = DiffusionCLI(list(args))
     except SIGTERMException:
         saved = last_checkpoint(os.environ[_RUN_VARIABLE])
-        go_on = f"{saved} is saved. Add --ckpt_path last to the same command to go on"
+        go_on = f"{saved} is saved. To go on, the same command with --ckpt_path {saved}"
         print(f"stopped; {go_on if saved.is_file() else 'there was nothing to save yet'}")
         raise SystemExit(143) from None
     except Exception:

@@ -63,6 +63,13 @@ def guard(debug: bool, args: Sequence[str]) -> Iterator[Status]:
         status.code = 2
 
 
+def refuse_samples_in(folder: Path, remedy: str) -> None:
+    """Raise ValueError if the folder holds samples already: nothing is overwritten."""
+    existing = next(iter(sorted(folder.glob("samples.*"))), None)
+    if existing is not None:
+        raise ValueError(f"{existing} exists already: {remedy}")
+
+
 def quiet() -> None:
     """Silence what the libraries say about themselves; warnings about the run stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):

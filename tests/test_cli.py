@@ -269,6 +269,10 @@ def test_predict_writes_1000_samples_into_the_runs_folder(tmp_path: Path) -> Non
     table = np.loadtxt(run / "samples" / "samples.csv", delimiter=",", skiprows=1)
     assert table.shape == (1000, 2)
     assert (run / "samples" / "samples.png").stat().st_size > 1000
+    with no_files_change(run / "samples"):  # nor does a second call overwrite them
+        again = cli(tmp_path, "predict", *args)
+    assert again.code == 2
+    assert "samples.csv exists already" in again.err
 
 
 def test_every_command_takes_the_same_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 CONFIG = Path(__file__).parent.parent / "configs" / "datasaurus" / "vp.yaml"
 
-# Page faults of the last 60 steps of a run, in a process of its own: another run before it would have warmed its memory.
+# Page faults of the last 60 steps of a run, in a process of its own: a run before it would have warmed its memory.
 PROGRAM = """
 import resource, sys
 from diffusion_pl import callbacks

@@ -114,7 +114,8 @@ def test_a_signal_in_mid_step_ends_cleanly_and_the_run_goes_on_exactly(tmp_path:
     assert done.code == 143
     assert "Traceback" not in done.err
     assert done.out.splitlines()[-1] == (
-        "stopped; runs/stopped/checkpoints/last.ckpt is saved. Add --ckpt_path last to the same command to go on"
+        "stopped; runs/stopped/checkpoints/last.ckpt is saved. To go on, the same command with "
+        "--ckpt_path runs/stopped/checkpoints/last.ckpt"
     )
     assert ("once more: at once" in done.out) == (number == signal.SIGINT)
     assert checkpoint(stopped)["global_step"] == 13  # the step was finished
@@ -165,7 +166,7 @@ def test_a_process_that_is_killed_goes_on_exactly(tmp_path: Path, number: signal
     out, err = process.communicate(timeout=60)
     assert process.returncode == status, err
     assert "Traceback" not in err
-    assert ("Add --ckpt_path last" in out) == (number != signal.SIGKILL)
+    assert ("To go on, the same command with --ckpt_path runs" in out) == (number != signal.SIGKILL)
     stopped = checkpoint(killed)["global_step"]
     assert 15 <= stopped < 300
     assert sorted(file.name for file in (killed / "checkpoints").iterdir() if file.suffix == ".ckpt") == ["last.ckpt"]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ class Saver(LeanCallback, Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
-        if trainer.fast_dev_run:
-            return
+        if trainer.fast_dev_run or threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may handle signals
         previous = signal.getsignal(signal.SIGINT)
 
         def stop_gently(number: int, frame: Any) -> None:

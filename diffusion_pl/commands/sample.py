@@ -32,13 +32,12 @@ def sample(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    existing = [p for p in (output / "samples.csv", output / "samples.png") if p.exists()]
-    if existing:
-        raise ValueError(f"{existing[0]} exists already: name another folder with --output")
+    from ..console import quiet, refuse_samples_in
+
+    refuse_samples_in(output, "name another folder with --output")
     from lightning.pytorch import Trainer
 
     from ..callbacks import SampleWriter, StepProgress
-    from ..console import quiet
     from ..loading import load
 
     quiet()
