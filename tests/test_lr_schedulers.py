@@ -79,4 +79,4 @@ def test_all_of_them_are_made_alike() -> None:
     """The module gives the optimizer and the steps of the run."""
     for make in vars(diffusion_pl.lr_schedulers).values():
         if isinstance(make, type) and issubclass(make, LRScheduler) and make is not LRScheduler:
-            make(optimizer(), 10, 2)
+            assert make(optimizer(), 10, 2).get_last_lr()[0] > 0
