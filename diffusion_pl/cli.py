@@ -19,11 +19,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
 from .callbacks import EMA, Description, PriorCheck, SampleWriter, Saver, StepProgress, StepSeed
-from .callbacks.lean import LeanProfiler
 from .callbacks.saver import last_checkpoint
 from .checkpoints import AtomicCheckpointIO
 from .console import quiet, refuse_samples_in
 from .data import DataModule
+from .lean import LeanProfiler
 from .loading import link_data
 from .memory import keep_freed_memory
 from .module import DiffusionModule

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from .denoiser import Denoiser, NetworkDenoiser, NoiseInput
+from .lean import LeanHooks
 from .loss import DenoisingLoss
 from .metrics import BinnedMean
 from .parameterizations import Parameterization
@@ -31,7 +32,7 @@ Batch = dict[str, Tensor]
 VAL_BINS = 4  # equal bins of t for the validation loss
 
 
-class DiffusionModule(LightningModule):
+class DiffusionModule(LeanHooks, LightningModule):
     """A diffusion model in training.
 
     Args:
@@ -76,14 +77,6 @@ class DiffusionModule(LightningModule):
         self.val_loss = BinnedMean(VAL_BINS)
         self.sample_seed = 0  # of the sequence that `predict` draws
         self.weights_name = "raw"  # the EMA callback changes it while its averages are swapped in
-
-    # Lightning calls these hooks of every step even where nothing is in them, and skips what is not callable.
-    on_train_batch_start: Any = None
-    on_before_zero_grad: Any = None
-    on_before_backward: Any = None
-    on_after_backward: Any = None
-    on_before_optimizer_step: Any = None
-    on_train_batch_end: Any = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes around every hook, fifty times a step, which one is running; nn.Module's search for parameters

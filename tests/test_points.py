@@ -161,7 +161,7 @@ def test_a_checkpoint_of_other_dimension_is_refused(tmp_path: Path) -> None:
         Datasaurus().load_state_dict(state)
 
 
-def test_hyperparameters_survive_a_real_checkpoint(tmp_path: Path) -> None:
+def test_the_normalisation_survives_a_real_checkpoint(tmp_path: Path) -> None:
     class Module(LightningModule):
         def __init__(self) -> None:
             super().__init__()

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from .. import __version__
-from .lean import LeanCallback
+from ..lean import LeanCallback
 
 #: Parts of the configuration that give the weights their meaning.
 _MEANING = ("model.network", "model.schedule", "model.parameterization", "model.noise_input")

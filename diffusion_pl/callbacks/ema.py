@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from ..lean import LeanCallback
 from ..module import DiffusionModule
-from .lean import LeanCallback
 
 
 class EMA(LeanCallback):

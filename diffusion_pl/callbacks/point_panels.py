@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ..data import Points
 from ..denoiser import Denoiser
+from ..lean import LeanCallback
 from ..module import DiffusionModule
 from ..oracles import empirical
 from ..tensors import SampleNoise
 from .ema import judged_weights
 from .images import log_image
-from .lean import LeanCallback
 
 
 class PointPanels(LeanCallback):

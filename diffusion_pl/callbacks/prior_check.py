@@ -6,9 +6,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from ..data import DataModule
+from ..lean import LeanCallback
 from ..module import DiffusionModule
 from ..schedules import Schedule
-from .lean import LeanCallback
 
 
 class PriorCheck(LeanCallback):

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from .lean import LeanCallback
+from ..lean import LeanCallback
 
 
 class StepProgress(LeanCallback, ProgressBar):

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, distributed
 
-from .lean import LeanCallback
+from ..lean import LeanCallback
 
 
 class SampleWriter(LeanCallback):

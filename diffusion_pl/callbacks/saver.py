@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from .lean import LeanCallback
+from ..lean import LeanCallback
 
 
 class Saver(LeanCallback, Checkpoint):

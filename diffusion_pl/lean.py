@@ -1,4 +1,4 @@
-"""The base of callbacks that stand beside a fast training loop."""
+"""What keeps Lightning's loop cheap beside a small network."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -7,11 +7,11 @@ from lightning.pytorch import Callback
 from lightning.pytorch.profilers import PassThroughProfiler
 
 
-class LeanCallback(Callback):
-    """A callback that costs nothing in the training step unless it defines a hook there.
+class LeanHooks:
+    """Takes the empty hooks of the training step away; a class that needs one defines it.
 
-    Lightning calls the six hooks of every training step on every callback, empty or not, at five microseconds each: for
-    a small network a dozen callbacks would double the step.  It skips a hook that is not callable.
+    Lightning calls these six in every step, on the module and on every callback, empty or not, at some microseconds
+    each; for a small network that adds up to a third of the step.  It skips a hook that is not callable.
     """
 
     on_train_batch_start: Any = None
@@ -20,6 +20,10 @@ class LeanCallback(Callback):
     on_after_backward: Any = None
     on_before_optimizer_step: Any = None
     on_train_batch_end: Any = None
+
+
+class LeanCallback(LeanHooks, Callback):
+    """A callback that costs nothing in the training step unless it defines a hook there."""
 
 
 class LeanProfiler(PassThroughProfiler):
