@@ -99,10 +99,10 @@ class DiffusionModule(LeanHooks, LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss(self.denoiser, x_0=batch["x"], **_cond(batch)).loss.mean()
         # Logging costs as much as a step of a small network, so it happens only where it is written.
-        every = self.trainer.log_every_n_steps
-        if every and (self.global_step + 1) % every == 0:
+        trainer = self.trainer
+        if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             self.log("train_loss/raw", loss, prog_bar=True)
-            self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+            self.log("learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

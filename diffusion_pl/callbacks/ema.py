@@ -54,9 +54,10 @@ class EMA(LeanCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == self._last_step:  # gradients are still being accumulated
+        step = trainer.global_step
+        if step == self._last_step:  # gradients are still being accumulated
             return
-        self._last_step = trainer.global_step
+        self._last_step = step
         for decay, shadow in self._lists.items():
             weight = 1 - min(decay, (1 + self.updates) / (10 + self.updates))
             torch._foreach_lerp_(shadow, self._parameters, weight)

@@ -46,7 +46,8 @@ class Saver(LeanCallback, Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # The last step at once, not at the end: what other callbacks do there may fail.
-        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,7 +28,7 @@ class Kernel(NamedTuple):
     @property
     def logsnr(self) -> Tensor:
         """λ = log α²/σ²."""
-        return 2 * (torch.log(self.alpha) - torch.log(self.sigma))
+        return 2 * torch.log(self.alpha / self.sigma)
 
     @property
     def snr(self) -> Tensor:
