@@ -73,7 +73,7 @@ def test_every_average_is_the_recursion_in_float64(tmp_path: Path) -> None:
     assert len(recorder.history) == 31
     assert ema.updates == 30
     for decay in DECAYS:
-        ours = flat(ema.state_dict()["shadows"][f"{decay:g}"])
+        ours = flat(ema.state_dict()["shadows"][str(decay)])
         np.testing.assert_allclose(ours, recursion(recorder.history, decay), rtol=2e-5, atol=1e-6)
     # The test can tell: one update more or less in the warm-up, or none at all, is far outside that.
     for wrong in (recorder.history[1:], [recorder.history[0], *recorder.history]):
@@ -262,3 +262,24 @@ def test_frozen_parameters_and_buffers_are_not_averaged(tmp_path: Path) -> None:
     train(tmp_path, ema, module=module, max_steps=3)
     names = set(ema.state_dict()["shadows"]["0.5"])
     assert names == set(weights(module)) - {"output.bias"}
+
+
+@pytest.mark.parametrize("callbacks", [[], [EMA()]], ids=["raw", "ema"])
+def test_a_judged_model_drops_nothing_out_and_each_part_gets_its_mode_back(
+    tmp_path: Path, callbacks: list[EMA]
+) -> None:
+    module, trainer = tiny_module(), tiny_trainer(tmp_path, *callbacks)
+    module.train()
+    module.denoiser.eval()  # somebody's choice for one part
+    before = [part.training for part in module.modules()]
+    with judged_weights(trainer, module):
+        assert not any(part.training for part in module.modules())
+    assert [part.training for part in module.modules()] == before
+
+
+def test_decays_that_hardly_differ_are_kept_apart(tmp_path: Path) -> None:
+    decays = [0.9999999, 0.99999995]
+    trainer = tiny_trainer(tmp_path, EMA(decays), max_steps=1)
+    trainer.fit(tiny_module(), datamodule=tiny_data())
+    saved = trainer.callbacks[[type(c) for c in trainer.callbacks].index(EMA)].state_dict()["shadows"]
+    assert [float(name) for name in saved] == decays

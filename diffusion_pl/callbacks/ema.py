@@ -1,7 +1,7 @@
 """Exponential moving averages of the score network's parameters."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class EMA(LeanCallback):
         for decay in decays:
             if not 0 <= decay < 1:
                 raise ValueError(f"EMA decays must lie in [0, 1), got {decay}")
-        self.decays = list(decays)
+        self.decays = [float(decay) for decay in decays]
         self.updates = 0
         self._shadows: dict[float, dict[str, Tensor]] = {}
         self._last_step = 0
@@ -85,7 +85,7 @@ class EMA(LeanCallback):
         self._raw = [p.detach().clone() for p in named.values()]
         for name, p in named.items():
             p.copy_(shadow[name])
-        module.weights_name = f"ema{decay:g}"  # type: ignore[assignment]
+        module.weights_name = f"ema{decay}"  # type: ignore[assignment]
 
     @torch.no_grad()
     def _swap_out(self, module: LightningModule) -> None:
@@ -109,19 +109,27 @@ class EMA(LeanCallback):
         self._swap_out(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "shadows": {f"{decay:g}": shadow for decay, shadow in self._shadows.items()}}
+        return {"updates": self.updates, "shadows": {f"{decay}": shadow for decay, shadow in self._shadows.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates = state_dict["updates"]
         # An average that the checkpoint lacks starts anew from the raw weights; one no longer wanted is dropped.
-        kept = {decay: state_dict["shadows"].get(f"{decay:g}") for decay in self.decays}
+        kept = {decay: state_dict["shadows"].get(f"{decay}") for decay in self.decays}
         self._shadows = {decay: shadow for decay, shadow in kept.items() if shadow is not None}
 
 
-def judged_weights(trainer: Trainer, module: LightningModule) -> AbstractContextManager[None]:
-    """The weights that the model is judged by: the run's average where there is one, else the raw ones."""
+@contextmanager
+def judged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """The model as it is judged: the run's average where there is one, else the raw weights; without dropout."""
     ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
-    return nullcontext() if ema is None else ema.swapped_in(module)
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with nullcontext() if ema is None else ema.swapped_in(module):
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def _named_parameters(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
