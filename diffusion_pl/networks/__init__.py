@@ -1,5 +1,6 @@
 """Networks: ``forward(x, c_noise, **cond) -> F``. They know nothing of schedules, parameterizations or data sets."""
 
-from .mlp import MLP, Blind, Embedding, Fourier, Identity
+from .embeddings import Blind, Embedding, Fourier, Identity, Sinusoidal
+from .mlp import MLP
 
-__all__ = ["MLP", "Blind", "Embedding", "Fourier", "Identity"]
+__all__ = ["MLP", "Blind", "Embedding", "Fourier", "Identity", "Sinusoidal"]

@@ -6,86 +6,12 @@ x is the scaled noisy point and c_noise the noise level, both of order one. A ne
 fraction of a unit when fed plain coordinates; sines and cosines of the coordinates at random frequencies let it.
 """
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-
-class Embedding(nn.Module, ABC):
-    """A map of numbers to features, coordinate by coordinate: (B, dim) -> (B, ``width``)."""
-
-    width: int
-
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, dim) -> (B, width)."""
-
-
-class Identity(Embedding):
-    """The numbers as they are.
-
-    Args:
-        dim: Number of coordinates (given by the network).
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.width = dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-class Blind(Embedding):
-    """No features at all: as embedding of the noise level, a network that has to guess it from the point.
-
-    Args:
-        dim: Number of coordinates (given by the network).
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.width = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, :0]
-
-
-class Fourier(Embedding):
-    """Random Fourier features of each coordinate: sin(2π f x), cos(2π f x), with f ~ N(0, scale²).
-
-    Frequencies count cycles per unit of x, so the finest detail is about 1 / (4 scale) wide. Features too fine for the
-    data let the network memorise the training points. The frequencies are fixed: drawn from a generator of their own,
-    different for each coordinate, and kept in a buffer.
-
-    Reference: "Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains", 2006.10739,
-    section 6 (there the frequencies mix the coordinates; here each coordinate has its own).
-
-    Args:
-        dim: Number of coordinates (given by the network).
-        features: Features of each coordinate, an even number: half sines, half cosines.
-        scale: Standard deviation of the frequencies, in cycles per unit.
-        seed: Chooses the frequencies.
-    """
-
-    frequencies: Tensor
-
-    def __init__(self, dim: int, features: int = 64, scale: float = 1.0, seed: int = 0) -> None:
-        super().__init__()
-        if features < 2 or features % 2:
-            raise ValueError(f"Fourier: features must be an even number, half sines, half cosines, got {features}")
-        if not 0 < scale < math.inf:
-            raise ValueError(f"Fourier: scale must be positive and finite, got {scale}")
-        self.width = dim * features
-        generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("frequencies", scale * torch.randn(dim, features // 2, generator=generator))
-
-    def forward(self, x: Tensor) -> Tensor:
-        phase = (2 * math.pi * x.unsqueeze(-1) * self.frequencies).flatten(1)
-        return torch.cat((phase.sin(), phase.cos()), 1)
+from .embeddings import Embedding, Identity
 
 
 class Block(nn.Module):
