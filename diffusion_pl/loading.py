@@ -24,11 +24,10 @@ def load(path: str | Path, weights: str = "ema") -> tuple[DiffusionModule, DataM
     description = checkpoint.get("diffusion_pl")
     if description is None:
         raise ValueError(f"{path} carries no configuration: it was not written by `python -m diffusion_pl fit`")
-    model, data = rebuild(description)
+    model, data = rebuild(description, _data_state(checkpoint, description))
     model.on_load_checkpoint(checkpoint)
     state, model.weights_name = select(checkpoint, weights, str(path))
     model.load_state_dict(state)
-    data.load_state_dict(checkpoint.get(type(data).__qualname__, {}))
     return model.eval(), data
 
 
@@ -48,14 +47,27 @@ def select(checkpoint: dict[str, Any], weights: str, path: str) -> tuple[dict[st
     return {**checkpoint["state_dict"], **shadow}, f"ema{decay}"
 
 
-def rebuild(description: dict[str, Any]) -> tuple[DiffusionModule, DataModule]:
-    """Model and data from {"model": …, "data": …}, as a configuration file spells them."""
+def rebuild(description: dict[str, Any], data_state: dict[str, Any]) -> tuple[DiffusionModule, DataModule]:
+    """Model and data, which need not be at hand.
+
+    Args:
+        description: {"model": …, "data": …}, as a configuration file spells them.
+        data_state: the data module's state_dict.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(DataModule, "data")
+    data = parser.instantiate_classes(parser.parse_object({"data": description["data"]})).data
+    data.load_state_dict(data_state)  # it tells the shape, so it comes before the model
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DiffusionModule, "model")
-    parser.add_subclass_arguments(DataModule, "data")
-    link_data(parser)
-    parts = parser.instantiate_classes(parser.parse_object({key: description[key] for key in ("model", "data")}))
-    return parts.model, parts.data
+    model = {**description["model"], "shape": list(data.shape), "classes": data.classes}
+    return parser.instantiate_classes(parser.parse_object({"model": model})).model, data
+
+
+def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
+    # Lightning files it under the name of the class.
+    state: dict[str, Any] = checkpoint.get(description["data"]["class_path"].rpartition(".")[2], {})
+    return state
 
 
 def link_data(parser: ArgumentParser) -> None:

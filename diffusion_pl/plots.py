@@ -204,6 +204,44 @@ def save(figure: "Figure", path: str | Path) -> Path:
     return path
 
 
+def image_grid(pictures: Array, columns: int | None = None, scale: int | None = None) -> NDArray[np.uint8]:
+    """Pictures side by side, row by row, enlarged without smoothing: (height, width, 3), uint8.
+
+    Of pictures with other than one or three channels the first channel is shown.
+
+    Args:
+        pictures: (N, C, H, W), uint8.
+        columns: Pictures in a row; None: about as many as rows.
+        scale: Pixels of the grid for one of the picture; None: so many that the grid is about 500 wide.
+    """
+    if pictures.ndim != 4 or not len(pictures) or pictures.dtype != np.uint8:
+        raise ValueError(f"image_grid: needs uint8 pictures (N, C, H, W), got {pictures.dtype} {pictures.shape}")
+    n, channels, height, width = pictures.shape
+    if channels != 3:
+        pictures = pictures[:, :1].repeat(3, 1)
+    columns = columns or int(np.ceil(np.sqrt(n)))
+    scale = scale or max(1, round(500 / (columns * (width + 2))))
+    rows = -(-n // columns)
+    gap = max(1, scale // 2)
+    cell = np.array((height * scale + gap, width * scale + gap))
+    grid = np.full((rows * cell[0] + gap, columns * cell[1] + gap, 3), 255, dtype=np.uint8)
+    for index, picture in enumerate(pictures):
+        top, left = np.array(divmod(index, columns)) * cell + gap
+        large = picture.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
+        grid[top : top + large.shape[0], left : left + large.shape[1]] = large
+    return grid
+
+
+def save_image(image: Array, path: Path) -> Path:
+    """Write a picture (H, W, C) losslessly: uint8 with one or three channels, or int32 with one, of 16 bits."""
+    from PIL import Image
+
+    if image.shape[2] == 1:
+        image = image[..., 0]
+    Image.fromarray(image if image.dtype == np.uint8 else image.astype(np.uint16)).save(path)
+    return path
+
+
 def _histograms(data: Array, samples: Array, total: int, title: str) -> "Figure":
     """Densities of data and samples in the same bins, over the range of the data."""
     (low, high), _ = _limits(np.stack((data if len(data) else samples,) * 2, 1), margin=0.12)

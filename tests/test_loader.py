@@ -13,14 +13,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from diffusion_pl.data import Datasaurus, TensorLoader
+from diffusion_pl.data import Datasaurus, Loader
 
 
-def loader(n: int = 10, batch_size: int = 4, **options: Any) -> TensorLoader:
-    return TensorLoader({"x": torch.arange(n)}, batch_size, **options)
+def loader(n: int = 10, batch_size: int = 4, **options: Any) -> Loader:
+    return Loader({"x": torch.arange(n)}, batch_size, **options)
 
 
-def epoch(batches: TensorLoader) -> list[list[int]]:
+def epoch(batches: Loader) -> list[list[int]]:
     return [batch["x"].tolist() for batch in batches]
 
 
@@ -36,7 +36,7 @@ def test_evaluation_walks_over_the_data_in_order() -> None:
 
 def test_the_tensors_stay_aligned() -> None:
     tensors = {"x": torch.randn(50, 2, 3), "label": torch.arange(50)}
-    for batch in TensorLoader(tensors, 7, shuffle=True):
+    for batch in Loader(tensors, 7, shuffle=True):
         assert torch.equal(batch["x"], tensors["x"][batch["label"]])
 
 
@@ -117,7 +117,7 @@ def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> Non
 
 def test_tensors_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match=r"equal length, got lengths \{'x': 3, 'label': 4\}"):
-        TensorLoader({"x": torch.zeros(3), "label": torch.zeros(4)}, 2)
+        Loader({"x": torch.zeros(3), "label": torch.zeros(4)}, 2)
 
 
 def test_the_stream_goes_on_where_it_was_left_whatever_the_trainer_calls_an_epoch() -> None:

@@ -100,11 +100,11 @@ def test_a_configuration_is_rebuilt_as_files_spell_it(tmp_path: Path) -> None:
     import yaml
 
     config: dict[str, Any] = yaml.safe_load(tiny_config(tmp_path).read_text())
-    model, data = rebuild(config)
+    model, data = rebuild(config, {})
     assert (model.shape, data.batch_size) == ((2,), 32)
     assert model.optimizer_factory(model.parameters()).defaults["lr"] == 0.01
     with pytest.raises(Exception, match="VPX"):
-        rebuild(config | {"model": config["model"] | {"schedule": {"class_path": "VPX"}}})
+        rebuild(config | {"model": config["model"] | {"schedule": {"class_path": "VPX"}}}, {})
 
 
 def test_selection_does_not_touch_the_checkpoint(run: Path) -> None:

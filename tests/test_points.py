@@ -72,7 +72,7 @@ def test_the_datasaurus_is_split_and_normalised_per_axis() -> None:
     assert data.train_points.mean(0).tolist() == pytest.approx([0, 0], abs=1e-6)
     assert data.train_points.std(0, correction=0).tolist() == pytest.approx([1, 1], abs=1e-6)
     assert data.second_moment() == pytest.approx(1, abs=1e-6)
-    assert (data.classes, data.value_range, data.bit_depth) == (None, None, None)
+    assert (data.classes, data.value_range, data.levels) == (None, None, None)
 
 
 def test_decode_undoes_encode_and_leads_back_to_the_file() -> None:

@@ -1,7 +1,8 @@
-"""Data sets: each a ``DataModule`` that says the shape of its examples and yields dictionaries of batches."""
+"""Data sets, as LightningDataModules whose batches are ``{"x": …, **cond}``."""
 
 from .base import DataModule
-from .loader import TensorLoader
+from .images import Images
+from .loader import Loader
 from .points import Datasaurus, Points, Table
 from .toys import Checkerboard, Circles, EightGaussians, Moons, Pinwheel, SwissRoll, Toy
 
@@ -11,11 +12,12 @@ __all__ = [
     "DataModule",
     "Datasaurus",
     "EightGaussians",
+    "Images",
+    "Loader",
     "Moons",
     "Pinwheel",
     "Points",
     "SwissRoll",
     "Table",
-    "TensorLoader",
     "Toy",
 ]

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from .loader import TensorLoader
+from .loader import Augmentation, Loader, Source, Tensors
 
 
 class DataModule(LightningDataModule, ABC):
@@ -17,25 +17,34 @@ class DataModule(LightningDataModule, ABC):
     Batches are dictionaries: ``x`` of shape (B, *shape), float32, in model units (of order one), and one entry for each
     condition, such as ``label`` of shape (B,), int64.
 
-    Whatever ``decode`` needs belongs in ``state_dict`` as plain numbers, lists or tensors: a module rebuilt from its
-    hyper-parameters and that state must decode samples on a machine where the data are not.
+    Whatever ``shape``, ``classes`` and ``decode`` need belongs in ``state_dict`` as plain numbers, lists or tensors: a
+    module rebuilt from its hyper-parameters and that state must decode samples on a machine where the data are not.
 
     Attributes:
-        shape: Shape of one example, without the batch; known before ``setup``.
-        classes: Number of classes when batches hold a ``label``, else None.
         value_range: Smallest and largest possible value in model units; None if the data are unbounded.
-        bit_depth: Bits per value of data that were quantised; None for data that never were (points).
     """
 
-    shape: tuple[int, ...]
-    classes: int | None = None
     value_range: tuple[float, float] | None = None
-    bit_depth: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
         # Shards of a small held-out set are not padded, so a process may have no batch of it.
         self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example, without the batch; known before ``setup``."""
+
+    @property
+    @abstractmethod
+    def classes(self) -> int | None:
+        """Number of classes when batches hold a ``label``, else None."""
+
+    @property
+    def levels(self) -> int | None:
+        """How many values data that were quantised can take, 256 for 8 bits; None for data that never were (points)."""
+        return None
 
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
@@ -57,24 +66,32 @@ class DataModule(LightningDataModule, ABC):
     predict_samples: int = 1000
     batch_size: int
 
-    def predict_dataloader(self) -> TensorLoader:
+    def predict_dataloader(self) -> Loader:
         """Indices of the samples to draw: batches {"index": (B,)}."""
         index = torch.arange(self.predict_samples)
-        return self.in_memory_loader({"index": index}, self.batch_size, train=False)
+        return self.loader({"index": index}, self.batch_size, train=False)
 
-    def in_memory_loader(
-        self, tensors: Mapping[str, Tensor], batch_size: int, *, train: bool, repeats: int = 1, seed: int = 0
-    ) -> TensorLoader:
-        """This process's loader over tensors in memory.
+    def loader(
+        self,
+        source: Source | Mapping[str, Tensor],
+        batch_size: int,
+        *,
+        train: bool,
+        repeats: int = 1,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        workers: int = 0,
+    ) -> Loader:
+        """This process's loader.
 
         Training shuffles and leaves out a last partial batch, so that every step weighs every example alike on any
         number of processes; a training set smaller than one batch is one batch. Evaluation leaves nothing out.
         """
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        visits = repeats * len(next(iter(tensors.values())))
-        return TensorLoader(
-            tensors,
+        visits = repeats * len(source if isinstance(source, Source) else Tensors(source))
+        return Loader(
+            source,
             batch_size,
             seed=seed,
             # To overfit some batches they must be the same ones in each epoch.
@@ -83,4 +100,6 @@ class DataModule(LightningDataModule, ABC):
             drop_last=train and visits >= batch_size * world_size,
             rank=rank,
             world_size=world_size,
+            augmentation=augmentation,
+            workers=workers,
         )

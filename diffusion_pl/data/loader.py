@@ -1,18 +1,78 @@
-"""Batches of tensors that lie in memory, in an order that is a function of (seed, epoch) and of nothing else.
+"""Batches in an order that is a function of (seed, epoch) and of nothing else.
 
-One gather per batch replaces a dataset, a sampler, a collate function and worker processes. Because the order needs no
-random state, one number, of the batches taken so far, is all a checkpoint must hold for a resumed run to go on exactly.
+For tensors in memory, one gather per batch replaces a dataset, a sampler, a collate function and worker processes.
+Other sources, such as files to be decoded, are asked for a whole batch at a time, in worker processes if wanted.
+Because the order needs no random state, one number, of the batches taken so far, is all a checkpoint must hold for a
+resumed run to go on exactly; the randomness of augmentations is a function of (seed, number of the batch) likewise.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+Batch = dict[str, Tensor]
 
-class TensorLoader:
-    """Iterates over dictionaries of batches gathered from equally long tensors.
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples that can be asked for by their indices."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Tensor) -> Batch:
+        """The examples at these indices, in their order: named tensors of shape (len(indices), *)."""
+        ...
+
+
+class Tensors:
+    """Examples in memory: named tensors of equal length n, (n, *) each."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        lengths = {name: len(tensor) for name, tensor in tensors.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"Tensors needs one or more tensors of equal length, got lengths {lengths}")
+        self.tensors = dict(tensors)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitems__(self, indices: Tensor) -> Batch:
+        return {name: tensor.index_select(0, indices) for name, tensor in self.tensors.items()}
+
+
+class Subset:
+    """Some examples of a source.
+
+    Args:
+        source: All of them.
+        indices: Those of the subset, (n,).
+    """
+
+    def __init__(self, source: Source, indices: Tensor) -> None:
+        self.source, self.indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, indices: Tensor) -> Batch:
+        return self.source.__getitems__(self.indices[indices])
+
+
+class Augmentation(Protocol):
+    """A random change of a batch, as a function of uniform numbers: the same on any number of processes."""
+
+    draws: int  # numbers that it needs for each example
+
+    def __call__(self, batch: Batch, u: Tensor) -> Batch:
+        """batch of B examples, u ~ U[0, 1): (B, draws)."""
+        ...
+
+
+class Loader:
+    """Iterates over the batches of a source.
 
     An epoch walks over ``repeats`` copies of the n examples, permuted when ``shuffle``, in global batches of
     ``batch_size * world_size``; process r takes every world_size-th example of each, from the r-th on. One process with
@@ -27,7 +87,7 @@ class TensorLoader:
     the rest of the last.) Unshuffled batches begin anew each time.
 
     Args:
-        tensors: Named tensors of shape (n, *), gathered along the first axis.
+        source: The n examples; a dictionary of tensors is one.
         batch_size: Examples per batch and process.
         seed: Chooses the sequence of permutations.
         shuffle: Permute anew in each epoch.
@@ -35,11 +95,13 @@ class TensorLoader:
         drop_last: Leave out the last batch if it is not full.
         rank: Which of the processes this is.
         world_size: Number of processes.
+        augmentation: Applied to each batch; None: nothing.
+        workers: Processes that read batches ahead; 0: batches are read where they are used.
     """
 
     def __init__(
         self,
-        tensors: Mapping[str, Tensor],
+        source: Source | Mapping[str, Tensor],
         batch_size: int,
         *,
         seed: int = 0,
@@ -48,21 +110,23 @@ class TensorLoader:
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        augmentation: Augmentation | None = None,
+        workers: int = 0,
     ) -> None:
-        lengths = {name: len(tensor) for name, tensor in tensors.items()}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"TensorLoader needs one or more tensors of equal length, got lengths {lengths}")
         for name, number in (("batch_size", batch_size), ("repeats", repeats), ("world_size", world_size)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in [0, world_size = {world_size}), got {rank}")
-        self.tensors = dict(tensors)
+        if workers < 0:
+            raise ValueError(f"workers must not be negative, got {workers}")
+        self.source = Tensors(source) if isinstance(source, Mapping) else source
         self.seed = seed
+        self.augmentation = augmentation
         self.shuffle = shuffle
         self.rank = rank
         self.world_size = world_size
-        self.num_examples = next(iter(lengths.values()))
+        self.num_examples = len(self.source)
         self.num_visits = self.num_examples * repeats
         self.global_batch = batch_size * world_size
 
@@ -76,40 +140,54 @@ class TensorLoader:
             )
         self._taken = 0  # batches of the stream
         self._order: tuple[int, Tensor] | None = None  # the last epoch asked for, and its order
+        self._ahead = _workers(self, workers) if workers else None
 
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         # A generator, so the position is read when a batch is asked for: Lightning makes iterators before it sets the
         # epoch, some of which it never uses.
-        for index in range(self.num_batches):
-            epoch = 0
-            if self.shuffle:
-                epoch, index = divmod(self._taken, self.num_batches)
-                self._taken += 1
-            begin = index * self.global_batch
-            share = self.order(epoch)[begin + self.rank : begin + self.global_batch : self.world_size]
-            yield {name: tensor.index_select(0, share) for name, tensor in self.tensors.items()}
+        batches = (self.read(*place) for place in self.places()) if self._ahead is None else self._ahead
+        for batch in batches:
+            self._taken += int(self.shuffle)
+            yield batch
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """(epoch, number within it) of the batches of one iteration, from the present position on."""
+        first = self._taken if self.shuffle else 0
+        return (divmod(k, self.num_batches) if self.shuffle else (0, k) for k in range(first, first + self.num_batches))
+
+    def read(self, epoch: int, index: int) -> Batch:
+        """This process's share of a global batch."""
+        begin = index * self.global_batch
+        share = self.order(epoch)[begin + self.rank : begin + self.global_batch : self.world_size]
+        batch = self.source.__getitems__(share)
+        if self.augmentation is not None:
+            generator = _generator(f"{self.seed}/{epoch}/{index}")
+            u = torch.rand(self.global_batch, self.augmentation.draws, generator=generator)
+            batch = self.augmentation(batch, u[self.rank :: self.world_size][: len(share)])
+        return batch
 
     def order(self, epoch: int) -> Tensor:
         """Indices of the examples in the order of an epoch, over all processes: (n * repeats,)."""
         if self._order is None or (self.shuffle and self._order[0] != epoch):
             visits = torch.arange(self.num_visits)
             if self.shuffle:
-                # A hash, so that (seed 0, epoch 1) and (seed 1, epoch 0) are unrelated; torch uses 4 bytes of seed.
-                digest = hashlib.blake2b(f"{self.seed}/{epoch}".encode(), digest_size=4).digest()
-                generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-                visits = torch.randperm(self.num_visits, generator=generator)
+                visits = torch.randperm(self.num_visits, generator=_generator(f"{self.seed}/{epoch}"))
             self._order = epoch, visits % self.num_examples
         return self._order[1]
 
     batch_sampler = None  # Lightning reads it of whatever has a ``sampler``
 
     @property
-    def sampler(self) -> "TensorLoader":
+    def sampler(self) -> "Loader":
         """Where Lightning looks for ``set_epoch``."""
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What a worker process is given: all but the handle of the workers.
+        return {**self.__dict__, "_ahead": None}
 
     def set_epoch(self, epoch: int) -> None:
         """Make a loader that has not given a batch nor loaded a state begin at an epoch.
@@ -127,3 +205,43 @@ class TensorLoader:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from a saved position."""
         self._taken = state["batches"]
+
+
+def _generator(key: str) -> torch.Generator:
+    # A hash, so that (seed 0, epoch 1) and (seed 1, epoch 0) are unrelated; torch uses 4 bytes of seed.
+    digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+class _Read:
+    """What a worker process holds: the loader's way to make a batch, for torch's DataLoader to call by place."""
+
+    def __init__(self, read: Callable[[int, int], Batch]) -> None:
+        self.read = read
+
+    def __getitem__(self, place: tuple[int, int]) -> Batch:
+        return self.read(*place)
+
+
+class _Places:
+    """The places of the batches to come, asked anew at each iteration."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return self.loader.places()
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def _workers(loader: Loader, workers: int) -> "torch.utils.data.DataLoader[Batch]":
+    return torch.utils.data.DataLoader(
+        _Read(loader.read),  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=_Places(loader),
+        num_workers=workers,
+        persistent_workers=True,
+        generator=torch.Generator(),  # the base seed of the workers would be drawn from training's generator
+    )

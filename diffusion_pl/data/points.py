@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .base import DataModule
-from .loader import TensorLoader
+from .loader import Loader
 
 
 class Points(DataModule):
@@ -58,14 +58,21 @@ class Points(DataModule):
             raise ValueError(f"{type(self).__name__}: seed must not be negative, got {seed}")
         self.source = source
         self.axes = tuple(axes)
-        self.shape = (len(self.axes),)
-        self.classes = classes
+        self._classes = classes
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.repeats = repeats
         self.seed = seed
         self._splits: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # training, held out; units of the file
         self._normalization: tuple[Tensor, Tensor] | None = None  # mean, std: (D,), float64
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.axes),)
+
+    @property
+    def classes(self) -> int | None:
+        return self._classes
 
     @abstractmethod
     def examples(self) -> dict[str, Tensor]:
@@ -156,17 +163,17 @@ class Points(DataModule):
     def _passes(self) -> int:
         return self.repeats or max(1, round(100 * self.batch_size / len(self._ready()[0]["x"])))
 
-    def train_dataloader(self) -> TensorLoader:
+    def train_dataloader(self) -> Loader:
         tensors = {**self._ready()[0], "x": self.train_points}
-        return self.in_memory_loader(tensors, self.batch_size, train=True, repeats=self._passes(), seed=self.seed)
+        return self.loader(tensors, self.batch_size, train=True, repeats=self._passes(), seed=self.seed)
 
-    def val_dataloader(self) -> TensorLoader | list[Any]:
+    def val_dataloader(self) -> Loader | list[Any]:
         tensors = {**self._ready()[1], "x": self.val_points}
         if len(tensors["x"]) == 0:
             return []
-        return self.in_memory_loader(tensors, self.batch_size, train=False, repeats=self._passes())
+        return self.loader(tensors, self.batch_size, train=False, repeats=self._passes())
 
-    def test_dataloader(self) -> TensorLoader | list[Any]:
+    def test_dataloader(self) -> Loader | list[Any]:
         return self.val_dataloader()
 
     def state_dict(self) -> dict[str, list[float]]:
