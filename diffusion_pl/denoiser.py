@@ -111,6 +111,10 @@ class NetworkDenoiser(Denoiser):
         c_noise = self.noise_input(kernel, t).reshape(-1).expand(len(x_t))
         dtype = self._first_parameter[0].dtype if self._first_parameter else x_t.dtype
         output: Tensor = self.network((c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype), **cond)
+        if output.shape != x_t.shape:
+            raise ValueError(
+                f"the network makes {tuple(output.shape)} of x_t: {tuple(x_t.shape)}; it must keep the shape"
+            )
         return output.to(x_t.dtype)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:

@@ -19,7 +19,7 @@ from .weightings import Weighting
 
 
 class Losses(NamedTuple):
-    """Loss of each example, mean over its data axes: (B,); and its time: (B,)."""
+    """Loss of each (example, time), mean over the data axes: (K B,); and its time: (K B,)."""
 
     loss: Tensor
     t: Tensor
@@ -32,10 +32,21 @@ class DenoisingLoss:
         times: law of t.
         weighting: w(t).
         coupling: pairs noise with examples; None: independently.
+        times_per_sample: K, how many (t, ε) each example of a batch is shown with; the expected loss is the same for
+            any K.  Where examples are few or dear to load, it buys a larger batch.
     """
 
-    def __init__(self, times: TimeSampler, weighting: Weighting, coupling: Coupling | None = None) -> None:
+    def __init__(
+        self,
+        times: TimeSampler,
+        weighting: Weighting,
+        coupling: Coupling | None = None,
+        times_per_sample: int = 1,
+    ) -> None:
+        if times_per_sample < 1:
+            raise ValueError(f"DenoisingLoss: times_per_sample must be at least 1, got {times_per_sample}")
         self.times, self.weighting, self.coupling = times, weighting, coupling
+        self.times_per_sample = times_per_sample
 
     def __call__(
         self, denoiser: NetworkDenoiser, x_0: Tensor, generator: torch.Generator | None = None, **cond: Tensor
@@ -48,6 +59,10 @@ class DenoisingLoss:
             generator: of t and ε; None: torch's global one.
             cond: handed to the network.
         """
+        if self.times_per_sample > 1:
+            # Whole copies one after the other, so that stratified times spread over each of them.
+            x_0 = torch.cat([x_0] * self.times_per_sample)
+            cond = {name: torch.cat([value] * self.times_per_sample) for name, value in cond.items()}
         t, importance = self.times(denoiser.schedule, x_0, generator)
         eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
         if self.coupling is not None:

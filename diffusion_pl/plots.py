@@ -4,6 +4,7 @@ The figures belong to no window and no global state (never pyplot), so they can 
 matplotlib is imported when a picture is drawn. Panels of one figure share their limits and show both axes at one scale.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,7 +205,13 @@ def save(figure: "Figure", path: str | Path) -> Path:
     return path
 
 
-def image_grid(pictures: Array, columns: int | None = None, scale: int | None = None) -> NDArray[np.uint8]:
+def image_grid(
+    pictures: Array,
+    columns: int | None = None,
+    scale: int | None = None,
+    title: str = "",
+    rows_named: Sequence[str] = (),
+) -> NDArray[np.uint8]:
     """Pictures side by side, row by row, enlarged without smoothing: (height, width, 3), uint8.
 
     Of pictures with other than one or three channels the first channel is shown.
@@ -212,24 +219,39 @@ def image_grid(pictures: Array, columns: int | None = None, scale: int | None = 
     Args:
         pictures: (N, C, H, W), uint8.
         columns: Pictures in a row; None: about as many as rows.
-        scale: Pixels of the grid for one of the picture; None: so many that the grid is about 500 wide.
+        scale: Pixels of the grid for one of the picture; None: so many that the grid is about 600 wide.
+        title: Text above, which wraps; its lines are as long as the grid is wide.
+        rows_named: Names of the rows, at their left.
     """
+    from PIL import Image, ImageDraw, ImageFont
+
     if pictures.ndim != 4 or not len(pictures) or pictures.dtype != np.uint8:
         raise ValueError(f"image_grid: needs uint8 pictures (N, C, H, W), got {pictures.dtype} {pictures.shape}")
     n, channels, height, width = pictures.shape
     if channels != 3:
         pictures = pictures[:, :1].repeat(3, 1)
     columns = columns or int(np.ceil(np.sqrt(n)))
-    scale = scale or max(1, round(500 / (columns * (width + 2))))
-    rows = -(-n // columns)
-    gap = max(1, scale // 2)
-    cell = np.array((height * scale + gap, width * scale + gap))
-    grid = np.full((rows * cell[0] + gap, columns * cell[1] + gap, 3), 255, dtype=np.uint8)
+    scale = scale or max(1, round(600 / (columns * (width + 1))))
+    gap = max(2, scale // 2)
+    across, down = width * scale + gap, height * scale + gap
+
+    font = ImageFont.load_default(14)
+    lines = textwrap.wrap(title, max(24, (columns * across) // 8))
+    top = (8 + 19 * len(lines) if lines else 0) + gap
+    left = gap + max((round(font.getlength(name)) + 8 for name in rows_named), default=0)
+    grid = np.full((top + -(-n // columns) * down, left + columns * across, 3), 255, dtype=np.uint8)
     for index, picture in enumerate(pictures):
-        top, left = np.array(divmod(index, columns)) * cell + gap
+        row, column = divmod(index, columns)
+        y, x = top + row * down, left + column * across
         large = picture.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
-        grid[top : top + large.shape[0], left : left + large.shape[1]] = large
-    return grid
+        grid[y : y + down - gap, x : x + across - gap] = large
+    image = Image.fromarray(grid)
+    draw = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        draw.text((gap, 5 + 19 * number), line, fill=INK, font=font)
+    for row, name in enumerate(rows_named):
+        draw.text((left - 6, top + row * down + (down - gap) / 2), name, fill=INK, font=font, anchor="rm")
+    return np.asarray(image)
 
 
 def save_image(image: Array, path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from .description import Description
 from .ema import EMA, judged_weights
+from .image_panels import ImagePanels
 from .point_panels import PointPanels
 from .prior_check import PriorCheck
 from .progress import StepProgress
@@ -12,6 +13,7 @@ from .step_seed import StepSeed
 __all__ = [
     "EMA",
     "Description",
+    "ImagePanels",
     "PointPanels",
     "PriorCheck",
     "SampleWriter",

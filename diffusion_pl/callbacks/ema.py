@@ -63,6 +63,11 @@ class EMA(LeanCallback):
             torch._foreach_lerp_(shadow, self._parameters, weight)
         self.updates += 1
 
+    @property
+    def young(self) -> bool:
+        """Whether the first average has not yet seen one time constant 1/(1 − d) of steps."""
+        return bool(self.decays) and self.updates * (1 - self.decays[0]) < 1
+
     @contextmanager
     def swapped_in(self, module: LightningModule) -> Iterator[None]:
         """The first average in place of the weights, if there is one and it is not there already."""
@@ -118,10 +123,15 @@ class EMA(LeanCallback):
         self._shadows = {decay: shadow for decay, shadow in kept.items() if shadow is not None}
 
 
+def ema_of(trainer: Trainer) -> EMA | None:
+    """The run's EMA callback, if it has one."""
+    return next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
+
+
 @contextmanager
-def judged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """The model as it is judged: the run's average where there is one, else the raw weights; without dropout."""
-    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
+def judged_weights(trainer: Trainer, module: LightningModule, *, raw: bool = False) -> Iterator[None]:
+    """The model as it is judged, without dropout: with the run's average where there is one, unless `raw` weights."""
+    ema = None if raw else ema_of(trainer)
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

@@ -26,10 +26,11 @@ Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
 class Path(NamedTuple):
-    """x along the way: t: (N + 1,), x: (N + 1, B, *), from noise to data (t = 0)."""
+    """The way from noise to data (t = 0): t: (N + 1,); x and the estimates x̂_0 made there: (N + 1, B, *) each."""
 
     t: Tensor
     x: Tensor
+    x_0: Tensor
 
 
 class Samples(NamedTuple):
@@ -46,11 +47,15 @@ class Run:
     def __init__(self, denoiser: Denoiser, noise: Noise, cond: dict[str, Tensor], points: int) -> None:
         self._denoiser, self._cond = denoiser, cond
         self.noise, self.points, self.nfe = noise, points, 0  # points: N of the grid
+        self.estimate: Tensor | None = None  # the first x̂_0 of the present step
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Prediction:
         """(x̂_0, ε̂) at x_t: (B, *), t: ()."""
         self.nfe += 1
-        return self._denoiser(x_t, t, **self._cond)  # type: ignore[no-any-return]  # nn.Module.__call__
+        prediction: Prediction = self._denoiser(x_t, t, **self._cond)
+        if self.estimate is None:
+            self.estimate = prediction.x_0
+        return prediction
 
     @property
     def schedule(self) -> Schedule:
@@ -109,17 +114,23 @@ class Sampler(ABC):
             denoiser: any.
             x_T: (B, *) at the grid's first time, see `prior`.
             noise: source of the noise of stochastic samplers.
-            path: keep x at every grid time.
+            path: keep x and x̂_0 at every grid time.
             progress: wraps the sequence of steps, for a progress bar.
             cond: handed to the denoiser.
         """
         times = self.grid(denoiser.schedule)
         run, x_t, state = Run(denoiser, noise, cond, len(times)), x_T, None
-        kept = [x_t] if path else []
+        kept: list[tuple[Tensor, Tensor]] = []
         for t, s in progress(list(pairwise(times.unbind()))):
-            x_t, state = self.step(run, x_t, t, s, state)
+            run.estimate = None
+            x_s, state = self.step(run, x_t, t, s, state)
             if path:
-                kept.append(x_t)
+                assert run.estimate is not None
+                kept.append((x_t, run.estimate))
+            x_t = x_s
         x_0 = run.denoise(x_t, times[-1]).x_0
-        line = Path(torch.cat([times, times.new_zeros(1)]), torch.stack([*kept, x_0])) if path else None
-        return Samples(x_0, run.nfe, line)
+        if not path:
+            return Samples(x_0, run.nfe, None)
+        x, estimates = zip(*kept, (x_t, x_0), (x_0, x_0), strict=True)
+        t = torch.cat([times, times.new_zeros(1)])
+        return Samples(x_0, run.nfe, Path(t, torch.stack(x), torch.stack(estimates)))

@@ -1,0 +1,176 @@
+"""Pictures of a model of pictures: samples as it learns, the way of the data to noise, and the way back as a film."""
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from ..data import Images
+from ..lean import LeanCallback
+from ..module import DiffusionModule
+from ..samplers import Sampler, Samples
+from ..tensors import SampleNoise
+from .ema import ema_of, judged_weights
+from .images import log_film, log_image
+
+FRAMES = 60  # of a film, at most
+CONSTANT = 2 / 255  # standard deviation below which a picture counts as constant: one grey level of 256
+
+
+class ImagePanels(LeanCallback):
+    """Panels for pictures, as files in the run's folder and in the loggers; each says which weights it shows.
+
+    During training: samples, always from the same latents, one row for each class if there are classes; those of the raw
+    weights beside the average's while the average is young.  Mean and deviation of each channel are logged beside the
+    data's, and samples that are one colour are counted.  At the start the forward process of some pictures; at the end
+    a film of x_t and of the estimate x̂_0 on the way from noise to samples.
+
+    Args:
+        every_n_steps: optimizer steps between two panels.
+        num_samples: pictures in a panel; with classes, rounded up to whole rows, at most 10 rows.
+        sampler: draws them; None: the model's own.  A fast one keeps the panels cheap for a model that samples slowly.
+        film: make the film at the end.
+        strip_times: times of the forward process's panel, within (0, 1].
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 1000,
+        num_samples: int = 64,
+        sampler: Sampler | None = None,
+        film: bool = True,
+        strip_times: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0),
+    ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("num_samples", num_samples)):
+            if value < 1:
+                raise ValueError(f"ImagePanels: {name} must be at least 1, got {value}")
+        if not strip_times or not all(0 < t <= 1 for t in strip_times):
+            raise ValueError(f"ImagePanels: strip_times must lie in (0, 1], got {list(strip_times)}")
+        self.every_n_steps, self.num_samples, self.sampler, self.film = every_n_steps, num_samples, sampler, film
+        self.strip_times = tuple(strip_times)
+        self._drawn_step = 0
+        self._data_moments: tuple[Tensor, Tensor] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(trainer.datamodule, Images):
+            raise ValueError("ImagePanels draws pictures only: take it out of trainer.callbacks for other data")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and trainer.global_step == 0:
+            self._strip(trainer, _module(pl_module))
+
+    def on_train_batch_end(  # type: ignore[no-untyped-def]
+        self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = step % self.every_n_steps == 0 and step not in (self._drawn_step, trainer.max_steps)
+        if due and trainer.is_global_zero:
+            self._drawn_step = step  # while gradients are accumulated the step stays
+            self._panels(trainer, _module(pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._panels(trainer, _module(pl_module))
+            if self.film and not trainer.fast_dev_run:
+                with judged_weights(trainer, pl_module):
+                    self._film(trainer, _module(pl_module))
+
+    def _panels(self, trainer: Trainer, model: DiffusionModule) -> None:
+        with judged_weights(trainer, model):
+            self._samples(trainer, model)
+        ema = ema_of(trainer)
+        if ema is not None and ema.young:
+            with judged_weights(trainer, model, raw=True):
+                self._samples(trainer, model)
+
+    def _draw(self, trainer: Trainer, model: DiffusionModule, count: int, path: bool = False) -> Samples:
+        """`count` samples in the precision of the run; with classes, row by row."""
+        rows = min(model.classes or 1, 10)
+        columns = max(1, -(-count // rows))
+        # `sample` gives index i the class i mod classes.
+        indices = [column * (model.classes or 1) + row for row in range(rows) for column in range(columns)]
+        with trainer.precision_plugin.forward_context():
+            return model.sample(indices, sampler=self.sampler, path=path)
+
+    def _samples(self, trainer: Trainer, model: DiffusionModule) -> None:
+        from .. import plots
+
+        data, weights = _data(trainer), model.weights_name
+        x = self._draw(trainer, model, 4 if trainer.fast_dev_run else self.num_samples).x_0.float().cpu()
+        moments = torch.stack((x.mean((0, 2, 3)), x.std((0, 2, 3))), 1)
+        wanted = torch.stack(self._moments(data), 1)
+        constant = int((x.flatten(2).std(2).amax(1) < CONSTANT).sum())
+        scalars = {f"samples_{weights}/constant": float(constant)}
+        told = []
+        for channel, ((mean, std), (data_mean, data_std)) in enumerate(
+            zip(moments.tolist(), wanted.tolist(), strict=True)
+        ):
+            scalars[f"samples_{weights}/mean_{channel}"], scalars[f"samples_{weights}/std_{channel}"] = mean, std
+            scalars[f"data/mean_{channel}"], scalars[f"data/std_{channel}"] = data_mean, data_std
+            told.append(f"{mean:+.2f} ± {std:.2f} (data {data_mean:+.2f} ± {data_std:.2f})")
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=max(0, trainer.global_step - 1))
+        parts = [f"step {trainer.global_step:,}", f"{weights} weights", "mean ± deviation " + ", ".join(told[:3])]
+        if constant:
+            parts.append(f"{constant} of {len(x)} are ONE COLOUR")
+        named = [f"{k}" for k in range(min(model.classes, 10))] if model.classes else []
+        columns = len(x) // len(named) if named else None
+        grid = plots.image_grid(data.to_uint8(x).numpy(), columns, title="  ·  ".join(parts), rows_named=named)
+        log_image(trainer, f"samples/{weights}", grid)
+
+    def _moments(self, data: Images) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel over some training pictures: (C,) each."""
+        if self._data_moments is None:
+            train = data.splits[0]
+            x = data.encode(train.__getitems__(_spread(len(train), 2000))["x"])
+            self._data_moments = x.mean((0, 2, 3)), x.std((0, 2, 3))
+        return self._data_moments
+
+    def _strip(self, trainer: Trainer, model: DiffusionModule) -> None:
+        from .. import plots
+
+        data = _data(trainer)
+        x_0 = data.encode(data.splits[0].__getitems__(_spread(len(data.splits[0]), 4))["x"])
+        eps = SampleNoise(0, range(len(x_0)))(x_0)
+        columns = [x_0]
+        names = ["t = 0"]
+        for time in self.strip_times:
+            kernel = model.schedule(torch.tensor(time, dtype=torch.float64))
+            # At the scale of the data, or the noise of a variance-exploding process would only be clipped.
+            scale = torch.sqrt(kernel.alpha.square() + kernel.sigma.square())
+            columns.append(((kernel.alpha * x_0 + kernel.sigma * eps) / scale).float())
+            names.append(f"{time:g}")
+        pictures = data.to_uint8(torch.stack(columns, 1).flatten(0, 1)).numpy()
+        title = f"forward process of training pictures, scaled to unit variance: {', '.join(names)}"
+        log_image(trainer, "forward_process", plots.image_grid(pictures, len(columns), title=title))
+
+    def _film(self, trainer: Trainer, model: DiffusionModule) -> None:
+        from .. import plots
+
+        data = _data(trainer)
+        path = self._draw(trainer, model, min(self.num_samples, 16), path=True).path
+        assert path is not None
+        frames = []
+        for k in (*_spread(len(path.t), FRAMES).tolist(), len(path.t) - 1):
+            kernel = model.schedule(path.t[k].to(torch.float64))
+            scale = torch.sqrt(kernel.alpha.square() + kernel.sigma.square()).clamp(min=1).item()
+            both = torch.cat((path.x[k] / scale, path.x_0[k])).float().cpu()
+            title = f"t = {path.t[k].item():.2f}    above: x_t    below: estimate of x_0"
+            columns = len(both) // (2 if len(both) <= 16 or len(both) % 4 else 4)
+            frames.append(plots.image_grid(data.to_uint8(both).numpy(), columns, title=title))
+        log_film(trainer, f"film/{model.weights_name}", frames)
+
+
+def _spread(n: int, count: int) -> Tensor:
+    """Up to `count` indices spread evenly over 0 … n − 1."""
+    return torch.arange(0, n, -(-n // count))
+
+
+def _module(module: LightningModule) -> DiffusionModule:
+    assert isinstance(module, DiffusionModule)
+    return module
+
+
+def _data(trainer: Trainer) -> Images:
+    data = trainer.datamodule
+    assert isinstance(data, Images)
+    return data
