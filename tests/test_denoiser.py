@@ -149,3 +149,15 @@ def test_other_shapes_of_t_are_refused(shape: tuple[int, ...]) -> None:
         denoiser(torch.ones(2, 2), torch.full(shape, 0.5))
     assert str(shape) in str(caught.value)
     assert "(2, 2)" in str(caught.value)
+
+
+def test_a_network_that_changes_the_shape_is_refused() -> None:
+    """Broadcasting would otherwise hide it."""
+
+    class Wide(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return torch.cat((x, x), 1)
+
+    denoiser = NetworkDenoiser(Wide(), VP(), Epsilon())
+    with pytest.raises(ValueError, match=r"makes \(5, 2\) of x_t: \(5, 1\)"):
+        denoiser(torch.zeros(5, 1), torch.tensor(0.5))

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from diffusion_pl.data import Datasaurus, Loader
+from diffusion_pl.data.loader import Subset
 
 
 def loader(n: int = 10, batch_size: int = 4, **options: Any) -> Loader:
@@ -284,3 +285,86 @@ def test_overfitting_sees_the_same_batches_in_each_epoch(tmp_path: Path) -> None
         trainer.fit(module, datamodule=Datasaurus(batch_size=16))
     assert len(module.seen) == 4
     assert module.seen[:2] == module.seen[2:]
+
+
+class Squares:
+    """A source that is not tensors in memory, and remembers the batches asked of it."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.asked: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitems__(self, indices: Tensor) -> dict[str, Tensor]:
+        self.asked.append(indices.tolist())
+        return {"x": indices.square()}
+
+
+class Draws:
+    """Keeps the numbers that an augmentation is given."""
+
+    draws = 2
+
+    def __call__(self, batch: dict[str, Tensor], u: Tensor) -> dict[str, Tensor]:
+        return {**batch, "u": u}
+
+
+def test_a_source_is_asked_once_for_each_batch() -> None:
+    source = Squares(10)
+    assert [batch["x"].tolist() for batch in Loader(source, 4)] == [[0, 1, 4, 9], [16, 25, 36, 49], [64, 81]]
+    assert source.asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_a_subset_counts_for_itself() -> None:
+    subset = Subset(Squares(10), torch.tensor([3, 5, 9]))
+    assert [batch["x"].tolist() for batch in Loader(subset, 2)] == [[9, 25], [81]]
+
+
+def test_augmentation_draws_are_a_function_of_seed_and_batch_and_are_shared_out_over_processes() -> None:
+    def drawn(**options: Any) -> list[Tensor]:
+        return [batch["u"] for batch in loader(24, augmentation=Draws(), shuffle=True, **options)]
+
+    alone = drawn(batch_size=6, seed=1)
+    assert [u.shape for u in alone] == [(6, 2)] * 4
+    assert len({float(x) for u in alone for x in u.flatten()}) == 48
+    torch.rand(3)  # what is drawn elsewhere does not matter
+    for mine, theirs in zip(alone, drawn(batch_size=6, seed=1), strict=True):
+        assert torch.equal(mine, theirs)
+    assert not torch.equal(alone[0], drawn(batch_size=6, seed=2)[0])
+    shares = [drawn(batch_size=3, seed=1, rank=rank, world_size=2) for rank in range(2)]
+    for whole, even, odd in zip(alone, *shares, strict=True):
+        assert torch.equal(whole[0::2], even)
+        assert torch.equal(whole[1::2], odd)
+
+
+def test_worker_processes_change_nothing_and_what_they_read_ahead_is_not_counted() -> None:
+    def make(workers: int) -> Loader:
+        return Loader(
+            Squares(20), 4, shuffle=True, augmentation=Draws(), workers=workers, seed=3
+        )  # five batches an epoch
+
+    def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+        return all(torch.equal(a[name], b[name]) for name in ("x", "u"))
+
+    plain, ahead = make(0), make(2)
+    state = torch.get_rng_state()
+    for _ in range(2):
+        batches = list(zip(plain, ahead, strict=True))
+        assert len(batches) == 5
+        assert all(same(*pair) for pair in batches)
+    assert torch.equal(torch.get_rng_state(), state)
+
+    stream = iter(ahead)
+    next(stream), next(stream)
+    assert ahead.state_dict() == {"batches": 12}
+    again, control = make(2), make(0)
+    again.load_state_dict({"batches": 12})
+    control.load_state_dict({"batches": 12})
+    assert same(next(iter(again)), next(iter(control)))
+
+
+def test_negative_workers_are_refused() -> None:
+    with pytest.raises(ValueError, match="workers must not be negative, got -1"):
+        loader(workers=-1)

@@ -242,3 +242,36 @@ def test_gradients_reach_the_network_and_conditions_too() -> None:
         network.scale -= 2 * h
         below = call()
     assert slope == pytest.approx(((above - below) / (2 * h)).item(), rel=1e-3)
+
+
+def test_several_times_per_sample_are_as_many_separate_draws_with_the_same_mean() -> None:
+    """Each example and its condition occur K times, with fresh (t, ε); the expectation does not depend on K."""
+    schedule = VP()
+    denoiser = network_of(0.5, schedule, V())
+    x_0 = 0.4 + 0.5**0.5 * torch.randn(20_000, 1, dtype=torch.float64)
+    seen: dict[str, Tensor] = {}
+
+    class Listening(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+            seen["label"] = label
+            output: Tensor = denoiser.network(x, c_noise)
+            return output
+
+    listening = NetworkDenoiser(Listening(), schedule, V())
+    label = torch.arange(len(x_0))
+    means = []
+    for k in (1, 3):
+        loss = DenoisingLoss(UniformTimes(), SNR(plus=1), times_per_sample=k)
+        losses = loss(listening, x_0, torch.Generator().manual_seed(0), label=label)
+        assert losses.loss.shape == losses.t.shape == (k * len(x_0),)
+        assert seen["label"].bincount().tolist() == [k] * len(x_0)
+        assert len(losses.t.unique()) > 0.99 * k * len(x_0)
+        means.append((losses.loss.mean().item(), losses.loss.std().item() / losses.loss.numel() ** 0.5))
+    (one, error_one), (three, error_three) = means
+    assert error_three < 0.65 * error_one
+    assert abs(one - three) < 4 * (error_one**2 + error_three**2) ** 0.5
+
+
+def test_times_per_sample_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="times_per_sample must be at least 1, got 0"):
+        DenoisingLoss(UniformTimes(), SNR(), times_per_sample=0)

@@ -19,8 +19,8 @@ CONSTANT = 2 / 255  # standard deviation below which a picture counts as constan
 class ImagePanels(LeanCallback):
     """Panels for pictures, as files in the run's folder and in the loggers; each says which weights it shows.
 
-    During training: samples, always from the same latents, one row for each class if there are classes; those of the raw
-    weights beside the average's while the average is young.  Mean and deviation of each channel are logged beside the
+    During training: samples, always from the same latents, one row for each class if there are classes; those of the
+    raw weights beside the average's while it is young.  Mean and deviation of each channel are logged beside the
     data's, and samples that are one colour are counted.  At the start the forward process of some pictures; at the end
     a film of x_t and of the estimate x̂_0 on the way from noise to samples.
 
