@@ -198,3 +198,44 @@ def test_a_figure_becomes_an_image_a_thousand_pixels_wide_and_a_file(tmp_path: P
 def test_wrong_shapes_are_refused(draw: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+def test_a_grid_shows_every_picture_enlarged_without_smoothing() -> None:
+    pictures = RNG.integers(0, 255, size=(5, 3, 4, 6), dtype=np.uint8)  # 255 is the background
+    grid = plots.image_grid(pictures, columns=3, scale=4)
+    assert grid.shape == (2 + 2 * (4 * 4 + 2), 2 + 3 * (6 * 4 + 2), 3)
+    for index, picture in enumerate(pictures):
+        y, x = 2 + index // 3 * 18, 2 + index % 3 * 26
+        shown = grid[y : y + 16, x : x + 24]
+        for dy in range(4):
+            for dx in range(4):
+                assert np.array_equal(shown[dy::4, dx::4], picture.transpose(1, 2, 0))
+    assert (grid[20:, 54:] == 255).all()
+
+
+def test_a_grid_of_grey_or_many_channels_shows_the_first() -> None:
+    for channels in (1, 4):
+        pictures = RNG.integers(0, 255, size=(1, channels, 4, 6), dtype=np.uint8)
+        shown = plots.image_grid(pictures, scale=1)[2:6, 2:8]
+        assert np.array_equal(shown, pictures[0, 0][..., None].repeat(3, 2))
+
+
+def test_a_grid_has_room_for_its_title_and_the_names_of_its_rows() -> None:
+    pictures = np.zeros((6, 1, 8, 8), dtype=np.uint8)
+    bare = plots.image_grid(pictures, columns=2, scale=5)
+    titled = plots.image_grid(pictures, columns=2, scale=5, title="words " * 12)
+    named = plots.image_grid(pictures, columns=2, scale=5, rows_named=["0", "1", "twelve"])
+    assert titled.shape[1] == bare.shape[1]
+    assert np.array_equal(titled[-bare.shape[0] + 2 :], bare[2:])
+    assert (titled[: titled.shape[0] - bare.shape[0]] < 128).any()
+    assert named.shape[0] == bare.shape[0]
+    assert np.array_equal(named[:, -bare.shape[1] + 2 :], bare[:, 2:])
+    assert (named[:, : named.shape[1] - bare.shape[1]] < 128).any()
+
+
+@pytest.mark.parametrize(
+    "pictures", [np.zeros((0, 3, 4, 4), np.uint8), np.zeros((1, 3, 4, 4)), np.zeros((4, 4), np.uint8)]
+)
+def test_a_grid_of_anything_else_is_refused(pictures: Any) -> None:
+    with pytest.raises(ValueError, match=r"image_grid: needs uint8 pictures \(N, C, H, W\), got"):
+        plots.image_grid(pictures)

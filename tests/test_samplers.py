@@ -595,3 +595,21 @@ def test_bad_numbers_are_refused_by_name(build: Callable[[Grid], Sampler], named
     with pytest.raises(ValueError) as caught:
         build(UniformGrid(5))
     assert named in str(caught.value)
+
+
+def test_the_path_keeps_the_estimates_made_on_the_way() -> None:
+    """x̂_0 at a grid time is the oracle's at the x kept for that time; the last two are the sample itself."""
+    grid = UniformGrid(6)
+    schedule = VP()
+    oracle = mixture(schedule)
+    x_T = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for sampler in (DDIM(grid), Heun(grid), Ancestral(grid)):
+        samples = sampler(oracle, x_T, path=True)
+        path = samples.path
+        assert path is not None
+        assert path.x.shape == path.x_0.shape == (7, 5, 2)
+        for t, x, x_0 in zip(path.t[:-1], path.x[:-1], path.x_0[:-1], strict=True):
+            torch.testing.assert_close(x_0, oracle(x, t).x_0)
+        assert torch.equal(path.x_0[-1], samples.x_0)
+        assert torch.equal(path.x_0[-2], samples.x_0)
+        assert torch.equal(path.x[-1], samples.x_0)

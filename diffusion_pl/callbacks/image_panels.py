@@ -109,7 +109,7 @@ class ImagePanels(LeanCallback):
             told.append(f"{mean:+.2f} ± {std:.2f} (data {data_mean:+.2f} ± {data_std:.2f})")
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=max(0, trainer.global_step - 1))
-        parts = [f"step {trainer.global_step:,}", f"{weights} weights", "mean ± deviation " + ", ".join(told[:3])]
+        parts = [f"step {trainer.global_step:,}", f"{weights} weights", "channels " + ", ".join(told[:3])]
         if constant:
             parts.append(f"{constant} of {len(x)} are ONE COLOUR")
         named = [f"{k}" for k in range(min(model.classes, 10))] if model.classes else []
@@ -150,7 +150,7 @@ class ImagePanels(LeanCallback):
         path = self._draw(trainer, model, min(self.num_samples, 16), path=True).path
         assert path is not None
         frames = []
-        for k in (*_spread(len(path.t), FRAMES).tolist(), len(path.t) - 1):
+        for k in sorted({*_spread(len(path.t), FRAMES).tolist(), len(path.t) - 1}):
             kernel = model.schedule(path.t[k].to(torch.float64))
             scale = torch.sqrt(kernel.alpha.square() + kernel.sigma.square()).clamp(min=1).item()
             both = torch.cat((path.x[k] / scale, path.x_0[k])).float().cpu()
