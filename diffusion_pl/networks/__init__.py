@@ -2,5 +2,6 @@
 
 from .embeddings import Blind, Embedding, Fourier, Identity, Sinusoidal
 from .mlp import MLP
+from .unet import UNet
 
-__all__ = ["MLP", "Blind", "Embedding", "Fourier", "Identity", "Sinusoidal"]
+__all__ = ["MLP", "Blind", "Embedding", "Fourier", "Identity", "Sinusoidal", "UNet"]

@@ -41,7 +41,7 @@ class LabelEmbedding(nn.Module):
         super().__init__()
         if classes is not None and classes < 1:
             raise ValueError(f"{network}: classes must be at least 1, or None for no condition, got {classes}")
-        self.network, self.classes = network, classes
+        self.network, self.classes, self.width = network, classes, width
         self.table = nn.Embedding(classes + 1, width) if classes is not None else None
 
     def forward(self, features: Tensor, label: Tensor | None) -> Tensor:

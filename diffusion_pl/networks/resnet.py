@@ -1,0 +1,164 @@
+"""What the residual U-Nets are built of: initialisation, attention, residual blocks, resampling.
+
+Every block maps (x: (B, C, H, W), time features: (B, width)) to a picture of the same sides.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+Activation = Literal["swish", "relu", "lrelu", "elu"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swish": F.silu,
+    "relu": F.relu,
+    "lrelu": lambda x: F.leaky_relu(x, 0.2),
+    "elu": F.elu,
+}
+
+
+def variance_scaling_(weight: Tensor, scale: float = 1.0) -> None:
+    """Uniform with variance scale / fan_avg, in place; scale 0 stands for 1e-10, so that a block begins as nothing.
+
+    Reference: Ho et al.'s initialisation of DDPM (arXiv 2006.11239).
+    """
+    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
+    bound = math.sqrt(3 * (scale or 1e-10) / ((fan_in + fan_out) / 2))
+    nn.init.uniform_(weight, -bound, bound)
+
+
+def conv(
+    channels: int, out: int, side: int = 3, scale: float = 1.0, stride: int = 1, padding: int | None = None
+) -> nn.Conv2d:
+    """A convolution that keeps the picture's sides, with variance scaling and no bias at first."""
+    layer = nn.Conv2d(channels, out, side, stride, side // 2 if padding is None else padding)
+    variance_scaling_(layer.weight, scale)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def linear(features: int, out: int) -> nn.Linear:
+    """A dense layer with variance scaling and no bias at first."""
+    layer = nn.Linear(features, out)
+    variance_scaling_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups, or fewer for few channels: the largest divisor of the channels up to min(32, channels / 4)."""
+    most = max(1, min(32, channels // 4))
+    return nn.GroupNorm(max(g for g in range(1, most + 1) if channels % g == 0), channels, eps=1e-6)
+
+
+class AttentionBlock(nn.Module):
+    """x + self-attention of all positions, one head, gain / √2 if rescaled.
+
+    Args:
+        channels: C.
+        rescale: Divide the sum by √2 (Song et al., arXiv 2011.13456, App. H).
+        scale: Initial scale of the output projection.
+    """
+
+    def __init__(self, channels: int, rescale: bool = False, scale: float = 0.0) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.query, self.key, self.value = (conv(channels, channels, 1, 0.1) for _ in range(3))
+        self.output = conv(channels, channels, 1, scale)
+        self.gain = math.sqrt(0.5) if rescale else 1.0
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.norm(x)
+        # (B, C, H, W) -> (B, H W, C): no copy where the channels already lie together.
+        q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        y: Tensor = x + self.output(attended.transpose(1, 2).reshape(x.shape))
+        return y if self.gain == 1 else y * self.gain
+
+
+class ResBlock(nn.Module):
+    """DDPM's residual block: norm, activation, convolution, plus time, norm, activation, dropout, convolution.
+
+    Args:
+        channels, out: channels of input and output.
+        time_width: Length of the time features; 0: the block does not know the time.
+        activation: See `ACTIVATIONS`.
+        dropout: Probability.
+        conv_shortcut: 3x3 instead of 1x1 convolution where the number of channels changes.
+    """
+
+    def __init__(
+        self, channels: int, out: int, time_width: int, activation: Activation, dropout: float, conv_shortcut: bool
+    ) -> None:
+        super().__init__()
+        self.act = ACTIVATIONS[activation]
+        self.norm_1 = group_norm(channels)
+        self.conv_1 = conv(channels, out)
+        self.time = linear(time_width, out) if time_width else None
+        self.norm_2 = group_norm(out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = conv(out, out, scale=0.0)
+        self.shortcut: nn.Module = nn.Identity()
+        if channels != out:
+            self.shortcut = conv(channels, out) if conv_shortcut else conv(channels, out, 1, 0.1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv_1(self.act(self.norm_1(x)))
+        if self.time is not None:
+            h = h + self.time(self.act(time))[:, :, None, None]
+        h = self.conv_2(self.dropout(self.act(self.norm_2(h))))
+        y: Tensor = self.shortcut(x) + h
+        return y
+
+
+class Downsample(nn.Module):
+    """Half the sides: a strided convolution, padded below and at the right only, or the mean of each 2x2."""
+
+    def __init__(self, channels: int, with_conv: bool) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels, stride=2, padding=0) if with_conv else None
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        if self.conv is None:
+            return F.avg_pool2d(x, 2)
+        y: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return y
+
+
+class Upsample(nn.Module):
+    """Twice the sides: each value four times, then a convolution that hides the blocks, if wanted."""
+
+    def __init__(self, channels: int, with_conv: bool) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels) if with_conv else None
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        y: Tensor = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return y if self.conv is None else self.conv(y)
+
+
+class Sequence(nn.ModuleList):
+    """Blocks one after the other, each given the time features.
+
+    Args:
+        blocks: Modules (x, time) -> x.
+        checkpointing: Forget what lies within a block and compute it again for the gradients: less memory, a third
+            more time.
+    """
+
+    def __init__(self, *blocks: nn.Module, checkpointing: bool = False) -> None:
+        super().__init__(blocks)
+        self.checkpointing = checkpointing
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        for block in self:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, time, use_reentrant=False)
+            else:
+                x = block(x, time)
+        return x

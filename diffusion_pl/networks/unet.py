@@ -1,0 +1,169 @@
+"""The U-Net of DDPM.
+
+    stem → levels down, each halving the sides → middle → levels up, with the outputs of the way down concatenated → F
+
+A level has `num_res_blocks` residual blocks on the way down and one more on the way up.  Levels whose side is among
+`attn_resolutions` attend.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import resnet
+from .embeddings import Embedding, Sinusoidal
+from .layers import LabelEmbedding, image_shape
+from .resnet import AttentionBlock, Downsample, ResBlock, Upsample, conv, group_norm, linear
+
+
+class UNet(nn.Module):
+    """The U-Net of DDPM, also as the seminar of document 0 and score_sde wire it.
+
+    Parameters for (3, 32, 32) with the defaults: 35,746,307; with ``up_attention: once_per_level`` 35,218,947.  For
+    (3, 16, 16) with four blocks and attention once per level: 56,646,147.
+
+    Reference: Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, App. B.
+
+    Args:
+        shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
+            sides so divisible may be given later.
+        classes: Number of classes of a conditional network. Label ``classes`` (one past the last) means "any class".
+        nf: Channels of the first level.
+        ch_mult: Channels of each level, in units of ``nf``.
+        num_res_blocks: Residual blocks of a level.
+        attn_resolutions: Heights of the levels that attend, for pictures of ``shape``; the middle always attends.
+        dropout: Within the residual blocks.
+        resamp_with_conv: Resample with a 3x3 convolution; else by mean and repetition.
+        activation: Nonlinearity.
+        conv_shortcut: 3x3 instead of 1x1 convolution as shortcut where the number of channels changes.
+        up_attention: On the way up, attend after every block (Ho et al.) or once per level (document 0, score_sde).
+        time_embedding: Embedding of the noise level; None: Sinusoidal, for which ``noise_input`` must count as far
+            as 1000.
+        time_conditional: Whether the network is told the noise level at all.
+        checkpointing: Compute activations again for the gradients: less memory, a third more time.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int | None = None,
+        nf: int = 128,
+        ch_mult: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 2,
+        attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.1,
+        resamp_with_conv: bool = True,
+        activation: resnet.Activation = "swish",
+        conv_shortcut: bool = False,
+        up_attention: Literal["every_block", "once_per_level"] = "every_block",
+        time_embedding: Callable[[int], Embedding] | None = None,
+        time_conditional: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        check("UNet", nf, ch_mult, num_res_blocks, dropout)
+        channels, height, _ = image_shape("UNet", shape, 2 ** (len(ch_mult) - 1))
+        attends = attending("UNet", height, len(ch_mult), attn_resolutions)
+
+        width = 4 * nf
+        self.act = resnet.ACTIVATIONS[activation]
+        self.time = TimeFeatures(nf, time_embedding, activation) if time_conditional else None
+        self.label = LabelEmbedding("UNet", classes, width)
+        told = width if time_conditional or classes is not None else 0
+
+        def block(channels: int, out: int) -> ResBlock:
+            return ResBlock(channels, out, told, activation, dropout, conv_shortcut)
+
+        def row(*blocks: nn.Module) -> resnet.Sequence:
+            return resnet.Sequence(*blocks, checkpointing=checkpointing)
+
+        self.stem = conv(channels, nf)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips, c = [nf], nf
+        for level, mult in enumerate(ch_mult):
+            for _ in range(num_res_blocks):
+                self.down.append(row(block(c, nf * mult), *([AttentionBlock(nf * mult)] if attends[level] else [])))
+                c = nf * mult
+                skips.append(c)
+            if level < len(ch_mult) - 1:
+                self.down.append(row(Downsample(c, resamp_with_conv)))
+                skips.append(c)
+
+        self.middle = row(block(c, c), AttentionBlock(c), block(c, c))
+
+        for level, mult in reversed(list(enumerate(ch_mult))):
+            for number in range(num_res_blocks + 1):
+                last = number == num_res_blocks
+                blocks: list[nn.Module] = [block(c + skips.pop(), nf * mult)]
+                c = nf * mult
+                if attends[level] and (last or up_attention == "every_block"):
+                    blocks.append(AttentionBlock(c))
+                if last and level > 0:
+                    blocks.append(Upsample(c, resamp_with_conv))
+                self.up.append(row(*blocks))
+
+        self.norm = group_norm(c)
+        self.output = conv(c, channels, scale=0.0)
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """The raw network output F.
+
+        Args:
+            x: Scaled noisy pictures, (B, C, H, W).
+            c_noise: Noise level, (B,).
+            label: Classes, int64 in [0, classes], (B,); None means any class.
+        """
+        time = c_noise.new_zeros(len(x), self.label.width) if self.time is None else self.time(c_noise)
+        time = self.label(time, label)
+        h = self.stem(x)
+        skips = [h]
+        for row in self.down:
+            h = row(h, time)
+            skips.append(h)
+        h = self.middle(h, time)
+        for row in self.up:
+            h = row(torch.cat((h, skips.pop()), 1), time)
+        output: Tensor = self.output(self.act(self.norm(h)))
+        return output
+
+
+class TimeFeatures(nn.Module):
+    """c_noise: (B,) -> features (B, 4 nf), through an embedding and two dense layers."""
+
+    def __init__(self, nf: int, embedding: Callable[[int], Embedding] | None, activation: resnet.Activation) -> None:
+        super().__init__()
+        self.embedding = Sinusoidal(1, nf) if embedding is None else embedding(1)
+        self.act = resnet.ACTIVATIONS[activation]
+        self.dense_1 = linear(self.embedding.width, 4 * nf)
+        self.dense_2 = linear(4 * nf, 4 * nf)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        features = self.embedding(c_noise.float().unsqueeze(1)).to(self.dense_1.weight.dtype)
+        y: Tensor = self.dense_2(self.act(self.dense_1(features)))
+        return y
+
+
+def check(network: str, nf: int, ch_mult: Sequence[int], num_res_blocks: int, dropout: float) -> None:
+    """Raise ValueError for numbers of which no U-Net can be built."""
+    if nf < 4 or nf % 2:
+        raise ValueError(f"{network}: nf must be an even number from 4 on, got {nf}")
+    if not ch_mult or min(ch_mult) < 1:
+        raise ValueError(f"{network}: ch_mult must be one or more positive numbers, got {list(ch_mult)}")
+    if num_res_blocks < 1:
+        raise ValueError(f"{network}: num_res_blocks must be at least 1, got {num_res_blocks}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{network}: dropout must lie in [0, 1), got {dropout}")
+
+
+def attending(network: str, height: int, levels: int, attn_resolutions: Sequence[int]) -> list[bool]:
+    """Which levels attend: those whose height is among the given ones."""
+    heights = [height >> level for level in range(levels)]
+    unknown = sorted(set(attn_resolutions) - set(heights))
+    if unknown:
+        raise ValueError(
+            f"{network}: attn_resolutions {unknown} are not heights of a level, which are {heights}: choose among "
+            "these, or [] for none outside the middle"
+        )
+    return [h in attn_resolutions for h in heights]
