@@ -1,6 +1,7 @@
 """Data sets, as LightningDataModules whose batches are ``{"x": …, **cond}``."""
 
 from .base import DataModule
+from .digits import Digits
 from .images import Images
 from .loader import Loader
 from .points import Datasaurus, Points, Table
@@ -11,6 +12,7 @@ __all__ = [
     "Circles",
     "DataModule",
     "Datasaurus",
+    "Digits",
     "EightGaussians",
     "Images",
     "Loader",
