@@ -2,6 +2,7 @@
 
 from .embeddings import Blind, Embedding, Fourier, Identity, Sinusoidal
 from .mlp import MLP
+from .ncsnpp import NCSNpp
 from .unet import UNet
 
-__all__ = ["MLP", "Blind", "Embedding", "Fourier", "Identity", "Sinusoidal", "UNet"]
+__all__ = ["MLP", "Blind", "Embedding", "Fourier", "Identity", "NCSNpp", "Sinusoidal", "UNet"]

@@ -90,12 +90,21 @@ class ResBlock(nn.Module):
         activation: See `ACTIVATIONS`.
         dropout: Probability.
         conv_shortcut: 3x3 instead of 1x1 convolution where the number of channels changes.
+        rescale: Divide the sum by √2 (Song et al., arXiv 2011.13456, App. H).
     """
 
     def __init__(
-        self, channels: int, out: int, time_width: int, activation: Activation, dropout: float, conv_shortcut: bool
+        self,
+        channels: int,
+        out: int,
+        time_width: int,
+        activation: Activation,
+        dropout: float,
+        conv_shortcut: bool = False,
+        rescale: bool = False,
     ) -> None:
         super().__init__()
+        self.gain = math.sqrt(0.5) if rescale else 1.0
         self.act = ACTIVATIONS[activation]
         self.norm_1 = group_norm(channels)
         self.conv_1 = conv(channels, out)
@@ -113,7 +122,7 @@ class ResBlock(nn.Module):
             h = h + self.time(self.act(time))[:, :, None, None]
         h = self.conv_2(self.dropout(self.act(self.norm_2(h))))
         y: Tensor = self.shortcut(x) + h
-        return y
+        return y if self.gain == 1 else y * self.gain
 
 
 class Downsample(nn.Module):

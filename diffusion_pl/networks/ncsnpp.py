@@ -1,0 +1,282 @@
+"""DDPM++ and NCSN++: the U-Net of DDPM with residual blocks that resample, rescaled sums, filters and pyramids.
+
+input pyramid:   x halved again and again, added to the way down        output pyramid: F gathered on the way up
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import resnet
+from .embeddings import Embedding
+from .fir import FIR, Down, Mean2x2, Resampling, Up
+from .layers import LabelEmbedding, image_shape
+from .resnet import AttentionBlock, ResBlock, conv, group_norm, linear
+from .unet import TimeFeatures, attending, check
+
+Direction = Literal["down", "up"]
+
+
+class BigGANBlock(nn.Module):
+    """BigGAN's residual block, which may resample both the block and its shortcut.
+
+    Args:
+        channels, out: channels of input and output.
+        time_width: Length of the time features; 0: the block does not know the time.
+        activation: See `resnet.ACTIVATIONS`.
+        dropout: Probability.
+        rescale: Divide the sum by √2.
+        resampling: What resamples.
+        direction: Whether it halves or doubles the sides; None: neither.
+        scale: Initial scale of the second convolution.
+
+    Reference: Brock et al., arXiv 1809.11096, App. B; Song et al., arXiv 2011.13456, App. H.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        time_width: int,
+        activation: resnet.Activation,
+        dropout: float,
+        rescale: bool,
+        resampling: Resampling,
+        direction: Direction | None = None,
+        scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.act = resnet.ACTIVATIONS[activation]
+        self.gain = math.sqrt(0.5) if rescale else 1.0
+        self.resampling, self.direction = resampling, direction
+        self.norm_1 = group_norm(channels)
+        self.conv_1 = conv(channels, out)
+        self.time = linear(time_width, out) if time_width else None
+        self.norm_2 = group_norm(out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = conv(out, out, scale=scale)
+        self.shortcut = conv(channels, out, 1) if channels != out or direction else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.act(self.norm_1(x))
+        if self.direction == "down":
+            h, x = self.resampling.down(h), self.resampling.down(x)
+        elif self.direction == "up":
+            h, x = self.resampling.up(h), self.resampling.up(x)
+        h = self.conv_1(h)
+        if self.time is not None:
+            h = h + self.time(self.act(time))[:, :, None, None]
+        h = self.conv_2(self.dropout(self.act(self.norm_2(h))))
+        y: Tensor = self.shortcut(x) + h
+        return y if self.gain == 1 else y * self.gain
+
+
+class Combine(nn.Module):
+    """Joins the input pyramid to the way down: channels brought to `out` by a 1x1 convolution, added or put beside."""
+
+    def __init__(self, channels: int, out: int, method: Literal["sum", "cat"]) -> None:
+        super().__init__()
+        self.conv, self.method = conv(channels, out, 1), method
+
+    def forward(self, pyramid: Tensor, h: Tensor) -> Tensor:
+        y: Tensor = self.conv(pyramid)
+        return y + h if self.method == "sum" else torch.cat((y, h), 1)
+
+
+class NCSNpp(nn.Module):
+    """DDPM++ (the defaults) and NCSN++ of Song et al.
+
+    NCSN++ is ``fir: true, progressive_input: residual, scale_by_sigma: true`` with ``time_embedding`` Fourier (features
+    2 nf, scale 16) of ln σ, which the noise_input LogSNR with scale −1/2 gives for a variance-exploding process.
+
+    Parameters for (3, 32, 32) with nf 128: DDPM++ 61,804,419, deep (8 blocks) 106,632,579; NCSN++ 62,758,787, deep
+    107,586,947.
+
+    Reference: Song et al., "Score-Based Generative Modeling through SDEs", arXiv 2011.13456, App. H.
+
+    Args:
+        shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
+            sides so divisible may be given later.
+        classes: Number of classes of a conditional network. Label ``classes`` (one past the last) means "any class".
+        nf: Channels of the first level.
+        ch_mult: Channels of each level, in units of ``nf``.
+        num_res_blocks: Residual blocks of a level; 8 in the deep variants.
+        attn_resolutions: Heights of the levels that attend, for pictures of ``shape``; the middle always attends.
+        dropout: Within the residual blocks.
+        resblock_type: biggan resamples within residual blocks, ddpm between them.
+        resamp_with_conv: For ddpm blocks, resample with a 3x3 convolution.
+        fir: Resample with a filter.
+        fir_kernel: Its four taps.
+        skip_rescale: Divide every sum of a residual block or pyramid by √2.
+        progressive: Gather the output on the way up: as pictures (output_skip), as features (residual), or not.
+        progressive_input: Give the halved input to each level: as it is (input_skip), as features (residual), or not.
+        progressive_combine: How input_skip joins: by sum or by cat.
+        scale_by_sigma: Divide the output by σ = exp(c_noise); c_noise must be ln σ.
+        init_scale: Initial scale of the last convolution of every block; 0: blocks begin as nothing.
+        activation: Nonlinearity.
+        time_embedding: Embedding of the noise level; None: Sinusoidal, for which ``noise_input`` must count as far
+            as 1000.
+        time_conditional: Whether the network is told the noise level at all.
+        checkpointing: Compute activations again for the gradients: less memory, a third more time.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int | None = None,
+        nf: int = 128,
+        ch_mult: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 4,
+        attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.1,
+        resblock_type: Literal["biggan", "ddpm"] = "biggan",
+        resamp_with_conv: bool = True,
+        fir: bool = False,
+        fir_kernel: Sequence[float] = (1, 3, 3, 1),
+        skip_rescale: bool = True,
+        progressive: Literal["none", "output_skip", "residual"] = "none",
+        progressive_input: Literal["none", "input_skip", "residual"] = "none",
+        progressive_combine: Literal["sum", "cat"] = "sum",
+        scale_by_sigma: bool = False,
+        init_scale: float = 0.0,
+        activation: resnet.Activation = "swish",
+        time_embedding: Callable[[int], Embedding] | None = None,
+        time_conditional: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        check("NCSNpp", nf, ch_mult, num_res_blocks, dropout)
+        channels, height, _ = image_shape("NCSNpp", shape, 2 ** (len(ch_mult) - 1))
+        attends = attending("NCSNpp", height, len(ch_mult), attn_resolutions)
+        levels = len(ch_mult)
+
+        width = 4 * nf
+        self.act = resnet.ACTIVATIONS[activation]
+        self.time = TimeFeatures(nf, time_embedding, activation) if time_conditional else None
+        self.label = LabelEmbedding("NCSNpp", classes, width)
+        told = width if time_conditional or classes is not None else 0
+        self.resampling: Resampling = FIR(fir_kernel) if fir else Mean2x2()
+        self.gain = math.sqrt(0.5) if skip_rescale else 1.0
+        self.progressive, self.progressive_input = progressive, progressive_input
+        self.scale_by_sigma = scale_by_sigma
+
+        def block(channels: int, out: int, direction: Direction | None = None) -> nn.Module:
+            if resblock_type == "biggan":
+                return BigGANBlock(
+                    channels, out, told, activation, dropout, skip_rescale, self.resampling, direction, init_scale
+                )
+            if direction == "down":
+                return Down(self.resampling, channels, out, resamp_with_conv)
+            if direction == "up":
+                return Up(self.resampling, channels, out, resamp_with_conv)
+            return ResBlock(channels, out, told, activation, dropout, rescale=skip_rescale)
+
+        def attention(channels: int) -> AttentionBlock:
+            return AttentionBlock(channels, skip_rescale, init_scale)
+
+        def row(*blocks: nn.Module) -> resnet.Sequence:
+            return resnet.Sequence(*blocks, checkpointing=checkpointing)
+
+        self.stem = conv(channels, nf)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()  # a list of rows for each level
+        self.input_pyramid, self.output_pyramid = nn.ModuleList(), nn.ModuleList()
+        self.shrink = Down(self.resampling, channels, channels, with_conv=False)
+        self.enlarge = Up(self.resampling, channels, channels, with_conv=False)
+
+        skips, c, pyramid = [nf], nf, channels
+        for level, mult in enumerate(ch_mult):
+            blocks = []
+            for _ in range(num_res_blocks):
+                blocks.append(row(block(c, nf * mult), *([attention(nf * mult)] if attends[level] else [])))
+                c = nf * mult
+                skips.append(c)
+            if level < levels - 1:
+                blocks.append(row(block(c, c, "down")))
+                if progressive_input == "input_skip":
+                    self.input_pyramid.append(Combine(channels, c, progressive_combine))
+                    c *= 2 if progressive_combine == "cat" else 1
+                elif progressive_input == "residual":
+                    self.input_pyramid.append(Down(self.resampling, pyramid, c, with_conv=True))
+                    pyramid = c
+                skips.append(c)
+            self.down.append(nn.ModuleList(blocks))
+
+        self.middle = row(block(c, c), attention(c), block(c, c))
+
+        for level, mult in reversed(list(enumerate(ch_mult))):
+            blocks = []
+            for _ in range(num_res_blocks + 1):
+                blocks.append(row(block(c + skips.pop(), nf * mult)))
+                c = nf * mult
+            if attends[level]:
+                blocks[-1].append(attention(c))
+            self.up.append(nn.ModuleList([*blocks, *([row(block(c, c, "up"))] if level > 0 else [])]))
+            top = level == levels - 1
+            if progressive == "output_skip" or (progressive == "residual" and top):
+                out = channels if progressive == "output_skip" else c
+                last = conv(c, out, scale=init_scale if progressive == "output_skip" else 1.0)
+                self.output_pyramid.append(nn.ModuleList([group_norm(c), last]))
+            elif progressive == "residual":
+                self.output_pyramid.append(Up(self.resampling, pyramid, c, with_conv=True))
+            pyramid = c
+
+        if progressive != "output_skip":
+            self.norm = group_norm(c)
+            self.output = conv(c, channels, scale=init_scale)
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        """The raw network output F.
+
+        Args:
+            x: Scaled noisy pictures, (B, C, H, W).
+            c_noise: Noise level, (B,).
+            label: Classes, int64 in [0, classes], (B,); None means any class.
+        """
+        time = c_noise.new_zeros(len(x), self.label.width) if self.time is None else self.time(c_noise)
+        time = self.label(time, label)
+        pyramid, h = x, self.stem(x)
+        skips = [h]
+        for level, blocks in enumerate(_lists(self.down)):
+            for number, row in enumerate(blocks):
+                h = row(h, time)
+                halved = level < len(self.down) - 1 and number == len(blocks) - 1
+                if halved and self.progressive_input == "input_skip":
+                    pyramid = self.shrink(pyramid, time)
+                    h = self.input_pyramid[level](pyramid, h)
+                elif halved and self.progressive_input == "residual":
+                    h = pyramid = (self.input_pyramid[level](pyramid, time) + h) * self.gain
+                skips.append(h)
+        h = self.middle(h, time)
+
+        output: Tensor | None = None
+        for level, blocks in enumerate(_lists(self.up)):
+            # All blocks but the one that doubles the sides take what the way down has left.
+            rises = level < len(self.up) - 1
+            for row in blocks[: -1 if rises else None]:
+                h = row(torch.cat((h, skips.pop()), 1), time)
+            if self.progressive == "output_skip":
+                shown = self._head(self.output_pyramid[level], h)
+                output = shown if output is None else self.enlarge(output, time) + shown
+            elif self.progressive == "residual" and output is None:
+                output = self._head(self.output_pyramid[level], h)
+            elif self.progressive == "residual":
+                h = output = (self.output_pyramid[level](output, time) + h) * self.gain
+            if rises:
+                h = blocks[-1](h, time)
+        if self.progressive != "output_skip":
+            output = self.output(self.act(self.norm(h)))
+        assert output is not None
+        return output / torch.exp(c_noise).view(-1, 1, 1, 1).to(output.dtype) if self.scale_by_sigma else output
+
+    def _head(self, layers: nn.Module, h: Tensor) -> Tensor:
+        assert isinstance(layers, nn.ModuleList)
+        norm, last = layers
+        shown: Tensor = last(self.act(norm(h)))
+        return shown
+
+
+def _lists(levels: nn.ModuleList) -> list[nn.ModuleList]:
+    return [blocks for blocks in levels if isinstance(blocks, nn.ModuleList)]
