@@ -1,8 +1,24 @@
 """Networks: ``forward(x, c_noise, **cond) -> F``. They know nothing of schedules, parameterizations or data sets."""
 
+from .dit import DiT
 from .embeddings import Blind, Embedding, Fourier, Identity, Sinusoidal
 from .mlp import MLP
 from .ncsnpp import NCSNpp
 from .unet import UNet
+from .unet_conv import ConvUNet
+from .unet_linear_attention import LearnedFourier, LinearAttentionUNet
 
-__all__ = ["MLP", "Blind", "Embedding", "Fourier", "Identity", "NCSNpp", "Sinusoidal", "UNet"]
+__all__ = [
+    "MLP",
+    "Blind",
+    "ConvUNet",
+    "DiT",
+    "Embedding",
+    "Fourier",
+    "Identity",
+    "LearnedFourier",
+    "LinearAttentionUNet",
+    "NCSNpp",
+    "Sinusoidal",
+    "UNet",
+]

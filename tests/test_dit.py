@@ -1,0 +1,119 @@
+"""DiT: its size counted by hand, patches, positions, attention, and its silent start."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusion_pl.networks import DiT
+from diffusion_pl.networks.dit import Block, positions
+
+
+def counted(width: int, depth: int, channels: int, patch: int, classes: int) -> int:
+    block = 3 * width * width + 3 * width + width * width + width  # attention
+    block += 8 * width * width + 5 * width  # MLP of 4 times the width
+    block += 6 * width * width + 6 * width  # modulation
+    told = 256 * width + width + width * width + width + (classes + 1) * width
+    ends = channels * patch**2 * width + width + 2 * width * width + 2 * width + channels * patch**2 * (width + 1)
+    return depth * block + told + ends
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "heads", "parameters", "published"),
+    [
+        (384, 12, 6, 32_858_896, 33e6),
+        (768, 12, 12, 130_303_504, 130e6),
+        (1024, 24, 16, 457_824_272, 458e6),
+        (1152, 28, 16, 674_816_272, 675e6),
+    ],
+)
+def test_the_published_sizes(width: int, depth: int, heads: int, parameters: int, published: float) -> None:
+    with torch.device("meta"):
+        network = DiT((4, 32, 32), 1000, 2, width, depth, heads)
+    assert sum(p.numel() for p in network.parameters()) == parameters == counted(width, depth, 4, 2, 1000)
+    assert parameters == pytest.approx(published, rel=5e-3)  # as the paper rounds
+
+
+def small(**options: Any) -> DiT:
+    return DiT((3, 8, 12), **({"patch_size": 4, "width": 16, "depth": 2, "heads": 2} | options))
+
+
+def test_a_fresh_network_says_nothing_and_its_blocks_change_nothing() -> None:
+    assert small()(torch.randn(2, 3, 8, 12), torch.rand(2)).abs().max() == 0
+    block = small().blocks[0]
+    tokens = torch.randn(2, 6, 16)
+    assert torch.equal(block(tokens, torch.randn(2, 16)), tokens)
+
+
+def test_patches_come_back_to_where_they_were() -> None:
+    """With the identity in place of everything between, the picture is unchanged."""
+    network = DiT((3, 8, 12), patch_size=2, width=12, depth=1, heads=1)
+    with torch.no_grad():
+        for layer in (network.patch, network.output):
+            layer.weight.copy_(torch.eye(12))
+        network.positions.zero_()
+    network.norm = nn.Identity()  # type: ignore[assignment]
+    x = torch.randn(2, 3, 8, 12)
+    torch.testing.assert_close(network(x, torch.rand(2)), x)
+
+
+def test_positions_tell_all_places_apart_and_rows_from_columns() -> None:
+    grid = positions(6, 9, 16)
+    flat = grid.flatten(0, 1)
+    distance = torch.cdist(flat, flat) + 9 * torch.eye(54)
+    assert distance.min() > 0.1
+    assert (grid[2, :, :8] == grid[2, :1, :8]).all()
+    assert (grid[:, 3, 8:] == grid[:1, 3, 8:]).all()
+    for k in range(4):
+        rate = 10_000 ** (-k / 4)
+        assert grid[5, 0, k].item() == pytest.approx(math.sin(5 * rate), abs=1e-6)
+        assert grid[0, 7, 12 + k].item() == pytest.approx(math.cos(7 * rate), abs=1e-6)
+
+
+def test_other_sides_have_their_own_positions() -> None:
+    torch.manual_seed(0)
+    network = small()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    same = DiT((3, 12, 4), patch_size=4, width=16, depth=2, heads=2)
+    same.load_state_dict(network.state_dict())
+    x = torch.randn(2, 3, 12, 4)
+    assert torch.equal(network(x, torch.ones(2)), same(x, torch.ones(2)))
+
+
+def test_blocks_attend_as_defined_and_are_modulated() -> None:
+    torch.manual_seed(0)
+    block = Block(8, 2, 2.0).double()
+    tokens, told = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 8, dtype=torch.float64)
+    nn.init.normal_(block.modulation.weight, std=0.5)
+    a = block.modulation(nn.functional.silu(told))[:, None]
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (a[:, :, 8 * i : 8 * i + 8] for i in range(6))
+
+    def norm(x: Tensor) -> Tensor:
+        return (x - x.mean(2, keepdim=True)) / (x.var(2, keepdim=True, correction=0) + 1e-6).sqrt()
+
+    h = block.qkv(norm(tokens) * (1 + scale_1) + shift_1)
+    heads = []
+    for head in range(2):
+        q, k, v = (h[:, :, 8 * part + 4 * head : 8 * part + 4 * head + 4] for part in range(3))
+        heads.append((q @ k.transpose(1, 2) / 2).softmax(2) @ v)
+    middle = tokens + gate_1 * block.project(torch.cat(heads, 2))
+    expected = middle + gate_2 * block.mlp(norm(middle) * (1 + scale_2) + shift_2)
+    torch.testing.assert_close(block(tokens, told), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
+        ({"width": 18}, "width must be divisible by 4 and by heads, got width 18 and heads 2"),
+        ({"heads": 3}, "width must be divisible by 4 and by heads, got width 16 and heads 3"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio must be positive, got 0.0"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**options)

@@ -1,0 +1,86 @@
+"""The convolutional U-Net of document 4: its size counted by hand, its blocks, its bypasses."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusion_pl.networks import ConvUNet
+from diffusion_pl.networks.unet_conv import ConvBlock, DownLevel, StrideConvBlock, UpLevel
+
+
+def counted(channels: tuple[int, ...], time: int, colours: int) -> int:
+    def conv(a: int, b: int, side: int = 3) -> int:
+        return side * side * a * b + b
+
+    def block(a: int, b: int, side: int = 3) -> int:
+        return conv(a, b, side) + 2 * b
+
+    def project(c: int) -> int:
+        return time * c + c + c * c + c
+
+    total = block(colours, channels[0]) + block(channels[-1], channels[-1]) + conv(channels[0], colours)
+    for a, b in pairwise(channels):
+        total += project(a) + block(a, b) + block(b, b) + block(b, b, 4)
+        total += block(b, b, 4) + project(2 * b) + block(2 * b, b) + block(b, a)
+    return total
+
+
+def test_it_has_exactly_its_size() -> None:
+    network = ConvUNet((3, 32, 32))
+    assert sum(p.numel() for p in network.parameters()) == 432_819 == counted((8, 16, 32, 64), 16, 3)
+
+
+def test_blocks_are_convolution_mish_and_group_norm() -> None:
+    for block in (ConvBlock(4, 8, 2), StrideConvBlock(4, 8, 2, up=False), StrideConvBlock(4, 8, 2, up=True)):
+        assert [type(layer).__name__ for layer in block][1:] == ["Mish", "GroupNorm"]
+    x = torch.randn(1, 4, 6, 10)
+    assert ConvBlock(4, 8, 2)(x).shape == (1, 8, 6, 10)
+    assert StrideConvBlock(4, 8, 2, up=False)(x).shape == (1, 8, 3, 5)
+    assert StrideConvBlock(4, 8, 2, up=True)(x).shape == (1, 8, 12, 20)
+
+
+def test_the_time_is_added_to_every_pixel_of_every_level() -> None:
+    torch.manual_seed(0)
+    x, time = torch.randn(2, 4, 6, 6), torch.randn(2, 5)
+    level = DownLevel(4, 8, 5, 2)
+    full, halved = level(x, time)
+    expected = level.convs(x + level.time(time).view(2, 4, 1, 1))
+    assert torch.equal(full, expected)
+    assert torch.equal(halved, level.shrink(expected))
+    up, bypass = UpLevel(8, 4, 5, 2), torch.randn(2, 8, 6, 6)
+    joined = torch.cat((up.enlarge(halved), bypass), 1) + up.time(time).view(2, 16, 1, 1)
+    assert torch.equal(up(halved, bypass, time), up.convs(joined))
+
+
+def test_bypasses_join_levels_of_one_size_innermost_first() -> None:
+    network = ConvUNet((3, 16, 16), channels=(4, 8, 12), groups=2)
+    joined: list[tuple[int, ...]] = []
+    for level in network.up:
+        level.register_forward_hook(lambda module, args, out: joined.append(tuple(args[1].shape)))
+    network(torch.randn(1, 3, 16, 16), torch.rand(1))
+    assert joined == [(1, 12, 8, 8), (1, 8, 16, 16)]
+
+
+def test_the_output_is_a_convolution_without_activation() -> None:
+    network = ConvUNet((3, 8, 8))
+    seen: list[Tensor] = []
+    network.output.register_forward_hook(lambda module, args, out: seen.append(out))
+    output = network(torch.randn(1, 3, 8, 8), torch.rand(1))
+    assert isinstance(network.output, nn.Conv2d)
+    assert output is seen[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": (8,)}, r"channels must be two or more positive numbers, got \[8\]"),
+        ({"channels": (8, 9)}, r"groups must divide all channels, got groups 4 and \[8, 9\]"),
+        ({"time_size": 5}, "time_size must be an even number from 2 on, got 5"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ConvUNet((3, 8, 8), **options)

@@ -1,0 +1,167 @@
+"""The U-Net of document 2: its size counted by hand, its attentions against plain formulas, its two extra options."""
+
+import math
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusion_pl.networks import LearnedFourier, LinearAttentionUNet
+from diffusion_pl.networks.unet_linear_attention import Block, ChannelNorm, FullAttention, LinearAttention
+
+small = partial(LinearAttentionUNet, dim=8, dim_mults=(1, 2), dim_head=4, groups=4)
+
+
+def counted(dim: int, mults: tuple[int, ...], channels: int) -> int:
+    """Parameters from the document's description alone."""
+
+    def conv(a: int, b: int, side: int) -> int:
+        return side * side * a * b + b
+
+    def block(a: int, b: int) -> int:
+        return 4 * dim * 2 * b + 2 * b + conv(a, b, 3) + conv(b, b, 3) + 4 * b + (conv(a, b, 1) if a != b else 0)
+
+    def linear(c: int) -> int:
+        return c + c * 384 + conv(128, c, 1) + c
+
+    widths = [dim, *(dim * m for m in mults)]
+    pairs = list(pairwise(widths))
+    total = dim * 4 * dim + 4 * dim + 16 * dim * dim + 4 * dim + conv(channels, dim, 7)
+    for level, (a, b) in enumerate(pairs):
+        last = level == len(pairs) - 1
+        total += 2 * block(a, a) + linear(a) + (conv(a, b, 3) if last else conv(4 * a, b, 1))
+        total += 2 * block(b + a, b) + linear(b) + conv(b, a, 3)
+    middle = widths[-1]
+    total += 2 * block(middle, middle) + middle + middle * 384 + conv(128, middle, 1)
+    return total + block(2 * dim, dim) + conv(dim, channels, 1)
+
+
+def test_it_has_exactly_its_size() -> None:
+    with torch.device("meta"):
+        network = LinearAttentionUNet((3, 32, 32))
+    assert sum(p.numel() for p in network.parameters()) == 35_711_107 == counted(64, (1, 2, 4, 8), 3)
+
+
+def qkv(layer: LinearAttention | FullAttention, x: Tensor) -> Tensor:
+    """(3, B, heads, dim_head, n)."""
+    b = len(x)
+    return layer.qkv(layer.norm(x)).reshape(b, 3, layer.heads, layer.dim_head, -1).transpose(0, 1)
+
+
+def test_linear_attention_is_the_product_of_its_softmaxes() -> None:
+    torch.manual_seed(0)
+    layer = LinearAttention(6, heads=2, dim_head=4).double()
+    x = torch.randn(2, 6, 3, 5, dtype=torch.float64)
+    q, k, v = qkv(layer, x)
+    # (n, n) matrix of weights, which the layer never forms.
+    weights = torch.einsum("bhdn,bhdm->bhnm", q.softmax(2), k.softmax(3)) / 2
+    mixed = torch.einsum("bhnm,bhem->bhen", weights, v).reshape(2, 8, 3, 5)
+    torch.testing.assert_close(layer(x), x + layer.output(mixed), rtol=1e-6, atol=1e-6)
+
+
+def test_linear_attention_does_not_shrink_with_the_number_of_positions() -> None:
+    """A picture tiled has the same context, hence the same result at each copy (the document divides it by n)."""
+    torch.manual_seed(0)
+    layer = LinearAttention(6, heads=2, dim_head=4)
+    x = torch.randn(1, 6, 4, 4)
+    torch.testing.assert_close(layer(x.tile(1, 1, 8, 8))[:, :, :4, :4], layer(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [LinearAttention, FullAttention])
+def test_attention_has_no_order(kind: Any) -> None:
+    torch.manual_seed(0)
+    layer = kind(6, heads=2, dim_head=4).double()
+    x = torch.randn(1, 6, 3, 4, dtype=torch.float64)
+    order = torch.randperm(12)
+
+    def permuted(y: Tensor) -> Tensor:
+        return y.flatten(2)[:, :, order].view_as(y)
+
+    torch.testing.assert_close(layer(permuted(x)), permuted(layer(x)), rtol=1e-6, atol=1e-6)
+
+
+def test_full_attention_is_softmax_attention() -> None:
+    torch.manual_seed(0)
+    layer = FullAttention(6, heads=2, dim_head=4).double()
+    x = torch.randn(2, 6, 3, 5, dtype=torch.float64)
+    q, k, v = qkv(layer, x)
+    weights = (torch.einsum("bhdn,bhdm->bhnm", q, k) / math.sqrt(4)).softmax(3)
+    mixed = torch.einsum("bhnm,bhem->bhen", weights, v).reshape(2, 8, 3, 5)
+    torch.testing.assert_close(layer(x), x + layer.output(mixed))
+
+
+def test_the_channel_norm_makes_unit_mean_square() -> None:
+    y = ChannelNorm(5)(7 * torch.randn(2, 5, 3, 4))
+    torch.testing.assert_close(y.square().mean(1), torch.ones(2, 3, 4))
+
+
+def test_the_time_scales_and_shifts_between_the_convolutions() -> None:
+    torch.manual_seed(0)
+    block = Block(4, 4, 3, groups=2).double()
+    x, time = torch.randn(2, 4, 5, 5, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    told = block.time(nn.functional.silu(time))
+    scale, shift = told[:, :4, None, None], told[:, 4:, None, None]
+    h = nn.functional.silu(block.norm_1(block.conv_1(x)) * (scale + 1) + shift)
+    torch.testing.assert_close(block(x, time), x + nn.functional.silu(block.norm_2(block.conv_2(h))))
+
+
+def test_linear_attention_is_on_every_level_full_attention_in_the_middle_only() -> None:
+    network = LinearAttentionUNet((3, 32, 32), dim=8)
+    kinds = [type(m) for m in network.modules()]
+    assert (kinds.count(LinearAttention), kinds.count(FullAttention), kinds.count(Block)) == (8, 1, 8 + 2 + 8 + 1)
+    assert network.stem.kernel_size == (7, 7)
+
+
+def test_the_stem_reaches_the_end_directly() -> None:
+    torch.manual_seed(0)
+    network = small((3, 8, 8)).eval()
+    seen: list[Tensor] = []
+    network.final.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    x = torch.randn(1, 3, 8, 8)
+    network(x, torch.rand(1))
+    assert torch.equal(seen[0][:, 8:], network.stem(x))
+
+
+def test_self_conditioning_takes_an_estimate_and_zeros_without_one() -> None:
+    torch.manual_seed(0)
+    network = small((3, 8, 8), self_condition=True)
+    x, c_noise, estimate = torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 3, 8, 8)
+    assert network(x, c_noise).shape == x.shape
+    assert torch.equal(network(x, c_noise), network(x, c_noise, x_0_hat=torch.zeros_like(x)))
+    assert not torch.allclose(network(x, c_noise), network(x, c_noise, x_0_hat=estimate))
+    with pytest.raises(ValueError, match="got x_0_hat but was built without self_condition"):
+        small((3, 8, 8))(x, c_noise, x_0_hat=estimate)
+
+
+def test_a_learned_variance_doubles_the_output() -> None:
+    assert small((3, 8, 8), learned_variance=True)(torch.randn(2, 3, 8, 8), torch.rand(2)).shape == (2, 6, 8, 8)
+
+
+def test_learned_fourier_features_are_learned() -> None:
+    embedding = LearnedFourier(1, 4)
+    x = torch.tensor([[0.3]])
+    w = embedding.frequencies
+    phase = 2 * math.pi * 0.3 * w
+    torch.testing.assert_close(embedding(x)[0], torch.cat((x[0], phase.sin(), phase.cos())))
+    network = small((3, 8, 8), time_embedding=partial(LearnedFourier, features=6))
+    network(torch.randn(2, 3, 8, 8), torch.rand(2)).square().sum().backward()
+    assert network.embedding.frequencies.grad.abs().sum() > 0
+    for options, message in (({"dim": 2}, "embeds one number"), ({"features": 3}, "must be an even number")):
+        with pytest.raises(ValueError, match=message):
+            LearnedFourier(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim_mults": ()}, r"dim_mults must be one or more positive numbers, got \[\]"),
+        ({"dim": 10, "groups": 4}, "groups must divide dim, got dim 10 and groups 4"),
+        ({"heads": 0}, "heads and dim_head must be at least 1, got 0 and 4"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small((3, 8, 8), **options)
