@@ -1,22 +1,37 @@
-"""Data sets, as LightningDataModules whose batches are ``{"x": …, **cond}``."""
+"""Data sets: each a ``DataModule`` that says the shape of its examples and yields dictionaries of batches."""
 
+from .arrays import Arrays
 from .base import DataModule
+from .cifar import CIFAR10
 from .digits import Digits
+from .folder import Folder
+from .hdf5 import HDF5
+from .hugging_face import HuggingFace
 from .images import Images
 from .loader import Loader
+from .mnist import MNIST, FashionMNIST
+from .picture import Picture
 from .points import Datasaurus, Points, Table
 from .toys import Checkerboard, Circles, EightGaussians, Moons, Pinwheel, SwissRoll, Toy
 
 __all__ = [
+    "CIFAR10",
+    "HDF5",
+    "MNIST",
+    "Arrays",
     "Checkerboard",
     "Circles",
     "DataModule",
     "Datasaurus",
     "Digits",
     "EightGaussians",
+    "FashionMNIST",
+    "Folder",
+    "HuggingFace",
     "Images",
     "Loader",
     "Moons",
+    "Picture",
     "Pinwheel",
     "Points",
     "SwissRoll",

@@ -1,0 +1,134 @@
+"""Pictures in an HDF5 file."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import Order, Stack, check_labels, describe, in_memory, number_of_classes, order_of
+from .folder import stand_in_hint
+from .images import Examples, Format, Images
+from .pictures import Size, check_size
+
+
+class HDF5(Images):
+    """Pictures in a dataset of an HDF5 file: (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16.
+
+    Args:
+        path: The file.
+        dataset: Name of the dataset within it.
+        labels: Name of the dataset of labels; None: no labels.
+        classes: Number of classes; None: the largest label and one.
+        order: NHWC or NCHW; None: found by the number of channels, 1, 3 or 4.
+        size: Side, or height and width, to which pictures are cropped in shape and resized; None: as they are.
+        horizontal_flip: Mirror training pictures at random.
+        batch_size: Pictures per batch and process.
+        val_fraction: Fraction of the pictures to hold out for validation.
+        test_fraction: Fraction to hold out for testing; with 0 the validation pictures serve.
+        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
+        memory_gb: Keep the pictures in memory if they take no more; else each batch is one read in ascending order.
+        workers: Processes that read ahead where pictures are not in memory.
+        seed: Chooses the split, the order and the augmentation.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dataset: str,
+        labels: str | None = None,
+        classes: int | None = None,
+        order: Order | None = None,
+        size: Size = None,
+        horizontal_flip: bool = False,
+        batch_size: int = 32,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        repeats: int | None = None,
+        memory_gb: float = 2.0,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            str(path),
+            batch_size=batch_size,
+            horizontal_flip=horizontal_flip,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            repeats=repeats,
+            workers=workers,
+            seed=seed,
+        )
+        self.dataset, self.label_name, self.given_classes, self.order = dataset, labels, classes, order
+        self.size, self.memory_gb = check_size("HDF5", size), memory_gb
+
+    def _stack(self) -> "FileStack":
+        path = Path(self.source).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.source}: no such file: mend path{stand_in_hint(path)}")
+        file = _opened(path)
+        with file:
+            array = _dataset(file, self.dataset, self.source)
+            labels = None
+            if self.label_name is not None:
+                values = _dataset(file, self.label_name, self.source)[()]
+                labels = check_labels(self.source, np.asarray(values), len(array), self.given_classes)
+            order = order_of(self.source, array.shape, self.order)
+            stack = FileStack(path, self.dataset, array.shape, array.dtype)
+        stack.order, stack.labels, stack.size = order, labels, self.size
+        return stack
+
+    def inspect(self) -> Format:
+        stack = self._stack()
+        shape, levels = describe(self.source, stack.shape, stack.dtype, self.order, self.size)
+        return Format(shape, number_of_classes(stack.labels, self.given_classes), levels)
+
+    def examples(self) -> Examples:
+        stack = self._stack()
+        return Examples(in_memory(stack, self.format, self.memory_gb), stack.labels)
+
+
+class FileStack(Stack):
+    """A stack in a file, which every process opens for itself when it first reads.
+
+    Args:
+        path: The file.
+        dataset: Name of the dataset.
+        shape: Its shape.
+        dtype: Its type.
+    """
+
+    def __init__(self, path: Path, dataset: str, shape: tuple[int, ...], dtype: Any) -> None:
+        super().__init__(None, None, None, None)
+        self.path, self.dataset, self.shape, self.dtype = path, dataset, shape, dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, sorted_indices: NDArray[np.int64]) -> NDArray[Any]:
+        if self.array is None:
+            self.array = _dataset(_opened(self.path), self.dataset, str(self.path))
+        rows: NDArray[Any] = self.array[sorted_indices]
+        return rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "array": None}  # an open file cannot be handed to another process
+
+
+def _opened(path: Path) -> Any:
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path}: not an HDF5 file, or damaged ({str(error)[:80]}): make it anew") from None
+
+
+def _dataset(file: Any, name: str, where: str) -> Any:
+    import h5py
+
+    there: list[str] = []
+    file.visititems(lambda key, item: there.append(f"{key} {item.shape}") if isinstance(item, h5py.Dataset) else None)
+    if name not in file or not isinstance(file[name], h5py.Dataset):
+        raise ValueError(f"{where}: has no dataset {name!r}: it has {', '.join(there) or 'none'}")
+    return file[name]

@@ -1,0 +1,206 @@
+"""MNIST, plain and coloured, and Fashion-MNIST, through torchvision."""
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .images import Examples, Format, Images
+from .loader import Tensors
+from .pictures import Size, check_size, resize_array
+
+_NAME = re.compile(r"MNIST(-colored)?((?:_\d)*)")
+
+
+class Torchvision(Images):
+    """What torchvision's data sets in memory have in common; a concrete class defines ``dataset`` and ``inspect``.
+
+    Args:
+        name: What to call the data in messages.
+        root: Folder of the files.
+        download: Fetch the files if they are not there.
+        chosen: Classes to keep, which become 0, 1, … in this order; None: all ten.
+        conditional: Give the classes as labels.
+        options: Of `Images`.
+    """
+
+    def __init__(
+        self, name: str, root: str, download: bool, chosen: list[int] | None, conditional: bool, **options: Any
+    ) -> None:
+        super().__init__(name, **options)
+        if chosen is not None and (not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(10))):
+            raise ValueError(f"{name}: classes must be different numbers from 0 to 9, got {chosen}")
+        self.root, self.download, self.conditional = str(root), download, conditional
+        self.chosen = list(range(10)) if chosen is None else list(chosen)
+
+    def dataset(self, train: bool, download: bool) -> Any:
+        """torchvision's data set, with ``data`` and ``targets``."""
+        raise NotImplementedError
+
+    def pictures(self, data: Any, train: bool) -> Tensor:
+        """torchvision's array as (N, C, H, W), uint8."""
+        raise NotImplementedError
+
+    def _open(self, train: bool, download: bool) -> Any:
+        try:
+            return self.dataset(train, download)
+        except Exception as error:  # urllib and torchvision have many kinds
+            how = "and cannot be fetched" if download else "and download is false"
+            reason = str(error).partition("\n")[0][:100]
+            raise ValueError(
+                f"{self.source}: its files are not in {self.root!r} {how} ({reason}): copy them there, or mend root"
+            ) from None
+
+    def prepare_data(self) -> None:
+        """Fetch the files, once for each machine."""
+        for train in (True, False):
+            self._open(train, self.download)
+
+    def _split(self, train: bool) -> tuple[Tensors, Tensor]:
+        found = self._open(train, False)
+        # Everything is drawn for the whole set first, so a choice of classes changes no picture.
+        x = self.pictures(found.data, train)
+        targets = torch.as_tensor(found.targets)
+        label = torch.full((10,), -1)
+        label[torch.tensor(self.chosen)] = torch.arange(len(self.chosen))
+        label = label[targets]
+        kept = label >= 0
+        tensors = {"x": x[kept], "label": label[kept]} if self.conditional else {"x": x[kept]}
+        return Tensors(tensors), label[kept]
+
+    def examples(self) -> Examples:
+        train, labels = self._split(True)
+        return Examples(train, labels, self._split(False)[0])
+
+
+class MNIST(Torchvision):
+    """MNIST, 28x28: 60,000 handwritten digits for training and validation, 10,000 for testing.
+
+    Coloured, each digit has a hue of its own, H ~ U(0°, 360°), on black: a function of the seed, the split and the
+    digit's number in it.  (Document 0, with its sectors mended: ⌊H/60°⌋, not rounded.)
+
+    Args:
+        root: Folder of the files, as torchvision lays them out.
+        download: Fetch the files if they are not there.
+        classes: Digits to keep, which become classes 0, 1, … in this order; None: all.
+        conditional: Give the digits as labels.
+        colored: Give each digit a hue.
+        name: All this as document 0 writes it: MNIST-colored_2_3 is ``classes: [2, 3], colored: true``.
+        size: Side, or height and width, to which pictures are resized; None: 28.
+        batch_size: Pictures per batch and process.
+        val_fraction: Fraction of the 60,000 to hold out for validation.
+        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
+        seed: Chooses the split, the order and the hues.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = True,
+        classes: list[int] | None = None,
+        conditional: bool = False,
+        colored: bool = False,
+        name: str | None = None,
+        size: Size = None,
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
+        repeats: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if name is not None:
+            match = _NAME.fullmatch(name)
+            if not match:
+                raise ValueError(f"MNIST: name must be MNIST, -colored if so, and _digit for each class, got {name!r}")
+            digits = [int(d) for d in match[2].split("_")[1:]] or None
+            if (classes is not None and classes != digits) or (colored and not match[1]):
+                raise ValueError(f"MNIST: name {name!r} contradicts classes or colored: give one or the other")
+            classes, colored = digits, bool(match[1])
+        options = {"batch_size": batch_size, "val_fraction": val_fraction, "repeats": repeats, "seed": seed}
+        super().__init__("MNIST", root, download, classes, conditional, **options)
+        self.colored, self.size = colored, check_size("MNIST", size)
+
+    def inspect(self) -> Format:
+        sides = self.size or (28, 28)
+        return Format((3 if self.colored else 1, *sides), len(self.chosen) if self.conditional else None)
+
+    def dataset(self, train: bool, download: bool) -> Any:
+        from torchvision import datasets
+
+        return datasets.MNIST(self.root, train=train, download=download)
+
+    def pictures(self, data: Any, train: bool) -> Tensor:
+        grey = resized(data[:, None], self.size)
+        if not self.colored:
+            return grey
+        generator = torch.Generator().manual_seed(2 * self.seed + (0 if train else 1))
+        return colored(grey, 360 * torch.rand(len(grey), generator=generator))
+
+
+class FashionMNIST(Torchvision):
+    """Fashion-MNIST, 28x28: 60,000 pieces of clothing for training and validation, 10,000 for testing.
+
+    Args:
+        root: Folder of the files, as torchvision lays them out.
+        download: Fetch the files if they are not there.
+        classes: Kinds to keep, which become classes 0, 1, … in this order; None: all.
+        conditional: Give the kinds as labels.
+        size: Side, or height and width, to which pictures are resized; None: 28.
+        horizontal_flip: Mirror training pictures at random.
+        batch_size: Pictures per batch and process.
+        val_fraction: Fraction of the 60,000 to hold out for validation.
+        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
+        seed: Chooses the split and the order.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = True,
+        classes: list[int] | None = None,
+        conditional: bool = False,
+        size: Size = None,
+        horizontal_flip: bool = False,
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
+        repeats: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        options = {"batch_size": batch_size, "val_fraction": val_fraction, "repeats": repeats, "seed": seed}
+        super().__init__(
+            "FashionMNIST", root, download, classes, conditional, horizontal_flip=horizontal_flip, **options
+        )
+        self.size = check_size("FashionMNIST", size)
+
+    def inspect(self) -> Format:
+        return Format((1, *(self.size or (28, 28))), len(self.chosen) if self.conditional else None)
+
+    def dataset(self, train: bool, download: bool) -> Any:
+        from torchvision import datasets
+
+        return datasets.FashionMNIST(self.root, train=train, download=download)
+
+    def pictures(self, data: Any, train: bool) -> Tensor:
+        return resized(data[:, None], self.size)
+
+
+def resized(x: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """(N, C, H, W), uint8, at other sides, antialiased."""
+    if size is None or tuple(x.shape[2:]) == size:
+        return x
+    return torch.from_numpy(np.stack([resize_array(picture, size) for picture in x.numpy()]))
+
+
+def colored(grey: Tensor, hue: Tensor) -> Tensor:
+    """Grey pictures in one hue each, full saturation: (N, 1, H, W), uint8, and degrees (N,) -> (N, 3, H, W), uint8.
+
+    Of HSV with S = 1: in the sector ⌊H/60⌋ one channel has the value, one is black, and one rises or falls with H.
+    """
+    sector = torch.floor(hue / 60).long() % 6
+    part = (hue % 60 / 60).view(-1, 1, 1, 1)
+    value = grey.float()
+    choices = torch.cat((value, value * part, value * (1 - part), torch.zeros_like(value)), 1)  # V, rising, falling, 0
+    order = torch.tensor([[0, 1, 3], [2, 0, 3], [3, 0, 1], [3, 2, 0], [1, 3, 0], [0, 3, 2]])[sector]
+    rows = torch.arange(len(grey))[:, None]
+    return choices[rows, order].round().to(torch.uint8)

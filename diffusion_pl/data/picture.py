@@ -1,0 +1,132 @@
+"""One single picture, of which random crops are shown."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .images import Examples, Format, Images
+from .loader import Batch
+from .pictures import Layout, Mode, Size, check_size, look, mode_of, opened, to_array
+
+
+class Picture(Images):
+    """Crops of one picture.  (Document 4, which trains on one.)
+
+    Crop i of a split lies where (seed, split, i) puts it; validation sees crops that training does not.
+
+    Args:
+        path: The picture; None: the photograph of a flower that comes with scikit-learn.
+        size: Side of a crop, or height and width.
+        shorter_side: Side to which the picture's shorter one is resized first, so that a crop holds more of it; None:
+            as it is.
+        crops: How many different crops training has; validation has a tenth of that.
+        mode: L (grey), RGB or RGBA to convert to; None: as it is.
+        horizontal_flip: Mirror training crops at random.
+        batch_size: Crops per batch and process.
+        repeats: Passes over the training crops that make one epoch; None: as many as make about 100 batches.
+        seed: Chooses the crops, the order and the augmentation.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        size: Size = 32,
+        shorter_side: int | None = 128,
+        crops: int = 10_000,
+        mode: Mode | None = None,
+        horizontal_flip: bool = False,
+        batch_size: int = 32,
+        repeats: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            "the flower of scikit-learn" if path is None else str(path),
+            batch_size=batch_size,
+            horizontal_flip=horizontal_flip,
+            val_fraction=0.0,
+            repeats=repeats,
+            seed=seed,
+        )
+        sides = check_size("Picture", size)
+        if sides is None:
+            raise ValueError("Picture: size is the side of a crop and must be given")
+        if crops < 10 or (shorter_side is not None and shorter_side < 1):
+            raise ValueError(
+                f"Picture: crops must be at least 10 and shorter_side at least 1, got {crops} and {shorter_side}"
+            )
+        self.path, self.sides, self.shorter_side, self.crops = path, sides, shorter_side, crops
+        self.layout = Layout(mode)
+        self._whole: Tensor | None = None
+
+    def whole(self) -> Tensor:
+        """The picture that is cropped: (C, H, W), integers."""
+        if self._whole is None:
+            layout = self.layout
+            picture = _flower() if self.path is None else _open(Path(self.path).expanduser())
+            if self.shorter_side is not None:
+                seen = look(picture)
+                scale = self.shorter_side / min(seen.height, seen.width)
+                layout = layout._replace(size=(round(scale * seen.height), round(scale * seen.width)))
+            array = torch.from_numpy(to_array(picture, layout, self.source).copy())
+            if array.shape[1] < self.sides[0] or array.shape[2] < self.sides[1]:
+                raise ValueError(
+                    f"{self.source}: is {array.shape[1]}x{array.shape[2]} (height x width), smaller than a crop of "
+                    f"{self.sides[0]}x{self.sides[1]}: lower size or raise shorter_side"
+                )
+            self._whole = array
+        return self._whole
+
+    def inspect(self) -> Format:
+        picture = _flower() if self.path is None else _open(Path(self.path).expanduser())
+        channels, levels = mode_of(look(picture), self.layout, self.source)
+        return Format((channels, *self.sides), None, levels)
+
+    def examples(self) -> Examples:
+        whole = self.whole()
+        return Examples(Crops(whole, self.sides, self.crops, 2 * self.seed))
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        held_out = Crops(self.whole(), self.sides, self.crops // 10, 2 * self.seed + 1)
+        self._splits = self.splits[0], held_out, held_out
+
+
+class Crops:
+    """Crops of a picture at fixed random places.
+
+    Args:
+        whole: (C, H, W).
+        sides: Height and width of a crop.
+        count: How many.
+        seed: Chooses the places.
+    """
+
+    def __init__(self, whole: Tensor, sides: tuple[int, int], count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        down, across = (full - side + 1 for full, side in zip(whole.shape[1:], sides, strict=True))
+        self.top = torch.randint(down, (count,), generator=generator)
+        self.left = torch.randint(across, (count,), generator=generator)
+        self.windows = whole.unfold(1, sides[0], 1).unfold(2, sides[1], 1)  # (C, down, across, h, w), no copy
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+    def __getitems__(self, indices: Tensor) -> Batch:
+        return {"x": self.windows[:, self.top[indices], self.left[indices]].transpose(0, 1).contiguous()}
+
+
+def _flower():  # type: ignore[no-untyped-def]
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    return Image.fromarray(load_sample_image("flower.jpg"))
+
+
+def _open(path: Path):  # type: ignore[no-untyped-def]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such picture: mend path")
+    try:
+        return opened(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as a picture ({str(error)[:80]}): give another") from None
