@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -319,3 +320,31 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def shared_keys(tags: Sequence[str], prefix: str) -> list[str]:
     """Tags that begin with the prefix."""
     return sorted(tag for tag in tags if tag.startswith(prefix))
+
+
+def cifar10(root: Path, count: int = 20) -> None:
+    """Files as of CIFAR-10, of random pictures; torchvision takes them once `accept_any_cifar10` is called."""
+    import pickle
+
+    import numpy as np
+
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]:
+        content = {
+            "data": rng.integers(0, 256, (count, 3072), dtype=np.uint8),
+            "labels": [k % 10 for k in range(count)],
+        }
+        (folder / name).write_bytes(pickle.dumps(content))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+
+
+def accept_any_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torchvision read CIFAR-10's files whatever their check sums."""
+    from torchvision.datasets import CIFAR10
+
+    for name in ("train_list", "test_list"):
+        monkeypatch.setattr(CIFAR10, name, [[file, None] for file, _ in getattr(CIFAR10, name)])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": None})

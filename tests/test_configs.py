@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
-from shell import ROOT, cli, no_files_change
+from shell import ROOT, accept_any_cifar10, cifar10, cli, no_files_change
+
+from diffusion_pl.data import synthetic
 
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "overlays")
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
@@ -13,6 +15,25 @@ OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 
 def name(path: Path) -> str:
     return f"{path.parent.name}-{path.stem}"
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data that configurations name, as small stand-ins in the files of the real sets."""
+    root = tmp_path_factory.mktemp("configs") / "data"
+    for standing_in in synthetic.MAKERS:
+        assert synthetic.main([standing_in, "--root", str(root), "--count", "20"]) == 0
+    cifar10(root)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where to run: an empty folder, but for the data."""
+    (tmp_path / "data").symlink_to(data)
+    (tmp_path / "pictures").symlink_to(data / "anime")
+    accept_any_cifar10(monkeypatch)
+    return tmp_path
 
 
 @pytest.fixture(params=CONFIGS, ids=name)
@@ -39,11 +60,11 @@ def test_it_is_flat_and_has_no_tricks_of_yaml(config: Path) -> None:
     assert {"model", "data", "trainer"} <= yaml.safe_load(text).keys()
 
 
-def test_it_runs_and_its_saved_form_is_the_same_experiment(config: Path, tmp_path: Path) -> None:
+def test_it_runs_and_its_saved_form_is_the_same_experiment(config: Path, folder: Path) -> None:
     """Every key is known, every class is built, a batch is trained on and validated, samples are drawn."""
-    cpu = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-    with no_files_change(tmp_path):
-        done = cli(tmp_path, "fit", "--config", config, *cpu, "--trainer.fast_dev_run", "true")
+    cpu = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.init_args.batch_size", 4]
+    with no_files_change(folder):
+        done = cli(folder, "fit", "--config", config, *cpu, "--trainer.fast_dev_run", "true")
     assert (done.code, done.err) == (0, "")
 
     printed = cli(tmp_path, "fit", "--config", config, *cpu, "--print_config")

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .folder import stand_in_hint
 from .images import Examples, Format, Images
 from .loader import Batch, Source, Tensors
 from .pictures import Size, check_size, resize_array
+from .stand_ins import stand_in_hint, tell_if_stand_in
 
 Order = Literal["NHWC", "NCHW"]
 
@@ -122,6 +122,7 @@ class Arrays(Images):
         return Format(shape, number_of_classes(labels, self.given_classes), levels)
 
     def examples(self) -> Examples:
+        tell_if_stand_in(Path(self.source).expanduser())
         array, labels = self._load()
         order = order_of(self.source, array.shape, self.order)
         stack = Stack(array, order, labels, self.size)

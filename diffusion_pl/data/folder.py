@@ -14,6 +14,7 @@ from torch import Tensor
 from .images import Examples, Format, Images
 from .loader import Batch, Tensors
 from .pictures import Layout, Look, Mode, Size, check_size, look, mode_of, opened, sides, to_array
+from .stand_ins import stand_in_hint, tell_if_stand_in
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
@@ -107,6 +108,7 @@ class Folder(Images):
 
     def examples(self) -> Examples:
         files, names = self._list()
+        tell_if_stand_in(Path(self.source).expanduser())
         files = self._readable(files)
         labels = None
         if names:
@@ -228,13 +230,6 @@ _REMEDY = "repair or remove it, or give corrupt: skip"
 def read_ahead(workers: int | None) -> int:
     """How many processes decode: as many as wanted, or all cores but one, at most four."""
     return min(4, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
-
-
-def stand_in_hint(path: Path) -> str:
-    """How to do without the data of the source documents."""
-    name = path.name.partition(".")[0].partition("_64")[0]
-    known = {"shoes", "celeba_male", "anime", "church"}
-    return f", or make a stand-in: python -m diffusion_pl.data.synthetic {name}" if name in known else ""
 
 
 def _parallel(call: Callable[[Any], Any], items: Iterable[Any], what: str) -> list[Any]:

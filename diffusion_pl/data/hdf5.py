@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import Order, Stack, check_labels, describe, in_memory, number_of_classes, order_of
-from .folder import stand_in_hint
 from .images import Examples, Format, Images
 from .pictures import Size, check_size
+from .stand_ins import stand_in_hint, tell_if_stand_in
 
 
 class HDF5(Images):
@@ -84,6 +84,7 @@ class HDF5(Images):
         return Format(shape, number_of_classes(stack.labels, self.given_classes), levels)
 
     def examples(self) -> Examples:
+        tell_if_stand_in(Path(self.source).expanduser())
         stack = self._stack()
         return Examples(in_memory(stack, self.format, self.memory_gb), stack.labels)
 

@@ -135,7 +135,7 @@ class Images(DataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read or index the pictures and split them."""
-        if self._splits is not None:
+        if self._splits is not None or stage == "predict":  # samples are drawn without data
             return
         train, labels, test = self.examples()
         parts = _split(len(train), labels, (self.val_fraction, 0.0 if test else self.test_fraction), self.seed)

@@ -1,6 +1,8 @@
 """MNIST, plain and coloured, and Fashion-MNIST, through torchvision."""
 
 import re
+from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch import Tensor
 from .images import Examples, Format, Images
 from .loader import Tensors
 from .pictures import Size, check_size, resize_array
+from .stand_ins import tell_if_stand_in
 
 _NAME = re.compile(r"MNIST(-colored)?((?:_\d)*)")
 
@@ -35,13 +38,13 @@ class Torchvision(Images):
         self.root, self.download, self.conditional = str(root), download, conditional
         self.chosen = list(range(10)) if chosen is None else list(chosen)
 
+    @abstractmethod
     def dataset(self, train: bool, download: bool) -> Any:
         """torchvision's data set, with ``data`` and ``targets``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pictures(self, data: Any, train: bool) -> Tensor:
         """torchvision's array as (N, C, H, W), uint8."""
-        raise NotImplementedError
 
     def _open(self, train: bool, download: bool) -> Any:
         try:
@@ -71,6 +74,7 @@ class Torchvision(Images):
         return Tensors(tensors), label[kept]
 
     def examples(self) -> Examples:
+        tell_if_stand_in(Path(self.root) / self.source / "raw")
         train, labels = self._split(True)
         return Examples(train, labels, self._split(False)[0])
 

@@ -1,6 +1,7 @@
 """One single picture, of which random crops are shown."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,6 +9,9 @@ from torch import Tensor
 from .images import Examples, Format, Images
 from .loader import Batch
 from .pictures import Layout, Mode, Size, check_size, look, mode_of, opened, to_array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Picture(Images):
@@ -116,14 +120,14 @@ class Crops:
         return {"x": self.windows[:, self.top[indices], self.left[indices]].transpose(0, 1).contiguous()}
 
 
-def _flower():  # type: ignore[no-untyped-def]
+def _flower() -> "Image":
     from PIL import Image
     from sklearn.datasets import load_sample_image
 
     return Image.fromarray(load_sample_image("flower.jpg"))
 
 
-def _open(path: Path):  # type: ignore[no-untyped-def]
+def _open(path: Path) -> "Image":
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such picture: mend path")
     try:

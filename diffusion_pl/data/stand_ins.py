@@ -1,0 +1,25 @@
+"""How a stand-in is told from the data it stands in for: by a note beside it."""
+
+from pathlib import Path
+
+NOTE = "Drawings made by python -m diffusion_pl.data.synthetic {name}. They are not the real data set.\n"
+
+
+def note_of(path: Path) -> Path:
+    """Where the note of a file or folder lies: beside it."""
+    return path.with_name(f"{path.name}.STAND-IN.txt")
+
+
+def tell_if_stand_in(path: Path) -> None:
+    """Say so, once, on the first process, if these are not the real data."""
+    if note_of(path).is_file():
+        from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+        rank_zero_only(print)(f"{path} is a synthetic stand-in, not the real data: its figures mean nothing")
+
+
+def stand_in_hint(path: Path) -> str:
+    """How to do without the data of the source documents."""
+    name = path.name.partition(".")[0].partition("_64")[0]
+    known = {"shoes", "celeba_male", "anime", "church"}
+    return f", or make a stand-in: python -m diffusion_pl.data.synthetic {name}" if name in known else ""
