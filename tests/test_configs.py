@@ -67,10 +67,10 @@ def test_it_runs_and_its_saved_form_is_the_same_experiment(config: Path, folder:
         done = cli(folder, "fit", "--config", config, *cpu, "--trainer.fast_dev_run", "true")
     assert (done.code, done.err) == (0, "")
 
-    printed = cli(tmp_path, "fit", "--config", config, *cpu, "--print_config")
+    printed = cli(folder, "fit", "--config", config, *cpu, "--print_config")
     assert printed.code == 0
-    (tmp_path / "saved.yaml").write_text(printed.out)
-    again = cli(tmp_path, "fit", "--config", "saved.yaml", "--print_config")
+    (folder / "saved.yaml").write_text(printed.out)
+    again = cli(folder, "fit", "--config", "saved.yaml", "--print_config")
     assert without_paths(again.out) == without_paths(printed.out)
 
 
