@@ -1,0 +1,175 @@
+"""Pictures in numpy files: axes, types, labels, sizes, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_pl.data import Arrays
+from diffusion_pl.data.arrays import Stack
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (20, 8, 6, 3), dtype=np.uint8)
+
+
+def npz(folder: Path, **arrays: Any) -> str:
+    np.savez(folder / "x.npz", **arrays)
+    return str(folder / "x.npz")
+
+
+def npy(folder: Path, array: Any, name: str = "x.npy") -> str:
+    np.save(folder / name, array)
+    return str(folder / name)
+
+
+def ready(path: str, **options: Any) -> Arrays:
+    data = Arrays(path, **({"batch_size": 4, "val_fraction": 0.0} | options))
+    data.setup()
+    return data
+
+
+def pictures(data: Arrays) -> np.ndarray:
+    x: np.ndarray = data.splits[0].__getitems__(torch.arange(len(data.splits[0])))["x"].numpy()
+    return x
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+@pytest.mark.parametrize("write", [npy, lambda folder, x: npz(folder, x=x)], ids=["npy", "npz"])
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (X, X.transpose(0, 3, 1, 2)),
+        (X.transpose(0, 3, 1, 2), X.transpose(0, 3, 1, 2)),
+        (X[..., :1], X[..., :1].transpose(0, 3, 1, 2)),
+        (X[..., 0], X[:, None, :, :, 0]),
+        (257 * X[..., 0].astype(np.uint16), 257 * X[:, None, :, :, 0].astype(np.int32)),
+    ],
+    ids=["NHWC", "NCHW", "NHW1", "NHW", "16 bits"],
+)
+def test_pictures_come_as_channels_first(
+    write: Any, array: Any, expected: np.ndarray, memory_gb: float, tmp_path: Path
+) -> None:
+    data = ready(write(tmp_path, array), memory_gb=memory_gb)
+    assert data.shape == expected.shape[1:]
+    assert data.levels == (65_536 if expected.dtype == np.int32 else 256)
+    assert np.array_equal(pictures(data), expected)
+    assert (pictures(data).dtype) == expected.dtype
+    x = torch.from_numpy(expected)
+    assert torch.equal(data.decode(data.encode(x)), x)
+
+
+def test_an_ambiguous_order_must_be_given(tmp_path: Path) -> None:
+    square = RNG.integers(0, 256, (10, 3, 4, 3), dtype=np.uint8)
+    path = npy(tmp_path, square)
+    with pytest.raises(ValueError, match=r"which axis of \(10, 3, 4, 3\) are the channels\? Give order: NHWC or order"):
+        ready(path)
+    assert ready(path, order="NHWC").shape == (3, 3, 4)
+    assert ready(path, order="NCHW").shape == (3, 4, 3)
+    many = npy(tmp_path, RNG.integers(0, 256, (10, 7, 4, 5), dtype=np.uint8))
+    with pytest.raises(ValueError, match="are the channels"):
+        ready(many)
+    assert ready(many, order="NCHW").shape == (7, 4, 5)
+
+
+def test_reads_in_any_order_and_with_repetitions(tmp_path: Path) -> None:
+    for memory_gb in (0.0, 1.0):
+        data = ready(npy(tmp_path, X), memory_gb=memory_gb)
+        indices = torch.tensor([7, 2, 7, 19, 0, 2])
+        assert np.array_equal(data.splits[0].__getitems__(indices)["x"].numpy(), X.transpose(0, 3, 1, 2)[indices])
+    asked: list[list[int]] = []
+
+    class Listening(Stack):
+        def read(self, sorted_indices: Any) -> Any:
+            asked.append(sorted_indices.tolist())
+            return super().read(sorted_indices)
+
+    Listening(X, "NHWC", None, None).__getitems__(indices)
+    assert asked == [[0, 2, 7, 19]]
+
+
+def test_labels_from_the_same_file_or_another(tmp_path: Path) -> None:
+    y = np.arange(20) % 3
+    for path, labels in ((npz(tmp_path, x=X, y=y), "y"), (npz(tmp_path, x=X), npy(tmp_path, y, "y.npy"))):
+        for memory_gb in (0.0, 1.0):
+            data = ready(path, labels=labels, memory_gb=memory_gb)
+            assert data.classes == 3
+            batch = next(iter(data.train_dataloader()))
+            for x, label in zip(batch["x"], batch["label"], strict=True):
+                assert label == y[next(i for i in range(20) if np.array_equal(X[i].transpose(2, 0, 1), x))]
+    assert ready(path, labels=labels, classes=5).classes == 5
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        (np.arange(20), 10, r"label 10 of picture 10 is outside 0 … 9: mend it"),
+        (np.arange(20) - 1, None, r"label -1 of picture 0 is outside 0 and up: mend it"),
+        (np.arange(19), None, r"labels must be one integer for each of 20 pictures, got int64 \(19,\)"),
+        (np.arange(20.0), None, r"labels must be one integer for each of 20 pictures, got float64 \(20,\)"),
+    ],
+)
+def test_bad_labels_are_refused(labels: Any, classes: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        ready(npz(tmp_path, x=X, y=labels), labels="y", classes=classes)
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_resizing(memory_gb: float, tmp_path: Path) -> None:
+    fine = ((np.indices((64, 64)).sum(0) % 2) * 255).astype(np.uint8)
+    data = ready(npy(tmp_path, np.stack([fine] * 10)), size=9, memory_gb=memory_gb)
+    assert data.shape == (1, 9, 9)
+    assert np.abs(pictures(data).astype(int) - 127).max() < 20
+
+
+class Evil:
+    """Would leave a file behind if it were unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("write", [npy, lambda folder, x: npz(folder, x=x)], ids=["npy", "npz"])
+def test_pickles_are_refused_unread(write: Any, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    array = np.empty(2, object)
+    array[:] = [Evil(str(trap)), 1]
+    with pytest.raises(ValueError, match="holds Python objects, which can run code when read and are refused"):
+        ready(write(tmp_path, array))
+    assert not trap.exists()
+
+
+def test_floats_are_refused_with_how_to_convert(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must be uint8 or uint16, got float32: convert them, .*astype\('uint8'\)"):
+        ready(npy(tmp_path, X.astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "message"),
+    [
+        ({"a": X, "b": X}, {}, "which array holds the pictures? give key, one of 'a', 'b'"),
+        ({"a": X}, {"key": "c"}, "has no array 'c': give key, one of 'a'"),
+        ({"a": X[0, 0]}, {}, "pictures need 3 or 4 axes, (N, H, W) or with channels, got shape (6, 3)"),
+    ],
+)
+def test_which_array(arrays: Any, options: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x\.npz: ") as error:
+        ready(npz(tmp_path, **arrays), **options)
+    assert message in str(error.value)
+
+
+def test_files_that_are_none_or_damaged(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"church\.npz: no such file: .* python -m diffusion_pl\.data\.synthetic"
+    ):
+        ready(str(tmp_path / "church.npz"))
+    for name, content in (("a.npy", b"no"), ("a.npz", b"no"), ("b.npz", Path(npz(tmp_path, x=X)).read_bytes()[:500])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=r"not a numpy file, or damaged|holds Python objects"):
+            ready(str(tmp_path / name))
+    with pytest.raises(ValueError, match=r"a \.npy file holds one array: leave key = 'x' out"):
+        ready(npy(tmp_path, X), key="x")

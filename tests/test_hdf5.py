@@ -1,0 +1,95 @@
+"""Pictures in HDF5 files: one read a batch, a file for every process, and what is refused."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from diffusion_pl.data import HDF5
+from diffusion_pl.data.hdf5 import FileStack
+
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, 256, (30, 8, 6, 3), dtype=np.uint8)
+Y = np.arange(30) % 4
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        file["imgs"], file["group/labels"] = X, Y
+        file["deep"] = (257 * X[..., 0]).astype(np.uint16)
+    return str(tmp_path / "x.hdf5")
+
+
+def ready(path: str, dataset: str = "imgs", **options: Any) -> HDF5:
+    data = HDF5(path, dataset, **({"batch_size": 4} | options))
+    data.setup()
+    return data
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_pictures_and_labels(path: str, memory_gb: float) -> None:
+    data = ready(path, labels="group/labels", val_fraction=0.0, memory_gb=memory_gb)
+    assert (data.shape, data.classes, data.levels) == ((3, 8, 6), 4, 256)
+    indices = torch.tensor([7, 2, 7, 29, 0, 2])
+    batch = data.splits[0].__getitems__(indices)
+    assert np.array_equal(batch["x"].numpy(), X.transpose(0, 3, 1, 2)[indices])
+    assert batch["label"].tolist() == Y[indices].tolist()
+    assert isinstance(data.splits[0].source, FileStack) == (memory_gb == 0)  # type: ignore[attr-defined]
+
+
+def test_sixteen_bits_without_channels(path: str) -> None:
+    data = ready(path, "deep", val_fraction=0.0)
+    assert (data.shape, data.levels) == ((1, 8, 6), 65_536)
+    x = data.splits[0].__getitems__(torch.arange(30))["x"]
+    assert np.array_equal(x[:, 0].numpy(), 257 * X[..., 0].astype(np.int64) % 65_536)
+
+
+def test_the_documents_split(path: str) -> None:
+    assert [len(split) for split in ready(path, test_fraction=0.1).splits] == [24, 3, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streaming_gives_the_batches_that_memory_gives(path: str, workers: int) -> None:
+    memory = ready(path, labels="group/labels", size=4, repeats=1).train_dataloader()
+    stream = ready(path, labels="group/labels", size=4, repeats=1, memory_gb=0.0, workers=workers).train_dataloader()
+    for mine, theirs in zip(stream, memory, strict=True):
+        assert torch.equal(mine["x"], theirs["x"])
+        assert torch.equal(mine["label"], theirs["label"])
+
+
+def test_an_open_file_is_not_handed_to_another_process(path: str) -> None:
+    data = ready(path, memory_gb=0.0)
+    source = data.splits[0]
+    first = source.__getitems__(torch.arange(3))["x"]
+    again = pickle.loads(pickle.dumps(source))
+    assert again.source.array is None
+    assert torch.equal(again.__getitems__(torch.arange(3))["x"], first)
+
+
+def test_what_is_refused(path: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"has no dataset 'images': it has deep \(30, 8, 6\), group/labels \(30,\), imgs"
+    ):
+        ready(path, "images")
+    with pytest.raises(ValueError, match=r"has no dataset 'group': it has deep"):
+        ready(path, "group")
+    with pytest.raises(ValueError, match="has no dataset 'labels'"):
+        ready(path, labels="labels")
+    with pytest.raises(ValueError, match="label 3 of picture 3 is outside 0 … 2: mend it"):
+        ready(path, labels="group/labels", classes=3)
+    with pytest.raises(
+        FileNotFoundError, match=r"shoes_64\.hdf5: no such file: .*diffusion_pl\.data\.synthetic shoes$"
+    ):
+        ready(str(tmp_path / "shoes_64.hdf5"))
+    (tmp_path / "no.hdf5").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"no\.hdf5: not an HDF5 file, or damaged \(.*\): make it anew"):
+        ready(str(tmp_path / "no.hdf5"))
+    with h5py.File(tmp_path / "float.hdf5", "w") as file:
+        file["imgs"] = X / 255
+    with pytest.raises(ValueError, match="pictures must be uint8 or uint16, got float64"):
+        ready(str(tmp_path / "float.hdf5"))
