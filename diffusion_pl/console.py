@@ -65,7 +65,7 @@ def guard(debug: bool, args: Sequence[str]) -> Iterator[Status]:
 
 def refuse_samples_in(folder: Path, remedy: str) -> None:
     """Raise ValueError if the folder holds samples already: nothing is overwritten."""
-    existing = next(iter(sorted(folder.glob("samples.*"))), None)
+    existing = next(iter(sorted([*folder.glob("samples.*"), *folder.glob("grid.png")])), None)
     if existing is not None:
         raise ValueError(f"{existing} exists already: {remedy}")
 

@@ -159,6 +159,22 @@ class DiffusionModule(LeanHooks, LightningModule):
         scheduler = self.lr_scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        try:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        except RuntimeError as error:
+            if "fused" not in str(error):
+                raise
+            raise ValueError(
+                "trainer.gradient_clip_val and a fused optimizer do not go together in mixed precision: take "
+                "fused: true out of model.optimizer"
+            ) from None
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         theirs, ours = checkpoint["state_dict"], self.state_dict()
         differences = [

@@ -91,7 +91,12 @@ def test_reads_in_any_order_and_with_repetitions(tmp_path: Path) -> None:
 
 def test_labels_from_the_same_file_or_another(tmp_path: Path) -> None:
     y = np.arange(20) % 3
-    for path, labels in ((npz(tmp_path, x=X, y=y), "y"), (npz(tmp_path, x=X), npy(tmp_path, y, "y.npy"))):
+    (tmp_path / "both").mkdir()
+    for path, labels in (
+        (npz(tmp_path / "both", x=X, y=y), "y"),
+        (npz(tmp_path, x=X), npy(tmp_path, y, "y.npy")),
+        (npy(tmp_path, X), npy(tmp_path, y, "y.npy")),
+    ):
         for memory_gb in (0.0, 1.0):
             data = ready(path, labels=labels, memory_gb=memory_gb)
             assert data.classes == 3
@@ -104,8 +109,8 @@ def test_labels_from_the_same_file_or_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "classes", "message"),
     [
-        (np.arange(20), 10, r"label 10 of picture 10 is outside 0 … 9: mend it"),
-        (np.arange(20) - 1, None, r"label -1 of picture 0 is outside 0 and up: mend it"),
+        (np.arange(20), 10, r"label 10 of picture 10 is outside 0 … 9: mend the labels"),
+        (np.arange(20) - 1, None, r"label -1 of picture 0 is outside 0 and up: mend the labels"),
         (np.arange(19), None, r"labels must be one integer for each of 20 pictures, got int64 \(19,\)"),
         (np.arange(20.0), None, r"labels must be one integer for each of 20 pictures, got float64 \(20,\)"),
     ],

@@ -6,21 +6,21 @@ from pathlib import Path
 
 def sample(
     ckpt_path: Path,
-    num_samples: int = 1000,
+    num_samples: int | None = None,
     output: Path = Path("samples"),
     seed: int = 0,
-    batch_size: int = 1000,
+    batch_size: int = 250,
     weights: str = "ema",
     accelerator: str = "auto",
 ) -> None:
     """Draw samples from a checkpoint with its own sampler and write them in the units of its data.
 
-    Points become samples.csv (with a header) and samples.png.  Sample i is the same, up to rounding, whatever the
-    batch size.
+    Points become samples.csv (with a header) and samples.png; pictures a PNG each, and grid.png.  Sample i is the same,
+    up to rounding, whatever the batch size; of a model of classes it has the label i mod classes.
 
     Args:
         ckpt_path: A checkpoint of a run; it says which model and data it belongs to.
-        num_samples: How many.
+        num_samples: How many; None: 1,000 points or 64 pictures.
         output: Folder for the files.
         seed: Of the samples.
         batch_size: How many at a time.
@@ -28,7 +28,7 @@ def sample(
         accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
     """
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
@@ -46,6 +46,7 @@ def sample(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # told now, not after the sampling
         raise ValueError(f"--output {output} cannot be made a folder: {error.strerror}") from error
+    num_samples = num_samples or data.predict_samples
     data.predict_samples, data.batch_size, model.sample_seed = num_samples, min(batch_size, num_samples), seed
     writer = SampleWriter(data.write, output)
     trainer = Trainer(

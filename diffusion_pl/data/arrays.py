@@ -224,7 +224,7 @@ def _numpy_file(path: Path) -> Any:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except ValueError as error:
-        if "pickle" in str(error).lower() or "Object arrays" in str(error):
+        if "pickle" in str(error).lower() or "object" in str(error).lower():
             raise ValueError(
                 f"{path}: holds Python objects, which can run code when read and are refused: save it as plain uint8"
             ) from None

@@ -70,12 +70,7 @@ class HuggingFace(Images):
 
     def _table(self, split: str) -> Any:
         if split not in self._loaded:
-            try:
-                import datasets
-            except ImportError:
-                raise ValueError(
-                    "HuggingFace: the datasets library is not there: pip install 'diffusion_pl[huggingface]'"
-                ) from None
+            datasets = _library()
             folder = Path(self.source).expanduser()
             try:
                 if folder.is_dir():
@@ -92,8 +87,7 @@ class HuggingFace(Images):
         return self._loaded[split]
 
     def _columns(self) -> tuple[str, str | None]:
-        import datasets
-
+        datasets = _library()
         features = self._table(self.split).features
         pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
         column = self.image_column or (pictures[0] if len(pictures) == 1 else None)
@@ -133,6 +127,14 @@ class HuggingFace(Images):
         self.workers = 0
         parts = [rows.__getitems__(torch.arange(i, min(i + 500, len(rows)))) for i in range(0, len(rows), 500)]
         return Tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]}), labels
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError("HuggingFace: needs the datasets library: pip install 'diffusion_pl[huggingface]'") from None
+    return datasets
 
 
 class Rows:

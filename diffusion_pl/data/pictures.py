@@ -57,7 +57,7 @@ def check_size(name: str, size: Size, crop: int | None = None) -> tuple[int, int
 def look(picture: "Image") -> Look:
     """Mode and sides from the header alone; EXIF may turn a picture on its side."""
     width, height = picture.size
-    if picture.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+    if _orientation(picture) in (5, 6, 7, 8):
         width, height = height, width
     return Look(picture.mode, height, width)
 
@@ -94,7 +94,8 @@ def to_array(picture: "Image", layout: Layout, where: str) -> NDArray[Any]:
     from PIL import Image, ImageOps
 
     mode_of(look(picture), layout, where)
-    picture = ImageOps.exif_transpose(picture)
+    if _orientation(picture) != 1:
+        picture = ImageOps.exif_transpose(picture)
     if layout.mode is not None and picture.mode != layout.mode:
         picture = _converted(picture, layout.mode)
     if layout.crop is not None:
@@ -139,6 +140,14 @@ def opened(path: Path | io.BytesIO) -> "Image":
     from PIL import Image
 
     return Image.open(path)
+
+
+def _orientation(picture: "Image") -> int:
+    """How the camera was held, 1 for upright."""
+    # Of a PNG without it in front, PIL would decode the whole picture to look for it behind.
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return 1
+    return int(picture.getexif().get(0x0112, 1))
 
 
 def _converted(picture: "Image", mode: Mode) -> "Image":
