@@ -6,7 +6,9 @@ Because the order needs no random state, one number, of the batches taken so far
 resumed run to go on exactly; the randomness of augmentations is a function of (seed, number of the batch) likewise.
 """
 
+import copy
 import hashlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -140,7 +142,9 @@ class Loader:
             )
         self._taken = 0  # batches of the stream
         self._order: tuple[int, Tensor] | None = None  # the last epoch asked for, and its order
-        self._ahead = _workers(self, workers) if workers else None
+        self._ahead: Any = None
+        if workers:
+            self._ahead = _workers(self, workers)
 
     def __len__(self) -> int:
         return self.num_batches
@@ -230,17 +234,19 @@ class _Places:
         self.loader = loader
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return self.loader.places()
+        return iter(list(self.loader.places()))  # a generator would hold the loader
 
     def __len__(self) -> int:
         return len(self.loader)
 
 
 def _workers(loader: Loader, workers: int) -> "torch.utils.data.DataLoader[Batch]":
+    # Neither part refers back to the loader: the workers of a DataLoader that only the garbage collector can remove
+    # are waited for five seconds each.
     return torch.utils.data.DataLoader(
-        _Read(loader.read),  # type: ignore[arg-type]
+        _Read(copy.copy(loader).read),  # type: ignore[arg-type]
         batch_size=None,
-        sampler=_Places(loader),
+        sampler=_Places(weakref.proxy(loader)),
         num_workers=workers,
         persistent_workers=True,
         generator=torch.Generator(),  # the base seed of the workers would be drawn from training's generator
