@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
+from PIL import Image
 from shell import cli, fit, no_files_change, tiny_config
 
 CSV = "x,y,name\n" + "".join(f"{i},{i * i},a\n" for i in range(20))
@@ -63,6 +66,58 @@ GRID = "--model.sampler.grid"
 EXPLICIT = [GRID, "ExplicitGrid", f"{GRID}.t"]
 
 #: What is typed -> a pattern that the one line must match.
+CONV = "diffusion_pl.networks.ConvUNet"
+
+
+def pictures(more: Any, first: tuple[int, ...] | None = (8, 8, 3), **changes: Any) -> Any:
+    """A file that trains on the folder p with a.png and more; an empty folder for first None, none for more None."""
+    trainer = {key: changes.pop(key) for key in list(changes) if "__" in key}
+
+    def build(folder: Path) -> list[Any]:
+        if more is None:
+            return settings(folder)
+        (folder / "p").mkdir()
+        for name, content in ({} if first is None else {"a.png": first} | more).items():
+            if isinstance(content, bytes):
+                (folder / "p" / name).write_bytes(content)
+            else:
+                Image.fromarray(np.zeros(content, np.uint8)).save(folder / "p" / name)
+        return settings(folder)
+
+    def settings(folder: Path) -> list[Any]:
+        data = {"class_path": "Folder", "init_args": {"path": "p", **changes}}
+        return file(data=data, model__network={"class_path": CONV}, **trainer)(folder)  # type: ignore[no-any-return]
+
+    return build
+
+
+def array(x: Any, labels: Any = None, classes: int | None = None) -> Any:
+    """A file that trains on x.npy."""
+
+    def build(folder: Path) -> list[Any]:
+        np.save(folder / "x.npy", x, allow_pickle=True)
+        arguments: dict[str, Any] = {"path": "x.npy"}
+        if labels is not None:
+            np.save(folder / "y.npy", labels)
+            arguments |= {"labels": "y.npy", "classes": classes}
+        data = {"class_path": "Arrays", "init_args": arguments}
+        return file(data=data, model__network={"class_path": CONV})(folder)  # type: ignore[no-any-return]
+
+    return build
+
+
+def hdf5(dataset: str) -> Any:
+    """A file that trains on x.hdf5, which holds imgs."""
+
+    def build(folder: Path) -> list[Any]:
+        with h5py.File(folder / "x.hdf5", "w") as content:
+            content["imgs"] = np.zeros((9, 8, 8), np.uint8)
+        data = {"class_path": "HDF5", "init_args": {"path": "x.hdf5", "dataset": dataset}}
+        return file(data=data, model__network={"class_path": CONV})(folder)  # type: ignore[no-any-return]
+
+    return build
+
+
 CASES: dict[str, tuple[Any, str]] = {
     # Unknown names.
     "command": (command("fitt"), r"unknown command 'fitt': did you mean fit\?"),
@@ -179,6 +234,38 @@ CASES: dict[str, tuple[Any, str]] = {
     "no row matches": (table(CSV, where={"name": "b"}), r"none of 20 rows has name = 'b'.*the file has a"),
     "constant": (table("x,y\n" + "".join(f"{i},5\n" for i in range(9))), r"column 'y' is 5 in all"),
     "no text": (table(b"x,y\n\xff\xfe,1\n"), r"points.csv: not UTF-8 text"),
+    # Pictures.
+    "no folder": (pictures(None), r"p: this folder does not exist: mend path"),
+    "empty folder": (pictures({}, None), r"p: no pictures in this folder: it needs \.bmp"),
+    "corrupt picture": (pictures({"b.png": b"no"}), r"p/b\.png: cannot be read \(.*\): repair or remove it"),
+    "mixed sides": (pictures({"b.png": (9, 8, 3)}), r"p/b\.png: is 9x8 .*, p/a\.png is 8x8: give size, for .* size: 8"),
+    "mixed channels": (pictures({"b.png": (8, 8)}), r"p: channels differ \(1 RGB, 1 L; p/b\.png .*\): give mode: RGB"),
+    "alpha": (pictures({"a.png": (8, 8, 2)}), r"p/a\.png is grey with transparency: give mode RGB \(or L\)"),
+    "sides": (pictures({}, (9, 8, 3)), r"ConvUNet: .* multiples of 8, got 9x8 .*: the nearest valid size is 8x8"),
+    "crop": (pictures({}, crop=0), r"Folder: crop must be at least 1, got 0"),
+    "mode": (pictures({}, mode="CMYK"), r"tiny.yaml:\d+: data: mode: .* one of 'L', 'RGB', 'RGBA'"),
+    "pickle": (array(np.array([{}])), r"x\.npy: holds Python objects, which can run code when read and are refused"),
+    "floats": (array(np.zeros((9, 8, 8))), r"x\.npy: pictures must be uint8 or uint16, got float64: convert them"),
+    "labels": (
+        array(np.zeros((9, 8, 8), np.uint8), labels=np.arange(9), classes=5),
+        r"x\.npy: label 5 of picture 5 is outside 0 … 4: mend the labels",
+    ),
+    "dataset": (hdf5("images"), r"x\.hdf5: has no dataset 'images': it has imgs \(9, 8, 8\)"),
+    "panels of points": (
+        pictures({}, trainer__callbacks=[{"class_path": "PointPanels"}]),
+        r"PointPanels draws point data only: take it out",
+    ),
+    "panels of pictures": (file(trainer__callbacks=[{"class_path": "ImagePanels"}]), r"ImagePanels draws pictures"),
+    "network of pictures": (
+        file(model__network={"class_path": "diffusion_pl.networks.UNet"}),
+        r"UNet: needs pictures of shape \(C, H, W\), got data of shape \(2,\)",
+    ),
+    "channels_last of points": (options("--model.channels_last", "true"), r"channels_last is for pictures \(C, H, W\)"),
+    "times per sample": (options("--model.loss.times_per_sample", 0), r"times_per_sample must be at least 1, got 0"),
+    "files that cannot be had": (
+        options("--data", "CIFAR10", "--data.root", "none", "--data.download", "false", "--model.network", CONV),
+        r"CIFAR10: its files are not in 'none' and download is false .*: copy them there, or mend root",
+    ),
     # Checkpoints.
     "no last": (options("--ckpt_path", "last"), r"no checkpoint at runs/.*last.ckpt: nothing to continue from"),
     "last of no run": (

@@ -11,10 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from shell import cli, fit, images, tiny_config, tiny_data, tiny_module, tiny_trainer, weights
-from torch import Tensor
 
 from diffusion_pl.callbacks import EMA, PointPanels
-from diffusion_pl.data import DataModule, Points
 from diffusion_pl.schedules import VE
 
 SMALL = {"num_samples": 50, "num_paths": 5, "field_times": [0.1, 0.5]}
@@ -151,46 +149,15 @@ def test_a_process_that_explodes_is_drawn_too(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 5
 
 
-class Pictures(DataModule):
-    """Data that are no points."""
-
-    shape = (1, 4, 4)
-    batch_size = 2
-
-    def decode(self, x: Tensor) -> Tensor:
-        return x
-
-    def second_moment(self) -> float:
-        return 1.0
-
-    def write(self, x: Tensor, folder: Path) -> list[Path]:
-        return []
-
-    def train_dataloader(self) -> Any:
-        return self.in_memory_loader({"x": torch.zeros(4, 1, 4, 4)}, 2, train=True)
-
-
 def test_other_data_than_points_are_refused_with_the_cure(tmp_path: Path) -> None:
-    assert not issubclass(Pictures, Points)
     config = tiny_config(
         tmp_path,
-        data={"class_path": "test_point_panels.Pictures"},
-        model__network={"class_path": "test_point_panels.Flat"},
+        data={"class_path": "Digits"},
+        model__network={"class_path": "diffusion_pl.networks.ConvUNet"},
         trainer__callbacks=[{"class_path": "PointPanels"}],
     )
     told = cli(tmp_path, "fit", "--config", config).error
     assert re.search(r"PointPanels draws point data only: take it out of trainer.callbacks", told), told
-
-
-class Flat(torch.nn.Module):
-    """A network of pictures."""
-
-    def __init__(self, shape: tuple[int, ...], classes: int | None = None) -> None:
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.ones(1))
-
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        return self.scale * x
 
 
 @pytest.mark.parametrize(

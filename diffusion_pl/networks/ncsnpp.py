@@ -149,7 +149,10 @@ class NCSNpp(nn.Module):
     ) -> None:
         super().__init__()
         check("NCSNpp", nf, ch_mult, num_res_blocks, dropout)
-        channels, height, _ = image_shape("NCSNpp", shape, 2 ** (len(ch_mult) - 1))
+        if not 0 <= init_scale < math.inf:
+            raise ValueError(f"NCSNpp: init_scale must be finite and not negative, got {init_scale}")
+        self.factor = 2 ** (len(ch_mult) - 1)
+        channels, height, _ = image_shape("NCSNpp", shape, self.factor)
         attends = attending("NCSNpp", height, len(ch_mult), attn_resolutions)
         levels = len(ch_mult)
 
@@ -172,7 +175,7 @@ class NCSNpp(nn.Module):
                 return Down(self.resampling, channels, out, resamp_with_conv)
             if direction == "up":
                 return Up(self.resampling, channels, out, resamp_with_conv)
-            return ResBlock(channels, out, told, activation, dropout, rescale=skip_rescale)
+            return ResBlock(channels, out, told, activation, dropout, rescale=skip_rescale, scale=init_scale)
 
         def attention(channels: int) -> AttentionBlock:
             return AttentionBlock(channels, skip_rescale, init_scale)
@@ -181,8 +184,7 @@ class NCSNpp(nn.Module):
             return resnet.Sequence(*blocks, checkpointing=checkpointing)
 
         self.stem = conv(channels, nf)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()  # a list of rows for each level
-        self.input_pyramid, self.output_pyramid = nn.ModuleList(), nn.ModuleList()
+        self.down, self.input_pyramid = nn.ModuleList(), nn.ModuleList()  # down and up: a list of rows for each level
         self.shrink = Down(self.resampling, channels, channels, with_conv=False)
         self.enlarge = Up(self.resampling, channels, channels, with_conv=False)
 
@@ -206,6 +208,7 @@ class NCSNpp(nn.Module):
 
         self.middle = row(block(c, c), attention(c), block(c, c))
 
+        self.up, self.output_pyramid = nn.ModuleList(), nn.ModuleList()
         for level, mult in reversed(list(enumerate(ch_mult))):
             blocks = []
             for _ in range(num_res_blocks + 1):
@@ -234,7 +237,11 @@ class NCSNpp(nn.Module):
             x: Scaled noisy pictures, (B, C, H, W).
             c_noise: Noise level, (B,).
             label: Classes, int64 in [0, classes], (B,); None means any class.
+
+        Raises:
+            ValueError: sides that cannot be halved as often as there are levels after the first.
         """
+        image_shape("NCSNpp", x.shape[1:], self.factor)
         time = c_noise.new_zeros(len(x), self.label.width) if self.time is None else self.time(c_noise)
         time = self.label(time, label)
         pyramid, h = x, self.stem(x)
@@ -269,7 +276,8 @@ class NCSNpp(nn.Module):
         if self.progressive != "output_skip":
             output = self.output(self.act(self.norm(h)))
         assert output is not None
-        return output / torch.exp(c_noise).view(-1, 1, 1, 1).to(output.dtype) if self.scale_by_sigma else output
+        # σ is not rounded to the output's 8 bits under autocast: the quotient is the wider of the two types.
+        return output / torch.exp(c_noise).view(-1, 1, 1, 1) if self.scale_by_sigma else output
 
     def _head(self, layers: nn.Module, h: Tensor) -> Tensor:
         assert isinstance(layers, nn.ModuleList)

@@ -91,6 +91,7 @@ class ResBlock(nn.Module):
         dropout: Probability.
         conv_shortcut: 3x3 instead of 1x1 convolution where the number of channels changes.
         rescale: Divide the sum by √2 (Song et al., arXiv 2011.13456, App. H).
+        scale: Initial scale of the second convolution.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class ResBlock(nn.Module):
         dropout: float,
         conv_shortcut: bool = False,
         rescale: bool = False,
+        scale: float = 0.0,
     ) -> None:
         super().__init__()
         self.gain = math.sqrt(0.5) if rescale else 1.0
@@ -111,7 +113,7 @@ class ResBlock(nn.Module):
         self.time = linear(time_width, out) if time_width else None
         self.norm_2 = group_norm(out)
         self.dropout = nn.Dropout(dropout)
-        self.conv_2 = conv(out, out, scale=0.0)
+        self.conv_2 = conv(out, out, scale=scale)
         self.shortcut: nn.Module = nn.Identity()
         if channels != out:
             self.shortcut = conv(channels, out) if conv_shortcut else conv(channels, out, 1, 0.1)

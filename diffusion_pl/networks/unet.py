@@ -64,7 +64,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         check("UNet", nf, ch_mult, num_res_blocks, dropout)
-        channels, height, _ = image_shape("UNet", shape, 2 ** (len(ch_mult) - 1))
+        self.factor = 2 ** (len(ch_mult) - 1)
+        channels, height, _ = image_shape("UNet", shape, self.factor)
         attends = attending("UNet", height, len(ch_mult), attn_resolutions)
 
         width = 4 * nf
@@ -80,7 +81,7 @@ class UNet(nn.Module):
             return resnet.Sequence(*blocks, checkpointing=checkpointing)
 
         self.stem = conv(channels, nf)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down = nn.ModuleList()
         skips, c = [nf], nf
         for level, mult in enumerate(ch_mult):
             for _ in range(num_res_blocks):
@@ -93,6 +94,7 @@ class UNet(nn.Module):
 
         self.middle = row(block(c, c), AttentionBlock(c), block(c, c))
 
+        self.up = nn.ModuleList()
         for level, mult in reversed(list(enumerate(ch_mult))):
             for number in range(num_res_blocks + 1):
                 last = number == num_res_blocks
@@ -114,7 +116,11 @@ class UNet(nn.Module):
             x: Scaled noisy pictures, (B, C, H, W).
             c_noise: Noise level, (B,).
             label: Classes, int64 in [0, classes], (B,); None means any class.
+
+        Raises:
+            ValueError: sides that cannot be halved as often as there are levels after the first.
         """
+        image_shape("UNet", x.shape[1:], self.factor)
         time = c_noise.new_zeros(len(x), self.label.width) if self.time is None else self.time(c_noise)
         time = self.label(time, label)
         h = self.stem(x)
