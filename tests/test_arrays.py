@@ -149,7 +149,8 @@ def test_pickles_are_refused_unread(write: Any, tmp_path: Path) -> None:
 
 
 def test_floats_are_refused_with_how_to_convert(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"must be uint8 or uint16, got float32: convert them, .*astype\('uint8'\)"):
+    message = r"must be uint8 or uint16, got float32: convert them \(the first go from 0 to 255\), .*astype\('uint8'\)"
+    with pytest.raises(ValueError, match=message):
         ready(npy(tmp_path, X.astype(np.float32)))
 
 
@@ -178,3 +179,29 @@ def test_files_that_are_none_or_damaged(tmp_path: Path) -> None:
             ready(str(tmp_path / name))
     with pytest.raises(ValueError, match=r"a \.npy file holds one array: leave key = 'x' out"):
         ready(npy(tmp_path, X), key="x")
+
+
+def test_what_a_checkpoint_has_told_does_not_let_real_numbers_in(tmp_path: Path) -> None:
+    state = ready(npy(tmp_path, X)).state_dict()
+    data = Arrays(npy(tmp_path, X / np.float32(255)))
+    data.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"got float32: convert them \(the first go from 0 to 1\)"):
+        data.setup()
+
+
+def test_a_checkpoints_state_serves_where_the_file_is_not(tmp_path: Path) -> None:
+    state = ready(npy(tmp_path, X)).state_dict()
+    data = Arrays(str(tmp_path / "none.npy"))
+    data.load_state_dict(state)
+    assert (data.shape, data.classes, data.levels) == ((3, 8, 6), None, 256)
+
+
+def test_of_an_array_on_the_disk_another_process_is_told_where_it_lies(tmp_path: Path) -> None:
+    import pickle
+
+    many = np.tile(X, (50, 1, 1, 1))
+    source = ready(npy(tmp_path, many), memory_gb=0.0).splits[0].source  # type: ignore[attr-defined]
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 2000 < many.nbytes
+    indices = torch.tensor([999, 3, 3])
+    assert torch.equal(pickle.loads(pickled).__getitems__(indices)["x"], source.__getitems__(indices)["x"])

@@ -68,7 +68,13 @@ def test_sides_and_channels_are_the_pictures(flat: Path) -> None:
 def test_other_files_and_hidden_ones_are_left_alone(flat: Path) -> None:
     (flat / "notes.txt").write_text("no picture")
     (flat / ".hidden.png").write_text("no picture")
+    save(flat / ".thumbnails" / "small.png")
     assert sum(map(len, ready(flat).splits[:2])) == 20
+
+
+def test_a_hidden_folder_is_no_class(sorted_by_class: Path) -> None:
+    save(sorted_by_class / ".thumbnails" / "small.png")
+    assert ready(sorted_by_class, conditional=True).classes == 2
 
 
 def test_class_folders_are_labels_and_every_class_is_in_each_split(sorted_by_class: Path) -> None:
@@ -157,6 +163,8 @@ def test_labels_stay_with_their_pictures_when_some_are_left_out(sorted_by_class:
     batch = everything(ready(sorted_by_class, size=4, conditional=True, corrupt="skip", val_fraction=0.0).splits[0])
     assert len(batch["x"]) == 38
     assert ((batch["x"][:, 0, 0, 0] >= 100).long() == batch["label"]).all()
+    data = ready(sorted_by_class, size=4, conditional=True, corrupt="skip", val_fraction=0.2)
+    assert [everything(split)["label"].bincount().tolist() for split in data.splits[:2]] == [[23, 7], [6, 2]]
 
 
 def test_when_streaming_the_next_good_picture_takes_the_place_of_a_corrupt_one(flat: Path) -> None:
@@ -165,6 +173,50 @@ def test_when_streaming_the_next_good_picture_takes_the_place_of_a_corrupt_one(f
     with pytest.warns(UserWarning, match=r"07\.png cannot be decoded; the next picture takes its place"):
         x = everything(data.splits[0])["x"][:, 0, 0, 0].tolist()
     assert x == [80 if i == 7 else 10 * i for i in range(20)]
+
+
+def test_no_held_out_picture_takes_the_place_of_a_corrupt_one(tmp_path: Path) -> None:
+    for i in range(12):
+        save(tmp_path / f"{i:02d}.png", (64, 64, 3), value=i)
+    data = ready(tmp_path, corrupt="skip", val_fraction=0.4, memory_gb=0.0, workers=0)
+    train, val, _ = data.splits
+    held_out = everything(val)["x"][:, 0, 0, 0].tolist()
+    before = next(i for i in range(11) if i not in held_out and i + 1 in held_out)
+    place = everything(train)["x"][:, 0, 0, 0].tolist().index(before)
+    broken(tmp_path / f"{before:02d}.png", header=False)
+    with pytest.warns(UserWarning, match="cannot be decoded"):
+        x = everything(train)["x"][:, 0, 0, 0].tolist()
+    assert not set(x) & set(held_out)
+    assert x[place] == x[(place + 1) % len(x)]
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match=r"png: cannot be decoded \(.+\), nor can any other picture of its batch"),
+    ):
+        train.__getitems__(torch.tensor([place]))
+
+
+@pytest.mark.parametrize("memory_gb", [2.0, 0.0])
+def test_a_picture_of_a_size_that_nobody_has_is_left_out(
+    flat: Path, memory_gb: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import struct
+    import zlib
+
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0), b"IDAT", b"IEND")
+    whole = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    (flat / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(whole))
+    with pytest.raises(ValueError, match=r"bomb\.png: cannot be read \(Image size .*: repair or remove it"):
+        ready(flat, memory_gb=memory_gb)
+    assert len(ready(flat, memory_gb=memory_gb, corrupt="skip", val_fraction=0.0).splits[0]) == 20
+    assert "1 of 21 pictures cannot be read" in capsys.readouterr().out
+
+
+def test_other_pictures_than_the_checkpoints_are_named(flat: Path, tmp_path: Path) -> None:
+    state = ready(flat, size=4).state_dict()
+    data = Folder(str(flat))
+    data.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"00\.png: is 8x6 \(height x width\), the checkpoint's are 4x4: give size"):
+        data.setup()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

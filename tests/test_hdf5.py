@@ -42,6 +42,15 @@ def test_pictures_and_labels(path: str, memory_gb: float) -> None:
     assert isinstance(data.splits[0].source, FileStack) == (memory_gb == 0)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    "indices", [[], [5], [3, 4, 5], [29, 28, 0, 1, 1, 14], list(range(30)), [9, 7, 5, 3], [0, 29, 0, 29]]
+)
+def test_a_batch_is_what_its_pictures_are_one_by_one(path: str, indices: list[int]) -> None:
+    source = ready(path, memory_gb=0.0, val_fraction=0.0).splits[0]
+    x = source.__getitems__(torch.tensor(indices, dtype=torch.long))["x"]
+    assert np.array_equal(x.numpy(), X.transpose(0, 3, 1, 2)[indices])
+
+
 def test_sixteen_bits_without_channels(path: str) -> None:
     data = ready(path, "deep", val_fraction=0.0)
     assert (data.shape, data.levels) == ((1, 8, 6), 65_536)
@@ -93,3 +102,27 @@ def test_what_is_refused(path: str, tmp_path: Path) -> None:
         file["imgs"] = X / 255
     with pytest.raises(ValueError, match="pictures must be uint8 or uint16, got float64"):
         ready(str(tmp_path / "float.hdf5"))
+
+
+def test_what_a_checkpoint_has_told_does_not_let_real_numbers_in(path: str, tmp_path: Path) -> None:
+    state = ready(path).state_dict()
+    with h5py.File(tmp_path / "float.hdf5", "w") as file:
+        file["imgs"] = X / 255
+    data = HDF5(str(tmp_path / "float.hdf5"), "imgs")
+    data.load_state_dict(state)
+    assert data.shape == (3, 8, 6)
+    with pytest.raises(ValueError, match=r"got float64: convert them \(the first go from 0 to 1\)"):
+        data.setup()
+
+
+def test_a_process_does_not_read_through_a_file_that_it_has_inherited_open(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ready(path, memory_gb=0.0).splits[0].source  # type: ignore[attr-defined]
+    first = source.__getitems__(torch.arange(3))["x"]
+    mine = source.array
+    assert torch.equal(source.__getitems__(torch.arange(3))["x"], first)
+    assert source.array is mine
+    monkeypatch.setattr("os.getpid", lambda: -1)  # as in a process forked from this one
+    assert torch.equal(source.__getitems__(torch.arange(3))["x"], first)
+    assert source.array is not mine

@@ -192,6 +192,10 @@ def test_a_checkpoint_of_other_pictures_is_refused() -> None:
     assert other.shape == (1, 4, 6)
     with pytest.raises(ValueError, match="pictures are 3 x 4 x 6 with 256 levels and no classes, these are 1 x 4"):
         other.load_state_dict(state)
+    later = Pictures(format=Format((1, 4, 6), None, 17))
+    later.load_state_dict(state)
+    with pytest.raises(ValueError, match="use the data the checkpoint was trained on"):
+        later.setup()
 
 
 @pytest.mark.parametrize(

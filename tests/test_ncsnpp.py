@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffusion_pl.networks import Fourier, NCSNpp
 from diffusion_pl.networks.fir import FIR, Down, Mean2x2, Up
 from diffusion_pl.networks.ncsnpp import BigGANBlock
-from diffusion_pl.networks.resnet import AttentionBlock
+from diffusion_pl.networks.resnet import AttentionBlock, ResBlock
 
 small = partial(NCSNpp, nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0)
 TIME = torch.zeros(2, 1)
@@ -228,10 +228,132 @@ def test_skip_rescale_keeps_the_scale_of_deep_sums() -> None:
     assert loudness(deep(skip_rescale=True)) < 0.6 * loudness(deep(skip_rescale=False))
 
 
+def by_hand(network: Any, x: Tensor, c_noise: Tensor) -> Tensor:
+    """The wiring of Song et al. App. H once more, level by level, for biggan blocks; norms and sums are written out."""
+    root = math.sqrt(0.5)
+
+    def norm(layer: nn.GroupNorm, h: Tensor) -> Tensor:
+        grouped = h.reshape(len(h), max(1, h.shape[1] // 4), -1)
+        centred = grouped - grouped.mean(2, keepdim=True)
+        scaled = (centred / (centred.square().mean(2, keepdim=True) + 1e-6).sqrt()).reshape(h.shape)
+        y = scaled * layer.weight[:, None, None] + layer.bias[:, None, None]
+        return y * y.sigmoid()
+
+    def res(block: Any, h: Tensor, resample: Any = None) -> Tensor:
+        y = norm(block.norm_1, h)
+        if resample is not None:
+            y, h = resample(y), resample(h)
+        y = block.conv_1(y) + block.time(time * time.sigmoid())[:, :, None, None]
+        return root * (block.shortcut(h) + block.conv_2(norm(block.norm_2, y)))
+
+    features = network.time.embedding(c_noise[:, None])
+    time = network.time.dense_1(features)
+    time = network.time.dense_2(time * time.sigmoid())
+    h = network.stem(x)
+    skips, pyramid = [h], x
+    for level, rows in enumerate(network.down):
+        for i in range(2):
+            h = res(rows[i][0], h)
+            h = rows[i][1](h, time) if level == 1 else h
+            skips.append(h)
+        if level < 2:
+            h = res(rows[2][0], h, network.resampling.down)
+            if network.progressive_input == "input_skip":
+                pyramid = network.resampling.down(pyramid)
+                h = h + network.input_pyramid[level].conv(pyramid)
+            elif network.progressive_input == "residual":
+                h = pyramid = root * (network.input_pyramid[level](pyramid, time) + h)
+            skips.append(h)
+    h = res(network.middle[2], network.middle[1](res(network.middle[0], h), time))
+    shown: Any = None
+    for place, rows in enumerate(network.up):
+        for i in range(3):
+            h = res(rows[i][0], torch.cat([h, skips.pop()], 1))
+        h = rows[2][1](h, time) if place == 1 else h
+        if network.progressive == "output_skip":
+            head, last = network.output_pyramid[place]
+            shown = (0 if shown is None else network.resampling.up(shown)) + last(norm(head, h))
+        elif network.progressive == "residual" and place == 0:
+            head, last = network.output_pyramid[0]
+            shown = last(norm(head, h))
+        elif network.progressive == "residual":
+            h = shown = root * (network.output_pyramid[place](shown, time) + h)
+        h = res(rows[3][0], h, network.resampling.up) if place < 2 else h
+    assert not skips
+    return shown if network.progressive == "output_skip" else network.output(norm(network.norm, h))
+
+
+@pytest.mark.parametrize("fir", [False, True])
+@pytest.mark.parametrize("progressive", ["none", "output_skip", "residual"])
+@pytest.mark.parametrize("progressive_input", ["none", "input_skip", "residual"])
+def test_it_computes_the_wiring_written_out_by_hand(fir: bool, progressive: Any, progressive_input: Any) -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"progressive": progressive, "progressive_input": progressive_input}
+    network = NCSNpp((3, 8, 8), nf=8, ch_mult=(1, 2, 2), num_res_blocks=2, attn_resolutions=(4,), fir=fir, **options)
+    network.double().eval()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    x, c_noise = torch.randn(2, 3, 8, 16, dtype=torch.float64), torch.tensor([0.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(network(x, c_noise), by_hand(network, x, c_noise), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", ["biggan", "ddpm"])
+def test_the_initial_scale_reaches_every_kind_of_block(blocks: Any) -> None:
+    for scale in (0.0, 1.0):
+        network = small((3, 8, 8), resblock_type=blocks, init_scale=scale)
+        found = [m.conv_2.weight for m in network.modules() if isinstance(m, (BigGANBlock, ResBlock))]
+        found += [m.output.weight for m in network.modules() if isinstance(m, AttentionBlock)]
+        assert len(found) > 6
+        assert all((weight.std() > 1e-2) == (scale == 1) for weight in found)
+
+
+def test_checkpointing_computes_blocks_twice_with_the_same_gradients() -> None:
+    results, counts = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        network = small((3, 8, 8), dropout=0.3, init_scale=1.0, checkpointing=checkpointing)
+        count: list[int] = []
+        network.middle[0].register_forward_pre_hook(lambda module, args, count=count: count.append(1))  # type: ignore[misc]
+        network(torch.randn(2, 3, 8, 8), torch.rand(2)).square().sum().backward()
+        results.append([p.grad for p in network.parameters()])
+        counts.append(len(count))
+    assert counts == [1, 2]
+    for plain, again in zip(*results, strict=True):
+        torch.testing.assert_close(again, plain)
+
+
+def test_without_time_it_ignores_the_noise_level_but_not_the_class() -> None:
+    network = small((3, 8, 8), 3, time_conditional=False, init_scale=1.0)
+    x, c_noise, label = torch.randn(2, 3, 8, 8), torch.rand(2), torch.tensor([0, 1])
+    assert torch.equal(network(x, c_noise, label), network(x, c_noise + 1, label))
+    assert not torch.allclose(network(x, c_noise, label), network(x, c_noise, label.flip(0)))
+    assert small((3, 8, 8), time_conditional=False)(x, c_noise).shape == x.shape
+
+
+def test_sigma_is_not_rounded_under_autocast() -> None:
+    torch.manual_seed(0)
+    plain = small((3, 8, 8), init_scale=1.0)
+    scaled = small((3, 8, 8), init_scale=1.0, scale_by_sigma=True)
+    scaled.load_state_dict(plain.state_dict())
+    x, sigma = torch.randn(2, 3, 8, 8), torch.tensor([0.0123, 47.3])
+    with torch.autocast("cpu", torch.bfloat16):
+        bare, divided = plain(x, sigma.log()), scaled(x, sigma.log())
+    torch.testing.assert_close(divided, bare.float() / sigma.view(2, 1, 1, 1), rtol=1e-5, atol=0)
+
+
+def test_pictures_it_cannot_halve_are_refused_when_given() -> None:
+    with pytest.raises(
+        ValueError, match=r"NCSNpp: sides must be multiples of 2, got 7x8 .*: the nearest valid size is"
+    ):
+        small((3, 8, 8))(torch.randn(1, 3, 7, 8), torch.rand(1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"fir": True, "fir_kernel": (1, 2, 1)}, "FIR: needs four taps of positive sum"),
+        ({"init_scale": -1.0}, "NCSNpp: init_scale must be finite and not negative, got -1.0"),
         ({"nf": 3}, "NCSNpp: nf must be an even number"),
         ({"attn_resolutions": (5,)}, r"NCSNpp: attn_resolutions \[5\] are not heights of a level"),
     ],

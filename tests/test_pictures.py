@@ -121,13 +121,53 @@ def test_a_photograph_taken_upright_is_shown_upright() -> None:
     assert np.array_equal(to_array(turned, Layout(), "x"), np.rot90(np.asarray(source).transpose(2, 0, 1), -1, (1, 2)))
 
 
-def _saved(source: Image.Image, exif: Image.Exif) -> Any:
+def test_a_tiff_is_not_turned_twice() -> None:
+    source = picture("RGB", 6, 8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.open(_saved(source, exif, "TIFF"))
+    assert look(turned)[1:] == (8, 6)
+    assert np.array_equal(to_array(turned, Layout(), "x"), np.rot90(np.asarray(source).transpose(2, 0, 1), -1, (1, 2)))
+
+
+def _saved(source: Image.Image, exif: Image.Exif, format: str = "PNG") -> Any:
     import io
 
     file = io.BytesIO()
-    source.save(file, "PNG", exif=exif)
+    source.save(file, format, exif=exif)
     file.seek(0)
     return file
+
+
+def test_colours_of_sixteen_bits_are_not_made_eight_unasked() -> None:
+    import io
+    import struct
+    import zlib
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = RNG.integers(0, 65_536, (6, 8, 3)).astype(">u2")
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0))
+    png += chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))) + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match=r"x has the mode RGB of 16 bits: give mode RGB"):
+        to_array(Image.open(io.BytesIO(png)), Layout(), "x")
+    eight = to_array(Image.open(io.BytesIO(png)), Layout("RGB"), "x")
+    assert abs(eight - rows.transpose(2, 0, 1) / 257).max() <= 1
+
+
+def test_a_transparent_colour_is_not_dropped_unasked() -> None:
+    image = Image.new("RGB", (4, 4), (1, 2, 3))
+    image.info["transparency"] = (1, 2, 3)
+    with pytest.raises(ValueError, match="x has the mode RGB with a transparent colour"):
+        to_array(image, Layout(), "x")
+    assert np.unique(to_array(image, Layout("RGB"), "x")).tolist() == [255]
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout("L")])
+def test_real_numbers_are_refused(layout: Layout) -> None:
+    with pytest.raises(ValueError, match=r"x has real numbers, whose white is unknown: convert the file"):
+        to_array(Image.fromarray(np.ones((4, 4), np.float32)), layout, "x")
 
 
 @pytest.mark.parametrize("size", [0, (4, 0), (4, 4, 4)])

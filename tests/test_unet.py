@@ -232,6 +232,124 @@ def test_the_sinusoidal_embedding_is_that_of_the_papers_code() -> None:
             Sinusoidal(**options)  # type: ignore[arg-type]
 
 
+def randomised(network: nn.Module) -> nn.Module:
+    """Every parameter as large as in training: fresh blocks begin as nothing and would hide what they lead to."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    return network.eval()
+
+
+def leaves(network: nn.Module, *args: Any) -> list[nn.Module]:
+    """The convolutions, dense layers and norms in the order in which they run."""
+    ran: list[nn.Module] = []
+    hooks = [
+        m.register_forward_hook(lambda module, args, out: ran.append(module))
+        for m in network.modules()
+        if isinstance(m, (nn.Conv2d, nn.Linear, nn.GroupNorm))
+    ]
+    network(*args)
+    for hook in hooks:
+        hook.remove()
+    return ran
+
+
+def test_it_computes_what_diffusers_computes_with_the_same_weights() -> None:
+    """An independent implementation of Ho et al.'s wiring; its layers run in the same order, one for one."""
+    diffusers = pytest.importorskip("diffusers")
+    network = randomised(UNet((3, 8, 16), ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,)))
+    peer = diffusers.UNet2DModel(
+        sample_size=(8, 16),
+        block_out_channels=(128, 256),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=None,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-6,
+    ).eval()
+    x, c_noise = torch.randn(2, 3, 8, 16), torch.tensor([3.0, 700.0])
+    with torch.no_grad():
+        for mine, theirs in zip(leaves(network, x, c_noise), leaves(peer, x, c_noise), strict=True):
+            theirs.weight.copy_(mine.weight.view_as(theirs.weight))  # type: ignore[operator, union-attr]
+            theirs.bias.copy_(mine.bias)  # type: ignore[operator, union-attr, arg-type]
+        torch.testing.assert_close(network(x, c_noise), peer(x, c_noise).sample, rtol=1e-3, atol=1e-4)
+    assert size(network) == size(peer)
+
+
+def test_attention_once_per_level_is_every_block_without_all_but_the_last() -> None:
+    full, once = (
+        randomised(UNet((3, 8, 8), nf=8, ch_mult=(1, 2), attn_resolutions=(4,), up_attention=wiring))  # type: ignore[arg-type]
+        for wiring in ("every_block", "once_per_level")
+    )
+    for row in list(full.up)[:2]:  # type: ignore[arg-type]
+        nn.init.zeros_(row[1].output.weight)
+        nn.init.zeros_(row[1].output.bias)
+    removed = ("up.0.1.", "up.1.1.")
+    once.load_state_dict({k: v for k, v in full.state_dict().items() if not k.startswith(removed)})
+    x, c_noise = torch.randn(2, 3, 8, 8), torch.rand(2)
+    torch.testing.assert_close(once(x, c_noise), full(x, c_noise))
+
+
+def test_the_state_dict_lists_the_blocks_in_the_order_in_which_they_run() -> None:
+    network = small((3, 8, 8), 3)
+    tops = list(dict.fromkeys(name.split(".")[0] for name in network.state_dict()))
+    assert tops == ["time", "label", "stem", "down", "middle", "up", "norm", "output"]
+
+
+def test_attention_is_chosen_by_height_and_stays_for_other_pictures() -> None:
+    network = UNet((3, 8, 32), nf=8, ch_mult=(1, 2, 2), attn_resolutions=(4,))
+    attending = [i for i, row in enumerate(network.down) for m in row if isinstance(m, AttentionBlock)]  # type: ignore[arg-type, union-attr]
+    assert attending == [3, 4]
+    called: list[int] = []
+    for i in attending:
+        network.down[i][1].register_forward_hook(lambda module, args, out: called.append(out.shape[2]))  # type: ignore[index]
+    network(torch.randn(1, 3, 24, 16), torch.rand(1))
+    assert called == [12, 12]
+    with pytest.raises(ValueError, match=r"\[16\] are not heights of a level, which are \[8, 4, 2\]"):
+        UNet((3, 8, 32), nf=8, ch_mult=(1, 2, 2), attn_resolutions=(16,))
+
+
+def test_pictures_it_cannot_halve_are_refused_when_given() -> None:
+    network = small((3, 8, 8))
+    with pytest.raises(ValueError, match=r"UNet: sides must be multiples of 2, got 8x7 .*: the nearest valid size is"):
+        network(torch.randn(1, 3, 8, 7), torch.rand(1))
+
+
+def test_checkpointing_computes_blocks_twice() -> None:
+    for checkpointing, expected in ((False, 1), (True, 2)):
+        network = small((3, 8, 8), checkpointing=checkpointing)
+        count: list[int] = []
+        network.middle[0].register_forward_pre_hook(lambda module, args, count=count: count.append(1))  # type: ignore[misc]
+        network(torch.randn(1, 3, 8, 8), torch.rand(1)).sum().backward()
+        assert len(count) == expected
+
+
+def test_q_k_v_and_1x1_shortcuts_begin_at_a_tenth_and_the_last_layers_at_nothing() -> None:
+    torch.manual_seed(0)
+    attention, block = AttentionBlock(64), ResBlock(64, 128, 8, "swish", 0.0)
+    layers = (attention.query, attention.key, attention.value, block.shortcut)
+    for layer, variance in zip(layers, (0.1 / 64, 0.1 / 64, 0.1 / 64, 0.1 / 96), strict=True):
+        assert layer.weight.var().item() == pytest.approx(variance, rel=0.1)  # type: ignore[operator, union-attr]
+        assert not layer.bias.any()  # type: ignore[operator, union-attr]
+    network = UNet((3, 8, 8), nf=8, ch_mult=(1, 2), attn_resolutions=(4,))
+    for layer in (attention.output, block.conv_2, network.output):
+        assert 0 < layer.weight.abs().max() < 1e-4
+    assert block.conv_1.weight.var().item() == pytest.approx(1 / (9 * 96), rel=0.1)
+    assert ResBlock(64, 128, 8, "swish", 0.0, scale=1.0).conv_2.weight.std() > 1e-2
+
+
+def test_the_noise_level_is_embedded_in_float32_whatever_the_network_computes_in() -> None:
+    network = small((3, 8, 8)).to(torch.bfloat16)
+    seen: list[torch.dtype] = []
+    network.time.embedding.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))  # type: ignore[union-attr]
+    output = network(torch.randn(2, 3, 8, 8, dtype=torch.bfloat16), torch.tensor([1.0, 999.0]))
+    assert (seen, output.dtype) == ([torch.float32], torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -30,6 +30,16 @@ class Stack:
     def __init__(self, array: Any, order: Order | None, labels: Tensor | None, size: tuple[int, int] | None) -> None:
         self.array, self.order, self.labels, self.size = array, order, labels, size
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What another process is given: of an array on the disk, where it lies; pickled, it would be all of its values.
+        mapped = isinstance(self.array, np.memmap) and self.array.filename is not None
+        return {**self.__dict__, "array": Path(self.array.filename) if mapped else self.array}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.array, Path):
+            self.array = np.load(self.array, mmap_mode="r", allow_pickle=False)
+
     def __len__(self) -> int:
         return int(self.array.shape[0])
 
@@ -118,12 +128,15 @@ class Arrays(Images):
 
     def inspect(self) -> Format:
         array, labels = self._load()
-        shape, levels = describe(self.source, array.shape, array.dtype, self.order, self.size)
+        shape, levels = describe(self.source, array, self.order, self.size)
         return Format(shape, number_of_classes(labels, self.given_classes), levels)
 
     def examples(self) -> Examples:
         tell_if_stand_in(Path(self.source).expanduser())
         array, labels = self._load()
+        # Also where a checkpoint has told the format: real numbers would become zeros.
+        describe(self.source, array, self.order, self.size)
+        self._loaded = None  # or what is in memory would stay there twice
         order = order_of(self.source, array.shape, self.order)
         stack = Stack(array, order, labels, self.size)
         return Examples(in_memory(stack, self.format, self.memory_gb), labels)
@@ -165,12 +178,15 @@ def order_of(name: str, shape: tuple[int, ...], order: Order | None) -> Order | 
 
 
 def describe(
-    name: str, shape: tuple[int, ...], dtype: Any, order: Order | None, size: tuple[int, int] | None
+    name: str, array: Any, order: Order | None, size: tuple[int, int] | None
 ) -> tuple[tuple[int, int, int], int]:
-    """(C, H, W) and levels of an array of pictures."""
+    """(C, H, W) and levels of an array of pictures, or of a dataset of HDF5."""
+    shape, dtype = array.shape, array.dtype
     if dtype not in (np.uint8, np.uint16):
+        some = np.asarray(array[:100]) if len(shape) and dtype.kind in "iufb" else np.empty(0)
+        values = f" (the first go from {some.min():g} to {some.max():g})" if some.size else ""
         raise ValueError(
-            f"{name}: pictures must be uint8 or uint16, got {dtype}: convert them, for instance "
+            f"{name}: pictures must be uint8 or uint16, got {dtype}: convert them{values}, for instance "
             "(255 * x).round().astype('uint8') for x in [0, 1]"
         )
     found = order_of(name, shape, order)

@@ -1,9 +1,10 @@
 """A folder of pictures."""
 
+import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .images import Examples, Format, Images
-from .loader import Batch, Tensors
-from .pictures import Layout, Look, Mode, Size, check_size, look, mode_of, opened, sides, to_array
+from .loader import Batch, Source, Subset, Tensors
+from .pictures import File, Layout, Look, Mode, Size, Unreadable, check_size, look, mode_of, opened, sides, to_array
 from .stand_ins import stand_in_hint, tell_if_stand_in
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -79,8 +80,13 @@ class Folder(Images):
             if not folder.is_dir():
                 what = "is a file" if folder.exists() else "does not exist"
                 raise FileNotFoundError(f"{self.source}: this folder {what}: mend path{stand_in_hint(folder)}")
-            found = (Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
-            files = sorted(p for p in found if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+            files: list[Path] = []
+            for root, folders, within in os.walk(folder, followlinks=True):
+                # Editors and systems put copies of pictures into hidden folders.
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                shown = (Path(root, name) for name in within if not name.startswith("."))
+                files += (p for p in shown if p.suffix.lower() in ENDINGS)
+            files.sort()
             if not files:
                 raise ValueError(f"{self.source}: no pictures in this folder: it needs {', '.join(sorted(ENDINGS))}")
             names: list[str] = []
@@ -94,92 +100,140 @@ class Folder(Images):
 
     def inspect(self) -> Format:
         files, names = self._list()
-        for path in files:
-            try:
-                with opened(path) as picture:
-                    seen = look(picture)
-            except (OSError, ValueError, SyntaxError) as error:
-                if self.corrupt == "fail":
-                    raise ValueError(f"{path}: cannot be read ({_short(error)}): {_REMEDY}") from None
-                continue
-            channels, levels = mode_of(seen, self.layout, str(path))
-            return Format((channels, *sides(seen, self.layout)), len(names) or None, levels)
-        raise ValueError(f"{self.source}: none of its {len(files)} pictures can be read")
+        shape, levels = first_look(self.source, files, self.layout, self.corrupt)
+        return Format(shape, len(names) or None, levels)
 
     def examples(self) -> Examples:
         files, names = self._list()
-        tell_if_stand_in(Path(self.source).expanduser())
-        files = self._readable(files)
+        root = Path(self.source).expanduser()
+        tell_if_stand_in(root)
         labels = None
         if names:
-            root = Path(self.source).expanduser()
             number = {name: k for k, name in enumerate(names)}
             labels = torch.tensor([number[p.relative_to(root).parts[0]] for p in files])
-        source = Files(files, labels, self.layout, self.corrupt)
-        channels, height, width = self.shape
-        nbytes = len(files) * channels * height * width * (1 if self.levels <= 256 else 4)
-        if nbytes > self.memory_gb * 1e9:
-            return Examples(source, labels)
-        self.workers = 0
-        x, bad = source.everything(self.source)
-        if bad and self.corrupt == "fail":
-            raise ValueError(f"{bad[0][0]}: cannot be decoded ({bad[0][1]}){_more(len(bad))}: {_REMEDY}")
-        if bad:
-            _tell_skipped(self.source, [str(path) for path, _ in bad], len(files))
-            gone = {path for path, _ in bad}
-            kept = torch.tensor([path not in gone for path in files])
-            x, labels = x[kept], labels[kept] if labels is not None else None
-        if not len(x):
-            raise ValueError(f"{self.source}: none of its {len(files)} pictures can be decoded")
-        tensors = {"x": x} if labels is None else {"x": x, "label": labels}
-        return Examples(Tensors(tensors), labels)
+        train, labels, streams = load(
+            self.source, files, labels, self.layout, self.format, self.corrupt, self.memory_gb
+        )
+        if not streams:
+            self.workers = 0
+        return Examples(train, labels)
 
-    def _readable(self, files: list[Path]) -> list[Path]:
-        """The files whose headers can be read, after a check that all pictures are alike."""
 
-        def header(path: Path) -> Look | str:
+def first_look(name: str, files: Sequence[Path | File], layout: Layout, corrupt: str) -> tuple[tuple[int, ...], int]:
+    """Shape (C, H, W) and levels of the first picture that can be read."""
+    for file in files:
+        try:
+            with opened(file) as picture:
+                seen = look(picture)
+        except Unreadable as error:
+            if corrupt == "fail":
+                raise ValueError(f"{file}: cannot be read ({_short(error)}): {_REMEDY}") from None
+            continue
+        channels, levels = mode_of(seen, layout, str(file))
+        return (channels, *sides(seen, layout)), levels
+    raise ValueError(f"{name}: none of its {len(files)} pictures can be read")
+
+
+def load(
+    name: str,
+    files: Sequence[Path | File],
+    labels: Tensor | None,
+    layout: Layout,
+    format: Format,
+    corrupt: str,
+    memory_gb: float,
+) -> tuple[Source, Tensor | None, bool]:
+    """The pictures, decoded if they fit in memory; what cannot be read is an error, or left out.
+
+    Args:
+        name: What to call the data in messages.
+        files: The pictures.
+        labels: (n,), or None.
+        layout: How the pictures are made alike.
+        format: What they must then be.
+        corrupt: fail, or skip.
+        memory_gb: How much memory they may take.
+
+    Returns:
+        The source, the labels of what is in it, and whether it decodes when asked.
+    """
+    bad = _check(name, files, layout, format, corrupt)
+    good = [i for i in range(len(files)) if i not in bad]
+    pictures = Files(files, labels, layout, corrupt)
+    source: Source = pictures
+    dtype = torch.uint8 if format.levels <= 256 else torch.int32
+    streams = len(good) * math.prod(format.shape) * dtype.itemsize > memory_gb * 1e9
+    if not streams:
+        x = torch.zeros(len(files), *format.shape, dtype=dtype)
+
+        def decode(i: int) -> str | None:
             try:
-                with opened(path) as picture:
-                    return look(picture)
-            except (OSError, ValueError, SyntaxError) as error:
+                x[i] = pictures.decode(i)
+            except Unreadable as error:
                 return _short(error)
+            return None
 
-        looks = dict(zip(files, _parallel(header, files, f"looking at {self.source}"), strict=True))
-        bad = [path for path, seen in looks.items() if isinstance(seen, str)]
-        if bad and self.corrupt == "fail":
-            raise ValueError(f"{bad[0]}: cannot be read ({looks[bad[0]]}){_more(len(bad))}: {_REMEDY}")
-        if bad:
-            _tell_skipped(self.source, [str(path) for path in bad], len(files))
-        good = {path: seen for path, seen in looks.items() if isinstance(seen, Look)}
-        (_, height, width), levels = self.shape, self.levels
-        kinds: dict[tuple[int, int], Path] = {}
-        for path, seen in good.items():
-            kinds.setdefault(mode_of(seen, self.layout, str(path)), path)
-            if sides(seen, self.layout) != (height, width):
-                other = "x".join(map(str, sides(seen, self.layout)))
-                raise ValueError(
-                    f"{path}: is {other} (height x width), {next(iter(good))} is {height}x{width}: give size, for "
-                    f"instance size: {min(height, width)}, to make all pictures alike"
-                )
-        if len(kinds) > 1 or (self.shape[0], levels) not in kinds:
-            counts = Counter(seen.mode for seen in good.values())
-            told = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
-            odd = next(path for kind, path in kinds.items() if kind != (self.shape[0], levels))
-            raise ValueError(f"{self.source}: channels differ ({told}; {odd} is another): give mode: RGB or L")
-        return list(good)
+        reasons = _parallel(decode, good, f"reading {name}")
+        bad |= {i: reason for i, reason in zip(good, reasons, strict=True) if reason is not None}
+        source = Tensors({"x": x} if labels is None else {"x": x, "label": labels})
+    if not bad:
+        return source, labels, streams
+    if corrupt == "fail":
+        raise ValueError(f"{files[min(bad)]}: cannot be decoded ({bad[min(bad)]}){_more(len(bad))}: {_REMEDY}")
+    if len(bad) == len(files):
+        raise ValueError(f"{name}: none of its {len(files)} pictures can be decoded")
+    _tell_skipped(name, [str(files[i]) for i in sorted(bad)], len(files))
+    kept = torch.tensor([i for i in range(len(files)) if i not in bad])
+    return Subset(source, kept), None if labels is None else labels[kept], streams
+
+
+def _check(name: str, files: Sequence[Path | File], layout: Layout, format: Format, corrupt: str) -> dict[int, str]:
+    """Check by their headers that all pictures are alike; what cannot be read, with reasons."""
+
+    def header(file: Path | File) -> Look | str:
+        try:
+            with opened(file) as picture:
+                return look(picture)
+        except Unreadable as error:
+            return _short(error)
+
+    looks = _parallel(header, files, f"looking at {name}")
+    bad = {i: seen for i, seen in enumerate(looks) if isinstance(seen, str)}
+    if bad and corrupt == "fail":
+        raise ValueError(f"{files[min(bad)]}: cannot be read ({bad[min(bad)]}){_more(len(bad))}: {_REMEDY}")
+    good = {i: seen for i, seen in enumerate(looks) if isinstance(seen, Look)}
+    channels, height, width = format.shape
+    kinds: dict[tuple[int, int], int] = {}
+    for i, seen in good.items():
+        kinds.setdefault(mode_of(seen, layout, str(files[i])), i)
+        if sides(seen, layout) != (height, width):
+            other = "x".join(map(str, sides(seen, layout)))
+            first = next(iter(good))
+            whose = "the checkpoint's are" if sides(good[first], layout) != (height, width) else f"{files[first]} is"
+            raise ValueError(
+                f"{files[i]}: is {other} (height x width), {whose} {height}x{width}: give size, for "
+                f"instance size: {min(height, width)}, to make all pictures alike"
+            )
+    if good and kinds.keys() != {(channels, format.levels)}:
+        counts = Counter(seen.mode for seen in good.values())
+        told = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
+        odd = next(files[i] for kind, i in kinds.items() if kind != (channels, format.levels))
+        raise ValueError(f"{name}: channels differ ({told}; {odd} is another): give mode: RGB or L")
+    return bad
 
 
 class Files:
     """Pictures that are decoded when they are asked for.
 
     Args:
-        files: Their paths.
+        files: The pictures.
         labels: (n,), or None.
         layout: How they are made alike.
-        corrupt: fail, or take the next picture in place of one that cannot be decoded.
+        corrupt: fail, or skip: take the next picture of the same batch in place of one that cannot be decoded. (The
+            next of all may be held out.)
     """
 
-    def __init__(self, files: list[Path], labels: Tensor | None, layout: Layout, corrupt: str) -> None:
+    def __init__(self, files: Sequence[Path | File], labels: Tensor | None, layout: Layout, corrupt: str) -> None:
         self.files, self.labels, self.layout, self.corrupt = files, labels, layout, corrupt
 
     def __len__(self) -> int:
@@ -187,41 +241,26 @@ class Files:
 
     def decode(self, index: int) -> Tensor:
         """(C, H, W)."""
-        path = self.files[index]
-        with opened(path) as picture:
-            return torch.from_numpy(to_array(picture, self.layout, str(path)).copy())
+        file = self.files[index]
+        with opened(file) as picture:
+            return torch.from_numpy(to_array(picture, self.layout, str(file)).copy())
 
     def __getitems__(self, indices: Tensor) -> Batch:
-        pairs = [self._next_good(int(i)) for i in indices]
-        batch = {"x": torch.stack([x for _, x in pairs])}
-        if self.labels is not None:
-            batch["label"] = self.labels[torch.tensor([i for i, _ in pairs])]
-        return batch
-
-    def _next_good(self, index: int) -> tuple[int, Tensor]:
-        for step in range(len(self.files)):
-            i = (index + step) % len(self.files)
+        good: dict[int, Tensor] = {}  # by place in the batch
+        reason = ""
+        for place, i in enumerate(indices.tolist()):
             try:
-                return i, self.decode(i)
-            except (OSError, SyntaxError) as error:
+                good[place] = self.decode(i)
+            except Unreadable as error:
+                reason = reason or f"{self.files[i]}: cannot be decoded ({_short(error)})"
                 if self.corrupt == "fail":
-                    raise ValueError(f"{self.files[i]}: cannot be decoded ({_short(error)}): {_REMEDY}") from None
+                    raise ValueError(f"{reason}: {_REMEDY}") from None
                 warnings.warn(f"{self.files[i]} cannot be decoded; the next picture takes its place", stacklevel=2)
-        raise ValueError(f"{self.files[index]}: neither this picture nor any other can be decoded")
-
-    def everything(self, name: str) -> tuple[Tensor, list[tuple[Path, str]]]:
-        """All pictures, (n, C, H, W), and the paths of those that cannot be decoded with the reasons; these are 0."""
-
-        def attempt(index: int) -> Tensor | str:
-            try:
-                return self.decode(index)
-            except (OSError, SyntaxError) as error:
-                return _short(error)
-
-        decoded = _parallel(attempt, range(len(self.files)), f"reading {name}")
-        bad = [(self.files[i], x) for i, x in enumerate(decoded) if isinstance(x, str)]
-        good = next((x for x in decoded if isinstance(x, Tensor)), torch.zeros(1, 1, 1))
-        return torch.stack([x if isinstance(x, Tensor) else torch.zeros_like(good) for x in decoded]), bad
+        if not good:
+            raise ValueError(f"{reason}, nor can any other picture of its batch: remove such files")
+        taken = [min(good, key=lambda other: (other - place) % len(indices)) for place in range(len(indices))]
+        batch = {"x": torch.stack([good[place] for place in taken])}
+        return batch if self.labels is None else {**batch, "label": self.labels[indices[taken]]}
 
 
 _REMEDY = "repair or remove it, or give corrupt: skip"

@@ -1,15 +1,17 @@
 """Pictures of a Hugging Face data set."""
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from .folder import read_ahead
+from .arrays import check_labels
+from .folder import first_look, load, read_ahead
 from .images import Examples, Format, Images
-from .loader import Batch, Source, Tensors
-from .pictures import Layout, Mode, Size, check_size, look, mode_of, sides, to_array
+from .loader import Source
+from .pictures import File, Layout, Mode, Size, Unreadable, check_size
 
 
 class HuggingFace(Images):
@@ -24,6 +26,7 @@ class HuggingFace(Images):
         size: Side, or height and width, to which pictures are cropped in shape and resized; None: as they are.
         crop: Side of the centre square that is cut out before.
         mode: L (grey), RGB or RGBA to convert to, transparency onto white; None: as they are.
+        corrupt: What to do about pictures that cannot be read: fail, or skip and count them.
         horizontal_flip: Mirror training pictures at random.
         batch_size: Pictures per batch and process.
         val_fraction: Fraction of the pictures to hold out for validation.
@@ -44,6 +47,7 @@ class HuggingFace(Images):
         size: Size = None,
         crop: int | None = None,
         mode: Mode | None = None,
+        corrupt: Literal["fail", "skip"] = "fail",
         horizontal_flip: bool = False,
         batch_size: int = 32,
         val_fraction: float = 0.1,
@@ -63,7 +67,7 @@ class HuggingFace(Images):
             workers=read_ahead(workers),
             seed=seed,
         )
-        self.split, self.test_split = split, test_split
+        self.split, self.test_split, self.corrupt = split, test_split, corrupt
         self.image_column, self.label_column = image_column, label_column
         self.layout, self.memory_gb = Layout(mode, crop, check_size("HuggingFace", size, crop)), memory_gb
         self._loaded: dict[str, Any] = {}
@@ -75,6 +79,8 @@ class HuggingFace(Images):
             try:
                 if folder.is_dir():
                     found = datasets.load_from_disk(str(folder))
+                    if not isinstance(found, dict) and split != self.split:
+                        raise ValueError("the folder holds one data set without splits")
                     table = found[split] if isinstance(found, dict) else found
                 else:
                     table = datasets.load_dataset(self.source, split=split)
@@ -101,32 +107,60 @@ class HuggingFace(Images):
             raise ValueError(f"{self.source}: {label!r} is no column of labels: there is {', '.join(labels) or 'none'}")
         return column, label
 
-    def inspect(self) -> Format:
-        column, label = self._columns()
-        table = self._table(self.split)
+    def _cells(self, split: str) -> "list[Path | File]":
+        column, _ = self._columns()
+        table = self._table(split)
         if not len(table):
-            raise ValueError(f"{self.source}: split {self.split!r} is empty")
-        seen = look(table[0][column])
-        channels, levels = mode_of(seen, self.layout, f"{self.source}, picture 0,")
-        classes = table.features[label].num_classes if label is not None else None
-        return Format((channels, *sides(seen, self.layout)), classes, levels)
+            raise ValueError(f"{self.source}: split {split!r} is empty")
+        # Only this column, and encoded: reading a row would else decode all of its pictures.
+        encoded = table.select_columns([column]).cast_column(column, _library().Image(decode=False))
+        return [Cell(encoded, column, i, self.source) for i in range(len(encoded))]
+
+    def inspect(self) -> Format:
+        _, label = self._columns()
+        shape, levels = first_look(self.source, self._cells(self.split), self.layout, self.corrupt)
+        classes = self._table(self.split).features[label].num_classes if label is not None else None
+        return Format(shape, classes, levels)
 
     def examples(self) -> Examples:
-        train, labels = self._source(self.split)
-        test = self._source(self.test_split)[0] if self.test_split is not None else None
+        train, labels, streams = self._source(self.split)
+        test, _, test_streams = self._source(self.test_split) if self.test_split is not None else (None, None, False)
+        if not (streams or test_streams):
+            self.workers = 0
         return Examples(train, labels, test)
 
-    def _source(self, split: str) -> tuple[Source, Tensor | None]:
-        column, label = self._columns()
-        table = self._table(split)
-        labels = torch.tensor(table[label][:]) if label is not None else None
-        rows = Rows(table, column, labels, self.layout, self.format, self.source)
-        channels, height, width = self.shape
-        if len(rows) * channels * height * width * (1 if self.levels <= 256 else 4) > self.memory_gb * 1e9:
-            return rows, labels
-        self.workers = 0
-        parts = [rows.__getitems__(torch.arange(i, min(i + 500, len(rows)))) for i in range(0, len(rows), 500)]
-        return Tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]}), labels
+    def _source(self, split: str) -> tuple[Source, Tensor | None, bool]:
+        _, label = self._columns()
+        table, cells = self._table(split), self._cells(split)
+        labels = None
+        if label is not None:
+            values = np.asarray(table[label][:])
+            labels = check_labels(f"{self.source}, {split}", values, len(table), self.classes)
+        return load(self.source, cells, labels, self.layout, self.format, self.corrupt, self.memory_gb)
+
+
+class Cell:
+    """One encoded picture of a table.
+
+    Args:
+        table: With the column of the pictures, not decoded.
+        column: Its name.
+        row: Number of the picture.
+        source: What to call the table in messages.
+    """
+
+    def __init__(self, table: Any, column: str, row: int, source: str) -> None:
+        self.table, self.column, self.row, self.source = table, column, row, source
+
+    def __str__(self) -> str:
+        return f"{self.source}, picture {self.row}"
+
+    def open(self) -> io.BytesIO:
+        entry = self.table[self.row][self.column]
+        if entry is None:
+            raise Unreadable("there is none")
+        content = entry["bytes"]
+        return io.BytesIO(content if content is not None else Path(entry["path"]).read_bytes())
 
 
 def _library() -> Any:
@@ -135,40 +169,3 @@ def _library() -> Any:
     except ImportError:
         raise ValueError("HuggingFace: needs the datasets library: pip install 'diffusion_pl[huggingface]'") from None
     return datasets
-
-
-class Rows:
-    """Rows of a table, decoded when they are asked for.
-
-    Args:
-        table: The data set.
-        column: Of the pictures.
-        labels: (n,), or None.
-        layout: How they are made alike.
-        format: What they must then be.
-        name: What to call them in messages.
-    """
-
-    def __init__(
-        self, table: Any, column: str, labels: Tensor | None, layout: Layout, format: Format, name: str
-    ) -> None:
-        self.table, self.column, self.labels = table, column, labels
-        self.layout, self.format, self.name = layout, format, name
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitems__(self, indices: Tensor) -> Batch:
-        pictures = self.table[indices.tolist()][self.column]
-        x = []
-        for i, picture in zip(indices.tolist(), pictures, strict=True):
-            where = f"{self.name}, picture {i},"
-            array = torch.from_numpy(to_array(picture, self.layout, where).copy())
-            if tuple(array.shape) != self.format.shape:
-                raise ValueError(
-                    f"{where} is {tuple(array.shape)}, others are {self.format.shape} (channels, height, width): "
-                    "give size, and mode if the channels differ, to make all pictures alike"
-                )
-            x.append(array)
-        batch = {"x": torch.stack(x)}
-        return batch if self.labels is None else {**batch, "label": self.labels[indices]}

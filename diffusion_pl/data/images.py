@@ -104,6 +104,7 @@ class Images(DataModule):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.repeats, self.workers, self.seed = repeats, workers, seed
         self._format: Format | None = None
+        self._from_checkpoint = False
         self._splits: tuple[Source, Source, Source] | None = None  # training, validation, test
 
     @abstractmethod
@@ -137,6 +138,8 @@ class Images(DataModule):
         """Read or index the pictures and split them."""
         if self._splits is not None or stage == "predict":  # samples are drawn without data
             return
+        if self._from_checkpoint:
+            self._same(self.inspect())
         train, labels, test = self.examples()
         parts = _split(len(train), labels, (self.val_fraction, 0.0 if test else self.test_fraction), self.seed)
         if not len(parts[0]):
@@ -225,13 +228,19 @@ class Images(DataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not state_dict:
             return
-        theirs = Format(tuple(state_dict["shape"]), state_dict["classes"], state_dict["levels"])
-        if self._format is not None and self._format != theirs:
+        ours = self._format
+        self._format = Format(tuple(state_dict["shape"]), state_dict["classes"], state_dict["levels"])
+        self._from_checkpoint = True
+        if ours is not None:
+            self._same(ours)
+
+    def _same(self, ours: Format) -> None:
+        """Raise ValueError if these pictures are not like the checkpoint's."""
+        if ours != self.format:
             raise ValueError(
-                f"{self.source}: the checkpoint's pictures are {_words(theirs)}, these are {_words(self._format)}: "
+                f"{self.source}: the checkpoint's pictures are {_words(self.format)}, these are {_words(ours)}: "
                 "use the data the checkpoint was trained on"
             )
-        self._format = theirs
 
 
 def _split(n: int, labels: Tensor | None, fractions: tuple[float, float], seed: int) -> tuple[Tensor, Tensor, Tensor]:

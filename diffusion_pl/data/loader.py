@@ -154,6 +154,8 @@ class Loader:
         # epoch, some of which it never uses.
         batches = (self.read(*place) for place in self.places()) if self._ahead is None else self._ahead
         for batch in batches:
+            if isinstance(batch, Exception):
+                raise batch
             self._taken += int(self.shuffle)
             yield batch
 
@@ -223,8 +225,12 @@ class _Read:
     def __init__(self, read: Callable[[int, int], Batch]) -> None:
         self.read = read
 
-    def __getitem__(self, place: tuple[int, int]) -> Batch:
-        return self.read(*place)
+    def __getitem__(self, place: tuple[int, int]) -> Batch | Exception:
+        # Given, not raised: torch would raise it again with the worker's traceback in its message.
+        try:
+            return self.read(*place)
+        except (ValueError, OSError) as error:
+            return error
 
 
 class _Places:

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,20 @@ _NAMES = {
     "1": "is black and white",
     "LA": "is grey with transparency",
     "CMYK": "is in print colours (CMYK)",
+    "P with a transparent colour": "has a palette and transparency",
 }
+
+
+class Unreadable(OSError):
+    """A picture that cannot be opened or decoded."""
+
+
+class File(Protocol):
+    """An encoded picture that is no file of its own; ``str`` says what to call it in messages."""
+
+    def open(self) -> io.BytesIO:
+        """Its content."""
+        ...
 
 
 class Layout(NamedTuple):
@@ -37,7 +50,10 @@ class Layout(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a picture is, from its header: mode as PIL names it, height and width as shown upright."""
+    """What a picture is, from its header.
+
+    mode: as PIL names it, with a note where PIL would drop something unasked;  height, width: as shown upright.
+    """
 
     mode: str
     height: int
@@ -59,7 +75,7 @@ def look(picture: "Image") -> Look:
     width, height = picture.size
     if _orientation(picture) in (5, 6, 7, 8):
         width, height = height, width
-    return Look(picture.mode, height, width)
+    return Look(_kind(picture), height, width)
 
 
 def sides(seen: Look, layout: Layout) -> tuple[int, int]:
@@ -75,8 +91,10 @@ def mode_of(seen: Look, layout: Layout, where: str) -> tuple[int, int]:
     """Channels and levels of such a picture once converted.
 
     Raises:
-        ValueError: its mode is not one of those taken as they are, and none was chosen.
+        ValueError: its mode is not one of those taken as they are, and none was chosen; or it has no known white.
     """
+    if seen.mode == "F":
+        raise ValueError(f"{where} has real numbers, whose white is unknown: convert the file to 8 or 16 bits")
     if layout.mode is not None:
         return CHANNELS[layout.mode], 256
     if seen.mode not in CHANNELS:
@@ -94,9 +112,14 @@ def to_array(picture: "Image", layout: Layout, where: str) -> NDArray[Any]:
     from PIL import Image, ImageOps
 
     mode_of(look(picture), layout, where)
-    if _orientation(picture) != 1:
+    turned = _orientation(picture) != 1
+    try:
+        picture.load()
+    except Exception as error:  # damage makes the decoders raise nearly anything
+        raise Unreadable(str(error) or type(error).__name__) from None
+    if turned:
         picture = ImageOps.exif_transpose(picture)
-    if layout.mode is not None and picture.mode != layout.mode:
+    if layout.mode is not None and (picture.mode != layout.mode or "transparency" in picture.info):
         picture = _converted(picture, layout.mode)
     if layout.crop is not None:
         picture = _centre(picture, min(layout.crop, picture.height), min(layout.crop, picture.width))
@@ -135,19 +158,33 @@ def resize_array(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     return stacked if array.dtype == np.uint8 else stacked.round().clip(0, 65_535).astype(np.int32)
 
 
-def opened(path: Path | io.BytesIO) -> "Image":
+def opened(file: Path | File) -> "Image":
     """The picture, of which only the header is read yet."""
     from PIL import Image
 
-    return Image.open(path)
+    try:
+        return Image.open(file if isinstance(file, Path) else file.open())
+    except Exception as error:
+        raise Unreadable(str(error) or type(error).__name__) from None
+
+
+def _kind(picture: "Image") -> str:
+    """The mode, with a note on what would be lost: PIL reads colours of 16 bits as 8 and says so only here."""
+    deep = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", []))
+    if deep and not picture.mode.startswith("I"):
+        return f"{picture.mode} of 16 bits"
+    return f"{picture.mode} with a transparent colour" if "transparency" in picture.info else picture.mode
 
 
 def _orientation(picture: "Image") -> int:
     """How the camera was held, 1 for upright."""
-    # Of a PNG without it in front, PIL would decode the whole picture to look for it behind.
-    if picture.format == "PNG" and "exif" not in picture.info:
+    # Of a PNG without it in front, PIL would decode the whole picture to look for it behind. TIFF it turns by itself.
+    if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
         return 1
-    return int(picture.getexif().get(0x0112, 1))
+    try:
+        return int(picture.getexif().get(0x0112, 1))
+    except Exception:  # damaged EXIF data are no reason to lose the picture
+        return 1
 
 
 def _converted(picture: "Image", mode: Mode) -> "Image":
