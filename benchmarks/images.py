@@ -312,10 +312,10 @@ def loading(batch: int = 128) -> None:
     """Samples per second of our loaders ÷ torch's DataLoader, and of HDF5 by sorted batch reads ÷ item reads."""
     import h5py
     import torch
-    from diffusion_pl.data.hdf5 import HDF5
     from torch.utils.data import DataLoader, Dataset, TensorDataset
     from torchvision.transforms import v2
 
+    from diffusion_pl.data.hdf5 import HDF5
     from diffusion_pl.data.images import HorizontalFlip
     from diffusion_pl.data.loader import Loader, Tensors
 

@@ -215,7 +215,7 @@ def test_other_pictures_than_the_checkpoints_are_named(flat: Path, tmp_path: Pat
     state = ready(flat, size=4).state_dict()
     data = Folder(str(flat))
     data.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"00\.png: is 8x6 \(height x width\), the checkpoint's are 4x4: give size"):
+    with pytest.raises(ValueError, match=r"the checkpoint's pictures are 3 x 4 x 4 .*, these are 3 x 8 x 6"):
         data.setup()
 
 

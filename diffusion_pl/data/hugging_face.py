@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from .arrays import check_labels
-from .folder import first_look, load, read_ahead
+from .files import first_look, load, read_ahead
 from .images import Examples, Format, Images
 from .loader import Source
 from .pictures import File, Layout, Mode, Size, Unreadable, check_size

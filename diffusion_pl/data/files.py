@@ -1,0 +1,192 @@
+"""Pictures in files: looked at, checked to be alike, and decoded, at once or when asked for."""
+
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .images import Format
+from .loader import Batch, Source, Subset, Tensors
+from .pictures import File, Layout, Look, Unreadable, look, mode_of, opened, sides, to_array
+
+
+def first_look(name: str, files: Sequence[Path | File], layout: Layout, corrupt: str) -> tuple[tuple[int, ...], int]:
+    """Shape (C, H, W) and levels of the first picture that can be read."""
+    for file in files:
+        try:
+            with opened(file) as picture:
+                seen = look(picture)
+        except Unreadable as error:
+            if corrupt == "fail":
+                raise ValueError(f"{file}: cannot be read ({_short(error)}): {_REMEDY}") from None
+            continue
+        channels, levels = mode_of(seen, layout, str(file))
+        return (channels, *sides(seen, layout)), levels
+    raise ValueError(f"{name}: none of its {len(files)} pictures can be read")
+
+
+def load(
+    name: str,
+    files: Sequence[Path | File],
+    labels: Tensor | None,
+    layout: Layout,
+    format: Format,
+    corrupt: str,
+    memory_gb: float,
+) -> tuple[Source, Tensor | None, bool]:
+    """The pictures, decoded if they fit in memory; what cannot be read is an error, or left out.
+
+    Args:
+        name: What to call the data in messages.
+        files: The pictures.
+        labels: (n,), or None.
+        layout: How the pictures are made alike.
+        format: What they must then be.
+        corrupt: fail, or skip.
+        memory_gb: How much memory they may take.
+
+    Returns:
+        The source, the labels of what is in it, and whether it decodes when asked.
+    """
+    bad = _check(name, files, layout, format, corrupt)
+    good = [i for i in range(len(files)) if i not in bad]
+    pictures = Files(files, labels, layout, corrupt)
+    source: Source = pictures
+    dtype = torch.uint8 if format.levels <= 256 else torch.int32
+    streams = len(good) * math.prod(format.shape) * dtype.itemsize > memory_gb * 1e9
+    if not streams:
+        x = torch.zeros(len(files), *format.shape, dtype=dtype)
+
+        def decode(i: int) -> str | None:
+            try:
+                x[i] = pictures.decode(i)
+            except Unreadable as error:
+                return _short(error)
+            return None
+
+        reasons = _parallel(decode, good, f"reading {name}")
+        bad |= {i: reason for i, reason in zip(good, reasons, strict=True) if reason is not None}
+        source = Tensors({"x": x} if labels is None else {"x": x, "label": labels})
+    if not bad:
+        return source, labels, streams
+    if corrupt == "fail":
+        raise ValueError(f"{files[min(bad)]}: cannot be decoded ({bad[min(bad)]}){_more(len(bad))}: {_REMEDY}")
+    if len(bad) == len(files):
+        raise ValueError(f"{name}: none of its {len(files)} pictures can be decoded")
+    _tell_skipped(name, [str(files[i]) for i in sorted(bad)], len(files))
+    kept = torch.tensor([i for i in range(len(files)) if i not in bad])
+    return Subset(source, kept), None if labels is None else labels[kept], streams
+
+
+def _check(name: str, files: Sequence[Path | File], layout: Layout, format: Format, corrupt: str) -> dict[int, str]:
+    """Check by their headers that all pictures are alike; what cannot be read, with reasons."""
+
+    def header(file: Path | File) -> Look | str:
+        try:
+            with opened(file) as picture:
+                return look(picture)
+        except Unreadable as error:
+            return _short(error)
+
+    looks = _parallel(header, files, f"looking at {name}")
+    bad = {i: seen for i, seen in enumerate(looks) if isinstance(seen, str)}
+    if bad and corrupt == "fail":
+        raise ValueError(f"{files[min(bad)]}: cannot be read ({bad[min(bad)]}){_more(len(bad))}: {_REMEDY}")
+    good = {i: seen for i, seen in enumerate(looks) if isinstance(seen, Look)}
+    channels, height, width = format.shape
+    kinds: dict[tuple[int, int], int] = {}
+    for i, seen in good.items():
+        kinds.setdefault(mode_of(seen, layout, str(files[i])), i)
+        if sides(seen, layout) != (height, width):
+            other = "x".join(map(str, sides(seen, layout)))
+            first = next(iter(good))
+            raise ValueError(
+                f"{files[i]}: is {other} (height x width), {files[first]} is {height}x{width}: give size, for "
+                f"instance size: {min(height, width)}, to make all pictures alike"
+            )
+    if good and kinds.keys() != {(channels, format.levels)}:
+        counts = Counter(seen.mode for seen in good.values())
+        told = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
+        odd = next(files[i] for kind, i in kinds.items() if kind != (channels, format.levels))
+        raise ValueError(f"{name}: channels differ ({told}; {odd} is another): give mode: RGB or L")
+    return bad
+
+
+class Files:
+    """Pictures that are decoded when they are asked for.
+
+    Args:
+        files: The pictures.
+        labels: (n,), or None.
+        layout: How they are made alike.
+        corrupt: fail, or skip: take the next picture of the same batch in place of one that cannot be decoded. (The
+            next of all may be held out.)
+    """
+
+    def __init__(self, files: Sequence[Path | File], labels: Tensor | None, layout: Layout, corrupt: str) -> None:
+        self.files, self.labels, self.layout, self.corrupt = files, labels, layout, corrupt
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def decode(self, index: int) -> Tensor:
+        """(C, H, W)."""
+        file = self.files[index]
+        with opened(file) as picture:
+            return torch.from_numpy(to_array(picture, self.layout, str(file)).copy())
+
+    def __getitems__(self, indices: Tensor) -> Batch:
+        good: dict[int, Tensor] = {}  # by place in the batch
+        reason = ""
+        for place, i in enumerate(indices.tolist()):
+            try:
+                good[place] = self.decode(i)
+            except Unreadable as error:
+                reason = reason or f"{self.files[i]}: cannot be decoded ({_short(error)})"
+                if self.corrupt == "fail":
+                    raise ValueError(f"{reason}: {_REMEDY}") from None
+                warnings.warn(f"{self.files[i]} cannot be decoded; the next picture takes its place", stacklevel=2)
+        if not good:
+            raise ValueError(f"{reason}, nor can any other picture of its batch: remove such files")
+        taken = [min(good, key=lambda other: (other - place) % len(indices)) for place in range(len(indices))]
+        batch = {"x": torch.stack([good[place] for place in taken])}
+        return batch if self.labels is None else {**batch, "label": self.labels[indices[taken]]}
+
+
+_REMEDY = "repair or remove it, or give corrupt: skip"
+
+
+def read_ahead(workers: int | None) -> int:
+    """How many processes decode: as many as wanted, or all cores but one, at most four."""
+    return min(4, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
+
+
+def _parallel(call: Callable[[Any], Any], items: Iterable[Any], what: str) -> list[Any]:
+    """Results in order; a progress bar if it takes long.  Threads suffice: decoding leaves the interpreter free."""
+    from tqdm import tqdm
+
+    items = list(items)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(tqdm(pool.map(call, items), what, len(items), delay=2, leave=False, dynamic_ncols=True))
+
+
+def _tell_skipped(name: str, bad: list[str], total: int) -> None:
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    shown = ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "")
+    rank_zero_only(print)(f"{name}: {len(bad)} of {total} pictures cannot be read and are left out: {shown}")
+
+
+def _more(count: int) -> str:
+    return f", and {count - 1} more" if count > 1 else ""
+
+
+def _short(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(" <_io")[0].partition(" '/")[0][:100] or type(error).__name__
