@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Stopwatch(Callback):
-    """Times a run from step `skip` to its last step; the results of all runs stay in `rates`.
+    """Times a run from step `skip` to its last but one, before it saves; the results of all runs stay in `rates`.
 
     Args:
         skip: steps before the clock starts.
@@ -21,8 +21,8 @@ class Stopwatch(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if trainer.global_step == self.skip:
             self.start = time.perf_counter()
-        elif trainer.global_step == trainer.max_steps:
-            self.rates.append((trainer.max_steps - self.skip) / (time.perf_counter() - self.start))
+        elif trainer.global_step == trainer.max_steps - 1:
+            self.rates.append((trainer.max_steps - 1 - self.skip) / (time.perf_counter() - self.start))
 
 
 class FirstStep(Callback):

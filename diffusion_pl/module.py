@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -165,14 +167,21 @@ class DiffusionModule(LeanHooks, LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # Lightning refuses fused optimizers in mixed precision, for these unscale the gradients themselves; in
+            # bfloat16 nothing is scaled.
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
+            return
         try:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         except RuntimeError as error:
             if "fused" not in str(error):
                 raise
             raise ValueError(
-                "trainer.gradient_clip_val and a fused optimizer do not go together in mixed precision: take "
-                "fused: true out of model.optimizer"
+                "trainer.gradient_clip_val and a fused optimizer do not go together in float16: take fused: true out "
+                "of model.optimizer, or give precision bf16-mixed"
             ) from None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

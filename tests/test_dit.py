@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_pl.networks import DiT
-from diffusion_pl.networks.dit import Block, positions
+from diffusion_pl.networks.dit import Block, DiT, positions
 
 
 def counted(width: int, depth: int, channels: int, patch: int, classes: int) -> int:
@@ -36,8 +35,8 @@ def test_the_published_sizes(width: int, depth: int, heads: int, parameters: int
     assert parameters == pytest.approx(published, rel=5e-3)  # as the paper rounds
 
 
-def small(**options: Any) -> DiT:
-    return DiT((3, 8, 12), **({"patch_size": 4, "width": 16, "depth": 2, "heads": 2} | options))
+def small(classes: int | None = None, **options: Any) -> DiT:
+    return DiT((3, 8, 12), classes, **({"patch_size": 4, "width": 16, "depth": 2, "heads": 2} | options))
 
 
 def test_a_fresh_network_says_nothing_and_its_blocks_change_nothing() -> None:
@@ -45,6 +44,37 @@ def test_a_fresh_network_says_nothing_and_its_blocks_change_nothing() -> None:
     block = small().blocks[0]
     tokens = torch.randn(2, 6, 16)
     assert torch.equal(block(tokens, torch.randn(2, 16)), tokens)
+
+
+def test_a_fresh_network_can_start_to_learn() -> None:
+    network = small()
+    (network(torch.randn(2, 3, 8, 12), torch.rand(2)) - 1).square().sum().backward()
+    assert {name for name, p in network.named_parameters() if p.grad.abs().sum() > 0} == {
+        "output.weight",
+        "output.bias",
+    }
+
+
+def test_the_parameters_count_what_the_options_say() -> None:
+    def size(**options: Any) -> int:
+        return sum(p.numel() for p in small(**options).parameters())
+
+    block = size(depth=3) - size()
+    assert size(depth=5) == size() + 3 * block
+    assert size(mlp_ratio=2.0) == size() - 2 * 2 * (2 * 16 * 16) - 2 * 2 * 16
+    assert size(classes=5) == size() + 6 * 16
+    assert size(time_features=10) == size() - 246 * 16
+    assert size(patch_size=2) == size() - (48 - 12) * (16 + 16 + 1)
+
+
+def test_a_patch_is_a_square_of_neighbours() -> None:
+    network = small()
+    seen: list[Tensor] = []
+    network.patch.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    x = torch.arange(3 * 8 * 12.0).view(1, 3, 8, 12)
+    network(x, torch.rand(1))
+    squares = [x[0, :, i : i + 4, j : j + 4].flatten() for i in (0, 4) for j in (0, 4, 8)]
+    assert torch.equal(seen[0][0], torch.stack(squares))
 
 
 def test_patches_come_back_to_where_they_were() -> None:
@@ -57,6 +87,7 @@ def test_patches_come_back_to_where_they_were() -> None:
     network.norm = nn.Identity()  # type: ignore[assignment]
     x = torch.randn(2, 3, 8, 12)
     torch.testing.assert_close(network(x, torch.rand(2)), x)
+    assert "positions" not in network.state_dict()
 
 
 def test_positions_tell_all_places_apart_and_rows_from_columns() -> None:
@@ -105,13 +136,38 @@ def test_blocks_attend_as_defined_and_are_modulated() -> None:
     torch.testing.assert_close(block(tokens, told), expected)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_noise_level_is_embedded_in_float32(autocast: bool) -> None:
+    """In bfloat16, steps 998 and 999 are one."""
+    network = small(patch_size=2)
+    if not autocast:
+        network = network.bfloat16()
+    seen: list[Tensor] = []
+    network.embedding.register_forward_hook(lambda module, args, out: seen.extend((args[0], out)))
+    c_noise = torch.tensor([998.0, 999.0])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        network(torch.randn(2, 3, 8, 8, dtype=torch.float32 if autocast else torch.bfloat16), c_noise)
+    assert [value.dtype for value in seen] == [torch.float32, torch.float32]
+    assert torch.equal(seen[0][:, 0], c_noise)
+    assert (seen[1][0] - seen[1][1]).abs().max() > 0.1
+
+
+def test_pictures_that_patches_do_not_fill_are_refused_when_they_come() -> None:
+    with pytest.raises(ValueError, match="DiT: sides must be multiples of 4, got 8x9"):
+        small()(torch.randn(1, 3, 8, 9), torch.rand(1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"mlp_ratio": math.inf}, "mlp_ratio must be positive and finite, at least 1 / width, got inf"),
+        ({"mlp_ratio": math.nan}, "got nan"),
+        ({"time_features": 7}, "DiT: time_features must be an even number from 2 on, got 7"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
         ({"width": 18}, "width must be divisible by 4 and by heads, got width 18 and heads 2"),
         ({"heads": 3}, "width must be divisible by 4 and by heads, got width 16 and heads 3"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio must be positive, got 0.0"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio must be positive and finite, at least 1 / width, got 0.0"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_pl.networks import Fourier, NCSNpp
 from diffusion_pl.networks.fir import FIR, Down, Mean2x2, Up
-from diffusion_pl.networks.ncsnpp import BigGANBlock
+from diffusion_pl.networks.ncsnpp import BigGANBlock, Combine
 from diffusion_pl.networks.resnet import AttentionBlock, ResBlock
 
 small = partial(NCSNpp, nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0)
@@ -186,6 +186,13 @@ def test_the_input_pyramid_is_heard_beside_the_way_down() -> None:
         x = torch.randn(2, 3, 8, 8)
         heard = not torch.allclose(network(x, torch.zeros(2)), network(-x, torch.zeros(2)))
         assert heard == (kind != "none")
+
+
+def test_the_input_pyramid_is_added_or_put_before_the_way_down() -> None:
+    pyramid, h = torch.randn(2, 3, 4, 4), torch.randn(2, 8, 4, 4)
+    beside, added = Combine(3, 8, "cat"), Combine(3, 8, "sum")
+    torch.testing.assert_close(beside(pyramid, h), torch.cat((beside.conv(pyramid), h), 1))
+    torch.testing.assert_close(added(pyramid, h), added.conv(pyramid) + h)
 
 
 def test_division_by_sigma() -> None:

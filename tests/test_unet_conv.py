@@ -1,5 +1,6 @@
 """The convolutional U-Net of document 4: its size counted by hand, its blocks, its bypasses."""
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_pl.networks import ConvUNet
-from diffusion_pl.networks.unet_conv import ConvBlock, DownLevel, StrideConvBlock, UpLevel
+from diffusion_pl.networks.embeddings import Fourier
+from diffusion_pl.networks.unet_conv import ConvBlock, ConvUNet, DownLevel, StrideConvBlock, UpLevel
 
 
 def counted(channels: tuple[int, ...], time: int, colours: int) -> int:
@@ -31,6 +32,28 @@ def counted(channels: tuple[int, ...], time: int, colours: int) -> int:
 def test_it_has_exactly_its_size() -> None:
     network = ConvUNet((3, 32, 32))
     assert sum(p.numel() for p in network.parameters()) == 432_819 == counted((8, 16, 32, 64), 16, 3)
+
+
+def test_a_time_embedding_and_classes_bring_their_own_width() -> None:
+    network = ConvUNet((1, 8, 8), 5, (4, 8), 2, time_size=10)
+    assert sum(p.numel() for p in network.parameters()) == counted((4, 8), 10, 1) + 6 * 10
+    network = ConvUNet((1, 8, 8), 5, (4, 8), 2, time_embedding=partial(Fourier, features=12))
+    assert sum(p.numel() for p in network.parameters()) == counted((4, 8), 12, 1) + 6 * 12
+
+
+def test_the_noise_level_is_seen_at_all_scales() -> None:
+    """From single steps to the whole table; the document divides by its length, and never gets below 0.27."""
+    network = ConvUNet((3, 8, 8))
+    small = torch.tensor([[1e-3]])
+    rates = network.embedding(small)[0, :8] / small[0]
+    assert rates.max().item() == pytest.approx(1, rel=1e-3)
+    assert rates.min().item() == pytest.approx(1e-4, rel=1e-3)
+    assert len(rates) == 8
+
+
+def test_the_groups_are_as_told() -> None:
+    norms = [m for m in ConvUNet((3, 8, 8), groups=2).modules() if isinstance(m, nn.GroupNorm)]
+    assert {norm.num_groups for norm in norms} == {2}
 
 
 def test_blocks_are_convolution_mish_and_group_norm() -> None:
@@ -73,9 +96,31 @@ def test_the_output_is_a_convolution_without_activation() -> None:
     assert output is seen[0]
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_noise_level_is_embedded_in_float32(autocast: bool) -> None:
+    """In bfloat16, steps 998 and 999 are one."""
+    network = ConvUNet((3, 8, 8), channels=(8, 16))
+    if not autocast:
+        network = network.bfloat16()
+    seen: list[Tensor] = []
+    network.embedding.register_forward_hook(lambda module, args, out: seen.extend((args[0], out)))
+    c_noise = torch.tensor([998.0, 999.0])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        network(torch.randn(2, 3, 8, 8, dtype=torch.float32 if autocast else torch.bfloat16), c_noise)
+    assert [value.dtype for value in seen] == [torch.float32, torch.float32]
+    assert torch.equal(seen[0][:, 0], c_noise)
+    assert (seen[1][0] - seen[1][1]).abs().max() > 0.1
+
+
+def test_pictures_it_cannot_halve_are_refused_when_they_come() -> None:
+    with pytest.raises(ValueError, match="ConvUNet: sides must be multiples of 8, got 12x8"):
+        ConvUNet((3, 8, 8))(torch.randn(1, 3, 12, 8), torch.rand(1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"groups": 0}, "groups must divide all channels, got groups 0"),
         ({"channels": (8,)}, r"channels must be two or more positive numbers, got \[8\]"),
         ({"channels": (8, 9)}, r"groups must divide all channels, got groups 4 and \[8, 9\]"),
         ({"time_size": 5}, "time_size must be an even number from 2 on, got 5"),

@@ -1,16 +1,25 @@
 """The U-Net of document 2: its size counted by hand, its attentions against plain formulas, its two extra options."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from diffusion_pl.networks import LearnedFourier, LinearAttentionUNet
-from diffusion_pl.networks.unet_linear_attention import Block, ChannelNorm, FullAttention, LinearAttention
+from diffusion_pl.networks.embeddings import Sinusoidal
+from diffusion_pl.networks.unet_linear_attention import (
+    Block,
+    ChannelNorm,
+    FullAttention,
+    LearnedFourier,
+    LinearAttention,
+    LinearAttentionUNet,
+)
 
 small = partial(LinearAttentionUNet, dim=8, dim_mults=(1, 2), dim_head=4, groups=4)
 
@@ -45,6 +54,21 @@ def test_it_has_exactly_its_size() -> None:
     assert sum(p.numel() for p in network.parameters()) == 35_711_107 == counted(64, (1, 2, 4, 8), 3)
 
 
+@pytest.mark.parametrize(
+    ("options", "added"),
+    [
+        ({"self_condition": True}, 49 * 3 * 16),
+        ({"learned_variance": True}, 3 * 16 + 3),
+        ({"classes": 5}, 6 * 64),
+        ({"time_embedding": LearnedFourier}, 8 + 64 * (17 - 16)),
+        ({"time_embedding": partial(LearnedFourier, features=4)}, 2 + 64 * (5 - 16)),
+    ],
+)
+def test_each_switch_adds_what_it_needs(options: dict[str, Any], added: int) -> None:
+    network = LinearAttentionUNet((3, 8, 8), dim=16, dim_mults=(1, 3), **options)
+    assert sum(p.numel() for p in network.parameters()) == counted(16, (1, 3), 3) + added
+
+
 def qkv(layer: LinearAttention | FullAttention, x: Tensor) -> Tensor:
     """(3, B, heads, dim_head, n)."""
     b = len(x)
@@ -59,7 +83,7 @@ def test_linear_attention_is_the_product_of_its_softmaxes() -> None:
     # (n, n) matrix of weights, which the layer never forms.
     weights = torch.einsum("bhdn,bhdm->bhnm", q.softmax(2), k.softmax(3)) / 2
     mixed = torch.einsum("bhnm,bhem->bhen", weights, v).reshape(2, 8, 3, 5)
-    torch.testing.assert_close(layer(x), x + layer.output(mixed), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer(x), x + layer.output(mixed), rtol=1e-12, atol=1e-12)
 
 
 def test_linear_attention_does_not_shrink_with_the_number_of_positions() -> None:
@@ -80,7 +104,8 @@ def test_attention_has_no_order(kind: Any) -> None:
     def permuted(y: Tensor) -> Tensor:
         return y.flatten(2)[:, :, order].view_as(y)
 
-    torch.testing.assert_close(layer(permuted(x)), permuted(layer(x)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer(permuted(x)), permuted(layer(x)), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(layer(permuted(x)), layer(x), atol=1e-3)
 
 
 def test_full_attention_is_softmax_attention() -> None:
@@ -115,6 +140,20 @@ def test_linear_attention_is_on_every_level_full_attention_in_the_middle_only() 
     assert network.stem.kernel_size == (7, 7)
 
 
+def test_all_levels_but_the_last_are_resampled() -> None:
+    network = small((3, 8, 8), dim_mults=(1, 2, 3))
+    assert [network.down[i][3][1].kernel_size for i in (0, 1)] == [(1, 1), (1, 1)]
+    assert [network.up[i][3][0].mode for i in (0, 1)] == ["nearest", "nearest"]
+    assert network.down[2][3].kernel_size == network.up[2][3].kernel_size == (3, 3)
+    # Space to depth: with one weight at 1, each of the four pixels of a 2x2 can be had alone.
+    shrink, x = network.down[0][3], torch.randn(1, 8, 4, 6)
+    with torch.no_grad():
+        shrink[1].weight.zero_()
+        shrink[1].bias.zero_()
+        shrink[1].weight[0, 4 * 5 + 2] = 1  # channel 5, lower left
+    assert torch.equal(shrink(x)[:, 0], x[:, 5, 1::2, ::2])
+
+
 def test_the_stem_reaches_the_end_directly() -> None:
     torch.manual_seed(0)
     network = small((3, 8, 8)).eval()
@@ -132,6 +171,11 @@ def test_self_conditioning_takes_an_estimate_and_zeros_without_one() -> None:
     assert network(x, c_noise).shape == x.shape
     assert torch.equal(network(x, c_noise), network(x, c_noise, x_0_hat=torch.zeros_like(x)))
     assert not torch.allclose(network(x, c_noise), network(x, c_noise, x_0_hat=estimate))
+    with torch.no_grad():
+        network.stem.weight[:, :3] = 0  # deaf to the estimate, which comes first
+    assert torch.equal(network(x, c_noise), network(x, c_noise, x_0_hat=estimate))
+    with pytest.raises(ValueError, match=r"x_0_hat must be like x, \(2, 3, 8, 8\), got \(2, 3, 8, 4\)"):
+        network(x, c_noise, x_0_hat=estimate[..., :4])
     with pytest.raises(ValueError, match="got x_0_hat but was built without self_condition"):
         small((3, 8, 8))(x, c_noise, x_0_hat=estimate)
 
@@ -146,17 +190,70 @@ def test_learned_fourier_features_are_learned() -> None:
     w = embedding.frequencies
     phase = 2 * math.pi * 0.3 * w
     torch.testing.assert_close(embedding(x)[0], torch.cat((x[0], phase.sin(), phase.cos())))
-    network = small((3, 8, 8), time_embedding=partial(LearnedFourier, features=6))
-    network(torch.randn(2, 3, 8, 8), torch.rand(2)).square().sum().backward()
-    assert network.embedding.frequencies.grad.abs().sum() > 0
+    network = small(
+        (3, 8, 8), 3, self_condition=True, learned_variance=True, time_embedding=partial(LearnedFourier, features=6)
+    )
+    x, label = torch.randn(2, 3, 8, 8), torch.tensor([0, 3])
+    network(x, torch.rand(2), label, x_0_hat=torch.randn_like(x)).square().sum().backward()
+    without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not without
     for options, message in (({"dim": 2}, "embeds one number"), ({"features": 3}, "must be an even number")):
         with pytest.raises(ValueError, match=message):
             LearnedFourier(**options)
 
 
+def test_random_features_are_the_same_but_stay() -> None:
+    embedding = LearnedFourier(1, 4, trained=False)
+    assert not embedding.frequencies.requires_grad
+    assert LearnedFourier(1, 4).frequencies.requires_grad
+    assert "frequencies" in embedding.state_dict()
+
+
+def test_the_default_embedding_has_as_many_features_as_the_first_level_channels() -> None:
+    embedding = small((3, 8, 8)).embedding
+    assert isinstance(embedding, Sinusoidal)
+    assert embedding.width == 8
+
+
+def test_every_option_can_be_given_in_yaml() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--network", type=Callable[[tuple[int, ...], int | None], nn.Module])
+    embedding = {"class_path": f"{LearnedFourier.__module__}.LearnedFourier", "init_args": {"trained": False}}
+    args = {"dim": 8, "dim_mults": [1, 2], "groups": 2, "self_condition": True, "learned_variance": True}
+    path = f"{LinearAttentionUNet.__module__}.LinearAttentionUNet"
+    config = parser.parse_object({"network": {"class_path": path, "init_args": {**args, "time_embedding": embedding}}})
+    network = parser.instantiate(config).network((3, 8, 8), 3)
+    x = torch.randn(2, 3, 8, 8)
+    assert network(x, torch.rand(2), torch.tensor([0, 3]), x_0_hat=x).shape == (2, 6, 8, 8)
+    assert not network.embedding.frequencies.requires_grad
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_noise_level_is_embedded_in_float32(autocast: bool) -> None:
+    """In bfloat16, steps 998 and 999 are one."""
+    network = small((3, 8, 8))
+    if not autocast:
+        network = network.bfloat16()
+    seen: list[Tensor] = []
+    network.embedding.register_forward_hook(lambda module, args, out: seen.extend((args[0], out)))
+    c_noise = torch.tensor([998.0, 999.0])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        network(torch.randn(2, 3, 8, 8, dtype=torch.float32 if autocast else torch.bfloat16), c_noise)
+    assert [value.dtype for value in seen] == [torch.float32, torch.float32]
+    assert torch.equal(seen[0][:, 0], c_noise)
+    assert (seen[1][0] - seen[1][1]).abs().max() > 0.1
+
+
+def test_pictures_it_cannot_halve_are_refused_when_they_come() -> None:
+    with pytest.raises(ValueError, match="LinearAttentionUNet: sides must be multiples of 2, got 9x8"):
+        small((3, 8, 8))(torch.randn(1, 3, 9, 8), torch.rand(1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"dim": 9, "groups": 3}, "dim must be even for half sines, half cosines of the noise level, got 9"),
+        ({"dim_mults": (1, 0)}, r"dim_mults must be one or more positive numbers, got \[1, 0\]"),
         ({"dim_mults": ()}, r"dim_mults must be one or more positive numbers, got \[\]"),
         ({"dim": 10, "groups": 4}, "groups must divide dim, got dim 10 and groups 4"),
         ({"heads": 0}, "heads and dim_head must be at least 1, got 0 and 4"),

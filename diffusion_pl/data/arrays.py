@@ -51,7 +51,9 @@ class Stack:
     def __getitems__(self, indices: Tensor) -> Batch:
         # In ascending order and each once: files are read forwards, and HDF5 insists on it.
         wanted, place = np.unique(indices.numpy(), return_inverse=True)
-        x = torch.from_numpy(prepared(self.read(wanted), self.order, self.size))[torch.from_numpy(place)]
+        x = torch.from_numpy(prepared(self.read(wanted), self.order, self.size)).index_select(
+            0, torch.from_numpy(place)
+        )
         return {"x": x} if self.labels is None else {"x": x, "label": self.labels[indices]}
 
 

@@ -5,6 +5,8 @@
 shift, scale and gate of every norm are linear in the features of noise level and class, with weights 0 at first.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,8 +42,8 @@ class DiT(nn.Module):
     """A diffusion transformer.
 
     Parameters for (4, 32, 32) with 1,000 classes and patches of 2: S (width 384, depth 12, heads 6) 32,858,896, B (768,
-    12, 12) 130,303,504, L (1024, 24, 16) 457,824,272, XL (1152, 28, 16) 674,816,272; the paper's have some more, for
-    their output holds a variance too and their fixed positions are counted.
+    12, 12) 130,303,504, L (1024, 24, 16) 457,824,272, XL (1152, 28, 16) 674,816,272.  The paper's round to 33, 130, 458
+    and 675 million and have some more, for their output holds a variance too and their fixed positions are counted.
 
     Reference: Peebles & Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748.
 
@@ -77,8 +79,10 @@ class DiT(nn.Module):
                 raise ValueError(f"DiT: {name} must be at least 1, got {value}")
         if width < 4 or width % 4 or width % heads:
             raise ValueError(f"DiT: width must be divisible by 4 and by heads, got width {width} and heads {heads}")
-        if not mlp_ratio * width >= 1:
-            raise ValueError(f"DiT: mlp_ratio must be positive, got {mlp_ratio}")
+        if not 1 <= mlp_ratio * width < math.inf:
+            raise ValueError(f"DiT: mlp_ratio must be positive and finite, at least 1 / width, got {mlp_ratio}")
+        if time_features < 2 or time_features % 2:
+            raise ValueError(f"DiT: time_features must be an even number from 2 on, got {time_features}")
         channels, height, across = image_shape("DiT", shape, patch_size)
         self.patch_size, self.channels = patch_size, channels
         self.embedding = Sinusoidal(1, time_features)
@@ -116,15 +120,17 @@ class DiT(nn.Module):
             x: Scaled noisy pictures, (B, C, H, W).
             c_noise: Noise level, (B,).
             label: Classes, int64 in [0, classes], (B,); None means any class.
+
+        Raises:
+            ValueError: sides that patches do not fill, or labels without classes.
         """
+        image_shape("DiT", x.shape[1:], self.patch_size)
         p = self.patch_size
         b, _, height, across = x.shape
         rows, columns = height // p, across // p
         told = self.time(self.embedding(c_noise.float().unsqueeze(1)).to(x.dtype))
         told = self.label(told, label)
-        patches = (
-            x.reshape(b, self.channels, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5).reshape(b, rows * columns, -1)
-        )
+        patches = x.reshape(b, self.channels, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5)
         grid = self.positions
         if grid.shape[:2] != (rows, columns):
             grid = positions(rows, columns, grid.shape[2]).to(x.device)

@@ -77,7 +77,8 @@ class ConvUNet(nn.Module):
     Parameters for (3, 32, 32) with the defaults: 432,819.
 
     Reference: document 4 (a demonstration of DDPM on one picture); the frequencies of its time table are mended
-    (`Sinusoidal`).  Several noise levels for each picture are an option of the loss, ``times_per_sample``.
+    (`Sinusoidal`), and a convolution stands between encoder and decoder, where it has none.  Several noise levels for
+    each picture are an option of the loss, ``times_per_sample``.
 
     Args:
         shape: Shape of one example, (C, H, W); sides divisible by 2 for each level.  Pictures of other sides so
@@ -85,7 +86,7 @@ class ConvUNet(nn.Module):
         classes: Number of classes of a conditional network. Label ``classes`` (one past the last) means "any class".
         channels: Channels before the first level and after each.
         groups: Of the group norms; must divide all channels.
-        time_size: Length of the time features.
+        time_size: Length of the time features; a ``time_embedding`` brings its own.
         time_embedding: Embedding of the noise level; None: Sinusoidal, for which ``noise_input`` must count steps.
     """
 
@@ -105,7 +106,8 @@ class ConvUNet(nn.Module):
             raise ValueError(f"ConvUNet: groups must divide all channels, got groups {groups} and {list(channels)}")
         if time_size < 2 or time_size % 2:
             raise ValueError(f"ConvUNet: time_size must be an even number from 2 on, got {time_size}")
-        colours, _, _ = image_shape("ConvUNet", shape, 2 ** (len(channels) - 1))
+        self.factor = 2 ** (len(channels) - 1)
+        colours, _, _ = image_shape("ConvUNet", shape, self.factor)
         self.embedding = Sinusoidal(1, time_size) if time_embedding is None else time_embedding(1)
         width = self.embedding.width
         self.label = LabelEmbedding("ConvUNet", classes, width)
@@ -123,7 +125,11 @@ class ConvUNet(nn.Module):
             x: Scaled noisy pictures, (B, C, H, W).
             c_noise: Noise level, (B,).
             label: Classes, int64 in [0, classes], (B,); None means any class.
+
+        Raises:
+            ValueError: sides that cannot be halved once for each level, or labels without classes.
         """
+        image_shape("ConvUNet", x.shape[1:], self.factor)
         time = self.label(self.embedding(c_noise.float().unsqueeze(1)).to(x.dtype), label)
         h = self.stem(x)
         bypass = []

@@ -22,16 +22,17 @@ class LearnedFourier(Embedding):
     Args:
         dim: Number of coordinates, one (given by the network).
         features: Sines and cosines together, an even number.
+        trained: False: the frequencies stay as drawn; unlike those of `Fourier` they come with x itself.
     """
 
-    def __init__(self, dim: int = 1, features: int = 16) -> None:
+    def __init__(self, dim: int = 1, features: int = 16, trained: bool = True) -> None:
         super().__init__()
         if dim != 1:
             raise ValueError(f"LearnedFourier: embeds one number, got {dim} coordinates")
         if features < 2 or features % 2:
             raise ValueError(f"LearnedFourier: features must be an even number from 2 on, got {features}")
         self.width = features + 1
-        self.frequencies = nn.Parameter(torch.randn(features // 2))
+        self.frequencies = nn.Parameter(torch.randn(features // 2), requires_grad=trained)
 
     def forward(self, x: Tensor) -> Tensor:
         phase = 2 * math.pi * x * self.frequencies
@@ -66,7 +67,8 @@ class LinearAttention(nn.Module):
         b, _, height, width = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, self.dim_head, height * width).unbind(1)
         # The keys sum to 1 over the positions, so the result does not shrink with their number.
-        context = torch.einsum("bhdn,bhen->bhde", k.float().softmax(-1).to(v.dtype), v)
+        k = k.softmax(-1, dtype=torch.promote_types(k.dtype, torch.float32)).to(v.dtype)
+        context = torch.einsum("bhdn,bhen->bhde", k, v)
         attended = torch.einsum("bhde,bhdn->bhen", context, q.softmax(2) * self.dim_head**-0.5)
         y: Tensor = x + self.output(attended.reshape(b, -1, height, width))
         return y
@@ -120,7 +122,9 @@ class LinearAttentionUNet(nn.Module):
     Parameters for (3, 32, 32) with the defaults: 35,711,107.
 
     Reference: document 2, after the public `denoising-diffusion-pytorch`; without its division of the values by the
-    number of positions, and with channel norms where the document leaves the kind of norm open.
+    number of positions, and with channel norms where the document leaves the kind of norm open.  So it is the `Unet` of
+    release 1.8.15 with ``full_attn`` false on all levels: same tensors, same output.  Releases 2.x (35,711,491) have
+    full attention on the last level, learned keys and values beside those of the picture, and no group norm.
 
     Args:
         shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
@@ -156,9 +160,12 @@ class LinearAttentionUNet(nn.Module):
             raise ValueError(f"{name}: dim_mults must be one or more positive numbers, got {list(dim_mults)}")
         if dim < 1 or groups < 1 or dim % groups:
             raise ValueError(f"{name}: groups must divide dim, got dim {dim} and groups {groups}")
+        if time_embedding is None and dim % 2:
+            raise ValueError(f"{name}: dim must be even for half sines, half cosines of the noise level, got {dim}")
         if heads < 1 or dim_head < 1:
             raise ValueError(f"{name}: heads and dim_head must be at least 1, got {heads} and {dim_head}")
-        channels, _, _ = image_shape(name, shape, 2 ** (len(dim_mults) - 1))
+        self.factor = 2 ** (len(dim_mults) - 1)
+        channels, _, _ = image_shape(name, shape, self.factor)
         self.self_condition = self_condition
 
         width = 4 * dim
@@ -174,32 +181,16 @@ class LinearAttentionUNet(nn.Module):
             c, out = widths[level], widths[level + 1]
             # Each 2x2 becomes one position of 4C channels: nothing is lost but by choice of the convolution.
             smaller = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * c, out, 1))
-            self.down.append(
-                nn.ModuleList(
-                    (
-                        Block(c, c, width, groups),
-                        Block(c, c, width, groups),
-                        LinearAttention(c, heads, dim_head),
-                        smaller if level < last else nn.Conv2d(c, out, 3, padding=1),
-                    )
-                )
-            )
+            row = [*(Block(c, c, width, groups) for _ in range(2)), LinearAttention(c, heads, dim_head)]
+            self.down.append(nn.ModuleList((*row, smaller if level < last else nn.Conv2d(c, out, 3, padding=1))))
         middle = widths[-1]
         self.middle_1, self.middle_2 = Block(middle, middle, width, groups), Block(middle, middle, width, groups)
         self.attention = FullAttention(middle, heads, dim_head)
         for level in reversed(range(len(dim_mults))):
             c, out = widths[level + 1], widths[level]
             larger = nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(c, out, 3, padding=1))
-            self.up.append(
-                nn.ModuleList(
-                    (
-                        Block(c + out, c, width, groups),
-                        Block(c + out, c, width, groups),
-                        LinearAttention(c, heads, dim_head),
-                        larger if level > 0 else nn.Conv2d(c, out, 3, padding=1),
-                    )
-                )
-            )
+            row = [*(Block(c + out, c, width, groups) for _ in range(2)), LinearAttention(c, heads, dim_head)]
+            self.up.append(nn.ModuleList((*row, larger if level > 0 else nn.Conv2d(c, out, 3, padding=1))))
         self.final = Block(2 * dim, dim, width, groups)
         self.output = nn.Conv2d(dim, channels * (1 + learned_variance), 1)
 
@@ -211,13 +202,20 @@ class LinearAttentionUNet(nn.Module):
             c_noise: Noise level, (B,).
             label: Classes, int64 in [0, classes], (B,); None means any class.
             x_0_hat: Estimate of x_0 for self-conditioning, (B, C, H, W); None: none yet, zeros.
+
+        Raises:
+            ValueError: sides that cannot be halved as often as needed, labels or an estimate that it was not built for.
         """
+        image_shape("LinearAttentionUNet", x.shape[1:], self.factor)
+        if x_0_hat is not None and not self.self_condition:
+            raise ValueError("LinearAttentionUNet: got x_0_hat but was built without self_condition: set it to true")
+        if x_0_hat is not None and x_0_hat.shape != x.shape:
+            raise ValueError(
+                f"LinearAttentionUNet: x_0_hat must be like x, {tuple(x.shape)}, got {tuple(x_0_hat.shape)}"
+            )
         if self.self_condition:
             x = torch.cat((torch.zeros_like(x) if x_0_hat is None else x_0_hat, x), 1)
-        elif x_0_hat is not None:
-            raise ValueError("LinearAttentionUNet: got x_0_hat but was built without self_condition")
-        features = self.embedding(c_noise.float().unsqueeze(1)).to(x.dtype)
-        time = self.label(self.time(features), label)
+        time = self.label(self.time(self.embedding(c_noise.float().unsqueeze(1)).to(x.dtype)), label)
         h = stem = self.stem(x)
         skips = []
         for block_1, block_2, attention, resample in _levels(self.down):
