@@ -103,16 +103,31 @@ def test_positions_tell_all_places_apart_and_rows_from_columns() -> None:
         assert grid[0, 7, 12 + k].item() == pytest.approx(math.cos(7 * rate), abs=1e-6)
 
 
-def test_other_sides_have_their_own_positions() -> None:
+@pytest.mark.parametrize(("height", "across"), [(12, 4), (12, 8)])  # (12, 8): as many patches as it was built for
+def test_other_sides_have_their_own_positions(height: int, across: int) -> None:
     torch.manual_seed(0)
     network = small()
     with torch.no_grad():
         for p in network.parameters():
             p.add_(0.3 * torch.randn_like(p))
-    same = DiT((3, 12, 4), patch_size=4, width=16, depth=2, heads=2)
+    same = DiT((3, height, across), patch_size=4, width=16, depth=2, heads=2)
     same.load_state_dict(network.state_dict())
-    x = torch.randn(2, 3, 12, 4)
+    x = torch.randn(2, 3, height, across)
     assert torch.equal(network(x, torch.ones(2)), same(x, torch.ones(2)))
+
+
+def test_the_noise_level_shifts_and_scales_the_last_norm() -> None:
+    torch.manual_seed(0)
+    network = small(depth=1)
+    nn.init.normal_(network.modulation.weight)
+    seen: list[Tensor] = []
+    network.output.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    network.norm.register_forward_hook(lambda module, args, out: seen.append(out))
+    c_noise = torch.tensor([3.0, 700.0])
+    network(torch.randn(2, 3, 8, 12), c_noise)
+    told = network.modulation(nn.functional.silu(network.time(network.embedding(c_noise[:, None]))))
+    shift, scale = told[:, None, :16], told[:, None, 16:]
+    torch.testing.assert_close(seen[1], seen[0] * (1 + scale) + shift)
 
 
 def test_blocks_attend_as_defined_and_are_modulated() -> None:

@@ -80,11 +80,22 @@ def test_the_time_is_added_to_every_pixel_of_every_level() -> None:
 
 def test_bypasses_join_levels_of_one_size_innermost_first() -> None:
     network = ConvUNet((3, 16, 16), channels=(4, 8, 12), groups=2)
-    joined: list[tuple[int, ...]] = []
+    left: list[Tensor] = []
+    joined: list[Tensor] = []
+    for level in network.down:
+        level.register_forward_hook(lambda module, args, out: left.append(out[0]))
     for level in network.up:
-        level.register_forward_hook(lambda module, args, out: joined.append(tuple(args[1].shape)))
+        level.register_forward_hook(lambda module, args, out: joined.append(args[1]))
     network(torch.randn(1, 3, 16, 16), torch.rand(1))
-    assert joined == [(1, 12, 8, 8), (1, 8, 16, 16)]
+    assert [tuple(bypass.shape) for bypass in joined] == [(1, 12, 8, 8), (1, 8, 16, 16)]
+    assert all(torch.equal(a, b) for a, b in zip(reversed(left), joined, strict=True))
+
+
+def test_every_parameter_is_trained() -> None:
+    torch.manual_seed(0)
+    network = ConvUNet((3, 8, 8), 3)
+    network(torch.randn(2, 3, 8, 8), torch.rand(2), torch.tensor([0, 3])).square().sum().backward()
+    assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
 def test_the_output_is_a_convolution_without_activation() -> None:

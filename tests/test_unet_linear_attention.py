@@ -164,6 +164,23 @@ def test_the_stem_reaches_the_end_directly() -> None:
     assert torch.equal(seen[0][:, 8:], network.stem(x))
 
 
+def test_skips_leave_after_the_first_block_and_after_attention_and_come_back_last_first() -> None:
+    torch.manual_seed(0)
+    network = small((3, 8, 8)).eval()
+    left: list[Tensor] = []
+    joined: list[Tensor] = []
+    for first, _, attention, _ in network.down:
+        for layer in (first, attention):
+            layer.register_forward_hook(lambda module, args, out: left.append(out))
+    for first, second, _, _ in network.up:
+        for layer in (first, second):
+            layer.register_forward_hook(lambda module, args, out: joined.append(args[0]))
+    network(torch.randn(1, 3, 8, 8), torch.rand(1))
+    assert len(left) == len(joined) == 4
+    for out, into in zip(reversed(left), joined, strict=True):
+        assert torch.equal(into[:, -out.shape[1] :], out)
+
+
 def test_self_conditioning_takes_an_estimate_and_zeros_without_one() -> None:
     torch.manual_seed(0)
     network = small((3, 8, 8), self_condition=True)
