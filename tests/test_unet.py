@@ -363,3 +363,8 @@ def test_the_noise_level_is_embedded_in_float32_whatever_the_network_computes_in
 def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UNet((3, 8, 8), **({"ch_mult": (1, 2), "attn_resolutions": ()} | options))
+
+
+def test_sinusoids_keep_their_phase_in_a_network_of_16_bit_weights() -> None:
+    x = torch.tensor([[998.0], [999.0]])
+    assert torch.equal(Sinusoidal(1, 64).bfloat16()(x), Sinusoidal(1, 64)(x))

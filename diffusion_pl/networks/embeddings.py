@@ -95,8 +95,6 @@ class Sinusoidal(Embedding):
         max_period: 2π times this is the longest period.
     """
 
-    frequencies: Tensor
-
     def __init__(self, dim: int = 1, features: int = 128, max_period: float = 10_000.0) -> None:
         super().__init__()
         if dim != 1:
@@ -106,11 +104,11 @@ class Sinusoidal(Embedding):
         if not 1 < max_period < math.inf:
             raise ValueError(f"Sinusoidal: max_period must be finite and above 1, got {max_period}")
         self.width = features
-        half = features // 2
-        exponent = torch.arange(half, dtype=torch.float64) / max(1, half - 1)
-        # Not in the state dict: nothing is learned or drawn, and the published checkpoints have no such entry.
-        self.register_buffer("frequencies", (max_period**-exponent).float(), persistent=False)
+        self.max_period = max_period
 
     def forward(self, x: Tensor) -> Tensor:
-        phase = x * self.frequencies
+        # Made anew each time: a buffer would be rounded with the weights, and steps near 1000 would lose their phase.
+        half = self.width // 2
+        exponent = torch.arange(half, dtype=torch.float64) / max(1, half - 1)
+        phase = x * (self.max_period**-exponent).to(x)
         return torch.cat((phase.sin(), phase.cos()), 1)
