@@ -51,6 +51,17 @@ def test_a_batch_is_what_its_pictures_are_one_by_one(path: str, indices: list[in
     assert np.array_equal(x.numpy(), X.transpose(0, 3, 1, 2)[indices])
 
 
+@pytest.mark.parametrize("options", [{}, {"chunks": (4, 8, 6, 3)}, {"chunks": (4, 8, 6, 3), "compression": "gzip"}])
+def test_every_layout_of_the_file_is_read_in_any_order_and_with_repetitions(tmp_path: Path, options: Any) -> None:
+    with h5py.File(tmp_path / "y.hdf5", "w") as file:
+        file.create_dataset("other", data=np.arange(1000))  # so that the pictures do not begin where the file does
+        file.create_dataset("imgs", data=X, **options)
+    source = ready(str(tmp_path / "y.hdf5"), val_fraction=0.0, memory_gb=0.0).splits[0]
+    for indices in ([29], [3, 4, 5, 12, 11], [7, 2, 7, 29, 0, 2, 1], list(range(30))):
+        x = source.__getitems__(torch.tensor(indices))["x"]
+        assert np.array_equal(x.numpy(), X.transpose(0, 3, 1, 2)[indices])
+
+
 def test_sixteen_bits_without_channels(path: str) -> None:
     data = ready(path, "deep", val_fraction=0.0)
     assert (data.shape, data.levels) == ((1, 8, 6), 65_536)
