@@ -161,6 +161,11 @@ class DiffusionModule(LeanHooks, LightningModule):
         scheduler = self.lr_scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Now, not before the next backward pass: the forward pass in between can have the gradients' memory.
+        self.trainer.optimizers[0].zero_grad()
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
