@@ -229,6 +229,7 @@ def run_trainer(args: Sequence[str]) -> None:
         raise
     finally:
         os.environ.pop(_RUN_VARIABLE, None)
+        torch.set_flush_denormal(False)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
         print(f"the run lies in {cli.folder}")
         found = {"checkpoint": last_checkpoint(cli.folder), "pictures": cli.folder / "panels"}

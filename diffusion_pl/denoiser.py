@@ -25,9 +25,11 @@ class Denoiser(nn.Module, ABC):
 
     Attributes:
         schedule: the forward process whose x_t it denoises.
+        self_conditioned: whether it takes its own last estimate as the condition x_0_hat.
     """
 
     schedule: Schedule
+    self_conditioned: bool = False
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
@@ -78,7 +80,9 @@ class NetworkDenoiser(Denoiser):
     are in the precision of x_t and t, float32 or float64.
 
     Args:
-        network: forward(x: (B, *), c_noise: (B,), **cond) -> F: (B, *).
+        network: forward(x: (B, *), c_noise: (B,), **cond) -> F: (B, *); or twice the channels, the second half of which
+            tells the variance of the reverse step, v = (output + 1)/2.  With an attribute self_condition that is true
+            it takes an estimate of x_0 as x_0_hat.
         schedule, parameterization: see there.
         noise_input: None: c_noise = t.
     """
@@ -93,11 +97,12 @@ class NetworkDenoiser(Denoiser):
         super().__init__()
         self.network, self.schedule, self.parameterization = network, schedule, parameterization
         self.noise_input = ScaledTime() if noise_input is None else noise_input
+        self.self_conditioned = bool(getattr(network, "self_condition", False))
         # Within a tuple, so that it is not registered twice; it tells the network's type without a search at each call.
         self._first_parameter = tuple(network.parameters())[:1]
 
-    def raw(self, x_t: Tensor, t: Tensor, kernel: Kernel, **cond: Tensor) -> Tensor:
-        """F: (B, *) at (x_t, t), the space in which the loss is taken.
+    def raw(self, x_t: Tensor, t: Tensor, kernel: Kernel, **cond: Tensor) -> tuple[Tensor, Tensor | None]:
+        """F: (B, *) at (x_t, t), the space in which the loss is taken, and v: (B, *) if the network gives one.
 
         Args:
             x_t, t, cond: see `forward`.
@@ -111,16 +116,22 @@ class NetworkDenoiser(Denoiser):
         c_noise = self.noise_input(kernel, t).reshape(-1).expand(len(x_t))
         dtype = self._first_parameter[0].dtype if self._first_parameter else x_t.dtype
         output: Tensor = self.network((c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype), **cond)
-        if output.shape != x_t.shape:
-            raise ValueError(
-                f"the network makes {tuple(output.shape)} of x_t: {tuple(x_t.shape)}; it must keep the shape"
-            )
-        return output.to(x_t.dtype)
+        output = output.to(x_t.dtype)
+        if output.shape == x_t.shape:
+            return output, None
+        if output.shape == (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:]):
+            mean, variance = output.chunk(2, dim=1)
+            return mean, (variance + 1) / 2
+        raise ValueError(
+            f"the network makes {tuple(output.shape)} of x_t: {tuple(x_t.shape)}; it must keep the shape "
+            "(or double the channels, to tell a variance)"
+        )
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
         check_time(x_t, t)  # before a table is indexed with it
         kernel = self.schedule(t)
-        return self.parameterization.predict(kernel, x_t, self.raw(x_t, t, kernel, **cond))
+        output, v = self.raw(x_t, t, kernel, **cond)
+        return self.parameterization.predict(kernel, x_t, output)._replace(v=v)
 
 
 def check_time(x_t: Tensor, t: Tensor) -> None:

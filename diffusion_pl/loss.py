@@ -9,12 +9,13 @@ Reference: Ho et al., arXiv 2006.11239, Eq. 14; Karras et al., arXiv 2206.00364,
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .couplings import Coupling
 from .denoiser import NetworkDenoiser
 from .tensors import mean_data
 from .times import TimeSampler
+from .variance import VarianceBound
 from .weightings import Weighting
 
 
@@ -25,7 +26,7 @@ class Losses(NamedTuple):
     t: Tensor
 
 
-class DenoisingLoss:
+class DenoisingLoss(nn.Module):
     """Weighted denoising loss.
 
     Args:
@@ -34,6 +35,12 @@ class DenoisingLoss:
         coupling: pairs noise with examples; None: independently.
         times_per_sample: K, how many (t, ε) each example of a batch is shown with; the expected loss is the same for
             any K.  Where examples are few or dear to load, it buys a larger batch.
+        label_dropout: probability with which an example's label is withheld (label −1), so that the network also learns
+            the estimate without, for classifier-free guidance (Ho & Salimans, arXiv 2207.12598: 0.1 to 0.2).
+        variance: adds the bound that teaches a network of learned variance; None: nothing.
+
+    A network with self_condition gets, in half of the steps, its own estimate of x_0 from a first, untrained pass
+    (Chen et al., arXiv 2208.04202, Alg. 1).
     """
 
     def __init__(
@@ -42,13 +49,18 @@ class DenoisingLoss:
         weighting: Weighting,
         coupling: Coupling | None = None,
         times_per_sample: int = 1,
+        label_dropout: float = 0.0,
+        variance: VarianceBound | None = None,
     ) -> None:
+        super().__init__()
         if times_per_sample < 1:
             raise ValueError(f"DenoisingLoss: times_per_sample must be at least 1, got {times_per_sample}")
-        self.times, self.weighting, self.coupling = times, weighting, coupling
-        self.times_per_sample = times_per_sample
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"DenoisingLoss: label_dropout must lie in [0, 1), got {label_dropout}")
+        self.times, self.weighting, self.coupling, self.variance = times, weighting, coupling, variance
+        self.times_per_sample, self.label_dropout = times_per_sample, label_dropout
 
-    def __call__(
+    def forward(
         self, denoiser: NetworkDenoiser, x_0: Tensor, generator: torch.Generator | None = None, **cond: Tensor
     ) -> Losses:
         """Losses of a batch.
@@ -68,8 +80,30 @@ class DenoisingLoss:
         if self.coupling is not None:
             eps = self.coupling(x_0, eps)
         kernel = denoiser.schedule(t)
-        output = denoiser.raw(kernel.alpha * x_0 + kernel.sigma * eps, t, kernel, **cond)
+        x_t = kernel.alpha * x_0 + kernel.sigma * eps
+        cond = self._withheld(cond, generator)
+        if denoiser.self_conditioned and _coin(0.5, 1, x_0.device, generator):
+            with torch.no_grad():
+                cond["x_0_hat"] = denoiser(x_t, t, **cond).x_0
+        output, v = denoiser.raw(x_t, t, kernel, **cond)
         error = output - denoiser.parameterization.target(kernel, x_0, eps)
-        weight = importance * self.weighting(denoiser.schedule, t, kernel)
-        weight = weight * denoiser.parameterization.c_out(kernel).square()
-        return Losses(mean_data(weight * error.square()), t.flatten())
+        weight = self.weighting(denoiser.schedule, t, kernel) * denoiser.parameterization.c_out(kernel).square()
+        loss = mean_data(weight * error.square())
+        if self.variance is not None:
+            prediction = denoiser.parameterization.predict(kernel, x_t, output)._replace(v=v)
+            loss = loss + self.variance(denoiser.schedule, x_0, x_t, t, prediction)
+        if denoiser.training:
+            self.times.learn(t.flatten(), loss.detach())
+        return Losses(importance.flatten() * loss if isinstance(importance, Tensor) else importance * loss, t.flatten())
+
+    def _withheld(self, cond: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
+        """The conditions, some labels of which are −1."""
+        label = cond.get("label")
+        if label is None or self.label_dropout == 0:
+            return cond
+        dropped = _coin(self.label_dropout, len(label), label.device, generator)
+        return {**cond, "label": torch.where(dropped, torch.full_like(label, -1), label)}
+
+
+def _coin(probability: float, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(n, device=device, generator=generator) < probability

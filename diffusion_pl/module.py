@@ -105,7 +105,7 @@ class DiffusionModule(LeanHooks, LightningModule):
         return self.denoiser.schedule
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.loss(self.denoiser, x_0=batch["x"], **_cond(batch)).loss.mean()
+        loss: Tensor = self.loss(self.denoiser, x_0=batch["x"], **_cond(batch)).loss.mean()
         # Logging costs as much as a step of a small network, so it happens only where it is written.
         trainer = self.trainer
         if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:

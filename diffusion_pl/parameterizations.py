@@ -18,10 +18,15 @@ from .schedules import Kernel
 
 
 class Prediction(NamedTuple):
-    """A denoiser's estimate of the clean data and of the noise, both (B, *), with α x_0 + σ eps = x_t."""
+    """A denoiser's estimate of the clean data and of the noise, both (B, *), with α x_0 + σ eps = x_t.
+
+    A network that learned the variance of the reverse step also gives v: (B, *), where log variance lies between its
+    two bounds: (1 − v) log β̃ + v log β (Nichol & Dhariwal, arXiv 2102.09672, Eq. 15).
+    """
 
     x_0: Tensor
     eps: Tensor
+    v: Tensor | None = None
 
 
 class Parameterization(ABC):

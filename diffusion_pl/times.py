@@ -1,7 +1,7 @@
 """The law of the training times t.
 
-A law that is part of the objective (all but `LikelihoodTimes`) comes with importance 1.  An importance sampler changes
-where the estimate is taken but not what it estimates: importance = 1/p(t).
+A law that is part of the objective comes with importance 1.  An importance sampler (`LikelihoodTimes`,
+`LossSecondMoment`) changes where the estimate is taken but not what it estimates: importance = 1/p(t).
 
 Randomness comes from the `generator` argument; None means torch's global one.
 """
@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+import torch.distributed
+from torch import Tensor, nn
 
 from .schedules import Schedule
 from .tensors import per_sample
@@ -29,6 +30,9 @@ class TimeSampler(ABC):
     @abstractmethod
     def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
         """n times: (n,) in float32."""
+
+    def learn(self, t: Tensor, loss: Tensor) -> None:  # noqa: B027  most laws do not adapt
+        """Told the losses of a training step, without importance: (B,) each.  Laws that adapt do so here."""
 
     def __call__(self, schedule: Schedule, x_0: Tensor, generator: torch.Generator | None = None) -> Times:
         """Times for x_0: (B, *), of shape (B, 1, …, 1)."""
@@ -151,6 +155,59 @@ class LikelihoodTimes(TimeSampler):
         t = schedule.time(high + (low - high) * u).clamp(min=self.t_min)
         # 1/p(t) over (t_min, 1), scaled by the interval's length as a uniform law's would be.
         return Times(t, (high - low) / -schedule(t).d_logsnr / (1 - self.t_min))
+
+
+class LossSecondMoment(TimeSampler, nn.Module):
+    """Importance sampling on the grid i/N with p_i ∝ √E[L_i²], mixed with a little of the uniform law.
+
+    E[L_i²] is the mean over the last `history` losses at i, of all processes; until every i has as many, t is uniform.
+    The history is in the checkpoint.
+
+    Reference: Nichol & Dhariwal, arXiv 2102.09672, Sec. 3.3.
+
+    Args:
+        steps: N.
+        history: losses remembered of each i.
+        uniform: share of the uniform law.
+    """
+
+    history: Tensor
+    seen: Tensor
+
+    def __init__(self, steps: int = 1000, history: int = 10, uniform: float = 0.001) -> None:
+        super().__init__()
+        if steps < 1 or history < 1:
+            raise ValueError(f"LossSecondMoment: steps and history must be at least 1, got {steps} and {history}")
+        if not 0 < uniform <= 1:
+            raise ValueError(f"LossSecondMoment: uniform must lie in (0, 1], got {uniform}")
+        self.steps, self.uniform = steps, uniform
+        self.register_buffer("history", torch.zeros(steps, history))
+        self.register_buffer("seen", torch.zeros(steps, dtype=torch.int64))  # losses so far of each i
+
+    def share(self) -> Tensor:
+        """p: (N,)."""
+        if (self.seen < self.history.shape[1]).any():
+            return torch.full_like(self.history[:, 0], 1 / self.steps)
+        root = self.history.square().mean(1).sqrt()
+        return (1 - self.uniform) * root / root.sum() + self.uniform / self.steps
+
+    def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
+        share = self.share().to(device)
+        index = torch.multinomial(share, n, replacement=True, generator=generator)
+        return Times((index + 1) / self.steps, 1 / (self.steps * share[index]))
+
+    @torch.no_grad()
+    def learn(self, t: Tensor, loss: Tensor) -> None:
+        pairs = torch.stack((t.double(), loss.double())).cpu()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            shares: list[Tensor | None] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(shares, pairs)
+            pairs = torch.cat([part for part in shares if part is not None], 1)
+        size = self.history.shape[1]
+        for time, value in pairs.T.tolist():
+            i = round(time * self.steps) - 1
+            self.history[i, self.seen[i] % size] = value  # the oldest gives way
+            self.seen[i] += 1
 
 
 def _check_t_min(t_min: float) -> None:

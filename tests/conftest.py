@@ -23,9 +23,10 @@ from torch import Tensor, nn
 import diffusion_pl
 from diffusion_pl.denoiser import Denoiser
 from diffusion_pl.grids import ExplicitGrid, Grid
+from diffusion_pl.inverse import Masked
 from diffusion_pl.oracles import Gaussian
 from diffusion_pl.parameterizations import Parameterization
-from diffusion_pl.samplers import Sampler
+from diffusion_pl.samplers import Ancestral, AnnealedLangevin, ReverseDiffusion, Sampler
 from diffusion_pl.schedules import LinearBetas, Schedule
 
 ROOT = Path(diffusion_pl.__file__).parent
@@ -44,6 +45,8 @@ FLOORS: dict[str, float] = {
     "denoiser": 3,
     "guidance": 3.5,
     "oracles": 3.5,
+    "inverse": 3.7,
+    "variance": 3.7,
     "loss": 4,
     "samplers": 4,
     "ode": 4.2,
@@ -66,6 +69,8 @@ FLOORS: dict[str, float] = {
 #: Side floors: what each may import of the package besides itself; floors 5 and up may import them.
 ISLANDS: dict[str, set[str]] = {"networks": set(), "data": {"plots"}, "metrics": set(), "plots": set()}
 
+NOTHING = torch.zeros(1, 2)
+
 #: Constructor arguments, a list of variants by class name; a class that is not here is built without arguments (grids:
 #: with steps, samplers: with a grid).
 ARGUMENTS: dict[str, list[dict[str, Any]]] = {
@@ -85,6 +90,14 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "DDIM": [{"eta": 0.0}, {"eta": 0.6}, {"eta": 1.0}],
     "EulerMaruyama": [{"noise": 1.0}, {"noise": 0.0}, {"noise": 0.7}],
     "Heun": [{}, {"churn": 4.0}],
+    "DPMpp": [{"order": 2}, {"order": 3}, {"order": 1, "eta": 1.0}, {"order": 2, "eta": 1.0}, {"order": 2, "eta": 0.5}],
+    "DPMppSingle": [{"order": 2}, {"order": 3}],
+    "DEIS": [{"order": k} for k in (1, 2, 3)],
+    "UniPC": [{"order": k, "variant": v} for k in (1, 2, 3) for v in (1, 2)],
+    "AdaptiveODE": [{"rtol": 1e-8, "atol": 1e-8}],
+    # Of a corrector that leaves the law all but alone: how well it mends a wrong one is tested by itself.
+    "Replacement": [{"sampler": Ancestral, "operator": Masked(NOTHING), "y": NOTHING, "repeats": 2}],
+    "PredictorCorrector": [{"predictor": ReverseDiffusion, "corrector": AnnealedLangevin(snr=1e-4)}],
 }
 
 
@@ -154,14 +167,19 @@ def variants(cls: type, default: dict[str, Any]) -> list[dict[str, Any]]:
     chosen = ARGUMENTS.get(cls.__name__, [default])
     for kwargs in chosen:
         try:
-            inspect.signature(cls).bind(**({"grid": None} if issubclass(cls, Sampler) else {}), **kwargs)
+            inspect.signature(cls).bind(**({"grid": None} if takes_grid(cls) else {}), **kwargs)
         except TypeError as error:
             raise TypeError(f"{cls.__name__}: {error}; give conftest.ARGUMENTS a line for it") from error
     return chosen
 
 
+def takes_grid(cls: type) -> bool:
+    """Whether cls is a sampler with a grid of its own, not one that wraps another sampler."""
+    return issubclass(cls, Sampler) and "grid" in inspect.signature(cls).parameters
+
+
 def label(cls: type, kwargs: dict[str, Any]) -> str:
-    short = [f"{v:g}" for v in kwargs.values() if isinstance(v, float)]
+    short = [f"{v:g}" for v in kwargs.values() if isinstance(v, (int, float))]
     return "-".join([cls.__name__, *short])
 
 
@@ -177,7 +195,9 @@ def samplers() -> list[Any]:
     """pytest.param(build) per sampler and variant: build(grid) makes it."""
 
     def builder(cls: type[Sampler], kwargs: dict[str, Any]) -> Callable[[Grid], Sampler]:
-        return lambda grid: cls(grid, **kwargs)
+        if takes_grid(cls):
+            return lambda grid: cls(grid, **kwargs)
+        return lambda grid: cls(**{k: v(grid) if isinstance(v, type) else v for k, v in kwargs.items()})
 
     return [
         pytest.param(builder(cls, kwargs), id=label(cls, kwargs))
@@ -203,7 +223,7 @@ class ExactNetwork(nn.Module):
         t = c_noise.reshape(-1, *[1] * (x.ndim - 1))
         kernel = self.oracle.schedule(t)
         scale = torch.sqrt((self.parameterization.sigma_data * kernel.alpha) ** 2 + kernel.sigma**2)
-        return self.parameterization.target(kernel, *self.oracle(scale * x, t))
+        return self.parameterization.target(kernel, *self.oracle(scale * x, t)[:2])
 
 
 class GaussianFlow:

@@ -130,7 +130,9 @@ def test_the_network_keeps_its_precision_and_the_arithmetic_its_own(inner: torch
 def test_raw_is_what_the_network_said() -> None:
     denoiser = NetworkDenoiser(Recorder(), VE(), Data())
     x_t, t = torch.ones(2, 3, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
-    assert (denoiser.raw(x_t, t, VE()(t)) == 0.25).all()
+    output, v = denoiser.raw(x_t, t, VE()(t))
+    assert (output == 0.25).all()
+    assert v is None
     assert (denoiser(x_t, t).x_0 == 0.25).all()  # F = x_0
 
 
@@ -156,8 +158,8 @@ def test_a_network_that_changes_the_shape_is_refused() -> None:
 
     class Wide(nn.Module):
         def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-            return torch.cat((x, x), 1)
+            return torch.cat((x, x, x), 1)
 
     denoiser = NetworkDenoiser(Wide(), VP(), Epsilon())
-    with pytest.raises(ValueError, match=r"makes \(5, 2\) of x_t: \(5, 1\)"):
+    with pytest.raises(ValueError, match=r"makes \(5, 3\) of x_t: \(5, 1\)"):
         denoiser(torch.zeros(5, 1), torch.tensor(0.5))

@@ -179,9 +179,9 @@ def test_labels_reach_the_network(tmp_path: Path) -> None:
     sgd = partial(torch.optim.SGD, lr=0.1)
     module, data = tiny_module(classes=2, optimizer=sgd), Moons(batch_size=64, conditional=True)
     assert data.classes == 2
-    before = weights(module)["label_embedding.weight"]
+    before = weights(module)["label.table.weight"]
     tiny_trainer(tmp_path, max_steps=2).fit(module, datamodule=data)
-    moved = (weights(module)["label_embedding.weight"] != before).any(1)
+    moved = (weights(module)["label.table.weight"] != before).any(1)
     assert moved.tolist() == [True, True, False]  # the last stands for "any class", which nobody asked for
 
 

@@ -45,7 +45,7 @@ def test_target_and_prediction_are_inverse(
 def test_any_output_splits_x_t(schedule: Schedule, parameterization: Parameterization) -> None:
     x_t, output = pairs()
     kernel = schedule(times())
-    x_0, eps = parameterization.predict(kernel, x_t, output)
+    x_0, eps, _ = parameterization.predict(kernel, x_t, output)
     bound = (kernel.alpha * x_0).abs() + (kernel.sigma * eps).abs() + x_t.abs()
     assert ((kernel.alpha * x_0 + kernel.sigma * eps - x_t).abs() <= 1e-13 * bound).all()
     # and F is recovered from that split

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import SCHEDULES, GaussianFlow, array, classes, explicit, samplers
+from conftest import SCHEDULES, GaussianFlow, array, classes, samplers
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
@@ -27,6 +27,8 @@ from diffusion_pl.tensors import SampleNoise
 Build = Callable[[Grid], Sampler]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 every_sampler = pytest.mark.parametrize("build", samplers())
+#: Those whose error depends on the grid, and whose samples are affine in their start and noises.
+every_rule = pytest.mark.parametrize("build", [p for p in samplers() if p.values[0](UniformGrid(2)).order > 0])
 
 
 class Law(NamedTuple):
@@ -88,10 +90,15 @@ def middle(schedule: Schedule, steps: int, width: float = 4.0) -> ExplicitGrid:
     """
     if isinstance(schedule, BetaTable) and schedule.steps < 100:
         cells = schedule.steps - 2
-        per_cell = steps // (cells + 1)
-        return explicit(UniformGrid(cells * per_cell + 1, 1 - 1 / schedule.steps, 1 / schedule.steps), schedule)
-    ends = schedule.time(torch.tensor([-width, width], dtype=torch.float64)).tolist()
-    return explicit(LogSNRGrid(steps + 1, *ends), schedule)
+        per_cell = 2 * steps // (cells + 1)
+        t = UniformGrid(cells * per_cell + 1, 1 - 1 / schedule.steps, 1 / schedule.steps)(schedule)
+        short = 0.5 / steps**2
+        return ExplicitGrid([*t[:1].tolist(), t[0].item() - short, t[0].item() - 2 * short, *t[1:].tolist()])
+    # The first two steps are short, O(h²), or the low order in which multistep rules start would be all that is seen.
+    equal = torch.linspace(-width, width, steps + 1, dtype=torch.float64)
+    short = (2 * width / steps) ** 2 / 8
+    t = schedule.time(torch.cat([equal[:1], equal[:1] + short, equal[:1] + 2 * short, equal[1:]]))
+    return ExplicitGrid(t.tolist())
 
 
 def orders(errors: list[float]) -> np.ndarray:
@@ -106,7 +113,7 @@ def test_all_samplers_are_found() -> None:
 
 
 @every_schedule
-@every_sampler
+@every_rule
 def test_law_converges_at_the_declared_order(build: Build, schedule: Schedule) -> None:
     """From the exact marginal at the first time to that at the last, denoised."""
     flow, errors = GaussianFlow(schedule), []
@@ -117,12 +124,12 @@ def test_law_converges_at_the_declared_order(build: Build, schedule: Schedule) -
         errors.append(max(abs(found.mean - mean).max(), abs(found.cov - cov).max()))
     order = build(grid).order
     assert errors[-1] < {1: 0.1, 2: 5e-3}.get(order, 1e-3)
-    if errors[0] > 1e-11:  # else exact already
-        assert orders(errors)[-1] >= order - 0.15, (errors, orders(errors))
+    if errors[0] > 1e-8:  # else exact already
+        assert orders(errors)[-1] >= 0.93 * order - 0.08, (errors, orders(errors))
 
 
 @every_schedule
-@every_sampler
+@every_rule
 def test_samples_have_the_law_of_the_data(build: Build, schedule: Schedule) -> None:
     """The whole way from the sampler's own prior: mean and covariance of the data, in the limit of small steps."""
     flow = GaussianFlow(schedule)
@@ -175,7 +182,7 @@ def test_paths_converge_to_the_probability_flow(build: Build, schedule: Schedule
     """x at the last time against the closed-form flow of Gaussian data."""
     flow, errors = GaussianFlow(schedule), []
     unit = np.random.default_rng(0).normal(size=(8, 2))
-    for steps in (32, 64, 128):
+    for steps in (32, 64, 128) if build(UniformGrid(2)).order else (4,):
         grid = middle(schedule, steps)
         mean, cov = flow.marginal(grid.t[0])
         x_T = mean + unit @ np.linalg.cholesky(cov).T
@@ -184,7 +191,8 @@ def test_paths_converge_to_the_probability_flow(build: Build, schedule: Schedule
         expected = flow.flow(x_T, grid.t[0], grid.t[-1])
         errors.append(abs(array(path.x[-2]) - expected).max())
     assert errors[-1] < {1: 0.15, 2: 5e-3}.get(build(grid).order, 1e-3)
-    assert orders(errors)[-1] >= build(grid).order - 0.15, (errors, orders(errors))
+    if errors[0] > 1e-8:
+        assert orders(errors)[-1] >= 0.93 * build(grid).order - 0.08, (errors, orders(errors))
 
 
 POINTS = np.array([[1.5, 0.2], [-0.8, 1.1], [0.1, -1.4]])
@@ -228,13 +236,14 @@ def test_paths_converge_on_a_mixture(build: Build, schedule: Schedule) -> None:
 
     exact = solve_ivp(field, (grid.t[0], grid.t[-1]), x_T.ravel(), method="DOP853", rtol=1e-9, atol=1e-11).y[:, -1]
     errors = []
-    for steps in (64, 128, 256):
+    for steps in (64, 128, 256) if build(grid).order else (64,):
         grid = middle(schedule, steps, width=3.0)
         path = build(grid)(mixture(schedule), torch.from_numpy(x_T), path=True).path
         assert path is not None
         errors.append(abs(array(path.x[-2]).ravel() - exact).max())
     assert errors[-1] < {1: 0.1, 2: 5e-3}.get(build(grid).order, 1e-3)
-    assert orders(errors)[-1] >= build(grid).order - 0.2, (errors, orders(errors))
+    if errors[0] > 1e-7:
+        assert orders(errors)[-1] >= 0.93 * build(grid).order - 0.1, (errors, orders(errors))
 
 
 # DDPM, DDIM -------------------------------------------------------------------------------------------------------
@@ -493,7 +502,7 @@ def test_nfe_is_what_the_denoiser_was_asked(build: Build) -> None:
         schedule = VP()
 
         def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
-            calls.append((t.item(), cond))
+            calls.append((t.max().item(), cond))
             return GaussianFlow(VP()).oracle(x_t, t)
 
     label = torch.arange(6)

@@ -119,7 +119,7 @@ class DiT(nn.Module):
         Args:
             x: Scaled noisy pictures, (B, C, H, W).
             c_noise: Noise level, (B,).
-            label: Classes, int64 in [0, classes], (B,); None means any class.
+            label: Classes, int64, (B,); −1 or None means any class.
 
         Raises:
             ValueError: sides that patches do not fill, or labels without classes.

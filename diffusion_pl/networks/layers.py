@@ -49,7 +49,7 @@ class LabelEmbedding(nn.Module):
 
         Args:
             features: (B, width).
-            label: Classes, int64 in [0, classes], (B,); None means any class.
+            label: Classes, int64 in [0, classes), (B,), or −1 for any class; None: any class for all.
         """
         if self.table is None:
             if label is not None:
@@ -58,6 +58,6 @@ class LabelEmbedding(nn.Module):
                 )
             return features
         if label is None:
-            label = torch.full((len(features),), self.table.num_embeddings - 1, device=features.device)
-        embedded: Tensor = self.table(label)
+            label = torch.full((len(features),), -1, device=features.device)
+        embedded: Tensor = self.table(torch.where(label < 0, self.table.num_embeddings - 1, label))
         return features + embedded

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .embeddings import Embedding, Identity
+from .layers import LabelEmbedding
 
 
 class Block(nn.Module):
@@ -51,13 +52,11 @@ class MLP(nn.Module):
             raise ValueError(f"MLP: needs data of shape (D,), got {tuple(shape)}: choose another network")
         if width < 1 or depth < 1:
             raise ValueError(f"MLP: width and depth must be at least 1, got width {width}, depth {depth}")
-        if classes is not None and classes < 1:
-            raise ValueError(f"MLP: classes must be at least 1, or None for no condition, got {classes}")
         (dim,) = shape
         self.classes = classes
         self.input_embedding = (input_embedding or Identity)(dim)
         self.time_embedding = (time_embedding or Identity)(1)
-        self.label_embedding = nn.Embedding(classes + 1, width) if classes is not None else None
+        self.label = LabelEmbedding("MLP", classes, width)
         self.input = nn.Linear(self.input_embedding.width + self.time_embedding.width, width)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
         self.output = nn.Linear(width, dim)
@@ -68,13 +67,9 @@ class MLP(nn.Module):
         Args:
             x: Scaled noisy points, (B, D).
             c_noise: Noise level, of order one, (B,).
-            label: Classes, int64 in [0, classes], (B,); None means any class.
+            label: Classes, int64, (B,); −1 or None means any class.
         """
         h = self.input(torch.cat((self.input_embedding(x), self.time_embedding(c_noise.unsqueeze(1))), 1))
-        if self.label_embedding is not None:
-            any_class = torch.full_like(c_noise, self.label_embedding.num_embeddings - 1, dtype=torch.long)
-            h = h + self.label_embedding(any_class if label is None else label)
-        elif label is not None:
-            raise ValueError("MLP: got labels but was built without classes: give the number of classes")
+        h = self.label(h, label)
         output: Tensor = self.output(self.blocks(nn.functional.gelu(h)))
         return output

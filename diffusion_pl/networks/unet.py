@@ -115,7 +115,7 @@ class UNet(nn.Module):
         Args:
             x: Scaled noisy pictures, (B, C, H, W).
             c_noise: Noise level, (B,).
-            label: Classes, int64 in [0, classes], (B,); None means any class.
+            label: Classes, int64, (B,); −1 or None means any class.
 
         Raises:
             ValueError: sides that cannot be halved as often as there are levels after the first.

@@ -122,7 +122,7 @@ class ConvUNet(nn.Module):
         Args:
             x: Scaled noisy pictures, (B, C, H, W).
             c_noise: Noise level, (B,).
-            label: Classes, int64 in [0, classes], (B,); None means any class.
+            label: Classes, int64, (B,); −1 or None means any class.
 
         Raises:
             ValueError: sides that cannot be halved once for each level, or labels without classes.

@@ -200,7 +200,7 @@ class LinearAttentionUNet(nn.Module):
         Args:
             x: Scaled noisy pictures, (B, C, H, W).
             c_noise: Noise level, (B,).
-            label: Classes, int64 in [0, classes], (B,); None means any class.
+            label: Classes, int64, (B,); −1 or None means any class.
             x_0_hat: Estimate of x_0 for self-conditioning, (B, C, H, W); None: none yet, zeros.
 
         Raises:

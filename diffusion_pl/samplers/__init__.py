@@ -1,9 +1,37 @@
 """Samplers: one file each, the loop in `base`."""
 
+from .adaptive import AdaptiveODE
 from .ancestral import Ancestral
 from .base import Noise, Path, Run, Sampler, Samples
 from .ddim import DDIM
+from .deis import DEIS
+from .dpmpp import DPMpp, DPMppSingle
 from .euler_maruyama import EulerMaruyama
 from .heun import Heun
+from .predictor_corrector import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
+from .replacement import Replacement
+from .reverse_diffusion import ReverseDiffusion
+from .unipc import UniPC
 
-__all__ = ["DDIM", "Ancestral", "EulerMaruyama", "Heun", "Noise", "Path", "Run", "Sampler", "Samples"]
+__all__ = [
+    "DDIM",
+    "DEIS",
+    "AdaptiveODE",
+    "Ancestral",
+    "AnnealedLangevin",
+    "Corrector",
+    "DPMpp",
+    "DPMppSingle",
+    "EulerMaruyama",
+    "Heun",
+    "Langevin",
+    "Noise",
+    "Path",
+    "PredictorCorrector",
+    "Replacement",
+    "ReverseDiffusion",
+    "Run",
+    "Sampler",
+    "Samples",
+    "UniPC",
+]

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..grids import Grid
 from ..transitions import posterior, transition
+from ..variance import learned
 from .base import Run, Sampler
 
 
@@ -15,19 +16,27 @@ class Ancestral(Sampler):
 
     Args:
         grid: DDPM's own: UniformGrid(N).
-        variance: v; 0 is β̃ ("fixed small", right for point-mass data), 1 is β ("fixed large", right for N(0, I) data).
+        variance: v; 0 is β̃ ("fixed small", right for point-mass data), 1 is β ("fixed large", right for N(0, I) data);
+            None: as the network learned it, for each number its own.
     """
 
     order = 1
 
-    def __init__(self, grid: Grid, variance: float = 0.0) -> None:
+    def __init__(self, grid: Grid, variance: float | None = 0.0) -> None:
         super().__init__(grid)
-        if not 0 <= variance <= 1:
+        if variance is not None and not 0 <= variance <= 1:
             raise ValueError(f"variance must lie in [0, 1], got {variance}")
         self.variance = variance
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
         at_s, at_t = run.kernel(s), run.kernel(t)
         from_t, from_0, small = posterior(at_s, at_t)
-        var = small ** (1 - self.variance) * transition(at_s, at_t).sigma_sq ** self.variance
-        return from_t * x_t + from_0 * run.denoise(x_t, t).x_0 + torch.sqrt(var) * run.noise(x_t), None
+        large = transition(at_s, at_t).sigma_sq
+        prediction = run.denoise(x_t, t)
+        if self.variance is not None:
+            std = torch.sqrt(small ** (1 - self.variance) * large**self.variance)
+        elif prediction.v is not None:
+            std = torch.sqrt(learned(prediction.v, small, large))
+        else:
+            raise ValueError("Ancestral: the network tells no variance: give variance: 0 (β̃) or 1 (β)")
+        return from_t * x_t + from_0 * prediction.x_0 + std * run.noise(x_t), None

@@ -10,7 +10,7 @@ t is a float64 scalar on the CPU throughout, so kernel arithmetic is exact and n
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,18 +41,33 @@ class Samples(NamedTuple):
     path: Path | None
 
 
+class Estimate(NamedTuple):
+    """What multistep rules keep of an evaluation: x̂_0 or ε̂, (B, *), and half = ½λ = log(α/σ) there, ()."""
+
+    value: Tensor
+    half: Tensor
+
+
 class Run:
     """One sampling run: the denoiser bound to its conditions, the noise, and the count of evaluations."""
 
-    def __init__(self, denoiser: Denoiser, noise: Noise, cond: dict[str, Tensor], points: int) -> None:
+    def __init__(self, denoiser: Denoiser, noise: Noise, cond: dict[str, Tensor], times: Tensor) -> None:
         self._denoiser, self._cond = denoiser, cond
-        self.noise, self.points, self.nfe = noise, points, 0  # points: N of the grid
+        self.noise, self.points, self.nfe = noise, len(times), 0  # points: N of the grid
         self.estimate: Tensor | None = None  # the first x̂_0 of the present step
+        self._latest: Tensor | None = None  # x̂_0 of the last evaluation, for self-conditioning
+        # All at once: a schedule costs as much for one time as for a thousand.
+        kernels = zip(*denoiser.schedule(times), strict=True)
+        self._kernels = {t: Kernel(*kernel) for t, kernel in zip(times.tolist(), kernels, strict=True)}
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """(x̂_0, ε̂) at x_t: (B, *), t: ()."""
+        """The denoiser's prediction at x_t: (B, *), t: () or (B, 1, …, 1)."""
         self.nfe += 1
-        prediction: Prediction = self._denoiser(x_t, t, **self._cond)
+        if self._denoiser.self_conditioned and self._latest is not None:
+            prediction: Prediction = self._denoiser(x_t, t, x_0_hat=self._latest, **self._cond)
+        else:
+            prediction = self._denoiser(x_t, t, **self._cond)
+        self._latest = prediction.x_0
         if self.estimate is None:
             self.estimate = prediction.x_0
         return prediction
@@ -64,7 +79,7 @@ class Run:
 
     def kernel(self, t: Tensor) -> Kernel:
         """The schedule's kernel at t: ()."""
-        return self._denoiser.schedule(t)
+        return self._kernels.get(t.item()) or self._denoiser.schedule(t)
 
 
 class Sampler(ABC):
@@ -75,7 +90,10 @@ class Sampler(ABC):
     """
 
     #: Order of convergence in the step size: of the solution for deterministic rules, of mean and covariance otherwise.
-    order: ClassVar[int]
+    #: Multistep rules have it after a start in short steps.  0: the error does not depend on the grid.
+    order: int
+    #: Evaluations of the denoiser in one step from one grid time to the next; one more follows the last.
+    evaluations: int = 1
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -119,7 +137,7 @@ class Sampler(ABC):
             cond: handed to the denoiser.
         """
         times = self.grid(denoiser.schedule)
-        run, x_t, state = Run(denoiser, noise, cond, len(times)), x_T, None
+        run, x_t, state = Run(denoiser, noise, cond, times), x_T, None
         kept: list[tuple[Tensor, Tensor]] = []
         for t, s in progress(list(pairwise(times.unbind()))):
             run.estimate = None
@@ -134,3 +152,26 @@ class Sampler(ABC):
         x, estimates = zip(*kept, (x_t, x_0), (x_0, x_0), strict=True)
         t = torch.cat([times, times.new_zeros(1)])
         return Samples(x_0, run.nfe, Path(t, torch.stack(x), torch.stack(estimates)))
+
+    @torch.no_grad()
+    def encode(self, denoiser: Denoiser, x_0: Tensor, **cond: Tensor) -> Tensor:
+        """The x_T: (B, *) whose sample is x_0: (B, *), by the same rule taken from data to noise.
+
+        The error is of the sampler's order in the step size, since the rule backwards is not its exact inverse.
+
+        Raises:
+            ValueError: the sampler draws noise.
+        """
+
+        def refuse(x: Tensor) -> Tensor:
+            raise ValueError(f"{type(self).__name__} draws noise: encoding needs a deterministic sampler")
+
+        times = self.grid(denoiser.schedule).flip(0)
+        run, state = Run(denoiser, refuse, cond, times), None
+        kernel = run.kernel(times[0])
+        x = kernel.alpha * x_0
+        for _ in range(3):  # until x̂_0(x) is x_0, nearly
+            x = kernel.alpha * x_0 + kernel.sigma * run.denoise(x, times[0]).eps
+        for s, t in pairwise(times.unbind()):
+            x, state = self.step(run, x, s, t, state)
+        return x

@@ -30,7 +30,7 @@ class DDIM(Sampler):
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
         at_s = run.kernel(s)
-        x_0, eps = run.denoise(x_t, t)
+        x_0, eps, _ = run.denoise(x_t, t)
         if self.eta == 0:  # no noise is drawn: the rule is deterministic
             return at_s.alpha * x_0 + at_s.sigma * eps, None
         var = self.eta**2 * posterior(at_s, run.kernel(t)).var

@@ -26,6 +26,7 @@ class Heun(Sampler):
     """
 
     order = 2
+    evaluations = 2
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class Heun(Sampler):
             alpha, sigma_sq = transition(run.kernel(t), run.kernel(higher))
             x_t, t = alpha * x_t + torch.sqrt(sigma_sq) * self.churn_noise * run.noise(x_t), higher
         at_t, at_s = run.kernel(t), run.kernel(s)
-        x_0, eps = run.denoise(x_t, t)
+        x_0, eps, _ = run.denoise(x_t, t)
         ahead = run.denoise(at_s.alpha * x_0 + at_s.sigma * eps, s)
         d_alpha, d_sigma = (at_s.alpha - at_t.alpha) / 2, (at_s.sigma - at_t.sigma) / 2
         return x_t + d_alpha * (x_0 + ahead.x_0) + d_sigma * (eps + ahead.eps), None
