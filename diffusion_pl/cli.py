@@ -12,22 +12,25 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from . import couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
+from . import classifier, couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
 from .callbacks import EMA, Description, PriorCheck, SampleWriter, Saver, StepProgress, StepSeed
+from .callbacks.sample_writer import resume
 from .callbacks.saver import last_checkpoint
 from .checkpoints import AtomicCheckpointIO
-from .console import quiet, refuse_samples_in
+from .console import config_files, quiet
 from .data import DataModule
 from .lean import LeanProfiler
 from .loading import link_data
 from .memory import keep_freed_memory
 from .module import DiffusionModule
+from .trainable import Trainable
 
 RUNS = Path("runs")
 _USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VALUE …]"
@@ -51,6 +54,7 @@ class DiffusionCLI(LightningCLI):
     """LightningCLI with the callbacks that every run has, and one folder a run."""
 
     def __init__(self, args: list[str]) -> None:
+        self._names_model = names_model(args)
         super().__init__(
             DiffusionModule,
             DataModule,
@@ -81,7 +85,10 @@ class DiffusionCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # What people come to change stands first, in the help and in the saved configuration.
-        parser.add_lightning_class_args(DiffusionModule, "model")
+        if self._names_model:
+            parser.add_lightning_class_args(Trainable, "model", subclass_mode=True)
+        else:
+            parser.add_lightning_class_args(DiffusionModule, "model")
         parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
@@ -91,7 +98,7 @@ class DiffusionCLI(LightningCLI):
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Saver, "saver")
         parser.add_lightning_class_args(PriorCheck, "prior_check")
-        link_data(parser)
+        link_data(parser, "model.init_args" if self._names_model else "model")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -121,8 +128,10 @@ class DiffusionCLI(LightningCLI):
             Description({key: self.config_dump[key] for key in ("model", "data")}, self._save_config),
         ]
         if self.subcommand == "predict":
-            refuse_samples_in(self.folder / "samples", "move it away, or use the command sample with --output")
-            always.append(SampleWriter(self.datamodule.write, self.folder / "samples"))
+            call = {"checkpoint": self.config[self.subcommand].ckpt_path}
+            folder, data = self.folder / "samples", self.datamodule
+            data.predict_done = resume(folder, call, "move it away, or use the command sample with --output")
+            always.append(SampleWriter(data.write, folder, data.predict_samples))
         chosen = _as_list(section.callbacks)
         if section.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
             always.append(StepProgress())
@@ -151,6 +160,20 @@ class DiffusionCLI(LightningCLI):
         if self._get(self.config, "trainer").logger is not None:
             return {}
         return {"logger": TensorBoardLogger(str(RUNS), str(self.folder.relative_to(RUNS)), "", default_hp_metric=False)}
+
+
+def names_model(args: Sequence[str]) -> bool:
+    """Whether the command line or a configuration gives the model by its class, as it must all but diffusion models."""
+    if any(re.match(r"--model(\.class_path)?(=|$)", arg) for arg in args):
+        return True
+    for path in config_files(args):
+        try:
+            config = yaml.safe_load(path.read_text())
+        except yaml.YAMLError:  # told, with its place, when it is parsed
+            continue
+        if isinstance(config, dict) and isinstance(config.get("model"), dict) and "class_path" in config["model"]:
+            return True
+    return False
 
 
 def run_folder(name: str, existing: bool) -> Path:

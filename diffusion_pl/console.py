@@ -63,13 +63,6 @@ def guard(debug: bool, args: Sequence[str]) -> Iterator[Status]:
         status.code = 2
 
 
-def refuse_samples_in(folder: Path, remedy: str) -> None:
-    """Raise ValueError if the folder holds samples already: nothing is overwritten."""
-    existing = next(iter(sorted([*folder.glob("samples.*"), *folder.glob("grid.png")])), None)
-    if existing is not None:
-        raise ValueError(f"{existing} exists already: {remedy}")
-
-
 def quiet() -> None:
     """Silence what the libraries say about themselves; warnings about the run stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -97,7 +90,7 @@ def one_line(message: str, args: Sequence[str] = ()) -> str:
         text += f", got {given[1]}"
     if "<unicode string>" in text:
         text = re.sub(r' ?in "<unicode string>", (line \d+)', r" at \1", text.removeprefix("Problems parsing config: "))
-        return f"{' or '.join(map(str, _config_files(args)))}: {text}"
+        return f"{' or '.join(map(str, config_files(args)))}: {text}"
     wrong = re.search(r"(unknown key|unknown option|there is no class) (\S+)", text)
     if wrong is None:
         return ": ".join(filter(None, (_place(key, args), text)))
@@ -146,7 +139,7 @@ def _place(key: str, args: Sequence[str]) -> str:
         option = arg.split("=")[0]
         if key and [p for p in option.lstrip("-").rstrip("+").split(".") if p != "init_args"] == parts:
             return option
-    for path in _config_files(args) if key else ():
+    for path in config_files(args) if key else ():
         lines = [line.partition("#")[0] for line in path.read_text(errors="replace").splitlines()]
         found = [n for n, line in enumerate(lines, 1) if re.search(rf"(^|[\s{{,-]){re.escape(parts[-1])}\s*:", line)]
         if len(found) == 1:  # else it is anyone's guess
@@ -154,7 +147,8 @@ def _place(key: str, args: Sequence[str]) -> str:
     return key
 
 
-def _config_files(args: Sequence[str]) -> list[Path]:
+def config_files(args: Sequence[str]) -> list[Path]:
+    """The files that a command line names with --config."""
     files = [b for a, b in pairwise(args) if a in ("--config", "-c")]
     files += [a.split("=", 1)[1] for a in args if a.startswith("--config=")]
     return [Path(f) for f in files if Path(f).is_file()]

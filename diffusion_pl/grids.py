@@ -20,6 +20,14 @@ class Grid(ABC):
     def times(self, schedule: Schedule) -> Tensor:
         """(N,) decreasing times in float64 on the CPU."""
 
+    def with_steps(self, steps: int) -> "Grid":
+        """The same range with another number of points.
+
+        Raises:
+            ValueError: a grid cannot have so many, or its points are given one by one.
+        """
+        raise ValueError(f"{type(self).__name__} has a fixed number of points: choose another grid to set steps")
+
     def __call__(self, schedule: Schedule) -> Tensor:
         t = self.times(schedule)
         if not (bool((t[1:] < t[:-1]).all()) and t[-1] >= 0 and t[0] <= 1):
@@ -43,6 +51,9 @@ class UniformGrid(Grid):
         _check_range(t_max, t_min)
         self.steps, self.t_max, self.t_min = steps, t_max, t_max / steps if t_min is None else t_min
 
+    def with_steps(self, steps: int) -> "UniformGrid":
+        return UniformGrid(steps, self.t_max, self.t_min if steps > 1 else None)
+
     def times(self, schedule: Schedule) -> Tensor:
         return torch.linspace(self.t_max, self.t_min, self.steps, dtype=torch.float64)
 
@@ -62,6 +73,9 @@ class LogSNRGrid(Grid):
         _check_steps(steps)
         _check_range(t_max, t_min)
         self.steps, self.t_max, self.t_min = steps, t_max, t_min
+
+    def with_steps(self, steps: int) -> "LogSNRGrid":
+        return LogSNRGrid(steps, self.t_max, self.t_min)
 
     def times(self, schedule: Schedule) -> Tensor:
         start, end = schedule(torch.tensor([self.t_max, self.t_min], dtype=torch.float64)).logsnr.tolist()
@@ -94,6 +108,9 @@ class KarrasGrid(Grid):
             raise ValueError(f"rho must be positive, got {rho}")
         self.steps, self.sigma_min, self.sigma_max, self.rho = steps, sigma_min, sigma_max, rho
 
+    def with_steps(self, steps: int) -> "KarrasGrid":
+        return KarrasGrid(steps, self.sigma_min, self.sigma_max, self.rho)
+
     def times(self, schedule: Schedule) -> Tensor:
         ends = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         root = torch.linspace(*ends, self.steps, dtype=torch.float64)
@@ -117,6 +134,9 @@ class RespacedGrid(Grid):
             raise ValueError(f"power must be at least 1, got {power}")
         self.length, self.steps, self.power = length, steps, power
 
+    def with_steps(self, steps: int) -> "RespacedGrid":
+        return RespacedGrid(self.length, steps, self.power)
+
     def times(self, schedule: Schedule) -> Tensor:
         u = torch.linspace(1, 0, self.steps, dtype=torch.float64)
         index = torch.round(1 + (self.length - 1) * u**self.power)
@@ -138,6 +158,9 @@ class TrailingGrid(Grid):
     def __init__(self, length: int, steps: int) -> None:
         _check_subset(length, steps)
         self.length, self.steps = length, steps
+
+    def with_steps(self, steps: int) -> "TrailingGrid":
+        return TrailingGrid(self.length, steps)
 
     def times(self, schedule: Schedule) -> Tensor:
         k = torch.arange(self.steps, 0, -1, dtype=torch.float64)

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
+from . import __version__
 from .checkpoints import read
+from .classifier import NoisyClassifier
 from .data import DataModule
 from .module import DiffusionModule
+from .trainable import Trainable
 
 
 def load(path: str | Path, weights: str = "ema") -> tuple[DiffusionModule, DataModule]:
@@ -18,13 +21,39 @@ def load(path: str | Path, weights: str = "ema") -> tuple[DiffusionModule, DataM
         weights: "ema" (the first average), "raw", or "ema:0.999" for one of several.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, damaged, made by other means, or without these weights.
+        FileNotFoundError, ValueError: no such file, damaged, made by other means, of another version, or without these
+            weights.
     """
+    model, data = _load(path, weights)
+    if not isinstance(model, DiffusionModule):
+        raise ValueError(f"{path} is a {type(model).__name__}, not a diffusion model: it can be given as --classifier")
+    return model, data
+
+
+def load_classifier(path: str | Path) -> NoisyClassifier:
+    """The classifier of a checkpoint, with its first average, or its raw weights if it has none."""
+    averages = read(path).get("callbacks", {}).get("EMA", {}).get("shadows", {})
+    model, _ = _load(path, "ema" if averages else "raw")
+    if not isinstance(model, NoisyClassifier):
+        raise ValueError(
+            f"{path} is a {type(model).__name__}, not a classifier: train one as configs/digits/classifier.yaml"
+        )
+    return model
+
+
+def _load(path: str | Path, weights: str) -> tuple[Trainable, DataModule]:
     checkpoint = read(path)
     description = checkpoint.get("diffusion_pl")
     if description is None:
         raise ValueError(f"{path} carries no configuration: it was not written by `python -m diffusion_pl fit`")
-    model, data = rebuild(description, _data_state(checkpoint, description))
+    try:
+        model, data = rebuild(description, _data_state(checkpoint, description))
+    except (ArgumentError, TypeError, KeyError) as error:
+        version = description.get("version")
+        if version == __version__:
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} was written by diffusion_pl {version}, this is {__version__}: {reason}") from error
     model.on_load_checkpoint(checkpoint)
     state, model.weights_name = select(checkpoint, weights, str(path))
     model.load_state_dict(state)
@@ -43,11 +72,13 @@ def select(checkpoint: dict[str, Any], weights: str, path: str) -> tuple[dict[st
     if not averages:
         raise ValueError(f"{path} holds no average of the weights: add --weights raw")
     decay = decay or next(iter(averages))
-    shadow = {f"denoiser.network.{name}": value for name, value in averages[decay].items()}
-    return {**checkpoint["state_dict"], **shadow}, f"ema{decay}"
+    state, shadow = checkpoint["state_dict"], averages[decay]
+    first = next(iter(shadow))
+    prefix = next(name for name in state if name.endswith(f".{first}")).removesuffix(first)  # denoiser.network.
+    return {**state, **{f"{prefix}{name}": value for name, value in shadow.items()}}, f"ema{decay}"
 
 
-def rebuild(description: dict[str, Any], data_state: dict[str, Any]) -> tuple[DiffusionModule, DataModule]:
+def rebuild(description: dict[str, Any], data_state: dict[str, Any]) -> tuple[Trainable, DataModule]:
     """Model and data, which need not be at hand.
 
     Args:
@@ -59,8 +90,13 @@ def rebuild(description: dict[str, Any], data_state: dict[str, Any]) -> tuple[Di
     data = parser.instantiate_classes(parser.parse_object({"data": description["data"]})).data
     data.load_state_dict(data_state)  # it tells the shape, so it comes before the model
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(DiffusionModule, "model")
-    model = {**description["model"], "shape": list(data.shape), "classes": data.classes}
+    model, told = description["model"], {"shape": list(data.shape), "classes": data.classes}
+    if "class_path" in model:
+        parser.add_subclass_arguments(Trainable, "model")
+        model = {**model, "init_args": {**model.get("init_args", {}), **told}}
+    else:
+        parser.add_class_arguments(DiffusionModule, "model")
+        model = {**model, **told}
     return parser.instantiate_classes(parser.parse_object({"model": model})).model, data
 
 
@@ -70,7 +106,7 @@ def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict
     return state
 
 
-def link_data(parser: ArgumentParser) -> None:
-    """The model's shape and classes come from the data."""
+def link_data(parser: ArgumentParser, place: str = "model") -> None:
+    """The model's shape and classes, at `place` in the configuration, come from the data."""
     for name in ("shape", "classes"):
-        parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.link_arguments(f"data.{name}", f"{place}.{name}", apply_on="instantiate")

@@ -6,35 +6,27 @@ The module owns no randomness: training draws from torch's global generator, whi
 rank); validation and sampling draw from generators of their own.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from .denoiser import Denoiser, NetworkDenoiser, NoiseInput
-from .lean import LeanHooks
 from .loss import DenoisingLoss
-from .metrics import BinnedMean
 from .parameterizations import Parameterization
 from .samplers import Sampler, Samples
 from .schedules import Schedule
 from .tensors import SampleNoise, mix
-
-Shape = tuple[int, ...]
-Batch = dict[str, Tensor]
-
-VAL_BINS = 4  # equal bins of t for the validation loss
+from .trainable import Batch, Shape, Trainable
 
 
-class DiffusionModule(LeanHooks, LightningModule):
+class DiffusionModule(Trainable):
     """A diffusion model in training.
 
     Args:
@@ -71,7 +63,7 @@ class DiffusionModule(LeanHooks, LightningModule):
         shape: Shape = (2,),
         classes: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr_scheduler)
         self.shape, self.classes = tuple(shape), classes
         self.denoiser = NetworkDenoiser(network(self.shape, classes), schedule, parameterization, noise_input)
         if channels_last:
@@ -81,18 +73,9 @@ class DiffusionModule(LeanHooks, LightningModule):
         if compile:
             self.denoiser.network.compile()  # in place: the names in the state dict stay
         self.loss, self.sampler, self.guidance = loss, sampler, guidance
-        self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
-        self.val_loss = BinnedMean(VAL_BINS)
         self.sample_seed = 0  # of the sequence that `predict` draws
-        self.weights_name = "raw"  # the EMA callback changes it while its averages are swapped in
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes around every hook, fifty times a step, which one is running; nn.Module's search for parameters
-        # and buffers in it costs a tenth of a small network's step.
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
+        self.sample_cond: dict[str, int] = {}  # of all its samples
+        self.guide: nn.Module | None = None  # what guides them, such as a classifier
 
     @property
     def network(self) -> nn.Module:
@@ -106,11 +89,7 @@ class DiffusionModule(LeanHooks, LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss: Tensor = self.loss(self.denoiser, x_0=batch["x"], **_cond(batch)).loss.mean()
-        # Logging costs as much as a step of a small network, so it happens only where it is written.
-        trainer = self.trainer
-        if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
-            self.log("train_loss/raw", loss, prog_bar=True)
-            self.log("learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
+        self.log_step(train_loss=loss)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -120,20 +99,36 @@ class DiffusionModule(LeanHooks, LightningModule):
         self.val_loss.update(losses.loss, losses.t)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_bins("val_loss")
+        self.log_bins("val_loss", self.val_loss)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        self._log_bins("test_loss")
+        self.log_bins("test_loss", self.val_loss)
+
+    @property
+    def block(self) -> int:
+        """How many samples `predict` draws at a time: always as many, or rounding would differ with the number.
+
+        A power of two that keeps a block's memory bounded and the processor busy.
+        """
+        most = (1 << 12 if self.device.type == "cpu" else 1 << 18) // math.prod(self.shape)
+        return 1 << min(8, max(4, most.bit_length() - 1))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Samples by index, in model units: {"index": (B,)} -> {"index": (B,), "x": (B, *), "nfe"}."""
+        """Samples of some blocks, in model units: {"block": (K,)} -> {"index": (B,), "x": (B, *), "nfe"}."""
         hidden = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
         progress = partial(tqdm, desc="steps", leave=False, dynamic_ncols=True, disable=hidden)
-        samples = self.sample(batch["index"].tolist(), self.sample_seed, progress=progress)
-        return {"index": batch["index"], "x": samples.x_0, "nfe": samples.nfe}
+        found = []
+        for block in batch["block"].tolist():
+            indices = range(block * self.block, (block + 1) * self.block)
+            cond = {name: torch.full((self.block,), v, device=self.device) for name, v in self.sample_cond.items()}
+            options: dict[str, Any] = {"progress": progress, **cond}
+            samples = self.sample(indices, self.sample_seed, **options)
+            found.append((torch.tensor(indices), samples.x_0, samples.nfe))
+        index, x, nfe = zip(*found, strict=True)
+        return {"index": torch.cat(index), "x": torch.cat(x), "nfe": max(nfe)}
 
     def sample(self, indices: Sequence[int], seed: int = 0, sampler: Sampler | None = None, **kwargs: Any) -> Samples:
         """Samples with the module's (or the given) sampler; sample i depends on (seed, i) only.
@@ -154,68 +149,7 @@ class DiffusionModule(LeanHooks, LightningModule):
         eps = noise(torch.empty(len(indices), *self.shape, device=self.device))
         return sampler(denoiser, sampler.prior(self.schedule, eps), noise=noise, **kwargs)
 
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(self.network.parameters())
-        if self.lr_scheduler_factory is None:
-            return optimizer
-        scheduler = self.lr_scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        # Now, not before the next backward pass: the forward pass in between can have the gradients' memory.
-        self.trainer.optimizers[0].zero_grad()
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        plugin = self.trainer.precision_plugin
-        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            # Lightning refuses fused optimizers in mixed precision, for these unscale the gradients themselves; in
-            # bfloat16 nothing is scaled.
-            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
-            return
-        try:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        except RuntimeError as error:
-            if "fused" not in str(error):
-                raise
-            raise ValueError(
-                "trainer.gradient_clip_val and a fused optimizer do not go together in float16: take fused: true out "
-                "of model.optimizer, or give precision bf16-mixed"
-            ) from None
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        theirs, ours = checkpoint["state_dict"], self.state_dict()
-        differences = [
-            f"{name} is {_size(theirs, name)} in the checkpoint, {_size(ours, name)} here"
-            for name in sorted(theirs.keys() | ours.keys())
-            if _size(theirs, name) != _size(ours, name)
-        ]
-        if differences:
-            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-            raise ValueError(
-                f"the checkpoint is of another network: {differences[0]}{more}; use the config it was made with"
-            )
-
-    def _log_bins(self, name: str) -> None:
-        total, bins = self.val_loss.compute()
-        self.val_loss.reset()
-        self.log(f"{name}/{self.weights_name}", total, prog_bar=True, sync_dist=True)
-        for k, value in enumerate(bins):
-            if value.isfinite():
-                span = f"t{k / VAL_BINS:.2f}-{(k + 1) / VAL_BINS:.2f}"
-                self.log(f"{name}/{self.weights_name}_{span}", value, sync_dist=True)
-
 
 def _cond(batch: Batch) -> dict[str, Any]:
     """What the network is conditioned on: everything in the batch but x."""
     return {name: value for name, value in batch.items() if name != "x"}
-
-
-def _size(state: dict[str, Tensor], name: str) -> str:
-    return "x".join(map(str, state[name].shape)) or "a number" if name in state else "absent"

@@ -26,7 +26,7 @@ from diffusion_pl.grids import ExplicitGrid, Grid
 from diffusion_pl.inverse import Masked
 from diffusion_pl.oracles import Gaussian
 from diffusion_pl.parameterizations import Parameterization
-from diffusion_pl.samplers import Ancestral, AnnealedLangevin, ReverseDiffusion, Sampler
+from diffusion_pl.samplers import Ancestral, AnnealedLangevin, Sampler
 from diffusion_pl.schedules import LinearBetas, Schedule
 
 ROOT = Path(diffusion_pl.__file__).parent
@@ -53,6 +53,7 @@ FLOORS: dict[str, float] = {
     "likelihood": 4.5,
     "elbo": 4.5,
     "lean": 5,
+    "trainable": 5.1,
     "module": 5.2,
     "classifier": 5.2,
     "lr_schedulers": 5,
@@ -60,6 +61,7 @@ FLOORS: dict[str, float] = {
     "console": 6,
     "memory": 6,
     "loading": 6.2,
+    "drawing": 6.3,
     "callbacks": 6.5,
     "commands": 7,
     "cli": 7.5,
@@ -97,7 +99,7 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "AdaptiveODE": [{"rtol": 1e-8, "atol": 1e-8}],
     # Of a corrector that leaves the law all but alone: how well it mends a wrong one is tested by itself.
     "Replacement": [{"sampler": Ancestral, "operator": Masked(NOTHING), "y": NOTHING, "repeats": 2}],
-    "PredictorCorrector": [{"predictor": ReverseDiffusion, "corrector": AnnealedLangevin(snr=1e-4)}],
+    "PredictorCorrector": [{"corrector": AnnealedLangevin(snr=1e-4)}],
 }
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ..lean import LeanCallback
-from ..module import DiffusionModule
+from ..trainable import Trainable
 
 
 class EMA(LeanCallback):
@@ -143,5 +143,5 @@ def judged_weights(trainer: Trainer, module: LightningModule, *, raw: bool = Fal
 
 
 def _named_parameters(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
-    assert isinstance(module, DiffusionModule)
+    assert isinstance(module, Trainable)
     return ((name, p) for name, p in module.network.named_parameters() if p.requires_grad)

@@ -33,8 +33,7 @@ class PriorCheck(LeanCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule
-        assert isinstance(pl_module, DiffusionModule)
-        if self.ignore or not isinstance(data, DataModule):
+        if self.ignore or not isinstance(pl_module, DiffusionModule) or not isinstance(data, DataModule):
             return
         schedule, sampler = pl_module.schedule, pl_module.sampler
         second_moment, t = data.second_moment(), float(sampler.grid(schedule)[0])

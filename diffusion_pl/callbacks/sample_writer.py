@@ -1,30 +1,39 @@
-"""Writes the samples of `predict`."""
+"""Writes the samples of `predict`, so that an interrupted call loses at most one batch."""
 
+import contextlib
+import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, distributed
+from torch import Tensor
 
 from ..lean import LeanCallback
 
+UNFINISHED = ".unfinished"
+
 
 class SampleWriter(LeanCallback):
-    """Gathers the samples of all processes in the order of their index and hands them to the data module's `write`.
+    """Keeps the samples of every process in `folder`/.unfinished as they come; at the end they become one set of files.
 
     Args:
         write: (samples (N, *) in model units, folder) -> the files written.
-        folder: where they go.
+        folder: where they go; of several machines, one that all of them see.
+        num_samples: N; what was drawn beyond, to fill the last block, is dropped.
     """
 
-    def __init__(self, write: Callable[[Tensor, Path], list[Path]], folder: Path) -> None:
-        self.write, self.folder = write, folder
+    def __init__(self, write: Callable[[Tensor, Path], list[Path]], folder: Path, num_samples: int) -> None:
+        self.write, self.folder, self.num_samples = write, folder, num_samples
+        self.parts = folder / UNFINISHED
         self.files: list[Path] = []
         self.nfe = 0  # evaluations of the denoiser that each sample took
-        self._index: list[Tensor] = []
-        self._x: list[Tensor] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.parts.mkdir(parents=True, exist_ok=True)
 
     def on_predict_batch_end(
         self,
@@ -35,18 +44,72 @@ class SampleWriter(LeanCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._index.append(outputs["index"].cpu())
-        self._x.append(outputs["x"].cpu())
-        self.nfe = outputs["nfe"]
+        path = self.parts / f"{int(batch['block'][0]):08d}.pt"
+        part = path.with_suffix(f".{os.getpid()}")
+        content = {"block": batch["block"].cpu(), **{name: _cpu(value) for name, value in outputs.items()}}
+        try:
+            torch.save(content, part)
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            part.unlink(missing_ok=True)
+            raise OSError(
+                f"cannot write {path}: {error}; what was finished before stays: the same command goes on from there"
+            ) from error
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        shares: list[Any] = [(self._index, self._x)]
-        if trainer.world_size > 1:
-            shares = [None] * trainer.world_size
-            distributed.all_gather_object(shares, (self._index, self._x))
+        trainer.strategy.barrier()
         if trainer.is_global_zero:
-            index = torch.cat([i for indices, _ in shares for i in indices])
-            x = torch.cat([part for _, parts in shares for part in parts])
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.files = self.write(x[index.argsort()], self.folder)
-        self._index, self._x = [], []
+            found = [torch.load(path, weights_only=True) for path in sorted(self.parts.glob("*.pt"))]
+            index, x = (torch.cat([part[name] for part in found]) for name in ("index", "x"))
+            self.nfe = max(part["nfe"] for part in found)
+            self.files = self.write(x[index.argsort()][: self.num_samples], self.folder)
+            shutil.rmtree(self.parts)
+        trainer.strategy.barrier()
+
+
+def resume(folder: Path, call: dict[str, Any], remedy: str) -> frozenset[int]:
+    """The blocks that an interrupted call with the same content left in the folder; makes the folder if need be.
+
+    Args:
+        folder: of the samples.
+        call: everything that the samples depend on, plain values.
+        remedy: what to do if the folder holds samples of another call, for the message.
+
+    Raises:
+        ValueError: it holds finished samples, or unfinished ones of another call; or it is no folder.
+    """
+    finished = next(iter(sorted([*folder.glob("samples.*"), *folder.glob("grid.png")])), None)
+    note = folder / UNFINISHED / "call.json"
+    if finished is not None and not note.is_file():
+        raise ValueError(f"{finished} exists already: {remedy}")
+    if note.is_file():
+        theirs = json.loads(note.read_text())
+        for name in sorted(theirs.keys() | call.keys()):
+            if theirs.get(name) != json.loads(json.dumps(call.get(name))):
+                raise ValueError(
+                    f"{folder} holds unfinished samples of another call ({name} {theirs.get(name)}, now "
+                    f"{call.get(name)}): repeat that call to finish them, or {remedy}"
+                )
+    else:
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps(call))
+        except OSError as error:  # told now, not after the sampling
+            raise ValueError(f"--output {folder} cannot be made a folder: {error.strerror}") from error
+    done: set[int] = set()
+    for path in note.parent.glob("*.pt"):
+        done.update(torch.load(path, weights_only=True)["block"].tolist())
+    return frozenset(done)
+
+
+def discard(folder: Path) -> None:
+    """Take away what `resume` made, if no sample was finished since."""
+    parts = folder / UNFINISHED
+    if not any(parts.glob("*.pt")):
+        shutil.rmtree(parts, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it holds something else
+            folder.rmdir()
+
+
+def _cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value

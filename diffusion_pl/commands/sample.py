@@ -1,7 +1,12 @@
 """python -m diffusion_pl sample: samples of a checkpoint."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from ..grids import Grid
+from ..samplers import Sampler
 
 
 def sample(
@@ -9,52 +14,107 @@ def sample(
     num_samples: int | None = None,
     output: Path = Path("samples"),
     seed: int = 0,
-    batch_size: int = 250,
+    sampler: Callable[[Grid], Sampler] | None = None,
+    grid: Grid | None = None,
+    steps: int | None = None,
+    scale: float | None = None,
+    cond: dict[str, int] | None = None,
+    classifier: Path | None = None,
+    weak: Path | None = None,
     weights: str = "ema",
+    npz: bool = False,
+    batch_size: int = 250,
     accelerator: str = "auto",
+    devices: int = 1,
 ) -> None:
-    """Draw samples from a checkpoint with its own sampler and write them in the units of its data.
+    """Draw samples from a checkpoint and write them in the units of its data.
 
-    Points become samples.csv (with a header) and samples.png; pictures a PNG each, and grid.png.  Sample i is the same,
-    up to rounding, whatever the batch size; of a model of classes it has the label i mod classes.
+    Points become samples.csv (with a header) and samples.png; pictures a PNG each, and grid.png; samples.json says how
+    they were made.  Sample i is the same to the last bit whatever the number of samples, batches and processes; of a
+    model of classes it has the label i mod classes, unless --cond.label is given.  A call that was interrupted goes on
+    where it stopped when it is repeated.
 
     Args:
-        ckpt_path: A checkpoint of a run; it says which model and data it belongs to.
+        ckpt_path: A checkpoint of a run; it says which model, data and sampler it belongs to.
         num_samples: How many; None: 1,000 points or 64 pictures.
         output: Folder for the files.
         seed: Of the samples.
-        batch_size: How many at a time.
+        sampler: Another rule than the checkpoint's, such as DPMpp; its own options as --sampler.order 3.
+        grid: Another grid of times, such as KarrasGrid; its own options as --grid.rho 7.
+        steps: Number of points of the grid.
+        scale: Guidance w: of the label (1 is the plain model), of --classifier, or away from --weak.
+        cond: Condition of all samples, as --cond.label 3.
+        classifier: Checkpoint of a classifier of noisy data, for classifier guidance.
+        weak: Checkpoint of a weaker model of the same data, for autoguidance.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
+        npz: Write pictures or points as one array, samples.npz.
+        batch_size: How many between two savings; at once as many are drawn as always, or rounding would differ.
         accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
+        devices: On how many of them, a process each.
     """
-    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+    for name, value in (
+        ("num_samples", num_samples),
+        ("batch_size", batch_size),
+        ("steps", steps),
+        ("devices", devices),
+    ):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    from ..console import quiet, refuse_samples_in
+    import json
 
-    refuse_samples_in(output, "name another folder with --output")
     from lightning.pytorch import Trainer
 
+    from .. import __version__
     from ..callbacks import SampleWriter, StepProgress
+    from ..callbacks.sample_writer import discard, resume
+    from ..console import quiet
+    from ..drawing import choose_sampler, describe, fingerprint, guide
     from ..loading import load
 
     quiet()
     model, data = load(ckpt_path, weights)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # told now, not after the sampling
-        raise ValueError(f"--output {output} cannot be made a folder: {error.strerror}") from error
-    num_samples = num_samples or data.predict_samples
-    data.predict_samples, data.batch_size, model.sample_seed = num_samples, min(batch_size, num_samples), seed
-    writer = SampleWriter(data.write, output)
+    model.sampler = choose_sampler(model, sampler, grid, steps)
+    guide(model, scale, classifier, weak, cond)
+    call: dict[str, Any] = {
+        "checkpoint": str(ckpt_path),
+        "sha256": fingerprint(ckpt_path),
+        "weights": model.weights_name,
+        "sampler": describe(model.sampler),
+        "seed": seed,
+        "scale": scale,
+        "cond": cond or {},
+        **{
+            name: None if path is None else fingerprint(path)
+            for name, path in (("classifier", classifier), ("weak", weak))
+        },
+    }
+    data.predict_samples = num_samples or data.predict_samples
+    data.predict_batch, model.sample_seed = batch_size, seed
+    data.predict_done = resume(output, call, "name another folder with --output")
+    writer = SampleWriter(data.write_npz if npz else data.write, output, data.predict_samples)
     trainer = Trainer(
-        accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False, callbacks=[StepProgress(), writer]
+        accelerator=accelerator,
+        devices=devices,
+        logger=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        inference_mode=False,  # some guidance differentiates
+        callbacks=[StepProgress(), writer],
     )
     with suppress(OSError, ValueError):  # the picture shows the data too, where they are at hand
         data.setup("predict")
-    trainer.predict(model, dataloaders=data.predict_dataloader())
-    print(f"{num_samples:,} samples of {ckpt_path} ({model.weights_name} weights), {writer.nfe} evaluations each:")
-    for file in writer.files:
+    try:
+        trainer.predict(model, datamodule=data, return_predictions=False)
+    except Exception:
+        discard(output)
+        raise
+    if not trainer.is_global_zero:
+        return
+    note = {"version": __version__, "num_samples": data.predict_samples, "nfe": writer.nfe, **call}
+    (output / "samples.json").write_text(json.dumps(note, indent=2) + "\n")
+    weighted = f"{model.weights_name} weights"
+    print(f"{data.predict_samples:,} samples of {ckpt_path} ({weighted}), {writer.nfe} evaluations each:")
+    for file in [*writer.files, output / "samples.json"]:
         print(f"  {file}")

@@ -3,9 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .loader import Augmentation, Loader, Source, Tensors
@@ -62,14 +64,31 @@ class DataModule(LightningDataModule, ABC):
             The files written.
         """
 
-    #: How many samples `predict` draws.
+    def array(self, x: Tensor) -> NDArray[Any]:
+        """Samples (N, *) in model units as the values that their files hold."""
+        return self.decode(x.double()).numpy()
+
+    def write_npz(self, x: Tensor, folder: Path) -> list[Path]:
+        """Write samples (N, *) in model units to samples.npz, as one array, x, of the values that files hold."""
+        import numpy as np
+
+        np.savez_compressed(folder / "samples.npz", x=self.array(x))
+        return [folder / "samples.npz"]
+
+    #: How many samples `predict` draws, how many between two savings, and which blocks of them are there already.
     predict_samples: int = 1000
+    predict_batch: int = 250
+    predict_done: frozenset[int] = frozenset()
     batch_size: int
 
-    def predict_dataloader(self) -> Loader:
-        """Indices of the samples to draw: batches {"index": (B,)}."""
-        index = torch.arange(self.predict_samples)
-        return self.loader({"index": index}, self.batch_size, train=False)
+    def predict_dataloader(self) -> Loader | list[Any]:
+        """Blocks of samples to draw, batches {"block": (K,)}; a block is as many samples as the model draws at once."""
+        assert self.trainer is not None
+        size: Any = self.trainer.lightning_module.block
+        blocks = [k for k in range(-(-self.predict_samples // size)) if k not in self.predict_done]
+        if not blocks:
+            return []
+        return self.loader({"block": torch.tensor(blocks)}, max(1, self.predict_batch // size), train=False)
 
     def loader(
         self,

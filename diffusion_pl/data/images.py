@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import DataModule
@@ -182,13 +183,17 @@ class Images(DataModule):
             total += float(x.square().mean((1, 2, 3)).sum(dtype=torch.float64))
         return total / len(some)
 
+    def array(self, x: Tensor) -> NDArray[Any]:
+        exact: NDArray[Any] = (self.to_uint8(x) if self.levels <= 256 else self.decode(x)).numpy()
+        return exact
+
     def write(self, x: Tensor, folder: Path) -> list[Path]:
         """A lossless PNG for each sample, or samples.npy where PNG has no such pictures, and grid.png of the first."""
         from .. import plots
 
         folder.mkdir(parents=True, exist_ok=True)
         files = [plots.save_image(plots.image_grid(self.to_uint8(x[:100]).numpy()), folder / "grid.png")]
-        exact = (self.to_uint8(x) if self.levels <= 256 else self.decode(x)).numpy()
+        exact = self.array(x)
         if exact.shape[1] in (1, 3) and (self.levels <= 256 or exact.shape[1] == 1):
             digits = len(str(len(x) - 1))
             for i, picture in enumerate(exact):

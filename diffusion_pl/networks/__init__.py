@@ -6,6 +6,7 @@ from .mlp import MLP
 from .ncsnpp import NCSNpp
 from .unet import UNet
 from .unet_conv import ConvUNet
+from .unet_encoder import UNetEncoder
 from .unet_linear_attention import LearnedFourier, LinearAttentionUNet
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "NCSNpp",
     "Sinusoidal",
     "UNet",
+    "UNetEncoder",
 ]

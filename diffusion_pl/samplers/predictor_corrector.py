@@ -8,14 +8,17 @@ Reference: Song et al., arXiv 2011.13456, Alg. 2–5.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..grids import Grid
 from ..tensors import per_sample
 from ..transitions import transition
 from .base import Run, Sampler
+from .reverse_diffusion import ReverseDiffusion
 
 
 class Corrector(ABC):
@@ -65,14 +68,21 @@ class PredictorCorrector(Sampler):
     α²_ts of the step stands for the published 1 − β_i, and is defined for every process, sub-VP too.
 
     Args:
-        predictor: any sampler; its grid is taken.  ReverseDiffusion is the paper's.
-        corrector: Langevin or AnnealedLangevin.
+        grid: many points.
+        corrector: None: Langevin().
+        predictor: makes the sampler whose step is taken from the grid; None: ReverseDiffusion, the paper's.
     """
 
-    def __init__(self, predictor: Sampler, corrector: Corrector) -> None:
-        super().__init__(predictor.grid)
-        self.predictor, self.corrector = predictor, corrector
-        self.order, self.evaluations = predictor.order, predictor.evaluations + corrector.steps
+    def __init__(
+        self,
+        grid: Grid,
+        corrector: Corrector | None = None,
+        predictor: Callable[[Grid], Sampler] | None = None,
+    ) -> None:
+        super().__init__(grid)
+        self.predictor = (predictor or ReverseDiffusion)(grid)
+        self.corrector = corrector or Langevin()
+        self.order, self.evaluations = self.predictor.order, self.predictor.evaluations + self.corrector.steps
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: Any) -> tuple[Tensor, Any]:
         x, state = self.predictor.step(run, x_t, t, s, state)

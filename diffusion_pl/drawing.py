@@ -1,0 +1,128 @@
+"""How a checkpoint's model is to be sampled: its sampler and guidance, or others in their place."""
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .denoiser import Denoiser
+from .grids import Grid
+from .guidance import AutoGuided, ClassifierFree, ClassifierGuided
+from .loading import load, load_classifier
+from .module import DiffusionModule
+from .samplers import Sampler
+
+
+def choose_sampler(
+    model: DiffusionModule,
+    sampler: Callable[[Grid], Sampler] | None = None,
+    grid: Grid | None = None,
+    steps: int | None = None,
+) -> Sampler:
+    """The model's sampler, with another rule, grid or number of grid points where these are given.
+
+    Args:
+        model: of a checkpoint.
+        sampler: makes the rule from a grid.
+        grid: None: the one of the model's sampler.
+        steps: number of its points; None: as it is.
+    """
+    grid = model.sampler.grid if grid is None else grid
+    if steps is not None:
+        grid = grid.with_steps(steps)
+    if sampler is not None:
+        return sampler(grid)
+    chosen = copy.copy(model.sampler)
+    chosen.grid = grid
+    return chosen
+
+
+def guide(
+    model: DiffusionModule,
+    scale: float | None = None,
+    classifier: Path | None = None,
+    weak: Path | None = None,
+    cond: dict[str, int] | None = None,
+) -> None:
+    """Set the guidance and the conditions under which the model samples.
+
+    Args:
+        model: of a checkpoint.
+        scale: w; None: 1.
+        classifier: checkpoint of a NoisyClassifier, for classifier guidance.
+        weak: checkpoint of a weaker model, for autoguidance.
+        cond: the conditions of all samples.
+
+    Raises:
+        ValueError: a condition or a scale for a model that knows no labels, a label it has not, two kinds of guidance.
+    """
+    if classifier is not None and weak is not None:
+        raise ValueError("give --classifier or --weak, not both")
+    classes = model.classes
+    wrap: Callable[[Denoiser], Denoiser] | None = None
+    if classifier is not None:
+        guiding = load_classifier(classifier)
+        if guiding.shape != model.shape:
+            raise ValueError(f"{classifier} classifies data of shape {guiding.shape}, the model's are {model.shape}")
+        classes = guiding.classes
+        model.guide = guiding  # so that it goes where the model goes
+        wrap = partial(ClassifierGuided, classifier=guiding, scale=1.0 if scale is None else scale)
+    elif weak is not None:
+        weaker = load(weak)[0]
+        if weaker.shape != model.shape:
+            raise ValueError(f"{weak} is of data of shape {weaker.shape}, the model's are {model.shape}")
+        if weaker.classes != model.classes:
+            raise ValueError(f"{weak} knows {weaker.classes or 'no'} classes, the model {model.classes or 'no'}")
+        model.guide = weaker.denoiser
+        wrap = partial(AutoGuided, weak=weaker.denoiser, scale=1.0 if scale is None else scale)
+    elif scale is not None:
+        if classes is None:
+            raise ValueError(
+                f"scale {scale:g} is for a model of classes, and this one is unconditional: train it with "
+                "data.init_args.conditional true, or add --classifier or --weak"
+            )
+        wrap = partial(ClassifierFree, scale=scale)
+    _check_cond(cond or {}, classes)
+    model.sample_cond, model.classes = dict(cond or {}), classes
+    if wrap is not None:
+        model.guidance = wrap if model.guidance is None else partial(_both, wrap, model.guidance)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def describe(thing: Any) -> Any:
+    """An object of ours as plain values: {"class": its name, and its numbers, names and parts}."""
+    if isinstance(thing, float) and not math.isfinite(thing):
+        return str(thing)  # JSON has no infinity
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    if isinstance(thing, (list, tuple)):
+        return [describe(part) for part in thing]
+    parts = {name: describe(part) for name, part in sorted(vars(thing).items()) if not name.startswith("_")}
+    return {"class": type(thing).__name__, **parts}
+
+
+def _both(inner: Callable[[Denoiser], Denoiser], outer: Callable[[Denoiser], Denoiser], denoiser: Denoiser) -> Denoiser:
+    return outer(inner(denoiser))
+
+
+def _check_cond(cond: dict[str, int], classes: int | None) -> None:
+    unknown = next((name for name in cond if name != "label"), None)
+    if unknown is not None:
+        raise ValueError(f"cond.{unknown}: the model has no such condition, only label")
+    if "label" not in cond:
+        return
+    if classes is None:
+        raise ValueError("cond.label: the model is unconditional: it was trained without labels")
+    if not 0 <= cond["label"] < classes:
+        raise ValueError(f"cond.label must lie in 0 … {classes - 1}, got {cond['label']}")

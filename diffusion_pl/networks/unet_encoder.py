@@ -1,0 +1,70 @@
+"""The way down of the U-Net, with a classifier at its end."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import resnet
+from .embeddings import Embedding
+from .layers import image_shape
+from .resnet import AttentionBlock, Downsample, ResBlock, conv, group_norm, linear
+from .unet import TimeFeatures, attending, check
+
+
+class UNetEncoder(nn.Module):
+    """Logits of noisy pictures: the levels of `UNet` on the way down, attention, mean over the positions.
+
+    Reference: Dhariwal & Nichol, arXiv 2105.05233, Sec. 4.2 (there with attention pooling).
+
+    Args:
+        shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.
+        classes: Number of classes.
+        nf, ch_mult, num_res_blocks, attn_resolutions, dropout, activation, time_embedding: See UNet.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        nf: int = 64,
+        ch_mult: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 2,
+        attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.1,
+        activation: resnet.Activation = "swish",
+        time_embedding: Callable[[int], Embedding] | None = None,
+    ) -> None:
+        super().__init__()
+        check("UNetEncoder", nf, ch_mult, num_res_blocks, dropout)
+        if classes < 1:
+            raise ValueError(f"UNetEncoder: classes must be at least 1, got {classes}")
+        self.factor = 2 ** (len(ch_mult) - 1)
+        channels, height, _ = image_shape("UNetEncoder", shape, self.factor)
+        attends = attending("UNetEncoder", height, len(ch_mult), attn_resolutions)
+        self.time = TimeFeatures(nf, time_embedding, activation)
+        self.stem = conv(channels, nf)
+        self.blocks, c = resnet.Sequence(), nf
+        for level, mult in enumerate(ch_mult):
+            for _ in range(num_res_blocks):
+                self.blocks.append(ResBlock(c, nf * mult, 4 * nf, activation, dropout))
+                c = nf * mult
+                if attends[level]:
+                    self.blocks.append(AttentionBlock(c))
+            if level < len(ch_mult) - 1:
+                self.blocks.append(Downsample(c, with_conv=True))
+        self.blocks.append(AttentionBlock(c))
+        self.norm, self.act = group_norm(c), resnet.ACTIVATIONS[activation]
+        self.output = linear(c, classes)
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        """Logits: (B, classes).
+
+        Args:
+            x: Scaled noisy pictures, (B, C, H, W).
+            c_noise: Noise level, (B,).
+        """
+        image_shape("UNetEncoder", x.shape[1:], self.factor)
+        h = self.blocks(self.stem(x), self.time(c_noise))
+        logits: Tensor = self.output(torch.mean(self.act(self.norm(h)), (2, 3)))
+        return logits

@@ -1,0 +1,123 @@
+"""What every network in training shares: optimizer, gradient clipping, check of a checkpoint, losses by noise level."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from .lean import LeanHooks
+from .metrics import BinnedMean
+
+Shape = tuple[int, ...]
+Batch = dict[str, Tensor]
+
+VAL_BINS = 4  # equal bins of t for the validation loss
+
+
+class Trainable(LeanHooks, LightningModule):
+    """Subclasses define `network`, `training_step` and `validation_step`.
+
+    Args:
+        optimizer: of the network's parameters.
+        lr_scheduler: made from the optimizer and the number of steps of the run, stepped every step.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[[Any], Optimizer],
+        lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None,
+    ) -> None:
+        super().__init__()
+        self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
+        self.val_loss = BinnedMean(VAL_BINS)
+        self.weights_name = "raw"  # the EMA callback changes it while its averages are swapped in
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes around every hook, fifty times a step, which one is running; nn.Module's search for parameters
+        # and buffers in it costs a tenth of a small network's step.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """What is trained and averaged."""
+
+    def log_step(self, **values: Tensor) -> None:
+        """Log quantities of a training step, and the learning rate, in the steps that are written at all."""
+        # Logging costs as much as a step of a small network, so it happens only where it is written.
+        trainer: Any = self.trainer
+        if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            for name, value in values.items():
+                self.log(f"{name}/raw", value, prog_bar=True)
+            self.log("learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer_factory(self.network.parameters())
+        if self.lr_scheduler_factory is None:
+            return optimizer
+        scheduler = self.lr_scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Now, not before the next backward pass: the forward pass in between can have the gradients' memory.
+        self.trainer.optimizers[0].zero_grad()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # Lightning refuses fused optimizers in mixed precision, for these unscale the gradients themselves; in
+            # bfloat16 nothing is scaled.
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
+            return
+        try:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        except RuntimeError as error:
+            if "fused" not in str(error):
+                raise
+            raise ValueError(
+                "trainer.gradient_clip_val and a fused optimizer do not go together in float16: take fused: true out "
+                "of model.optimizer, or give precision bf16-mixed"
+            ) from None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        theirs, ours = checkpoint["state_dict"], self.state_dict()
+        differences = [
+            f"{name} is {_size(theirs, name)} in the checkpoint, {_size(ours, name)} here"
+            for name in sorted(theirs.keys() | ours.keys())
+            if _size(theirs, name) != _size(ours, name)
+        ]
+        if differences:
+            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+            raise ValueError(
+                f"the checkpoint is of another network: {differences[0]}{more}; use the config it was made with"
+            )
+
+    def log_bins(self, name: str, metric: BinnedMean) -> None:
+        """Log the metric, in total and by noise level, and empty it."""
+        total, bins = metric.compute()
+        metric.reset()
+        self.log(f"{name}/{self.weights_name}", total, prog_bar=True, sync_dist=True)
+        for k, value in enumerate(bins):
+            if value.isfinite():
+                span = f"t{k / VAL_BINS:.2f}-{(k + 1) / VAL_BINS:.2f}"
+                self.log(f"{name}/{self.weights_name}_{span}", value, sync_dist=True)
+
+
+def _size(state: dict[str, Tensor], name: str) -> str:
+    return "x".join(map(str, state[name].shape)) or "a number" if name in state else "absent"
