@@ -15,6 +15,9 @@ TRAINER_COMMANDS = {
 }
 TOOLS = {
     "sample": "any number of samples of a checkpoint, which needs nothing else",
+    "sweep": "quality of samplers against the evaluations they take",
+    "encode": "the noise that pictures or points come from, and what lies between them",
+    "restore": "pictures of which only a part is known: inpaint, colorize, upscale",
 }
 COMMANDS = TRAINER_COMMANDS | TOOLS
 

@@ -8,6 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from .denoiser import Denoiser
 from .grids import Grid
 from .guidance import AutoGuided, ClassifierFree, ClassifierGuided
@@ -89,6 +93,39 @@ def guide(
     model.sample_cond, model.classes = dict(cond or {}), classes
     if wrap is not None:
         model.guidance = wrap if model.guidance is None else partial(_both, wrap, model.guidance)
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The torch device of "cpu", "cuda", "mps", or "auto" for the best there is."""
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=accelerator).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"accelerator {accelerator!r} is not to be had: {str(error).splitlines()[0]}") from error
+
+
+def read_latents(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """The latents that `encode` wrote: (N, *shape)."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            eps = torch.from_numpy(file["eps"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} holds no latents of `encode`: {error}") from error
+    if eps.shape[1:] != shape:
+        raise ValueError(f"{path}: its latents are of shape {tuple(eps.shape[1:])}, the model's data of {shape}")
+    return eps
+
+
+def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """The points at `share`: (K,) of the way from a to b: (*), on the arc around the origin: (K, *).
+
+    Between latents the straight line would pass through points of too small a norm, which no sample comes from.
+    """
+    cosine = (a * b).sum() / (a.norm() * b.norm())
+    angle = torch.acos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))
+    share = share.reshape(-1, *[1] * a.ndim)
+    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
 
 
 def fingerprint(path: Path) -> str:

@@ -76,6 +76,7 @@ class DiffusionModule(Trainable):
         self.sample_seed = 0  # of the sequence that `predict` draws
         self.sample_cond: dict[str, int] = {}  # of all its samples
         self.guide: nn.Module | None = None  # what guides them, such as a classifier
+        self.latents: Tensor | None = None  # their starts in units of the prior, (N, *shape); None: drawn
 
     @property
     def network(self) -> nn.Module:
@@ -130,6 +131,10 @@ class DiffusionModule(Trainable):
         index, x, nfe = zip(*found, strict=True)
         return {"index": torch.cat(index), "x": torch.cat(x), "nfe": max(nfe)}
 
+    def guided(self) -> Denoiser:
+        """The denoiser as samplers get it, within the module's guidance."""
+        return self.denoiser if self.guidance is None else self.guidance(self.denoiser)
+
     def sample(self, indices: Sequence[int], seed: int = 0, sampler: Sampler | None = None, **kwargs: Any) -> Samples:
         """Samples with the module's (or the given) sampler; sample i depends on (seed, i) only.
 
@@ -142,11 +147,13 @@ class DiffusionModule(Trainable):
             kwargs: see `Sampler.__call__`: path, progress, conditions.
         """
         sampler = self.sampler if sampler is None else sampler
-        denoiser = self.denoiser if self.guidance is None else self.guidance(self.denoiser)
+        denoiser = self.guided()
         noise = SampleNoise(seed, indices)
         if self.classes is not None and "label" not in kwargs:
             kwargs["label"] = torch.tensor(indices, device=self.device) % self.classes
         eps = noise(torch.empty(len(indices), *self.shape, device=self.device))
+        if self.latents is not None:
+            eps = self.latents[torch.tensor(indices) % len(self.latents)].to(eps)
         return sampler(denoiser, sampler.prior(self.schedule, eps), noise=noise, **kwargs)
 
 

@@ -5,7 +5,7 @@ matplotlib is imported when a picture is drawn. Panels of one figure share their
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +185,34 @@ def schedule_panel(t: Array, alpha: Array, sigma: Array, logsnr: Array, title: s
         ax.set_xlabel("t", color=INK)
         ax.set_xlim(float(t.min()), float(t.max()))
         _headline(ax, name)
+    return figure
+
+
+def sweep_panel(rows: Sequence[Mapping[str, str | int | float]], title: str = "") -> "Figure":
+    """Distance to the data and error of the solution against evaluations, a line for each sampler, log-log.
+
+    Args:
+        rows: {"sampler", "nfe", "distance", "error"} each.
+        title: Above all.
+    """
+    figure, axes = _figure(1, 2, WIDTH, 4.6, title)
+    names = list(dict.fromkeys(str(row["sampler"]) for row in rows))
+    for ax, key, headline in zip(
+        axes[0], ("distance", "error"), ("distance to the data", "error of the solution"), strict=True
+    ):
+        for k, name in enumerate(names):
+            mine = sorted((float(row["nfe"]), float(row[key])) for row in rows if row["sampler"] == name)
+            x, y = zip(*mine, strict=True)
+            ax.plot(x, y, marker="osD^vP*X"[k % 8], markersize=5, linewidth=1.8, color=f"C{k % 10}", label=name)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ticks = sorted({int(row["nfe"]) for row in rows if row["sampler"] == names[0]})
+        ax.set_xticks(ticks, [str(n) for n in ticks])
+        ax.minorticks_off()
+        _plain_axes(ax)
+        ax.set_xlabel("evaluations of the network (NFE)", color=INK)
+        _headline(ax, headline)
+    axes[0, 1].legend(frameon=False, labelcolor=INK, fontsize=8)
     return figure
 
 

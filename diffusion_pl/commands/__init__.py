@@ -19,9 +19,23 @@ def run_tool(name: str, args: Sequence[str]) -> None:
     function = getattr(import_module(f".{name}", __package__), name)
     auto_cli(
         function,
-        args=list(args),
+        args=lists(args),
         as_positional=False,
         parser_class=ToolParser,
         prog=f"diffusion_pl {name}",
         allow_abbrev=False,
     )
+
+
+def lists(args: Sequence[str]) -> list[str]:
+    """The values that follow one option, as in --nfe 5 10 20, made one list: --nfe [5, 10, 20]."""
+    found: list[str] = []
+    values: list[str] = []
+    for arg in [*args, "--"]:
+        if not arg.startswith("--"):
+            values.append(arg)
+            continue
+        found += [f"[{', '.join(values)}]"] if len(values) > 1 else values
+        values = []
+        found.append(arg)
+    return found[:-1]

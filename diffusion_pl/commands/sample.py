@@ -21,6 +21,7 @@ def sample(
     cond: dict[str, int] | None = None,
     classifier: Path | None = None,
     weak: Path | None = None,
+    latents: Path | None = None,
     weights: str = "ema",
     npz: bool = False,
     batch_size: int = 250,
@@ -46,6 +47,7 @@ def sample(
         cond: Condition of all samples, as --cond.label 3.
         classifier: Checkpoint of a classifier of noisy data, for classifier guidance.
         weak: Checkpoint of a weaker model of the same data, for autoguidance.
+        latents: File that `encode` wrote, to begin from instead of noise.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         npz: Write pictures or points as one array, samples.npz.
         batch_size: How many between two savings; at once as many are drawn as always, or rounding would differ.
@@ -70,13 +72,16 @@ def sample(
     from ..callbacks import SampleWriter, StepProgress
     from ..callbacks.sample_writer import discard, resume
     from ..console import quiet
-    from ..drawing import choose_sampler, describe, fingerprint, guide
+    from ..drawing import choose_sampler, describe, fingerprint, guide, read_latents
     from ..loading import load
 
     quiet()
     model, data = load(ckpt_path, weights)
     model.sampler = choose_sampler(model, sampler, grid, steps)
     guide(model, scale, classifier, weak, cond)
+    if latents is not None:
+        model.latents = read_latents(latents, model.shape)
+        num_samples = num_samples or len(model.latents)
     call: dict[str, Any] = {
         "checkpoint": str(ckpt_path),
         "sha256": fingerprint(ckpt_path),

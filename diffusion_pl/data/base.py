@@ -57,11 +57,23 @@ class DataModule(LightningDataModule, ABC):
         """Mean of x_0² per dimension over the training split, in model units: the data's own scale. Needs ``setup``."""
 
     @abstractmethod
+    def training_examples(self, most: int) -> Tensor:
+        """Up to `most` examples spread over the training split, in model units: (N, *shape). Needs ``setup``."""
+
+    @abstractmethod
     def write(self, x: Tensor, folder: Path) -> list[Path]:
         """Write samples (N, *shape) in model units to files in the user's units, with a picture to look at.
 
         Returns:
             The files written.
+        """
+
+    @abstractmethod
+    def read(self, path: Path) -> Tensor:
+        """Examples of a file (or folder) as `write` makes it, in model units: (N, *shape), float32.
+
+        Raises:
+            ValueError: no such file, or other data than the model's.
         """
 
     def array(self, x: Tensor) -> NDArray[Any]:

@@ -12,6 +12,8 @@ from torch import Tensor
 from .base import DataModule
 from .loader import Batch, Loader, Source, Subset
 
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
 
 class Format(NamedTuple):
     """What pictures are like.
@@ -182,6 +184,31 @@ class Images(DataModule):
             x = self.encode(train.__getitems__(some[first : first + 500])["x"])
             total += float(x.square().mean((1, 2, 3)).sum(dtype=torch.float64))
         return total / len(some)
+
+    def training_examples(self, most: int) -> Tensor:
+        train = self.splits[0]
+        return self.encode(train.__getitems__(torch.arange(0, len(train), -(-len(train) // most)))["x"])
+
+    def read(self, path: Path) -> Tensor:
+        """A picture, or all of a folder (but grid.png), cropped in the middle and resized to the model's shape."""
+        from .pictures import Layout, opened, to_array
+
+        files = (
+            sorted(f for f in path.iterdir() if f.suffix in _ENDINGS and f.name != "grid.png")
+            if path.is_dir()
+            else [path]
+        )
+        if not files:
+            raise ValueError(f"{path}: there is no picture in this folder")
+        channels, height, width = self.shape
+        if channels not in (1, 3):
+            raise ValueError(f"{path}: picture files have 1 or 3 channels, the model's data {channels}")
+        layout = Layout("RGB" if channels == 3 else "L", None, (height, width))
+        found = []
+        for file in files:
+            with opened(file) as picture:
+                found.append(torch.tensor(to_array(picture, layout, str(file))).float() / 127.5 - 1)
+        return torch.stack(found)
 
     def array(self, x: Tensor) -> NDArray[Any]:
         exact: NDArray[Any] = (self.to_uint8(x) if self.levels <= 256 else self.decode(x)).numpy()

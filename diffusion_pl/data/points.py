@@ -145,6 +145,26 @@ class Points(DataModule):
         plots.save(plots.samples_panel(known.numpy(), points.numpy(), f"{len(points):,} samples"), picture)
         return [table, picture]
 
+    def training_examples(self, most: int) -> Tensor:
+        points = self.train_points
+        return points[:: -(-len(points) // most)]
+
+    def read(self, path: Path) -> Tensor:
+        """Points of a table with a column for each axis."""
+        try:
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        missing = [name for name in self.axes if rows and name not in rows[0]]
+        if missing or not rows:
+            raise ValueError(f"{path}: needs the columns {', '.join(self.axes)}, and a row; {missing} not found")
+        try:
+            values = [[float(row[name]) for name in self.axes] for row in rows]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+        return self.encode(torch.tensor(values, dtype=torch.float64)).float()
+
     def second_moment(self) -> float:
         """Mean of x_0² per dimension over the training points; 1 up to rounding, unless a checkpoint gave the scale."""
         return self.train_points.double().square().mean().item()

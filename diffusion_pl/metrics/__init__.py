@@ -1,5 +1,6 @@
 """Metrics: torchmetrics classes that know numbers only, never a model."""
 
 from .binned import BinnedMean
+from .sliced import SlicedWasserstein
 
-__all__ = ["BinnedMean"]
+__all__ = ["BinnedMean", "SlicedWasserstein"]

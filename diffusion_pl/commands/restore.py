@@ -1,0 +1,122 @@
+"""python -m diffusion_pl restore: pictures of which only a part is known."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from ..grids import Grid
+from ..samplers import Sampler
+
+
+def restore(
+    ckpt_path: Path,
+    path: Path,
+    task: Literal["inpaint", "colorize", "upscale"] = "inpaint",
+    mask: Path | None = None,
+    factor: int = 2,
+    method: Literal["replacement", "gradient"] = "replacement",
+    repeats: int = 1,
+    scale: float = 1.0,
+    num_samples: int = 4,
+    output: Path = Path("restored"),
+    seed: int = 0,
+    sampler: Callable[[Grid], Sampler] | None = None,
+    grid: Grid | None = None,
+    steps: int | None = None,
+    weights: str = "ema",
+    accelerator: str = "auto",
+) -> None:
+    """Fill in what is missing of pictures with samples of a model that was never trained for it.
+
+    The picture is spoiled by the task (masked, made gray, or averaged over blocks), and restored `num_samples` times.
+    In grid.png each row begins with the picture and what was kept of it.
+
+    Args:
+        ckpt_path: A checkpoint of a run on pictures.
+        path: A picture or a folder of them, whole or spoiled.
+        task: inpaint what the mask does not keep; colorize from the mean of the channels; upscale from blocks.
+        mask: Picture that is white where pixels are known; None: the left half.
+        factor: Side of the blocks for upscale.
+        method: replacement puts the known part, noised, in its place at every time; gradient pulls the estimate of the
+            picture towards what is known, and differentiates the network.
+        repeats: For replacement, how often each step is taken back and again, so that both parts agree ("RePaint"); 10
+            is usual.
+        scale: For gradient, its factor.
+        num_samples: For each picture.
+        output: Folder for the files.
+        seed: Of the samples.
+        sampler: Another rule than the checkpoint's; with --method replacement a stochastic one, such as Ancestral.
+        grid: Another grid of times.
+        steps: Number of points of the grid.
+        weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
+        accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
+    """
+    for name, value in (("num_samples", num_samples), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if any(output.glob("*")):
+        raise ValueError(f"{output} is not empty: name another folder with --output")
+    import torch
+
+    from .. import plots
+    from ..data.images import Images
+    from ..drawing import choose_sampler, device_of
+    from ..inverse import Coarse, Gray, Masked, Operator, Reconstructing
+    from ..loading import load
+    from ..samplers import Replacement
+
+    model, data = load(ckpt_path, weights)
+    if not isinstance(data, Images):
+        raise ValueError(f"{ckpt_path} is a model of points: only pictures can be restored")
+    rule = choose_sampler(model, sampler, grid, steps)
+    channels, height, width = model.shape
+    operator: Operator
+    if task == "inpaint":
+        known = torch.zeros(1, 1, height, width)
+        known[..., : width // 2] = 1
+        if mask is not None:
+            known = (data.read(mask).mean(1, keepdim=True) > 0).float()
+            if len(known) != 1:
+                raise ValueError(f"{mask}: give one mask, not a folder of {len(known)}")
+        operator = Masked(known.to(device_of(accelerator)))
+    elif task == "colorize":
+        if channels != 3:
+            raise ValueError(f"colorize needs a model of colour pictures, this one has {channels} channel(s)")
+        operator = Gray(channels)
+    else:
+        if height % factor or width % factor:
+            raise ValueError(f"factor {factor} does not divide the sides {height}x{width}")
+        operator = Coarse(factor)
+    x_0 = data.read(path)
+    model.to(device_of(accelerator))
+    many = x_0.repeat_interleave(num_samples, 0).to(model.device)
+    y = operator(many)
+    if method == "replacement":
+        rule = Replacement(rule, operator, y, repeats)
+    else:
+        inner = model.guidance
+        model.guidance = lambda denoiser: Reconstructing(
+            denoiser if inner is None else inner(denoiser), operator, y, data_std=data_std(x_0), scale=scale
+        )
+    found = operator.consistent(model.sample(range(len(many)), seed, rule).x_0, y).cpu()
+    output.mkdir(parents=True, exist_ok=True)
+    files = data.write(found, output)
+    kept = operator.transpose(y[::num_samples]).cpu() / operator.gram
+    if task == "inpaint":
+        kept = torch.where(operator(torch.ones_like(many[:1])).cpu() > 0, kept, torch.zeros_like(kept))
+    restored = found.reshape(len(x_0), num_samples, *model.shape)
+    rows = torch.cat((x_0[:, None], kept[:, None], restored), 1).flatten(0, 1)
+    title = f"{task}: picture, what is known, {num_samples} restored"
+    grid_image = plots.image_grid(data.to_uint8(rows).numpy(), num_samples + 2, title=title)
+    plots.save_image(grid_image, output / "grid.png")
+    print(f"{len(x_0)} pictures restored {num_samples} times each by {method}, task {task}:")
+    for file in files:
+        print(f"  {file}")
+
+
+def data_std(x_0: object) -> float:
+    """Root mean square of the pictures, at least a little."""
+    from torch import Tensor
+
+    assert isinstance(x_0, Tensor)
+    return max(0.05, x_0.square().mean().sqrt().item())

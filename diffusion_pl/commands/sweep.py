@@ -1,0 +1,124 @@
+"""python -m diffusion_pl sweep: quality against cost, for several samplers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..grids import Grid
+from ..samplers import Sampler
+
+
+def sweep(
+    ckpt_path: Path,
+    samplers: list[Callable[[Grid], Sampler]],
+    nfe: list[int],
+    grid: Grid | None = None,
+    num_samples: int = 1000,
+    output: Path = Path("sweep"),
+    seed: int = 0,
+    scale: float | None = None,
+    cond: dict[str, int] | None = None,
+    weights: str = "ema",
+    accelerator: str = "auto",
+) -> None:
+    """Compare samplers at equal numbers of evaluations, from the same latents.
+
+    For each: the evaluations it took (at most as many as asked for), seconds, the sliced Wasserstein distance of its
+    samples to the training data (where these are at hand), and the root-mean-square distance to the exact solution of
+    the ODE from the same latents (which of a stochastic sampler says nothing).  Writes sweep.csv and sweep.png.
+
+    Args:
+        ckpt_path: A checkpoint of a run.
+        samplers: Names, such as DDIM Heun DPMpp; with options as '{class_path: DPMpp, init_args: {order: 3}}'.
+        nfe: Numbers of evaluations, such as 5 10 20 50.
+        grid: Another grid of times than the checkpoint's; the number of its points is set for each.
+        num_samples: For each.
+        output: Folder for the files.
+        seed: Of the latents.
+        scale: Guidance w of a model of classes.
+        cond: Condition of all samples, as --cond.label 3.
+        weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
+        accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
+    """
+    if not samplers or not nfe:
+        raise ValueError("give at least one of --samplers and one of --nfe")
+    if min(nfe) < 1 or num_samples < 2:
+        raise ValueError(f"nfe must be at least 1 and num_samples at least 2, got {min(nfe)} and {num_samples}")
+    if any(output.glob("sweep.*")):
+        raise ValueError(f"{output} holds a sweep already: name another folder with --output")
+    import csv
+    import time
+
+    import torch
+    from tqdm import tqdm
+
+    from .. import plots
+    from ..drawing import choose_sampler, device_of, guide
+    from ..loading import load
+    from ..metrics import SlicedWasserstein
+    from ..samplers import Heun
+
+    model, data = load(ckpt_path, weights)
+    guide(model, scale, cond=cond)
+    model.to(device_of(accelerator))
+    chosen = choose_sampler(model, grid=grid).grid
+    try:
+        data.setup("fit")
+        distance = SlicedWasserstein(data.training_examples(10_000))
+    except (OSError, ValueError) as error:
+        print(f"the data are not at hand, so no distance to them: {error}")
+        distance = None
+
+    def draw(sampler: Sampler) -> tuple[torch.Tensor, int]:
+        found, taken = [], 0
+        for start in range(0, num_samples, model.block):
+            indices = range(start, min(start + model.block, num_samples))
+            label = {k: torch.full((len(indices),), v, device=model.device) for k, v in model.sample_cond.items()}
+            samples = model.sample(indices, seed, sampler, **label)
+            found.append(samples.x_0.cpu())
+            taken = samples.nfe
+        return torch.cat(found), taken
+
+    # The solution, to rounding and the little that the network's roughness leaves.
+    exact, _ = draw(Heun(chosen.with_steps(129)))
+    rows: list[dict[str, str | int | float]] = []
+    plan = [(make, n) for make in samplers for n in sorted(set(nfe))]
+    for make, wanted in tqdm(plan, desc="sweep", dynamic_ncols=True):
+        probe = make(chosen)
+        sampler = make(chosen.with_steps(1 + (wanted - 1) // probe.evaluations))
+        begin = time.perf_counter()
+        x, taken = draw(sampler)
+        seconds = time.perf_counter() - begin
+        rows.append(
+            {
+                "sampler": name_of(sampler),
+                "nfe": taken,
+                "seconds": round(seconds, 3),
+                "distance": float("nan") if distance is None else distance(x),
+                "error": (x - exact).square().mean().sqrt().item(),
+            }
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "sweep.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    title = f"{num_samples:,} samples of {ckpt_path.parent.parent.name}, {model.weights_name} weights"
+    plots.save(plots.sweep_panel(rows, title), output / "sweep.png")
+    width = max(len(str(row["sampler"])) for row in rows)
+    print(f"{'sampler':<{width}}  nfe  seconds  distance to data  error")
+    for row in rows:
+        print(
+            "{sampler:<{width}}  {nfe:>3}  {seconds:>7.2f}  {distance:>16.4f}  {error:.4f}".format(width=width, **row)
+        )
+    for path in (output / "sweep.csv", output / "sweep.png"):
+        print(f"  {path}")
+
+
+def name_of(sampler: Sampler) -> str:
+    """Class, and the arguments in which it differs from its defaults: DPMpp(order=3)."""
+    import inspect
+
+    parameters = inspect.signature(type(sampler)).parameters
+    given = {name: vars(sampler).get(name, p.default) for name, p in parameters.items() if name != "grid"}
+    told = [f"{k}={v}" for k, v in given.items() if v != parameters[k].default and isinstance(v, (int, float, str))]
+    return type(sampler).__name__ + (f"({', '.join(told)})" if told else "")
