@@ -167,10 +167,11 @@ def test_samples_are_drawn_with_the_guidance_around_the_denoiser() -> None:
 
 def test_prediction_hands_out_samples_by_index(tmp_path: Path) -> None:
     module, data = tiny_module(), tiny_data(batch_size=4)
-    data.predict_samples, module.sample_seed = 6, 3
+    assert module.block == 256
+    data.predict_samples, data.predict_batch, module.sample_seed = 600, 256, 3
     batches = tiny_trainer(tmp_path).predict(module, datamodule=data)
-    assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5]]
-    whole = module.sample(range(6), seed=3).x_0
+    assert [batch["index"].tolist() for batch in batches] == [list(range(k, k + 256)) for k in (0, 256, 512)]
+    whole = module.sample(range(768), seed=3).x_0
     torch.testing.assert_close(torch.cat([batch["x"] for batch in batches]), whole, rtol=1e-5, atol=1e-5)
     assert batches[0]["nfe"] == 4
 

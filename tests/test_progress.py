@@ -68,7 +68,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_other_commands_count_their_batches(tmp_path: Path, stage: str) -> None:
     data = tiny_data()
-    data.predict_samples = 96
+    data.predict_samples = 768
     trainer = tiny_trainer(tmp_path, StepProgress(), enable_progress_bar=True)
     with watched() as screen:
         getattr(trainer, stage)(tiny_module(), datamodule=data)

@@ -182,7 +182,7 @@ def test_paths_converge_to_the_probability_flow(build: Build, schedule: Schedule
     """x at the last time against the closed-form flow of Gaussian data."""
     flow, errors = GaussianFlow(schedule), []
     unit = np.random.default_rng(0).normal(size=(8, 2))
-    for steps in (32, 64, 128) if build(UniformGrid(2)).order else (4,):
+    for steps in (32, 64, 128)[: 3 if build(UniformGrid(2)).order else 1]:
         grid = middle(schedule, steps)
         mean, cov = flow.marginal(grid.t[0])
         x_T = mean + unit @ np.linalg.cholesky(cov).T
@@ -191,7 +191,7 @@ def test_paths_converge_to_the_probability_flow(build: Build, schedule: Schedule
         expected = flow.flow(x_T, grid.t[0], grid.t[-1])
         errors.append(abs(array(path.x[-2]) - expected).max())
     assert errors[-1] < {1: 0.15, 2: 5e-3}.get(build(grid).order, 1e-3)
-    if errors[0] > 1e-8:
+    if build(grid).order and errors[0] > 1e-8:
         assert orders(errors)[-1] >= 0.93 * build(grid).order - 0.08, (errors, orders(errors))
 
 
@@ -236,13 +236,13 @@ def test_paths_converge_on_a_mixture(build: Build, schedule: Schedule) -> None:
 
     exact = solve_ivp(field, (grid.t[0], grid.t[-1]), x_T.ravel(), method="DOP853", rtol=1e-9, atol=1e-11).y[:, -1]
     errors = []
-    for steps in (64, 128, 256) if build(grid).order else (64,):
+    for steps in (64, 128, 256)[: 3 if build(grid).order else 1]:
         grid = middle(schedule, steps, width=3.0)
         path = build(grid)(mixture(schedule), torch.from_numpy(x_T), path=True).path
         assert path is not None
         errors.append(abs(array(path.x[-2]).ravel() - exact).max())
     assert errors[-1] < {1: 0.1, 2: 5e-3}.get(build(grid).order, 1e-3)
-    if errors[0] > 1e-7:
+    if build(grid).order and errors[0] > 1e-7:
         assert orders(errors)[-1] >= 0.93 * build(grid).order - 0.1, (errors, orders(errors))
 
 

@@ -1,8 +1,9 @@
 """Commands that need a checkpoint only: plain typed functions, one a file, heavy imports inside."""
 
+import inspect
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import NoReturn, get_origin
 
 from jsonargparse import ArgumentParser, auto_cli
 
@@ -17,9 +18,10 @@ class ToolParser(ArgumentParser):
 def run_tool(name: str, args: Sequence[str]) -> None:
     """Call diffusion_pl.commands.NAME.NAME with options parsed from its signature."""
     function = getattr(import_module(f".{name}", __package__), name)
+    parameters = inspect.signature(function).parameters.items()
     auto_cli(
         function,
-        args=lists(args),
+        args=lists(args, [name for name, p in parameters if get_origin(p.annotation) is list]),
         as_positional=False,
         parser_class=ToolParser,
         prog=f"diffusion_pl {name}",
@@ -27,15 +29,17 @@ def run_tool(name: str, args: Sequence[str]) -> None:
     )
 
 
-def lists(args: Sequence[str]) -> list[str]:
-    """The values that follow one option, as in --nfe 5 10 20, made one list: --nfe [5, 10, 20]."""
+def lists(args: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The values that follow each of the options, as in --nfe 5 10 20, made one: --nfe [5, 10, 20]."""
     found: list[str] = []
     values: list[str] = []
     for arg in [*args, "--"]:
         if not arg.startswith("--"):
             values.append(arg)
             continue
-        found += [f"[{', '.join(values)}]"] if len(values) > 1 else values
+        several = bool(found) and found[-1].removeprefix("--") in options
+        joined = values[0] if len(values) == 1 and values[0].startswith("[") else f"[{', '.join(values)}]"
+        found += [joined] if several and values else values
         values = []
         found.append(arg)
     return found[:-1]

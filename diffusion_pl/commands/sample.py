@@ -66,7 +66,7 @@ def sample(
         raise ValueError(f"seed must not be negative, got {seed}")
     import json
 
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningDataModule, Trainer
 
     from .. import __version__
     from ..callbacks import SampleWriter, StepProgress
@@ -97,7 +97,6 @@ def sample(
     }
     data.predict_samples = num_samples or data.predict_samples
     data.predict_batch, model.sample_seed = batch_size, seed
-    data.predict_done = resume(output, call, "name another folder with --output")
     writer = SampleWriter(data.write_npz if npz else data.write, output, data.predict_samples)
     trainer = Trainer(
         accelerator=accelerator,
@@ -108,10 +107,13 @@ def sample(
         inference_mode=False,  # some guidance differentiates
         callbacks=[StepProgress(), writer],
     )
+    data.predict_done = resume(output, call, "name another folder with --output")
     with suppress(OSError, ValueError):  # the picture shows the data too, where they are at hand
         data.setup("predict")
+    data.trainer, blocks = trainer, LightningDataModule()  # not `data`, which Lightning would set up at any rate
+    blocks.predict_dataloader = data.predict_dataloader  # type: ignore[method-assign]
     try:
-        trainer.predict(model, datamodule=data, return_predictions=False)
+        trainer.predict(model, datamodule=blocks, return_predictions=False)
     except Exception:
         discard(output)
         raise

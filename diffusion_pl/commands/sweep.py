@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..grids import Grid
 from ..samplers import Sampler
@@ -80,7 +81,7 @@ def sweep(
 
     # The solution, to rounding and the little that the network's roughness leaves.
     exact, _ = draw(Heun(chosen.with_steps(129)))
-    rows: list[dict[str, str | int | float]] = []
+    rows: list[dict[str, Any]] = []
     plan = [(make, n) for make in samplers for n in sorted(set(nfe))]
     for make, wanted in tqdm(plan, desc="sweep", dynamic_ncols=True):
         probe = make(chosen)

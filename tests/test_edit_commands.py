@@ -1,0 +1,192 @@
+"""python -m diffusion_pl encode, restore and sweep."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pictures_model import fit_digits
+from PIL import Image
+from shell import cli, fit, no_files_change
+
+CKPT = Path("runs/plain/checkpoints/last.ckpt")
+POINTS = Path("runs/points/checkpoints/last.ckpt")
+HUNDRED = ("--sampler", "Heun", "--steps", 100)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("edit")
+    assert fit_digits(folder, "plain", conditional=False) == CKPT
+    rng = np.random.default_rng(0)
+    (folder / "in").mkdir()
+    for k in range(2):
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / "in" / f"{k}.png")
+    fit(folder, run="points")
+    return folder
+
+
+def pictures(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(p)) for p in sorted(folder.glob("[0-9]*.png"))]).astype(int)
+
+
+def ran(folder: Path, *args: Any) -> str:
+    done = cli(folder, *args)
+    assert done.code == 0, done.err
+    return done.out
+
+
+# encode -----------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_come_back_from_their_latents(folder: Path) -> None:
+    out = ran(
+        folder, "encode", "--ckpt_path", CKPT, "--path", "in", "--output", "e", "--sampler", "Heun", "--steps", 100
+    )
+    assert "2 examples carried to noise and back by Heun" in out
+    given = pictures(folder / "in")
+    assert np.abs(pictures(folder / "e") - given).max() <= 4
+    ran(folder, "sample", "--ckpt_path", CKPT, "--latents", "e/latents.npz", *HUNDRED, "--output", "back")
+    assert np.abs(pictures(folder / "back") - given).max() <= 4
+
+
+def test_between_two_pictures_lies_a_way(folder: Path) -> None:
+    ran(folder, "encode", "--ckpt_path", CKPT, "--path", "in", "--output", "way", "--steps", 60, "--between", 5)
+    way = pictures(folder / "way")
+    assert len(way) == 7
+    assert np.abs(way[[0, -1]] - pictures(folder / "in")).max() <= 40  # DDIM, 60 steps
+    steps = np.abs(np.diff(way, axis=0)).mean((1, 2))
+    assert steps.max() < 0.7 * np.abs(way[-1] - way[0]).mean()
+
+
+def test_points_are_encoded_from_a_table(folder: Path) -> None:
+    (folder / "points.csv").write_text("x,y\n50,40\n30,80\n")
+    rule = ("--sampler", "Heun", "--grid", "UniformGrid", "--grid.steps", 200, "--grid.t_min", 0.001)
+    out = ran(folder, "encode", "--ckpt_path", POINTS, "--path", "points.csv", "--output", "pe", *rule)
+    assert "2 examples" in out
+    found = np.loadtxt(folder / "pe" / "samples.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(found, [[50, 40], [30, 80]], atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--path", "nowhere.png"], "nowhere.png"),
+        (["--path", "in", "--sampler", "Ancestral"], "Ancestral draws noise: encoding needs a deterministic sampler"),
+        (["--path", "in", "--between", -1], "between must not be negative, got -1"),
+        (["--path", "runs"], "runs: there is no picture in this folder"),
+        (["--path", "in", "--output", "in"], "in is not empty: name another folder with --output"),
+    ],
+)
+def test_bad_input_of_encode_is_one_line(folder: Path, args: list[Any], told: str) -> None:
+    with no_files_change(folder):
+        assert told in cli(folder, "encode", "--ckpt_path", CKPT, "--output", "no", *args).error
+
+
+# restore ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [["replacement", "--repeats", 2, "--sampler", "Ancestral"], ["gradient"]])
+def test_what_is_known_stays(folder: Path, method: list[Any]) -> None:
+    name = f"r-{method[0]}"
+    ran(
+        folder,
+        "restore",
+        "--ckpt_path",
+        CKPT,
+        "--path",
+        "in",
+        "--output",
+        name,
+        "--num_samples",
+        3,
+        "--method",
+        *method,
+    )
+    given, found = pictures(folder / "in"), pictures(folder / name)
+    assert len(found) == 6
+    assert np.abs(found[:3, :, :4] - given[0, :, :4]).max() <= 1
+    assert np.abs(found[3:, :, :4] - given[1, :, :4]).max() <= 1
+    assert len({picture.tobytes() for picture in found}) == 6  # the rest is drawn
+
+
+def test_a_mask_says_what_is_known(folder: Path) -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    ran(folder, "restore", "--ckpt_path", CKPT, "--path", "in/0.png", "--mask", "mask.png", "--output", "masked",
+        "--num_samples", 2)  # fmt: skip
+    given, found = pictures(folder / "in")[0], pictures(folder / "masked")
+    assert np.abs(found[:, 2:5] - given[2:5]).max() <= 1
+    assert np.abs(found[:, 5:] - given[5:]).max() > 10
+
+
+def test_upscaled_pictures_have_the_means_of_the_blocks(folder: Path) -> None:
+    args = ("--path", "in", "--task", "upscale", "--output", "up", "--num_samples", 1)
+    ran(folder, "restore", "--ckpt_path", CKPT, *args, "--sampler", "Ancestral", "--steps", 40)
+    given, found = pictures(folder / "in"), pictures(folder / "up")
+
+    def means(x: np.ndarray) -> np.ndarray:
+        return x.reshape(2, 4, 2, 4, 2).mean((2, 4))
+
+    inside = (found > 0).reshape(2, 4, 2, 4, 2).all((2, 4)) & (found < 255).reshape(2, 4, 2, 4, 2).all((2, 4))
+    assert inside.sum() > 3  # elsewhere clipping to the range moves the mean
+    np.testing.assert_allclose(means(found)[inside], means(given)[inside], atol=1)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--task", "colorize"], "colorize needs a model of colour pictures, this one has 1 channel(s)"),
+        (["--task", "upscale", "--factor", 3], "factor 3 does not divide the sides 8x8"),
+        (["--task", "sharpen"], "--task"),
+        (["--repeats", 0], "repeats must be at least 1, got 0"),
+        (["--mask", "in"], "in: give one mask, not a folder of 2"),
+    ],
+)
+def test_bad_input_of_restore_is_one_line(folder: Path, args: list[Any], told: str) -> None:
+    with no_files_change(folder):
+        assert told in cli(folder, "restore", "--ckpt_path", CKPT, "--path", "in", "--output", "no", *args).error
+
+
+def test_points_are_not_restored(folder: Path) -> None:
+    told = cli(
+        folder, "restore", "--ckpt_path", "runs/points/checkpoints/last.ckpt", "--path", "in", "--output", "no"
+    ).error
+    assert told.endswith("is a model of points: only pictures can be restored")
+
+
+# sweep ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_has_a_row_for_each_sampler_and_number(folder: Path) -> None:
+    options = "{class_path: DPMpp, init_args: {order: 3}}"
+    out = ran(folder, "sweep", "--ckpt_path", CKPT, "--samplers", "DDIM", "Heun", options, "--nfe", 4, 9, 18,
+              "--num_samples", 70, "--output", "s")  # fmt: skip
+    with (folder / "s" / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["sampler"], int(row["nfe"])) for row in rows] == [
+        *(("DDIM", n) for n in (4, 9, 18)),
+        *(("Heun", n) for n in (3, 9, 17)),
+        *(("DPMpp(order=3)", n) for n in (4, 9, 18)),
+    ]
+    errors = {(row["sampler"], int(row["nfe"])): float(row["error"]) for row in rows}
+    assert errors["DDIM", 18] < errors["DDIM", 9] < errors["DDIM", 4]
+    assert errors["DPMpp(order=3)", 18] < errors["DDIM", 18]
+    assert all(0 < float(row["distance"]) < 5 for row in rows)
+    assert "distance to data" in out
+    with Image.open(folder / "s" / "sweep.png") as picture:
+        assert min(picture.size) > 200
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--samplers", "DDMI", "--nfe", "5"], "there is no class DDMI; did you mean DDIM?"),
+        (["--samplers", "DDIM", "Heun", "--nfe", "0", "5"], "nfe must be at least 1"),
+    ],
+)
+def test_bad_input_of_sweep_is_one_line(folder: Path, args: list[Any], told: str) -> None:
+    with no_files_change(folder):
+        assert told in cli(folder, "sweep", "--ckpt_path", CKPT, "--output", "no", *args).error
