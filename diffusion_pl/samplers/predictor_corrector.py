@@ -48,10 +48,14 @@ class Corrector(ABC):
 
 
 class Langevin(Corrector):
-    """δ = 2 α²_ts (r ‖ε‖/‖∇log p_s‖)², of each sample by its own norms."""
+    """δ = 2 α²_ts (r ‖ε‖/‖∇log p_s‖)², of each sample by its own norms.
+
+    Meant for many dimensions, where both norms are near their means.  In few ‖∇log p_s‖ can be near 0, so the ratio
+    ‖ε‖/‖ε̂‖ is held below 2; for points AnnealedLangevin is the better choice.
+    """
 
     def size(self, sigma: Tensor, eps: Tensor, noise: Tensor) -> Tensor:
-        ratio = noise.flatten(1).norm(dim=1) / eps.flatten(1).norm(dim=1)
+        ratio = (noise.flatten(1).norm(dim=1) / eps.flatten(1).norm(dim=1)).clamp(max=2)
         return 2 * (self.snr * sigma * per_sample(ratio, eps)).square()
 
 
