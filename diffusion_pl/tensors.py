@@ -20,6 +20,18 @@ def mean_data(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
 
+def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
+    """Σ c x over pairs of c: () on the CPU and x: (B, *), in one pass over memory for each pair.
+
+    Written as arithmetic, c₁x₁ + c₂x₂ takes three.
+    """
+    (c, x), *rest = terms
+    total = c.item() * x
+    for c, x in rest:
+        total.add_(x, alpha=c.item())
+    return total
+
+
 class SampleNoise:
     """Standard normal noise with one generator per sample.
 

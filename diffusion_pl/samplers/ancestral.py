@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..grids import Grid
+from ..tensors import combine
 from ..transitions import posterior, transition
 from ..variance import learned
 from .base import Run, Sampler
@@ -33,10 +34,10 @@ class Ancestral(Sampler):
         from_t, from_0, small = posterior(at_s, at_t)
         large = transition(at_s, at_t).sigma_sq
         prediction = run.denoise(x_t, t)
+        mean = (from_t, x_t), (from_0, prediction.x_0)
         if self.variance is not None:
             std = torch.sqrt(small ** (1 - self.variance) * large**self.variance)
-        elif prediction.v is not None:
-            std = torch.sqrt(learned(prediction.v, small, large))
-        else:
+            return combine(*mean, (std, run.noise(x_t))), None
+        if prediction.v is None:
             raise ValueError("Ancestral: the network tells no variance: give variance: 0 (β̃) or 1 (β)")
-        return from_t * x_t + from_0 * prediction.x_0 + std * run.noise(x_t), None
+        return combine(*mean) + torch.sqrt(learned(prediction.v, small, large)) * run.noise(x_t), None

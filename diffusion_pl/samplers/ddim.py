@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..grids import Grid
+from ..tensors import combine
 from ..transitions import posterior
 from .base import Run, Sampler
 
@@ -32,7 +33,7 @@ class DDIM(Sampler):
         at_s = run.kernel(s)
         x_0, eps, _ = run.denoise(x_t, t)
         if self.eta == 0:  # no noise is drawn: the rule is deterministic
-            return at_s.alpha * x_0 + at_s.sigma * eps, None
+            return combine((at_s.alpha, x_0), (at_s.sigma, eps)), None
         var = self.eta**2 * posterior(at_s, run.kernel(t)).var
         kept = torch.sqrt(at_s.sigma.square() - var)
-        return at_s.alpha * x_0 + kept * eps + torch.sqrt(var) * run.noise(x_t), None
+        return combine((at_s.alpha, x_0), (kept, eps), (torch.sqrt(var), run.noise(x_t))), None

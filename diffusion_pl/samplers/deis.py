@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..grids import Grid
+from ..tensors import combine
 from .base import Estimate, Run, Sampler
 
 
@@ -35,13 +36,11 @@ class DEIS(Sampler):
         if not past[-1].half.isfinite():  # α = 0 there
             past.pop()
         if not past:
-            return at_s.alpha * x_0 + at_s.sigma * eps, past
+            return combine((at_s.alpha, x_0), (at_s.sigma, eps)), past
         nodes = torch.stack([p.half for p in past])
         weights = adams(nodes, nodes[0], at_s.logsnr / 2)
-        x_s = at_s.alpha / at_t.alpha * x_t
-        for weight, estimate in zip(at_s.alpha * weights, past, strict=True):
-            x_s = x_s + weight * estimate.value
-        return x_s, past
+        values = [estimate.value for estimate in past]
+        return combine((at_s.alpha / at_t.alpha, x_t), *zip(at_s.alpha * weights, values, strict=True)), past
 
 
 def adams(nodes: Tensor, start: Tensor, end: Tensor) -> Tensor:

@@ -11,12 +11,11 @@ and with x̂_0(l_t + u) = m + D₁ u/h + D₂ (u/h)² the integral is  φ₁ m +
 Reference: Lu et al., "DPM-Solver++", arXiv 2211.01095, Eq. 8–14 and Alg. 1–2 (η = 0); Sec. 5 (η = 1).
 """
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
 from ..grids import Grid
+from ..tensors import combine
 from .base import Estimate, Run, Sampler
 
 
@@ -50,19 +49,22 @@ class DPMpp(Sampler):
         half, h = at_t.logsnr / 2, (at_s.logsnr - at_t.logsnr) / 2
         past = [Estimate(run.denoise(x_t, t).x_0, half), *(state or [])][: self.terms]
         phi_1, phi_2, phi_3 = phi((1 + self.eta**2) * h)
-        mean = phi_1 * past[0].value
-        slopes = [(new.value - old.value) * (h / (new.half - old.half)) for new, old in pairwise(past)]
-        if len(slopes) == 1:
-            mean = mean + (phi_1 / 2) * slopes[0]
-        elif slopes:
-            # Newton's divided differences, read at l_t: the second is for 2φ₃.
-            bend = (slopes[0] - slopes[1]) / (half - past[2].half)
-            mean = mean + phi_2 * slopes[0] + (phi_2 * (half - past[1].half) + 2 * phi_3 * h) * bend
-        x_s = (at_s.sigma / at_t.sigma) * x_t
-        if self.eta == 0:
-            return x_s + at_s.alpha * mean, past
-        kept = torch.exp(-(self.eta**2) * h)
-        return kept * x_s + at_s.alpha * mean + at_s.sigma * torch.sqrt(1 - kept**2) * run.noise(x_t), past
+        weights = [phi_1]  # of the estimates, newest first
+        if len(past) == 2:
+            slope = phi_1 / 2 * h / (half - past[1].half)
+            weights = [phi_1 + slope, -slope]
+        elif len(past) == 3:
+            # Newton's divided differences [01] and [012], read at l_t; the second is for 2φ₃.
+            first, second, both = half - past[1].half, past[1].half - past[2].half, half - past[2].half
+            bend = h * (phi_2 * first + 2 * phi_3 * h) / both
+            slope = (phi_2 * h + bend) / first
+            weights = [phi_1 + slope, -slope - bend / second, bend / second]
+        kept = torch.exp(-(self.eta**2) * h) if self.eta else torch.ones_like(h)
+        terms = [(kept * at_s.sigma / at_t.sigma, x_t)]
+        terms += [(at_s.alpha * weight, estimate.value) for weight, estimate in zip(weights, past, strict=True)]
+        if self.eta:
+            terms.append((at_s.sigma * torch.sqrt(1 - kept**2), run.noise(x_t)))
+        return combine(*terms), past
 
 
 class DPMppSingle(Sampler):
@@ -91,7 +93,8 @@ class DPMppSingle(Sampler):
             inner = run.schedule.time(at_t.logsnr + 2 * part * h) if i < self.order else s
             at = run.kernel(inner)
             phi_1, phi_2, _ = phi(part * h)
-            x = (at.sigma / at_t.sigma) * x_t + at.alpha * (phi_1 * m + part * phi_2 * slope)
+            terms = (at.sigma / at_t.sigma, x_t), (at.alpha * phi_1, m), (at.alpha * part * phi_2, slope)
+            x = combine(*terms)
             if i < self.order:
                 slope = (run.denoise(x, inner).x_0 - m) / part
         return x, None

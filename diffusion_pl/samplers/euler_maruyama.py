@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..grids import Grid
+from ..tensors import combine
 from .base import Run, Sampler
 
 
@@ -32,11 +33,12 @@ class EulerMaruyama(Sampler):
         kernel = run.kernel(t)
         if self.noise == 0:  # the ODE needs no g², which is infinite where α = 0, and draws no noise
             x_0, eps, _ = run.denoise(x_t, t)
-            return x_t + (s - t) * (kernel.d_alpha * x_0 + kernel.d_sigma * eps), None
+            return x_t + combine(((s - t) * kernel.d_alpha, x_0), ((s - t) * kernel.d_sigma, eps)), None
         g_sq = self.noise**2 * kernel.diffusion_sq
         if not g_sq.isfinite():
             name = type(run.schedule).__name__
             raise ValueError(f"EulerMaruyama: g² of {name} is infinite at t={t.item()}; start the grid at t_max < 1")
         x_0, eps, _ = run.denoise(x_t, t)
-        drift = kernel.d_alpha * x_0 + (kernel.d_sigma + 0.5 * g_sq / kernel.sigma) * eps
-        return x_t + (s - t) * drift + torch.sqrt(g_sq * (t - s)) * run.noise(x_t), None
+        d_sigma = kernel.d_sigma + 0.5 * g_sq / kernel.sigma
+        terms = ((s - t) * kernel.d_alpha, x_0), ((s - t) * d_sigma, eps), (torch.sqrt(g_sq * (t - s)), run.noise(x_t))
+        return x_t + combine(*terms), None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..grids import Grid
+from ..tensors import combine
 from ..transitions import transition
 from .base import Run, Sampler
 
@@ -53,6 +54,6 @@ class Heun(Sampler):
             x_t, t = alpha * x_t + torch.sqrt(sigma_sq) * self.churn_noise * run.noise(x_t), higher
         at_t, at_s = run.kernel(t), run.kernel(s)
         x_0, eps, _ = run.denoise(x_t, t)
-        ahead = run.denoise(at_s.alpha * x_0 + at_s.sigma * eps, s)
+        ahead = run.denoise(combine((at_s.alpha, x_0), (at_s.sigma, eps)), s)
         d_alpha, d_sigma = (at_s.alpha - at_t.alpha) / 2, (at_s.sigma - at_t.sigma) / 2
-        return x_t + d_alpha * (x_0 + ahead.x_0) + d_sigma * (eps + ahead.eps), None
+        return x_t + combine((d_alpha, x_0), (d_alpha, ahead.x_0), (d_sigma, eps), (d_sigma, ahead.eps)), None

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..tensors import combine
 from ..transitions import transition
 from .base import Run, Sampler
 
@@ -22,4 +23,5 @@ class ReverseDiffusion(Sampler):
         at_t = run.kernel(t)
         alpha, sigma_sq = transition(run.kernel(s), at_t)
         eps = run.denoise(x_t, t).eps
-        return (2 - alpha) * x_t - sigma_sq / at_t.sigma * eps + torch.sqrt(sigma_sq) * run.noise(x_t), None
+        terms = (2 - alpha, x_t), (-sigma_sq / at_t.sigma, eps), (torch.sqrt(sigma_sq), run.noise(x_t))
+        return combine(*terms), None

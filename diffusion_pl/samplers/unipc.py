@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..grids import Grid
+from ..tensors import combine
 from .base import Estimate, Run, Sampler
 
 
@@ -59,15 +60,15 @@ class UniPC(Sampler):
         """x at `end` from x at nodes[0]."""
         first, *others = nodes
         h = end - first.half
-        x = (sigma_s / sigma) * x - alpha_s * torch.expm1(-h) * first.value
+        terms = [(sigma_s / sigma, x), (-alpha_s * torch.expm1(-h), first.value)]
         if not others or not h.isfinite():
-            return x
+            return combine(*terms)
         r = torch.stack([(node.half - first.half) / h for node in others])
         scale = h if self.variant == 1 else -torch.expm1(-h)
         a = coefficients(r, h, scale)
-        for weight, node in zip(alpha_s * scale * a / r, others, strict=True):
-            x = x + weight * (node.value - first.value)
-        return x
+        weights = alpha_s * scale * a / r
+        terms[1] = (terms[1][0] - weights.sum(), first.value)
+        return combine(*terms, *((weight, node.value) for weight, node in zip(weights, others, strict=True)))
 
 
 def coefficients(r: Tensor, h: Tensor, scale: Tensor) -> Tensor:
