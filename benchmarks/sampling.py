@@ -79,10 +79,8 @@ def peers() -> Iterator[tuple[str, Callable[[], Any], int]]:
                     1,
                 )
                 for b in ("bh1", "bh2"):
-                    make = lambda o=options, k=k, b=b: diffusers.UniPCMultistepScheduler(
-                        **o, solver_order=k, solver_type=b
-                    )
-                    yield f"UniPC {k} {b} {tail}", make, 1
+                    bh = {**options, "solver_order": k, "solver_type": b}
+                    yield f"UniPC {k} {b} {tail}", lambda o=bh: diffusers.UniPCMultistepScheduler(**o), 1
                 yield (
                     f"DEIS {k} {tail}",
                     lambda o=options, k=k: diffusers.DEISMultistepScheduler(**o, solver_order=k),

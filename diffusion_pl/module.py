@@ -124,12 +124,15 @@ class DiffusionModule(Trainable):
         found = []
         for block in batch["block"].tolist():
             indices = range(block * self.block, (block + 1) * self.block)
-            cond = {name: torch.full((self.block,), v, device=self.device) for name, v in self.sample_cond.items()}
-            options: dict[str, Any] = {"progress": progress, **cond}
+            options: dict[str, Any] = {"progress": progress, **self.conditions(self.block)}
             samples = self.sample(indices, self.sample_seed, **options)
             found.append((torch.tensor(indices), samples.x_0, samples.nfe))
         index, x, nfe = zip(*found, strict=True)
         return {"index": torch.cat(index), "x": torch.cat(x), "nfe": max(nfe)}
+
+    def conditions(self, n: int) -> Batch:
+        """The conditions of n samples, where they are the same for all."""
+        return {name: torch.full((n,), value, device=self.device) for name, value in self.sample_cond.items()}
 
     def guided(self) -> Denoiser:
         """The denoiser as samplers get it, within the module's guidance."""

@@ -188,6 +188,20 @@ def schedule_panel(t: Array, alpha: Array, sigma: Array, logsnr: Array, title: s
     return figure
 
 
+def film_panel(x: Array, x_0: Array, data: Array, title: str = "") -> "Figure":
+    """Noisy points and the estimates of x_0 side by side, over the data: (N, D) each, the first two axes."""
+    figure, axes = _figure(1, 2, WIDTH, 4.6, title)
+    known = _plane(data, "film_panel") if len(data) else x_0[:0, :2]
+    limits = _limits(known if len(known) else x_0[:, :2], margin=0.6)
+    for ax, points, name in ((axes[0, 0], x, "x_t"), (axes[0, 1], x_0, "estimate of x_0")):
+        _points_axes(ax, limits, x.shape[1])
+        if len(known):
+            _scatter(ax, known, FAINT)
+        _scatter(ax, _plane(points, "film_panel"), SAMPLES)
+        _headline(ax, name)
+    return figure
+
+
 def sweep_panel(rows: Sequence[Mapping[str, str | int | float]], title: str = "") -> "Figure":
     """Distance to the data and error of the solution against evaluations, a line for each sampler, log-log.
 

@@ -10,9 +10,8 @@ from ..module import DiffusionModule
 from ..samplers import Sampler, Samples
 from ..tensors import SampleNoise
 from .ema import ema_of, judged_weights
-from .images import log_film, log_image
+from .images import film_frames, log_film, log_image
 
-FRAMES = 60  # of a film, at most
 CONSTANT = 2 / 255  # standard deviation below which a picture counts as constant: one grey level of 256
 
 
@@ -144,19 +143,10 @@ class ImagePanels(LeanCallback):
         log_image(trainer, "forward_process", plots.image_grid(pictures, len(columns), title=title))
 
     def _film(self, trainer: Trainer, model: DiffusionModule) -> None:
-        from .. import plots
-
         data = _data(trainer)
         path = self._draw(trainer, model, min(self.num_samples, 16), path=True).path
         assert path is not None
-        frames = []
-        for k in sorted({*_spread(len(path.t), FRAMES).tolist(), len(path.t) - 1}):
-            kernel = model.schedule(path.t[k].to(torch.float64))
-            scale = torch.sqrt(kernel.alpha.square() + kernel.sigma.square()).clamp(min=1).item()
-            both = torch.cat((path.x[k] / scale, path.x_0[k])).float().cpu()
-            title = f"t = {path.t[k].item():.2f}    above: x_t    below: estimate of x_0"
-            columns = len(both) // (2 if len(both) <= 16 or len(both) % 4 else 4)
-            frames.append(plots.image_grid(data.to_uint8(both).numpy(), columns, title=title))
+        frames = film_frames(data, path, model.schedule)
         log_film(trainer, f"film/{model.weights_name}", frames)
 
 

@@ -1,18 +1,49 @@
 """Where a picture goes: a PNG in the run's folder, and every logger that takes pictures."""
 
-from pathlib import Path
+from pathlib import Path as FilePath
 
 import numpy as np
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
+from ..data import DataModule
+from ..samplers import Path
+from ..schedules import Schedule
 
-def panels_folder(trainer: Trainer) -> Path:
+FRAMES = 60  # of a film, at most
+
+
+def panels_folder(trainer: Trainer) -> FilePath:
     """Where a run keeps its pictures."""
-    folder = Path(trainer.default_root_dir) / "panels"
+    folder = FilePath(trainer.default_root_dir) / "panels"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def film_frames(data: DataModule, path: Path, schedule: Schedule) -> list[NDArray[np.uint8]]:
+    """x_t, scaled to unit variance where noise exceeds it, and x̂_0 along the way: (height, width, 3) each."""
+    frames = []
+    last = len(path.t) - 1
+    for k in sorted({*range(0, last, -(-last // FRAMES)), last}):
+        kernel = schedule(path.t[k].to(torch.float64))
+        scale = torch.sqrt(kernel.alpha.square() + kernel.sigma.square()).clamp(min=1).item()
+        x, x_0 = (part.float().cpu() for part in (path.x[k] / scale, path.x_0[k]))
+        frames.append(data.frame(x, x_0, f"t = {path.t[k].item():.2f}"))
+    return frames
+
+
+def save_film(frames: list[NDArray[np.uint8]], path: FilePath, seconds: float = 4.0) -> FilePath:
+    """Write frames of one size as a GIF that loops; the last stays for another second."""
+    from PIL import Image
+
+    # One palette for all frames: GIF has 256 colours, and a palette a frame flickers.
+    whole = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 8)] + frames[-1:])).quantize(256)
+    first, *rest = [Image.fromarray(frame).quantize(palette=whole, dither=Image.Dither.NONE) for frame in frames]
+    durations = [round(1000 * seconds / len(frames))] * len(rest) + [1000]
+    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0)
+    return path
 
 
 def log_film(trainer: Trainer, tag: str, frames: list[NDArray[np.uint8]], seconds: float = 4.0) -> None:
@@ -26,14 +57,7 @@ def log_film(trainer: Trainer, tag: str, frames: list[NDArray[np.uint8]], second
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:
         return
-    from PIL import Image
-
-    path = panels_folder(trainer) / f"{tag.replace('/', '_')}-{trainer.global_step:08d}.gif"
-    # One palette for all frames: GIF has 256 colours, and a palette a frame flickers.
-    whole = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 8)] + frames[-1:])).quantize(256)
-    first, *rest = [Image.fromarray(frame).quantize(palette=whole, dither=Image.Dither.NONE) for frame in frames]
-    durations = [round(1000 * seconds / len(frames))] * len(rest) + [1000]
-    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0)
+    path = save_film(frames, panels_folder(trainer) / f"{tag.replace('/', '_')}-{trainer.global_step:08d}.gif", seconds)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             from tensorboard.compat.proto.summary_pb2 import Summary

@@ -55,8 +55,7 @@ def encode(
     guide(model, cond=cond)
     x_0 = data.read(path)
     model.to(device_of(accelerator))
-    condition = {name: torch.full((len(x_0),), v, device=model.device) for name, v in model.sample_cond.items()}
-    eps = rule.encode(model.guided(), x_0.to(model.device), **condition) / rule.prior(
+    eps = rule.encode(model.guided(), x_0.to(model.device), **model.conditions(len(x_0))) / rule.prior(
         model.schedule, torch.ones(1, device=model.device)
     )
     if between:
@@ -66,7 +65,7 @@ def encode(
     else:
         way = eps
     model.latents = way
-    every: dict[str, Any] = {name: v[:1].expand(len(way)) for name, v in condition.items()}
+    every: dict[str, Any] = model.conditions(len(way))
     found = model.sample(range(len(way)), **every).x_0.cpu()
     output.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(output / "latents.npz", eps=eps.cpu().numpy())

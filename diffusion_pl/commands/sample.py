@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..grids import Grid
 from ..samplers import Sampler
+
+if TYPE_CHECKING:
+    from ..data import DataModule
+    from ..module import DiffusionModule
 
 
 def sample(
@@ -24,6 +28,7 @@ def sample(
     latents: Path | None = None,
     weights: str = "ema",
     npz: bool = False,
+    film: bool = False,
     batch_size: int = 250,
     accelerator: str = "auto",
     devices: int = 1,
@@ -50,6 +55,7 @@ def sample(
         latents: File that `encode` wrote, to begin from instead of noise.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         npz: Write pictures or points as one array, samples.npz.
+        film: Also write film.gif, the way of the first samples from noise, and path.npz with t, x and x_0 along it.
         batch_size: How many between two savings; at once as many are drawn as always, or rounding would differ.
         accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
         devices: On how many of them, a process each.
@@ -123,5 +129,20 @@ def sample(
     (output / "samples.json").write_text(json.dumps(note, indent=2) + "\n")
     weighted = f"{model.weights_name} weights"
     print(f"{data.predict_samples:,} samples of {ckpt_path} ({weighted}), {writer.nfe} evaluations each:")
+    if film:
+        writer.files += _film(model, data, output, min(data.predict_samples, 16 if len(model.shape) == 3 else 1000))
     for file in [*writer.files, output / "samples.json"]:
         print(f"  {file}")
+
+
+def _film(model: "DiffusionModule", data: "DataModule", output: Path, count: int) -> list[Path]:
+    import numpy as np
+
+    from ..callbacks.images import film_frames, save_film
+
+    cond: dict[str, Any] = model.conditions(count)
+    path = model.sample(range(count), model.sample_seed, path=True, **cond).path
+    assert path is not None
+    x, x_0 = (data.decode(part.cpu()).numpy() for part in (path.x, path.x_0))
+    np.savez_compressed(output / "path.npz", t=path.t.numpy(), x=x, x_0=x_0)
+    return [save_film(film_frames(data, path, model.schedule), output / "film.gif"), output / "path.npz"]

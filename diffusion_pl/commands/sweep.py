@@ -73,8 +73,7 @@ def sweep(
         found, taken = [], 0
         for start in range(0, num_samples, model.block):
             indices = range(start, min(start + model.block, num_samples))
-            label = {k: torch.full((len(indices),), v, device=model.device) for k, v in model.sample_cond.items()}
-            samples = model.sample(indices, seed, sampler, **label)
+            samples = model.sample(indices, seed, sampler, **model.conditions(len(indices)))
             found.append(samples.x_0.cpu())
             taken = samples.nfe
         return torch.cat(found), taken

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
@@ -69,6 +70,10 @@ class DataModule(LightningDataModule, ABC):
         """
 
     @abstractmethod
+    def frame(self, x: Tensor, x_0: Tensor, title: str) -> NDArray[np.uint8]:
+        """A picture of noisy examples and the estimates of what they come from, (N, *shape) each in model units."""
+
+    @abstractmethod
     def read(self, path: Path) -> Tensor:
         """Examples of a file (or folder) as `write` makes it, in model units: (N, *shape), float32.
 
@@ -82,8 +87,6 @@ class DataModule(LightningDataModule, ABC):
 
     def write_npz(self, x: Tensor, folder: Path) -> list[Path]:
         """Write samples (N, *) in model units to samples.npz, as one array, x, of the values that files hold."""
-        import numpy as np
-
         np.savez_compressed(folder / "samples.npz", x=self.array(x))
         return [folder / "samples.npz"]
 

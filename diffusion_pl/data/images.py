@@ -185,6 +185,14 @@ class Images(DataModule):
             total += float(x.square().mean((1, 2, 3)).sum(dtype=torch.float64))
         return total / len(some)
 
+    def frame(self, x: Tensor, x_0: Tensor, title: str) -> NDArray[Any]:
+        from .. import plots
+
+        both = torch.cat((x, x_0))
+        columns = len(both) // (2 if len(both) <= 16 or len(both) % 4 else 4)
+        title = f"{title}    above: x_t    below: estimate of x_0"
+        return plots.image_grid(self.to_uint8(both).numpy(), columns, title=title)
+
     def training_examples(self, most: int) -> Tensor:
         train = self.splits[0]
         return self.encode(train.__getitems__(torch.arange(0, len(train), -(-len(train) // most)))["x"])

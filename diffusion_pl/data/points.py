@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import DataModule
@@ -144,6 +145,13 @@ class Points(DataModule):
         known = points[:0] if self._splits is None else self._splits[0]["x"]
         plots.save(plots.samples_panel(known.numpy(), points.numpy(), f"{len(points):,} samples"), picture)
         return [table, picture]
+
+    def frame(self, x: Tensor, x_0: Tensor, title: str) -> NDArray[Any]:
+        from .. import plots
+
+        pair = [self.decode(part.double()).numpy() for part in (x, x_0)]
+        known = (x[:0] if self._splits is None else self._splits[0]["x"]).numpy()
+        return plots.to_image(plots.film_panel(pair[0], pair[1], known, title))
 
     def training_examples(self, most: int) -> Tensor:
         points = self.train_points
