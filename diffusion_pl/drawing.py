@@ -50,6 +50,7 @@ def guide(
     classifier: Path | None = None,
     weak: Path | None = None,
     cond: dict[str, int] | None = None,
+    any_label: bool = False,
 ) -> None:
     """Set the guidance and the conditions under which the model samples.
 
@@ -59,6 +60,8 @@ def guide(
         classifier: checkpoint of a NoisyClassifier, for classifier guidance.
         weak: checkpoint of a weaker model, for autoguidance.
         cond: the conditions of all samples.
+        any_label: whether a model of classes is asked for any class, where no label is given; else sample i has the
+            label i mod classes.
 
     Raises:
         ValueError: a condition or a scale for a model that knows no labels, a label it has not, two kinds of guidance.
@@ -91,6 +94,8 @@ def guide(
         wrap = partial(ClassifierFree, scale=scale)
     _check_cond(cond or {}, classes)
     model.sample_cond, model.classes = dict(cond or {}), classes
+    if any_label and classes is not None:
+        model.sample_cond.setdefault("label", -1)
     if wrap is not None:
         model.guidance = wrap if model.guidance is None else partial(_both, wrap, model.guidance)
 

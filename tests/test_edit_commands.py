@@ -84,6 +84,19 @@ def test_bad_input_of_encode_is_one_line(folder: Path, args: list[Any], told: st
         assert told in cli(folder, "encode", "--ckpt_path", CKPT, "--output", "no", *args).error
 
 
+def test_a_model_of_classes_encodes_and_restores_with_or_without_a_label(folder: Path) -> None:
+    ckpt = fit_digits(folder)
+    given = pictures(folder / "in")
+    for name, label in (("any", []), ("two", ["--cond.label", 2])):
+        ran(folder, "encode", "--ckpt_path", ckpt, "--path", "in", "--output", name, *HUNDRED, *label)
+        assert np.abs(pictures(folder / name) - given).max() <= 4
+        ran(folder, "restore", "--ckpt_path", ckpt, "--path", "in", "--output", f"r{name}", *label)
+        assert len(pictures(folder / f"r{name}")) == 8
+    assert "cond.label must lie in" in cli(
+        folder, "restore", "--ckpt_path", ckpt, "--path", "in", "--output", "no", "--cond.label", 11
+    ).error  # fmt: skip
+
+
 # restore ----------------------------------------------------------------------------------------------------------
 
 

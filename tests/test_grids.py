@@ -163,3 +163,21 @@ def test_bad_numbers_are_refused_by_name(build: Callable[[], Grid], named: str) 
     with pytest.raises(ValueError) as caught:
         build()
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("grid", instances(Grid))
+def test_another_number_of_points_keeps_the_range(grid: Grid) -> None:
+    schedule = VP()
+    if isinstance(grid, ExplicitGrid):
+        with pytest.raises(ValueError, match="ExplicitGrid has a fixed number of points"):
+            grid.with_steps(5)
+        return
+    before, after = grid(schedule), grid.with_steps(5)(schedule)
+    assert len(after) == 5
+    assert len(before) == 8  # itself unchanged
+    np.testing.assert_allclose(after[0], before[0], rtol=1e-12)
+    if not isinstance(grid, TrailingGrid):  # which ends at round(N/n)
+        np.testing.assert_allclose(after[-1], before[-1], rtol=1e-12)
+    assert len(grid.with_steps(1)(schedule)) == 1
+    with pytest.raises(ValueError, match="0"):
+        grid.with_steps(0)

@@ -57,7 +57,7 @@ every_module = pytest.mark.parametrize("path", [p for p in MODULES if place(p)],
 
 def test_the_reader_sees_every_kind_of_import() -> None:
     inner, outer = imports(ROOT / "samplers" / "ancestral.py")
-    assert inner == {("grids",), ("transitions",), ("variance",), ("samplers", "base")}
+    assert inner == {("grids",), ("tensors",), ("transitions",), ("variance",), ("samplers", "base")}
     assert outer == {"torch"}
     assert "scipy" in imports(ROOT / "couplings.py")[1]  # inside a function
 

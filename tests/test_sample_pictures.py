@@ -138,6 +138,19 @@ def test_a_call_that_fails_at_once_leaves_no_folder(folder: Path) -> None:
     assert not (folder / "none").exists()
 
 
+def test_a_film_and_the_path_show_the_way_of_the_first_samples(folder: Path) -> None:
+    whole = drawn(folder, "filmed", "--num_samples", 5, "--film", "true")
+    with np.load(folder / "filmed" / "path.npz") as file:
+        t, x, x_0 = (file[name] for name in ("t", "x", "x_0"))
+    assert x.shape == x_0.shape == (5, 5, 1, 8, 8)
+    assert t[0] == 1
+    assert t[-1] == 0
+    assert (np.diff(t) < 0).all()
+    assert np.abs(x[-1].astype(int) * 255 // 16 - whole.astype(int)).max() <= 18  # one of the digits' 17 levels
+    with Image.open(folder / "filmed" / "film.gif") as film:
+        assert film.n_frames == 5
+
+
 # Guidance ---------------------------------------------------------------------------------------------------------
 
 

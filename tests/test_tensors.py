@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from diffusion_pl.tensors import SampleNoise, mean_data, mix, per_sample
+from diffusion_pl.tensors import SampleNoise, combine, mean_data, mix, per_sample
 
 
 def test_per_sample_broadcasts_along_the_batch_axis() -> None:
@@ -73,3 +73,14 @@ def test_mix_is_splitmix64() -> None:
     flips = [bin(mix(n) ^ mix(n + 1)).count("1") for n in range(500)]
     assert np.mean(flips) == pytest.approx(31.5, abs=1)  # neighbouring seeds share nothing
     assert all(0 <= mix(n) < 2**63 for n in (-1, 2**70, 12345))
+
+
+def test_a_combination_is_the_sum_and_leaves_its_terms_alone() -> None:
+    x = torch.randn(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    c = torch.tensor([0.3, -2.0, 1e-3, 7.0], dtype=torch.float64)
+    before = x.clone()
+    found = combine(*zip(c, x, strict=True))
+    np.testing.assert_allclose(found.numpy(), np.einsum("k,kij->ij", c.numpy(), x.numpy()), rtol=1e-13)
+    assert torch.equal(x, before)
+    single = combine(*zip(c, x.float(), strict=True))
+    assert single.dtype == torch.float32

@@ -33,7 +33,7 @@ def encode(
         sampler: A deterministic rule, such as Heun or DDIM; None: the checkpoint's.
         grid: Another grid of times.
         steps: Number of points of the grid; the more, the nearer the examples come back.
-        cond: Condition, as --cond.label 3.
+        cond: Condition, as --cond.label 3; None: of any class.
         between: Samples between each two examples.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
@@ -52,7 +52,7 @@ def encode(
 
     model, data = load(ckpt_path, weights)
     model.sampler = rule = choose_sampler(model, sampler, grid, steps)
-    guide(model, cond=cond)
+    guide(model, cond=cond, any_label=True)
     x_0 = data.read(path)
     model.to(device_of(accelerator))
     eps = rule.encode(model.guided(), x_0.to(model.device), **model.conditions(len(x_0))) / rule.prior(

@@ -23,6 +23,7 @@ def restore(
     sampler: Callable[[Grid], Sampler] | None = None,
     grid: Grid | None = None,
     steps: int | None = None,
+    cond: dict[str, int] | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
 ) -> None:
@@ -48,6 +49,7 @@ def restore(
         sampler: Another rule than the checkpoint's; with --method replacement a stochastic one, such as Ancestral.
         grid: Another grid of times.
         steps: Number of points of the grid.
+        cond: Condition, as --cond.label 3; None: of any class.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
     """
@@ -60,7 +62,7 @@ def restore(
 
     from .. import plots
     from ..data.images import Images
-    from ..drawing import choose_sampler, device_of
+    from ..drawing import choose_sampler, device_of, guide
     from ..inverse import Coarse, Gray, Masked, Operator, Reconstructing
     from ..loading import load
     from ..samplers import Replacement
@@ -69,6 +71,7 @@ def restore(
     if not isinstance(data, Images):
         raise ValueError(f"{ckpt_path} is a model of points: only pictures can be restored")
     rule = choose_sampler(model, sampler, grid, steps)
+    guide(model, cond=cond, any_label=True)
     channels, height, width = model.shape
     operator: Operator
     if task == "inpaint":
@@ -98,7 +101,7 @@ def restore(
         model.guidance = lambda denoiser: Reconstructing(
             denoiser if inner is None else inner(denoiser), operator, y, data_std=data_std(x_0), scale=scale
         )
-    found = operator.consistent(model.sample(range(len(many)), seed, rule).x_0, y).cpu()
+    found = operator.consistent(model.sample(range(len(many)), seed, rule, **model.conditions(len(many))).x_0, y).cpu()
     output.mkdir(parents=True, exist_ok=True)
     files = data.write(found, output)
     kept = operator.transpose(y[::num_samples]).cpu() / operator.gram
