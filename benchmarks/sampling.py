@@ -37,7 +37,7 @@ def grids(steps: int) -> Iterator[tuple[str, Any]]:
         for t_min in (1e-3, 2e-3, 5e-3):
             yield f"log-SNR {t_max} {t_min}", LogSNRGrid(steps, t_max, t_min)
         yield f"uniform {t_max}", UniformGrid(steps, t_max, 1e-3)
-    for rho, low, high in itertools.product((3, 7), (0.01, 0.02, 0.05), (10, 20, 80)):
+    for rho, low, high in itertools.product((3, 7), (0.01, 0.02, 0.05), (10, 20, 80, 157)):
         yield f"Karras {low} {high} {rho}", KarrasGrid(steps, low, high, rho)
 
 

@@ -21,7 +21,7 @@ A published method is a row of five choices:
     rectified flow      Rectified           Velocity          Uniform, LogitN.    FlowMatching     DDIM, Heun
 
 Modules import only from lower floors: tensors → schedules → transitions, parameterizations, weightings, times, grids →
-denoiser, guidance, oracles → loss, samplers → module → callbacks, checkpoints → commands, cli.
+denoiser → guidance, oracles, inverse → loss, samplers → module, classifier → callbacks, checkpoints → commands, cli.
 """
 
 __version__ = "0.1.0"

@@ -293,6 +293,7 @@ def test_two_processes_share_the_data_draw_their_own_noise_and_agree(tmp_path: P
         data__init_args={"batch_size": 32, "repeats": 1},
         trainer__max_steps=4,
         trainer__val_check_interval=2,
+        model__loss__times={"class_path": "LossSecondMoment", "init_args": {"steps": 10}},
         trainer__devices=2,
         trainer__strategy="ddp",
         trainer__callbacks=[{"class_path": "shell.Witness"}],
@@ -309,6 +310,8 @@ def test_two_processes_share_the_data_draw_their_own_noise_and_agree(tmp_path: P
         seen = torch.cat([x for rank in ranks for x in rank["x"][epoch : epoch + 2]])
         assert len(seen) == len(seen.unique(dim=0)) == 128
     assert not list(differences(ranks[0]["weights"], ranks[1]["weights"]))
+    # The law of the times has learned from the losses of both.
+    assert int(ranks[0]["weights"]["loss.times.seen"].sum()) == 4 * 64
     assert ranks[0]["metrics"]["val_loss/ema0.999"] == ranks[1]["metrics"]["val_loss/ema0.999"]
     assert checkpoint(tmp_path / "runs" / "two")["callbacks"]["EMA"]["updates"] == 4
 

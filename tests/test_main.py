@@ -113,3 +113,9 @@ def test_a_good_command_ends_with_0_and_says_where_the_run_lies(tmp_path: Path) 
     assert (done.code, done.err) == (0, "")
     assert done.run == f"runs/{tmp_path.name}-tiny"
     assert fit(tmp_path).is_dir()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m diffusion_pl --help | true"
+    done = subprocess.run(["bash", "-c", command], env=environment(), capture_output=True, text=True, timeout=60)
+    assert (done.stderr, done.returncode) == ("", 0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffusion_pl.denoiser import NetworkDenoiser
 from diffusion_pl.grids import UniformGrid
 from diffusion_pl.loss import DenoisingLoss
-from diffusion_pl.parameterizations import Data, Epsilon, Prediction
+from diffusion_pl.parameterizations import Data, Epsilon, Parameterization, Prediction, V
 from diffusion_pl.samplers import DDIM, Ancestral
 from diffusion_pl.schedules import VP, LinearBetas
 from diffusion_pl.tensors import SampleNoise
@@ -114,9 +114,12 @@ def test_training_on_the_bound_finds_the_better_variance() -> None:
     assert float((network.level + 1) / 2) > 0.8
 
 
+@pytest.mark.parametrize("meaning", [Epsilon(), Data(), V()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize(("output", "variance"), [(-1.0, 0.0), (1.0, 1.0), (0.0, 0.5)])
-def test_ancestral_steps_take_the_variance_that_was_learned(output: float, variance: float) -> None:
-    denoiser = NetworkDenoiser(Twice(output), VP(), Epsilon())
+def test_ancestral_steps_take_the_variance_that_was_learned(
+    output: float, variance: float, meaning: Parameterization
+) -> None:
+    denoiser = NetworkDenoiser(Twice(output), VP(), meaning)
     x_T = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     grid = UniformGrid(8, 0.9, 0.05)
     learned, fixed = (Ancestral(grid, v)(denoiser, x_T, SampleNoise(0, range(5))).x_0 for v in (None, variance))

@@ -227,7 +227,9 @@ class Images(DataModule):
         from .. import plots
 
         folder.mkdir(parents=True, exist_ok=True)
-        files = [plots.save_image(plots.image_grid(self.to_uint8(x[:100]).numpy()), folder / "grid.png")]
+        columns = self.classes if self.classes and self.classes <= 20 else None  # sample i has the label i mod classes
+        grid = plots.image_grid(self.to_uint8(x[:100]).numpy(), columns)
+        files = [plots.save_image(grid, folder / "grid.png")]
         exact = self.array(x)
         if exact.shape[1] in (1, 3) and (self.levels <= 256 or exact.shape[1] == 1):
             digits = len(str(len(x) - 1))
