@@ -1,0 +1,20 @@
+"""Pictures: functions of arrays that return figures, and pictures side by side.  An island: it knows no model."""
+
+from .curves import schedule_panel, sweep_panel
+from .pictures import image_grid, save_image
+from .points import field_panel, film_panel, forward_panel, samples_panel, trajectories_panel
+from .style import save, to_image
+
+__all__ = [
+    "field_panel",
+    "film_panel",
+    "forward_panel",
+    "image_grid",
+    "samples_panel",
+    "save",
+    "save_image",
+    "schedule_panel",
+    "sweep_panel",
+    "to_image",
+    "trajectories_panel",
+]

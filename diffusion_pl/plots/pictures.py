@@ -1,0 +1,69 @@
+"""Pictures side by side."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .style import INK, Array
+
+
+def image_grid(
+    pictures: Array,
+    columns: int | None = None,
+    scale: int | None = None,
+    title: str = "",
+    rows_named: Sequence[str] = (),
+) -> NDArray[np.uint8]:
+    """Pictures side by side, row by row, enlarged without smoothing: (height, width, 3), uint8.
+
+    Of pictures with other than one or three channels the first channel is shown.
+
+    Args:
+        pictures: (N, C, H, W), uint8.
+        columns: Pictures in a row; None: about as many as rows.
+        scale: Pixels of the grid for one of the picture; None: so many that the grid is about 600 wide.
+        title: Text above, which wraps; its lines are as long as the grid is wide.
+        rows_named: Names of the rows, at their left.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if pictures.ndim != 4 or not len(pictures) or pictures.dtype != np.uint8:
+        raise ValueError(f"image_grid: needs uint8 pictures (N, C, H, W), got {pictures.dtype} {pictures.shape}")
+    n, channels, height, width = pictures.shape
+    if channels != 3:
+        pictures = pictures[:, :1].repeat(3, 1)
+    columns = columns or int(np.ceil(np.sqrt(n)))
+    scale = scale or max(1, round(600 / (columns * (width + 1))))
+    gap = max(2, scale // 2)
+    across, down = width * scale + gap, height * scale + gap
+
+    font = ImageFont.load_default(14)
+    lines = textwrap.wrap(title, max(24, (columns * across) // 8))
+    top = (8 + 19 * len(lines) if lines else 0) + gap
+    left = gap + max((round(font.getlength(name)) + 8 for name in rows_named), default=0)
+    grid = np.full((top + -(-n // columns) * down, left + columns * across, 3), 255, dtype=np.uint8)
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, columns)
+        y, x = top + row * down, left + column * across
+        large = picture.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
+        grid[y : y + down - gap, x : x + across - gap] = large
+    image = Image.fromarray(grid)
+    draw = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        draw.text((gap, 5 + 19 * number), line, fill=INK, font=font)
+    for row, name in enumerate(rows_named):
+        draw.text((left - 6, top + row * down + (down - gap) / 2), name, fill=INK, font=font, anchor="rm")
+    return np.asarray(image)
+
+
+def save_image(image: Array, path: Path) -> Path:
+    """Write a picture (H, W, C) losslessly: uint8 with one or three channels, or int32 with one, of 16 bits."""
+    from PIL import Image
+
+    if image.shape[2] == 1:
+        image = image[..., 0]
+    Image.fromarray(image if image.dtype == np.uint8 else image.astype(np.uint16)).save(path)
+    return path
