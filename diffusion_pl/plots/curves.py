@@ -40,7 +40,7 @@ def sweep_panel(rows: Sequence[Mapping[str, str | int | float]], title: str = ""
     """
     figure, axes = new_figure(1, 2, WIDTH, 4.6, title)
     names = list(dict.fromkeys(str(row["sampler"]) for row in rows))
-    for ax, key, headline in zip(
+    for ax, key, told in zip(
         axes[0], ("distance", "error"), ("distance to the data", "error of the solution"), strict=True
     ):
         for k, name in enumerate(names):
