@@ -239,3 +239,26 @@ def test_a_grid_has_room_for_its_title_and_the_names_of_its_rows() -> None:
 def test_a_grid_of_anything_else_is_refused(pictures: Any) -> None:
     with pytest.raises(ValueError, match=r"image_grid: needs uint8 pictures \(N, C, H, W\), got"):
         plots.image_grid(pictures)
+
+
+def test_a_sweep_has_a_line_for_each_sampler_in_both_panels() -> None:
+    rows = [
+        {"sampler": name, "nfe": n, "distance": 1 / n, "error": 2 / n} for name in ("DDIM", "Heun") for n in (5, 10, 20)
+    ]
+    figure = plots.sweep_panel(rows, "a title")
+    for ax, factor in zip(figure.axes, (1, 2), strict=True):
+        assert [line.get_label() for line in ax.lines] == ["DDIM", "Heun"]
+        assert ax.lines[0].get_xdata().tolist() == [5, 10, 20]
+        np.testing.assert_allclose(ax.lines[1].get_ydata(), [factor / n for n in (5, 10, 20)])
+        assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+
+
+@pytest.mark.parametrize("known", [0, 40])
+def test_a_frame_of_a_film_shows_both_clouds_at_the_limits_of_the_data(known: int) -> None:
+    rng = np.random.default_rng(0)
+    x, x_0, data = 50 * rng.normal(size=(30, 2)), rng.normal(size=(30, 2)), rng.normal(size=(known, 2))
+    figure = plots.film_panel(x, x_0, data, "t = 0.50")
+    for ax, cloud in zip(figure.axes, (x, x_0), strict=True):
+        drawn = [np.asarray(c.get_offsets()) for c in ax.collections if isinstance(c, PathCollection)]
+        assert any(len(points) == 30 and np.allclose(points, cloud) for points in drawn)
+        assert max(np.abs(ax.get_xlim())) < 20  # the noise may lie outside
