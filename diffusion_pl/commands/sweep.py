@@ -23,10 +23,10 @@ def sweep(
 ) -> None:
     """Compare samplers at equal numbers of evaluations, from the same latents.
 
-    For each: the evaluations it took (at most as many as asked for; AdaptiveODE takes what it needs), seconds, the sliced
-    Wasserstein distance of its samples to the training data (where these are at hand), and the root-mean-square distance
-    to the exact solution of the ODE from the same latents (which of a stochastic sampler says nothing).  Writes sweep.csv
-    and sweep.png.
+    For each: the evaluations it took (at most as many as asked for; AdaptiveODE takes what it needs), seconds, the
+    sliced Wasserstein distance of its samples to the training data (where these are at hand), and the root-mean-square
+    distance to the exact solution of the ODE from the same latents (which of a stochastic sampler says nothing).
+    Writes sweep.csv and sweep.png.
 
     Args:
         ckpt_path: A checkpoint of a run.
