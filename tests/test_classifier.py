@@ -74,6 +74,11 @@ def test_data_without_labels_are_refused(tmp_path: Path) -> None:
         fit_classifier(tmp_path, data={"class_path": "Digits"})
 
 
+def test_panels_of_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="ImagePanels shows samples, and a NoisyClassifier has none"):
+        fit_classifier(tmp_path, trainer__callbacks=[{"class_path": "ImagePanels"}])
+
+
 def test_the_encoder_gives_logits_of_any_sides_it_can_halve() -> None:
     net = UNetEncoder((3, 16, 8), 5, nf=8, ch_mult=[1, 2], num_res_blocks=1, attn_resolutions=[8])
     assert net(torch.randn(4, 3, 16, 8), torch.rand(4)).shape == (4, 5)

@@ -156,7 +156,10 @@ def _spread(n: int, count: int) -> Tensor:
 
 
 def _module(module: LightningModule) -> DiffusionModule:
-    assert isinstance(module, DiffusionModule)
+    if not isinstance(module, DiffusionModule):
+        raise ValueError(
+            f"ImagePanels shows samples, and a {type(module).__name__} has none: take it from trainer.callbacks"
+        )
     return module
 
 

@@ -83,7 +83,7 @@ class DiT(nn.Module):
             raise ValueError(f"DiT: mlp_ratio must be positive and finite, at least 1 / width, got {mlp_ratio}")
         if time_features < 2 or time_features % 2:
             raise ValueError(f"DiT: time_features must be an even number from 2 on, got {time_features}")
-        channels, height, across = image_shape("DiT", shape, patch_size)
+        channels, height, across = image_shape("DiT", shape, patch_size, "give another patch_size")
         self.patch_size, self.channels = patch_size, channels
         self.embedding = Sinusoidal(1, time_features)
         self.time = nn.Sequential(nn.Linear(time_features, width), nn.SiLU(), nn.Linear(width, width))
@@ -124,7 +124,7 @@ class DiT(nn.Module):
         Raises:
             ValueError: sides that patches do not fill, or labels without classes.
         """
-        image_shape("DiT", x.shape[1:], self.patch_size)
+        image_shape("DiT", x.shape[1:], self.patch_size, "give another patch_size")
         p = self.patch_size
         b, _, height, across = x.shape
         rows, columns = height // p, across // p

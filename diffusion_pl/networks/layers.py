@@ -4,13 +4,16 @@ import torch
 from torch import Tensor, nn
 
 
-def image_shape(network: str, shape: tuple[int, ...], factor: int) -> tuple[int, int, int]:
+def image_shape(
+    network: str, shape: tuple[int, ...], factor: int, remedy: str = "use fewer levels"
+) -> tuple[int, int, int]:
     """(C, H, W), checked.
 
     Args:
         network: Name for messages.
         shape: Shape of one example.
         factor: The sides must be multiples of it.
+        remedy: What else than resizing mends other sides, for the message.
 
     Raises:
         ValueError: not the shape of a picture, or a side that cannot be halved as often as the network halves it; the
@@ -23,7 +26,7 @@ def image_shape(network: str, shape: tuple[int, ...], factor: int) -> tuple[int,
         nearest = [max(factor, round(side / factor) * factor) for side in sides]
         raise ValueError(
             f"{network}: sides must be multiples of {factor}, got {sides[0]}x{sides[1]} (height x width): "
-            f"the nearest valid size is {nearest[0]}x{nearest[1]}; resize the data to it or use fewer levels"
+            f"the nearest valid size is {nearest[0]}x{nearest[1]}; resize the data to it or {remedy}"
         )
     return channels, sides[0], sides[1]
 
