@@ -157,9 +157,8 @@ def _spread(n: int, count: int) -> Tensor:
 
 def _module(module: LightningModule) -> DiffusionModule:
     if not isinstance(module, DiffusionModule):
-        raise ValueError(
-            f"ImagePanels shows samples, and a {type(module).__name__} has none: take it from trainer.callbacks"
-        )
+        name = type(module).__name__
+        raise ValueError(f"ImagePanels shows samples, and a {name} has none: take it out of trainer.callbacks")
     return module
 
 
