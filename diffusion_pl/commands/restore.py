@@ -87,9 +87,9 @@ def restore(
             raise ValueError(f"colorize needs a model of colour pictures, this one has {channels} channel(s)")
         operator = Gray(channels)
     else:
+        operator = Coarse(factor)
         if height % factor or width % factor:
             raise ValueError(f"factor {factor} does not divide the sides {height}x{width}")
-        operator = Coarse(factor)
     x_0 = data.read(path)
     model.to(device_of(accelerator))
     many = x_0.repeat_interleave(num_samples, 0).to(model.device)
@@ -97,9 +97,9 @@ def restore(
     if method == "replacement":
         rule = Replacement(rule, operator, y, repeats)
     else:
-        inner = model.guidance
+        inner, std = model.guidance, max(0.05, x_0.square().mean().sqrt().item())
         model.guidance = lambda denoiser: Reconstructing(
-            denoiser if inner is None else inner(denoiser), operator, y, data_std=data_std(x_0), scale=scale
+            denoiser if inner is None else inner(denoiser), operator, y, data_std=std, scale=scale
         )
     found = operator.consistent(model.sample(range(len(many)), seed, rule, **model.conditions(len(many))).x_0, y).cpu()
     output.mkdir(parents=True, exist_ok=True)
@@ -115,11 +115,3 @@ def restore(
     print(f"{len(x_0)} pictures restored {num_samples} times each by {method}, task {task}:")
     for file in files:
         print(f"  {file}")
-
-
-def data_std(x_0: object) -> float:
-    """Root mean square of the pictures, at least a little."""
-    from torch import Tensor
-
-    assert isinstance(x_0, Tensor)
-    return max(0.05, x_0.square().mean().sqrt().item())

@@ -60,12 +60,8 @@ def sample(
         accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
         devices: On how many of them, a process each.
     """
-    for name, value in (
-        ("num_samples", num_samples),
-        ("batch_size", batch_size),
-        ("steps", steps),
-        ("devices", devices),
-    ):
+    numbers = {"num_samples": num_samples, "batch_size": batch_size, "steps": steps, "devices": devices}
+    for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if seed < 0:
@@ -96,10 +92,9 @@ def sample(
         "seed": seed,
         "scale": scale,
         "cond": cond or {},
-        **{
-            name: None if path is None else fingerprint(path)
-            for name, path in (("classifier", classifier), ("weak", weak))
-        },
+        "classifier": classifier and fingerprint(classifier),
+        "weak": weak and fingerprint(weak),
+        "latents": latents and fingerprint(latents),
     }
     data.predict_samples = num_samples or data.predict_samples
     data.predict_batch, model.sample_seed = batch_size, seed
