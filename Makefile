@@ -34,8 +34,10 @@ format: .venv/.done ## bring the code into style
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format --quiet .
 
-benchmarks: .venv/.done ## measure speed and quality beside bare loops; prints ratios
+benchmarks: .venv/.done ## measure speed and quality beside bare loops and peers, an hour; prints ratios
 	@$(BIN)/python benchmarks/datasaurus.py
+	@$(BIN)/python benchmarks/images.py
+	@$(BIN)/python benchmarks/sampling.py
 
 clean: ## remove the environment and caches; runs stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
