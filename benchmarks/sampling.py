@@ -162,7 +162,7 @@ def digits() -> None:
             subprocess.run((*program, *config), cwd=folder, check=True, stdout=subprocess.DEVNULL)
             path = str(Path(folder, "runs/r/checkpoints/last.ckpt"))
         model, _ = load(path)
-        latents = torch.randn(256, *model.shape, generator=torch.Generator().manual_seed(0))
+        latents = torch.randn(64, *model.shape, generator=torch.Generator().manual_seed(0))
         compare("digits", model.denoiser, latents)
 
 
