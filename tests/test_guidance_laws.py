@@ -17,6 +17,7 @@ from diffusion_pl.oracles import Gaussian, GaussianMixture
 from diffusion_pl.parameterizations import Prediction
 from diffusion_pl.samplers import (
     DDIM,
+    AdaptiveODE,
     Ancestral,
     AnnealedLangevin,
     DPMpp,
@@ -370,3 +371,8 @@ def test_noise_cannot_be_encoded(build: Any) -> None:
     grid: Grid = UniformGrid(5, 0.9, 0.1)
     with pytest.raises(ValueError, match="encoding needs a deterministic sampler"):
         build(grid).encode(GaussianFlow(VP()).oracle, torch.zeros(1, 2, dtype=torch.float64))
+
+
+def test_the_adaptive_rule_does_not_encode() -> None:
+    with pytest.raises(ValueError, match="AdaptiveODE steps from noise to data only"):
+        AdaptiveODE(UniformGrid(3, 0.9, 0.1)).encode(GaussianFlow(VP()).oracle, torch.zeros(1, 2, dtype=torch.float64))

@@ -47,6 +47,8 @@ class AdaptiveODE(Sampler):
         self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
+        if s > t:
+            raise ValueError("AdaptiveODE steps from noise to data only: encode with Heun or DPMpp")
         now = torch.full((len(x_t),), t.item(), dtype=torch.float64, device=x_t.device)
         size = (now - s) / 10
         x, end = x_t, s.item()
