@@ -115,6 +115,7 @@ class NetworkDenoiser(Denoiser):
         c_in = torch.rsqrt((kernel.alpha * self.parameterization.sigma_data).square() + kernel.sigma.square())
         c_noise = self.noise_input(kernel, t).reshape(-1).expand(len(x_t))
         dtype = self._first_parameter[0].dtype if self._first_parameter else x_t.dtype
+        cond = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.items()}
         output: Tensor = self.network((c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype), **cond)
         output = output.to(x_t.dtype)
         if output.shape == x_t.shape:

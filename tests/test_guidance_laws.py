@@ -373,6 +373,9 @@ def test_noise_cannot_be_encoded(build: Any) -> None:
         build(grid).encode(GaussianFlow(VP()).oracle, torch.zeros(1, 2, dtype=torch.float64))
 
 
-def test_the_adaptive_rule_does_not_encode() -> None:
-    with pytest.raises(ValueError, match="AdaptiveODE steps from noise to data only"):
-        AdaptiveODE(UniformGrid(3, 0.9, 0.1)).encode(GaussianFlow(VP()).oracle, torch.zeros(1, 2, dtype=torch.float64))
+def test_the_adaptive_rule_encodes_to_its_tolerance() -> None:
+    flow, rule = GaussianFlow(VP()), AdaptiveODE(UniformGrid(2, 0.99, 1e-4), 1e-8, 1e-8)
+    x_0 = np.array([[0.4, 0.2], [1.1, -0.9]])
+    latent = rule.encode(flow.oracle, torch.from_numpy(x_0))
+    np.testing.assert_allclose(array(latent), flow.flow(x_0, 0.0, 0.99), atol=1e-3)
+    np.testing.assert_allclose(array(rule(flow.oracle, latent).x_0), x_0, atol=1e-3)

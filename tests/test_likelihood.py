@@ -1,0 +1,165 @@
+"""Log densities against those known in closed form, for every kind of process."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import array
+from torch import Tensor
+
+from diffusion_pl.likelihood import FlowLikelihood, bits_per_dim, dequantized, width
+from diffusion_pl.oracles import Gaussian, GaussianMixture
+from diffusion_pl.schedules import VE, VP, Cosine, Karras, LinearBetas, Rectified, Schedule, SubVP
+from diffusion_pl.tensors import SampleNoise
+
+#: All end so near to the prior that what the prior is off does not count.
+PROCESSES: list[Schedule] = [
+    VP(beta_max=40.0),
+    SubVP(beta_max=40.0),
+    VE(sigma_max=2000.0),
+    Karras(sigma_max=2000.0),
+    Rectified(),
+    Cosine(),
+]
+named = pytest.mark.parametrize("schedule", PROCESSES, ids=lambda s: type(s).__name__)
+STD = 0.3
+
+
+def mixture(schedule: Schedule, dims: int) -> tuple[GaussianMixture, Tensor]:
+    means = torch.randn(8, dims, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    means -= means.mean(0)
+    return GaussianMixture(schedule, means, STD), means
+
+
+def draws(means: Tensor, n: int) -> Tensor:
+    g = torch.Generator().manual_seed(2)
+    pick = torch.randint(len(means), (n,), generator=g)
+    return means[pick] + STD * torch.randn(n, means.shape[1], dtype=torch.float64, generator=g)
+
+
+def exact(x: Tensor, means: Tensor) -> np.ndarray:
+    """log p of the mixture, in numpy."""
+    a, b = array(x), array(means)
+    log = -((a[:, None] - b) ** 2).sum(-1) / (2 * STD**2) - a.shape[1] / 2 * math.log(2 * math.pi * STD**2)
+    top = log.max(1)
+    return top + np.log(np.exp(log - top[:, None]).mean(1))
+
+
+@named
+@pytest.mark.parametrize(("dims", "n"), [(2, 500), (64, 20)])
+def test_the_log_density_is_the_exact_one(schedule: Schedule, dims: int, n: int) -> None:
+    oracle, means = mixture(schedule, dims)
+    x = draws(means, n)
+    found = FlowLikelihood(probes=0)(oracle, x, SampleNoise(0, range(n)))
+    error = (exact(x, means) - array(found.log_p)) / dims / math.log(2)
+    assert abs(error.mean()) < 1e-4  # bits/dim
+    assert np.abs(error).max() < 3e-3
+    assert 20 < found.nfe.min() <= found.nfe.max() < 400
+
+
+@named
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_hutchinsons_estimate_is_unbiased(schedule: Schedule, gaussian: bool) -> None:
+    oracle, means = mixture(schedule, 64)
+    x = draws(means, 100)
+    found = FlowLikelihood(probes=2, gaussian=gaussian)(oracle, x, SampleNoise(3, range(100)))
+    error = (exact(x, means) - array(found.log_p)) / 64 / math.log(2)
+    assert 1e-3 < error.std() < 0.5
+    assert abs(error.mean()) < 4 * error.std() / 10
+
+
+def test_more_probes_vary_less_and_signs_less_than_normal_ones() -> None:
+    oracle, means = mixture(VP(), 64)
+    x = draws(means, 100)
+
+    def spread(**kwargs: Any) -> float:
+        found = FlowLikelihood(**kwargs)(oracle, x, SampleNoise(3, range(100)))
+        return float((exact(x, means) - array(found.log_p)).std())
+
+    one, four, normal = spread(probes=1), spread(probes=4), spread(probes=1, gaussian=True)
+    assert 0.35 < four / one < 0.7
+    assert normal > 1.1 * one
+
+
+def test_an_anisotropic_gaussian() -> None:
+    g = torch.Generator().manual_seed(0)
+    root = torch.randn(3, 3, dtype=torch.float64, generator=g)
+    mean, cov = torch.tensor([0.2, -0.1, 0.3], dtype=torch.float64), root @ root.T + 0.1 * torch.eye(3)
+    x = torch.distributions.MultivariateNormal(mean, cov).sample((200,))
+    for schedule in (LinearBetas(), Rectified()):
+        found = FlowLikelihood(probes=0)(Gaussian(schedule, mean, cov), x, SampleNoise(0, range(200)))
+        truth = torch.distributions.MultivariateNormal(mean, cov).log_prob(x)
+        assert abs(float((truth - found.log_p).mean())) < 2e-3
+    np.testing.assert_allclose(array(found.latent.square().mean()), 1, atol=0.1)
+
+
+@pytest.mark.parametrize("probes", [0, 1])
+def test_a_figure_does_not_depend_on_its_batch(probes: int) -> None:
+    oracle, means = mixture(VP(), 2)
+    x, likelihood = draws(means, 8), FlowLikelihood(probes)
+    whole = likelihood(oracle, x, SampleNoise(0, range(8)))
+    others = x.clone()
+    others[1:] = 5 * x[1:] + 1  # as many, but others
+    for batch in (x, others):
+        found = likelihood(oracle, batch, SampleNoise(0, range(8)))
+        assert found.log_p[0] == whole.log_p[0]
+        assert found.nfe[0] == whole.nfe[0]
+
+
+def test_without_the_extension_it_is_the_density_at_t_min() -> None:
+    """Which for the exploding process is that of the data convolved with σ_min."""
+    oracle, means = mixture(VE(sigma_min=0.1, sigma_max=2000.0), 2)
+    x = draws(means, 300)
+    noise = SampleNoise(0, range(300))
+    held = FlowLikelihood(0, extend=False)(oracle, x, noise).log_p
+    wider = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(8, dtype=torch.float64)),
+        torch.distributions.Independent(torch.distributions.Normal(means, math.hypot(STD, 0.1)), 1),
+    )
+    assert abs(float((wider.log_prob(x) - held).mean())) < 1e-3
+    error = np.abs(exact(x, means) - array(FlowLikelihood(0)(oracle, x, noise).log_p)).mean()
+    assert error < 0.2 * np.abs(exact(x, means) - array(held)).mean()
+
+
+def test_a_looser_pair_costs_less() -> None:
+    oracle, means = mixture(VP(), 2)
+    x, noise = draws(means, 50), SampleNoise(0, range(50))
+    loose, tight = (FlowLikelihood(0, rtol=tol, atol=tol, pair=pair) for tol, pair in ((1e-2, 3), (1e-5, 5)))
+    rough, fine = loose(oracle, x, noise), tight(oracle, x, noise)
+    assert rough.nfe.float().mean() < 0.5 * fine.nfe.float().mean()
+    assert abs(float((rough.log_p - fine.log_p).mean())) < 0.1
+
+
+def test_a_uniform_law_over_levels_has_its_bits() -> None:
+    """The probabilities of all levels of a density sum to one, whatever the depth and the range."""
+    for levels, span in ((2, (-1.0, 1.0)), (17, (-1.0, 1.0)), (256, (0.0, 1.0))):
+        delta = width(levels, span)
+        assert delta * (levels - 1) == pytest.approx(span[1] - span[0])
+        whole = levels * delta  # a uniform density over all bins
+        bits = bits_per_dim(torch.tensor([-5 * math.log(whole)], dtype=torch.float64), 5, delta)
+        assert float(bits) == pytest.approx(math.log2(levels))
+
+
+def test_dequantised_values_fill_their_level() -> None:
+    x = torch.zeros(2000, 3)
+    noisy = array(dequantized(x, 0.25, SampleNoise(0, range(2000))))
+    assert -0.125 <= noisy.min() < -0.124
+    assert 0.124 < noisy.max() <= 0.125
+    assert noisy.var() == pytest.approx(0.25**2 / 12, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"probes": -1}, "0 for the exact trace"), ({"t_min": 1.0}, "t_min must lie"), ({"atol": 0.0}, "atol > 0")],
+)
+def test_bad_numbers_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FlowLikelihood(**arguments)
+
+
+def test_a_start_free_of_noise_is_refused() -> None:
+    oracle, means = mixture(VP(), 2)
+    with pytest.raises(ValueError, match="free of noise under VP: raise it"):
+        FlowLikelihood(0, t_min=0.0)(oracle, means, SampleNoise(0, range(8)))
