@@ -4,7 +4,7 @@
 
 `quality` trains configs/digits/vp.yaml; `peer` gives a `diffusers` network of the same width its own training recipe
 for as long.  Both are judged by the Fréchet distance of 1,000 samples to all digits, in the features of the small
-classifier in digits_classifier.npz, which `classifier` trained.
+classifier diffusion_pl.metrics.DigitsClassifier, whose weights `classifier` trained.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS = ROOT / "benchmarks" / "digits_classifier.npz"
+WEIGHTS = ROOT / "diffusion_pl" / "metrics" / "digits.npz"
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 SECONDS = 240.0

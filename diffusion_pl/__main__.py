@@ -15,6 +15,8 @@ TRAINER_COMMANDS = {
 }
 TOOLS = {
     "sample": "any number of samples of a checkpoint, which needs nothing else",
+    "evaluate": "figures of a checkpoint that say how they were measured: FID and others, likelihood, its bound",
+    "compare": "two evaluations side by side, where they can be compared",
     "sweep": "quality of samplers against the evaluations they take",
     "encode": "the noise that pictures or points come from, and what lies between them",
     "restore": "pictures of which only a part is known: inpaint, colorize, upscale",

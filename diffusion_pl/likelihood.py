@@ -140,7 +140,8 @@ def width(levels: int, value_range: tuple[float, float]) -> float:
 
 def dequantized(x_0: Tensor, delta: float, noise: Noise) -> Tensor:
     """x_0 + w, w ~ U(−Δ/2, Δ/2): (B, *), float64."""
-    return x_0.double() + delta * (torch.special.ndtr(noise(x_0.double())) - 0.5)
+    uniform: Tensor = torch.special.ndtr(noise(x_0.double()))
+    return x_0.double() + delta * (uniform - 0.5)
 
 
 def bits_per_dim(log_p: Tensor, dims: int, delta: float) -> Tensor:

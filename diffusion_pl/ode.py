@@ -115,7 +115,8 @@ def solve(
         factor = 0.9 * norm.clamp(min=1e-10) ** (-1 / tableau.order)
         size = size * torch.where(norm.isfinite(), factor, torch.zeros_like(norm)).clamp(0.2, 5)
     raise ValueError(
-        f"{max_steps} steps do not bring the ODE from {begin:g} to {end:g}: loosen rtol and atol, now {rtol:g} and {atol:g}"
+        f"{max_steps} steps do not bring the ODE from {begin:g} to {end:g}: loosen rtol and atol "
+        f"(now {rtol:g} and {atol:g})"
     )
 
 

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from .decoders import decoder_nll
 from .parameterizations import Prediction
 from .schedules import Schedule
 from .tensors import mean_data
@@ -64,18 +65,9 @@ class VarianceBound:
 
     def _decoder(self, x_0: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """−log p(x_0 | x_t) in nats, elementwise."""
-        std = torch.sqrt(var)
-        if self.levels is None:
-            return 0.5 * (torch.log(2 * math.pi * var) + (x_0 - mean).square() / var)
-        half = 1 / (self.levels - 1)
-        above, below = ((x_0 + side - mean) / std for side in (half, -half))
-        # The outermost levels take all that lies beyond them.
-        above = torch.where(x_0 > 1 - half / 2, torch.full_like(above, math.inf), above)
-        below = torch.where(x_0 < -1 + half / 2, torch.full_like(below, -math.inf), below)
-        # Φ(b) − Φ(a) = Φ(−a) − Φ(−b): taken on the side where it does not cancel.
-        flip = below > 0
-        above, below = torch.where(flip, -below, above), torch.where(flip, -above, below)
-        return -torch.log((torch.special.ndtr(above) - torch.special.ndtr(below)).clamp(min=1e-12))
+        nats = decoder_nll(x_0, mean, torch.sqrt(var), self.levels)
+        # A level less likely than 1e-12 says no more of v (Nichol & Dhariwal's code).
+        return nats if self.levels is None else nats.clamp(max=12 * math.log(10))
 
 
 def learned(v: Tensor, small: Tensor, large: Tensor) -> Tensor:

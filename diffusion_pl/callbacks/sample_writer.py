@@ -1,4 +1,4 @@
-"""Writes the samples of `predict`, so that an interrupted call loses at most one batch."""
+"""Writes the samples of `predict`, or what is made of them, so that an interrupted call loses at most one batch."""
 
 import contextlib
 import json
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
+from ..data import DataModule
 from ..lean import LeanCallback
+from .progress import StepProgress
 
 UNFINISHED = ".unfinished"
 
@@ -24,10 +26,17 @@ class SampleWriter(LeanCallback):
         write: (samples (N, *) in model units, folder) -> the files written.
         folder: where they go; of several machines, one that all of them see.
         num_samples: N; what was drawn beyond, to fill the last block, is dropped.
+        convert: samples (B, *) -> what is kept of them, (B, *); None: themselves.
     """
 
-    def __init__(self, write: Callable[[Tensor, Path], list[Path]], folder: Path, num_samples: int) -> None:
-        self.write, self.folder, self.num_samples = write, folder, num_samples
+    def __init__(
+        self,
+        write: Callable[[Tensor, Path], list[Path]],
+        folder: Path,
+        num_samples: int,
+        convert: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.write, self.folder, self.num_samples, self.convert = write, folder, num_samples, convert
         self.parts = folder / UNFINISHED
         self.files: list[Path] = []
         self.nfe = 0  # evaluations of the denoiser that each sample took
@@ -47,6 +56,10 @@ class SampleWriter(LeanCallback):
         path = self.parts / f"{int(batch['block'][0]):08d}.pt"
         part = path.with_suffix(f".{os.getpid()}")
         content = {"block": batch["block"].cpu(), **{name: _cpu(value) for name, value in outputs.items()}}
+        if self.convert is not None:
+            # Block by block, or rounding would differ with the number of processes.
+            blocks = content["x"].chunk(len(content["block"]))
+            content["x"] = torch.cat([self.convert(x) for x in blocks])
         try:
             torch.save(content, part)
             os.replace(part, path)
@@ -100,6 +113,31 @@ def resume(folder: Path, call: dict[str, Any], remedy: str) -> frozenset[int]:
     for path in note.parent.glob("*.pt"):
         done.update(torch.load(path, weights_only=True)["block"].tolist())
     return frozenset(done)
+
+
+def draw(model: LightningModule, data: DataModule, writer: SampleWriter, accelerator: str, devices: int) -> bool:
+    """Draw what data.predict_dataloader asks for, on some devices.
+
+    Returns:
+        Whether this is the first process, which goes on alone.
+    """
+    try:
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            logger=False,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
+            inference_mode=False,  # some guidance differentiates
+            callbacks=[StepProgress(), writer],
+        )
+        data.trainer, blocks = trainer, LightningDataModule()  # not `data`, which Lightning would set up at any rate
+        blocks.predict_dataloader = data.predict_dataloader  # type: ignore[method-assign]
+        trainer.predict(model, datamodule=blocks, return_predictions=False)
+    except Exception:
+        discard(writer.folder)
+        raise
+    return bool(trainer.is_global_zero)
 
 
 def discard(folder: Path) -> None:

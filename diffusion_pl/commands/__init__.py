@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn, get_origin
+from itertools import chain, takewhile
+from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentParser, auto_cli
 
@@ -19,14 +20,22 @@ def run_tool(name: str, args: Sequence[str]) -> None:
     """Call diffusion_pl.commands.NAME.NAME with options parsed from its signature."""
     function = getattr(import_module(f".{name}", __package__), name)
     parameters = inspect.signature(function).parameters.items()
+    # Whatever comes before the first option fills what is required, in order: compare A.json B.json.
+    bare = list(takewhile(lambda arg: not arg.startswith("-"), args))
+    required = [name for name, p in parameters if p.default is p.empty][: len(bare)]
+    args = [*chain(*((f"--{n}", v) for n, v in zip(required, bare, strict=False))), *args[len(required) :]]
     auto_cli(
         function,
-        args=lists(args, [name for name, p in parameters if get_origin(p.annotation) is list]),
+        args=lists(args, [name for name, p in parameters if _is_list(p.annotation)]),
         as_positional=False,
         parser_class=ToolParser,
         prog=f"diffusion_pl {name}",
         allow_abbrev=False,
     )
+
+
+def _is_list(annotation: Any) -> bool:
+    return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
 
 
 def lists(args: Sequence[str], options: Sequence[str]) -> list[str]:

@@ -68,11 +68,9 @@ def sample(
         raise ValueError(f"seed must not be negative, got {seed}")
     import json
 
-    from lightning.pytorch import LightningDataModule, Trainer
-
     from .. import __version__
-    from ..callbacks import SampleWriter, StepProgress
-    from ..callbacks.sample_writer import discard, resume
+    from ..callbacks import SampleWriter
+    from ..callbacks.sample_writer import draw, resume
     from ..console import quiet
     from ..drawing import choose_sampler, describe, fingerprint, guide, read_latents
     from ..loading import load
@@ -99,26 +97,10 @@ def sample(
     data.predict_samples = num_samples or data.predict_samples
     data.predict_batch, model.sample_seed = batch_size, seed
     writer = SampleWriter(data.write_npz if npz else data.write, output, data.predict_samples)
-    trainer = Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        logger=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        inference_mode=False,  # some guidance differentiates
-        callbacks=[StepProgress(), writer],
-    )
     data.predict_done = resume(output, call, "name another folder with --output")
     with suppress(OSError, ValueError):  # the picture shows the data too, where they are at hand
         data.setup("predict")
-    data.trainer, blocks = trainer, LightningDataModule()  # not `data`, which Lightning would set up at any rate
-    blocks.predict_dataloader = data.predict_dataloader  # type: ignore[method-assign]
-    try:
-        trainer.predict(model, datamodule=blocks, return_predictions=False)
-    except Exception:
-        discard(output)
-        raise
-    if not trainer.is_global_zero:
+    if not draw(model, data, writer, accelerator, devices):
         return
     note = {"version": __version__, "num_samples": data.predict_samples, "nfe": writer.nfe, **call}
     (output / "samples.json").write_text(json.dumps(note, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """What every data set offers to the rest of the package."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .loader import Augmentation, Loader, Source, Tensors
+
+SPLITS = ("train", "val", "test")
 
 
 class DataModule(LightningDataModule, ABC):
@@ -60,6 +62,25 @@ class DataModule(LightningDataModule, ABC):
     @abstractmethod
     def training_examples(self, most: int) -> Tensor:
         """Up to `most` examples spread over the training split, in model units: (N, *shape). Needs ``setup``."""
+
+    @abstractmethod
+    def part(self, split: str) -> Source:
+        """The examples of "train", "val" or "test", without augmentation, as `on_after_batch_transfer` takes them."""
+
+    def batches(self, split: str, size: int) -> Iterator[dict[str, Tensor]]:
+        """All examples of a split in order, model units, `size` at a time. Needs ``setup``.
+
+        Raises:
+            ValueError: there is no such split, or it is empty.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"there is no split {split!r}, only {', '.join(SPLITS)}")
+        source = self.part(split)
+        if not len(source):
+            raise ValueError(f"the {split} split holds no examples: raise data.init_args.val_fraction, or take another")
+        for first in range(0, len(source), size):
+            some = torch.arange(first, min(first + size, len(source)))
+            yield self.on_after_batch_transfer(source.__getitems__(some), 0)
 
     @abstractmethod
     def write(self, x: Tensor, folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base import DataModule
+from .base import SPLITS, DataModule
 from .loader import Batch, Loader, Source, Subset
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -156,6 +156,9 @@ class Images(DataModule):
         if self._splits is None:
             raise RuntimeError(f"{self.source}: the pictures are not there yet: call setup() first")
         return self._splits
+
+    def part(self, split: str) -> Source:
+        return self.splits[SPLITS.index(split)]
 
     def encode(self, v: Tensor) -> Tensor:
         """Integers 0 … L − 1 -> model units in [−1, 1], float32."""

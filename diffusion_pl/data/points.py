@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import DataModule
-from .loader import Loader
+from .loader import Loader, Source, Tensors
 
 
 class Points(DataModule):
@@ -121,6 +121,10 @@ class Points(DataModule):
     def val_points(self) -> Tensor:
         """Held-out points in model units: (N_val, D), float32."""
         return self.encode(self._ready()[1]["x"]).float()
+
+    def part(self, split: str) -> Source:
+        part = self._ready()[0 if split == "train" else 1]
+        return Tensors({**part, "x": self.encode(part["x"]).float()})
 
     def encode(self, x: Tensor) -> Tensor:
         """Units of the file -> model units. x: (*, D)."""

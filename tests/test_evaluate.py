@@ -1,0 +1,188 @@
+"""`evaluate` and `compare`, as people call them: figures that say how they came about, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pictures_model import fit_digits
+from shell import cli, fit
+
+from diffusion_pl.callbacks.sample_writer import SampleWriter
+from diffusion_pl.evaluation import Kept
+from diffusion_pl.module import DiffusionModule
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def digits(folder: Path) -> Path:
+    return fit_digits(folder)
+
+
+@pytest.fixture(scope="module")
+def points(folder: Path) -> Path:
+    fit(folder, run="points", trainer__max_steps=20)
+    return Path("runs/points/checkpoints/last.ckpt")
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+
+
+def evaluate(folder: Path, checkpoint: Path, output: str, *args: Any) -> dict[str, Any]:
+    done = cli(folder, "evaluate", "--ckpt_path", checkpoint, "--output", output, *args)
+    assert done.code == 0, done.err
+    found: dict[str, Any] = json.loads((folder / output / "evaluation.json").read_text())["figures"]
+    return found
+
+
+PICTURES = ("--extractor", "DigitsClassifier", "--num_samples", 80)
+
+
+def test_figures_of_pictures_say_how_they_came_about(folder: Path, digits: Path) -> None:
+    found = evaluate(folder, digits, "a", *PICTURES, "--repeats", 2)
+    assert set(found) == {"fid", "is", "kid", "precision", "recall"}
+    fid = found["fid"]
+    assert len(fid["values"]) == 2
+    assert fid["value"] == pytest.approx(np.mean(fid["values"]))
+    assert fid["std"] == pytest.approx(np.std(fid["values"], ddof=1))
+    protocol, model = fid["protocol"], fid["model"]
+    assert protocol["num_samples"] == 80
+    assert protocol["extractor"]["class"] == "DigitsClassifier"
+    assert len(protocol["extractor"]["sha256"]) == 64
+    assert protocol["reference"] | {"sha256": ""} == {"data": "Digits", "split": "train", "n": 1618, "sha256": ""}
+    assert "17 levels" in protocol["quantisation"]
+    assert model["weights"].startswith("ema")
+    assert model["nfe"] == 4
+    assert model["sampler"]["class"] == "DDIM"
+    # The same from the moments alone, and of one repeat its first.
+    again = evaluate(folder, digits, "b", *PICTURES, "--metrics", "fid", "--reference", "a/reference.npz")
+    assert again["fid"]["value"] == pytest.approx(fid["values"][0], rel=1e-12)
+    assert not (folder / "a" / "samples").exists()
+
+
+def test_an_interrupted_evaluation_goes_on(folder: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(folder, digits, "whole", *PICTURES, "--metrics", "fid", "--batch_size", 32)
+    write, seen = SampleWriter.on_predict_batch_end, []
+
+    def stumble(self: SampleWriter, *args: Any, **kwargs: Any) -> None:
+        write(self, *args, **kwargs)
+        seen.append(1)
+        if len(seen) == 1:
+            raise OSError("the disk went away")
+
+    monkeypatch.setattr(SampleWriter, "on_predict_batch_end", stumble)
+    call = ("evaluate", "--ckpt_path", digits, "--output", "torn", *PICTURES, "--metrics", "fid", "--batch_size", 32)
+    assert "the disk went away" in cli(folder, *call).err
+    other = cli(folder, *call[:-4], "--metrics", "fid", "--seed", 1)
+    assert other.code == 2
+    assert "another call" in other.error
+    assert cli(folder, *call).code == 0
+    found = json.loads((folder / "torn/evaluation.json").read_text())["figures"]
+    assert found["fid"]["value"] == whole["fid"]["value"]
+
+
+def test_results_are_kept_once_found(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "k")
+    assert torch.equal(kept("a", lambda: {"v": torch.ones(2)})["v"], torch.ones(2))
+    assert torch.equal(kept("a", lambda: {"v": torch.zeros(2)})["v"], torch.ones(2))
+
+
+def test_likelihood_and_bound_of_pictures_in_bits(folder: Path, digits: Path) -> None:
+    few = ("--metrics", "nll", "elbo", "--likelihood_split", "val", "--bound.times", 16, "--likelihood.rtol", 1e-3)
+    loose = ("--likelihood.atol", 1e-3)
+    found = evaluate(folder, digits, "bits", *few, *loose, "--likelihood_examples", 20, "--repeats", 2)
+    nll, elbo = found["nll"], found["elbo"]
+    assert nll["unit"] == elbo["unit"] == "bits/dim"
+    assert 0 < nll["value"] < 20
+    low, high = nll["interval_95"]
+    assert low < nll["value"] < high
+    assert nll["std"] < nll["standard_error"] * 3
+    assert nll["protocol"]["data"]["split"] == "val"
+    assert nll["protocol"]["examples"] == 20
+    assert nll["protocol"]["estimator"]["probes"] == 1
+    assert nll["model"]["nfe"] > 20
+    assert elbo["value"] == pytest.approx(sum(elbo["parts"].values()))
+    assert sum(elbo["terms"]["value"]) == pytest.approx(elbo["parts"]["diffusion"], rel=1e-6)
+    # What else is evaluated changes no bit.
+    fewer = evaluate(folder, digits, "fewer", *few, *loose, "--likelihood_examples", 1)
+    one = evaluate(folder, digits, "fewer2", *few, *loose, "--likelihood_examples", 1, "--dequantizations", 1)
+    assert fewer["nll"]["value"] == one["nll"]["value"]
+
+
+def test_figures_of_points(folder: Path, points: Path) -> None:
+    names = ("energy", "mmd", "sliced", "prc", "nll", "elbo")
+    options = ("--num_samples", 300, "--likelihood.probes", 0, "--bound", "ChainBound", "--bound.times", 20)
+    found = evaluate(folder, points, "points", "--metrics", *names, *options)
+    assert set(found) == {"energy", "mmd", "sliced", "precision", "recall", "nll", "elbo"}
+    assert found["nll"]["unit"] == "nats/dim"
+    assert 0 < found["energy"]["value"] < 5
+    assert all(math.isfinite(f["value"]) for f in found.values())
+
+
+def test_samples_without_numbers_are_counted_and_told(
+    folder: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = DiffusionModule.predict_step
+
+    def spoiled(self: Any, batch: Any, batch_idx: int) -> Any:
+        found = original(self, batch, batch_idx)
+        found["x"][3] = math.nan
+        return found
+
+    monkeypatch.setattr(DiffusionModule, "predict_step", spoiled)
+    call = ("evaluate", "--ckpt_path", digits, "--output", "nan", *PICTURES, "--metrics", "fid")
+    done = cli(folder, *call)
+    assert done.code == 2
+    assert "1 of 80 samples are not finite" in done.err
+    assert json.loads((folder / "nan/evaluation.json").read_text())["figures"]["fid"]["not_finite"] == 1
+
+
+def test_two_evaluations_side_by_side(folder: Path, digits: Path, points: Path) -> None:
+    evaluate(folder, digits, "left", *PICTURES, "--metrics", "fid", "is")
+    evaluate(folder, digits, "right", *PICTURES, "--metrics", "fid", "is", "--steps", 8)
+    evaluate(folder, digits, "more", "--extractor", "DigitsClassifier", "--num_samples", 96, "--metrics", "fid")
+    done = cli(folder, "compare", "left/evaluation.json", "right/evaluation.json")
+    assert done.code == 0
+    assert "nfe: 4 | 8" in done.out
+    left = ("compare", "left/evaluation.json")
+    refused = cli(folder, *left, "more/evaluation.json")
+    assert refused.code == 2
+    assert "not measured alike: fid (num_samples: 80 and 96)" in refused.error
+    assert "holds no kid" in cli(folder, *left, "right/evaluation.json", "--metrics", "kid").error
+    assert "is no evaluation.json" in cli(folder, *left, "tiny.yaml").error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metrics", "lpips"], "there is no metric 'lpips' of pictures, only fid, is, kid, prc, nll, elbo"),
+        (["--num_samples", 1], "num_samples must be at least 2"),
+        (["--repeats", 0], "repeats must be at least 1"),
+        (["--seed", -1], "seed must not be negative"),
+        (["--split", "training"], "there is no split 'training', only train, val, test"),
+        (["--reference", "none.npz"], "reference holds moments only"),
+        (["--reference", "none.npz", "--metrics", "fid"], "is no reference.npz"),
+        (["--extractor", "InceptionV3", "--extractor.weights", "none.pth"], "there is no file none.pth"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(folder: Path, digits: Path, options: list[Any], message: str) -> None:
+    extractor = () if "--extractor" in options else PICTURES[:2]
+    done = cli(folder, "evaluate", "--ckpt_path", digits, "--output", "bad", *extractor, *options)
+    assert done.code == 2
+    assert message in done.error
+
+
+def test_a_reference_of_other_features_is_refused(folder: Path, digits: Path) -> None:
+    note = {"extractor": None, "shape": [1, 8, 8], "levels": 17, "data": "Digits", "split": "train", "n": 2}
+    np.savez(folder / "other.npz", n=2, mean=np.zeros(64), cov=np.eye(64), note=json.dumps(note))
+    call = ("evaluate", "--ckpt_path", digits, "--output", "bad", *PICTURES, "--metrics", "fid")
+    assert "was made with another extractor" in cli(folder, *call, "--reference", "other.npz").error
