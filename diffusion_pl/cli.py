@@ -138,7 +138,7 @@ class DiffusionCLI(LightningCLI):
         if section.accumulate_grad_batches < 1:
             raise ValueError(f"accumulate_grad_batches must be at least 1, got {section.accumulate_grad_batches}")
         try:
-            return super().instantiate_trainer(
+            trainer = super().instantiate_trainer(
                 callbacks=[*always, *chosen],
                 plugins=[*_as_list(section.plugins), AtomicCheckpointIO()],
                 profiler=LeanProfiler() if section.profiler is None else section.profiler,
@@ -146,6 +146,9 @@ class DiffusionCLI(LightningCLI):
                 **self._logger(),
                 **kwargs,
             )
+            # First of all, so that whatever looks at the average after a step sees it with that step.
+            trainer.callbacks.sort(key=lambda callback: not isinstance(callback, EMA))
+            return trainer
         except TypeError as error:  # so Lightning refuses some values, such as devices: -3
             raise ValueError(f"trainer: {error}") from error
 

@@ -64,7 +64,7 @@ FLOORS: dict[str, float] = {
     "loading": 6.2,
     "drawing": 6.3,
     "callbacks": 6.5,
-    "evaluation": 6.7,
+    "evaluation": 6.4,
     "commands": 7,
     "cli": 7.5,
     "__main__": 7.9,

@@ -2,6 +2,7 @@
 
 from .description import Description
 from .ema import EMA, judged_weights
+from .generation import GenerationMetrics
 from .image_panels import ImagePanels
 from .point_panels import PointPanels
 from .prior_check import PriorCheck
@@ -13,6 +14,7 @@ from .step_seed import StepSeed
 __all__ = [
     "EMA",
     "Description",
+    "GenerationMetrics",
     "ImagePanels",
     "PointPanels",
     "PriorCheck",
