@@ -16,6 +16,11 @@ DIGITS: dict[str, Any] = {"class_path": "Digits", "init_args": {"batch_size": 32
 
 def fit_digits(folder: Path, run: str = "digits", conditional: bool = True, **changes: Any) -> Path:
     """The checkpoint of a diffusion model."""
+    return _fit(folder, run, **digits_changes(conditional, **changes))
+
+
+def digits_changes(conditional: bool = True, **changes: Any) -> dict[str, Any]:
+    """What makes the tiny configuration one of the digits."""
     grid = {"class_path": "LogSNRGrid", "init_args": {"steps": 4}}
     changed: dict[str, Any] = {
         "model__network": NETWORK,
@@ -25,7 +30,7 @@ def fit_digits(folder: Path, run: str = "digits", conditional: bool = True, **ch
         "data": {**DIGITS, "init_args": {**DIGITS["init_args"], "conditional": conditional}},
         "trainer__max_steps": 20,
     }
-    return _fit(folder, run, **(changed | changes))
+    return changed | changes
 
 
 def fit_classifier(folder: Path, run: str = "classifier", **changes: Any) -> Path:
