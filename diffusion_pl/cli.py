@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import classifier, couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
-from .callbacks import EMA, Description, PriorCheck, SampleWriter, Saver, StepProgress, StepSeed
+from .callbacks import EMA, Description, PriorCheck, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
 from .callbacks.sample_writer import resume
 from .callbacks.saver import last_checkpoint
 from .checkpoints import AtomicCheckpointIO
@@ -125,6 +125,7 @@ class DiffusionCLI(LightningCLI):
         section = self._get(self.config_init, "trainer")
         always: list[Callback] = [
             StepSeed(),
+            SeenLoss(),
             Description({key: self.config_dump[key] for key in ("model", "data")}, self._save_config),
         ]
         if self.subcommand == "predict":

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from .elbo import ChainBound, ContinuousBound
 from .likelihood import FlowLikelihood, bits_per_dim, dequantized, width
 from .metrics.extractors import extract, identity
 from .metrics.generation import FeatureStatistics
+from .metrics.neighbours import Nearest, NearestNeighbours, memorisation
 from .module import DiffusionModule
 from .tensors import SampleNoise, mix
 
@@ -93,6 +94,34 @@ def reference_rows(data: DataModule, split: str, extractor: nn.Module | None) ->
     return np.load(path, mmap_mode="r"), note
 
 
+class Memory(NamedTuple):
+    """What `memory` finds: nearest training examples of the samples, those themselves, and the ratio of distances."""
+
+    nearest: Nearest
+    examples: Tensor
+    ratio: float | None
+
+
+def memory(data: DataModule, x: Tensor, held_out: str = "val") -> Memory:
+    """How near samples x: (N, *) in model units are to the training split, beside as many held-out examples.
+
+    The ratio is None where nothing was held out.
+    """
+    theirs = data.part(held_out)
+    new = next(data.batches(held_out, max(1, min(len(theirs), max(len(x), 100)))))["x"] if len(theirs) else None
+    ours = NearestNeighbours(x)
+    others = None if new is None else NearestNeighbours(new)
+    for batch in data.batches("train", 4096):
+        ours.update(batch["x"])
+        if others is not None:
+            others.update(batch["x"])
+    # One by one and back into order: __getitems__ of files may want rising numbers without repeats.
+    numbers, place = torch.unique(ours.best.place, return_inverse=True)
+    found = data.on_after_batch_transfer(data.part("train").__getitems__(numbers), 0)["x"][place]
+    ratio = None if others is None else memorisation(ours.best.distance, others.best.distance)
+    return Memory(ours.best, found, ratio)
+
+
 def statistics(rows: NDArray[Any], dim: int, keep: bool) -> FeatureStatistics:
     """Of rows (N, F + K), taken in pieces."""
     found = FeatureStatistics(dim, keep)
@@ -140,6 +169,49 @@ def blocks(
         seen += n
 
 
+class Surprise(NamedTuple):
+    """values: (repeats, n), −log p per dimension of each example;  nfe: (n,), evaluations that each took."""
+
+    values: Tensor
+    nfe: Tensor
+
+
+def surprise(
+    model: DiffusionModule,
+    data: DataModule,
+    rule: FlowLikelihood,
+    numbers: range,
+    x: Tensor,
+    cond: dict[str, Tensor],
+    *,
+    repeats: int,
+    dequantizations: int,
+    seed: int,
+) -> Surprise:
+    """−log p per dimension of a block of examples, see `blocks`: bits of quantised data, nats of all others."""
+    delta = None if data.levels is None else width(data.levels, _range(data))
+    dims = math.prod(data.shape)
+    indices = range(numbers.start, numbers.start + len(x))
+    every, spent = [], torch.zeros(len(x), dtype=torch.long)
+    for repeat in range(repeats):
+        densities = []
+        for k in range(dequantizations):
+            noise = SampleNoise(mix(seed, repeat, k), indices)
+            point = x.double() if delta is None else dequantized(x, delta, noise)
+            density = rule(model.guided(), point, noise, **cond)
+            densities.append(density.log_p.cpu())
+            spent += density.nfe.cpu()
+        log_p = torch.stack(densities).logsumexp(0) - math.log(dequantizations)
+        every.append(-log_p / dims if delta is None else bits_per_dim(log_p, dims, delta))
+    n = len(numbers)
+    return Surprise(torch.stack(every)[:, :n], (spent / (repeats * dequantizations))[:n])
+
+
+def unit_of(data: DataModule) -> str:
+    """Of a likelihood of such data: bits/dim if they were quantised, else nats/dim in model units."""
+    return "nats/dim" if data.levels is None else "bits/dim"
+
+
 def likelihood(
     model: DiffusionModule,
     data: DataModule,
@@ -151,41 +223,20 @@ def likelihood(
     dequantizations: int,
     seed: int,
     kept: Kept,
-) -> tuple[Tensor, Tensor, str]:
-    """−log p per dimension of each example: (repeats, N); evaluations each took: (N,); and the unit.
-
-    Quantised data have bits/dim, all others nats/dim in model units.
-    """
-    delta = None if data.levels is None else width(data.levels, _range(data))
-    dims = math.prod(data.shape)
-    found, nfe = [], []
-    total = count(data, split, most)
-    bar = tqdm(total=total, desc="likelihood", dynamic_ncols=True)
+) -> Surprise:
+    """−log p per dimension of each example of a split."""
+    found = []
+    bar = tqdm(total=count(data, split, most), desc="likelihood", dynamic_ncols=True)
     for numbers, x, cond in blocks(model, data, split, most):
-        indices = range(numbers.start, numbers.start + len(x))
 
-        def compute(
-            indices: range = indices, x: Tensor = x, cond: dict[str, Tensor] = cond, n: int = len(numbers)
-        ) -> dict[str, Any]:
-            every, spent = [], torch.zeros(len(x), dtype=torch.long)
-            for repeat in range(repeats):
-                densities = []
-                for k in range(dequantizations):
-                    noise = SampleNoise(mix(seed, repeat, k), indices)
-                    point = x.double() if delta is None else dequantized(x, delta, noise)
-                    density = rule(model.guided(), point, noise, **cond)
-                    densities.append(density.log_p.cpu())
-                    spent += density.nfe.cpu()
-                log_p = torch.stack(densities).logsumexp(0) - math.log(dequantizations)
-                every.append(-log_p / dims if delta is None else bits_per_dim(log_p, dims, delta))
-            return {"values": torch.stack(every)[:, :n], "nfe": (spent / (repeats * dequantizations))[:n]}
+        def compute(numbers: range = numbers, x: Tensor = x, cond: dict[str, Tensor] = cond) -> dict[str, Any]:
+            options: dict[str, Any] = {"repeats": repeats, "dequantizations": dequantizations, "seed": seed}
+            return surprise(model, data, rule, numbers, x, cond, **options)._asdict()
 
-        part = kept(f"nll-{numbers.start:08d}", compute)
-        found.append(part["values"])
-        nfe.append(part["nfe"])
+        found.append(kept(f"nll-{numbers.start:08d}", compute))
         bar.update(len(numbers))
     bar.close()
-    return torch.cat(found, 1), torch.cat(nfe), "nats/dim" if delta is None else "bits/dim"
+    return Surprise(torch.cat([part["values"] for part in found], 1), torch.cat([part["nfe"] for part in found]))
 
 
 def bound(
@@ -197,15 +248,14 @@ def bound(
     *,
     seed: int,
     kept: Kept,
-) -> tuple[dict[str, Tensor], Tensor, Tensor, int, str]:
+) -> tuple[dict[str, Tensor], Tensor, Tensor, int]:
     """The bound on −log p per dimension.
 
     Returns:
         {"prior", "diffusion", "decoder"}: (N,) each; t: (K,) and the terms of `diffusion` there: (K,), means over the
-        examples; evaluations; unit.
+        examples; evaluations.
     """
-    dims, quantised = math.prod(data.shape), data.levels is not None
-    scale = 1 / dims / (math.log(2) if quantised else 1)
+    scale = 1 / math.prod(data.shape) / (1 if data.levels is None else math.log(2))
     found: list[dict[str, Any]] = []
     bar = tqdm(total=count(data, split, most), desc="bound", dynamic_ncols=True)
     for numbers, x, cond in blocks(model, data, split, most):
@@ -222,7 +272,7 @@ def bound(
     bar.close()
     parts = {name: torch.cat([f[name] for f in found]) for name in ("prior", "diffusion", "decoder")}
     terms = torch.stack([f["terms"] for f in found]).sum(0) / len(parts["prior"])
-    return parts, found[0]["t"], terms, found[0]["nfe"], "bits/dim" if quantised else "nats/dim"
+    return parts, found[0]["t"], terms, found[0]["nfe"]
 
 
 def differences(a: Figure, b: Figure) -> list[str]:

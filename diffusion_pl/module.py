@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from .denoiser import Denoiser, NetworkDenoiser, NoiseInput
-from .loss import DenoisingLoss
+from .loss import DenoisingLoss, Losses
 from .parameterizations import Parameterization
 from .samplers import Sampler, Samples
 from .schedules import Schedule
@@ -88,15 +88,20 @@ class DiffusionModule(Trainable):
         """The forward process."""
         return self.denoiser.schedule
 
+    def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
+        """The loss of each example, at random times; what is in the batch beside x conditions the network."""
+        losses: Losses = self.loss(self.denoiser, x_0=batch["x"], generator=generator, **_cond(batch))
+        return losses
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss: Tensor = self.loss(self.denoiser, x_0=batch["x"], **_cond(batch)).loss.mean()
+        loss: Tensor = self.losses(batch).loss.mean()
         self.log_step(train_loss=loss)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         # The same (t, ε) for the same batch every time, or their noise would hide the progress.
         generator = torch.Generator(self.device).manual_seed(mix(batch_idx, self.global_rank))
-        losses = self.loss(self.denoiser, x_0=batch["x"], generator=generator, **_cond(batch))
+        losses = self.losses(batch, generator)
         self.val_loss.update(losses.loss, losses.t)
 
     def on_validation_epoch_end(self) -> None:

@@ -4,11 +4,13 @@ from .description import Description
 from .ema import EMA, judged_weights
 from .generation import GenerationMetrics
 from .image_panels import ImagePanels
+from .likelihood import Likelihood
 from .point_panels import PointPanels
 from .prior_check import PriorCheck
 from .progress import StepProgress
 from .sample_writer import SampleWriter
 from .saver import Saver
+from .seen_loss import SeenLoss
 from .step_seed import StepSeed
 
 __all__ = [
@@ -16,10 +18,12 @@ __all__ = [
     "Description",
     "GenerationMetrics",
     "ImagePanels",
+    "Likelihood",
     "PointPanels",
     "PriorCheck",
     "SampleWriter",
     "Saver",
+    "SeenLoss",
     "StepProgress",
     "StepSeed",
     "judged_weights",

@@ -5,6 +5,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ..data import Images
+from ..evaluation import memory
 from ..lean import LeanCallback
 from ..module import DiffusionModule
 from ..samplers import Sampler, Samples
@@ -12,6 +13,7 @@ from ..tensors import SampleNoise
 from .ema import ema_of, judged_weights
 from .images import film_frames, log_film, log_image
 
+NEIGHBOURS = 16  # pairs in the panel of nearest neighbours
 CONSTANT = 2 / 255  # standard deviation below which a picture counts as constant: one grey level of 256
 
 
@@ -21,7 +23,8 @@ class ImagePanels(LeanCallback):
     During training: samples, always from the same latents, one row for each class if there are classes; those of the
     raw weights beside the average's while it is young.  Mean and deviation of each channel are logged beside the
     data's, and samples that are one colour are counted.  At the start the forward process of some pictures; at the end
-    a film of x_t and of the estimate x̂_0 on the way from noise to samples.
+    a film of x_t and of the estimate x̂_0 on the way from noise to samples, and samples beside the training pictures
+    they are nearest to, with how far they are from them beside how far held-out pictures are (memorisation).
 
     Args:
         every_n_steps: optimizer steps between two panels.
@@ -72,6 +75,9 @@ class ImagePanels(LeanCallback):
             if self.film and not trainer.fast_dev_run:
                 with judged_weights(trainer, pl_module):
                     self._film(trainer, _module(pl_module))
+            if not trainer.fast_dev_run:
+                with judged_weights(trainer, pl_module):
+                    self._neighbours(trainer, _module(pl_module))
 
     def _panels(self, trainer: Trainer, model: DiffusionModule) -> None:
         with judged_weights(trainer, model):
@@ -115,6 +121,26 @@ class ImagePanels(LeanCallback):
         columns = len(x) // len(named) if named else None
         grid = plots.image_grid(data.to_uint8(x).numpy(), columns, title="  ·  ".join(parts), rows_named=named)
         log_image(trainer, f"samples/{weights}", grid)
+
+    def _neighbours(self, trainer: Trainer, model: DiffusionModule) -> None:
+        """Samples, each above its nearest training picture."""
+        from .. import plots
+
+        data, weights = _data(trainer), model.weights_name
+        x = self._draw(trainer, model, self.num_samples).x_0.float().cpu().clamp(*data.value_range)
+        found = memory(data, x)
+        scalars = {f"neighbours_{weights}/distance": float(found.nearest.distance.median())}
+        told = f"median distance {scalars[f'neighbours_{weights}/distance']:.3f}"
+        if found.ratio is not None:
+            scalars[f"neighbours_{weights}/memorisation"] = found.ratio
+            told += f", {found.ratio:.2f} times that of held-out pictures (near 0: copies)"
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=max(0, trainer.global_step - 1))
+        # The nearest first: a copy is not to be overlooked.
+        first = found.nearest.distance.argsort()[:NEIGHBOURS]
+        both = data.to_uint8(torch.stack((x[first], found.examples[first]), 1)).numpy()
+        title = f"step {trainer.global_step:,}  ·  {weights} weights  ·  samples, nearest training picture  ·  {told}"
+        log_image(trainer, f"neighbours/{weights}", plots.pairs(both, title=title))
 
     def _moments(self, data: Images) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over some training pictures: (C,) each."""

@@ -226,27 +226,27 @@ def evaluate(
         common["value_range"] = None if data.value_range is None else list(data.value_range)
         if "nll" in wanted:
             options: dict[str, Any] = {"repeats": repeats, "dequantizations": dequantizations, "seed": seed}
-            each, spent, unit = evaluation.likelihood(
+            each, spent = evaluation.likelihood(
                 model, data, likelihood_split, likelihood_examples, likelihood, kept=kept, **options
             )
             error = float(each.mean(0).std()) / count**0.5 if count > 1 else None
             figures["nll"] = evaluation.figure(
                 each.mean(1).tolist(),
-                unit,
+                evaluation.unit_of(data),
                 {**common, "estimator": describe(likelihood), "dequantizations": dequantizations},
                 {**judged, "nfe": float(spent.mean())},
                 standard_error=error,
                 interval_95=None if error is None else [float(each.mean()) + side * 1.96 * error for side in (-1, 1)],
             )
         if "elbo" in wanted:
-            parts, t, terms, spent_bound, unit = evaluation.bound(
+            parts, t, terms, spent_bound = evaluation.bound(
                 model, data, likelihood_split, likelihood_examples, bound, seed=seed, kept=kept
             )
             total = sum(parts.values(), torch.zeros(()))
             error = float(total.std()) / count**0.5 if count > 1 else None
             figures["elbo"] = evaluation.figure(
                 [float(total.mean())],
-                unit,
+                evaluation.unit_of(data),
                 {**common, "bound": describe(bound)},
                 {**judged, "nfe": spent_bound},
                 standard_error=error,

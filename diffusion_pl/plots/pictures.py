@@ -59,6 +59,24 @@ def image_grid(
     return np.asarray(image)
 
 
+def pairs(pictures: Array, columns: int = 8, title: str = "") -> NDArray[np.uint8]:
+    """Pairs of pictures, one above the other, side by side: (height, width, 3), uint8.
+
+    Args:
+        pictures: (N, 2, C, H, W), uint8.
+        columns: Pairs in a row.
+        title: Text above.
+    """
+    n, _, channels, height, width = pictures.shape
+    columns = min(columns, n)
+    whole = np.full((-(-n // columns) * columns, *pictures.shape[1:]), 255, dtype=np.uint8)
+    whole[:n] = pictures
+    # Row of firsts, row of seconds, row of firsts …
+    rows = whole.reshape(-1, columns, 2, channels, height, width).swapaxes(1, 2)
+    names = ["sample", "nearest"] * len(rows)
+    return image_grid(rows.reshape(-1, channels, height, width), columns, title=title, rows_named=names)
+
+
 def save_image(image: Array, path: Path) -> Path:
     """Write a picture (H, W, C) losslessly: uint8 with one or three channels, or int32 with one, of 16 bits."""
     from PIL import Image

@@ -1,0 +1,98 @@
+"""The likelihood of held-out data while a model learns."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from ..data import DataModule
+from ..evaluation import blocks, count, surprise, unit_of
+from ..lean import LeanCallback
+from ..likelihood import FlowLikelihood
+from ..module import DiffusionModule
+from .ema import judged_weights
+
+
+class Likelihood(LeanCallback):
+    """−log p per dimension of held-out data, every few steps, at the end and in `test`, on the judged weights.
+
+    The tags tell the unit, the number of examples and the weights, such as bits_per_dim_n256/ema0.999, which
+    ModelCheckpoint can monitor; beside it the standard error and the evaluations an example took.  Data that were never
+    quantised have nats_per_dim instead, in model units.  Always the same examples, noise and probes, dealt out to all
+    processes in blocks: the figures are those of `evaluate --metrics nll`, on any number of processes.
+
+    Args:
+        every_n_steps: optimizer steps between two evaluations.
+        examples: the first so many of the split.
+        split: of the data; `test` takes its own.
+        estimator: how it is integrated; None: FlowLikelihood().
+        dequantizations: noises for each example of quantised data; more than 1 is the tighter, importance-weighted.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 10_000,
+        examples: int = 256,
+        split: str = "val",
+        estimator: FlowLikelihood | None = None,
+        dequantizations: int = 1,
+    ) -> None:
+        numbers = {"every_n_steps": every_n_steps, "examples": examples, "dequantizations": dequantizations}
+        for name, value in numbers.items():
+            if value < 1:
+                raise ValueError(f"Likelihood: {name} must be at least 1, got {value}")
+        self.every_n_steps, self.examples, self.split = every_n_steps, examples, split
+        self.estimator, self.dequantizations = estimator or FlowLikelihood(), dequantizations
+        self._measured_step = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _check(trainer, pl_module, self.split)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _check(trainer, pl_module, "test")
+
+    def on_train_batch_end(  # type: ignore[no-untyped-def]
+        self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if (step % self.every_n_steps and step != trainer.max_steps) or step == self._measured_step:
+            return
+        self._measured_step = step  # while gradients are accumulated the step stays
+        with judged_weights(trainer, pl_module):
+            self._log(trainer, pl_module, self.split)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module, "test")
+
+    def _log(self, trainer: Trainer, model: LightningModule, split: str) -> None:
+        assert isinstance(model, DiffusionModule)
+        if not trainer.fast_dev_run:
+            for name, value in self._measure(trainer, model, split).items():
+                model.log(f"{name}/{model.weights_name}", value)
+
+    def _measure(self, trainer: Trainer, model: DiffusionModule, split: str) -> dict[str, float]:
+        data = _data(trainer)
+        n = count(data, split, self.examples)
+        # Every example in its own place, so that the sum is that of one process to the last bit.
+        values, nfe = torch.zeros(2, n, dtype=torch.float64, device=model.device)
+        options: dict[str, Any] = {"repeats": 1, "dequantizations": self.dequantizations, "seed": 0}
+        for k, (numbers, x, cond) in enumerate(blocks(model, data, split, self.examples)):
+            if k % trainer.world_size == trainer.global_rank:
+                found = surprise(model, data, self.estimator, numbers, x, cond, **options)
+                values[list(numbers)], nfe[list(numbers)] = found.values[0].to(values), found.nfe.to(nfe)
+        values, nfe = (trainer.strategy.reduce(part, reduce_op="sum") for part in (values, nfe))
+        name = unit_of(data).replace("/", "_per_")
+        measured = {f"{name}_n{n}": float(values.mean()), f"{name}_nfe_n{n}": float(nfe.mean())}
+        return measured | ({f"{name}_error_n{n}": float(values.std()) / n**0.5} if n > 1 else {})
+
+
+def _check(trainer: Trainer, module: LightningModule, split: str) -> None:
+    if not isinstance(module, DiffusionModule):
+        raise ValueError(f"Likelihood is of diffusion models, not of a {type(module).__name__}: take it out")
+    next(_data(trainer).batches(split, 1))  # an empty split is told now
+
+
+def _data(trainer: Trainer) -> DataModule:
+    data: Any = trainer.datamodule
+    assert isinstance(data, DataModule)
+    return data
