@@ -6,7 +6,6 @@ which everything of the run lies.  The data's shape and classes are linked to th
 
 import os
 import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +23,7 @@ from .callbacks import EMA, Description, PriorCheck, SampleWriter, Saver, SeenLo
 from .callbacks.sample_writer import resume
 from .callbacks.saver import last_checkpoint
 from .checkpoints import AtomicCheckpointIO
-from .console import config_files, quiet
+from .console import config_files, our_classes, quiet
 from .data import DataModule
 from .lean import LeanProfiler
 from .loading import link_data
@@ -34,8 +33,6 @@ from .trainable import Trainable
 
 RUNS = Path("runs")
 _USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VALUE …]"
-_INDENT = " " * 24  # of an option's text in the help
-_KNOWN = re.compile(r"known\s+subclasses:\s+([^)]*)\)")
 _RUN_VARIABLE = "DIFFUSION_PL_RUN"  # tells the processes that DDP starts which folder the first one chose
 
 
@@ -46,8 +43,7 @@ class Parser(LightningArgumentParser):
         raise ValueError(message)
 
     def format_help(self, formatter: Any = None) -> str:
-        # Of several hundred subclasses of nn.Module and the like, the help names ours and torch's optimizers.
-        return _KNOWN.sub(_ours_only, super().format_help(formatter))
+        return our_classes(super().format_help(formatter))
 
 
 class DiffusionCLI(LightningCLI):
@@ -210,13 +206,6 @@ def _default_name(config: Any) -> str:
     if len(paths) == 1 and paths[0].absolute().parent.parent == RUNS.absolute():  # runs/NAME/config.yaml
         return paths[0].absolute().parent.name
     return "-".join([paths[0].absolute().parent.name, *(path.stem for path in paths)]) if paths else "run"
-
-
-def _ours_only(listing: re.Match[str]) -> str:
-    names = listing[1].replace("\n", " ").split(",")
-    kept = [n.strip() for n in names if n.strip().startswith(("diffusion_pl.", "torch.optim.A", "torch.optim.lr_"))]
-    text = f"known subclasses: {', '.join(kept)})" if kept else "any subclass)"
-    return "\n".join(textwrap.wrap(text, 80, initial_indent=_INDENT, subsequent_indent=_INDENT)).removeprefix(_INDENT)
 
 
 def _as_list(value: Any) -> list[Any]:

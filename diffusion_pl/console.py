@@ -5,6 +5,7 @@ import inspect
 import logging
 import re
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,10 @@ _NOISE = re.compile(
 )
 
 
+_INDENT = " " * 24  # of an option's text in the help
+_KNOWN = re.compile(r"known\s+subclasses:\s+([^)]*)\)")
+
+
 class Status:
     """Exit status of a guarded command."""
 
@@ -70,6 +75,11 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`weights_only` was not set.*")
+
+
+def our_classes(text: str) -> str:
+    """A help text that names, of several hundred subclasses of nn.Module and the like, ours and torch's optimizers."""
+    return _KNOWN.sub(_ours_only, text)
 
 
 def one_line(message: str, args: Sequence[str] = ()) -> str:
@@ -105,6 +115,13 @@ def one_line(message: str, args: Sequence[str] = ()) -> str:
         if kind == "unknown key":
             key, text = ".".join(filter(None, (key, *parts[: parts.index(odd) + 1]))), kind
     return ": ".join(filter(None, (_place(key, args), text))) + _suggestion(odd)
+
+
+def _ours_only(listing: re.Match[str]) -> str:
+    names = listing[1].replace("\n", " ").split(",")
+    kept = [n.strip() for n in names if n.strip().startswith(("diffusion_pl.", "torch.optim.A", "torch.optim.lr_"))]
+    text = f"known subclasses: {', '.join(kept)})" if kept else "any subclass)"
+    return "\n".join(textwrap.wrap(text, 80, initial_indent=_INDENT, subsequent_indent=_INDENT)).removeprefix(_INDENT)
 
 
 def _keys(message: str) -> tuple[str, str]:

@@ -78,6 +78,11 @@ class ChainBound:
             raise ValueError(f"ChainBound: times must lie in 2 … {steps} (its steps), got {times}")
         self.steps, self.variance, self.times = steps, variance, steps if times is None else times
 
+    def visited(self, schedule: Schedule) -> Tensor:
+        """t of the terms, the middles of their strata: (K,), float64."""
+        middle = torch.arange(self.times - 1, dtype=torch.float64) + 0.5
+        return (middle * (self.steps - 1) / (self.times - 1) + 1.5) / self.steps
+
     @torch.no_grad()
     def __call__(
         self, denoiser: Denoiser, x_0: Tensor, noise: Noise, levels: int | None = None, **cond: Tensor
@@ -97,8 +102,7 @@ class ChainBound:
         """
         _check_levels(x_0, levels)
         count, visited = self.steps - 1, self.times - 1
-        share, middle = count / visited, torch.arange(visited, dtype=torch.float64)
-        t = ((middle + 0.5) * share + 1.5) / self.steps
+        share, t = count / visited, self.visited(denoiser.schedule)
         levels_of_t = list(t.unbind())
         if visited < count:
             index = (_jittered(noise, x_0, visited) * share).floor().clamp(max=count - 1)
@@ -154,6 +158,21 @@ class ContinuousBound:
             raise ValueError(f"ContinuousBound: t_min must lie in (0, 1), got {t_min}")
         self.times, self.t_min = times, t_min
 
+    def visited(self, schedule: Schedule) -> Tensor:
+        """t of the terms, the middles of their strata: (K,), float64."""
+        return self._time(schedule, torch.arange(self.times, dtype=torch.float64) + 0.5)
+
+    def _ends(self, schedule: Schedule) -> tuple[float, float]:
+        """τ at t_min and at t = 1."""
+        ends = schedule(torch.tensor([self.t_min, 1.0], dtype=torch.float64))
+        start, end = torch.asinh(ends.alpha / ends.sigma).tolist()
+        return start, end
+
+    def _time(self, schedule: Schedule, position: Tensor) -> Tensor:
+        """t at a position in [0, K] of the K strata."""
+        start, end = self._ends(schedule)
+        return schedule.time(2 * torch.log(torch.sinh(start - (start - end) / self.times * position)))
+
     @torch.no_grad()
     def __call__(
         self, denoiser: Denoiser, x_0: Tensor, noise: Noise, levels: int | None = None, **cond: Tensor
@@ -161,20 +180,14 @@ class ContinuousBound:
         """The bound of each example; arguments: see `ChainBound`."""
         _check_levels(x_0, levels)
         schedule = denoiser.schedule
-        ends = schedule(torch.tensor([self.t_min, 1.0], dtype=torch.float64))
-        start, end = torch.asinh(ends.alpha / ends.sigma).tolist()
-        width = (start - end) / self.times
-
-        def time(position: Tensor) -> Tensor:
-            """t at a position in [0, K] of the K strata."""
-            return schedule.time(2 * torch.log(torch.sinh(start - width * position)))
-
-        t = time(torch.arange(self.times, dtype=torch.float64) + 0.5)
-        own = time(_jittered(noise, x_0, self.times))
+        start, end = self._ends(schedule)
+        width, t = (start - end) / self.times, self.visited(schedule)
+        own = self._time(schedule, _jittered(noise, x_0, self.times))
         columns = [per_sample(column, x_0) for column in own.unbind(1)]
         terms = torch.stack([width * self._integrand(denoiser, x_0, column, noise, cond) for column in columns])
         _, prediction = _denoised(denoiser, x_0, torch.tensor(self.t_min, dtype=torch.float64), noise, cond)
-        std = ends.sigma[0] / ends.alpha[0]
+        kernel = schedule(torch.tensor(self.t_min, dtype=torch.float64))
+        std = kernel.sigma / kernel.alpha
         decoder = _total(decoder_nll(x_0, prediction.x_0, std, levels))
         return Bound(_prior(schedule, x_0), terms.sum(0), decoder, t, terms, self.times + 1)
 

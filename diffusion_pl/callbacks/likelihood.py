@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from ..data import DataModule
-from ..evaluation import blocks, count, surprise, unit_of
+from ..evaluation import block_of, count, surprise, unit_of
 from ..lean import LeanCallback
 from ..likelihood import FlowLikelihood
 from ..module import DiffusionModule
@@ -75,11 +75,12 @@ class Likelihood(LeanCallback):
         n = count(data, split, self.examples)
         # Every example in its own place, so that the sum is that of one process to the last bit.
         values, nfe = torch.zeros(2, n, dtype=torch.float64, device=model.device)
-        options: dict[str, Any] = {"repeats": 1, "dequantizations": self.dequantizations, "seed": 0}
-        for k, (numbers, x, cond) in enumerate(blocks(model, data, split, self.examples)):
-            if k % trainer.world_size == trainer.global_rank:
-                found = surprise(model, data, self.estimator, numbers, x, cond, **options)
-                values[list(numbers)], nfe[list(numbers)] = found.values[0].to(values), found.nfe.to(nfe)
+        for k in range(trainer.global_rank, -(-n // model.block), trainer.world_size):
+            block = block_of(model, data, split, k)
+            found = surprise(model, data, self.estimator, block, dequantizations=self.dequantizations)
+            place = slice(block.numbers.start, min(block.numbers.stop, n))
+            some = place.stop - place.start
+            values[place], nfe[place] = found.values[:some, 0].to(values), found.nfe[:some].to(nfe)
         values, nfe = (trainer.strategy.reduce(part, reduce_op="sum") for part in (values, nfe))
         name = unit_of(data).replace("/", "_per_")
         measured = {f"{name}_n{n}": float(values.mean()), f"{name}_nfe_n{n}": float(nfe.mean())}

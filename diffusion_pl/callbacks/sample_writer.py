@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
@@ -72,12 +74,24 @@ class SampleWriter(LeanCallback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            found = [torch.load(path, weights_only=True) for path in sorted(self.parts.glob("*.pt"))]
-            index, x = (torch.cat([part[name] for part in found]) for name in ("index", "x"))
-            self.nfe = max(part["nfe"] for part in found)
-            self.files = self.write(x[index.argsort()][: self.num_samples], self.folder)
+            self.files = self.write(self._gathered(), self.folder)
             shutil.rmtree(self.parts)
         trainer.strategy.barrier()
+
+    def _gathered(self) -> Tensor:
+        """All that was kept, in order: (N, *), on disk, for it may not fit into memory."""
+        whole = None
+        for path in sorted(self.parts.glob("*.pt")):
+            part = torch.load(path, weights_only=True)
+            self.nfe = max(self.nfe, part["nfe"])
+            wanted = part["index"] < self.num_samples
+            rows = part["x"][wanted].numpy()
+            if whole is None:
+                shape = (self.num_samples, *rows.shape[1:])
+                whole = np.lib.format.open_memmap(self.parts / "all.npy", "w+", rows.dtype, shape)
+            whole[part["index"][wanted].numpy()] = rows
+        assert whole is not None
+        return torch.from_numpy(whole)
 
 
 def resume(folder: Path, call: dict[str, Any], remedy: str) -> frozenset[int]:
@@ -106,7 +120,10 @@ def resume(folder: Path, call: dict[str, Any], remedy: str) -> frozenset[int]:
     else:
         try:
             note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps(call))
+            # Renamed into place: of several processes each does this, and none may find half of it.
+            part = note.with_suffix(f".{os.getpid()}")
+            part.write_text(json.dumps(call))
+            os.replace(part, note)
         except OSError as error:  # told now, not after the sampling
             raise ValueError(f"--output {folder} cannot be made a folder: {error.strerror}") from error
     done: set[int] = set()
@@ -138,6 +155,12 @@ def draw(model: LightningModule, data: DataModule, writer: SampleWriter, acceler
         discard(writer.folder)
         raise
     return bool(trainer.is_global_zero)
+
+
+def part() -> None:
+    """End what `draw` began with several processes: from here on each is alone, and no metric waits for the others."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def discard(folder: Path) -> None:

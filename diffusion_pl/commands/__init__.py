@@ -8,12 +8,17 @@ from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentParser, auto_cli
 
+from ..console import our_classes
+
 
 class ToolParser(ArgumentParser):
     """Raises its errors, to be told in one line like all others."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ValueError(message)
+
+    def format_help(self, formatter: Any = None) -> str:
+        return our_classes(super().format_help(formatter))
 
 
 def run_tool(name: str, args: Sequence[str]) -> None:

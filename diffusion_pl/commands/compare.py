@@ -11,7 +11,7 @@ def compare(a: Path, b: Path, metrics: list[str] | None = None) -> None:
         b: That of the other.
         metrics: Which; None: all that both have.
     """
-    from ..evaluation import differences, read_figures
+    from ..evaluation import compare_figures, differences, read_figures
 
     ours, theirs = read_figures(a), read_figures(b)
     names = [name for name in ours if name in theirs] if metrics is None else metrics
@@ -29,10 +29,7 @@ def compare(a: Path, b: Path, metrics: list[str] | None = None) -> None:
         if why:
             refused.append(f"{name} ({'; '.join(why)})")
             continue
-        errors = [e for f in (one, other) if (e := f["std"] if f["std"] is not None else f.get("standard_error"))]
-        known = f" ± {sum(e * e for e in errors) ** 0.5:.2g}" if len(errors) == 2 else ""
-        change = other["value"] - one["value"]
-        print(f"{name:<10} {one['value']:>12.5g} {other['value']:>12.5g} {change:>+12.5g}{known} {one['unit']}")
+        print(f"{name:<10} {compare_figures(one, other)}")
     for key in ("checkpoint", "weights", "sampler", "nfe", "seed"):
         pair = [f[names[0]]["model"].get(key) for f in (ours, theirs)]
         if pair[0] != pair[1]:

@@ -42,7 +42,7 @@ class InceptionV3(nn.Module):
         except OSError as error:  # urllib's errors are such
             raise ValueError(
                 f"the Inception network's weights cannot be downloaded ({error}): fetch {URL} where there is a network "
-                "and give --extractor InceptionV3 --extractor.weights FILE"
+                "and give --extractor.weights FILE"
             ) from error
         except RuntimeError as error:
             first = " ".join(str(error).split())[:200]

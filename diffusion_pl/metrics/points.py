@@ -3,10 +3,15 @@
 Sums over pairs are taken in pieces, so memory stays bounded; x: (N, *) and y: (M, *) may differ in number.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .sliced import SlicedWasserstein
+
+NAMES = ("energy", "mmd", "sliced", "prc")
 
 CHUNK = 1000  # rows of the matrix of distances at a time
 
@@ -57,6 +62,22 @@ def precision_recall(x: Tensor, y: Tensor, neighbours: int = 3) -> tuple[float, 
     if neighbours < 1 or min(len(a), len(b)) <= neighbours:
         raise ValueError(f"precision and recall by {neighbours} neighbours need more than {neighbours} points")
     return _covered(a, b, _reach(b, neighbours)), _covered(b, a, _reach(a, neighbours))
+
+
+def scores(names: Sequence[str], x: Tensor, y: Tensor) -> dict[str, dict[str, Any]]:
+    """{metric: {"value", and what it depends on}} of the named metrics of x: (N, *) against y: (M, *)."""
+    found: dict[str, dict[str, Any]] = {}
+    if "energy" in names:
+        found["energy"] = {"value": energy_distance(x, y)}
+    if "mmd" in names:
+        found["mmd"] = {"value": mmd(x, y)}
+    if "sliced" in names:
+        found["sliced"] = {"value": SlicedWasserstein(y)(x)}
+    if "prc" in names:
+        precision, recall = precision_recall(x, y)
+        found["precision"] = {"value": precision, "neighbours": 3}
+        found["recall"] = {"value": recall, "neighbours": 3}
+    return found
 
 
 def _reach(p: Tensor, neighbours: int) -> Tensor:

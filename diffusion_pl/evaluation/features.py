@@ -1,0 +1,146 @@
+"""Examples as rows of features, what samples are measured against, and how near they lie to what training has seen."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..data import DataModule, Images
+from ..metrics.extractors import extract, identity
+from ..metrics.generation import FeatureStatistics, Moments
+from ..metrics.neighbours import Nearest, NearestNeighbours, memorisation
+
+
+def to_features(data: DataModule, extractor: nn.Module | None) -> Callable[[Tensor], Tensor]:
+    """The map from examples (B, *) in model units to rows (B, F + K): features and logits; NaN where x is not finite.
+
+    Args:
+        data: of the model.
+        extractor: of features of pictures; None: the examples themselves, for points.
+    """
+
+    def rows(x: Tensor) -> Tensor:
+        bad = ~x.flatten(1).isfinite().all(1)
+        if extractor is None:
+            found = x.flatten(1).float()
+        else:
+            assert isinstance(data, Images)
+            features, logits = extract(extractor, data.to_uint8(torch.nan_to_num(x)))
+            found = features if logits is None else torch.cat((features, logits), 1)
+        found[bad.to(found.device)] = math.nan
+        return found
+
+    return rows
+
+
+def width_of(extractor: nn.Module | None, data: DataModule) -> int:
+    """F, how many features there are of an example."""
+    if extractor is None:
+        return math.prod(data.shape)
+    return extract(extractor, torch.zeros(1, *data.shape, dtype=torch.uint8))[0].shape[1]
+
+
+def reference_rows(data: DataModule, split: str, extractor: nn.Module | None) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Rows (N, F + K) of a split, and what they are of: {"data", "split", "n", "sha256"}.
+
+    Those of pictures are kept on disk, filed under the hashes of the pictures and of the extractor.
+    """
+    convert, digest, n = to_features(data, extractor), hashlib.sha256(), 0
+    for batch in data.batches(split, 500):
+        shown = data.to_uint8(batch["x"]) if isinstance(data, Images) else batch["x"]
+        digest.update(str(tuple(shown.shape[1:])).encode() + shown.contiguous().numpy().tobytes())
+        n += len(shown)
+    note: dict[str, Any] = {"data": type(data).__name__, "split": split, "n": n, "sha256": digest.hexdigest()}
+    if extractor is None:
+        return torch.cat([convert(batch["x"]) for batch in data.batches(split, 500)]).numpy(), note
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_pl"
+    path = folder / f"{note['sha256'][:32]}-{identity(extractor)['sha256'][:32]}.npy"
+    if not path.is_file():
+        found = []
+        for batch in tqdm(data.batches(split, 64), f"features of {split}", -(-n // 64), dynamic_ncols=True):
+            found.append(convert(batch["x"]).numpy())
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        with part.open("wb") as file:
+            np.save(file, np.concatenate(found))
+        os.replace(part, path)
+    return np.load(path, mmap_mode="r"), note
+
+
+class Reference(NamedTuple):
+    """moments: of the features of data;  note: what they are of, {"data", "split", "n", "sha256"}."""
+
+    moments: Moments
+    note: dict[str, Any]
+
+
+def write_reference(path: Path, reference: Reference, made_with: dict[str, Any]) -> None:
+    """Keep moments where the data are not at hand; `made_with` must be the same where they are read."""
+    moments, note = reference
+    told = json.dumps({**note, **made_with})
+    np.savez(path, n=moments.n, mean=moments.mean.numpy(), cov=moments.cov.numpy(), note=told)
+
+
+def read_reference(path: Path, made_with: dict[str, Any]) -> Reference:
+    """What `write_reference` wrote.
+
+    Raises:
+        ValueError: no such file, or one made with another extractor, of other pictures, by another transform.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            moments = Moments(int(file["n"]), torch.from_numpy(file["mean"]), torch.from_numpy(file["cov"]))
+            note = json.loads(str(file["note"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no reference.npz that `evaluate` wrote: {error}") from error
+    for name, ours in made_with.items():
+        theirs = note.pop(name, None)
+        if theirs != ours:
+            raise ValueError(f"{path} was made with another {name} ({theirs}, here {ours}): make it anew from the data")
+    return Reference(moments, note)
+
+
+class Memory(NamedTuple):
+    """What `memory` finds: nearest training examples of the samples, those themselves, and the ratio of distances."""
+
+    nearest: Nearest
+    examples: Tensor
+    ratio: float | None
+
+
+def memory(data: DataModule, x: Tensor, held_out: str = "val") -> Memory:
+    """How near samples x: (N, *) in model units are to the training split, beside as many held-out examples.
+
+    The ratio is None where nothing was held out.
+    """
+    theirs = data.part(held_out)
+    new = next(data.batches(held_out, max(1, min(len(theirs), max(len(x), 100)))))["x"] if len(theirs) else None
+    ours = NearestNeighbours(x)
+    others = None if new is None else NearestNeighbours(new)
+    for batch in data.batches("train", 4096):
+        ours.update(batch["x"])
+        if others is not None:
+            others.update(batch["x"])
+    # One by one and back into order: __getitems__ of files may want rising numbers without repeats.
+    numbers, place = torch.unique(ours.best.place, return_inverse=True)
+    found = data.on_after_batch_transfer(data.part("train").__getitems__(numbers), 0)["x"][place]
+    ratio = None if others is None else memorisation(ours.best.distance, others.best.distance)
+    return Memory(ours.best, found, ratio)
+
+
+def statistics(rows: NDArray[Any], dim: int, keep: bool) -> FeatureStatistics:
+    """Of rows (N, F + K), taken in pieces."""
+    found = FeatureStatistics(dim, keep)
+    for first in range(0, len(rows), 1000):
+        part = torch.from_numpy(np.array(rows[first : first + 1000]))
+        found.update(part[:, :dim], torch.arange(first, first + len(part)), part[:, dim:])
+    return found
