@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from .denoiser import NoiseInput, ScaledTime, check_time
 from .metrics import BinnedMean
 from .schedules import Schedule
-from .tensors import mix
 from .times import TimeSampler
 from .trainable import VAL_BINS, Batch, Shape, Trainable
 
@@ -77,11 +76,10 @@ class NoisyClassifier(Trainable):
         return loss.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        # The same (t, ε) for the same batch every time.
-        generator = torch.Generator(self.device).manual_seed(mix(batch_idx, self.global_rank))
-        loss, right, t = self._judge(batch, generator)
-        self.val_loss.update(loss, t)
-        self.val_accuracy.update(right, t)
+        if len(batch["x"]):  # else it is another process's turn
+            loss, right, t = self._judge(batch, self.validation_noise(batch_idx))
+            self.val_loss.update(loss, t)
+            self.val_accuracy.update(right, t)
 
     def on_validation_epoch_end(self) -> None:
         self.log_bins("val_loss", self.val_loss)

@@ -22,7 +22,7 @@ from .loss import DenoisingLoss, Losses
 from .parameterizations import Parameterization
 from .samplers import Sampler, Samples
 from .schedules import Schedule
-from .tensors import SampleNoise, mix
+from .tensors import SampleNoise
 from .trainable import Batch, Shape, Trainable
 
 
@@ -99,10 +99,9 @@ class DiffusionModule(Trainable):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        # The same (t, ε) for the same batch every time, or their noise would hide the progress.
-        generator = torch.Generator(self.device).manual_seed(mix(batch_idx, self.global_rank))
-        losses = self.losses(batch, generator)
-        self.val_loss.update(losses.loss, losses.t)
+        if len(batch["x"]):  # else it is another process's turn
+            losses = self.losses(batch, self.validation_noise(batch_idx))
+            self.val_loss.update(losses.loss, losses.t)
 
     def on_validation_epoch_end(self) -> None:
         self.log_bins("val_loss", self.val_loss)
@@ -132,6 +131,8 @@ class DiffusionModule(Trainable):
             options: dict[str, Any] = {"progress": progress, **self.conditions(self.block)}
             samples = self.sample(indices, self.sample_seed, **options)
             found.append((torch.tensor(indices), samples.x_0, samples.nfe))
+        if not found:
+            return {}
         index, x, nfe = zip(*found, strict=True)
         return {"index": torch.cat(index), "x": torch.cat(x), "nfe": max(nfe)}
 

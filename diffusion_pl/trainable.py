@@ -4,15 +4,18 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .lean import LeanHooks
 from .metrics import BinnedMean
+from .tensors import mix
 
 Shape = tuple[int, ...]
 Batch = dict[str, Tensor]
@@ -59,6 +62,17 @@ class Trainable(LeanHooks, LightningModule):
             for name, value in values.items():
                 self.log(f"{name}/raw", value, prog_bar=True)
             self.log("learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_start(self) -> None:
+        # DDP would broadcast buffers before the next forward pass, but not every process has a batch.
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            self.trainer.model.require_forward_param_sync = False
+
+    def validation_noise(self, batch_idx: int) -> torch.Generator:
+        """Of t and ε: the same for the same batch every time, or their noise would hide the progress, and on any number
+        of processes, to which batches are dealt out whole."""
+        number = self.global_rank + batch_idx * self.trainer.world_size
+        return torch.Generator(self.device).manual_seed(mix(number))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_factory(self.network.parameters())

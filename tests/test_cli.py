@@ -1,5 +1,6 @@
 """The command line over Lightning: the run's folder, resuming, composition of files, several processes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +291,7 @@ def test_two_processes_share_the_data_draw_their_own_noise_and_agree(tmp_path: P
     """Global batches of 64 of the 128 points: two ranks see each point once an epoch."""
     config = tiny_config(
         tmp_path,
-        data__init_args={"batch_size": 32, "repeats": 1},
+        data__init_args={"batch_size": 64, "repeats": 1},
         trainer__max_steps=4,
         trainer__val_check_interval=2,
         model__loss__times={"class_path": "LossSecondMoment", "init_args": {"steps": 10}},
@@ -314,6 +315,31 @@ def test_two_processes_share_the_data_draw_their_own_noise_and_agree(tmp_path: P
     assert int(ranks[0]["weights"]["loss.times.seen"].sum()) == 4 * 64
     assert ranks[0]["metrics"]["val_loss/ema0.999"] == ranks[1]["metrics"]["val_loss/ema0.999"]
     assert checkpoint(tmp_path / "runs" / "two")["callbacks"]["EMA"]["updates"] == 4
+
+
+@pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_evaluation_on_several_processes_gives_the_figures_of_one(tmp_path: Path, devices: int) -> None:
+    """Three batches of 512 of the validation points, and samples against the data."""
+    data = {"class_path": "Moons", "init_args": {"batch_size": 512, "num_points": 6000, "val_fraction": 0.2}}
+    config = tiny_config(tmp_path, data=data, trainer__max_steps=5)
+    fit(tmp_path, run="run", data=data, trainer__max_steps=5)
+    call = ["validate", "--config", config.name, "--ckpt_path", Path("runs/run") / LAST]
+    assert cli(tmp_path, *call, "--run", "one").code == 0
+    several = start(tmp_path, *call, "--run", "several", "--trainer.devices", devices, "--trainer.strategy", "ddp")
+    options = ["--num_samples", 700, "--likelihood_split", "val", "--accelerator", "cpu", "--likelihood.rtol", 1e-2]
+    judge = ["evaluate", "--ckpt_path", Path("runs/run") / LAST, *options, "--metrics", "energy", "nll", "elbo"]
+    assert cli(tmp_path, *judge, "--output", "judged-one").code == 0
+    assert several.wait(240) == 0, several.communicate()
+    losses = [{k: v[-1][1] for k, v in scalars(tmp_path / "runs" / name).items()} for name in ("one", "several")]
+    assert losses[0].keys() == losses[1].keys()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    judged = start(tmp_path, *judge, "--output", "judged-several", "--devices", devices)
+    assert judged.wait(240) == 0, judged.communicate()
+    figures = [
+        json.loads((tmp_path / f"judged-{name}/evaluation.json").read_text())["figures"] for name in ("one", "several")
+    ]
+    for name, figure in figures[0].items():
+        assert figure["value"] == pytest.approx(figures[1][name]["value"], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -67,13 +67,11 @@ def test_repeats_are_shuffled_together_and_each_example_occurs_that_often() -> N
     assert len(set(order[:10].tolist())) < 10  # 30 separate permutations would begin with all ten
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_share_the_global_batches_of_one_process(shuffle: bool, world_size: int) -> None:
-    alone = epoch(loader(25, 6, shuffle=shuffle, repeats=3))
+def test_processes_share_the_training_batches_of_one_process(world_size: int) -> None:
+    alone = epoch(loader(25, 6, shuffle=True, repeats=3))
     shares = [
-        epoch(loader(25, 6 // world_size, shuffle=shuffle, repeats=3, rank=rank, world_size=world_size))
-        for rank in range(world_size)
+        epoch(loader(25, 6, shuffle=True, repeats=3, rank=rank, world_size=world_size)) for rank in range(world_size)
     ]
     for number, batch in enumerate(alone):
         parts = [share[number] for share in shares]
@@ -83,18 +81,27 @@ def test_processes_share_the_global_batches_of_one_process(shuffle: bool, world_
     assert [len(share) for share in shares] == [len(alone)] * world_size
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_evaluation_deals_whole_batches(world_size: int) -> None:
+    alone = epoch(loader(25, 6))
+    shares = [epoch(loader(25, 6, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert [shares[k % world_size][k // world_size] for k in range(len(alone))] == alone
+    # A process without a share takes part with nothing.
+    assert [share for share in shares[len(alone) :]] == [[[]]] * max(0, world_size - len(alone))
+
+
 @pytest.mark.parametrize("n", range(1, 14))
 def test_evaluation_on_four_processes_sees_each_example_once(n: int) -> None:
-    loaders = [loader(n, 2, rank=rank, world_size=4) for rank in range(4)]
+    loaders = [loader(n, 3, rank=rank, world_size=4) for rank in range(4)]
     shares = [epoch(share) for share in loaders]
     assert sorted(flat(flat(shares))) == list(range(n))
     assert [len(share) for share in loaders] == [len(share) for share in shares]
-    assert all(batch for share in shares for batch in share)
+    assert all(shares)
 
 
 @pytest.mark.parametrize("n", range(4, 18))
 def test_training_on_four_processes_has_equally_many_batches(n: int) -> None:
-    shares = [epoch(loader(n, 2, shuffle=True, rank=rank, world_size=4)) for rank in range(4)]
+    shares = [epoch(loader(n, 8, shuffle=True, rank=rank, world_size=4)) for rank in range(4)]
     assert len({len(share) for share in shares}) == 1
     assert all(batch for share in shares for batch in share)
     seen = flat(flat(shares))
@@ -107,7 +114,8 @@ def test_training_on_four_processes_has_equally_many_batches(n: int) -> None:
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"repeats": 0}, "repeats must be at least 1, got 0"),
         ({"rank": 2, "world_size": 2}, r"rank must lie in \[0, world_size = 2\), got 2"),
-        ({"n": 3, "shuffle": True, "world_size": 4}, "3 examples times 1 repeats make no batch of 4 for each of 4"),
+        ({"n": 3, "shuffle": True, "world_size": 4}, "3 examples times 1 repeats make no batch of 4 for 4"),
+        ({"batch_size": 8, "shuffle": True, "world_size": 3}, "batch_size 8 .* by 3 processes: .* such as 6 or 9"),
         ({"n": 3, "shuffle": True, "drop_last": True}, "lower batch_size or raise repeats"),
     ],
 )
@@ -333,7 +341,7 @@ def test_augmentation_draws_are_a_function_of_seed_and_batch_and_are_shared_out_
     for mine, theirs in zip(alone, drawn(batch_size=6, seed=1), strict=True):
         assert torch.equal(mine, theirs)
     assert not torch.equal(alone[0], drawn(batch_size=6, seed=2)[0])
-    shares = [drawn(batch_size=3, seed=1, rank=rank, world_size=2) for rank in range(2)]
+    shares = [drawn(batch_size=6, seed=1, rank=rank, world_size=2) for rank in range(2)]
     for whole, even, odd in zip(alone, *shares, strict=True):
         assert torch.equal(whole[0::2], even)
         assert torch.equal(whole[1::2], odd)

@@ -55,6 +55,8 @@ class SampleWriter(LeanCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if not outputs:  # no share of this process
+            return
         path = self.parts / f"{int(batch['block'][0]):08d}.pt"
         part = path.with_suffix(f".{os.getpid()}")
         content = {"block": batch["block"].cpu(), **{name: _cpu(value) for name, value in outputs.items()}}

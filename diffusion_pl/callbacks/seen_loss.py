@@ -30,11 +30,11 @@ class SeenLoss(LeanCallback):
         validated = min(len(data.part("val")), int(sum(trainer.num_val_batches)) * size * world)
         count = min(validated, len(source), EXAMPLES)
         seen = BinnedMean(VAL_BINS).to(pl_module.device)
-        for number, first in enumerate(range(rank, count, size * world)):
-            places = torch.arange(first, min(first + size * world, count), world) * len(source) // count
+        for number in range(rank, -(-count // size), world):
+            places = torch.arange(number * size, min((number + 1) * size, count)) * len(source) // count
             batch = {name: value.to(pl_module.device) for name, value in source.__getitems__(places).items()}
             batch = data.on_after_batch_transfer(batch, 0)
-            generator = torch.Generator(pl_module.device).manual_seed(mix(number, rank))
+            generator = torch.Generator(pl_module.device).manual_seed(mix(number))
             with trainer.precision_plugin.forward_context():
                 losses = pl_module.losses(batch, generator)
             seen.update(losses.loss, losses.t)

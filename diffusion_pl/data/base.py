@@ -124,7 +124,9 @@ class DataModule(LightningDataModule, ABC):
         blocks = [k for k in range(-(-self.predict_samples // size)) if k not in self.predict_done]
         if not blocks:
             return []
-        return self.loader({"block": torch.tensor(blocks)}, max(1, self.predict_batch // size), train=False)
+        # Batches go to the processes whole, so there are at least as many of them as processes.
+        together = max(1, min(self.predict_batch // size, len(blocks) // self.trainer.world_size))
+        return self.loader({"block": torch.tensor(blocks)}, together, train=False)
 
     def loader(
         self,
@@ -152,7 +154,7 @@ class DataModule(LightningDataModule, ABC):
             # To overfit some batches they must be the same ones in each epoch.
             shuffle=train and not getattr(trainer, "overfit_batches", 0),
             repeats=repeats,
-            drop_last=train and visits >= batch_size * world_size,
+            drop_last=train and visits >= batch_size,
             rank=rank,
             world_size=world_size,
             augmentation=augmentation,

@@ -21,7 +21,7 @@ class CIFAR10(Torchvision):
         classes: Classes to keep, which become 0, 1, … in this order; None: all.
         conditional: Give the classes as labels.
         horizontal_flip: Mirror training pictures at random.
-        batch_size: Pictures per batch and process.
+        batch_size: Pictures per batch, over all processes.
         val_fraction: Fraction of the 50,000 to hold out for validation; 0: validate on the test pictures.
         repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the split, the order and the augmentation.

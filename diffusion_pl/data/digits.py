@@ -11,7 +11,7 @@ class Digits(Images):
 
     Args:
         conditional: Give the digits as labels.
-        batch_size: Pictures per batch and process.
+        batch_size: Pictures per batch, over all processes.
         val_fraction: Fraction of the pictures to hold out.
         repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the split and the order.

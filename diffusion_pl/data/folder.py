@@ -27,7 +27,7 @@ class Folder(Images):
         mode: L (grey), RGB or RGBA to convert to, transparency onto white; None: as they are.
         corrupt: What to do about pictures that cannot be read: fail, or skip and count them.
         horizontal_flip: Mirror training pictures at random.
-        batch_size: Pictures per batch and process.
+        batch_size: Pictures per batch, over all processes.
         val_fraction: Fraction of the pictures to hold out for validation.
         test_fraction: Fraction to hold out for testing; with 0 the validation pictures serve.
         repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.

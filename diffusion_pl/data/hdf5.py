@@ -26,7 +26,7 @@ class HDF5(Images):
         order: NHWC or NCHW; None: found by the number of channels, 1, 3 or 4.
         size: Side, or height and width, to which pictures are cropped in shape and resized; None: as they are.
         horizontal_flip: Mirror training pictures at random.
-        batch_size: Pictures per batch and process.
+        batch_size: Pictures per batch, over all processes.
         val_fraction: Fraction of the pictures to hold out for validation.
         test_fraction: Fraction to hold out for testing; with 0 the validation pictures serve.
         repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.

@@ -61,7 +61,7 @@ class Images(DataModule):
 
     Args:
         source: What to call the data in messages.
-        batch_size: Pictures per batch and process.
+        batch_size: Pictures per batch, over all processes.
         horizontal_flip: Mirror training pictures at random.
         val_fraction: Fraction of the pictures to hold out for validation, in [0, 1).
         test_fraction: Fraction to hold out for testing, where the set has no test split of its own; with 0 the

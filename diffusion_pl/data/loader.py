@@ -76,12 +76,14 @@ class Augmentation(Protocol):
 class Loader:
     """Iterates over the batches of a source.
 
-    An epoch walks over ``repeats`` copies of the n examples, permuted when ``shuffle``, in global batches of
-    ``batch_size * world_size``; process r takes every world_size-th example of each, from the r-th on. One process with
-    batch size 8 and four with batch size 2 therefore see the same global batches.
+    An epoch walks over ``repeats`` copies of the n examples, permuted when ``shuffle``, in batches that do not depend
+    on the number of processes.
 
-    Without ``shuffle`` (evaluation) no example is left out or padded: processes may differ by one batch. With it
-    (training) all have equally many: a last, partial batch smaller than the number of processes is left out.
+    With ``shuffle`` (training) every batch is shared out: process r takes every world_size-th example of it, from the
+    r-th on. All have equally many: a last, partial batch smaller than the number of processes is left out.  Without it
+    (evaluation) batches are dealt out whole, process r takes every world_size-th one, so that a figure is made of the
+    same batches on any number of processes; no example is left out or padded, and processes may differ by one batch.  A
+    process that would have none has one of no examples: Lightning would leave its hooks out, where the others wait.
 
     Shuffled batches are one endless stream, epoch after epoch: iterating takes the next ``len(loader)`` of it, from
     where the last iteration, or the loaded state, left off. So the batches do not depend on where the trainer believes
@@ -90,7 +92,7 @@ class Loader:
 
     Args:
         source: The n examples; a dictionary of tensors is one.
-        batch_size: Examples per batch and process.
+        batch_size: Examples per batch, over all processes.
         seed: Chooses the sequence of permutations.
         shuffle: Permute anew in each epoch.
         repeats: How often each example occurs in an epoch.
@@ -130,14 +132,21 @@ class Loader:
         self.world_size = world_size
         self.num_examples = len(self.source)
         self.num_visits = self.num_examples * repeats
-        self.global_batch = batch_size * world_size
-
-        full, rest = divmod(self.num_visits, self.global_batch)
-        smallest = world_size if shuffle else rank + 1  # the smallest partial batch of which this process has a share
-        self.num_batches = full + int(not drop_last and rest >= smallest)
+        self.batch_size = batch_size
+        if shuffle and batch_size % world_size:
+            near = max(1, batch_size // world_size) * world_size
+            raise ValueError(
+                f"batch_size {batch_size} cannot be shared equally by {world_size} processes: take a multiple of "
+                f"{world_size}, such as {near} or {near + world_size}"
+            )
+        full, rest = divmod(self.num_visits, batch_size)
+        smallest = world_size if shuffle else 1  # partial batch that is one at all
+        every = full + int(not drop_last and rest >= smallest)
+        self._idle = not shuffle and rank >= every > 0
+        self.num_batches = every if shuffle else len(range(rank, every, world_size)) + self._idle
         if shuffle and self.num_batches == 0:
             raise ValueError(
-                f"{self.num_examples} examples times {repeats} repeats make no batch of {batch_size} for each of "
+                f"{self.num_examples} examples times {repeats} repeats make no batch of {batch_size} for "
                 f"{world_size} processes: lower batch_size or raise repeats"
             )
         self._taken = 0  # batches of the stream
@@ -161,18 +170,22 @@ class Loader:
 
     def places(self) -> Iterator[tuple[int, int]]:
         """(epoch, number within it) of the batches of one iteration, from the present position on."""
-        first = self._taken if self.shuffle else 0
-        return (divmod(k, self.num_batches) if self.shuffle else (0, k) for k in range(first, first + self.num_batches))
+        if not self.shuffle:
+            return ((0, self.rank + k * self.world_size) for k in range(self.num_batches))
+        return (divmod(k, self.num_batches) for k in range(self._taken, self._taken + self.num_batches))
 
     def read(self, epoch: int, index: int) -> Batch:
-        """This process's share of a global batch."""
-        begin = index * self.global_batch
-        share = self.order(epoch)[begin + self.rank : begin + self.global_batch : self.world_size]
+        """A batch of an epoch: in training this process's share of it, else the whole."""
+        if self._idle:
+            return {name: value[:0] for name, value in self.source.__getitems__(torch.tensor([0])).items()}
+        mine = slice(self.rank, None, self.world_size) if self.shuffle else slice(None)
+        begin = index * self.batch_size
+        share = self.order(epoch)[begin : begin + self.batch_size][mine]
         batch = self.source.__getitems__(share)
         if self.augmentation is not None:
             generator = _generator(f"{self.seed}/{epoch}/{index}")
-            u = torch.rand(self.global_batch, self.augmentation.draws, generator=generator)
-            batch = self.augmentation(batch, u[self.rank :: self.world_size][: len(share)])
+            u = torch.rand(self.batch_size, self.augmentation.draws, generator=generator)
+            batch = self.augmentation(batch, u[mine][: len(share)])
         return batch
 
     def order(self, epoch: int) -> Tensor:

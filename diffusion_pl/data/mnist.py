@@ -93,7 +93,7 @@ class MNIST(Torchvision):
         colored: Give each digit a hue.
         name: All this as document 0 writes it: MNIST-colored_2_3 is ``classes: [2, 3], colored: true``.
         size: Side, or height and width, to which pictures are resized; None: 28.
-        batch_size: Pictures per batch and process.
+        batch_size: Pictures per batch, over all processes.
         val_fraction: Fraction of the 60,000 to hold out for validation.
         repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the split, the order and the hues.
@@ -152,7 +152,7 @@ class FashionMNIST(Torchvision):
         conditional: Give the kinds as labels.
         size: Side, or height and width, to which pictures are resized; None: 28.
         horizontal_flip: Mirror training pictures at random.
-        batch_size: Pictures per batch and process.
+        batch_size: Pictures per batch, over all processes.
         val_fraction: Fraction of the 60,000 to hold out for validation.
         repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the split and the order.

@@ -27,7 +27,7 @@ class Picture(Images):
         crops: How many different crops training has; validation has a tenth of that.
         mode: L (grey), RGB or RGBA to convert to; None: as it is.
         horizontal_flip: Mirror training crops at random.
-        batch_size: Crops per batch and process.
+        batch_size: Crops per batch, over all processes.
         repeats: Passes over the training crops that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the crops, the order and the augmentation.
     """

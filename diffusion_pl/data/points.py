@@ -30,7 +30,7 @@ class Points(DataModule):
         source: What to call the data in messages.
         axes: Names of the D axes.
         classes: Number of classes if the examples have labels.
-        batch_size: Points per batch and process.
+        batch_size: Points per batch, over all processes.
         val_fraction: Fraction of the distinct points to hold out, in [0, 1).
         repeats: Passes over a split that make one epoch; None: as many as make about 100 batches. Repeating held-out
             points shows each at several noise levels.
@@ -233,7 +233,7 @@ class Datasaurus(Points):
     Reference: Matejka & Fitzmaurice, "Same Stats, Different Graphs", CHI 2017; the drawing is Alberto Cairo's (2016).
 
     Args:
-        batch_size: Points per batch and process.
+        batch_size: Points per batch, over all processes.
         val_fraction: Fraction of the points to hold out.
         repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the split and the order.
@@ -259,7 +259,7 @@ class Table(Points):
         path: The file; fields separated by tab, comma, semicolon or ``|``, as its header line is.
         columns: Names of the columns that are the coordinates, one or more.
         where: Keep only the rows in which each of these columns has this text; None keeps all.
-        batch_size: Points per batch and process.
+        batch_size: Points per batch, over all processes.
         val_fraction: Fraction of the distinct points to hold out.
         repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the split and the order.

@@ -57,7 +57,7 @@ class Moons(Toy):
         num_points: How many points to draw.
         noise: Blur, in radii.
         conditional: Label each point with its moon.
-        batch_size: Points per batch and process.
+        batch_size: Points per batch, over all processes.
         val_fraction: Fraction of the points to hold out.
         repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the points, the split and the order.
@@ -90,7 +90,7 @@ class Circles(Toy):
         noise: Blur, in outer radii.
         factor: Radius of the inner circle, in (0, 1).
         conditional: Label each point with its circle.
-        batch_size: Points per batch and process.
+        batch_size: Points per batch, over all processes.
         val_fraction: Fraction of the points to hold out.
         repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the points, the split and the order.
@@ -125,7 +125,7 @@ class SwissRoll(Toy):
     Args:
         num_points: How many points to draw.
         noise: Blur, in the units of the radius.
-        batch_size: Points per batch and process.
+        batch_size: Points per batch, over all processes.
         val_fraction: Fraction of the points to hold out.
         repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the points, the split and the order.
@@ -156,7 +156,7 @@ class EightGaussians(Toy):
         num_points: How many points to draw.
         noise: Standard deviation of each Gaussian, in radii of the circle.
         conditional: Label each point with its Gaussian, counted from angle 0 anticlockwise.
-        batch_size: Points per batch and process.
+        batch_size: Points per batch, over all processes.
         val_fraction: Fraction of the points to hold out.
         repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the points, the split and the order.
@@ -188,7 +188,7 @@ class Checkerboard(Toy):
     Args:
         num_points: How many points to draw.
         noise: Blur, in sides of a square; 0 keeps the edges sharp.
-        batch_size: Points per batch and process.
+        batch_size: Points per batch, over all processes.
         val_fraction: Fraction of the points to hold out.
         repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the points, the split and the order.
@@ -222,7 +222,7 @@ class Pinwheel(Toy):
         num_points: How many points to draw.
         noise: Standard deviation across an arm; along it, it is 0.3 at mean radius 1.
         conditional: Label each point with its arm.
-        batch_size: Points per batch and process.
+        batch_size: Points per batch, over all processes.
         val_fraction: Fraction of the points to hold out.
         repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the points, the split and the order.

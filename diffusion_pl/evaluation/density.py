@@ -102,6 +102,8 @@ class Rows(LightningModule, ABC):
         """(B, columns), float64."""
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        if not len(batch["block"]):
+            return {}
         blocks = [block_of(self.model, self.data, self.split, k) for k in batch["block"].tolist()]
         index = torch.cat([torch.tensor(block.numbers) for block in blocks])
         return {"index": index, "x": torch.cat([self.rows(block).cpu() for block in blocks]), "nfe": 0}
