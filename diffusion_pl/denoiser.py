@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .parameterizations import Parameterization, Prediction
 from .schedules import Kernel, Schedule
+from .tensors import check_finite
 
 
 class Denoiser(nn.Module, ABC):
@@ -57,6 +58,7 @@ class ScaledTime(NoiseInput):
     """
 
     def __init__(self, scale: float = 1.0, shift: float = 0.0) -> None:
+        check_finite(scale=scale, shift=shift)
         self.scale, self.shift = scale, shift
 
     def __call__(self, kernel: Kernel, t: Tensor) -> Tensor:
@@ -67,6 +69,7 @@ class LogSNR(NoiseInput):
     """c_noise = scale λ; scale = −1/8 is EDM's ¼ ln σ.  Needs a finite λ wherever the network is asked."""
 
     def __init__(self, scale: float = -0.125) -> None:
+        check_finite(scale=scale)
         self.scale = scale
 
     def __call__(self, kernel: Kernel, t: Tensor) -> Tensor:

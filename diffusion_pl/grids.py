@@ -4,6 +4,7 @@ N points are N − 1 transitions and one last denoising at t_N.  On DDPM's grid 
 variance 0), on EDM's grid its last Euler step (to σ = 0): no step is special, and σ > 0 at every point.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -102,10 +103,10 @@ class KarrasGrid(Grid):
 
     def __init__(self, steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
         _check_steps(steps)
-        if not 0 < sigma_min < sigma_max:
+        if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(f"need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
-        if not rho > 0:
-            raise ValueError(f"rho must be positive, got {rho}")
+        if not 0.1 <= rho <= 100:  # beyond, the powers overflow
+            raise ValueError(f"rho must lie in [0.1, 100], got {rho}")
         self.steps, self.sigma_min, self.sigma_max, self.rho = steps, sigma_min, sigma_max, rho
 
     def with_steps(self, steps: int) -> "KarrasGrid":
@@ -130,7 +131,7 @@ class RespacedGrid(Grid):
 
     def __init__(self, length: int, steps: int, power: float = 1.0) -> None:
         _check_subset(length, steps)
-        if not power >= 1:
+        if not 1 <= power < math.inf:
             raise ValueError(f"power must be at least 1, got {power}")
         self.length, self.steps, self.power = length, steps, power
 

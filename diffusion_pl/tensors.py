@@ -4,6 +4,7 @@ x: (B, *) has one leading batch axis and any data axes.  t broadcasts against x:
 training.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,13 @@ def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:
     for c, x in rest:
         total.add_(x, alpha=c.item())
     return total
+
+
+def check_finite(**numbers: float) -> None:
+    """Raise ValueError unless all are finite numbers."""
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be a finite number, got {number}")
 
 
 class SampleNoise:

@@ -6,6 +6,7 @@ A law that is part of the objective comes with importance 1.  An importance samp
 Randomness comes from the `generator` argument; None means torch's global one.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -101,7 +102,7 @@ class LogNormalTimes(TimeSampler):
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
-        _check_std(std)
+        _check_normal(mean, std)
         self.mean, self.std = mean, std
 
     def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
@@ -121,7 +122,7 @@ class LogitNormalTimes(TimeSampler):
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0, t_min: float = 1e-5) -> None:
-        _check_std(std)
+        _check_normal(mean, std)
         _check_t_min(t_min)
         self.mean, self.std, self.t_min = mean, std, t_min
 
@@ -215,6 +216,6 @@ def _check_t_min(t_min: float) -> None:
         raise ValueError(f"t_min must lie in (0, 1), got {t_min}")
 
 
-def _check_std(std: float) -> None:
-    if not std > 0:
-        raise ValueError(f"std must be positive, got {std}")
+def _check_normal(mean: float, std: float) -> None:
+    if not (math.isfinite(mean) and 0 < std < math.inf):
+        raise ValueError(f"mean must be a finite number and std a positive one, got {mean} and {std}")

@@ -149,5 +149,5 @@ class ChainELBO(Weighting):
 
 
 def _positive(name: str, value: float, zero: bool = False) -> None:
-    if not (value > 0 or (zero and value == 0)):
+    if not (0 < value < math.inf or (zero and value == 0)):
         raise ValueError(f"{name} must be {'at least 0' if zero else 'positive'}, got {value}")

@@ -380,7 +380,7 @@ NAN, INF = math.nan, math.inf
         (lambda: Karras(2, 1), "sigma_min=2, sigma_max=1"),
         (lambda: Karras(0, 1), "sigma_min=0"),
         (lambda: Karras(0.1, INF), "inf"),
-        (lambda: Karras(rho=0), "rho must be positive, got 0"),
+        (lambda: Karras(rho=0), "rho must lie in [0.1, 100], got 0"),
         (lambda: Karras(rho=NAN), "nan"),
         (lambda: Cosine(-20, 20), "got 20 and -20"),
         (lambda: Cosine(NAN, -20), "nan"),

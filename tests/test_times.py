@@ -175,7 +175,7 @@ def test_likelihood_times_need_a_finite_logsnr() -> None:
         (lambda: UniformTimes(math.nan), "nan"),
         (lambda: StratifiedTimes(-0.1), "-0.1"),
         (lambda: GridTimes(0), "steps=0"),
-        (lambda: LogNormalTimes(std=0), "std must be positive, got 0"),
+        (lambda: LogNormalTimes(std=0), "std a positive one, got -1.2 and 0"),
         (lambda: LogNormalTimes(std=-1), "-1"),
         (lambda: LogitNormalTimes(std=math.nan), "nan"),
         (lambda: LogitNormalTimes(t_min=1), "got 1"),

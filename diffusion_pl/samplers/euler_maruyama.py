@@ -1,5 +1,7 @@
 """Euler–Maruyama on the reverse SDE, and on the whole family with the same marginals."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ class EulerMaruyama(Sampler):
 
     def __init__(self, grid: Grid, noise: float = 1.0) -> None:
         super().__init__(grid)
-        if not noise >= 0:
+        if not 0 <= noise < math.inf:
             raise ValueError(f"noise must be at least 0, got {noise}")
         self.noise = noise
 

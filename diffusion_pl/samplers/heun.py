@@ -38,7 +38,7 @@ class Heun(Sampler):
         churn_noise: float = 1.0,
     ) -> None:
         super().__init__(grid)
-        if not (churn >= 0 and churn_noise >= 0 and 0 <= churn_min <= churn_max):
+        if not (churn >= 0 and 0 <= churn_noise < math.inf and 0 <= churn_min <= churn_max):
             raise ValueError(
                 "need churn >= 0, churn_noise >= 0 and 0 <= churn_min <= churn_max, "
                 f"got {churn}, {churn_noise}, {churn_min}, {churn_max}"

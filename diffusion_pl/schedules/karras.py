@@ -24,8 +24,8 @@ class Karras(Schedule):
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
         super().__init__()
         check_sigmas(sigma_min, sigma_max)
-        if not rho > 0:
-            raise ValueError(f"rho must be positive, got {rho}")
+        if not 0.1 <= rho <= 100:  # beyond, the powers overflow
+            raise ValueError(f"rho must lie in [0.1, 100], got {rho}")
         self.rho = rho
         self.start = float(sigma_min ** (1 / rho))
         self.length = float(sigma_max ** (1 / rho)) - self.start
