@@ -9,6 +9,7 @@ from . import __version__
 
 TRAINER_COMMANDS = {
     "fit": "train a model from a configuration",
+    "doctor": "what is wrong with a configuration, before it is trained",
     "validate": "loss on the validation split, of a checkpoint",
     "test": "loss on the test split, of a checkpoint",
     "predict": "1,000 samples of a run, into its folder",
@@ -63,9 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             run_tool(command, rest)
         else:
-            from .cli import run_trainer
+            from .cli import run_doctor, run_trainer
 
-            run_trainer(args)
+            if command == "doctor":
+                run_doctor(rest)
+            else:
+                run_trainer(args)
     return status.code
 
 

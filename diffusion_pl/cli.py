@@ -1,6 +1,6 @@
 """The command line over Lightning: fit, validate, test, predict.  The only file that knows of YAML.
 
-A configuration has the sections model, data, trainer, ema, saver and prior_check; `run` names the folder runs/RUN in
+A configuration has the sections model, data, trainer, ema, saver and doctor; `run` names the folder runs/RUN in
 which everything of the run lies.  The data's shape and classes are linked to the model, so they are written nowhere.
 """
 
@@ -19,11 +19,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import classifier, couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
-from .callbacks import EMA, Description, PriorCheck, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
+from .callbacks import EMA, Description, Doctor, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
 from .callbacks.sample_writer import resume
 from .callbacks.saver import last_checkpoint
 from .checkpoints import AtomicCheckpointIO
-from .console import config_files, our_classes, quiet
+from .checks import Finding, table
+from .console import EXPECTED, config_files, one_line, our_classes, quiet
 from .data import DataModule
 from .lean import LeanProfiler
 from .loading import link_data
@@ -33,6 +34,9 @@ from .trainable import Trainable
 
 RUNS = Path("runs")
 _USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VALUE …]"
+_DOCTOR = """Look at what fit with the same options would train: read the data, train and write nothing, and print a
+line for each check: ok, warning or error, the number found, and how to mend it. Exit status 2 if there is an error, or
+else 0. fit makes the same checks before its first step: errors stop it, warnings are printed."""
 _RUN_VARIABLE = "DIFFUSION_PL_RUN"  # tells the processes that DDP starts which folder the first one chose
 
 
@@ -47,10 +51,16 @@ class Parser(LightningArgumentParser):
 
 
 class DiffusionCLI(LightningCLI):
-    """LightningCLI with the callbacks that every run has, and one folder a run."""
+    """LightningCLI with the callbacks that every run has, and one folder a run.
 
-    def __init__(self, args: list[str]) -> None:
-        self._names_model = names_model(args)
+    Args:
+        args: the command line.
+        diagnose: only look at what the command would do; `findings` hold the outcome.
+    """
+
+    def __init__(self, args: list[str], diagnose: bool = False) -> None:
+        self._names_model, self._args = names_model(args), args
+        self._diagnose, self.findings = diagnose, list[Finding]()
         super().__init__(
             DiffusionModule,
             DataModule,
@@ -73,6 +83,7 @@ class DiffusionCLI(LightningCLI):
                 "prog": "diffusion_pl",
                 "allow_abbrev": False,
                 **{name: {"usage": _USAGE.format(name)} for name in self.subcommands()},
+                **({"fit": {"usage": _USAGE.format("doctor"), "description": _DOCTOR}} if diagnose else {}),
             },
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -93,7 +104,7 @@ class DiffusionCLI(LightningCLI):
         parser.add_argument("--run", type=str | None, default=None, help="Name of the run's folder under runs/.")
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Saver, "saver")
-        parser.add_lightning_class_args(PriorCheck, "prior_check")
+        parser.add_lightning_class_args(Doctor, "doctor")
         link_data(parser, "model.init_args" if self._names_model else "model")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -116,9 +127,25 @@ class DiffusionCLI(LightningCLI):
             raise ValueError(f"{self.subcommand} needs trained weights: add --ckpt_path last (or a checkpoint's path)")
         os.environ[_RUN_VARIABLE] = str(self.folder)
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except EXPECTED as error:
+            if not self._diagnose:
+                raise
+            self.findings.append(Finding("error", "build", one_line(str(error), self._args)))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self._diagnose:
+            super()._run_subcommand(subcommand)
+        elif not self.findings:  # else there is nothing to look at
+            doctor = self._get(self.config_init, "doctor")
+            self.findings = doctor.diagnose(self.trainer, self.model, self.datamodule)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self._dump_config()
         section = self._get(self.config_init, "trainer")
+        self._get(self.config_init, "doctor").asked = section.precision
         always: list[Callback] = [
             StepSeed(),
             SeenLoss(),
@@ -143,8 +170,9 @@ class DiffusionCLI(LightningCLI):
                 **self._logger(),
                 **kwargs,
             )
-            # First of all, so that whatever looks at the average after a step sees it with that step.
-            trainer.callbacks.sort(key=lambda callback: not isinstance(callback, EMA))
+            # First of all, so that whatever looks at the average after a step sees it with that step; the doctor before
+            # whatever else begins.
+            trainer.callbacks.sort(key=lambda c: (not isinstance(c, EMA), not isinstance(c, Doctor)))
             return trainer
         except TypeError as error:  # so Lightning refuses some values, such as devices: -3
             raise ValueError(f"trainer: {error}") from error
@@ -253,3 +281,19 @@ def run_trainer(args: Sequence[str]) -> None:
             if path.exists():
                 print(f"  {what:<10}  {path}")
         print(f"  dashboard   tensorboard --logdir {RUNS}")
+
+
+def run_doctor(args: Sequence[str]) -> None:
+    """Print what is wrong with the run that `fit` would make of these options.
+
+    Raises:
+        SystemExit: 2 if there is an error.
+    """
+    quiet()
+    try:
+        findings = DiffusionCLI(["fit", *args], diagnose=True).findings
+    finally:
+        os.environ.pop(_RUN_VARIABLE, None)
+    print(table(findings))
+    if any(finding.level == "error" for finding in findings):
+        raise SystemExit(2)

@@ -61,6 +61,7 @@ FLOORS: dict[str, float] = {
     "checkpoints": 6,
     "console": 6,
     "memory": 6,
+    "checks": 6,
     "loading": 6.2,
     "drawing": 6.3,
     "callbacks": 6.5,

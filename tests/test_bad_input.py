@@ -206,7 +206,7 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "decay": (options("--ema.decays", "[1.5]"), r"EMA decays must lie in \[0, 1\), got 1.5"),
     "saver": (options("--saver.every_n_steps", 0), r"every_n_steps must be at least 1, got 0"),
-    "prior": (options("--prior_check.max_kl", 0), r"max_kl must be positive, got 0"),
+    "prior": (options("--doctor.max_kl", 0), r"max_kl must be positive, got 0"),
     "batch": (options("--data.batch_size", 0), r"Datasaurus: batch_size must be at least 1, got 0"),
     "fraction": (options("--data.val_fraction", 2), r"Datasaurus: val_fraction must lie in \[0, 1\), got 2.0"),
     "negative steps": (options("--trainer.max_steps", -5), r"max_steps.*-5"),

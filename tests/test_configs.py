@@ -7,6 +7,7 @@ import pytest
 import yaml
 from shell import ROOT, accept_any_cifar10, cifar10, cli, no_files_change
 
+from diffusion_pl import checks
 from diffusion_pl.data import synthetic
 
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "overlays")
@@ -66,12 +67,20 @@ def test_it_runs_and_its_saved_form_is_the_same_experiment(config: Path, folder:
     with no_files_change(folder):
         done = cli(folder, "fit", "--config", config, *cpu, "--trainer.fast_dev_run", "true")
     assert (done.code, done.err) == (0, "")
+    assert "warning" not in done.out  # of the doctor
 
     printed = cli(folder, "fit", "--config", config, *cpu, "--print_config")
     assert printed.code == 0
     (folder / "saved.yaml").write_text(printed.out)
     again = cli(folder, "fit", "--config", "saved.yaml", "--print_config")
     assert without_paths(again.out) == without_paths(printed.out)
+
+
+def test_its_average_fits_its_length(config: Path) -> None:
+    """Which a trial run does not show."""
+    content = yaml.safe_load(config.read_text())
+    found = checks.ema(content["ema"]["decays"], content["trainer"]["max_steps"])
+    assert {finding.level for finding in found} == {"fine"}
 
 
 def without_paths(text: str) -> dict[str, Any]:

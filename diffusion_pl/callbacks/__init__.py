@@ -1,12 +1,12 @@
 """What Lightning runs beside the training loop."""
 
 from .description import Description
+from .doctor import Doctor
 from .ema import EMA, judged_weights
 from .generation import GenerationMetrics
 from .image_panels import ImagePanels
 from .likelihood import Likelihood
 from .point_panels import PointPanels
-from .prior_check import PriorCheck
 from .progress import StepProgress
 from .sample_writer import SampleWriter
 from .saver import Saver
@@ -16,11 +16,11 @@ from .step_seed import StepSeed
 __all__ = [
     "EMA",
     "Description",
+    "Doctor",
     "GenerationMetrics",
     "ImagePanels",
     "Likelihood",
     "PointPanels",
-    "PriorCheck",
     "SampleWriter",
     "Saver",
     "SeenLoss",

@@ -50,7 +50,8 @@ class Torchvision(Images):
         try:
             return self.dataset(train, download)
         except Exception as error:  # urllib and torchvision have many kinds
-            how = "and cannot be fetched" if download else "and download is false"
+            refusal = "have not been fetched yet, as fit does" if self.download else "download is false"
+            how = "and cannot be fetched" if download else f"and {refusal}"
             reason = str(error).partition("\n")[0][:100]
             raise ValueError(
                 f"{self.source}: its files are not in {self.root!r} {how} ({reason}): copy them there, or mend root"

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ class Embedding(nn.Module, ABC):
     """A map of numbers to features, coordinate by coordinate: (B, dim) -> (B, ``width``)."""
 
     width: int
+    #: How noise levels that lie too close together are told apart; completes "to mend it, …".
+    remedy: ClassVar[str] = "give model.noise_input with a larger scale"
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -65,6 +68,7 @@ class Fourier(Embedding):
     """
 
     frequencies: Tensor
+    remedy = "raise scale of the time_embedding, or give model.noise_input with a larger scale"
 
     def __init__(self, dim: int, features: int = 64, scale: float = 1.0, seed: int = 0) -> None:
         super().__init__()
@@ -94,6 +98,8 @@ class Sinusoidal(Embedding):
         features: 2n, an even number: half sines, half cosines.
         max_period: 2π times this is the longest period.
     """
+
+    remedy = "give model.noise_input ScaledTime with scale 999 (or, for DDPM's N steps, scale N and shift -1)"
 
     def __init__(self, dim: int = 1, features: int = 128, max_period: float = 10_000.0) -> None:
         super().__init__()

@@ -1,0 +1,177 @@
+"""All checks of a run before its first step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from .. import checks
+from ..checks import CHECKS, Finding
+from ..classifier import NoisyClassifier
+from ..console import EXPECTED
+from ..data import DataModule
+from ..denoiser import NoiseInput
+from ..grids import RespacedGrid, TrailingGrid
+from ..lean import LeanCallback
+from ..metrics.extractors import URL
+from ..module import DiffusionModule
+from ..samplers import Sampler
+from ..schedules import BetaTable
+from ..tensors import per_sample
+from ..times import GridTimes, LossSecondMoment, TimeSampler
+from ..trainable import Trainable
+from .ema import ema_of, judged_weights
+from .generation import GenerationMetrics
+
+Checks = dict[str, Iterator[Finding]]
+
+
+class Doctor(LeanCallback):
+    """Looks at a run before its first step: stops `fit` on errors, prints warnings, and is silent if all is well.
+
+    The command `doctor` prints all that it finds and trains nothing.
+
+    Args:
+        max_kl: largest mismatch accepted between the end of the process and the noise that sampling starts from, nats
+            per dimension.
+        ignore: checks to leave out: prior, data, network, embedding, times, tables, validation, ema, precision, disk,
+            metrics.
+    """
+
+    def __init__(self, max_kl: float = 1e-3, ignore: Sequence[str] = ()) -> None:
+        if not max_kl > 0:
+            raise ValueError(f"max_kl must be positive, got {max_kl}")
+        unknown = [name for name in ignore if name not in CHECKS]
+        if unknown:
+            raise ValueError(f"doctor.ignore: there is no check {unknown[0]!r}, there are {', '.join(CHECKS)}")
+        self.max_kl, self.ignore = max_kl, list(ignore)
+        self.asked: Any = None  # the precision that the configuration names; Lightning may take another
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data: Any = trainer.datamodule
+        findings = list(self.examine(trainer, pl_module, data))
+        for finding in findings:
+            if finding.level == "warning" and trainer.is_global_zero:
+                print(f"diffusion_pl: warning: {finding.name}: {finding}", flush=True)
+        errors = [finding for finding in findings if finding.level == "error"]
+        if errors:
+            names = ", ".join(dict.fromkeys(finding.name for finding in errors))
+            told = "; and ".join(map(str, errors))
+            raise ValueError(f"{told}; or go on regardless with --doctor.ignore '[{names}]'")
+
+    def diagnose(self, trainer: Trainer, module: LightningModule, data: DataModule) -> list[Finding]:
+        """All findings on a run that is not to be; whatever cannot even be read is one of them."""
+        findings: list[Finding] = []
+        try:
+            data.setup("fit")
+            findings += self.examine(trainer, module, data)
+        except EXPECTED as error:
+            findings.append(Finding("error", "data", str(error)))
+        return findings
+
+    def examine(self, trainer: Trainer, module: LightningModule, data: Any) -> Iterator[Finding]:
+        """The findings of all checks that apply and are not ignored."""
+        found: Checks = {}
+        if isinstance(data, DataModule) and isinstance(module, (DiffusionModule, NoisyClassifier)):
+            found |= self._of_model(trainer, module, data)
+        if isinstance(data, DataModule):
+            wanted = bool(trainer.limit_val_batches) and bool(trainer.val_check_interval)
+            found["validation"] = checks.validation(len(data.part("val")), wanted)
+        if isinstance(module, Trainable):
+            found |= self._of_run(trainer, module)
+        for name in CHECKS:
+            if name in found:
+                yield from (Finding("fine", name, "ignored"),) if name in self.ignore else found[name]
+
+    def _of_model(self, trainer: Trainer, module: DiffusionModule | NoisyClassifier, data: DataModule) -> Checks:
+        parts, schedule = _parts(module), module.schedule
+        second_moment, t = data.second_moment(), checks.draw_times(parts.times, schedule)
+        some = data.training_examples(256)
+        found: Checks = {"data": checks.data(some, data.value_range, second_moment, parts.sigma_data)}
+        if not {"network", "embedding"} <= set(self.ignore):
+            seen, shape = _probe(trainer, module, parts, data)
+            found["network"] = checks.network(seen, shape)
+            found["embedding"] = checks.embedding(seen.embedding, parts.noise_input, schedule, t, module.device)
+        if isinstance(module, DiffusionModule):
+            grid, sampler = module.sampler.grid(schedule), type(module.sampler).__name__
+            found["prior"] = checks.prior(schedule, second_moment, float(grid[0]), sampler, self.max_kl)
+            found["times"] = checks.times(schedule, t, grid, second_moment, self.max_kl)
+            found["tables"] = checks.tables(_lengths(trainer, module))
+        return found
+
+    def _of_run(self, trainer: Trainer, module: Trainable) -> Checks:
+        parameters = list(module.network.parameters())
+        optimizer = module.optimizer_factory(parameters)
+        averages = ema_of(trainer)
+        decays = [] if averages is None else averages.decays
+        asked, clips = str(self.asked), bool(trainer.gradient_clip_val)
+        needed = any(isinstance(c, GenerationMetrics) and c.extractor is None for c in trainer.callbacks)
+        found: Checks = {
+            "precision": checks.precision(trainer.precision, asked, optimizer, clips, decays),
+            "metrics": checks.metrics(needed, URL, checks.unreachable),
+        }
+        if not trainer.fast_dev_run:
+            found["ema"] = checks.ema(decays, trainer.max_steps)
+            if trainer.checkpoint_callbacks:
+                found["disk"] = checks.disk(Path(trainer.default_root_dir), parameters, len(decays), optimizer)
+        return found
+
+
+class Parts(NamedTuple):
+    """What a model of any kind has: the law of its times, how its network is told them, the scale that the network's
+    input is made for, how it is called, and the shape that it makes of an example."""
+
+    times: TimeSampler
+    noise_input: NoiseInput
+    sigma_data: float | None
+    call: Callable[..., Tensor]
+    shape: tuple[int, ...]
+
+
+def _parts(module: DiffusionModule | NoisyClassifier) -> Parts:
+    if isinstance(module, NoisyClassifier):
+        return Parts(module.times, module.noise_input, None, lambda x_t, t, **_: module(x_t, t), (module.classes,))
+    denoiser = module.denoiser
+
+    def raw(x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return denoiser.raw(x_t, t, denoiser.schedule(t), **cond)[0]
+
+    return Parts(module.loss.times, denoiser.noise_input, denoiser.parameterization.sigma_data, raw, module.shape)
+
+
+def _probe(
+    trainer: Trainer, module: DiffusionModule | NoisyClassifier, parts: Parts, data: DataModule
+) -> tuple[checks.Probe, tuple[int, ...]]:
+    """A pass of two training examples at t = ½, and the shape that its output is to have."""
+    batch = {name: value.to(module.device) for name, value in next(data.batches("train", 2)).items()}
+    x_0 = batch.pop("x")
+    t = per_sample(torch.full((len(x_0),), 0.5, device=module.device), x_0)
+    kernel = module.schedule(t)
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(x_0)
+    call = partial(parts.call, kernel.alpha * x_0 + kernel.sigma * eps, t, **batch)
+    with judged_weights(trainer, module, raw=True), trainer.precision_plugin.forward_context():
+        return checks.probe(module.network, call, parts.noise_input(kernel, t).flatten()), (len(x_0), *parts.shape)
+
+
+def _lengths(trainer: Trainer, module: DiffusionModule) -> dict[str, int]:
+    """Who counts how many steps of a table."""
+    lengths, schedule, loss = {}, module.schedule, module.loss
+    if isinstance(schedule, BetaTable):
+        lengths[type(schedule).__name__] = schedule.steps
+    if isinstance(loss.times, (GridTimes, LossSecondMoment)):
+        lengths[type(loss.times).__name__] = loss.times.steps
+    if loss.variance is not None:
+        lengths["VarianceBound"] = loss.variance.steps
+    samplers = {"": module.sampler} | {
+        f" of {type(callback).__name__}": callback.sampler
+        for callback in trainer.callbacks
+        if isinstance(getattr(callback, "sampler", None), Sampler)
+    }
+    for owner, sampler in samplers.items():
+        if isinstance(sampler.grid, (RespacedGrid, TrailingGrid)):
+            lengths[f"{type(sampler.grid).__name__}{owner}"] = sampler.grid.length
+    return lengths
