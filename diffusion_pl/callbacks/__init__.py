@@ -3,6 +3,7 @@
 from .description import Description
 from .ema import EMA, judged_weights
 from .generation import GenerationMetrics
+from .guard import Guard
 from .image_panels import ImagePanels
 from .likelihood import Likelihood
 from .point_panels import PointPanels
@@ -17,6 +18,7 @@ __all__ = [
     "EMA",
     "Description",
     "GenerationMetrics",
+    "Guard",
     "ImagePanels",
     "Likelihood",
     "PointPanels",
