@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .denoiser import NoiseInput, ScaledTime, check_time
+from .loss import Losses
 from .metrics import BinnedMean
 from .schedules import Schedule
 from .times import TimeSampler
@@ -69,6 +70,10 @@ class NoisyClassifier(Trainable):
         c_noise = self.noise_input(kernel, t).reshape(-1).expand(len(x_t)).to(x_t.device, torch.float32)
         logits: Tensor = self.classifier((c_in * x_t).float(), c_noise)
         return logits
+
+    def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
+        loss, _, t = self._judge(batch, generator)
+        return Losses(loss, t)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, right, _ = self._judge(batch, None)

@@ -1,6 +1,6 @@
 """The command line over Lightning: fit, validate, test, predict.  The only file that knows of YAML.
 
-A configuration has the sections model, data, trainer, ema, saver and doctor; `run` names the folder runs/RUN in
+A configuration has the sections model, data, trainer, ema, saver, guard and doctor; `run` names the folder runs/RUN in
 which everything of the run lies.  The data's shape and classes are linked to the model, so they are written nowhere.
 """
 
@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import classifier, couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
-from .callbacks import EMA, Description, Doctor, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
+from .callbacks import EMA, Description, Doctor, Guard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
 from .callbacks.sample_writer import resume
 from .callbacks.saver import last_checkpoint
 from .checkpoints import AtomicCheckpointIO
@@ -104,6 +104,7 @@ class DiffusionCLI(LightningCLI):
         parser.add_argument("--run", type=str | None, default=None, help="Name of the run's folder under runs/.")
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Saver, "saver")
+        parser.add_lightning_class_args(Guard, "guard")
         parser.add_lightning_class_args(Doctor, "doctor")
         link_data(parser, "model.init_args" if self._names_model else "model")
 

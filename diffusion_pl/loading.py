@@ -42,7 +42,11 @@ def load_classifier(path: str | Path) -> NoisyClassifier:
 
 
 def _load(path: str | Path, weights: str) -> tuple[Trainable, DataModule]:
-    checkpoint = read(path)
+    return from_content(read(path), path, weights)
+
+
+def from_content(checkpoint: dict[str, Any], path: str | Path, weights: str) -> tuple[Trainable, DataModule]:
+    """The same from the content of a checkpoint, or of a dump of `Guard`, that was read from path."""
     description = checkpoint.get("diffusion_pl")
     if description is None:
         raise ValueError(f"{path} carries no configuration: it was not written by `python -m diffusion_pl fit`")

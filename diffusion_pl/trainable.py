@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .lean import LeanHooks
+from .loss import Losses
 from .metrics import BinnedMean
 from .tensors import mix
 
@@ -24,7 +25,7 @@ VAL_BINS = 4  # equal bins of t for the validation loss
 
 
 class Trainable(LeanHooks, LightningModule):
-    """Subclasses define `network`, `training_step` and `validation_step`.
+    """Subclasses define `network`, `losses`, `training_step` and `validation_step`.
 
     Args:
         optimizer: of the network's parameters.
@@ -54,14 +55,16 @@ class Trainable(LeanHooks, LightningModule):
     def network(self) -> nn.Module:
         """What is trained and averaged."""
 
+    @abstractmethod
+    def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
+        """The loss of each example of a batch, at random times; the training loss is their mean."""
+
     def log_step(self, **values: Tensor) -> None:
         """Log quantities of a training step, and the learning rate, in the steps that are written at all."""
-        # Logging costs as much as a step of a small network, so it happens only where it is written.
-        trainer: Any = self.trainer
-        if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        if logs_now(self.trainer):
             for name, value in values.items():
                 self.log(f"{name}/raw", value, prog_bar=True)
-            self.log("learning_rate", trainer.optimizers[0].param_groups[0]["lr"])
+            self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_validation_start(self) -> None:
         # DDP would broadcast buffers before the next forward pass, but not every process has a batch.
@@ -131,6 +134,11 @@ class Trainable(LeanHooks, LightningModule):
             if value.isfinite():
                 span = f"t{k / VAL_BINS:.2f}-{(k + 1) / VAL_BINS:.2f}"
                 self.log(f"{name}/{self.weights_name}_{span}", value, sync_dist=True)
+
+
+def logs_now(trainer: Any) -> bool:
+    """Whether what this step logs is written: logging costs as much as a step of a small network."""
+    return bool(trainer.log_every_n_steps) and (trainer.global_step + 1) % trainer.log_every_n_steps == 0
 
 
 def _size(state: dict[str, Tensor], name: str) -> str:

@@ -66,6 +66,7 @@ FLOORS: dict[str, float] = {
     "drawing": 6.3,
     "callbacks": 6.5,
     "evaluation": 6.4,
+    "replaying": 6.6,
     "commands": 7,
     "cli": 7.5,
     "__main__": 7.9,

@@ -4,6 +4,7 @@ from .description import Description
 from .doctor import Doctor
 from .ema import EMA, judged_weights
 from .generation import GenerationMetrics
+from .guard import Guard
 from .image_panels import ImagePanels
 from .likelihood import Likelihood
 from .point_panels import PointPanels
@@ -18,6 +19,7 @@ __all__ = [
     "Description",
     "Doctor",
     "GenerationMetrics",
+    "Guard",
     "ImagePanels",
     "Likelihood",
     "PointPanels",

@@ -18,12 +18,27 @@ class StepSeed(LeanCallback):
     """
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        run_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
-        seed = mix(run_seed, trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_rank)
-        # torch.manual_seed would do the same fifty times slower: it also queues a call for every absent accelerator.
-        torch.default_generator.manual_seed(seed)
-        device = pl_module.device
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index].manual_seed(seed)
-        elif device.type == "mps":
-            torch.mps.manual_seed(seed)
+        reseed(run_seed(), trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_rank, pl_module.device)
+
+
+def run_seed() -> int:
+    """The seed of the whole run."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
+
+
+def reseed(run_seed: int, batch: int, rank: int, device: torch.device) -> None:
+    """Set torch's global generators to what a training step draws from.
+
+    Args:
+        run_seed: of the whole run.
+        batch: number of the batch, counted over the run from 0.
+        rank: of the process.
+        device: of the step.
+    """
+    seed = mix(run_seed, batch, rank)
+    # torch.manual_seed would do the same fifty times slower: it also queues a call for every absent accelerator.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

@@ -1,0 +1,70 @@
+"""python -m diffusion_pl replay: the step at which a run stopped, once more."""
+
+from pathlib import Path
+
+SHOWN = 10  # parameters and examples
+
+
+def replay(
+    dump: Path, precision: str | None = None, accelerator: str | None = None, detect_anomaly: bool = False
+) -> None:
+    """Do the step of a dump once more, and say where its numbers go wrong.
+
+    A run that `guard` stopped leaves a dump in its folder, runs/RUN/dumps; nothing else is needed.  On the same device
+    and in the same precision the step is the same to the last bit; the exit status is 1 if it is not.
+
+    Args:
+        dump: The file.
+        precision: Another than the run's, such as 32-true or bf16-mixed, to see whether it is to blame.
+        accelerator: Another than the run's, such as cpu.
+        detect_anomaly: Let torch name the operation whose gradient is not a number.
+    """
+    import math
+
+    from ..console import quiet
+    from ..drawing import device_of
+    from ..replaying import read_dump
+    from ..replaying import replay as replay_share
+
+    quiet()
+    content = read_dump(dump)
+    about = content["dump"]
+    accelerator = accelerator or about["accelerator"]
+    device_of(accelerator)
+    precision = precision or about["precision"]
+    several = len(about["ranks"]) > 1 or any(len(share["batches"]) > 1 for share in about["ranks"])
+    processes = f", {about['world_size']} processes" if about["world_size"] > 1 else ""
+    print(f"{dump}: step {about['step']}, {precision} on {accelerator}{processes}")
+
+    shares = []
+    same = True
+    for share in about["ranks"]:
+        shares.append(replay_share(content, dump, share["rank"], precision, accelerator, detect_anomaly))
+        for k, (now, then) in enumerate(zip(shares[-1].losses, share["losses"], strict=True)):
+            same &= now == then or (math.isnan(now) and math.isnan(then))
+            where = f"   (process {share['rank']}, batch {k})" if several else ""
+            print(f"loss         {now!r}, in the run {then!r}{where}")
+    first = next(
+        (f"{s.first} (process {r})" if len(shares) > 1 else s.first for r, s in enumerate(shares) if s.first), None
+    )
+    print(f"activations  {f'the first that is not finite: {first}' if first else 'all finite'}")
+    anomalies = [s.anomaly for s in shares if s.anomaly]
+    for anomaly in anomalies:
+        print(f"backward     {anomaly}")
+    if not anomalies:
+        names = list(dict.fromkeys(name for s in shares for name in s.not_finite))
+        same &= set(names) == set(about["not_finite"])
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        print(
+            f"gradients    {len(names)} parameters' not finite{': ' if names else ''}{', '.join(names[:SHOWN])}{more}"
+        )
+    examples = [e for s in shares for e in s.examples]
+    examples.sort(key=lambda e: (math.isfinite(e.loss), -abs(e.loss) if math.isfinite(e.loss) else 0.0))
+    print(f"examples     the worst of {len(examples)}:")
+    for e in examples[:SHOWN]:
+        where = f"   (process {e.rank}, batch {e.batch})" if several else ""
+        print(f"  {e.row:>6}   t {e.t:.6f}   loss {e.loss:.6g}{where}")
+    if not same:
+        print("not reproduced: another device, precision, version or number of threads rounds differently")
+        raise SystemExit(1)
+    print("reproduced")
