@@ -20,9 +20,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import classifier, couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
-from .callbacks import EMA, Description, PriorCheck, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
+from .callbacks import EMA, Description, PriorCheck, RunCard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
 from .callbacks.sample_writer import resume
 from .callbacks.saver import last_checkpoint
+from .cards import CARD
 from .checkpoints import AtomicCheckpointIO
 from .console import config_files, quiet
 from .data import DataModule
@@ -36,6 +37,7 @@ RUNS = Path("runs")
 _USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VALUE …]"
 _INDENT = " " * 24  # of an option's text in the help
 _KNOWN = re.compile(r"known\s+subclasses:\s+([^)]*)\)")
+_OF_THE_CALL = ("config", "ckpt_path", "weights_only")  # not of the experiment
 _RUN_VARIABLE = "DIFFUSION_PL_RUN"  # tells the processes that DDP starts which folder the first one chose
 
 
@@ -54,7 +56,7 @@ class DiffusionCLI(LightningCLI):
     """LightningCLI with the callbacks that every run has, and one folder a run."""
 
     def __init__(self, args: list[str]) -> None:
-        self._names_model = names_model(args)
+        self._names_model, self._args = names_model(args), args
         super().__init__(
             DiffusionModule,
             DataModule,
@@ -127,6 +129,7 @@ class DiffusionCLI(LightningCLI):
             StepSeed(),
             SeenLoss(),
             Description({key: self.config_dump[key] for key in ("model", "data")}, self._save_config),
+            RunCard({key: self.config_dump[key] for key in self.config_dump if key not in _OF_THE_CALL}, self._args),
         ]
         if self.subcommand == "predict":
             call = {"checkpoint": self.config[self.subcommand].ckpt_path}
@@ -156,7 +159,7 @@ class DiffusionCLI(LightningCLI):
     def _save_config(self, path: Path) -> None:
         # Without what belongs to the call, not to the experiment, the file can be given back as --config.
         config = self.config[self.subcommand].clone()
-        for name in ("config", "ckpt_path", "weights_only"):
+        for name in _OF_THE_CALL:
             config.pop(name, None)
         self._parser(self.subcommand).save(config, path, skip_none=False, overwrite=True, multifile=False)
 
@@ -259,7 +262,11 @@ def run_trainer(args: Sequence[str]) -> None:
         torch.set_flush_denormal(False)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
         print(f"the run lies in {cli.folder}")
-        found = {"checkpoint": last_checkpoint(cli.folder), "pictures": cli.folder / "panels"}
+        found = {
+            "card": cli.folder / CARD,
+            "checkpoint": last_checkpoint(cli.folder),
+            "pictures": cli.folder / "panels",
+        }
         for what, path in found.items():
             if path.exists():
                 print(f"  {what:<10}  {path}")

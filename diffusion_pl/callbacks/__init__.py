@@ -8,6 +8,7 @@ from .likelihood import Likelihood
 from .point_panels import PointPanels
 from .prior_check import PriorCheck
 from .progress import StepProgress
+from .run_card import RunCard
 from .sample_writer import SampleWriter
 from .saver import Saver
 from .seen_loss import SeenLoss
@@ -21,6 +22,7 @@ __all__ = [
     "Likelihood",
     "PointPanels",
     "PriorCheck",
+    "RunCard",
     "SampleWriter",
     "Saver",
     "SeenLoss",
