@@ -19,9 +19,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import classifier, couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
-from .callbacks import EMA, Description, Doctor, Guard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
+from .callbacks import EMA, Description, Doctor, Guard, RunCard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
 from .callbacks.sample_writer import resume
 from .callbacks.saver import last_checkpoint
+from .cards import CARD
 from .checkpoints import AtomicCheckpointIO
 from .checks import Finding, table
 from .console import EXPECTED, config_files, one_line, our_classes, quiet
@@ -37,6 +38,7 @@ _USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VAL
 _DOCTOR = """Look at what fit with the same options would train: read the data, train and write nothing, and print a
 line for each check: ok, warning or error, the number found, and how to mend it. Exit status 2 if there is an error, or
 else 0. fit makes the same checks before its first step: errors stop it, warnings are printed."""
+_OF_THE_CALL = ("config", "ckpt_path", "weights_only")  # not of the experiment
 _RUN_VARIABLE = "DIFFUSION_PL_RUN"  # tells the processes that DDP starts which folder the first one chose
 
 
@@ -151,6 +153,7 @@ class DiffusionCLI(LightningCLI):
             StepSeed(),
             SeenLoss(),
             Description({key: self.config_dump[key] for key in ("model", "data")}, self._save_config),
+            RunCard({key: self.config_dump[key] for key in self.config_dump if key not in _OF_THE_CALL}, self._args),
         ]
         if self.subcommand == "predict":
             call = {"checkpoint": self.config[self.subcommand].ckpt_path}
@@ -181,7 +184,7 @@ class DiffusionCLI(LightningCLI):
     def _save_config(self, path: Path) -> None:
         # Without what belongs to the call, not to the experiment, the file can be given back as --config.
         config = self.config[self.subcommand].clone()
-        for name in ("config", "ckpt_path", "weights_only"):
+        for name in _OF_THE_CALL:
             config.pop(name, None)
         self._parser(self.subcommand).save(config, path, skip_none=False, overwrite=True, multifile=False)
 
@@ -277,7 +280,11 @@ def run_trainer(args: Sequence[str]) -> None:
         torch.set_flush_denormal(False)
     if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
         print(f"the run lies in {cli.folder}")
-        found = {"checkpoint": last_checkpoint(cli.folder), "pictures": cli.folder / "panels"}
+        found = {
+            "card": cli.folder / CARD,
+            "checkpoint": last_checkpoint(cli.folder),
+            "pictures": cli.folder / "panels",
+        }
         for what, path in found.items():
             if path.exists():
                 print(f"  {what:<10}  {path}")

@@ -43,7 +43,7 @@ def test_everything_of_a_run_lies_in_a_folder_named_after_its_file(tmp_path: Pat
     assert runs(tmp_path) == ["moons-vp"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moons", "runs"]
     inside = {path.name.split(".")[0] for path in (tmp_path / "runs" / "moons-vp").iterdir()}
-    assert inside == {"config", "checkpoints", "events", "hparams"}
+    assert inside == {"card", "config", "checkpoints", "events", "hparams"}
 
 
 def test_a_second_fit_gets_a_folder_of_its_own(tmp_path: Path) -> None:

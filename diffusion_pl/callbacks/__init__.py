@@ -9,6 +9,7 @@ from .image_panels import ImagePanels
 from .likelihood import Likelihood
 from .point_panels import PointPanels
 from .progress import StepProgress
+from .run_card import RunCard
 from .sample_writer import SampleWriter
 from .saver import Saver
 from .seen_loss import SeenLoss
@@ -23,6 +24,7 @@ __all__ = [
     "ImagePanels",
     "Likelihood",
     "PointPanels",
+    "RunCard",
     "SampleWriter",
     "Saver",
     "SeenLoss",

@@ -67,6 +67,10 @@ class DataModule(LightningDataModule, ABC):
     def part(self, split: str) -> Source:
         """The examples of "train", "val" or "test", without augmentation, as `on_after_batch_transfer` takes them."""
 
+    @abstractmethod
+    def stored(self, indices: Tensor) -> dict[str, Tensor]:
+        """Training examples at these places as they are stored: no augmentation, no scaling. Needs ``setup``."""
+
     def batches(self, split: str, size: int) -> Iterator[dict[str, Tensor]]:
         """All examples of a split in order, model units, `size` at a time. Needs ``setup``.
 

@@ -160,6 +160,9 @@ class Images(DataModule):
     def part(self, split: str) -> Source:
         return self.splits[SPLITS.index(split)]
 
+    def stored(self, indices: Tensor) -> Batch:
+        return self.splits[0].__getitems__(indices)
+
     def encode(self, v: Tensor) -> Tensor:
         """Integers 0 … L − 1 -> model units in [−1, 1], float32."""
         return v.float() * (2 / (self.levels - 1)) - 1

@@ -126,6 +126,9 @@ class Points(DataModule):
         part = self._ready()[0 if split == "train" else 1]
         return Tensors({**part, "x": self.encode(part["x"]).float()})
 
+    def stored(self, indices: Tensor) -> dict[str, Tensor]:
+        return Tensors(self._ready()[0]).__getitems__(indices)
+
     def encode(self, x: Tensor) -> Tensor:
         """Units of the file -> model units. x: (*, D)."""
         mean, std = self._mean_and_std(x)

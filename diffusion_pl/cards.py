@@ -1,0 +1,72 @@
+"""The file of a run card; what it holds is told by `callbacks.RunCard`, which keeps it."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CARD = "card.json"
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """The run card that lies at path, or in the folder of a run.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or another file.
+    """
+    path = Path(path)
+    if path.is_dir() and path.name != CARD:
+        path = path / CARD
+    try:
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        told = [(str(session["status"]), float(session["wall_seconds"])) for session in card["sessions"]]
+        if not told:
+            raise ValueError("it has no sessions")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no run card at {path}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or no run card ({one_line(error)})") from error
+    return card
+
+
+def write_card(card: Mapping[str, Any], path: Path) -> None:
+    """Replace the card at path in one instant.
+
+    Raises:
+        OSError: it cannot be written; what was at path before is still there.
+    """
+    part = path.with_name(f".{path.name}.part")
+    text = json.dumps(plain(card), indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def plain(value: Any) -> Any:
+    """As JSON can hold it, which has no infinity and no NaN."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, (str, bool, int)) else str(value)
+
+
+def one_line(error: BaseException) -> str:
+    """Kind and message of an error, one line of at most 300 characters; of ours the message alone."""
+    text = " ".join(str(error).split())
+    told = text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}"
+    return told if len(told) <= 300 else told[:299] + "…"
