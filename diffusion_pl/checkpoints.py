@@ -5,36 +5,114 @@ weights_only=True, so that a file can hold no code, after its checksums were ver
 """
 
 import contextlib
+import copy
+import errno
 import os
 import pickle
+import shutil
 import zipfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
+
+#: Names of a run's newest checkpoint and of the one before: what replaces the first makes it the second.
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's plugin for both."""
+    """Lightning's plugin for both.
+
+    A checkpoint is on the disk when saving returns, except `in_background`: there a thread writes a copy, one at a
+    time.  Whatever is saved, loaded or removed next, and the end of training however it comes, waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._later = False
+        self._writing: Future[None] | None = None
+
+    @contextlib.contextmanager
+    def in_background(self) -> Iterator[None]:
+        """Saving within takes as long as a copy to host memory, which needs as much memory as the file will be long."""
+        self._later = True
+        try:
+            yield
+        finally:
+            self._later = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        write(checkpoint, Path(path))
+        self.wait()
+        if not self._later:
+            write(checkpoint, Path(path))
+            return
+        # The thread is not a daemon: it finishes also where nobody waits for it, at the exit of the process.
+        writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing = writer.submit(write, snapshot(checkpoint), Path(path))
+        writer.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Until what is being written lies on the disk.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._writing is not None:
+            try:
+                self._writing.result()
+            finally:
+                if self._writing.done():
+                    self._writing = None
+
+    def check(self) -> None:
+        """Raise the error of a write that has failed meanwhile; does not wait."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        self.wait()
         checkpoint = read(path, map_location)
         if "pytorch-lightning_version" not in checkpoint:
             raise ValueError(f"{path} was not written by `python -m diffusion_pl fit`")
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
+        self.wait()
         Path(path).unlink(missing_ok=True)
+
+    def teardown(self) -> None:
+        self.wait()
+
+
+def snapshot(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A copy that training does not change, its tensors in host memory.  Tensors that are one stay one."""
+    copies: dict[Any, Tensor] = {}
+    memo: dict[int, Any] = {}  # what deepcopy is to take for the object of an id
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            key = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+            if key not in copies or value.numel() == 0:
+                copies[key] = value.detach().to("cpu", copy=True)
+            memo[id(value)] = copies[key]
+        elif isinstance(value, dict):
+            for part in value.values():
+                visit(part)
+        elif isinstance(value, (list, tuple)):
+            for part in value:
+                visit(part)
+
+    visit(checkpoint)
+    return copy.deepcopy(checkpoint, memo)
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Replace the file at path by the checkpoint, in one instant.
+    """Replace the file at path by the checkpoint, in one instant; an old last.ckpt stays as previous.ckpt.
 
     Raises:
         OSError: it cannot be written; what was at path before is still there.
@@ -46,6 +124,8 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
+        if path.name == LAST:
+            _keep(path, path.with_name(PREVIOUS))
         os.replace(part, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -53,9 +133,12 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
         finally:
             os.close(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        full = _is_full(part, error)
         with contextlib.suppress(OSError):
             part.unlink()
-        raise OSError(f"cannot write the checkpoint {path}: {error}; the previous one, if any, is untouched") from error
+        reason = os.strerror(errno.ENOSPC) if full else error
+        remedy = "free some space" if full else "mend that"
+        raise OSError(f"cannot write the checkpoint {path}: {reason}; {_what_is_left(path, remedy)}") from error
 
 
 def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -67,18 +150,81 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(f"no checkpoint at {path}{or_else(path)}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"the checksum of {damaged} does not match")
+        _verify(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} holds more than tensors and plain values, maybe code: it was not read") from error
     except Exception as error:  # a damaged file shows itself in a dozen ways, all of which mean the same
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged or not a checkpoint ({reason})") from error
+        raise ValueError(f"{path} is damaged or not a checkpoint ({reason}){or_else(path)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of a training run: it has no state_dict")
     return checkpoint
+
+
+def or_else(path: Path) -> str:
+    """For a message about path: "; the newest good one is …", of the others in its folder, or nothing if none is."""
+    others = [file for file in path.parent.glob("*.ckpt") if file.is_file() and file.name != path.name]
+    for other in sorted(others, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        if is_whole(other):
+            return f"; the newest good one is {other}: give it as --ckpt_path"
+    return ""
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the checksums within the file say that it is as it was written."""
+    try:
+        _verify(path)
+    except Exception:  # of a dozen kinds
+        return False
+    return True
+
+
+def _verify(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} does not match")
+        if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+            raise ValueError("an archive of something else")
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give the file at path a second name, at which there is a whole file at every instant."""
+    if not is_whole(path):  # or there is none: the previous one stays the last good one
+        return
+    part = previous.with_name(f".{previous.name}.part")
+    try:
+        part.unlink(missing_ok=True)
+        try:
+            os.link(path, part)
+        except OSError:  # a file system without links
+            shutil.copy2(path, part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(part, previous)
+    finally:
+        part.unlink(missing_ok=True)  # renaming one name of a file to another of its names leaves both
+
+
+def _is_full(part: Path, error: Exception) -> bool:
+    """Whether writing failed for want of space; torch says nothing of the kind."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    with contextlib.suppress(OSError), part.open("ab") as file:
+        try:
+            file.write(bytes(1 << 16))
+            file.flush()
+        except OSError as reason:
+            return reason.errno in (errno.ENOSPC, errno.EDQUOT)
+    return False
+
+
+def _what_is_left(path: Path, remedy: str) -> str:
+    if not path.is_file():
+        return f"there was none before{or_else(path)}"
+    if is_whole(path):
+        return f"the one before is untouched and whole: {remedy} and go on with --ckpt_path {path}"
+    return f"the one before is untouched, but damaged{or_else(path)}"

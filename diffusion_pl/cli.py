@@ -21,9 +21,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from . import classifier, couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
 from .callbacks import EMA, Description, Doctor, Guard, RunCard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
 from .callbacks.sample_writer import resume
-from .callbacks.saver import last_checkpoint
+from .callbacks.saver import last_checkpoint, previous_checkpoint
 from .cards import CARD
-from .checkpoints import AtomicCheckpointIO
+from .checkpoints import AtomicCheckpointIO, or_else
 from .checks import Finding, table
 from .console import EXPECTED, config_files, one_line, our_classes, quiet
 from .data import DataModule
@@ -125,7 +125,8 @@ class DiffusionCLI(LightningCLI):
         if config.ckpt_path == "last":
             config.ckpt_path = str(last_checkpoint(self.folder))
         if resume and not Path(config.ckpt_path).is_file():
-            raise FileNotFoundError(f"no checkpoint at {config.ckpt_path}: nothing to continue from")
+            there = or_else(Path(config.ckpt_path)) or ": nothing to continue from"
+            raise FileNotFoundError(f"no checkpoint at {config.ckpt_path}{there}")
         if self.subcommand != "fit" and not resume:
             raise ValueError(f"{self.subcommand} needs trained weights: add --ckpt_path last (or a checkpoint's path)")
         os.environ[_RUN_VARIABLE] = str(self.folder)
@@ -220,13 +221,15 @@ def run_folder(name: str, existing: bool) -> Path:
         folder = RUNS / f"{name}-{number}"
     if not existing:
         return folder
-    return next((f for f in reversed(used) if last_checkpoint(f).is_file()), RUNS / name)
+    kept = (f for f in reversed(used) if last_checkpoint(f).is_file() or previous_checkpoint(f).is_file())
+    return next(kept, RUNS / name)
 
 
 def _folder_of(config: Any) -> Path | None:
     """The run to which a checkpoint given by its path belongs, unless --run names another."""
-    folder = Path(str(config.ckpt_path)).absolute().parent.parent
-    if not folder.is_relative_to(RUNS.absolute()) or last_checkpoint(folder) != Path(config.ckpt_path).absolute():
+    path = Path(str(config.ckpt_path)).absolute()
+    folder = path.parent.parent
+    if not folder.is_relative_to(RUNS.absolute()) or path not in (last_checkpoint(folder), previous_checkpoint(folder)):
         return None
     name = folder.relative_to(RUNS.absolute())
     return RUNS / name if config.run in (None, str(name)) else None

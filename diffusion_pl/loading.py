@@ -1,9 +1,19 @@
-"""From a checkpoint alone to a model that samples."""
+"""From a checkpoint alone to a model that samples.
 
+A checkpoint names classes, and a stranger's may name any: only those of diffusion_pl, torch.nn and torch.optim are looked
+up, and those of packages that the variable DIFFUSION_PL_TRUST lists; nothing else is imported, let alone called.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+import jsonargparse._common
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from . import __version__
 from .checkpoints import read
@@ -11,6 +21,9 @@ from .classifier import NoisyClassifier
 from .data import DataModule
 from .module import DiffusionModule
 from .trainable import Trainable
+
+TRUST = "DIFFUSION_PL_TRUST"
+_TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
 
 
 def load(path: str | Path, weights: str = "ema") -> tuple[DiffusionModule, DataModule]:
@@ -52,7 +65,10 @@ def from_content(checkpoint: dict[str, Any], path: str | Path, weights: str) -> 
         raise ValueError(f"{path} carries no configuration: it was not written by `python -m diffusion_pl fit`")
     try:
         model, data = rebuild(description, _data_state(checkpoint, description))
-    except (ArgumentError, TypeError, KeyError) as error:
+    except (ArgumentError, TypeError, KeyError, ImportError) as error:
+        denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
+        if denied:
+            raise ValueError(f"{path} asks for {denied[1]}, {_refusal(denied[1])}") from error
         version = description.get("version")
         if version == __version__:
             raise
@@ -88,7 +104,15 @@ def rebuild(description: dict[str, Any], data_state: dict[str, Any]) -> tuple[Tr
     Args:
         description: {"model": …, "data": …}, as a configuration file spells them.
         data_state: the data module's state_dict.
+
+    Raises:
+        ArgumentError: it holds what is no configuration, or names a class of a package that is not trusted.
     """
+    with _trusted_only():
+        return _rebuild(description, data_state)
+
+
+def _rebuild(description: dict[str, Any], data_state: dict[str, Any]) -> tuple[Trainable, DataModule]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DataModule, "data")
     data = parser.instantiate_classes(parser.parse_object({"data": description["data"]})).data
@@ -102,6 +126,29 @@ def rebuild(description: dict[str, Any], data_state: dict[str, Any]) -> tuple[Tr
         parser.add_class_arguments(DiffusionModule, "model")
         model = {**model, **told}
     return parser.instantiate_classes(parser.parse_object({"model": model})).model, data
+
+
+def _refusal(name: str) -> str:
+    package = name.partition(".")[0]
+    if package in sys.stdlib_module_names:
+        return "which no model is made of: it was not looked up, and the file is not to be trusted"
+    return (
+        "which is neither diffusion_pl's nor of torch.nn or torch.optim, so it was not imported: if you trust it, set "
+        f"{TRUST}={package} in the environment"
+    )
+
+
+@contextmanager
+def _trusted_only() -> Iterator[None]:
+    """Within, jsonargparse looks up no other name, and none that is an alias of another one's (torch.nn.os.system)."""
+    named = [name.strip() for name in os.environ.get(TRUST, "").split(",") if name.strip()]
+    settings = jsonargparse._common.parsing_settings  # set_parsing_settings adds only, it knows no way back
+    before = dict(settings)
+    try:
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_TRUSTED, *named])
+        yield
+    finally:
+        settings.update(before)
 
 
 def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:

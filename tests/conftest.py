@@ -10,6 +10,7 @@ edit here; one that needs arguments gets a line in ARGUMENTS.
 import importlib
 import inspect
 import math
+import os
 import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,9 @@ from diffusion_pl.samplers import Ancestral, AnnealedLangevin, Sampler
 from diffusion_pl.schedules import LinearBetas, Schedule
 
 ROOT = Path(diffusion_pl.__file__).parent
+
+#: Checkpoints of the tests may name classes of the tests.
+os.environ["DIFFUSION_PL_TRUST"] = ",".join(sorted(file.stem for file in Path(__file__).parent.glob("*.py")))
 
 #: The floor of every module and package of diffusion_pl, bottom first.  A module imports from strictly lower floors and
 #: from its own package.

@@ -30,13 +30,17 @@ class Evil:
         return os.system, (f"touch {self.victim}",)
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "last.ckpt"
     write(OLD, path)
     assert torch.equal(read(path)["state_dict"]["w"], OLD["state_dict"]["w"])
     write(NEW, path)
     assert read(str(path))["global_step"] == 2
-    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]  # no leftovers
+    assert names(path.parent) == ["last.ckpt", "previous.ckpt"]  # no leftovers
     AtomicCheckpointIO().remove_checkpoint(path)
     assert not path.exists()
 
@@ -69,7 +73,7 @@ def test_a_write_that_fails_midway_leaves_the_old_file_whole(
         write(NEW, path)
     monkeypatch.undo()
     assert read(path)["global_step"] == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert names(tmp_path) == ["last.ckpt"]
 
 
 def test_a_bug_in_saving_is_not_disguised_as_a_full_disk(tmp_path: Path) -> None:
@@ -104,6 +108,9 @@ def test_the_data_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch
         monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (done.append(name), real(*args))[1])
     write(OLD, tmp_path / "last.ckpt")
     assert done == ["fsync", "replace", "fsync"]  # the file, its name, the folder
+    done.clear()
+    write(NEW, tmp_path / "last.ckpt")
+    assert done == ["fsync", "replace", "replace", "fsync"]  # in between, the old one's second name
 
 
 def test_being_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path) -> None:
@@ -122,7 +129,7 @@ def test_being_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path) ->
     assert killed.returncode == -9, killed.stderr
     assert read(path)["global_step"] == 1
     write(NEW, path)
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]  # the next one takes the leftover's place
+    assert names(tmp_path) == ["last.ckpt", "previous.ckpt"]  # the next one takes the leftover's place
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_and_not_silence(tmp_path: Path) -> None:

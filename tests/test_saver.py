@@ -24,7 +24,7 @@ from shell import (
 )
 
 from diffusion_pl.callbacks import Saver
-from diffusion_pl.callbacks.saver import last_checkpoint
+from diffusion_pl.callbacks.saver import last_checkpoint, previous_checkpoint
 
 
 class Saves(Callback):
@@ -51,7 +51,11 @@ def test_it_saves_every_few_steps_and_once_at_the_end(tmp_path: Path, every: int
     assert saved(tmp_path, every) == steps
     content = torch.load(last_checkpoint(tmp_path), weights_only=True)
     assert content["global_step"] == 20
-    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    there = sorted(file.name for file in (tmp_path / "checkpoints").iterdir())
+    assert there == ["last.ckpt", "previous.ckpt"][: len(steps)]
+    if len(steps) > 1:
+        previous = torch.load(previous_checkpoint(tmp_path), weights_only=True)
+        assert previous["global_step"] == steps[-2]
 
 
 def test_the_end_of_a_run_that_is_counted_in_epochs_is_saved_too(tmp_path: Path) -> None:
@@ -169,7 +173,8 @@ def test_a_process_that_is_killed_goes_on_exactly(tmp_path: Path, number: signal
     assert ("To go on, the same command with --ckpt_path runs" in out) == (number != signal.SIGKILL)
     stopped = checkpoint(killed)["global_step"]
     assert 15 <= stopped < 300
-    assert sorted(file.name for file in (killed / "checkpoints").iterdir() if file.suffix == ".ckpt") == ["last.ckpt"]
+    there = {file.name for file in (killed / "checkpoints").iterdir() if file.suffix == ".ckpt"}
+    assert there in ({"last.ckpt"}, {"last.ckpt", "previous.ckpt"})
 
     fit(tmp_path, "--ckpt_path", "last", run="killed", **steps)
     whole = fit(tmp_path, run="whole", **steps)
