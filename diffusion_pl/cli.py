@@ -16,6 +16,13 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+    StrategyRegistry,
+)
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import classifier, couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
@@ -27,6 +34,7 @@ from .checkpoints import AtomicCheckpointIO, or_else
 from .checks import Finding, table
 from .console import EXPECTED, config_files, one_line, our_classes, quiet
 from .data import DataModule
+from .launch import agree, end_with_parent, find_peers, let_the_first_speak, lost_touch, place
 from .lean import LeanProfiler
 from .loading import link_data
 from .memory import keep_freed_memory
@@ -118,18 +126,30 @@ class DiffusionCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        resume = config.ckpt_path is not None
+        if _RUN_VARIABLE in os.environ:
+            found = self._find_run(config)
+        else:
+            found = agree(lambda: self._find_run(config), find_peers(config.trainer.num_nodes))
+        self.folder, config.ckpt_path = Path(found["folder"]), found["ckpt_path"]
+        os.environ[_RUN_VARIABLE] = str(self.folder)
+
+    def _find_run(self, config: Any) -> dict[str, Any]:
+        """The run's folder, and the checkpoint to begin with, if any."""
         if config.run and not (RUNS / config.run).resolve().is_relative_to(RUNS.resolve()):
             raise ValueError(f"--run must name a folder within {RUNS}, got {config.run}")
-        self.folder = _folder_of(config) or run_folder(config.run or _default_name(config), config.ckpt_path == "last")
-        if config.ckpt_path == "last":
-            config.ckpt_path = str(last_checkpoint(self.folder))
-        if resume and not Path(config.ckpt_path).is_file():
-            there = or_else(Path(config.ckpt_path)) or ": nothing to continue from"
-            raise FileNotFoundError(f"no checkpoint at {config.ckpt_path}{there}")
-        if self.subcommand != "fit" and not resume:
+        ckpt_path = config.ckpt_path
+        folder = _folder_of(config) or run_folder(config.run or _default_name(config), ckpt_path in ("last", "auto"))
+        if ckpt_path == "auto":
+            found = (last_checkpoint(folder), previous_checkpoint(folder))
+            ckpt_path = next((str(path) for path in found if path.is_file()), None)
+        elif ckpt_path == "last":
+            ckpt_path = str(last_checkpoint(folder))
+        if ckpt_path is not None and not Path(ckpt_path).is_file():
+            there = or_else(Path(ckpt_path)) or ": nothing to continue from"
+            raise FileNotFoundError(f"no checkpoint at {ckpt_path}{there}")
+        if self.subcommand != "fit" and ckpt_path is None:
             raise ValueError(f"{self.subcommand} needs trained weights: add --ckpt_path last (or a checkpoint's path)")
-        os.environ[_RUN_VARIABLE] = str(self.folder)
+        return {"folder": str(folder), "ckpt_path": ckpt_path}
 
     def instantiate_classes(self) -> None:
         try:
@@ -166,6 +186,7 @@ class DiffusionCLI(LightningCLI):
             always.append(StepProgress())
         if section.accumulate_grad_batches < 1:
             raise ValueError(f"accumulate_grad_batches must be at least 1, got {section.accumulate_grad_batches}")
+        refuse_sharding(section.strategy)
         try:
             trainer = super().instantiate_trainer(
                 callbacks=[*always, *chosen],
@@ -207,6 +228,18 @@ def names_model(args: Sequence[str]) -> bool:
         if isinstance(config, dict) and isinstance(config.get("model"), dict) and "class_path" in config["model"]:
             return True
     return False
+
+
+def refuse_sharding(strategy: Strategy | str) -> None:
+    """Raise ValueError for a strategy, or the registered name of one, under which no process has the whole model."""
+    kind = type(strategy)
+    if isinstance(strategy, str):
+        kind = StrategyRegistry[strategy]["strategy"] if strategy in StrategyRegistry else str  # auto is none yet
+    if issubclass(kind, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+        raise ValueError(
+            f"trainer.strategy {kind.__name__} shards the model, but the averages and checkpoints here are of "
+            "whole weights; use ddp"
+        )
 
 
 def run_folder(name: str, existing: bool) -> Path:
@@ -267,16 +300,28 @@ def run_trainer(args: Sequence[str]) -> None:
     # Squares of tiny gradients are denormal, above all in a warm-up behind layers that start at zero, and the CPU takes
     # twice as long over an optimizer step of such numbers.  Before any thread is started, since threads inherit it.
     torch.set_flush_denormal(True)
+    started_by_lightning = _RUN_VARIABLE in os.environ
+    if started_by_lightning or "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     try:
         cli = DiffusionCLI(list(args))
     except SIGTERMException:
-        saved = last_checkpoint(os.environ[_RUN_VARIABLE])
-        go_on = f"{saved} is saved. To go on, the same command with --ckpt_path {saved}"
-        print(f"stopped; {go_on if saved.is_file() else 'there was nothing to save yet'}")
+        if started_by_lightning:
+            raise SystemExit(0) from None  # Lightning would take any other for a failure, and kill the first process
+        if place():
+            let_the_first_speak()
+        else:
+            saved = last_checkpoint(os.environ[_RUN_VARIABLE])
+            go_on = f"{saved} is saved. To go on, the same command with --ckpt_path {saved}"
+            print(f"stopped; {go_on if saved.is_file() else 'there was nothing to save yet'}")
         raise SystemExit(143) from None
-    except Exception:
+    except Exception as error:
         if _RUN_VARIABLE in os.environ:
             _discard(Path(os.environ[_RUN_VARIABLE]))
+        if isinstance(error, RuntimeError) and lost_touch(error):
+            reason = str(error).splitlines()[0].split(". ")[0]
+            hint = "what was saved last is whole, and the same command with --ckpt_path last goes on from there"
+            raise ConnectionError(f"lost touch with another process of the run; {hint} ({reason})") from error
         raise
     finally:
         os.environ.pop(_RUN_VARIABLE, None)

@@ -14,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
+from .launch import let_the_first_speak, place
+
 # What a person did wrong comes as one of these; anything else is our mistake and keeps its traceback.
 EXPECTED = (ValueError, OSError)
 
@@ -64,7 +66,9 @@ def guard(debug: bool, args: Sequence[str]) -> Iterator[Status]:
             raise
         if debug:
             traceback.print_exc()
-        print(f"diffusion_pl: error: {one_line(str(error), args)}", file=sys.stderr)
+        let_the_first_speak()
+        where = f"{place()}: " if place() else ""
+        print(f"diffusion_pl: error: {where}{one_line(str(error), args)}", file=sys.stderr)
         status.code = 2
 
 

@@ -62,6 +62,7 @@ FLOORS: dict[str, float] = {
     "module": 5.2,
     "classifier": 5.2,
     "lr_schedulers": 5,
+    "launch": 5.5,
     "checkpoints": 6,
     "console": 6,
     "cards": 6,

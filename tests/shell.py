@@ -348,3 +348,12 @@ def accept_any_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("train_list", "test_list"):
         monkeypatch.setattr(CIFAR10, name, [[file, None] for file, _ in getattr(CIFAR10, name)])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": None})
+
+
+def fake_scontrol(folder: Path, status: int = 0) -> Path:
+    """A folder for PATH with a scontrol that writes its arguments to scontrol.log."""
+    script = folder / "bin" / "scontrol"
+    script.parent.mkdir(exist_ok=True)
+    script.write_text(f'#!/bin/sh\necho "$@" >> "{folder}/scontrol.log"\necho "slurm says no" >&2\nexit {status}\n')
+    script.chmod(0o755)
+    return script.parent

@@ -1,6 +1,8 @@
 """Saver: the newest checkpoint is there, whatever ended the run."""
 
+import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from shell import (
     LAST,
+    Outcome,
     SignalAt,
     assert_same_training,
     checkpoint,
     cli,
+    fake_scontrol,
     fit,
     start,
     tiny_config,
@@ -107,9 +111,11 @@ def test_being_told_to_stop_saves(tmp_path: Path) -> None:
     assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] == 11
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=["Ctrl-C", "SIGTERM", "SIGUSR1"]
+)
 def test_a_signal_in_mid_step_ends_cleanly_and_the_run_goes_on_exactly(tmp_path: Path, number: signal.Signals) -> None:
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     whole = fit(tmp_path, run="whole")
     at_13 = [{"class_path": "shell.SignalAt", "init_args": {"batch": 13, "number": int(number)}}]
     config = tiny_config(tmp_path, "stopped.yaml", trainer__callbacks=at_13)
@@ -123,10 +129,95 @@ def test_a_signal_in_mid_step_ends_cleanly_and_the_run_goes_on_exactly(tmp_path:
     )
     assert ("once more: at once" in done.out) == (number == signal.SIGINT)
     assert checkpoint(stopped)["global_step"] == 13  # the step was finished
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
 
     fit(tmp_path, "--ckpt_path", "last", run="stopped")
     assert_same_training(whole, stopped)
+
+
+def test_accumulated_gradients_are_not_lost(tmp_path: Path) -> None:
+    """Told in the first of three batches of a step, the run ends after the third."""
+    three = {"trainer__accumulate_grad_batches": 3, "trainer__max_steps": 12}
+    whole = fit(tmp_path, run="whole", **three)
+    at_13 = [{"class_path": "shell.SignalAt", "init_args": {"batch": 13, "number": int(signal.SIGTERM)}}]
+    config = tiny_config(tmp_path, "stopped.yaml", trainer__callbacks=at_13, **three)
+    assert cli(tmp_path, "fit", "--config", config, "--run", "stopped").code == 143
+    stopped = tmp_path / "runs" / "stopped"
+    assert checkpoint(stopped)["global_step"] == 5
+    fit(tmp_path, "--ckpt_path", "last", run="stopped", **three)
+    assert_same_training(whole, stopped)
+
+
+def test_a_run_that_is_told_to_stop_in_its_last_step_is_complete(tmp_path: Path) -> None:
+    at_40 = [{"class_path": "shell.SignalAt", "init_args": {"batch": 40, "number": int(signal.SIGUSR1)}}]
+    assert checkpoint(fit(tmp_path, trainer__callbacks=at_40))["global_step"] == 40
+
+
+class SignalInValidation(Callback):
+    """Sends SIGUSR1 in the second batch of the first validation."""
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 20 and args[3] == 1:
+            signal.raise_signal(signal.SIGUSR1)
+
+
+# SLURM
+
+JOB = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
+JOB |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1"}
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Trains as a job of SLURM with those variables; its signals come in the midst of batch 13."""
+
+    def run(number: signal.Signals, status: int = 0, callback: Any = None, **variables: str) -> Outcome:
+        path = f"{fake_scontrol(tmp_path, status)}{os.pathsep}{os.environ['PATH']}"
+        for name, value in {**JOB, "PATH": path, **variables}.items():
+            monkeypatch.setenv(name, value)
+        callback = callback or {"class_path": "shell.SignalAt", "init_args": {"batch": 13, "number": int(number)}}
+        config = tiny_config(tmp_path, trainer__callbacks=[callback], data__init_args={"batch_size": 4, "repeats": 5})
+        done = cli(tmp_path, "fit", "--config", config, "--run", "run", "--ckpt_path", "auto")
+        assert done.code == 143, done.err
+        assert not list(tmp_path.rglob("hpc_ckpt*"))
+        assert done.out.splitlines()[-1].startswith("stopped; runs/run/checkpoints/last.ckpt is saved.")
+        return done
+
+    return run
+
+
+def test_sigusr1_requeues_a_job_after_the_save(tmp_path: Path, job: Callable[..., Outcome]) -> None:
+    assert job(signal.SIGUSR1).out.splitlines()[0] == "job 4711 is requeued"
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
+    assert checkpoint(tmp_path / "runs" / "run")["global_step"] == 13
+
+
+def test_sigusr1_in_a_validation_requeues_too(tmp_path: Path, job: Callable[..., Outcome]) -> None:
+    job(signal.SIGUSR1, callback={"class_path": "test_saver.SignalInValidation"})
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
+    assert checkpoint(tmp_path / "runs" / "run")["global_step"] == 20
+
+
+def test_of_an_array_the_task_is_requeued(tmp_path: Path, job: Callable[..., Outcome]) -> None:
+    job(signal.SIGUSR1, SLURM_ARRAY_JOB_ID="4700", SLURM_ARRAY_TASK_ID="11")
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 4700_11\n"
+
+
+def test_a_requeue_that_fails_is_told(job: Callable[..., Outcome]) -> None:
+    told = "`scontrol requeue 4711` failed, submit the job again (slurm says no)"
+    assert job(signal.SIGUSR1, status=1).out.splitlines()[0] == told
+
+
+@pytest.mark.parametrize(
+    ("number", "variables"),
+    [(signal.SIGTERM, {}), (signal.SIGINT, {}), (signal.SIGUSR1, {"SLURM_JOB_NAME": "interactive"})],
+    ids=["SIGTERM", "Ctrl-C", "interactive"],
+)
+def test_nothing_else_requeues(
+    tmp_path: Path, job: Callable[..., Outcome], number: signal.Signals, variables: dict[str, str]
+) -> None:
+    job(number, **variables)
+    assert not (tmp_path / "scontrol.log").exists()
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:

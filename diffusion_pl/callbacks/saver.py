@@ -1,8 +1,5 @@
 """Keeps the newest checkpoint of a run, whatever ends it."""
 
-import os
-import signal
-import threading
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ..checkpoints import LAST, PREVIOUS, AtomicCheckpointIO
 from ..lean import LeanCallback
+from .signals import Agreement, Signals, Wish, requeue, stop
 
 
 class Saver(LeanCallback, Checkpoint):
@@ -23,7 +21,9 @@ class Saver(LeanCallback, Checkpoint):
     large as the file, which a thread then writes; the last checkpoint of a run is waited for.  If one cannot be
     written, the run ends with the next step: it would train on without a way back, and the last good one is whole.
 
-    Ctrl-C and SIGTERM let the current step finish, save and end; a second Ctrl-C ends at once.
+    Ctrl-C, SIGTERM and SIGUSR1 let the current step finish, save and end; a second Ctrl-C ends at once.  Of several
+    processes it does not matter which is told: all end after the same step, the one that follows.  A SLURM job that is
+    told by SIGUSR1 is requeued as well.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.
@@ -34,45 +34,64 @@ class Saver(LeanCallback, Checkpoint):
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self._saved_step = 0
+        self._wish = Wish.GO_ON  # of all processes
+        self._signals: Signals | None = None
+        self._agreement: Agreement | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_step = trainer.global_step
+        self._saved_step = self._last_step = trainer.global_step
+        self._wish = Wish.GO_ON
         _overtake(trainer)
-        if trainer.fast_dev_run or threading.current_thread() is not threading.main_thread():
-            return  # only the main thread may handle signals
-        previous = signal.getsignal(signal.SIGINT)
-
-        def stop_gently(number: int, frame: Any) -> None:
-            signal.signal(signal.SIGINT, previous)
-            print("\nstopping after this step (once more: at once)", flush=True)
-            os.kill(os.getpid(), signal.SIGTERM)  # Lightning stops on it between two batches, where resuming is exact
-
-        signal.signal(signal.SIGINT, stop_gently)
-        self._restore = lambda: signal.signal(signal.SIGINT, previous)
+        self._signals = Signals(trainer)
+        self._agreement = Agreement() if trainer.world_size > 1 else None
+        if self._agreement is not None:
+            # Lightning would ask the first process in every step whether it was told, and wait for the answer.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # The last step at once, not at the end: what other callbacks do there may fail.
         step = trainer.global_step
+        if step == self._last_step:
+            return  # gradients are being accumulated, and would be lost
+        self._last_step = step
+        # The last step at once, not at the end: what other callbacks do there may fail.
         if step == trainer.max_steps:
             self._save(trainer)
         elif step % self.every_n_steps == 0:
             self._save(trainer, in_background=True)
         elif isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
             trainer.strategy.checkpoint_io.check()
+        wish = Wish.GO_ON if self._signals is None else self._signals.wish
+        self._wish = wish if self._agreement is None else self._agreement(wish, pl_module.device)
+        if self._wish and step != trainer.max_steps:
+            stop(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Processes with fewer batches than others would not stop, but wait for the others' losses.
+        if self._agreement is not None:
+            stop(trainer, False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._agreement is not None and self._wish and trainer.global_step != trainer.max_steps:
+            stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._agreement is not None:
+            self._agreement.last()
         self._save(trainer)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if hasattr(self, "_restore"):
-            self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Any other exception may come in mid-step: what is on disk already is better.
         if isinstance(exception, SIGTERMException):
             self._save(trainer)
+            wish = self._wish
+            if self._agreement is None and self._signals is not None:
+                wish = self._signals.wish  # maybe since the last step, in a validation
+            if wish is Wish.REQUEUE:
+                if trainer.is_global_zero:
+                    print(requeue(), flush=True)
+                trainer.strategy.barrier("requeue")  # if one ended now, SLURM might end the first before it asked
 
     def _save(self, trainer: Trainer, in_background: bool = False) -> None:
         if trainer.fast_dev_run or trainer.global_step == self._saved_step:

@@ -1,0 +1,158 @@
+"""One run in many processes: they agree on where it lies, speak with one voice and end together.
+
+Lightning starts the processes of one machine itself; torchrun and SLURM start them from outside, on any number of
+machines.  Lightning brings them together when training begins.  This module is for what comes before that, and for
+what must work when they can no longer talk.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+TIMEOUT = 300.0  # seconds; from the first process to the last that comes: the imports of one may take a minute longer
+GRACE = 2.0  # seconds that a process goes on after the one that started it has ended
+SKEW = 3.0  # seconds by which processes that fail or stop alike may differ
+_keep: list[
+    Any
+] = []  # whoever hosts a store keeps it, for torch to find it there when it brings the processes together
+
+
+class Peers(NamedTuple):
+    """The processes that decide before Lightning has brought them together.
+
+    Args:
+        rank, world: which of them this is, and how many there are.
+        address, port: where the first of them can be reached.
+        served: whether a store is there already, torchrun's.
+    """
+
+    rank: int
+    world: int
+    address: str
+    port: int
+    served: bool
+
+
+def place() -> str:
+    """Which process of a run this is, in words such as RANK=1; empty for the first and for one on its own."""
+    names = ["RANK"] if "TORCHELASTIC_RUN_ID" in os.environ else ["RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"]
+    return next((f"{name}={os.environ[name]}" for name in names if os.environ.get(name, "0") != "0"), "")
+
+
+def find_peers(nodes: int) -> Peers | None:
+    """The processes that were started from outside; None if this one is alone or starts the others itself.
+
+    Args:
+        nodes: number of machines, on each of which a process was started by hand if no launcher is at work.
+
+    Raises:
+        ValueError: several machines, and nothing says where the first of them is.
+    """
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    for kind in (TorchElasticEnvironment, SLURMEnvironment):  # in Lightning's order
+        if kind.detect():
+            there = kind()
+            if there.world_size() == 1:
+                return None
+            served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            return Peers(there.global_rank(), there.world_size(), there.main_address, there.main_port, served)
+    if nodes == 1:
+        return None
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+    if missing:
+        raise ValueError(f"{nodes} nodes without torchrun or SLURM need {', '.join(missing)} in the environment")
+    address, port, rank = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"))
+    return Peers(int(rank), nodes, address, int(port), False)
+
+
+def agree(decide: Callable[[], dict[str, Any]], peers: Peers | None) -> dict[str, Any]:
+    """What the first process decides, in all of them.
+
+    Args:
+        decide: called in the first process only; its answer consists of plain values.
+        peers: see `find_peers`.
+
+    Raises:
+        OSError: the others did not come within TIMEOUT, or the first cannot be reached.
+        SystemExit: 2, in all but the first, when that raises.
+    """
+    if peers is None:
+        return decide()
+    from torch.distributed import DistError, PrefixStore, TCPStore
+
+    attempt = f"{os.environ.get('TORCHELASTIC_RUN_ID')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
+    others = [f"taken by {rank}" for rank in range(1, peers.world)]
+    first = peers.rank == 0
+    try:
+        server = TCPStore(
+            peers.address,
+            peers.port,
+            is_master=first and not peers.served,
+            timeout=timedelta(seconds=TIMEOUT),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+        _keep.append(server)
+        store = PrefixStore(f"diffusion_pl/{attempt}", server)
+        if first:
+            try:
+                answer = decide()
+            except Exception:
+                store.set("answer", "null")
+                store.wait(others)
+                raise
+            store.set("answer", json.dumps(answer))
+            store.wait(others)  # if this one fails now, so do they, by themselves
+        else:
+            answer = json.loads(store.get("answer"))
+            store.set(f"taken by {peers.rank}", "")
+    except DistError as error:
+        place = f"{peers.address}:{peers.port}"
+        what = (
+            f"the {peers.world} processes did not come together at {place} within {TIMEOUT:.0f} s"
+            if first
+            else f"process {peers.rank} of {peers.world} heard nothing from the first, at {place}"
+        )
+        reason = str(error).splitlines()[0]
+        raise OSError(f"{what}: are all running, and does MASTER_PORT name a free, open port? ({reason})") from error
+    if answer is None:
+        let_the_first_speak()
+        raise SystemExit(2)
+    return answer
+
+
+def let_the_first_speak() -> None:
+    """Before ending with an error: where all processes do, the launcher ends the others when the first has ended.
+
+    So the error is told once.  Whoever is still there after SKEW is alone with its own.
+    """
+    if place():
+        time.sleep(SKEW)
+
+
+def lost_touch(error: RuntimeError) -> bool:
+    """Whether it says that the processes can no longer talk, mostly because one of them has ended."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "/gloo/" in str(error)  # gloo has no class of its own
+
+
+def end_with_parent() -> None:
+    """Let this process end with the one that started it.
+
+    A process that waits for others in a collective of a GPU waits for ten minutes, whatever happened to them.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        time.sleep(GRACE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
