@@ -31,7 +31,7 @@ def dump_of(folder: Path, kind: str = "gradient", bad: Any = (12,), **changes: A
     [
         {},
         {"trainer__precision": "bf16-mixed"},
-        {"trainer__precision": "bf16-true"},
+        {"trainer__precision": "bf16-true", "doctor__ignore": ["precision"]},
         {"trainer__precision": "64-true"},
         {"model__loss__times": MOMENTS},
         {"model__lr_scheduler": {"class_path": "WarmupCosine", "init_args": {"warmup_steps": 5}}},

@@ -90,7 +90,7 @@ def test_the_card_of_a_run_tells_what_the_run_did(tmp_path: Path, monkeypatch: p
     linked = {name: card["config"]["model"].pop(name) for name in ("shape", "classes")}  # come from the data
     assert linked == {"shape": [2], "classes": None}
     assert card["config"] == yaml.safe_load((run / "config.yaml").read_text())
-    assert {"model", "data", "trainer", "ema", "saver", "prior_check", "seed_everything"} <= card["config"].keys()
+    assert {"model", "data", "trainer", "ema", "saver", "guard", "doctor", "seed_everything"} <= card["config"].keys()
     assert not {"sesame", "Ada"} & set(re.findall(r"\w+", (run / "card.json").read_text()))
     assert not list(run.glob(".card*"))
 

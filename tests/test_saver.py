@@ -187,7 +187,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcom
 
 
 def test_sigusr1_requeues_a_job_after_the_save(tmp_path: Path, job: Callable[..., Outcome]) -> None:
-    assert job(signal.SIGUSR1).out.splitlines()[0] == "job 4711 is requeued"
+    assert "job 4711 is requeued" in job(signal.SIGUSR1).out.splitlines()
     assert (tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
     assert checkpoint(tmp_path / "runs" / "run")["global_step"] == 13
 
@@ -205,7 +205,7 @@ def test_of_an_array_the_task_is_requeued(tmp_path: Path, job: Callable[..., Out
 
 def test_a_requeue_that_fails_is_told(job: Callable[..., Outcome]) -> None:
     told = "`scontrol requeue 4711` failed, submit the job again (slurm says no)"
-    assert job(signal.SIGUSR1, status=1).out.splitlines()[0] == told
+    assert told in job(signal.SIGUSR1, status=1).out.splitlines()
 
 
 @pytest.mark.parametrize(
