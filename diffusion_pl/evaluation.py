@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .checkpoints import read_part
 from .data import DataModule, Images
 from .elbo import ChainBound, ContinuousBound
 from .likelihood import FlowLikelihood, bits_per_dim, dequantized, width
@@ -141,8 +142,7 @@ class Kept:
         """What is filed under the name; computed and filed if nothing is."""
         path = self.folder / f"{name}.pt"
         if path.is_file():
-            kept: dict[str, Any] = torch.load(path, weights_only=True)
-            return kept
+            return read_part(path)
         found = compute()
         self.folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")

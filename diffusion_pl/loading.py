@@ -1,7 +1,7 @@
 """From a checkpoint alone to a model that samples.
 
-A checkpoint names classes, and a stranger's may name any: only those of diffusion_pl, torch.nn and torch.optim are looked
-up, and those of packages that the variable DIFFUSION_PL_TRUST lists; nothing else is imported, let alone called.
+A checkpoint names classes, and a stranger's may name any: only those of diffusion_pl, torch.nn and torch.optim are
+looked up, and those of packages that the variable DIFFUSION_PL_TRUST lists; nothing else is imported, let alone called.
 """
 
 import os

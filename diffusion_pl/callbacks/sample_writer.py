@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
+from ..checkpoints import read_part
 from ..data import DataModule
 from ..lean import LeanCallback
 from .progress import StepProgress
@@ -72,7 +73,7 @@ class SampleWriter(LeanCallback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            found = [torch.load(path, weights_only=True) for path in sorted(self.parts.glob("*.pt"))]
+            found = [read_part(path) for path in sorted(self.parts.glob("*.pt"))]
             index, x = (torch.cat([part[name] for part in found]) for name in ("index", "x"))
             self.nfe = max(part["nfe"] for part in found)
             self.files = self.write(x[index.argsort()][: self.num_samples], self.folder)
@@ -111,7 +112,7 @@ def resume(folder: Path, call: dict[str, Any], remedy: str) -> frozenset[int]:
             raise ValueError(f"--output {folder} cannot be made a folder: {error.strerror}") from error
     done: set[int] = set()
     for path in note.parent.glob("*.pt"):
-        done.update(torch.load(path, weights_only=True)["block"].tolist())
+        done.update(read_part(path)["block"].tolist())
     return frozenset(done)
 
 
