@@ -164,6 +164,19 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     return checkpoint
 
 
+def read_part(path: Path) -> dict[str, Any]:
+    """Tensors and plain values that an interrupted call left.
+
+    Raises:
+        ValueError: it is damaged, or holds anything else.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is damaged, or was not written here: remove it, and it will be made anew") from error
+    return content
+
+
 def or_else(path: Path) -> str:
     """For a message about path: "; the newest good one is …", of the others in its folder, or nothing if none is."""
     others = [file for file in path.parent.glob("*.ckpt") if file.is_file() and file.name != path.name]

@@ -4,17 +4,22 @@ import errno
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
+import threading
+import time
 import zipfile
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from shell import LAST, cli, environment, fit, no_files_change, tiny_config
+from shell import LAST, assert_same_training, cli, differences, environment, fit, no_files_change, tiny_config
 
-from diffusion_pl.checkpoints import AtomicCheckpointIO, read, write
+from diffusion_pl.checkpoints import AtomicCheckpointIO, is_whole, read, snapshot, write
 
 OLD = {"state_dict": {"w": torch.arange(5.0)}, "global_step": 1}
 NEW = {"state_dict": {"w": torch.arange(5.0) + 1}, "global_step": 2}
@@ -130,6 +135,227 @@ def test_being_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path) ->
     assert read(path)["global_step"] == 1
     write(NEW, path)
     assert names(tmp_path) == ["last.ckpt", "previous.ckpt"]  # the next one takes the leftover's place
+
+
+# The one before
+
+
+def test_the_old_file_gets_a_second_name_at_which_there_is_a_whole_file_at_every_instant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    write(OLD, path)
+    number = path.stat().st_ino
+    seen: list[list[int]] = []  # steps in both files, before and after every call that changes the folder
+
+    def look() -> None:
+        seen.append([read(file)["global_step"] for file in (path, previous) if file.exists()])
+
+    def looked(function: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            look()
+            result = function(*args, **options)
+            look()
+            return result
+
+        return call
+
+    for name in ("replace", "link", "unlink", "fsync"):
+        monkeypatch.setattr(os, name, looked(getattr(os, name)))
+    write(NEW, path)
+    monkeypatch.undo()
+    assert [k for k, _ in groupby(seen)] == [[1], [1, 1], [2, 1]]
+    assert previous.stat().st_ino == number  # a name, not a copy
+    assert [read(file)["global_step"] for file in (path, previous)] == [2, 1]
+    write({**NEW, "global_step": 3}, path)
+    assert [read(file)["global_step"] for file in (path, previous)] == [3, 2]
+    assert names(tmp_path) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_where_files_cannot_have_two_names_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    for content in (OLD, NEW):
+        write(content, path)
+    assert [read(file)["global_step"] for file in (path, previous)] == [2, 1]
+    assert names(tmp_path) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_being_killed_between_the_two_names_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then both are names of one file, and renaming one to the other does nothing, says POSIX."""
+    path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    write(OLD, path)
+    os.link(path, previous)
+    os.link(path, tmp_path / ".previous.ckpt.part")
+    write(NEW, path)
+    assert [read(file)["global_step"] for file in (path, previous)] == [2, 1]
+    assert names(tmp_path) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_a_damaged_file_does_not_take_the_place_of_the_last_good_one(tmp_path: Path) -> None:
+    path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    write(OLD, path)
+    write(NEW, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    write({**NEW, "global_step": 3}, path)
+    assert [read(file)["global_step"] for file in (path, previous)] == [3, 1]
+
+
+def test_damage_is_told_with_the_newest_good_one(tmp_path: Path) -> None:
+    path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
+    for content in (OLD, NEW):
+        write(content, path)
+    shutil.copy(previous, tmp_path / "older.ckpt")
+    os.utime(tmp_path / "older.ckpt", (1, 1))
+    path.write_bytes(path.read_bytes()[:-100])
+    told = f"; the newest good one is {previous}: give it as --ckpt_path"
+    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged .*{re.escape(told)}$"):
+        read(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"no checkpoint at {path}{re.escape(told)}$"):
+        read(path)
+    previous.write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"the newest good one is .*older\.ckpt"):
+        read(path)
+    (tmp_path / "older.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is damaged or not a checkpoint \([^)]*\)$"):
+        read(previous)
+    with pytest.raises(FileNotFoundError, match=r"last\.ckpt$"):
+        read(path)
+
+
+def test_the_command_line_names_the_one_before_and_it_continues_the_run(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"trainer__max_steps": 20, "saver": {"every_n_steps": 8}}
+    whole, run = fit(tmp_path, run="whole", **changes), fit(tmp_path, **changes)
+    previous = "runs/run/checkpoints/previous.ckpt"
+    assert read(tmp_path / previous)["global_step"] == 16
+    again = ("fit", "--config", "run.yaml", "--run", "run", "--ckpt_path")
+    good = (run / LAST).read_bytes()
+    (run / LAST).write_bytes(good[:-1000])
+    told = f"the newest good one is {previous}: give it as --ckpt_path"
+    error = cli(tmp_path, *again, "last").error
+    assert error.startswith("runs/run/checkpoints/last.ckpt is damaged")
+    assert error.endswith(told)
+    (run / LAST).unlink()
+    assert cli(tmp_path, *again, "last").error == f"no checkpoint at runs/run/checkpoints/last.ckpt; {told}"
+    assert cli(tmp_path, "fit", "--config", "run.yaml", "--ckpt_path", previous).run == "runs/run"
+    assert sorted(file.name for file in (tmp_path / "runs").iterdir()) == ["run", "whole"]
+    assert_same_training(whole, run)
+
+
+# In the background
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Writing stops midway until it is set."""
+    gate, real = threading.Event(), torch.save
+
+    def save(content: Any, file: Any) -> None:
+        file.write(b"")
+        assert gate.wait(30)
+        real(content, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    yield gate
+    gate.set()
+
+
+def steps(path: Path) -> Any:
+    return read(path)["global_step"]
+
+
+def test_a_thread_writes_what_was_there_while_training_goes_on(tmp_path: Path, gate: threading.Event) -> None:
+    path, writer = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    weight, history = torch.zeros(3), [1]
+    with writer.in_background():
+        writer.save_checkpoint({"state_dict": {"w": weight}, "global_step": 1, "history": history}, path)
+    assert not path.exists()  # and we are here
+    weight += 1
+    history.append(2)
+    gate.set()
+    writer.wait()
+    expected = {"state_dict": {"w": torch.zeros(3)}, "global_step": 1, "history": [1]}
+    assert not list(differences(read(path), expected))
+
+
+@pytest.mark.parametrize("what", ["save", "save in the background", "load", "remove", "teardown"])
+def test_whatever_comes_next_waits_for_the_thread(tmp_path: Path, gate: threading.Event, what: str) -> None:
+    path, writer = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    old = {**OLD, "pytorch-lightning_version": "2.6.6"}
+    with writer.in_background():
+        writer.save_checkpoint(old, path)
+    threading.Timer(0.2, gate.set).start()
+    start = time.monotonic()
+    if what == "save":
+        writer.save_checkpoint(NEW, path)
+        assert steps(path) == 2
+    elif what == "save in the background":
+        with writer.in_background():
+            writer.save_checkpoint(NEW, path)
+    elif what == "load":
+        assert writer.load_checkpoint(path)["global_step"] == 1
+    elif what == "remove":
+        writer.remove_checkpoint(path)
+        assert not path.exists()
+    else:
+        writer.teardown()
+        assert steps(path) == 1
+    assert time.monotonic() - start > 0.15
+    writer.wait()
+
+
+def test_a_process_that_ends_finishes_what_it_is_writing(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, torch\n"
+        "from pathlib import Path\n"
+        "from diffusion_pl.checkpoints import AtomicCheckpointIO\n"
+        "real = torch.save\n"
+        "torch.save = lambda content, file: (time.sleep(1), real(content, file))\n"
+        "writer = AtomicCheckpointIO()\n"
+        "with writer.in_background():\n"
+        "    writer.save_checkpoint({'state_dict': {}}, Path(sys.argv[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "last.ckpt"], env=environment(), check=True)
+    assert is_whole(tmp_path / "last.ckpt")
+
+
+def test_the_error_of_the_thread_comes_with_the_next_call(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    path = tmp_path / "file" / "last.ckpt"
+    for call in ("save_checkpoint", "load_checkpoint", "teardown", "check"):
+        writer = AtomicCheckpointIO()
+        with writer.in_background():
+            writer.save_checkpoint(OLD, path)
+        args = {"save_checkpoint": (OLD, tmp_path / "other.ckpt"), "load_checkpoint": (path,)}.get(call, ())
+        with pytest.raises(OSError, match=r"cannot write the checkpoint .*there was none before"):
+            while True:  # `check` does not wait
+                getattr(writer, call)(*args)
+        writer.teardown()  # told once
+
+
+def test_a_snapshot_is_a_copy_in_which_what_was_shared_is_shared() -> None:
+    weight, empty = torch.arange(6.0).reshape(2, 3), torch.zeros(0)
+    state = torch.nn.Linear(2, 2).state_dict()
+    content = {
+        "a": weight,
+        "b": [weight.detach(), weight.t(), weight[:1]],
+        "state": state,
+        "e": (empty, torch.zeros(0, 2)),
+    }
+    copied = snapshot(content)
+    assert not list(differences(copied, content))
+    assert copied["a"].data_ptr() == copied["b"][0].data_ptr() != weight.data_ptr()
+    assert copied["b"][1].data_ptr() != weight.data_ptr()
+    assert copied["state"]._metadata == state._metadata  # of the version of each module
+    assert type(copied["state"]) is type(state)
+    weight.zero_()
+    assert copied["b"][1][2, 1] == 5
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_and_not_silence(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch.distributed
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
+from ..checkpoints import read_part
 from ..data import DataModule
 from ..lean import LeanCallback
 from .progress import StepProgress
@@ -84,7 +85,7 @@ class SampleWriter(LeanCallback):
         """All that was kept, in order: (N, *), on disk, for it may not fit into memory."""
         whole = None
         for path in sorted(self.parts.glob("*.pt")):
-            part = torch.load(path, weights_only=True)
+            part = read_part(path)
             self.nfe = max(self.nfe, part["nfe"])
             wanted = part["index"] < self.num_samples
             rows = part["x"][wanted].numpy()
@@ -130,7 +131,7 @@ def resume(folder: Path, call: dict[str, Any], remedy: str) -> frozenset[int]:
             raise ValueError(f"--output {folder} cannot be made a folder: {error.strerror}") from error
     done: set[int] = set()
     for path in note.parent.glob("*.pt"):
-        done.update(torch.load(path, weights_only=True)["block"].tolist())
+        done.update(read_part(path)["block"].tolist())
     return frozenset(done)
 
 
