@@ -411,6 +411,17 @@ def test_an_address_that_answers_one_that_does_not_and_one_that_keeps_silent(mon
     assert told
 
 
+def test_a_search_for_an_address_that_takes_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: Any, **__: Any) -> Any:
+        time.sleep(5)
+        raise OSError("no such host")
+
+    monkeypatch.setattr("urllib.request.urlopen", lost)
+    start = time.monotonic()
+    assert checks.unreachable("http://example.org", 0.1) == "no answer in 0.1 s"
+    assert time.monotonic() - start < 2
+
+
 def test_the_table_has_a_line_for_each_finding_and_sums_up() -> None:
     fine, bad = Finding("fine", "disk", "42 MB"), Finding("error", "prior", "no noise", "raise it")
     assert checks.table([fine]).splitlines() == [

@@ -1,0 +1,31 @@
+"""Before step 1: what can be known of a run that has not begun.
+
+Each check is a function of what it looks at and yields findings: what was found, with its numbers, and how to mend it.
+An error spoils a run or ends it; a warning is worth a thought.  The thresholds are given with their reasons.
+"""
+
+from .base import CHECKS, Finding, table
+from .model import Probe, data, draw_times, embedding, network, prior, prior_mismatch, probe, tables, times
+from .run import disk, ema, metrics, precision, unreachable, validation
+
+__all__ = [
+    "CHECKS",
+    "Finding",
+    "Probe",
+    "data",
+    "disk",
+    "draw_times",
+    "ema",
+    "embedding",
+    "metrics",
+    "network",
+    "precision",
+    "prior",
+    "prior_mismatch",
+    "probe",
+    "table",
+    "tables",
+    "times",
+    "unreachable",
+    "validation",
+]

@@ -1,0 +1,39 @@
+"""What a check yields, and how a person reads it."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+#: In the order in which they are told.
+CHECKS = (
+    "prior",
+    "data",
+    "network",
+    "embedding",
+    "times",
+    "tables",
+    "validation",
+    "ema",
+    "precision",
+    "disk",
+    "metrics",
+)
+
+
+class Finding(NamedTuple):
+    """One line of the outcome: how grave, of which check, what was found, and how to mend it ("" if nothing is)."""
+
+    level: Literal["fine", "warning", "error"]
+    name: str
+    what: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}. To mend it, {self.fix}" if self.fix else self.what
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """A line for each finding, and one that sums up."""
+    lines = [f"{f.name:<10}  {'ok' if f.level == 'fine' else f.level:<7}  {f}" for f in findings]
+    errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warning"))
+    count = f"{errors or 'no'} error{'s' * (errors != 1)}, {warnings or 'no'} warning{'s' * (warnings != 1)}"
+    return "\n".join([*lines, f"{count}: {'mend the errors first' if errors else 'ready for fit'}"])

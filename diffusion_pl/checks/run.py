@@ -1,0 +1,153 @@
+"""Does what the model needs fit the run: its length, its arithmetic, its place?"""
+
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .base import Finding
+
+
+def validation(examples: int, wanted: bool) -> Iterator[Finding]:
+    """Is there something to validate on?"""
+    if wanted and not examples:
+        fix = "raise data.init_args.val_fraction, or give --trainer.limit_val_batches 0"
+        yield Finding("warning", "validation", "the validation split is empty: no val_loss will be measured", fix)
+    else:
+        yield Finding("fine", "validation", f"{examples} examples" if wanted else "not wanted")
+
+
+def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:
+    """Do the averages' memories fit the run?
+
+    The warm-up lets an average forget the random start in any run, but N steps give it a memory of (10 + N)/9 at most:
+    in less than one time constant 1/(1 − d), a ninth of what its name says.  A decay below ½ weighs the last step more
+    than all others together: no average, but most likely 1 − d.
+
+    Args:
+        decays: d of each average.
+        max_steps: optimizer steps of the run, −1: unknown.
+    """
+    for d in decays:
+        half = f"{math.log(2) / (1 - d):,.{0 if d > 0.95 else 1}f}"
+        what = f"decay {d:g} has a half-life of {half} steps, the run has {max_steps:,}"
+        if d < 0.5 and not 0 <= max_steps <= 1000:
+            fix = f"give --ema.decays '[{1 - d if 1e-5 <= d < 0.1 else 0.999:g}]', or [] for none"
+            yield Finding("error", "ema", f"{what}: that is no average", fix)
+        elif 0 <= max_steps * (1 - d) < 1 - 1e-9:
+            decay = (1 + max_steps) / (10 + max_steps)
+            what += f", which ends while the warm-up's decay is {decay:.3g}"
+            yield Finding("warning", "ema", what, f"train longer, or lower the decay, say to {_fitting(max_steps)}")
+        else:
+            yield Finding("fine", "ema", what if max_steps >= 0 else f"decay {d:g}: half-life {half} steps")
+    if not decays:
+        yield Finding("fine", "ema", "no averages")
+
+
+def precision(
+    precision: str, asked: str, optimizer: Optimizer, clips: bool, decays: Sequence[float]
+) -> Iterator[Finding]:
+    """Does the arithmetic carry what is done in it?
+
+    A step of an average by less than half the spacing of the weights' type, 1 − d < ε/2, is rounded away.
+
+    Args:
+        precision: the trainer's.
+        asked: the configuration's.
+        optimizer: of the run.
+        clips: whether gradients are clipped.
+        decays: of the averages.
+    """
+    if asked in ("16", "16-mixed") and precision == "bf16-mixed":
+        what = "16-mixed was asked for, but is bf16-mixed on a CPU"
+        yield Finding("warning", "precision", what, "give --trainer.precision bf16-mixed")
+    elif precision == "16-mixed" and clips and optimizer.defaults.get("fused"):
+        what = "gradients in float16 cannot be clipped for a fused optimizer"
+        fix = "give --trainer.precision bf16-mixed, or take fused: true out of model.optimizer"
+        yield Finding("error", "precision", what, fix)
+    elif precision == "16-mixed":
+        what = "16-mixed overflows above 65,504 and loses what is below 6e-8; steps that do are skipped"
+        yield Finding("warning", "precision", what, "prefer --trainer.precision bf16-mixed where the device has it")
+    elif precision == "16-true":
+        what = f"weights in float16, in which {type(optimizer).__name__}'s squared gradients vanish"
+        yield Finding("error", "precision", what, "give --trainer.precision bf16-mixed")
+    elif precision == "bf16-true":
+        lost = [d for d in decays if 1 - d < torch.finfo(torch.bfloat16).eps / 2]
+        what = "weights in bfloat16, of 8 bits, so that small steps are rounded away"
+        if lost:
+            what += f"; those of the average with decay {lost[0]:g} all are, and it stays at its start"
+        yield Finding("error" if lost else "warning", "precision", what, "give --trainer.precision bf16-mixed")
+    else:
+        yield Finding("fine", "precision", precision)
+
+
+def disk(folder: Path, parameters: Iterable[Tensor], averages: int, optimizer: Optimizer) -> Iterator[Finding]:
+    """Is there room for three checkpoints: the last, the one that replaces it, and one that is kept as the best?
+
+    A checkpoint holds the weights, each average, and what the optimizer keeps of each weight: two numbers for Adam and
+    its kin, else one.  Less than twice the room is a warning: others write there too.
+
+    Args:
+        folder: of the run; it need not be there.
+        parameters: of the network.
+        averages: their number.
+        optimizer: of the run.
+    """
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    need = 3 * weights * (1 + averages + (2 if "betas" in optimizer.defaults else 1))
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    what = f"three checkpoints take {need / 1e6:,.1f} MB, {place} has {free / 1e6:,.1f} MB free"
+    level: Literal["fine", "warning", "error"]
+    level = "error" if free < need else "warning" if free < 2 * need else "fine"
+    yield Finding(level, "disk", what, "" if level == "fine" else "make room, or run in a folder of another disk")
+
+
+def metrics(needed: bool, url: str, reachable: Callable[[str], str]) -> Iterator[Finding]:
+    """Can the weights of the network that judges samples be had?
+
+    Args:
+        needed: whether a callback measures with InceptionV3.
+        url: of its weights, which are downloaded once.
+        reachable: says why a URL cannot be had, "" if it can.
+    """
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not needed or file.is_file():
+        yield Finding("fine", "metrics", f"InceptionV3 at {file}" if needed else "no weights are needed")
+    elif reason := reachable(url):
+        what = f"GenerationMetrics needs the weights of InceptionV3, which can neither be read nor fetched ({reason})"
+        fix = f"fetch {url} where there is a network and give extractor InceptionV3 with weights: FILE"
+        yield Finding("error", "metrics", what, fix)
+    else:
+        yield Finding("fine", "metrics", "the weights of InceptionV3 will be downloaded, 96 MB")
+
+
+def unreachable(url: str, seconds: float = 3.0) -> str:
+    """Why the URL does not answer within some seconds; "" if it does."""
+    reason = [f"no answer in {seconds:g} s"]
+
+    def ask() -> None:
+        from urllib.request import Request, urlopen
+
+        try:
+            with urlopen(Request(url, method="HEAD"), timeout=seconds):
+                reason[0] = ""
+        except (OSError, ValueError) as error:
+            reason[0] = str(error)
+
+    # In a thread, since the search for the host's address knows no timeout.
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return reason[0]
+
+
+def _fitting(max_steps: int) -> str:
+    """A decay whose time constant is a tenth of the run, 0.9 at least."""
+    return f"{1 - 10 / max(100, max_steps):.4g}"
