@@ -38,6 +38,7 @@ benchmarks: .venv/.done ## measure speed and quality beside bare loops and peers
 	@$(BIN)/python benchmarks/datasaurus.py
 	@$(BIN)/python benchmarks/images.py
 	@$(BIN)/python benchmarks/sampling.py
+	@$(BIN)/python benchmarks/checkpoint.py
 
 clean: ## remove the environment and caches; runs stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

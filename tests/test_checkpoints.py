@@ -176,7 +176,13 @@ def test_where_files_cannot_have_two_names_it_is_copied(tmp_path: Path, monkeypa
     def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "no links here")
 
+    def copy(source: Path, target: Path) -> None:
+        assert target.name == ".previous.ckpt.part"  # not where somebody may look for it
+        real(source, target)
+
+    real = shutil.copy2
     monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(shutil, "copy2", copy)
     path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
     for content in (OLD, NEW):
         write(content, path)
@@ -243,6 +249,11 @@ def test_the_command_line_names_the_one_before_and_it_continues_the_run(tmp_path
     assert error.endswith(told)
     (run / LAST).unlink()
     assert cli(tmp_path, *again, "last").error == f"no checkpoint at runs/run/checkpoints/last.ckpt; {told}"
+    newer = tmp_path / "runs" / "run-2" / "checkpoints"
+    newer.mkdir(parents=True)
+    shutil.copy(tmp_path / previous, newer)
+    assert "the newest good one is runs/run-2/checkpoints/previous.ckpt" in cli(tmp_path, *again, "last").error
+    shutil.rmtree(newer.parent)
     assert cli(tmp_path, "fit", "--config", "run.yaml", "--ckpt_path", previous).run == "runs/run"
     assert sorted(file.name for file in (tmp_path / "runs").iterdir()) == ["run", "whole"]
     assert_same_training(whole, run)
@@ -352,6 +363,7 @@ def test_a_snapshot_is_a_copy_in_which_what_was_shared_is_shared() -> None:
     assert not list(differences(copied, content))
     assert copied["a"].data_ptr() == copied["b"][0].data_ptr() != weight.data_ptr()
     assert copied["b"][1].data_ptr() != weight.data_ptr()
+    assert copied["b"][2].untyped_storage().nbytes() == 3 * 4  # of a part, the part
     assert copied["state"]._metadata == state._metadata  # of the version of each module
     assert type(copied["state"]) is type(state)
     weight.zero_()

@@ -192,8 +192,8 @@ def test_a_write_that_fails_in_the_background_ends_the_run_with_the_next_step(
     monkeypatch.setattr(torch, "save", refuse)
     losses = Losses()
     with pytest.raises(OSError, match=r"No space left on device; there was none before"):
-        saved(tmp_path, 2, losses, SlowStep(), max_steps=50)
-    assert len(losses.losses) in (3, 4)
+        saved(tmp_path, 10, losses, SlowStep(), max_steps=50)
+    assert 10 < len(losses.losses) < 19  # not with the next checkpoint
 
 
 class SlowStep(Callback):
