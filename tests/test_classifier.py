@@ -35,7 +35,7 @@ def test_it_learns_the_posterior_of_two_gaussians() -> None:
     for _ in range(1500):
         label = torch.randint(2, (512,))
         x_0 = (2.0 * label - 1)[:, None] + 0.5 * torch.randn(512, 1)
-        loss, _, _ = model._judge({"x": x_0, "label": label}, None)
+        loss = model.losses({"x": x_0, "label": label}).loss
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()

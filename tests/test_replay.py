@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from flaws import flawed
+from pictures_model import fit_classifier
 from shell import LAST, cli, fit, tiny_config
 from test_checkpoints import Evil
 
@@ -84,6 +85,17 @@ def test_data_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     first, second = re.findall(r"^ +(\d+)   t \S+   loss (\S+)$", done.out, re.MULTILINE)[:2]
     assert first == ("2", "nan")
     assert math.isfinite(float(second[1]))
+
+
+def test_classifiers_are_replayed_too(tmp_path: Path) -> None:
+    callback = {"class_path": "flaws.NaNInBatch", "init_args": {"batch": 1}}
+    with pytest.raises(AssertionError, match="loss not finite in one step") as stopped:
+        fit_classifier(tmp_path, trainer__callbacks=[callback], guard={"stop_after": 1})
+    found = re.search(r"replay (\S+)`", str(stopped.value))
+    assert found
+    done = cli(tmp_path, "replay", found[1])
+    assert done.code == 0, done
+    assert "the first that is not finite: x of the batch" in done.out
 
 
 def test_accumulated_batches_are_all_there(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ class Guard(LeanCallback):
         # Squares of large numbers of the narrow types are summed in a wider one.
         self._dtype = torch.float64 if any(p.dtype == torch.float64 for p in self._parameters) else torch.float32
         self._buffers = Buffers(pl_module)
+        self._world_size = trainer.world_size
         self._scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         self._batches, self._losses = [], []
 
@@ -109,7 +110,7 @@ class Guard(LeanCallback):
         """Whether the losses are finite, and the norm of all gradients: the same on all processes."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         values = torch.stack([*torch._foreach_norm(gradients, 2, self._dtype), *losses] if gradients else [*losses])
-        if trainer.world_size > 1:  # each has a loss of its own, and none may leave a step out alone
+        if self._world_size > 1:  # each has a loss of its own, and none may leave a step out alone
             values = trainer.strategy.reduce(values, reduce_op="mean")
         found = values.tolist()  # the one time that the device is waited for
         return all(map(math.isfinite, found[len(gradients) :])), math.hypot(*found[: len(gradients)])
