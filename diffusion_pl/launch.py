@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 TIMEOUT = 300.0  # seconds; from the first process to the last that comes: the imports of one may take a minute longer
 GRACE = 2.0  # seconds that a process goes on after the one that started it has ended
-SKEW = 3.0  # seconds by which processes that fail or stop alike may differ
+SKEW = 10.0  # seconds by which processes that fail or stop alike may differ; one takes some to leave torch
 _keep: list[
     Any
 ] = []  # whoever hosts a store keeps it, for torch to find it there when it brings the processes together
@@ -71,7 +72,9 @@ def find_peers(nodes: int) -> Peers | None:
 
 
 def agree(decide: Callable[[], dict[str, Any]], peers: Peers | None) -> dict[str, Any]:
-    """What the first process decides, in all of them.
+    """What the first process decides, in all of them; under torchrun also a store of their own for torch to meet at.
+
+    Torchrun's store outlives its restarts, with the addresses of processes that are gone, which torch would take.
 
     Args:
         decide: called in the first process only; its answer consists of plain values.
@@ -79,51 +82,78 @@ def agree(decide: Callable[[], dict[str, Any]], peers: Peers | None) -> dict[str
 
     Raises:
         OSError: the others did not come within TIMEOUT, or the first cannot be reached.
-        SystemExit: 2, in all but the first, when that raises.
+        SystemExit: 2, in all but the first, when `decide` raises.
     """
     if peers is None:
         return decide()
     from torch.distributed import DistError, PrefixStore, TCPStore
 
-    attempt = f"{os.environ.get('TORCHELASTIC_RUN_ID')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
-    others = [f"taken by {rank}" for rank in range(1, peers.world)]
     first = peers.rank == 0
+    meeting = f"{peers.address}:{peers.port}"
+    hint = "are all running, and does MASTER_PORT name a free, open port?"
+    common: dict[str, Any] = {"timeout": timedelta(seconds=TIMEOUT), "wait_for_workers": False, "multi_tenant": True}
     try:
-        server = TCPStore(
-            peers.address,
-            peers.port,
-            is_master=first and not peers.served,
-            timeout=timedelta(seconds=TIMEOUT),
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
+        server = TCPStore(peers.address, peers.port, is_master=first and not peers.served, **common)
         _keep.append(server)
-        store = PrefixStore(f"diffusion_pl/{attempt}", server)
-        if first:
-            try:
-                answer = decide()
-            except Exception:
-                store.set("answer", "null")
-                store.wait(others)
-                raise
-            store.set("answer", json.dumps(answer))
-            store.wait(others)  # if this one fails now, so do they, by themselves
+        store = PrefixStore("diffusion_pl", server)
+        if not first:
+            told = _ask(store, peers.rank)
         else:
-            answer = json.loads(store.get("answer"))
-            store.set(f"taken by {peers.rank}", "")
+            told = {"answer": None, "port": peers.port}
+            try:
+                told["answer"] = decide()
+            except Exception:
+                _tell(store, peers.world, told)
+                raise
+            if peers.served:
+                _keep.append(TCPStore(peers.address, 0, is_master=True, **common))
+                told["port"] = _keep[-1].port
+            _tell(store, peers.world, told)
+    except TooFew as error:
+        raise OSError(f"{error} of {peers.world} processes did not come to {meeting}: {hint}") from error
     except DistError as error:
-        place = f"{peers.address}:{peers.port}"
-        what = (
-            f"the {peers.world} processes did not come together at {place} within {TIMEOUT:.0f} s"
-            if first
-            else f"process {peers.rank} of {peers.world} heard nothing from the first, at {place}"
-        )
         reason = str(error).splitlines()[0]
-        raise OSError(f"{what}: are all running, and does MASTER_PORT name a free, open port? ({reason})") from error
-    if answer is None:
+        raise OSError(
+            f"process {peers.rank} of {peers.world} cannot meet the others at {meeting}: {hint} ({reason})"
+        ) from error
+    if told["answer"] is None:
         let_the_first_speak()
         raise SystemExit(2)
+    if peers.served:
+        os.environ |= {"MASTER_PORT": str(told["port"]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    answer: dict[str, Any] = told["answer"]
     return answer
+
+
+class TooFew(Exception):
+    """How many processes did not come within TIMEOUT."""
+
+
+def _ask(store: Any, rank: int) -> dict[str, Any]:
+    """In all but the first process: what that tells."""
+    ticket = uuid4().hex  # what a former attempt left in the store is of other tickets
+    store.set(f"ticket of {rank}", ticket)
+    told: dict[str, Any] = json.loads(store.get(f"for {ticket}"))
+    store.set(f"{told['sender']} was heard by {rank}", "")
+    return told
+
+
+def _tell(store: Any, world: int, told: dict[str, Any]) -> None:
+    """In the first process: tell the others, and wait until each has heard it.
+
+    From here on they need this process no more: if it fails now, so do they, by themselves.
+    """
+    sender, end = uuid4().hex, time.monotonic() + TIMEOUT
+    waiting = set(range(1, world))
+    while waiting:
+        if time.monotonic() > end:
+            raise TooFew(len(waiting))
+        for rank in tuple(waiting):
+            if store.check([f"{sender} was heard by {rank}"]):
+                waiting.remove(rank)
+            elif store.check([f"ticket of {rank}"]):  # maybe an old one, soon to be replaced
+                store.set(f"for {store.get(f'ticket of {rank}').decode()}", json.dumps({**told, "sender": sender}))
+        time.sleep(0.05)
 
 
 def let_the_first_speak() -> None:
