@@ -119,6 +119,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--dtype", default="float64", choices=["float32", "float64"], help="their type")
 
 
+@pytest.fixture(autouse=True)
+def environment_stays() -> Iterator[None]:
+    """Lightning notes in the environment where the processes of a run meet; the next test's are others."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.config.getoption("--device"))

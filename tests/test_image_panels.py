@@ -85,7 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_strip_at_the_start_samples_as_it_learns_film_at_the_end(run: Path) -> None:
     expected = {"forward_process-00000000.png", "film_ema0.5-00000020.gif"}
     expected |= {f"samples_ema0.5-{step:08d}.png" for step in (10, 20)}
-    assert files(run) == expected
+    assert files(run) == expected | {"neighbours_ema0.5-00000020.png"}
 
 
 def test_the_logger_has_the_same_pictures_and_the_film(run: Path) -> None:
@@ -93,6 +93,7 @@ def test_the_logger_has_the_same_pictures_and_the_film(run: Path) -> None:
     assert {tag: [step for step, _ in shown] for tag, shown in logged.items()} == {
         "forward_process": [0],
         "samples/ema0.5": [9, 19],
+        "neighbours/ema0.5": [19],
         "film/ema0.5": [19],
     }
     gif = Image.open(io.BytesIO(logged["film/ema0.5"][0][1]))
@@ -117,6 +118,7 @@ def test_raw_weights_are_shown_beside_an_average_that_is_young(tmp_path: Path) -
         tag, step = re.fullmatch(r"(.*)-0*(\d+).png", name).groups()  # type: ignore[union-attr]
         shown[tag].append(int(step))
     # 1/(1 - 0.95) = 20 steps: from then on the average has forgotten the start.
+    assert shown.pop("neighbours_ema0.95") == [40]
     assert shown == {"forward_process": [0], "samples_ema0.95": [10, 20, 30, 40], "samples_raw": [10]}
 
 

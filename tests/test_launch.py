@@ -403,8 +403,9 @@ def test_torchruns_processes_take_one_folder_stop_at_one_step_and_save_once(tmp_
     assert first["run"] == second["run"] == "runs/run"
     assert process.returncode != 0
     assert out.splitlines() == [
+        "run: runs/run",
         "stopped; runs/run/checkpoints/last.ckpt is saved. To go on, the same command with "
-        "--ckpt_path runs/run/checkpoints/last.ckpt"
+        "--ckpt_path runs/run/checkpoints/last.ckpt",
     ]
     assert "diffusion_pl: error" not in err
     (step,) = {(tmp_path / f"node{rank}" / f"stopped{rank}").read_text() for rank in (0, 1)}

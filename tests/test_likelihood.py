@@ -152,7 +152,11 @@ def test_dequantised_values_fill_their_level() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"probes": -1}, "0 for the exact trace"), ({"t_min": 1.0}, "t_min must lie"), ({"atol": 0.0}, "atol > 0")],
+    [
+        ({"probes": -1}, "0 for the exact trace"),
+        ({"t_min": 1.0}, "t_min must lie"),
+        ({"atol": 0.0}, "rtol and atol must lie in"),
+    ],
 )
 def test_bad_numbers_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

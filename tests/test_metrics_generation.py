@@ -195,5 +195,5 @@ def test_weights_that_cannot_be_downloaded_are_asked_for(monkeypatch: pytest.Mon
         raise OSError("no route to host")
 
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
-    with pytest.raises(ValueError, match=r"no route to host.*give --extractor InceptionV3 --extractor.weights FILE"):
+    with pytest.raises(ValueError, match=r"no route to host.*give --extractor.weights FILE"):
         InceptionV3()

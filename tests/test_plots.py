@@ -241,6 +241,16 @@ def test_a_grid_of_anything_else_is_refused(pictures: Any) -> None:
         plots.image_grid(pictures)
 
 
+def test_pairs_stand_one_above_the_other() -> None:
+    """Five pairs in rows of three: the grid of their pictures row by row, the missing sixth white."""
+    both = RNG.integers(0, 255, size=(5, 2, 3, 4, 4), dtype=np.uint8)
+    white = np.full((3, 4, 4), 255, dtype=np.uint8)
+    rows = [both[:3, 0], both[:3, 1], np.stack([*both[3:, 0], white]), np.stack([*both[3:, 1], white])]
+    expected = plots.image_grid(np.concatenate(rows), columns=3, title="t", rows_named=["sample", "nearest"] * 2)
+    assert np.array_equal(plots.pairs(both, columns=3, title="t"), expected)
+    assert plots.pairs(both[:1]).shape[1] < plots.pairs(both).shape[1] * 1.2
+
+
 def test_a_sweep_has_a_line_for_each_sampler_in_both_panels() -> None:
     rows = [
         {"sampler": name, "nfe": n, "distance": 1 / n, "error": 2 / n} for name in ("DDIM", "Heun") for n in (5, 10, 20)

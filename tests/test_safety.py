@@ -153,7 +153,7 @@ def test_code_in_a_file_is_not_run(folder: Path, tmp_path: Path, place: str, wri
 @pytest.mark.parametrize("writer", ["raw", "zipped"])
 @pytest.mark.parametrize(
     ("args", "within"),
-    [(("sample",), ""), (("evaluate", *FID), "samples"), (("evaluate", "--metrics", "elbo"), "")],
+    [(("sample",), ""), (("evaluate", *FID), "samples"), (("evaluate", "--metrics", "elbo"), "elbo")],
     ids=["samples", "features", "figures"],
 )
 def test_code_in_what_an_interrupted_call_left_is_not_run(

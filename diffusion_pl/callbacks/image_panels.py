@@ -71,21 +71,23 @@ class ImagePanels(LeanCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self._panels(trainer, _module(pl_module))
-            if self.film and not trainer.fast_dev_run:
-                with judged_weights(trainer, pl_module):
+            x = self._panels(trainer, _module(pl_module))
+            if trainer.fast_dev_run:
+                return
+            with judged_weights(trainer, pl_module):
+                self._neighbours(trainer, _module(pl_module), x)
+                if self.film:
                     self._film(trainer, _module(pl_module))
-            if not trainer.fast_dev_run:
-                with judged_weights(trainer, pl_module):
-                    self._neighbours(trainer, _module(pl_module))
 
-    def _panels(self, trainer: Trainer, model: DiffusionModule) -> None:
+    def _panels(self, trainer: Trainer, model: DiffusionModule) -> Tensor:
+        """Shows samples of the weights that are judged, which it returns, and of others worth a look."""
         with judged_weights(trainer, model):
-            self._samples(trainer, model)
+            x = self._samples(trainer, model)
         ema = ema_of(trainer)
         if ema is not None and ema.young:
             with judged_weights(trainer, model, raw=True):
                 self._samples(trainer, model)
+        return x
 
     def _draw(self, trainer: Trainer, model: DiffusionModule, count: int, path: bool = False) -> Samples:
         """`count` samples in the precision of the run; with classes, row by row."""
@@ -96,7 +98,7 @@ class ImagePanels(LeanCallback):
         with trainer.precision_plugin.forward_context():
             return model.sample(indices, sampler=self.sampler, path=path)
 
-    def _samples(self, trainer: Trainer, model: DiffusionModule) -> None:
+    def _samples(self, trainer: Trainer, model: DiffusionModule) -> Tensor:
         from .. import plots
 
         data, weights = _data(trainer), model.weights_name
@@ -121,13 +123,14 @@ class ImagePanels(LeanCallback):
         columns = len(x) // len(named) if named else None
         grid = plots.image_grid(data.to_uint8(x).numpy(), columns, title="  ·  ".join(parts), rows_named=named)
         log_image(trainer, f"samples/{weights}", grid)
+        return x
 
-    def _neighbours(self, trainer: Trainer, model: DiffusionModule) -> None:
-        """Samples, each above its nearest training picture."""
+    def _neighbours(self, trainer: Trainer, model: DiffusionModule, x: Tensor) -> None:
+        """Samples x: (N, C, H, W), those nearest to a training picture above it."""
         from .. import plots
 
         data, weights = _data(trainer), model.weights_name
-        x = self._draw(trainer, model, self.num_samples).x_0.float().cpu().clamp(*data.value_range)
+        x = x.clamp(*data.value_range)
         found = memory(data, x)
         scalars = {f"neighbours_{weights}/distance": float(found.nearest.distance.median())}
         told = f"median distance {scalars[f'neighbours_{weights}/distance']:.3f}"
