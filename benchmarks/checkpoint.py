@@ -104,7 +104,7 @@ def main(folder: str, rounds: int = 7) -> None:
         *("--data", "Arrays", "--data.init_args.path", "x.npy", "--data.init_args.batch_size", "16"),
         *("--data.init_args.val_fraction", "0.02", "--trainer.max_steps", str(WARM_UP + 4 * rounds + 1)),
         *("--trainer.accelerator", "cpu", "--trainer.val_check_interval", "1000"),
-        *("--trainer.callbacks", "checkpoint.Clock"),
+        *("--trainer.callbacks", "checkpoint.Clock", "--trainer.enable_progress_bar", "false"),
     ]
     os.chdir(folder)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,7 @@
-"""Files of strangers: whatever reads a file, code in it is not run, and a checkpoint names trusted classes only."""
+"""Files of strangers: whatever reads a file, code in it is not run, and a checkpoint names trusted classes only.
+
+That `fit`, `predict` and `sample` refuse such checkpoints is tested in test_checkpoints.py.
+"""
 
 import copy
 import pickle
@@ -118,11 +121,10 @@ def inside(name: str) -> Any:
 
 #: Place where a file is read: what is written there, the file's name, and the command that reads it.
 PLACES: dict[str, tuple[str, str, Any]] = {
-    "sample": ("raw zipped", "bad.ckpt", command("sample", "--output", "no", "--ckpt_path")),
-    "evaluate": ("raw zipped", "bad.ckpt", command("evaluate", "--output", "no", "--ckpt_path")),
-    "sweep": ("raw zipped", "bad.ckpt", command("sweep", "--output", "no", "--ckpt_path")),
-    "classifier": ("raw zipped", "bad.ckpt", command(*SAMPLE, "--classifier")),
-    "weak": ("raw zipped", "bad.ckpt", command(*SAMPLE, "--weak")),
+    "evaluate": ("zipped", "bad.ckpt", command("evaluate", "--output", "no", "--ckpt_path")),
+    "sweep": ("zipped", "bad.ckpt", command("sweep", "--output", "no", "--ckpt_path")),
+    "classifier": ("zipped", "bad.ckpt", command(*SAMPLE, "--classifier")),
+    "weak": ("zipped", "bad.ckpt", command(*SAMPLE, "--weak")),
     "latents": ("raw npy npz", "bad.npz", command(*SAMPLE, "--latents")),
     "reference": ("raw npy npz", "bad.npz", command(*EVALUATE, *FID, "--reference")),
     "extractor": ("raw zipped", "bad.pth", command(*EVALUATE, "--extractor", "InceptionV3", "--extractor.weights")),
