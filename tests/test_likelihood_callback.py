@@ -96,7 +96,7 @@ def test_memorised_data_part_the_two_losses(tmp_path: Path) -> None:
         "fit",
         "--config",
         tiny_config(
-            tmp_path, model__network=network, data=data, trainer__max_steps=1600, trainer__val_check_interval=1600
+            tmp_path, model__network=network, data=data, trainer__max_steps=3000, trainer__val_check_interval=3000
         ),
         "--run",
         "few",

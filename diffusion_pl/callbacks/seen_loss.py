@@ -11,12 +11,12 @@ from ..module import DiffusionModule
 from ..tensors import mix
 from ..trainable import VAL_BINS
 
-EXAMPLES = 1000  # at most; as many as validation takes if those are fewer
+LEAST, MOST = 256, 1000  # draws; between them, as many as examples are held out
 
 
 class SeenLoss(LeanCallback):
     """seen_loss, in total and by noise level, after each validation: the same loss, weights and bins as val_loss, of
-    examples spread over the training split, without augmentation.
+    examples spread over the training split, again and again if they are few, without augmentation.
 
     At low noise a model can only know what it has seen, so there the two part first.
     """
@@ -27,12 +27,15 @@ class SeenLoss(LeanCallback):
         data: Any = trainer.datamodule
         rank, world, size = trainer.global_rank, trainer.world_size, data.batch_size
         source = data.part("train")
-        validated = min(len(data.part("val")), int(sum(trainer.num_val_batches)) * size * world)
-        count = min(validated, len(source), EXAMPLES)
+        count = min(max(len(data.part("val")), LEAST), MOST)
+        if trainer.fast_dev_run:
+            count = min(count, size)
         seen = BinnedMean(VAL_BINS).to(pl_module.device)
         for number in range(rank, -(-count // size), world):
             places = torch.arange(number * size, min((number + 1) * size, count)) * len(source) // count
-            batch = {name: value.to(pl_module.device) for name, value in source.__getitems__(places).items()}
+            places, back = torch.unique(places, return_inverse=True)  # files may want numbers without repeats
+            found = source.__getitems__(places).items()
+            batch = {name: value[back].to(pl_module.device) for name, value in found}
             batch = data.on_after_batch_transfer(batch, 0)
             generator = torch.Generator(pl_module.device).manual_seed(mix(number))
             with trainer.precision_plugin.forward_context():
