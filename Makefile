@@ -24,8 +24,8 @@ lint: .venv/.done ## style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-test: lint ## style, types and the ordinary tests
-	@$(BIN)/python -m pytest -q
+test: lint ## style, types and the ordinary tests, in two processes of one thread each
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: .venv/.done ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m slow
@@ -39,6 +39,7 @@ benchmarks: .venv/.done ## measure speed and quality beside bare loops and peers
 	@$(BIN)/python benchmarks/images.py
 	@$(BIN)/python benchmarks/sampling.py
 	@$(BIN)/python benchmarks/checkpoint.py
+	@$(BIN)/python benchmarks/scaling.py
 
 clean: ## remove the environment and caches; runs stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
