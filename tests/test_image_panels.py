@@ -83,7 +83,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_strip_at_the_start_samples_as_it_learns_film_at_the_end(run: Path) -> None:
-    expected = {"forward_process-00000000.png", "film_ema0.5-00000020.gif"}
+    expected = {"forward_process-00000000.png", "film_ema0.5-00000020.gif", "neighbours_ema0.5-00000020.png"}
     expected |= {f"samples_ema0.5-{step:08d}.png" for step in (10, 20)}
     assert files(run) == expected
 
@@ -94,6 +94,7 @@ def test_the_logger_has_the_same_pictures_and_the_film(run: Path) -> None:
         "forward_process": [0],
         "samples/ema0.5": [9, 19],
         "film/ema0.5": [19],
+        "neighbours/ema0.5": [19],
     }
     gif = Image.open(io.BytesIO(logged["film/ema0.5"][0][1]))
     assert gif.format == "GIF"
@@ -117,7 +118,8 @@ def test_raw_weights_are_shown_beside_an_average_that_is_young(tmp_path: Path) -
         tag, step = re.fullmatch(r"(.*)-0*(\d+).png", name).groups()  # type: ignore[union-attr]
         shown[tag].append(int(step))
     # 1/(1 - 0.95) = 20 steps: from then on the average has forgotten the start.
-    assert shown == {"forward_process": [0], "samples_ema0.95": [10, 20, 30, 40], "samples_raw": [10]}
+    assert shown.pop("forward_process") == [0]
+    assert shown == {"samples_ema0.95": [10, 20, 30, 40], "samples_raw": [10], "neighbours_ema0.95": [40]}
 
 
 def test_classes_have_a_row_each_in_which_all_samples_have_that_class(tmp_path: Path) -> None:
@@ -133,7 +135,33 @@ def test_more_than_ten_classes_have_ten_rows(tmp_path: Path) -> None:
 
 def test_a_sampler_of_their_own(tmp_path: Path) -> None:
     module = train(tmp_path, steps=10, film=False, sampler=DDIM(UniformGrid(7)))
-    assert len(module.network.labels) == 7  # type: ignore[arg-type]
+    assert len(module.network.labels) == 2 * 7  # type: ignore[arg-type]  # of the samples and of their neighbours
+
+
+def test_samples_lie_above_the_training_pictures_they_are_nearest_to(tmp_path: Path) -> None:
+    """Of samples that are training pictures both rows are equal, and the distances tell that they are copies."""
+    module = tiny_module(network=Tiny, shape=(3, 4, 6), sampler=Copies(UniformGrid(2)))
+    logger = TensorBoardLogger(str(tmp_path), "", "")
+    options = {"max_steps": 1, "logger": logger}
+    tiny_trainer(tmp_path, ImagePanels(film=False, **SHORT), **options).fit(module, datamodule=Blobs())
+    logged = scalars(tmp_path)
+    assert logged["neighbours_raw/distance"] == [(0, 0)]
+    assert logged["neighbours_raw/memorisation"] == [(0, 0)]
+    panel = np.asarray(Image.open(tmp_path / "panels/neighbours_raw-00000001.png"))
+    above, below = panel[-2 * 63 :].reshape(2, 63, *panel.shape[1:])  # 4 pixels, 14 times enlarged, and a gap
+    assert np.array_equal(above[:, 70:], below[:, 70:])
+    assert len(np.unique(above)) > 50
+
+
+class Copies(DDIM):
+    """All samples are training pictures."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        samples = super().__call__(*args, **kwargs)
+        data = Blobs()
+        data.setup()
+        x = next(data.batches("train", len(samples.x_0)))["x"]
+        return samples._replace(x_0=x)
 
 
 def test_mean_and_deviation_of_each_channel_are_logged_beside_the_datas(run: Path) -> None:
