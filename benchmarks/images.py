@@ -25,26 +25,6 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 SECONDS = 240.0
 
 
-def network() -> Any:
-    """The classifier: (B, 1, 8, 8) in [-1, 1] -> 64 features -> 10 logits."""
-    from torch import nn
-
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(64, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(256, 64),
-        nn.ReLU(),
-        nn.Linear(64, 10),
-    )
-
-
 def digits() -> tuple[Any, Any]:
     """All digits in [-1, 1]: (1797, 1, 8, 8), and their labels."""
     import torch
@@ -55,14 +35,22 @@ def digits() -> tuple[Any, Any]:
 
 
 def classifier() -> None:
-    """Train the classifier and write its weights."""
+    """Train the classifier anew and write its weights."""
     import numpy as np
     import torch
+    from torch import nn
 
-    torch.manual_seed(0)
+    from diffusion_pl.metrics import DigitsClassifier
+
     x, y = digits()
     held_out = torch.arange(len(x)) % 5 == 0
-    net = network()
+    known = DigitsClassifier()
+    # As one sequence, as which it is filed.
+    net = nn.Sequential(*known.features, nn.ReLU(), known.logits).train().requires_grad_(True)
+    torch.manual_seed(0)
+    for layer in net:
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.reset_parameters()
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
     train_x, train_y = x[~held_out], y[~held_out]
     for _ in range(1500):
@@ -84,14 +72,14 @@ def frechet(samples: Any) -> float:
     import torch
     from scipy.linalg import sqrtm
 
-    net = network()
-    with np.load(WEIGHTS) as file:
-        net.load_state_dict({name: torch.from_numpy(file[name]).float() for name in file.files})
+    from diffusion_pl.metrics import DigitsClassifier
+
+    net = DigitsClassifier()
 
     def moments(x: torch.Tensor) -> tuple[Any, Any]:
         # As pictures have them: 17 levels.
         with torch.no_grad():
-            features = net[:10](((x.clamp(-1, 1) + 1) * 8).round() / 8 - 1).double().numpy()
+            features = net.features(((x.clamp(-1, 1) + 1) * 8).round() / 8 - 1).double().numpy()
         return features.mean(0), np.cov(features, rowvar=False)
 
     (mean_a, cov_a), (mean_b, cov_b) = moments(samples), moments(digits()[0])

@@ -20,6 +20,8 @@ from .tensors import per_sample
 
 State = tuple[Tensor, ...]
 Field = Callable[[State, Tensor], State]
+Units = Callable[[Tensor], tuple[Tensor, ...]]
+SAFETY = 0.8  # of the step that would just do: a rejected one costs as much as a good one
 
 
 class Tableau(NamedTuple):
@@ -45,6 +47,22 @@ DORMAND_PRINCE = Tableau(
         (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
     ),
     (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40),
+)
+#: Cash & Karp (1990), 5(4), with the solution itself as last stage.  No weight is negative, so what is rough in a field
+#: is averaged, not magnified: for networks, which ripple in t as fast as their embedding of it.
+CASH_KARP = Tableau(
+    5,
+    (0, 1 / 5, 3 / 10, 3 / 5, 1, 7 / 8, 1),
+    (
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (3 / 10, -9 / 10, 6 / 5),
+        (-11 / 54, 5 / 2, -70 / 27, 35 / 27),
+        (1631 / 55296, 175 / 512, 575 / 13824, 44275 / 110592, 253 / 4096),
+        (37 / 378, 0, 250 / 621, 125 / 594, 0, 512 / 1771),
+    ),
+    (-277 / 64512, 0, 6925 / 370944, -6925 / 202752, -277 / 14336, 277 / 7084, 0),
 )
 #: Bogacki & Shampine (1989), 3(2): fewer evaluations where the tolerance is loose.
 BOGACKI_SHAMPINE = Tableau(
@@ -73,6 +91,7 @@ def solve(
     atol: float = 1e-5,
     tableau: Tableau = DORMAND_PRINCE,
     max_steps: int = 1000,
+    units: Units | None = None,
 ) -> Solution:
     """Carry y from begin to end, forwards or backwards.
 
@@ -86,6 +105,7 @@ def solve(
         rtol, atol: tolerated error of a step.
         tableau: the method.
         max_steps: accepted and rejected ones together.
+        units: (B,) -> (B,) for each part of the state: how many times as large an error of it may be there; None: 1.
 
     Raises:
         ValueError: the tolerance is out of reach, or the field is not finite.
@@ -105,14 +125,15 @@ def solve(
         calls += len(slopes) - 1
         walking = left != 0
         nfe += walking * (len(slopes) - 1)
-        norm = _norm(size, tableau.error, slopes, y, moved, rtol, atol)
+        norms = _norms(size, tableau.error, slopes, y, moved, rtol, atol)
+        norm = (norms if units is None else norms / torch.stack(units(now + size))).amax(0)
         # Where a field blows up the error is not a number: a shorter step is tried.
         good = norm <= 1
         now = torch.where(good, torch.where(size == left, torch.full_like(now, end), now + size), now)
         y, slope = _where(good, moved, y), _where(good, slopes[-1], slope)
         if bool((now == end).all()):
             return Solution(y, nfe, calls)
-        factor = 0.9 * norm.clamp(min=1e-10) ** (-1 / tableau.order)
+        factor = SAFETY * norm.clamp(min=1e-10) ** (-1 / tableau.order)
         size = size * torch.where(norm.isfinite(), factor, torch.zeros_like(norm)).clamp(0.2, 5)
     raise ValueError(
         f"{max_steps} steps do not bring the ODE from {begin:g} to {end:g}: loosen rtol and atol "
@@ -141,16 +162,16 @@ def _sum(row: Sequence[float], slopes: list[State], part: int) -> Tensor:
     return total
 
 
-def _norm(
+def _norms(
     size: Tensor, weights: Sequence[float], slopes: list[State], y: State, moved: State, rtol: float, atol: float
 ) -> Tensor:
-    """Error of the step in units of what is tolerated: (B,), float64."""
+    """Error of each part of the state relative to what is tolerated: (parts, B), float64."""
     norms = []
     for part, (old, new) in enumerate(zip(y, moved, strict=True)):
         error = per_sample(size, old).to(old) * _sum(weights, slopes, part)
         scale = atol + rtol * torch.maximum(old.abs(), new.abs())
         norms.append((error / scale).double().reshape(len(old), -1).square().mean(1).sqrt())
-    return torch.stack(norms).amax(0)
+    return torch.stack(norms)
 
 
 def _where(good: Tensor, new: State, old: State) -> State:

@@ -119,6 +119,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--dtype", default="float64", choices=["float32", "float64"], help="their type")
 
 
+def pytest_make_parametrize_id(val: Any) -> str | None:
+    """Names of tests without addresses in memory: those that run in several processes must be the same in all."""
+    return type(val).__name__ if " object at 0x" in repr(val) else None
+
+
 @pytest.fixture(autouse=True)
 def environment_stays() -> Iterator[None]:
     """Lightning notes in the environment where the processes of a run meet; the next test's are others."""

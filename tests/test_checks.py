@@ -201,7 +201,7 @@ def test_only_22_of_128_features_see_unscaled_time() -> None:
         (Blind(1), ScaledTime()),
         (None, ScaledTime()),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__ if " object at 0x" in repr(value) else str(value),
 )
 @pytest.mark.parametrize("schedule", [VP(), Rectified(), LinearBetas()], ids=lambda s: type(s).__name__)
 def test_embeddings_that_see_the_noise_level_pass(

@@ -83,9 +83,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_strip_at_the_start_samples_as_it_learns_film_at_the_end(run: Path) -> None:
-    expected = {"forward_process-00000000.png", "film_ema0.5-00000020.gif"}
+    expected = {"forward_process-00000000.png", "film_ema0.5-00000020.gif", "neighbours_ema0.5-00000020.png"}
     expected |= {f"samples_ema0.5-{step:08d}.png" for step in (10, 20)}
-    assert files(run) == expected | {"neighbours_ema0.5-00000020.png"}
+    assert files(run) == expected
 
 
 def test_the_logger_has_the_same_pictures_and_the_film(run: Path) -> None:
@@ -95,6 +95,7 @@ def test_the_logger_has_the_same_pictures_and_the_film(run: Path) -> None:
         "samples/ema0.5": [9, 19],
         "neighbours/ema0.5": [19],
         "film/ema0.5": [19],
+        "neighbours/ema0.5": [19],
     }
     gif = Image.open(io.BytesIO(logged["film/ema0.5"][0][1]))
     assert gif.format == "GIF"
@@ -135,7 +136,33 @@ def test_more_than_ten_classes_have_ten_rows(tmp_path: Path) -> None:
 
 def test_a_sampler_of_their_own(tmp_path: Path) -> None:
     module = train(tmp_path, steps=10, film=False, sampler=DDIM(UniformGrid(7)))
-    assert len(module.network.labels) == 7  # type: ignore[arg-type]
+    assert len(module.network.labels) == 2 * 7  # type: ignore[arg-type]  # of the samples and of their neighbours
+
+
+def test_samples_lie_above_the_training_pictures_they_are_nearest_to(tmp_path: Path) -> None:
+    """Of samples that are training pictures both rows are equal, and the distances tell that they are copies."""
+    module = tiny_module(network=Tiny, shape=(3, 4, 6), sampler=Copies(UniformGrid(2)))
+    logger = TensorBoardLogger(str(tmp_path), "", "")
+    options = {"max_steps": 1, "logger": logger}
+    tiny_trainer(tmp_path, ImagePanels(film=False, **SHORT), **options).fit(module, datamodule=Blobs())
+    logged = scalars(tmp_path)
+    assert logged["neighbours_raw/distance"] == [(0, 0)]
+    assert logged["neighbours_raw/memorisation"] == [(0, 0)]
+    panel = np.asarray(Image.open(tmp_path / "panels/neighbours_raw-00000001.png"))
+    above, below = panel[-2 * 63 :].reshape(2, 63, *panel.shape[1:])  # 4 pixels, 14 times enlarged, and a gap
+    assert np.array_equal(above[:, 70:], below[:, 70:])
+    assert len(np.unique(above)) > 50
+
+
+class Copies(DDIM):
+    """All samples are training pictures."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        samples = super().__call__(*args, **kwargs)
+        data = Blobs()
+        data.setup()
+        x = next(data.batches("train", len(samples.x_0)))["x"]
+        return samples._replace(x_0=x)
 
 
 def test_mean_and_deviation_of_each_channel_are_logged_beside_the_datas(run: Path) -> None:

@@ -1,89 +1,107 @@
-"""Nearest neighbours against a brute-force loop, and what the ratio of distances says."""
+"""Nearest seen examples against brute force, and the ratio that tells copies from new examples."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from conftest import array
 from torch import Tensor
 
+from diffusion_pl.data import DataModule, Datasaurus, Digits
 from diffusion_pl.evaluation import memory
 from diffusion_pl.metrics import neighbours
 from diffusion_pl.metrics.neighbours import NearestNeighbours, memorisation
 
 
-def draw(n: int, seed: int, *shape: int) -> Tensor:
-    return torch.randn(n, *(shape or (5,)), generator=torch.Generator().manual_seed(seed))
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def brute(x: Tensor, y: Tensor) -> list[tuple[float, int]]:
-    """(distance, number) of the nearest of y to each of x, one pair at a time."""
-    found = []
-    for a in x.double():
-        distances = [math.sqrt(float((a - b).square().mean())) for b in y.double()]
-        number = min(range(len(y)), key=distances.__getitem__)
-        found.append((distances[number], number))
-    return found
+def brute_force(x: Tensor, y: Tensor) -> tuple[list[float], list[int]]:
+    distances, places = [], []
+    for a in array(x.double()):
+        every = [math.sqrt(((a - b) ** 2).mean()) for b in array(y.double())]
+        places.append(int(np.argmin(every)))
+        distances.append(min(every))
+    return distances, places
 
 
-def test_the_nearest_of_all_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "CHUNK", 4)
-    x, y = draw(6, 0, 2, 3), draw(31, 1, 2, 3)
+@pytest.mark.parametrize("pieces", [[50], [1, 30, 19]])
+def test_the_nearest_are_those_of_a_plain_loop(pieces: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "CHUNK", 7)
+    x, y = normal(0, 20, 1, 3, 4), normal(1, 50, 1, 3, 4)
     found = NearestNeighbours(x)
-    for piece in y.split((10, 1, 20)):
+    for piece in y.split(pieces):
         found.update(piece)
-    assert found.seen == 31
-    for k, (distance, number) in enumerate(brute(x, y)):
-        assert int(found.best.place[k]) == number
-        assert float(found.best.distance[k]) == pytest.approx(distance, rel=1e-5)
+    distances, places = brute_force(x, y)
+    assert found.best.place.tolist() == places
+    assert len(set(places)) > 5
+    np.testing.assert_allclose(array(found.best.distance), distances, rtol=1e-6)
 
 
-def test_a_copy_is_at_no_distance_at_all() -> None:
-    """Whatever rounding a matrix product would bring."""
-    y = 1000 + draw(50, 0)
-    found = NearestNeighbours(y[[7, 33]])
-    found.update(y)
-    assert found.best.place.tolist() == [7, 33]
-    assert found.best.distance.tolist() == [0.0, 0.0]
+def test_a_copy_has_no_distance_at_all() -> None:
+    """Also far from the origin, where a distance from products would be off by rounding."""
+    y = 100 + normal(0, 200, 64)
+    found = NearestNeighbours(y[[150, 3, 77]])
+    found.update(y[:100])
+    found.update(y[100:])
+    assert found.best.place.tolist() == [150, 3, 77]
+    assert found.best.distance.tolist() == [0, 0, 0]
 
 
-def test_what_is_not_a_number_is_near_to_nothing() -> None:
-    x = draw(3, 0)
-    x[1, 2] = math.nan
-    found = NearestNeighbours(x)
-    found.update(draw(20, 1))
-    assert found.best.distance.isfinite().tolist() == [True, False, True]
+def test_what_is_no_number_is_near_to_nothing_and_spoils_no_other() -> None:
+    x, y = normal(0, 4, 5), normal(1, 30, 5)
+    distances, places = brute_force(x, y)
+    spoiled, holes = x.clone(), y.clone()
+    spoiled[1, 2] = torch.nan
+    holes[next(k for k in range(30) if k not in places), 0] = torch.nan
+    found = NearestNeighbours(spoiled)
+    found.update(holes[:10])
+    found.update(holes[10:])
+    assert found.best.distance[1] == torch.inf
+    others = [0, 2, 3]
+    np.testing.assert_allclose(array(found.best.distance[others]), [distances[k] for k in others], rtol=1e-6)
+    assert found.best.place[others].tolist() == [places[k] for k in others]
 
 
-def test_the_ratio_is_one_for_new_examples_and_none_for_copies() -> None:
-    seen, new, held_out = draw(500, 0), draw(200, 1), draw(200, 2)
+def test_new_examples_have_the_ratio_1_and_copies_0() -> None:
+    seen, held_out, fresh = normal(0, 2000, 4), normal(1, 500, 4), normal(2, 500, 4)
 
     def distances(x: Tensor) -> Tensor:
         found = NearestNeighbours(x)
         found.update(seen)
         return found.best.distance
 
-    assert memorisation(distances(new), distances(held_out)) == pytest.approx(1, abs=0.15)
-    assert memorisation(distances(seen[:100]), distances(held_out)) == 0
-    near = seen[:100] + 0.01 * draw(100, 3)
-    assert memorisation(distances(near), distances(held_out)) < 0.1
-    with pytest.raises(ValueError, match="needs samples"):
-        memorisation(distances(new), torch.empty(0))
+    assert memorisation(distances(fresh), distances(held_out)) == pytest.approx(1, abs=0.1)
+    assert memorisation(distances(seen[:500]), distances(held_out)) == 0
+    blurred = seen[:500] + 0.01 * normal(3, 500, 4)
+    assert 0.005 < memorisation(distances(blurred), distances(held_out)) < 0.1
+    assert memorisation(distances(5 * fresh), distances(held_out)) > 3
+    with pytest.raises(ValueError, match="needs samples, and held-out examples"):
+        memorisation(distances(fresh), torch.empty(0))
 
 
-def test_samples_of_a_data_set_beside_its_held_out_examples() -> None:
-    from diffusion_pl.data import Digits
-
-    data = Digits(val_fraction=0.2)
+@pytest.mark.parametrize("data", [Datasaurus(val_fraction=0.3), Digits()], ids=lambda d: type(d).__name__)
+def test_the_memory_of_a_data_set(data: DataModule) -> None:
+    """Of held-out examples as samples the ratio is 1, of training examples 0; their neighbours are handed out."""
     data.setup("fit")
-    train = next(data.batches("train", 2000))["x"]
-    copies = memory(data, train[[300, 5, 300]])
+    seen = next(data.batches("train", 2000))["x"]
+    new = next(data.batches("val", 2000))["x"]
+    order = torch.tensor([5, 60, 5, 0])  # neither rising nor without repeats
+    copies = memory(data, seen[order])
     assert copies.ratio == 0
-    assert copies.nearest.place.tolist() == [300, 5, 300]
-    assert torch.equal(copies.examples, train[[300, 5, 300]])
-    fresh = next(data.batches("val", 150))["x"]
-    ratio = memory(data, fresh).ratio
-    assert ratio is not None
-    assert 0.9 < ratio < 1.1
-    alone = Digits(val_fraction=0.0)
-    alone.setup("fit")
-    assert memory(alone, train[:2]).ratio is None
+    assert torch.equal(copies.examples, seen[order])
+    fresh = memory(data, new)
+    assert fresh.ratio == 1
+    distances, places = brute_force(new[:5], seen)
+    np.testing.assert_allclose(array(fresh.nearest.distance[:5]), distances, rtol=1e-5)
+    assert torch.equal(fresh.examples[:5], seen[places])
+
+
+def test_without_held_out_examples_there_is_no_ratio() -> None:
+    data = Datasaurus(val_fraction=0.0)
+    data.setup("fit")
+    found = memory(data, torch.zeros(3, 2))
+    assert found.ratio is None
+    assert found.nearest.distance.isfinite().all()

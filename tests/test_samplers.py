@@ -578,7 +578,7 @@ def test_precision_and_place_are_those_of_x(build: Build, device: torch.device) 
         (Rectified(), UniformGrid(5, 0.5), math.sqrt(0.5)),
         (BetaTable([0.5, 0.5]), UniformGrid(2), 1.0),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__ if " object at 0x" in repr(value) else str(value),
 )
 def test_prior_is_the_noise_at_the_first_time(schedule: Schedule, grid: Grid, expected: float) -> None:
     eps = start()

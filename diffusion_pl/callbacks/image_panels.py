@@ -133,7 +133,7 @@ class ImagePanels(LeanCallback):
         x = x.clamp(*data.value_range)
         found = memory(data, x)
         scalars = {f"neighbours_{weights}/distance": float(found.nearest.distance.median())}
-        told = f"median distance {scalars[f'neighbours_{weights}/distance']:.3f}"
+        told = f"median distance of all {scalars[f'neighbours_{weights}/distance']:.3f}"
         if found.ratio is not None:
             scalars[f"neighbours_{weights}/memorisation"] = found.ratio
             told += f", {found.ratio:.2f} times that of held-out pictures (near 0: copies)"
@@ -142,7 +142,8 @@ class ImagePanels(LeanCallback):
         # The nearest first: a copy is not to be overlooked.
         first = found.nearest.distance.argsort()[:NEIGHBOURS]
         both = data.to_uint8(torch.stack((x[first], found.examples[first]), 1)).numpy()
-        title = f"step {trainer.global_step:,}  ·  {weights} weights  ·  samples, nearest training picture  ·  {told}"
+        title = f"step {trainer.global_step:,}  ·  {weights} weights  ·  samples above their nearest training picture"
+        title += f", the {len(first)} nearest of {len(x)}  ·  {told}"
         log_image(trainer, f"neighbours/{weights}", plots.pairs(both, title=title))
 
     def _moments(self, data: Images) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ def image_grid(
     scale: int | None = None,
     title: str = "",
     rows_named: Sequence[str] = (),
+    together: int = 1,
 ) -> NDArray[np.uint8]:
     """Pictures side by side, row by row, enlarged without smoothing: (height, width, 3), uint8.
 
@@ -27,6 +28,7 @@ def image_grid(
         scale: Pixels of the grid for one of the picture; None: so many that the grid is about 600 wide.
         title: Text above, which wraps; its lines are as long as the grid is wide.
         rows_named: Names of the rows, at their left.
+        together: Rows that belong together; beyond 1 a wider gap parts them from the next.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -39,15 +41,17 @@ def image_grid(
     scale = scale or max(1, round(600 / (columns * (width + 1))))
     gap = max(2, scale // 2)
     across, down = width * scale + gap, height * scale + gap
+    apart = 12 if together > 1 else 0
 
     font = ImageFont.load_default(14)
-    lines = textwrap.wrap(title, max(24, (columns * across) // 8))
-    top = (8 + 19 * len(lines) if lines else 0) + gap
     left = gap + max((round(font.getlength(name)) + 8 for name in rows_named), default=0)
-    grid = np.full((top + -(-n // columns) * down, left + columns * across, 3), 255, dtype=np.uint8)
+    lines = textwrap.wrap(title, max(24, (left + columns * across) // 8))
+    rows = -(-n // columns)
+    tops = [(8 + 19 * len(lines) if lines else 0) + gap + row * down + row // together * apart for row in range(rows)]
+    grid = np.full((tops[-1] + down, left + columns * across, 3), 255, dtype=np.uint8)
     for index, picture in enumerate(pictures):
         row, column = divmod(index, columns)
-        y, x = top + row * down, left + column * across
+        y, x = tops[row], left + column * across
         large = picture.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
         grid[y : y + down - gap, x : x + across - gap] = large
     image = Image.fromarray(grid)
@@ -55,12 +59,12 @@ def image_grid(
     for number, line in enumerate(lines):
         draw.text((gap, 5 + 19 * number), line, fill=INK, font=font)
     for row, name in enumerate(rows_named):
-        draw.text((left - 6, top + row * down + (down - gap) / 2), name, fill=INK, font=font, anchor="rm")
+        draw.text((left - 6, tops[row] + (down - gap) / 2), name, fill=INK, font=font, anchor="rm")
     return np.asarray(image)
 
 
 def pairs(pictures: Array, columns: int = 8, title: str = "") -> NDArray[np.uint8]:
-    """Pairs of pictures, one above the other, side by side: (height, width, 3), uint8.
+    """Samples, each above its nearest picture, pairs side by side: (height, width, 3), uint8.
 
     Args:
         pictures: (N, 2, C, H, W), uint8.
@@ -74,7 +78,8 @@ def pairs(pictures: Array, columns: int = 8, title: str = "") -> NDArray[np.uint
     # Row of firsts, row of seconds, row of firsts …
     rows = whole.reshape(-1, columns, 2, channels, height, width).swapaxes(1, 2)
     names = ["sample", "nearest"] * len(rows)
-    return image_grid(rows.reshape(-1, channels, height, width), columns, title=title, rows_named=names)
+    cells = rows.reshape(-1, channels, height, width)
+    return image_grid(cells, columns, title=title, rows_named=names, together=2)
 
 
 def save_image(image: Array, path: Path) -> Path:
