@@ -95,7 +95,6 @@ def test_the_logger_has_the_same_pictures_and_the_film(run: Path) -> None:
         "samples/ema0.5": [9, 19],
         "neighbours/ema0.5": [19],
         "film/ema0.5": [19],
-        "neighbours/ema0.5": [19],
     }
     gif = Image.open(io.BytesIO(logged["film/ema0.5"][0][1]))
     assert gif.format == "GIF"
