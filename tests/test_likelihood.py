@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import array
+from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from diffusion_pl.likelihood import FlowLikelihood, bits_per_dim, dequantized, width
@@ -121,6 +122,47 @@ def test_without_the_extension_it_is_the_density_at_t_min() -> None:
     assert abs(float((wider.log_prob(x) - held).mean())) < 1e-3
     error = np.abs(exact(x, means) - array(FlowLikelihood(0)(oracle, x, noise).log_p)).mean()
     assert error < 0.2 * np.abs(exact(x, means) - array(held)).mean()
+
+
+def test_a_ripple_in_time_is_not_pursued() -> None:
+    """As a network's embedding of t makes one: of so little that it does not move the density it costs little more."""
+
+    class Rippling(GaussianMixture):
+        def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Any:
+            x_0, eps, v = super().forward(x_t, t, **cond)
+            wave = 3e-3 * torch.sin(999 * t)
+            kernel = self.schedule(t)
+            return type(super().forward(x_t, t))(x_0 - kernel.sigma * wave, eps + kernel.alpha * wave, v)
+
+    _, means = mixture(VP(beta_max=40.0), 64)
+    x, noise = draws(means, 20), SampleNoise(0, range(20))
+    smooth, rough = (
+        FlowLikelihood(0)(kind(VP(beta_max=40.0), means, STD), x, noise) for kind in (GaussianMixture, Rippling)
+    )
+    assert rough.nfe.float().mean() < 1.5 * smooth.nfe.float().mean()
+    assert float((rough.log_p - smooth.log_p).abs().mean()) / 64 < 1e-3
+
+
+def test_it_asks_no_more_often_than_scipy_with_the_whole_state_at_the_same_tolerance() -> None:
+    """Song et al., App. D.2: RK45 in t on x and its log density, one step size for the batch."""
+    oracle, means = mixture(VP(beta_max=40.0), 2)
+    x = draws(means, 200)
+
+    def flow(t: float, y: np.ndarray) -> np.ndarray:
+        u = torch.from_numpy(y[:400]).view(200, 2).requires_grad_(True)
+        at = torch.full((200, 1), t, dtype=torch.float64)
+        kernel = oracle.schedule(at)
+        v = kernel.d_alpha * oracle(u, at).x_0 + kernel.d_sigma * oracle(u, at).eps
+        div = sum(torch.autograd.grad(v[:, k].sum(), u, retain_graph=True)[0][:, k] for k in (0, 1))
+        return np.concatenate([array(v.detach()).ravel(), array(div)])
+
+    start = np.concatenate([array(x).ravel(), np.zeros(200)])
+    found = solve_ivp(flow, (1e-5, 1.0), start, rtol=1e-5, atol=1e-5)
+    noise = found.y[:400, -1].reshape(200, 2)
+    theirs = found.y[400:, -1] - 0.5 * (noise**2).sum(1) - math.log(2 * math.pi)
+    ours = FlowLikelihood(0, rtol=1e-5, atol=1e-5)(oracle, x, SampleNoise(0, range(200)))
+    np.testing.assert_allclose(array(ours.log_p), theirs, atol=3e-3)
+    assert ours.nfe.double().mean() < found.nfev
 
 
 def test_a_looser_pair_costs_less() -> None:
