@@ -135,7 +135,7 @@ def test_more_than_ten_classes_have_ten_rows(tmp_path: Path) -> None:
 
 def test_a_sampler_of_their_own(tmp_path: Path) -> None:
     module = train(tmp_path, steps=10, film=False, sampler=DDIM(UniformGrid(7)))
-    assert len(module.network.labels) == 2 * 7  # type: ignore[arg-type]  # of the samples and of their neighbours
+    assert len(module.network.labels) == 7  # once for both panels
 
 
 def test_samples_lie_above_the_training_pictures_they_are_nearest_to(tmp_path: Path) -> None:
