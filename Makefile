@@ -40,6 +40,7 @@ benchmarks: .venv/.done ## measure speed and quality beside bare loops and peers
 	@$(BIN)/python benchmarks/sampling.py
 	@$(BIN)/python benchmarks/checkpoint.py
 	@$(BIN)/python benchmarks/scaling.py
+	@$(BIN)/python benchmarks/evaluation.py
 
 clean: ## remove the environment and caches; runs stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
