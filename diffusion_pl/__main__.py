@@ -37,7 +37,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status (0 well, 2 wrong input, 143 stopped by a signal)."""
+    """Run one command line; returns the exit status (0 well, 2 an error told in one line, 143 stopped by a signal)."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args or bool(os.environ.get("DIFFUSION_PL_DEBUG"))
     args = [a for a in args if a != "--debug"]

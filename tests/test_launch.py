@@ -307,11 +307,12 @@ def alive(pid: int) -> bool:
 
 
 class Report(Callback):
-    """What each process saw, in the working directory: rankN.json at the start, stoppedN at a stop; saves of all."""
+    """What each process saw, in the working directory: rankN.json at the start, stoppedN at an early end, saves."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         file = Path(f"rank{trainer.global_rank}.json")
-        file.with_suffix(".part").write_text(json.dumps({"pid": os.getpid(), "run": trainer.default_root_dir}))
+        report = {"pid": os.getpid(), "run": trainer.default_root_dir, "val_batches": trainer.num_val_batches}
+        file.with_suffix(".part").write_text(json.dumps(report))
         file.with_suffix(".part").rename(file)
 
     def on_train_batch_end(self, *args: Any) -> None:
@@ -323,7 +324,7 @@ class Report(Callback):
                 file.write(f"{trainer.global_step}\n")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        Path(f"stopped{trainer.global_rank}").write_text(f"{trainer.global_step}")
+        Path(f"stopped{trainer.global_rank}").write_text(f"{trainer.global_step} {type(exception).__name__}")
 
 
 STEPS = 150
@@ -408,7 +409,9 @@ def test_torchruns_processes_take_one_folder_stop_at_one_step_and_save_once(tmp_
         "--ckpt_path runs/run/checkpoints/last.ckpt",
     ]
     assert "diffusion_pl: error" not in err
-    (step,) = {(tmp_path / f"node{rank}" / f"stopped{rank}").read_text() for rank in (0, 1)}
+    (stopped,) = {(tmp_path / f"node{rank}" / f"stopped{rank}").read_text() for rank in (0, 1)}
+    step, why = stopped.split()
+    assert why == "SIGTERMException"
     assert (tmp_path / "node0" / "saves").read_text() == f"{step}\n"
     assert checkpoint(tmp_path / "node0" / "runs" / "run")["global_step"] == int(step)
     assert not alive(first["pid"]) and not alive(second["pid"])
@@ -480,14 +483,17 @@ def test_told_to_stop_they_save_once_and_the_run_goes_on_exactly(
 
 @pytest.mark.slow
 def test_told_to_stop_while_they_validate_unequal_shares_they_stop_together(tmp_path: Path) -> None:
-    """14 points in batches of one: 7 each; with 13 of them, one process has a batch more."""
-    write_config(tmp_path, 5000, trainer__val_check_interval=1, data__init_args={"batch_size": 2, "repeats": 5})
+    """They validate after each step, 7 and 6 of 13 points in batches of 6; at the end they sum up their losses."""
+    data = {"batch_size": 6, "val_fraction": 0.092, "repeats": 1}
+    write_config(tmp_path, 5000, trainer__val_check_interval=1, data__init_args=data)
     with started(tmp_path, [*LAUNCHERS["Lightning"], *ARGS, "--run", "run"]) as process:
         reports = ranks(tmp_path, process)
+        assert [report["val_batches"] for report in reports] == [[2], [1]]
         time.sleep(1)
         os.kill(reports[0]["pid"], signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
+    assert len((tmp_path / "saves").read_text().split()) == 1
     assert (tmp_path / "stopped0").read_text() == (tmp_path / "stopped1").read_text()
 
 
