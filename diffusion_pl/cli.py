@@ -34,7 +34,7 @@ from .checkpoints import AtomicCheckpointIO, or_else
 from .checks import Finding, table
 from .console import EXPECTED, config_files, one_line, our_classes, quiet
 from .data import DataModule
-from .launch import agree, end_with_parent, find_peers, let_the_first_speak, lost_touch, place
+from .launch import agree, end_with_parent, find_peers, let_the_first_speak, lost_touch, part, place
 from .lean import LeanProfiler
 from .loading import link_data
 from .memory import keep_freed_memory
@@ -305,7 +305,9 @@ def run_trainer(args: Sequence[str]) -> None:
         end_with_parent()
     try:
         cli = DiffusionCLI(list(args))
+        part()
     except SIGTERMException:
+        part()
         if started_by_lightning:
             raise SystemExit(0) from None  # Lightning would take any other for a failure, and kill the first process
         if place():

@@ -165,6 +165,18 @@ def let_the_first_speak() -> None:
         time.sleep(SKEW)
 
 
+def part() -> None:
+    """End what the processes had in common: from here on each is alone, no metric waits for the others.
+
+    Left to the interpreter's end, in whatever order, torch's threads may take the process down with them.
+    """
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    _keep.clear()
+
+
 def lost_touch(error: RuntimeError) -> bool:
     """Whether it says that the processes can no longer talk, mostly because one of them has ended."""
     from torch.distributed import DistError

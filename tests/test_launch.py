@@ -471,7 +471,9 @@ def test_told_to_stop_they_save_once_and_the_run_goes_on_exactly(
         os.kill(process.pid if told == "parent" else reports[1]["pid"], signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == {"Lightning": 143, "torchrun": 1}[launcher], err
-    assert len(out.splitlines()) == 1 and "To go on, the same command with --ckpt_path runs/run" in out
+    (stopped,) = (line for line in out.splitlines() if line.startswith("stopped; "))
+    assert "To go on, the same command with --ckpt_path runs/run" in stopped
+    assert out.count("run: runs/run\n") == 1
     assert len((tmp_path / "saves").read_text().split()) == 1
     assert (tmp_path / "stopped0").read_text() == (tmp_path / "stopped1").read_text()
     assert not any(alive(report["pid"]) for report in reports)

@@ -160,12 +160,6 @@ def draw(model: LightningModule, data: DataModule, writer: SampleWriter, acceler
     return bool(trainer.is_global_zero)
 
 
-def part() -> None:
-    """End what `draw` began with several processes: from here on each is alone, and no metric waits for the others."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def discard(folder: Path) -> None:
     """Take away what `resume` made, if no sample was finished since."""
     parts = folder / UNFINISHED

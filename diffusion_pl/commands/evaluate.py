@@ -93,11 +93,11 @@ def evaluate(
     import shutil
 
     from .. import __version__, evaluation
-    from ..callbacks.sample_writer import part
     from ..console import quiet
     from ..data import Images
     from ..drawing import choose_sampler, describe, device_of, fingerprint, guide
     from ..evaluation.features import write_reference
+    from ..launch import part
     from ..loading import load
     from ..metrics.extractors import identity
 

@@ -73,6 +73,7 @@ def sample(
     from ..callbacks.sample_writer import draw, resume
     from ..console import quiet
     from ..drawing import choose_sampler, describe, fingerprint, guide, read_latents
+    from ..launch import part
     from ..loading import load
 
     quiet()
@@ -100,7 +101,9 @@ def sample(
     data.predict_done = resume(output, call, "name another folder with --output")
     with suppress(OSError, ValueError):  # the picture shows the data too, where they are at hand
         data.setup("predict")
-    if not draw(model, data, writer, accelerator, devices):
+    first = draw(model, data, writer, accelerator, devices)
+    part()
+    if not first:
         return
     note = {"version": __version__, "num_samples": data.predict_samples, "nfe": writer.nfe, **call}
     (output / "samples.json").write_text(json.dumps(note, indent=2) + "\n")
