@@ -31,7 +31,8 @@ Series = dict[str, dict[int, float]]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits with all loggers, stopped after FIRST steps and resumed; the run's folder."""
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     folder = tmp_path_factory.mktemp("loggers")
     panels = {"class_path": "ImagePanels", "init_args": {"every_n_steps": 10, "num_samples": 4}}
     changes = digits_changes(conditional=False, trainer__logger=LOGGERS, trainer__callbacks=[panels])
