@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format benchmarks clean
+.PHONY: help setup demo test test-slow lint format benchmarks benchmarks-gpu clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -37,10 +37,14 @@ format: .venv/.done ## bring the code into style
 benchmarks: .venv/.done ## measure speed and quality beside bare loops and peers, an hour; prints ratios
 	@$(BIN)/python benchmarks/datasaurus.py
 	@$(BIN)/python benchmarks/images.py
+	@$(BIN)/python benchmarks/peers.py
 	@$(BIN)/python benchmarks/sampling.py
 	@$(BIN)/python benchmarks/checkpoint.py
 	@$(BIN)/python benchmarks/scaling.py
 	@$(BIN)/python benchmarks/evaluation.py
+
+benchmarks-gpu: .venv/.done ## the same for a GPU, twenty minutes: utilisation, sampling, FID features, memory
+	@$(BIN)/python benchmarks/gpu.py
 
 clean: ## remove the environment and caches; runs stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

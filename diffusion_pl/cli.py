@@ -6,6 +6,7 @@ which everything of the run lies.  The data's shape and classes are linked to th
 
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -29,7 +30,7 @@ from . import classifier, couplings, data, grids, guidance, lr_schedulers, netwo
 from .callbacks import EMA, Description, Doctor, Guard, RunCard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
 from .callbacks.sample_writer import resume
 from .callbacks.saver import last_checkpoint, previous_checkpoint
-from .cards import CARD
+from .cards import CARD, read_card
 from .checkpoints import AtomicCheckpointIO, or_else
 from .checks import Finding, table
 from .console import EXPECTED, config_files, one_line, our_classes, quiet
@@ -37,6 +38,7 @@ from .data import DataModule
 from .launch import agree, end_with_parent, find_peers, let_the_first_speak, lost_touch, part, place
 from .lean import LeanProfiler
 from .loading import link_data
+from .loggers import LEFTOVERS, custom, make_logger
 from .memory import keep_freed_memory
 from .module import DiffusionModule
 from .trainable import Trainable
@@ -55,6 +57,15 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ValueError(message)
+
+    def add_class_arguments(self, theclass: Any, *args: Any, **kwargs: Any) -> list[str]:
+        added: list[str] = super().add_class_arguments(theclass, *args, **kwargs)
+        if isinstance(theclass, type) and issubclass(theclass, Logger):
+            defaults = custom(theclass).defaults
+            self.set_defaults(defaults)
+            for action in self._actions:
+                action.required &= action.dest not in defaults
+        return added
 
     def format_help(self, formatter: Any = None) -> str:
         return our_classes(super().format_help(formatter))
@@ -132,6 +143,7 @@ class DiffusionCLI(LightningCLI):
             found = agree(lambda: self._find_run(config), find_peers(config.trainer.num_nodes))
         self.folder, config.ckpt_path = Path(found["folder"]), found["ckpt_path"]
         os.environ[_RUN_VARIABLE] = str(self.folder)
+        self.parser.add_instantiator(self._make_logger, Logger)
 
     def _find_run(self, config: Any) -> dict[str, Any]:
         """The run's folder, and the checkpoint to begin with, if any."""
@@ -213,7 +225,14 @@ class DiffusionCLI(LightningCLI):
     def _logger(self) -> dict[str, Any]:
         if self._get(self.config, "trainer").logger is not None:
             return {}
-        return {"logger": TensorBoardLogger(str(RUNS), str(self.folder.relative_to(RUNS)), "", default_hp_metric=False)}
+        return {"logger": self._make_logger(TensorBoardLogger, **custom(TensorBoardLogger).defaults)}
+
+    def _make_logger(self, kind: type[Logger], **options: Any) -> Logger:
+        try:
+            identities = read_card(self.folder / CARD).get("logged_to", {})
+        except (OSError, ValueError):  # a new run; or the card is damaged, which RunCard tells
+            identities = {}
+        return make_logger(kind, self.folder, str(self.folder.relative_to(RUNS)), identities, **options)
 
 
 def names_model(args: Sequence[str]) -> bool:
@@ -281,12 +300,9 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _discard(folder: Path) -> None:
-    """Remove the folder of a run that was refused before it began: it holds nothing but empty logs."""
-    files = list(folder.glob("*"))
-    if files and all(path.name.startswith("events.") or path.name == "hparams.yaml" for path in files):
-        for path in files:
-            path.unlink()
-        folder.rmdir()
+    """Remove the folder of a run that never began: it holds nothing but empty logs."""
+    if folder.is_dir() and all(any(path.match(left) for left in LEFTOVERS) for path in folder.iterdir()):
+        shutil.rmtree(folder)
 
 
 def run_trainer(args: Sequence[str]) -> None:
@@ -328,7 +344,9 @@ def run_trainer(args: Sequence[str]) -> None:
     finally:
         os.environ.pop(_RUN_VARIABLE, None)
         torch.set_flush_denormal(False)
-    if cli.trainer.is_global_zero and not cli.trainer.fast_dev_run:
+    if cli.trainer.fast_dev_run:
+        _discard(cli.folder)
+    elif cli.trainer.is_global_zero:
         print(f"the run lies in {cli.folder}")
         found = {
             "card": cli.folder / CARD,
@@ -338,7 +356,8 @@ def run_trainer(args: Sequence[str]) -> None:
         for what, path in found.items():
             if path.exists():
                 print(f"  {what:<10}  {path}")
-        print(f"  dashboard   tensorboard --logdir {RUNS}")
+        if any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers):
+            print(f"  dashboard   tensorboard --logdir {RUNS}")
 
 
 def run_doctor(args: Sequence[str]) -> None:
@@ -351,7 +370,8 @@ def run_doctor(args: Sequence[str]) -> None:
     try:
         findings = DiffusionCLI(["fit", *args], diagnose=True).findings
     finally:
-        os.environ.pop(_RUN_VARIABLE, None)
+        if _RUN_VARIABLE in os.environ:
+            _discard(Path(os.environ.pop(_RUN_VARIABLE)))
     print(table(findings))
     if any(finding.level == "error" for finding in findings):
         raise SystemExit(2)

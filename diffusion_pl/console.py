@@ -143,6 +143,8 @@ def _causes(message: str) -> list[str]:
     causes = [cause for cause in re.split(r"\n\s*- ", "\n" + told)[1:] if not _NOISE.match(cause)]
     if any(re.search(r"<class '(int|float)'>", cause) for cause in causes):  # a number, and so no class
         causes = [cause for cause in causes if "dot import path" not in cause]
+    if any(not cause.startswith("Expected a") for cause in causes):  # what went wrong with the type that was given
+        causes = [cause for cause in causes if not re.fullmatch(r"Expected a <class '[\w.]+'>\s*", cause)]
     return causes or [message]
 
 

@@ -41,7 +41,8 @@ class DiffusionModule(Trainable):
             diffusion_pl.lr_schedulers.WarmupCosine.  None: constant.
         noise_input: how the network is told the noise level; None: t itself.
         guidance: wraps the denoiser when sampling, such as Thresholded; None: nothing.
-        compile: compile the network with torch.compile.
+        compile: compile the network with torch.compile; a string is its mode: reduce-overhead records CUDA graphs,
+            max-autotune tries more kernels as well.
         channels_last: keep the pictures' channels together in memory: faster convolutions, above all under bf16.
         shape: of one example, without the batch axis; the command line takes it from the data.
         classes: of the label, None: unconditional; the command line takes it from the data.
@@ -58,7 +59,7 @@ class DiffusionModule(Trainable):
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
         noise_input: NoiseInput | None = None,
         guidance: Callable[[Denoiser], Denoiser] | None = None,
-        compile: bool = False,
+        compile: bool | str = False,
         channels_last: bool = False,
         shape: Shape = (2,),
         classes: int | None = None,
@@ -71,7 +72,13 @@ class DiffusionModule(Trainable):
                 raise ValueError(f"channels_last is for pictures (C, H, W), not for data of shape {self.shape}")
             self.denoiser.network.to(memory_format=torch.channels_last)  # convolutions hand it on to what they make
         if compile:
-            self.denoiser.network.compile()  # in place: the names in the state dict stay
+            from torch._inductor import list_mode_options
+
+            modes = list(list_mode_options())
+            if isinstance(compile, str) and compile not in modes:
+                raise ValueError(f"model.compile must be true, false or one of {', '.join(modes)}, got {compile}")
+            # In place: the names in the state dict stay.
+            self.denoiser.network.compile(mode=compile if isinstance(compile, str) else None)
         self.loss, self.sampler, self.guidance = loss, sampler, guidance
         self.sample_seed = 0  # of the sequence that `predict` draws
         self.sample_cond: dict[str, int] = {}  # of all its samples

@@ -66,6 +66,7 @@ FLOORS: dict[str, float] = {
     "checkpoints": 6,
     "console": 6,
     "cards": 6,
+    "loggers": 6,
     "memory": 6,
     "checks": 6,
     "provenance": 6,

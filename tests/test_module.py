@@ -198,3 +198,13 @@ def test_weights_of_another_network_are_refused_with_what_differs() -> None:
 
 def test_compilation_leaves_the_names_of_the_weights_alone() -> None:
     assert tiny_module(compile=True).state_dict().keys() == tiny_module().state_dict().keys()
+
+
+def test_a_mode_of_compilation_is_handed_on_and_an_unknown_one_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: asked.append(options))
+    tiny_module(compile="reduce-overhead")
+    tiny_module(compile=True)
+    assert asked == [{"mode": "reduce-overhead"}, {"mode": None}]
+    with pytest.raises(ValueError, match=r"model\.compile must be true, false or one of .*max-autotune, got fast"):
+        tiny_module(compile="fast")

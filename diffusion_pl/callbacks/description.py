@@ -14,7 +14,7 @@ _MEANING = ("model.network", "model.schedule", "model.parameterization", "model.
 
 
 class Description(LeanCallback):
-    """Writes the configuration into the run's folder and that of model and data into every checkpoint.
+    """Writes the configuration into the run's folder and that of model and data into every checkpoint and every logger.
 
     Refuses a checkpoint of another model.
 
@@ -31,6 +31,9 @@ class Description(LeanCallback):
         if trainer.is_global_zero and not trainer.fast_dev_run:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "config.yaml").exists():  # else the run goes on, and some loggers refuse other values
+                for logger in trainer.loggers:
+                    logger.log_hyperparams(self.config)
             self.save(folder / "config.yaml")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

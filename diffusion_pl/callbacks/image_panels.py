@@ -7,6 +7,7 @@ from torch import Tensor
 from ..data import Images
 from ..evaluation import memory
 from ..lean import LeanCallback
+from ..loggers import tell
 from ..module import DiffusionModule
 from ..samplers import Sampler, Samples
 from ..tensors import SampleNoise
@@ -114,8 +115,7 @@ class ImagePanels(LeanCallback):
             scalars[f"samples_{weights}/mean_{channel}"], scalars[f"samples_{weights}/std_{channel}"] = mean, std
             scalars[f"data/mean_{channel}"], scalars[f"data/std_{channel}"] = data_mean, data_std
             told.append(f"{mean:+.2f} ± {std:.2f} (data {data_mean:+.2f} ± {data_std:.2f})")
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=max(0, trainer.global_step - 1))
+        tell(trainer, scalars)
         parts = [f"step {trainer.global_step:,}", f"{weights} weights", "channels " + ", ".join(told[:3])]
         if constant:
             parts.append(f"{constant} of {len(x)} are ONE COLOUR")
@@ -137,8 +137,7 @@ class ImagePanels(LeanCallback):
         if found.ratio is not None:
             scalars[f"neighbours_{weights}/memorisation"] = found.ratio
             told += f", {found.ratio:.2f} times that of held-out pictures (near 0: copies)"
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=max(0, trainer.global_step - 1))
+        tell(trainer, scalars)
         # The nearest first: a copy is not to be overlooked.
         first = found.nearest.distance.argsort()[:NEIGHBOURS]
         both = data.to_uint8(torch.stack((x[first], found.examples[first]), 1)).numpy()

@@ -1,14 +1,14 @@
-"""Where a picture goes: a PNG in the run's folder, and every logger that takes pictures."""
+"""Where pictures and films go: a file in the run's folder, and every logger that takes them."""
 
 from pathlib import Path as FilePath
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from ..data import DataModule
+from ..loggers import tell
 from ..samplers import Path
 from ..schedules import Schedule
 
@@ -47,7 +47,7 @@ def save_film(frames: list[NDArray[np.uint8]], path: FilePath, seconds: float = 
 
 
 def log_film(trainer: Trainer, tag: str, frames: list[NDArray[np.uint8]], seconds: float = 4.0) -> None:
-    """Write a GIF that loops, and log it to TensorBoard, whose image dashboard plays it; on the first process only.
+    """Write a GIF that loops, and log it; on the first process only.
 
     Args:
         trainer: of the run.
@@ -55,17 +55,8 @@ def log_film(trainer: Trainer, tag: str, frames: list[NDArray[np.uint8]], second
         frames: (height, width, 3) in 0 … 255 each, all of one size.
         seconds: how long it plays; the last frame stays for another.
     """
-    if not trainer.is_global_zero or trainer.fast_dev_run:
-        return
-    path = save_film(frames, panels_folder(trainer) / f"{tag.replace('/', '_')}-{trainer.global_step:08d}.gif", seconds)
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            from tensorboard.compat.proto.summary_pb2 import Summary
-
-            height, width, _ = frames[0].shape
-            picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
-            value = Summary.Value(tag=tag, image=picture)
-            logger.experiment._get_file_writer().add_summary(Summary(value=[value]), max(0, trainer.global_step - 1))
+    if trainer.is_global_zero and not trainer.fast_dev_run:
+        tell(trainer, files={tag: save_film(frames, _path(trainer, tag, "gif"), seconds)})
 
 
 def log_image(trainer: Trainer, tag: str, image: NDArray[np.uint8]) -> None:
@@ -80,11 +71,10 @@ def log_image(trainer: Trainer, tag: str, image: NDArray[np.uint8]) -> None:
         return
     from PIL import Image
 
-    step = trainer.global_step
-    Image.fromarray(image).save(panels_folder(trainer) / f"{tag.replace('/', '_')}-{step:08d}.png")
-    for logger in trainer.loggers:
-        if hasattr(logger, "log_image"):
-            logger.log_image(key=tag, images=[image], step=step)
-        elif hasattr(logger.experiment, "add_image"):
-            # Scalars logged in step n carry n − 1: the same for pictures, so that they line up.
-            logger.experiment.add_image(tag, image, max(0, step - 1), dataformats="HWC")
+    path = _path(trainer, tag, "png")
+    Image.fromarray(image).save(path)
+    tell(trainer, files={tag: path})
+
+
+def _path(trainer: Trainer, tag: str, ending: str) -> FilePath:
+    return panels_folder(trainer) / f"{tag.replace('/', '_')}-{trainer.global_step:08d}.{ending}"

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from .. import provenance
 from ..cards import CARD, one_line, plain, read_card, write_card
 from ..lean import LeanCallback
+from ..loggers import identities_of
 
 
 class RunCard(LeanCallback):
@@ -29,6 +30,7 @@ class RunCard(LeanCallback):
         versions, git, seeds, data, hardware, parallel
                             see the functions of these names in `provenance`
         parameters          of the model
+        logged_to           ids of the runs of W&B and MLflow, by the loggers' classes
         steps, examples_seen
                             that the model was trained with, over all that it was resumed from
         wall_seconds        from the set-up of the data to the end, over all sessions in this folder
@@ -36,7 +38,7 @@ class RunCard(LeanCallback):
         metrics             the newest, {"step", "values"}, under their tags, which tell the weights
         sessions            one a call of fit: start, end, status ("killed" if it wrote no end), error, from_step,
                             to_step, world_size, resumed_from, wall_seconds, and `then`: what of the above, from `run`
-                            to `parameters` and `config`, was another than in the next session
+                            to `logged_to` and `config`, was another than in the next session
         evaluations         of validate and test: time, command, checkpoint, step, metrics
 
     Environment variables are not written, nor names of people or machines.  If the card cannot be written, a warning
@@ -91,6 +93,7 @@ class RunCard(LeanCallback):
             "hardware": provenance.hardware(trainer),
             "parallel": parallel,
             "parameters": self._parameters,
+            "logged_to": identities_of(trainer),
             "config": self.config,
         }
         session = {
