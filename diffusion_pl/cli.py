@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -199,6 +200,8 @@ class DiffusionCLI(LightningCLI):
         if section.accumulate_grad_batches < 1:
             raise ValueError(f"accumulate_grad_batches must be at least 1, got {section.accumulate_grad_batches}")
         refuse_sharding(section.strategy)
+        if section.accelerator == "auto" and MPSAccelerator.is_available():
+            section.accelerator = "cpu"  # Apple's GPUs have no float64, in which tables of betas are kept
         try:
             trainer = super().instantiate_trainer(
                 callbacks=[*always, *chosen],

@@ -101,9 +101,12 @@ def guide(
 
 
 def device_of(accelerator: str) -> torch.device:
-    """The torch device of "cpu", "cuda", "mps", or "auto" for the best there is."""
+    """The torch device of "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
+
+    Apple's GPUs (mps) have no float64, in which tables of betas are kept.
+    """
     if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=accelerator).device
     except (RuntimeError, AssertionError) as error:

@@ -199,7 +199,7 @@ class LossSecondMoment(TimeSampler, nn.Module):
 
     @torch.no_grad()
     def learn(self, t: Tensor, loss: Tensor) -> None:
-        pairs = torch.stack((t.double(), loss.double())).cpu()
+        pairs = torch.stack((t.to(loss), loss)).cpu().double()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             shares: list[Tensor | None] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(shares, pairs)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.accelerators import MPSAccelerator
 from shell import (
     LAST,
     assert_same_training,
@@ -22,6 +23,7 @@ from shell import (
 )
 
 from diffusion_pl.__main__ import TRAINER_COMMANDS
+from diffusion_pl.drawing import device_of
 
 
 def saved(run: Path) -> dict[str, Any]:
@@ -360,3 +362,13 @@ def test_two_processes_go_on_exactly_and_sample_what_one_does(tmp_path: Path) ->
     assert cli(tmp_path, "sample", "--ckpt_path", whole / LAST, "--output", "one").code == 0
     tables = [np.loadtxt(f / "samples.csv", delimiter=",", skiprows=1) for f in (whole / "samples", tmp_path / "one")]
     np.testing.assert_allclose(*tables, 1e-5)
+
+
+def test_auto_is_the_processor_where_the_gpu_is_apples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no float64; Lightning would take it."""
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    run = fit(tmp_path, trainer__accelerator="auto", trainer__max_steps=3)
+    assert checkpoint(run)["global_step"] == 3
+    assert saved(run)["trainer"]["accelerator"] == "auto"
+    assert device_of("auto").type == "cpu"

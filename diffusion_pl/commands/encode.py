@@ -36,7 +36,7 @@ def encode(
         cond: Condition, as --cond.label 3; None: of any class.
         between: Samples between each two examples.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
-        accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
+        accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
     """
     if between < 0:
         raise ValueError(f"between must not be negative, got {between}")

@@ -77,7 +77,7 @@ def evaluate(
         bound: ContinuousBound or ChainBound (--bound.steps 1000, --bound.variance 1); None: ContinuousBound.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         batch_size: Samples between two savings.
-        accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
+        accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
         devices: On how many of them, a process each.
     """
     numbers: dict[str, int | None] = {"num_samples": num_samples - 1, "repeats": repeats, "batch_size": batch_size}
@@ -125,7 +125,7 @@ def evaluate(
     examples = evaluation.count(data, likelihood_split, likelihood_examples) if of_data else 0
 
     # First everything that is drawn, on all devices, then the figures, on one.
-    drawn = _Drawn(data, output, judged, accelerator, devices)
+    drawn = _Drawn(data, output, judged, device_of(accelerator).type, devices)
     rows: dict[str, tuple[Any, float]] = {}
     if generated:
         # Of each repeat as many whole blocks as hold its samples.

@@ -51,7 +51,7 @@ def restore(
         steps: Number of points of the grid.
         cond: Condition, as --cond.label 3; None: of any class.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
-        accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
+        accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
     """
     for name, value in (("num_samples", num_samples), ("repeats", repeats)):
         if value < 1:

@@ -57,7 +57,7 @@ def sample(
         npz: Write pictures or points as one array, samples.npz.
         film: Also write film.gif, the way of the first samples from noise, and path.npz with t, x and x_0 along it.
         batch_size: How many between two savings; at once as many are drawn as always, or rounding would differ.
-        accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
+        accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
         devices: On how many of them, a process each.
     """
     numbers = {"num_samples": num_samples, "batch_size": batch_size, "steps": steps, "devices": devices}
@@ -72,7 +72,7 @@ def sample(
     from ..callbacks import SampleWriter
     from ..callbacks.sample_writer import draw, resume
     from ..console import quiet
-    from ..drawing import choose_sampler, describe, fingerprint, guide, read_latents
+    from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, read_latents
     from ..launch import part
     from ..loading import load
 
@@ -101,7 +101,7 @@ def sample(
     data.predict_done = resume(output, call, "name another folder with --output")
     with suppress(OSError, ValueError):  # the picture shows the data too, where they are at hand
         data.setup("predict")
-    first = draw(model, data, writer, accelerator, devices)
+    first = draw(model, data, writer, device_of(accelerator).type, devices)
     part()
     if not first:
         return

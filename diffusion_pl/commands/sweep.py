@@ -39,7 +39,7 @@ def sweep(
         scale: Guidance w of a model of classes.
         cond: Condition of all samples, as --cond.label 3.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
-        accelerator: "cpu", "cuda", "mps", or "auto" for the best there is.
+        accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
     """
     if not samplers or not nfe:
         raise ValueError("give at least one of --samplers and one of --nfe")
