@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format benchmarks benchmarks-gpu clean
+.PHONY: help setup demo test test-slow lint format notebooks docs benchmarks benchmarks-gpu clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -33,6 +33,9 @@ test-slow: .venv/.done ## the tests that take minutes
 format: .venv/.done ## bring the code into style
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format --quiet .
+
+notebooks: .venv/.done ## execute the notebooks, some minutes; copies with their pictures in build/notebooks
+	@$(BIN)/python notebooks/run.py
 
 benchmarks: .venv/.done ## measure speed and quality beside bare loops and peers, an hour; prints ratios
 	@$(BIN)/python benchmarks/datasaurus.py
