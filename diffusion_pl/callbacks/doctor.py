@@ -82,7 +82,8 @@ class Doctor(LeanCallback):
             wanted = bool(trainer.limit_val_batches) and bool(trainer.val_check_interval)
             found["validation"] = checks.validation(len(data.part("val")), wanted)
         if isinstance(module, Trainable):
-            found |= self._of_run(trainer, module)
+            batch = data.batch_size * trainer.accumulate_grad_batches if isinstance(data, DataModule) else None
+            found |= self._of_run(trainer, module, batch)
         for name in CHECKS:
             if name in found:
                 yield from (Finding("fine", name, "ignored"),) if name in self.ignore else found[name]
@@ -103,11 +104,11 @@ class Doctor(LeanCallback):
             found["tables"] = checks.tables(_lengths(trainer, module))
         return found
 
-    def _of_run(self, trainer: Trainer, module: Trainable) -> Checks:
+    def _of_run(self, trainer: Trainer, module: Trainable, batch: int | None) -> Checks:
         parameters = list(module.network.parameters())
         optimizer = module.optimizer_factory(parameters)
         averages = ema_of(trainer)
-        decays = [] if averages is None else averages.decays
+        decays = [] if averages is None else list(averages.rates(batch).values())
         asked, clips = str(self.asked), bool(trainer.gradient_clip_val)
         needed = any(isinstance(c, GenerationMetrics) and c.extractor is None for c in trainer.callbacks)
         found: Checks = {

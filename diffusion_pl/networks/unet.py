@@ -20,13 +20,14 @@ from .resnet import AttentionBlock, Downsample, ResBlock, Upsample, conv, group_
 
 
 class UNet(nn.Module):
-    """The U-Net of DDPM, also as the seminar of document 0 and score_sde wire it, and as Improved DDPM and VDM widen it.
+    """The U-Net of DDPM, also as document 0, score_sde, Improved DDPM and VDM wire it.
 
     Parameters for (3, 32, 32) with the defaults: 35,746,307; with ``up_attention: once_per_level`` 35,218,947.  For
     (3, 16, 16) with four blocks and attention once per level: 56,646,147.
 
     Improved DDPM's is ``num_res_blocks: 3, attn_resolutions: [16, 8], heads: 4, time_scales: true, learned_variance:
-    true``.  VDM's, which never resamples, is ``ch_mult: [1], num_res_blocks: 32, attn_resolutions: [], fourier: [7, 8]``.
+    true``, 52,546,438.  VDM's never resamples: ``ch_mult: [1], num_res_blocks: 32, attn_resolutions: [], fourier: [7,
+    8]``.
 
     Reference: Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, App. B; Nichol & Dhariwal, arXiv
     2102.09672, App. A; Kingma et al., "Variational Diffusion Models", arXiv 2107.00630, App. B and C.
