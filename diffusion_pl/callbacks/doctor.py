@@ -13,7 +13,7 @@ from .. import checks
 from ..checks import CHECKS, Finding
 from ..classifier import NoisyClassifier
 from ..console import EXPECTED
-from ..data import DataModule
+from ..data import DataModule, Images
 from ..denoiser import NoiseInput
 from ..grids import RespacedGrid, TrailingGrid
 from ..lean import LeanCallback
@@ -148,7 +148,12 @@ def _probe(
     trainer: Trainer, module: DiffusionModule | NoisyClassifier, parts: Parts, data: DataModule
 ) -> tuple[checks.Probe, tuple[int, ...]]:
     """A pass of two training examples at t = ½, and the shape that its output is to have."""
-    batch = {name: value.to(module.device) for name, value in next(data.batches("train", 2)).items()}
+    stored, change = data.part("train").__getitems__(torch.arange(min(2, len(data.part("train"))))), None
+    if isinstance(data, Images):
+        change = data.augmentation
+    if change is not None:  # for what it tells the network; the numbers must not be training's
+        stored = change(stored, torch.full((len(stored["x"]), change.draws), 0.5))
+    batch = {name: value.to(module.device) for name, value in data.on_after_batch_transfer(stored, 0).items()}
     x_0 = batch.pop("x")
     t = per_sample(torch.full((len(x_0),), 0.5, device=module.device), x_0)
     kernel = module.schedule(t)

@@ -165,17 +165,36 @@ def _with_waves(x: Tensor, exponents: Sequence[int]) -> Tensor:
 
 
 class TimeFeatures(nn.Module):
-    """c_noise: (B,) -> features (B, 4 nf), through an embedding and two dense layers."""
+    """c_noise: (B,) -> features (B, 4 nf), through an embedding and two dense layers.
 
-    def __init__(self, nf: int, embedding: Callable[[int], Embedding] | None, activation: resnet.Activation) -> None:
+    Args:
+        nf: Channels of the network's first level.
+        embedding: See `UNet`.
+        activation: Nonlinearity.
+        extra: Length of vectors that are added to the embedding through a linear map; 0: there are none.
+    """
+
+    def __init__(
+        self,
+        nf: int,
+        embedding: Callable[[int], Embedding] | None,
+        activation: resnet.Activation,
+        extra: int = 0,
+    ) -> None:
         super().__init__()
         self.embedding = Sinusoidal(1, nf) if embedding is None else embedding(1)
+        self.extra = nn.Linear(extra, self.embedding.width, bias=False) if extra else None
+        if self.extra is not None:
+            resnet.variance_scaling_(self.extra.weight)
         self.act = resnet.ACTIVATIONS[activation]
         self.dense_1 = linear(self.embedding.width, 4 * nf)
         self.dense_2 = linear(4 * nf, 4 * nf)
 
-    def forward(self, c_noise: Tensor) -> Tensor:
+    def forward(self, c_noise: Tensor, extra: Tensor | None = None) -> Tensor:
+        """c_noise: (B,), extra: (B, K), None stands for 0."""
         features = self.embedding(c_noise.float().unsqueeze(1)).to(self.dense_1.weight.dtype)
+        if self.extra is not None and extra is not None:
+            features = features + self.extra(extra)
         y: Tensor = self.dense_2(self.act(self.dense_1(features)))
         return y
 
