@@ -32,9 +32,7 @@ class VarianceBound:
         mean: let the bound train the mean too: with weight 1 and no other loss, the objective L_vlb.
     """
 
-    def __init__(
-        self, steps: int = 1000, weight: float = 0.001, levels: int | None = None, mean: bool = False
-    ) -> None:
+    def __init__(self, steps: int = 1000, weight: float = 0.001, levels: int | None = None, mean: bool = False) -> None:
         if steps < 2:
             raise ValueError(f"VarianceBound: steps must be at least 2, got {steps}")
         if not weight > 0:
