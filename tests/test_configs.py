@@ -12,7 +12,7 @@ from diffusion_pl.callbacks import EMA
 from diffusion_pl.data import synthetic
 
 #: In place of sizes of 128 channels and more, so that a published network runs in seconds; the slow tests run it whole.
-NARROW = {"nf": (128, 32), "width": (384, 96)}
+NARROW = {"nf": (128, 16), "width": (384, 48)}
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "overlays")
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 
