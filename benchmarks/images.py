@@ -305,8 +305,8 @@ def loading(batch: int = 128) -> None:
     from torch.utils.data import DataLoader, Dataset, TensorDataset
     from torchvision.transforms import v2
 
+    from diffusion_pl.data.augmentation import HorizontalFlip
     from diffusion_pl.data.hdf5 import HDF5
-    from diffusion_pl.data.images import HorizontalFlip
     from diffusion_pl.data.loader import Loader, Tensors
 
     def rate(batches: Any, limit: float = 3.0) -> float:

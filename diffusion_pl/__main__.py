@@ -17,6 +17,7 @@ TRAINER_COMMANDS = {
 TOOLS = {
     "sample": "any number of samples of a checkpoint, which needs nothing else",
     "evaluate": "figures of a checkpoint that say how they were measured: FID and others, likelihood, its bound",
+    "verify": "whether a run's figures lie where its configuration expects them",
     "compare": "two evaluations side by side, where they can be compared",
     "sweep": "quality of samplers against the evaluations they take",
     "encode": "the noise that pictures or points come from, and what lies between them",

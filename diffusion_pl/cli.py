@@ -1,7 +1,8 @@
 """The command line over Lightning: fit, validate, test, predict.  The only file that knows of YAML.
 
-A configuration has the sections model, data, trainer, ema, saver, guard and doctor; `run` names the folder runs/RUN in
-which everything of the run lies.  The data's shape and classes are linked to the model, so they are written nowhere.
+A configuration has the sections model, data, trainer, ema, saver, guard and doctor, and may state what figures are
+expected of it; `run` names the folder runs/RUN in which everything of the run lies.  The data's shape and classes are
+linked to the model, so they are written nowhere.
 """
 
 import os
@@ -36,6 +37,7 @@ from .checkpoints import AtomicCheckpointIO, or_else
 from .checks import Finding, table
 from .console import EXPECTED, config_files, one_line, our_classes, quiet
 from .data import DataModule
+from .evaluation import Band, check_names
 from .launch import agree, end_with_parent, find_peers, let_the_first_speak, lost_touch, part, place
 from .lean import LeanProfiler
 from .loading import link_data
@@ -128,6 +130,8 @@ class DiffusionCLI(LightningCLI):
         parser.add_lightning_class_args(Saver, "saver")
         parser.add_lightning_class_args(Guard, "guard")
         parser.add_lightning_class_args(Doctor, "doctor")
+        told = "Figures that the run should reach, which `verify` looks at: {fid: {band: [3, 3.4], num_samples: …}}."
+        parser.add_argument("--expected", type=dict[str, Band] | None, default=None, help=told)
         link_data(parser, "model.init_args" if self._names_model else "model")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -167,6 +171,7 @@ class DiffusionCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
+            check_names(self._get(self.config_init, "expected") or {})
         except EXPECTED as error:
             if not self._diagnose:
                 raise

@@ -190,8 +190,8 @@ def _vocabulary() -> set[str]:
         sys.modules[name] for name in ("torch.optim", "lightning.pytorch.trainer.trainer") if name in sys.modules
     ]
     classes = {c for m in modules if isinstance(m, ModuleType) for _, c in inspect.getmembers(m, inspect.isclass)}
-    words = {"model", "data", "trainer", "ema", "saver", "guard", "doctor", "run", "config", "ckpt_path"}
-    words |= {"seed_everything", "class_path", "init_args"}
+    words = {"model", "data", "trainer", "ema", "saver", "guard", "doctor", "expected", "run", "config"}
+    words |= {"ckpt_path", "seed_everything", "class_path", "init_args"}
     for cls in classes:
         words.add(cls.__name__)
         try:

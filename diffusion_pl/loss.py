@@ -31,7 +31,7 @@ class DenoisingLoss(nn.Module):
 
     Args:
         times: law of t.
-        weighting: w(t).
+        weighting: w(t); None: no such loss, `variance` alone teaches mean and variance.
         coupling: pairs noise with examples; None: independently.
         times_per_sample: K, how many (t, ε) each example of a batch is shown with; the expected loss is the same for
             any K.  Where examples are few or dear to load, it buys a larger batch.
@@ -46,7 +46,7 @@ class DenoisingLoss(nn.Module):
     def __init__(
         self,
         times: TimeSampler,
-        weighting: Weighting,
+        weighting: Weighting | None,
         coupling: Coupling | None = None,
         times_per_sample: int = 1,
         label_dropout: float = 0.0,
@@ -57,6 +57,8 @@ class DenoisingLoss(nn.Module):
             raise ValueError(f"DenoisingLoss: times_per_sample must be at least 1, got {times_per_sample}")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"DenoisingLoss: label_dropout must lie in [0, 1), got {label_dropout}")
+        if weighting is None and (variance is None or not variance.mean):
+            raise ValueError("DenoisingLoss: without a weighting the mean is taught by VarianceBound with mean: true")
         self.times, self.weighting, self.coupling, self.variance = times, weighting, coupling, variance
         self.times_per_sample, self.label_dropout = times_per_sample, label_dropout
 
@@ -86,9 +88,11 @@ class DenoisingLoss(nn.Module):
             with torch.no_grad():
                 cond["x_0_hat"] = denoiser(x_t, t, **cond).x_0
         output, v = denoiser.raw(x_t, t, kernel, **cond)
-        error = output - denoiser.parameterization.target(kernel, x_0, eps)
-        weight = self.weighting(denoiser.schedule, t, kernel) * denoiser.parameterization.c_out(kernel).square()
-        loss = mean_data(weight * error.square())
+        loss = torch.zeros_like(t.flatten())
+        if self.weighting is not None:
+            error = output - denoiser.parameterization.target(kernel, x_0, eps)
+            weight = self.weighting(denoiser.schedule, t, kernel) * denoiser.parameterization.c_out(kernel).square()
+            loss = mean_data(weight * error.square())
         if self.variance is not None:
             prediction = denoiser.parameterization.predict(kernel, x_t, output)._replace(v=v)
             loss = loss + self.variance(denoiser.schedule, x_0, x_t, t, prediction)

@@ -4,7 +4,7 @@
 
     L_vlb = N E_t KL(q(x_s | x_t, x_0) ‖ N(mean of (x_t, x̂_0), var)),  and at t = 1/N  −log p(x_0 | x_t)
 
-in bits per dimension.  x̂_0 is held fixed in it: the simple loss trains the mean, this one v.
+in bits per dimension.  In the hybrid loss x̂_0 is held fixed in it: the simple loss trains the mean, this one v.
 
 Reference: Nichol & Dhariwal, arXiv 2102.09672, Sec. 3.1, Eq. 15–16.
 """
@@ -29,16 +29,17 @@ class VarianceBound:
         weight: λ.
         levels: of the data in [−1, 1], 256 for 8-bit pictures, whose last step is judged by the probability of their
             level; None: by the density.
+        mean: let the bound train the mean too: with weight 1 and no other loss, the objective L_vlb.
     """
 
-    def __init__(self, steps: int = 1000, weight: float = 0.001, levels: int | None = None) -> None:
+    def __init__(self, steps: int = 1000, weight: float = 0.001, levels: int | None = None, mean: bool = False) -> None:
         if steps < 2:
             raise ValueError(f"VarianceBound: steps must be at least 2, got {steps}")
         if not weight > 0:
             raise ValueError(f"VarianceBound: weight must be positive, got {weight}")
         if levels is not None and levels < 2:
             raise ValueError(f"VarianceBound: levels must be at least 2, got {levels}")
-        self.steps, self.weight, self.levels = steps, weight, levels
+        self.steps, self.weight, self.levels, self.mean = steps, weight, levels, mean
 
     def __call__(self, schedule: Schedule, x_0: Tensor, x_t: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
         """λ N × the term of t, in bits per dimension: (B,).
@@ -47,7 +48,7 @@ class VarianceBound:
             schedule: of the denoiser.
             x_0, x_t: (B, *).
             t: (B, 1, …, 1), multiples of 1/N.
-            prediction: at x_t; only its v is differentiated.
+            prediction: at x_t; its v is differentiated, and with `mean` its x_0.
         """
         if prediction.v is None:
             raise ValueError("VarianceBound: the network tells no variance: build it with learned_variance: true")
@@ -58,7 +59,7 @@ class VarianceBound:
         exact = posterior(at_s, at_t)
         large = torch.where(first, schedule(t).sigma.square(), transition(at_s, at_t).sigma_sq)
         var = learned(prediction.v, exact.var, large)
-        x_0_hat = prediction.x_0.detach()
+        x_0_hat = prediction.x_0 if self.mean else prediction.x_0.detach()
         mean, guess = (exact.from_t * x_t + exact.from_0 * x for x in (x_0, x_0_hat))
         nats = torch.where(first, self._decoder(x_0, x_0_hat, var), gaussian_kl(mean, exact.var, guess, var))
         return self.weight * self.steps / math.log(2) * mean_data(nats)

@@ -206,6 +206,26 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "decay": (options("--ema.decays", "[1.5]"), r"EMA decays must lie in \[0, 1\), got 1.5"),
     "saver": (options("--saver.every_n_steps", 0), r"every_n_steps must be at least 1, got 0"),
+    "half-life": (options("--ema.half_lives", "[0]"), r"EMA half_lives must be at least 1 example, got 0"),
+    "expected": (file(expected=7), r"tiny.yaml:\d+: expected: expected dict, got 7"),
+    "expected figure": (
+        file(expected={"fit": {"band": [1, 2], "num_samples": 5, "source": "x"}}),
+        r"expected: there is no figure 'fit', only nll, elbo, fid",
+    ),
+    "expected band": (
+        file(expected={"fid": {"band": [3, 2], "num_samples": 5, "source": "x"}}),
+        r"expected: band must be two finite numbers, the lower first, got \[3.0, 2.0\]",
+    ),
+    "expected samples": (
+        file(expected={"fid": {"band": [1, 2], "num_samples": 0, "source": "x"}}),
+        r"expected: num_samples must be at least 1, got 0",
+    ),
+    "expected key": (
+        file(expected={"fid": {"band": [1, 2], "num_sampls": 5, "source": "x"}}),
+        r"expected.num_sampls: unknown key; did you mean num_samples\?",
+    ),
+    "expected without samples": (file(expected={"fid": {"band": [1, 2], "source": "x"}}), r"missing: num_samples"),
+    "no run to verify": (command("verify", "runs/none"), r"no run card at runs/none"),
     "prior": (options("--doctor.max_kl", 0), r"max_kl must be positive, got 0"),
     "batch": (options("--data.batch_size", 0), r"Datasaurus: batch_size must be at least 1, got 0"),
     "fraction": (options("--data.val_fraction", 2), r"Datasaurus: val_fraction must lie in \[0, 1\), got 2.0"),

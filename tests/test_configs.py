@@ -8,8 +8,11 @@ import yaml
 from shell import ROOT, accept_any_cifar10, cifar10, cli, no_files_change
 
 from diffusion_pl import checks
+from diffusion_pl.callbacks import EMA
 from diffusion_pl.data import synthetic
 
+#: In place of sizes of 128 channels and more, so that a published network runs in seconds; the slow tests run it whole.
+NARROW = {"nf": (128, 16), "width": (384, 48)}
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "overlays")
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 
@@ -61,11 +64,31 @@ def test_it_is_flat_and_has_no_tricks_of_yaml(config: Path) -> None:
     assert {"model", "data", "trainer"} <= yaml.safe_load(text).keys()
 
 
+def narrow(config: Path) -> list[str]:
+    """Options that make a wide network of a configuration narrow; none for the others."""
+    given = yaml.safe_load(config.read_text())["model"].get("network", {}).get("init_args", {})
+    sizes = {size: less for size, (wide, less) in NARROW.items() if given.get(size, 0) >= wide}
+    return [option for size, less in sizes.items() for option in (f"--model.network.init_args.{size}", str(less))]
+
+
+WIDE = [config for config in CONFIGS if narrow(config) and config.parent.name == "cifar10"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wide", WIDE, ids=name)
+def test_a_published_network_runs_at_its_size(wide: Path, folder: Path) -> None:
+    cpu = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.init_args.batch_size", 4]
+    done = cli(folder, "fit", "--config", wide, *cpu, "--trainer.fast_dev_run", "true")
+    assert (done.code, done.err) == (0, "")
+    assert "warning" not in done.out
+
+
 def test_it_runs_and_its_saved_form_is_the_same_experiment(config: Path, folder: Path) -> None:
     """Every key is known, every class is built, a batch is trained on and validated, samples are drawn."""
+    small = narrow(config) if config in WIDE else []
     cpu = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.init_args.batch_size", 4]
     with no_files_change(folder):
-        done = cli(folder, "fit", "--config", config, *cpu, "--trainer.fast_dev_run", "true")
+        done = cli(folder, "fit", "--config", config, *cpu, *small, "--trainer.fast_dev_run", "true")
     assert (done.code, done.err) == (0, "")
     assert "warning" not in done.out  # of the doctor
 
@@ -79,7 +102,8 @@ def test_it_runs_and_its_saved_form_is_the_same_experiment(config: Path, folder:
 def test_its_average_fits_its_length(config: Path) -> None:
     """Which a trial run does not show."""
     content = yaml.safe_load(config.read_text())
-    found = checks.ema(content["ema"]["decays"], content["trainer"]["max_steps"])
+    averages = EMA(**content["ema"]).rates(content["data"]["init_args"].get("batch_size"))
+    found = checks.ema(list(averages.values()), content["trainer"]["max_steps"])
     assert {finding.level for finding in found} == {"fine"}
 
 
@@ -114,6 +138,7 @@ def unlike(ours: Any, theirs: Any, path: str = "") -> Any:
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name)
 def test_an_overlay_goes_on_top_of_a_file(overlay: Path, tmp_path: Path) -> None:
-    base = ROOT / "configs" / "datasaurus" / "vp.yaml"
+    of_a_network = "network" in yaml.safe_load(overlay.read_text()).get("model", {})
+    base = ROOT / "configs" / ("cifar10/vp_ddpmpp.yaml" if of_a_network else "datasaurus/vp.yaml")
     done = cli(tmp_path, "fit", "--config", base, "--config", overlay, "--print_config")
     assert done.code == 0, done.err

@@ -80,6 +80,50 @@ def test_every_average_is_the_recursion_in_float64(tmp_path: Path) -> None:
         assert np.abs(recursion(wrong, 0.999) - recursion(recorder.history, 0.999)).max() > 1e-4
 
 
+def test_a_half_life_counts_examples_whatever_the_batch(tmp_path: Path) -> None:
+    """Half of what an average holds is half_life examples old; early on, ramp_up of what the run has seen."""
+    for accumulated, batch in ((1, 32), (3, 96)):
+        ema, recorder = EMA((), half_lives=(320, 10_000), ramp_up=0.5), Recorder()
+        train(tmp_path, ema, recorder, max_steps=30, accumulate_grad_batches=accumulated)
+        for half_life in (320, 10_000):
+            average = recorder.history[0]
+            for n, parameters in enumerate(recorder.history[1:]):
+                life = min(half_life, 0.5 * n * batch)  # examples
+                d = 2 ** (-batch / life) if life else 0.0
+                average = d * average + (1 - d) * parameters
+            ours = flat(ema.state_dict()["shadows"][f"{half_life}examples"])
+            np.testing.assert_allclose(ours, average, rtol=2e-5, atol=1e-6)
+        assert ema.rates(batch)["320examples"] ** (320 / batch) == pytest.approx(0.5)
+
+
+def test_half_lives_stand_in_after_decays_and_survive_a_stop(tmp_path: Path) -> None:
+    options = ("--ema.decays", "[]", "--ema.half_lives", "[500]")
+    whole = fit(tmp_path, *options, run="whole", trainer__max_steps=12)
+    part = fit(tmp_path, *options, run="part", trainer__max_steps=5)
+    fit(tmp_path, *options, "--ckpt_path", "last", run="part", trainer__max_steps=12)
+    assert_same_training(whole, part)
+    assert list(checkpoint(whole)["callbacks"]["EMA"]["shadows"]) == ["500examples"]
+    both = EMA((0.9,), half_lives=(500,))
+    assert list(both.rates(100)) == ["0.9", "500examples"]
+    trainer, module = train(tmp_path, both, max_steps=3), tiny_module()
+    with judged_weights(trainer, module):
+        assert module.weights_name == "ema0.9"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"half_lives": (0,)}, "half_lives must be at least 1 example, got 0"),
+        ({"ramp_up": 0.0}, "ramp_up must be positive and finite, got 0.0"),
+    ],
+)
+def test_half_lives_outside_their_range_are_named(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        EMA(**options)
+    with pytest.raises(ValueError, match="how many a step has is not known: give decays"):
+        EMA(half_lives=(5,)).rates(None)
+
+
 def test_accumulated_gradients_count_as_one_update(tmp_path: Path) -> None:
     ema, recorder = EMA((0.9,)), Recorder()
     train(tmp_path, ema, recorder, max_steps=5, accumulate_grad_batches=3)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_pl.data.images import Examples, Format, HorizontalFlip, Images
+from diffusion_pl.data.augmentation import HorizontalFlip
+from diffusion_pl.data.images import Examples, Format, Images
 from diffusion_pl.data.loader import Tensors
 
 RGB = Format((3, 4, 6))

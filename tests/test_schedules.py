@@ -20,6 +20,7 @@ from diffusion_pl.schedules import (
     CosineBetas,
     Karras,
     LinearBetas,
+    LinearLogSNR,
     QuadraticBetas,
     Rectified,
     Schedule,
@@ -151,6 +152,12 @@ PUBLISHED: dict[str, tuple[Schedule, Callable[[float], float], Callable[[float],
         Cosine(math.inf, -math.inf),
         lambda t: -math.pi / 2 * math.tan(math.pi * t / 2),
         lambda t: math.pi * math.tan(math.pi * t / 2),
+    ),
+    # VDM, App. A: g² = d/dt log(1 + e^γ) = −2f with γ = −13.3 + 18.3 t.
+    "LinearLogSNR": (
+        LinearLogSNR(),
+        lambda t: -9.15 / (1 + math.exp(13.3 - 18.3 * t)),
+        lambda t: 18.3 / (1 + math.exp(13.3 - 18.3 * t)),
     ),
 }
 

@@ -89,6 +89,41 @@ def test_only_the_variance_learns_from_the_bound() -> None:
     assert float(v.grad.abs().min()) > 0
 
 
+def test_the_bound_alone_teaches_mean_and_variance() -> None:
+    """L_vlb is N/ln 2 times the KL, to both; its gradients by central differences."""
+    x_0, x_t, t, prediction = example(0.4, 5)
+    guess, v = prediction.x_0.clone().requires_grad_(), torch.full_like(x_0, 0.4, requires_grad=True)
+    bound = VarianceBound(N, 1.0, mean=True)
+
+    def value(x: Tensor, v: Tensor) -> float:
+        return bound(TABLE, x_0, x_t, t, Prediction(x, prediction.eps, v)).sum().item()
+
+    bound(TABLE, x_0, x_t, t, Prediction(guess, prediction.eps, v)).sum().backward()
+    step = torch.zeros_like(x_0)
+    step[2, 1] = 1e-5
+    assert guess.grad is not None and v.grad is not None
+    slopes = [
+        (value(guess.detach() + a, v.detach() + b) - value(guess.detach() - a, v.detach() - b)) / 2e-5
+        for a, b in ((step, 0), (0, step))
+    ]
+    assert [guess.grad[2, 1].item(), v.grad[2, 1].item()] == pytest.approx(slopes, rel=1e-5)
+    assert abs(slopes[0]) > 0.1
+    # So does the whole loss, which then is the bound and nothing else.
+    network = Twice(0.0)
+    denoiser = NetworkDenoiser(network, TABLE, Epsilon())
+    torch.manual_seed(0)
+    alone = DenoisingLoss(GridTimes(N), None, variance=bound)(denoiser, x_0).loss
+    torch.manual_seed(0)
+    both = DenoisingLoss(GridTimes(N), SNR(), variance=bound)(denoiser, x_0).loss
+    torch.manual_seed(0)
+    simple = DenoisingLoss(GridTimes(N), SNR())(denoiser, x_0).loss
+    torch.testing.assert_close(alone + simple, both)
+    with pytest.raises(ValueError, match="without a weighting the mean is taught by VarianceBound with mean: true"):
+        DenoisingLoss(GridTimes(N), None, variance=VarianceBound(N))
+    with pytest.raises(ValueError, match="without a weighting"):
+        DenoisingLoss(GridTimes(N), None)
+
+
 class Twice(nn.Module):
     """A network of F = 0.1 x and a variance channel of its own."""
 

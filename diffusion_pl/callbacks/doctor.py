@@ -13,7 +13,7 @@ from .. import checks
 from ..checks import CHECKS, Finding
 from ..classifier import NoisyClassifier
 from ..console import EXPECTED
-from ..data import DataModule
+from ..data import DataModule, Images
 from ..denoiser import NoiseInput
 from ..grids import RespacedGrid, TrailingGrid
 from ..lean import LeanCallback
@@ -82,7 +82,8 @@ class Doctor(LeanCallback):
             wanted = bool(trainer.limit_val_batches) and bool(trainer.val_check_interval)
             found["validation"] = checks.validation(len(data.part("val")), wanted)
         if isinstance(module, Trainable):
-            found |= self._of_run(trainer, module)
+            batch = data.batch_size * trainer.accumulate_grad_batches if isinstance(data, DataModule) else None
+            found |= self._of_run(trainer, module, batch)
         for name in CHECKS:
             if name in found:
                 yield from (Finding("fine", name, "ignored"),) if name in self.ignore else found[name]
@@ -103,11 +104,11 @@ class Doctor(LeanCallback):
             found["tables"] = checks.tables(_lengths(trainer, module))
         return found
 
-    def _of_run(self, trainer: Trainer, module: Trainable) -> Checks:
+    def _of_run(self, trainer: Trainer, module: Trainable, batch: int | None) -> Checks:
         parameters = list(module.network.parameters())
         optimizer = module.optimizer_factory(parameters)
         averages = ema_of(trainer)
-        decays = [] if averages is None else averages.decays
+        decays = [] if averages is None else list(averages.rates(batch).values())
         asked, clips = str(self.asked), bool(trainer.gradient_clip_val)
         needed = any(isinstance(c, GenerationMetrics) and c.extractor is None for c in trainer.callbacks)
         found: Checks = {
@@ -147,7 +148,12 @@ def _probe(
     trainer: Trainer, module: DiffusionModule | NoisyClassifier, parts: Parts, data: DataModule
 ) -> tuple[checks.Probe, tuple[int, ...]]:
     """A pass of two training examples at t = ½, and the shape that its output is to have."""
-    batch = {name: value.to(module.device) for name, value in next(data.batches("train", 2)).items()}
+    stored, change = data.part("train").__getitems__(torch.arange(min(2, len(data.part("train"))))), None
+    if isinstance(data, Images):
+        change = data.augmentation
+    if change is not None:  # for what it tells the network; the numbers must not be training's
+        stored = change(stored, torch.full((len(stored["x"]), change.draws), 0.5))
+    batch = {name: value.to(module.device) for name, value in data.on_after_batch_transfer(stored, 0).items()}
     x_0 = batch.pop("x")
     t = per_sample(torch.full((len(x_0),), 0.5, device=module.device), x_0)
     kernel = module.schedule(t)

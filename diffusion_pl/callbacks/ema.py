@@ -1,5 +1,6 @@
 """Exponential moving averages of the score network's parameters."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -9,46 +10,74 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ..lean import LeanCallback
+from ..provenance import parallel
 from ..trainable import Trainable
 
 
 class EMA(LeanCallback):
-    """Averages θ̄ ← d θ̄ + (1 − d) θ after every optimizer step, one for each decay, used wherever the model is judged.
+    """Averages θ̄ ← d θ̄ + (1 − d) θ after every optimizer step, several at once, used wherever the model is judged.
 
-    Warm-up: at update n the decay is min(d, (1 + n)/(10 + n)), so that the random start is forgotten.  The first decay
-    stands in for the weights in validation, test, prediction and panels; before its first update nothing is swapped.
-    A checkpoint's state_dict always holds the raw weights, the averages lie in this callback's state.
+    An average is given by its decay d in a step, or by its half-life in examples, which means the same for any batch:
+    d = ½^(batch / half-life).
 
-    Reference: Ho et al., arXiv 2006.11239, App. B (0.9999); the warm-up as in TensorFlow's ExponentialMovingAverage.
+    Warm-up, so that the random start is forgotten: at update n the decay is at most (1 + n)/(10 + n), that of a
+    half-life at most ½^(1/(ramp_up n)).  The first average, decays before half-lives, stands in for the weights in
+    validation, test, prediction and panels; before its first update nothing is swapped.  A checkpoint's state_dict
+    always holds the raw weights, the averages lie in this callback's state.
+
+    Reference: Ho et al., arXiv 2006.11239, App. B (0.9999); the warm-up as in TensorFlow's ExponentialMovingAverage;
+    Karras et al., arXiv 2206.00364, App. F.1 (half-life and its ramp).
 
     Args:
-        decays: d of each average, the one to be used first; empty: no averaging.
+        decays: d of each average; empty: none.
+        half_lives: of further averages, in examples; 500,000 in EDM.
+        ramp_up: no half-life is longer than this fraction of what the run has seen.
     """
 
     state_key = "EMA"
 
-    def __init__(self, decays: Sequence[float] = (0.999,)) -> None:
+    def __init__(
+        self, decays: Sequence[float] = (0.999,), half_lives: Sequence[int] = (), ramp_up: float = 0.05
+    ) -> None:
         for decay in decays:
             if not 0 <= decay < 1:
                 raise ValueError(f"EMA decays must lie in [0, 1), got {decay}")
-        self.decays = [float(decay) for decay in decays]
+        for half_life in half_lives:
+            if half_life < 1:
+                raise ValueError(f"EMA half_lives must be at least 1 example, got {half_life}")
+        if not 0 < ramp_up < math.inf:
+            raise ValueError(f"EMA ramp_up must be positive and finite, got {ramp_up}")
+        self.decays, self.half_lives = [float(decay) for decay in decays], list(half_lives)
+        self.ramp_up = ramp_up
         self.updates = 0
-        self._shadows: dict[float, dict[str, Tensor]] = {}
+        self._rates = {f"{decay}": decay for decay in self.decays}  # d of each average, by its name
+        self._shadows: dict[str, dict[str, Tensor]] = {}
         self._last_step = 0
         self._raw: list[Tensor] | None = None  # the raw weights, while an average stands in for them
+
+    def rates(self, batch: int | None) -> dict[str, float]:
+        """d of each average under its name, for steps of `batch` examples (None: unknown)."""
+        if batch is None and self.half_lives:
+            raise ValueError("EMA half_lives count examples, but how many a step has is not known: give decays")
+        found = {f"{half_life}examples": 0.5 ** (batch / half_life) for half_life in self.half_lives if batch}
+        return {f"{decay}": decay for decay in self.decays} | found
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._last_step = trainer.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
+        batch = parallel(trainer)["global_batch"]
+        self._rates = self.rates(None if batch is None else batch * trainer.accumulate_grad_batches)
         parameters = dict(_named_parameters(pl_module))
-        for decay in self.decays:
-            old = self._shadows.get(decay, parameters)
-            self._shadows[decay] = {name: old[name].detach().to(p.device, copy=True) for name, p in parameters.items()}
+        before, self._shadows = self._shadows, {}
+        for average in self._rates:
+            old = before.get(average, parameters)
+            shadow = {name: old[name].detach().to(p.device, copy=True) for name, p in parameters.items()}
+            self._shadows[average] = shadow
         # Lists, not dictionaries, for one fused update a step.
         self._parameters = list(parameters.values())
-        self._lists = {decay: list(shadow.values()) for decay, shadow in self._shadows.items()}
+        self._lists = {average: list(shadow.values()) for average, shadow in self._shadows.items()}
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -58,15 +87,17 @@ class EMA(LeanCallback):
         if step == self._last_step:  # gradients are still being accumulated
             return
         self._last_step = step
-        for decay, shadow in self._lists.items():
-            weight = 1 - min(decay, (1 + self.updates) / (10 + self.updates))
-            torch._foreach_lerp_(shadow, self._parameters, weight)
+        n = self.updates
+        ramp = 0.5 ** (1 / (self.ramp_up * n)) if n else 0.0
+        for number, (average, shadow) in enumerate(self._lists.items()):
+            most = (1 + n) / (10 + n) if number < len(self.decays) else ramp
+            torch._foreach_lerp_(shadow, self._parameters, 1 - min(self._rates[average], most))
         self.updates += 1
 
     @property
     def young(self) -> bool:
         """Whether the first average has not yet seen one time constant 1/(1 − d) of steps."""
-        return bool(self.decays) and self.updates * (1 - self.decays[0]) < 1
+        return any(self.updates * (1 - rate) < 1 for rate in list(self._rates.values())[:1])
 
     @contextmanager
     def swapped_in(self, module: LightningModule) -> Iterator[None]:
@@ -84,13 +115,13 @@ class EMA(LeanCallback):
     def _swap_in(self, module: LightningModule) -> None:
         if not self._shadows or not self.updates:
             return
-        decay = self.decays[0]
-        shadow = self._shadows[decay]
+        average = next(iter(self._shadows))
+        shadow = self._shadows[average]
         named = dict(_named_parameters(module))
         self._raw = [p.detach().clone() for p in named.values()]
         for name, p in named.items():
             p.copy_(shadow[name])
-        module.weights_name = f"ema{decay}"  # type: ignore[assignment]
+        module.weights_name = f"ema{average}"  # type: ignore[assignment]
 
     @torch.no_grad()
     def _swap_out(self, module: LightningModule) -> None:
@@ -114,13 +145,13 @@ class EMA(LeanCallback):
         self._swap_out(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "shadows": {f"{decay}": shadow for decay, shadow in self._shadows.items()}}
+        return {"updates": self.updates, "shadows": dict(self._shadows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates = state_dict["updates"]
         # An average that the checkpoint lacks starts anew from the raw weights; one no longer wanted is dropped.
-        kept = {decay: state_dict["shadows"].get(f"{decay}") for decay in self.decays}
-        self._shadows = {decay: shadow for decay, shadow in kept.items() if shadow is not None}
+        kept = {average: state_dict["shadows"].get(average) for average in self.rates(batch=1)}
+        self._shadows = {average: shadow for average, shadow in kept.items() if shadow is not None}
 
 
 def ema_of(trainer: Trainer) -> EMA | None:

@@ -1,6 +1,7 @@
 """Do process, data, network and noise levels fit each other?"""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -118,6 +119,11 @@ def probe(network: nn.Module, call: Callable[[], Tensor], c_noise: Tensor) -> Pr
             output = call()
     except ValueError as refused:
         error = str(refused)
+    except TypeError as refused:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(refused))
+        if unknown is None:
+            raise
+        error = f"{type(network).__name__} takes no {unknown[1]}, which the data's batches hold: choose another network"
     finally:
         for hook in hooks:
             hook.remove()

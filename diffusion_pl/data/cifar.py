@@ -21,6 +21,8 @@ class CIFAR10(Torchvision):
         classes: Classes to keep, which become 0, 1, … in this order; None: all.
         conditional: Give the classes as labels.
         horizontal_flip: Mirror training pictures at random.
+        augment: Probability of each change of training pictures that the network is told of, 0.12 in EDM: zoom,
+            rotation, stretch, shift, upside down; mirror images with probability ½.  For NCSNpp with augment_dim 9.
         batch_size: Pictures per batch, over all processes.
         val_fraction: Fraction of the 50,000 to hold out for validation; 0: validate on the test pictures.
         repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
@@ -34,13 +36,15 @@ class CIFAR10(Torchvision):
         classes: list[int] | None = None,
         conditional: bool = False,
         horizontal_flip: bool = True,
+        augment: float = 0.0,
         batch_size: int = 128,
         val_fraction: float = 0.0,
         repeats: int | None = None,
         seed: int = 0,
     ) -> None:
         options = {"batch_size": batch_size, "val_fraction": val_fraction, "repeats": repeats, "seed": seed}
-        super().__init__("CIFAR10", root, download, classes, conditional, horizontal_flip=horizontal_flip, **options)
+        options |= {"horizontal_flip": horizontal_flip, "augment": augment}
+        super().__init__("CIFAR10", root, download, classes, conditional, **options)
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)

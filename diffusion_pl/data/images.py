@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .augmentation import HorizontalFlip, NonLeaky, warped
 from .base import SPLITS, DataModule
-from .loader import Batch, Loader, Source, Subset
+from .loader import Augmentation, Batch, Loader, Source, Subset
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -40,17 +41,6 @@ class Examples(NamedTuple):
     test: Source | None = None
 
 
-class HorizontalFlip:
-    """Mirrors each picture with probability ½."""
-
-    draws = 1
-
-    def __call__(self, batch: Batch, u: Tensor) -> Batch:
-        """batch: {"x": (B, C, H, W), …}, u: (B, 1)."""
-        flipped = (u < 0.5).view(-1, 1, 1, 1)
-        return {**batch, "x": torch.where(flipped, batch["x"].flip(-1), batch["x"])}
-
-
 class Images(DataModule):
     """Pictures as (C, H, W) arrays of integers 0 … L − 1, in model units  x = 2 v / (L − 1) − 1  in [−1, 1].
 
@@ -63,6 +53,8 @@ class Images(DataModule):
         source: What to call the data in messages.
         batch_size: Pictures per batch, over all processes.
         horizontal_flip: Mirror training pictures at random.
+        augment: Probability of each change that `NonLeaky` makes of training pictures, mirror images among them, for
+            networks that are told of it, such as NCSNpp with ``augment_dim: 9``.  0: none.
         val_fraction: Fraction of the pictures to hold out for validation, in [0, 1).
         test_fraction: Fraction to hold out for testing, where the set has no test split of its own; with 0 the
             validation pictures serve.
@@ -80,6 +72,7 @@ class Images(DataModule):
         *,
         batch_size: int,
         horizontal_flip: bool = False,
+        augment: float = 0.0,
         val_fraction: float = 0.1,
         test_fraction: float = 0.0,
         repeats: int | None = None,
@@ -103,7 +96,11 @@ class Images(DataModule):
             raise ValueError(f"{name}: workers and seed must not be negative, got {workers} and {seed}")
         self.source = source
         self.batch_size = batch_size
-        self.augmentation = HorizontalFlip() if horizontal_flip else None
+        if augment and horizontal_flip:
+            raise ValueError(f"{name}: augment mirrors pictures itself: give horizontal_flip: false")
+        self.augmentation: Augmentation | None = HorizontalFlip() if horizontal_flip else None
+        if augment:
+            self.augmentation = NonLeaky(augment)
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.repeats, self.workers, self.seed = repeats, workers, seed
         self._format: Format | None = None
@@ -178,8 +175,11 @@ class Images(DataModule):
         return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Scale, on the device."""
-        return batch if "x" not in batch else {**batch, "x": self.encode(batch["x"])}
+        """Scale, and change as `NonLeaky` drew, on the device."""
+        if "x" not in batch:
+            return batch
+        x, rest = self.encode(batch["x"]), {name: value for name, value in batch.items() if name not in ("x", "warp")}
+        return {"x": warped(x, batch["warp"]) if "warp" in batch else x, **rest}
 
     def second_moment(self) -> float:
         """Mean of x_0² per dimension over up to 10,000 training pictures."""

@@ -1,21 +1,26 @@
 """Figures that say how they came about: of samples, of the likelihood of data, and how they are compared."""
 
+from .bands import Band, check_names, incomparable
 from .density import BoundRows, LikelihoodRows, block_of, count, surprise, unit_of
 from .features import Reference, memory, read_reference, reference_rows, statistics, to_features, width_of
-from .figures import Figure, compare_figures, differences, figure, read_figures, table
+from .figures import Figure, compare_figures, differences, error_of, figure, read_figures, table
 from .measured import elbo, nll, of_samples
 
 __all__ = [
+    "Band",
     "BoundRows",
     "Figure",
     "LikelihoodRows",
     "Reference",
     "block_of",
+    "check_names",
     "compare_figures",
     "count",
     "differences",
     "elbo",
+    "error_of",
     "figure",
+    "incomparable",
     "memory",
     "nll",
     "of_samples",

@@ -38,9 +38,10 @@ class NCSNpp(nn.Module):
     2 nf, scale 16) of ln σ, which the noise_input LogSNR with scale −1/2 gives for a variance-exploding process.
 
     Parameters for (3, 32, 32) with nf 128: DDPM++ 61,804,419, deep (8 blocks) 106,632,579; NCSN++ 62,758,787, deep
-    107,586,947.
+    107,586,947.  EDM's DDPM++, ``ch_mult: [2, 2, 2], augment_dim: 9``, 55,733,891.
 
-    Reference: Song et al., "Score-Based Generative Modeling through SDEs", arXiv 2011.13456, App. H.
+    Reference: Song et al., "Score-Based Generative Modeling through SDEs", arXiv 2011.13456, App. H; Karras et al.,
+    arXiv 2206.00364, App. F (the condition on what was done to a picture).
 
     Args:
         shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
@@ -65,6 +66,8 @@ class NCSNpp(nn.Module):
         time_embedding: Embedding of the noise level; None: Sinusoidal, for which ``noise_input`` must count as far
             as 1000.
         time_conditional: Whether the network is told the noise level at all.
+        augment_dim: Length of the vector that tells how a training picture was changed, 9 for ``augment`` of the data;
+            0: the network is not told.
         checkpointing: Compute activations again for the gradients: less memory, a third more time.
     """
 
@@ -90,12 +93,17 @@ class NCSNpp(nn.Module):
         activation: resnet.Activation = "swish",
         time_embedding: Callable[[int], Embedding] | None = None,
         time_conditional: bool = True,
+        augment_dim: int = 0,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check("NCSNpp", nf, ch_mult, num_res_blocks, dropout)
         if not 0 <= init_scale < math.inf:
             raise ValueError(f"NCSNpp: init_scale must be finite and not negative, got {init_scale}")
+        if augment_dim < 0 or (augment_dim and not time_conditional):
+            raise ValueError(
+                f"NCSNpp: augment_dim must not be negative, and needs time_conditional: true, got {augment_dim}"
+            )
         self.factor = 2 ** (len(ch_mult) - 1)
         channels, height, _ = image_shape("NCSNpp", shape, self.factor)
         attends = attending("NCSNpp", height, len(ch_mult), attn_resolutions)
@@ -103,7 +111,7 @@ class NCSNpp(nn.Module):
 
         width = 4 * nf
         self.act = resnet.ACTIVATIONS[activation]
-        self.time = TimeFeatures(nf, time_embedding, activation) if time_conditional else None
+        self.time = TimeFeatures(nf, time_embedding, activation, augment_dim) if time_conditional else None
         self.label = LabelEmbedding("NCSNpp", classes, width)
         told = width if time_conditional or classes is not None else 0
         self.resampling: Resampling = FIR(fir_kernel) if fir else Mean2x2()
@@ -175,19 +183,23 @@ class NCSNpp(nn.Module):
             self.norm = group_norm(c)
             self.output = conv(c, channels, scale=init_scale)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """The raw network output F.
 
         Args:
             x: Scaled noisy pictures, (B, C, H, W).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
+            augment: How the pictures were changed, (B, augment_dim); None: not at all.
 
         Raises:
-            ValueError: sides that cannot be halved as often as there are levels after the first.
+            ValueError: sides that cannot be halved as often as there are levels after the first, or pictures that were
+                changed although the network was not built to be told.
         """
         image_shape("NCSNpp", x.shape[1:], self.factor)
-        time = c_noise.new_zeros(len(x), self.label.width) if self.time is None else self.time(c_noise)
+        if augment is not None and (self.time is None or self.time.extra is None):
+            raise ValueError(f"NCSNpp: got augmented pictures: give the network augment_dim: {augment.shape[1]}")
+        time = c_noise.new_zeros(len(x), self.label.width) if self.time is None else self.time(c_noise, augment)
         time = self.label(time, label)
         pyramid, h = x, self.stem(x)
         skips = [h]

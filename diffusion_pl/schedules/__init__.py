@@ -3,6 +3,7 @@
 from .base import Kernel, Schedule
 from .cosine import Cosine
 from .karras import Karras
+from .linear_logsnr import LinearLogSNR
 from .rectified import Rectified
 from .subvp import SubVP
 from .table import BetaTable, CosineBetas, LinearBetas, QuadraticBetas, SigmoidAlphaBars, SigmoidBetas, ZeroTerminalSNR
@@ -18,6 +19,7 @@ __all__ = [
     "Karras",
     "Kernel",
     "LinearBetas",
+    "LinearLogSNR",
     "QuadraticBetas",
     "Rectified",
     "Schedule",

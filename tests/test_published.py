@@ -1,0 +1,329 @@
+"""The published experiments: what each configuration builds, number by number, and `verify`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from shell import ROOT, cli, fit
+from torch import nn
+
+from diffusion_pl.callbacks import EMA
+from diffusion_pl.cli import DiffusionCLI
+
+CIFAR10 = ROOT / "configs" / "cifar10"
+DEEP = ROOT / "configs" / "overlays" / "deep.yaml"
+
+
+class Row(NamedTuple):
+    """One experiment."""
+
+    parameters: int
+    lr: float
+    warmup: int | None
+    batch: int
+    steps: int
+    average: str  # decay, or half-life in pictures
+    dropout: float
+    clip: float | None
+    process: dict[str, Any]
+    objective: tuple[str, str | None]  # times, weighting
+    sampler: str
+    nfe: int | None  # None: as many as the tolerance asks for
+    conditional: bool = False
+    augment: float = 0.0
+    flip: bool = True
+
+
+VP = {"class": "VP", "beta_min": 0.1, "beta_max": 20.0}
+SUBVP = {**VP, "class": "SubVP"}
+VE = {"class": "VE", "sigma_min": 0.02, "sigma_max": 100.0}  # of pictures in [-1, 1]
+TABLE = {"class": "LinearBetas", "steps": 1000, "beta_1": 1e-4, "beta_N": 0.02}
+COSINE = {"class": "CosineBetas", "steps": 4000}
+EDM = {"class": "Karras", "sigma_min": 0.002, "sigma_max": 80.0}
+PUBLISHED = {
+    "ddpm": Row(35_746_307, 2e-4, 5000, 128, 800_000, "0.9999", 0.1, 1, TABLE, ("Grid", "SNR"), "Ancestral", 1000),
+    "ddpm_vlb": Row(
+        35_746_307, 2e-4, 5000, 128, 800_000, "0.9999", 0.1, 1, TABLE, ("Grid", "ChainELBO"), "Ancestral", 1000
+    ),
+    "improved_ddpm": Row(
+        *(52_546_438, 1e-4, None, 128, 500_000, "0.9999", 0.3, None, COSINE, ("Grid", "SNR"), "Ancestral", 4000),
+        flip=False,
+    ),
+    "improved_ddpm_vlb": Row(
+        *(52_546_438, 1e-4, None, 128, 500_000, "0.9999", 0.3, None, COSINE, ("LossSecondMoment", None)),
+        *("Ancestral", 4000),
+        flip=False,
+    ),
+    "vp_ddpmpp": Row(
+        61_804_419, 2e-4, 5000, 128, 1_300_000, "0.9999", 0.1, 1, VP, ("Uniform", "SNR"), "EulerMaruyama", 1000
+    ),
+    "subvp_ddpmpp": Row(
+        61_804_419, 2e-4, 5000, 128, 1_300_000, "0.9999", 0.1, 1, SUBVP, ("Uniform", "SNR"), "EulerMaruyama", 1000
+    ),
+    "ve_ncsnpp": Row(
+        62_758_787, 2e-4, 5000, 128, 1_300_000, "0.999", 0.1, 1, VE, ("Uniform", "SNR"), "PredictorCorrector", 1999
+    ),
+    "edm": Row(
+        *(55_733_891, 1e-3, 19_531, 512, 390_625, "500000examples", 0.13, None, EDM, ("LogNormal", "SNR")),
+        *("Heun", 35),
+        augment=0.12,
+        flip=False,
+    ),
+    "edm_conditional": Row(
+        *(55_739_523, 1e-3, 19_531, 512, 390_625, "500000examples", 0.13, None, EDM, ("LogNormal", "SNR")),
+        *("Heun", 35, True, 0.12, False),
+    ),
+    "vdm": Row(
+        # Stem, time, blocks down and in the middle, attention, blocks up, output.
+        17_408 + 328_704 + 34 * 361_344 + 66_304 + 33 * 541_952 + 3_715,
+        *(2e-4, 100, 128, 10_000_000, "0.9999", 0.1, None),
+        {"class": "LinearLogSNR", "logsnr_max": 13.3, "logsnr_min": -5.0},
+        *(("Stratified", "Likelihood"), "Ancestral", 1000),
+        flip=False,
+    ),
+    "rectified_flow": Row(
+        *(61_804_419, 2e-4, 5000, 128, 1_300_000, "0.999999", 0.15, 1, {"class": "Rectified"}),
+        *(("Uniform", "FlowMatching"), "AdaptiveODE", None),
+    ),
+    "ot_cfm": Row(
+        *(35_746_307, 2e-4, 5000, 128, 400_000, "0.9999", 0.1, 1, {"class": "Rectified"}),
+        *(("Uniform", "FlowMatching"), "AdaptiveODE", None),
+    ),
+    "dit": Row(
+        4_992 + 246_528 + 4_224 + 12 * 2_659_968 + 300_300,  # patches, time, classes, blocks, output
+        *(1e-4, None, 256, 400_000, "0.9999", 0.0, None, TABLE, ("Grid", "SNR"), "Ancestral", 250, True),
+    ),
+}
+DEEPER = {"vp_ddpmpp": 106_632_579, "subvp_ddpmpp": 106_632_579, "ve_ncsnpp": 107_586_947}
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Everything that a configuration names, at its size; weights stay as they lie in memory, which saves minutes."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("kaiming_uniform_", "uniform_", "normal_", "xavier_uniform_", "zeros_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+    def made(*files: Path) -> DiffusionCLI:
+        os.environ.pop("DIFFUSION_PL_RUN", None)
+        # The doctor stops at the data, which are not here.
+        options = ["--trainer.accelerator", "cpu", "--data.init_args.download", "false"]
+        return DiffusionCLI(["fit", *(f"--config={file}" for file in files), *options], diagnose=True)
+
+    return made
+
+
+def process(schedule: Any) -> dict[str, Any]:
+    """The numbers of a schedule, from what it computes."""
+    ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    name = type(schedule).__name__
+    if name in ("VP", "SubVP"):
+        return {"class": name, "beta_min": schedule.beta_min, "beta_max": schedule.beta_max}
+    if name == "LinearBetas":
+        at = schedule(torch.tensor([1 / schedule.steps, 1 - 1 / schedule.steps, 1], dtype=torch.float64)).alpha.square()
+        betas = (1 - at[0]).item(), (1 - at[2] / at[1]).item()
+        return {"class": name, "steps": schedule.steps, "beta_1": betas[0], "beta_N": betas[1]}
+    if name == "CosineBetas":
+        return {"class": name, "steps": schedule.steps}
+    if name in ("VE", "Karras"):
+        return {"class": name, "sigma_min": ends.sigma[0].item(), "sigma_max": ends.sigma[1].item()}
+    if name == "LinearLogSNR":
+        return {"class": name, "logsnr_max": ends.logsnr[0].item(), "logsnr_min": ends.logsnr[1].item()}
+    return {"class": name}
+
+
+def rates(network: nn.Module) -> set[float]:
+    return {module.p for module in network.modules() if isinstance(module, nn.Dropout)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_it_builds_the_published_experiment(name: str, build: Any) -> None:
+    row, made = PUBLISHED[name], build(CIFAR10 / f"{name}.yaml")
+    model, trainer, data = made.model, made.trainer, made.datamodule
+    assert sum(p.numel() for p in model.network.parameters()) == row.parameters
+    assert rates(model.network) == ({row.dropout} if row.dropout else set())
+    optimizer = model.optimizer_factory([nn.Parameter(torch.zeros(1))])
+    assert optimizer.defaults["lr"] == row.lr
+    assert optimizer.defaults["betas"] == ((0.9, 0.99) if name == "vdm" else (0.9, 0.999))
+    assert optimizer.defaults["weight_decay"] == (0.01 if name == "vdm" else 0)
+    factory = model.lr_scheduler_factory
+    assert (None if factory is None else factory(optimizer, trainer.max_steps).warmup_steps) == row.warmup
+    assert (data.batch_size, trainer.max_steps, trainer.gradient_clip_val) == (row.batch, row.steps, row.clip)
+    average = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))
+    assert list(average.rates(row.batch)) == [row.average]
+    assert process(model.schedule) == pytest.approx(row.process)
+    times, weighting = model.loss.times, model.loss.weighting
+    assert type(times).__name__.removesuffix("Times") == row.objective[0]
+    assert (None if weighting is None else type(weighting).__name__) == row.objective[1]
+    assert type(model.sampler).__name__ == row.sampler
+    points = len(model.sampler.grid(model.schedule))
+    assert row.nfe in (None, (points - 1) * model.sampler.evaluations + 1)
+    assert data.conditional == row.conditional
+    change = data.augmentation
+    assert (getattr(change, "p", 0.0), change is not None) == (row.augment, row.flip or row.augment > 0)
+
+
+def test_what_is_particular_to_one_of_them(build: Any) -> None:
+    improved, bound = (build(CIFAR10 / f"{name}.yaml").model for name in ("improved_ddpm", "improved_ddpm_vlb"))
+    variance = [(m.loss.variance.steps, m.loss.variance.weight, m.loss.variance.mean) for m in (improved, bound)]
+    assert variance == [(4000, 0.001, False), (4000, 1.0, True)]
+    assert improved.sampler.variance is None and bound.sampler.variance is None
+    edm = build(CIFAR10 / "edm.yaml").model
+    assert (edm.loss.times.mean, edm.loss.times.std, edm.loss.weighting.plus) == (-1.2, 1.2, 4)
+    assert edm.denoiser.parameterization.sigma_data == 0.5
+    sigma = edm.schedule(edm.sampler.grid(edm.schedule)).sigma
+    assert sigma[[0, 1, -1]].tolist() == pytest.approx([80, 57.586, 0.002], rel=1e-4)  # the paper's steps at ρ = 7
+    ve = build(CIFAR10 / "ve_ncsnpp.yaml").model
+    assert (type(ve.sampler.corrector).__name__, ve.sampler.corrector.snr, ve.sampler.corrector.steps) == (
+        *("Langevin", 0.16),
+        1,
+    )
+    assert [type(ve.sampler.predictor).__name__, ve.network.scale_by_sigma] == ["ReverseDiffusion", True]
+    for name in ("vp_ddpmpp", "subvp_ddpmpp"):
+        model = build(CIFAR10 / f"{name}.yaml").model
+        assert model.loss.times.t_min == 1e-5
+        assert model.sampler.grid(model.schedule)[-1] == pytest.approx(1e-3)
+    flow = build(CIFAR10 / "ot_cfm.yaml").model
+    assert type(flow.loss.coupling).__name__ == "MinibatchOT"
+    assert (flow.sampler.rtol, flow.sampler.atol) == (1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("name", DEEPER)
+def test_the_deep_overlay_makes_the_deep_variant_and_changes_nothing_else(name: str, build: Any) -> None:
+    plain, deep = build(CIFAR10 / f"{name}.yaml"), build(CIFAR10 / f"{name}.yaml", DEEP)
+    assert sum(p.numel() for p in deep.model.network.parameters()) == DEEPER[name]
+    assert deep.trainer.max_steps == 950_000
+    ours, theirs = (json.loads(json.dumps(made.config_dump, default=str)) for made in (plain, deep))
+    for config in (ours, theirs):
+        config["model"]["network"]["init_args"].pop("num_res_blocks")
+        config["trainer"].pop("max_steps")
+        config.pop("expected")
+        config.pop("config", None)
+    assert ours == theirs
+
+
+def test_every_one_has_its_row_and_states_a_band_if_a_figure_is_published(build: Any) -> None:
+    assert {path.stem for path in CIFAR10.glob("*.yaml")} == set(PUBLISHED)
+    for name in PUBLISHED:
+        expected = build(CIFAR10 / f"{name}.yaml").config_dump["expected"]
+        assert (expected is None) == (name == "dit"), name
+        for band in (expected or {}).values():
+            lower, upper = band["band"]
+            assert lower < float(band["source"].split(",")[0]) < upper  # the figure that the source gives
+            assert band["num_samples"] in (10_000, 50_000)
+
+
+FID = {"band": [1.0, 2.0], "num_samples": 80, "source": "a test", "by": "DigitsClassifier"}
+NLL = {"band": [2.0, 3.0], "num_samples": 50, "source": "a test", "split": "val"}
+
+
+def figure(value: float, **changes: Any) -> dict[str, Any]:
+    """As `evaluate` writes it."""
+    reference = {"data": "Digits", "split": "train", "n": 1618, "sha256": ""}
+    protocol = {"num_samples": 80, "extractor": {"class": "DigitsClassifier", "sha256": ""}, "reference": reference}
+    model = {"checkpoint": "last.ckpt", "sha256": "", "weights": "ema0.999", "nfe": 4}
+    return {"value": value, "std": 0.1, "unit": "", "protocol": protocol | changes, "model": model}
+
+
+def nll(value: float, split: str = "val", examples: int = 50) -> dict[str, Any]:
+    data = {"data": "Datasaurus", "split": split}
+    protocol = {"examples": examples, "data": data, "estimator": {"class": "FlowLikelihood"}}
+    return {**figure(value), "std": None, "standard_error": 0.2, "protocol": protocol}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that expects two figures."""
+    return fit(tmp_path_factory.mktemp("verify"), run="run", trainer__max_steps=2, expected={"fid": FID, "nll": NLL})
+
+
+def verified(run: Path, figures: dict[str, Any], other: bool = False) -> Any:
+    from diffusion_pl.drawing import fingerprint
+
+    for made in figures.values():
+        made["model"]["sha256"] = "0" * 64 if other else fingerprint(run / "checkpoints" / "last.ckpt")
+    (run / "evaluation").mkdir(exist_ok=True)
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps({"version": "0", "figures": figures}))
+    return cli(run.parent.parent, "verify", "runs/run")
+
+
+def test_a_run_within_its_bands_is_verified(run: Path) -> None:
+    done = verified(run, {"fid": figure(1.5), "nll": nll(2.25)})
+    assert (done.code, done.err) == (0, "")
+    lines = [" ".join(line.split()) for line in done.out.splitlines()]
+    assert "fid 1.5 ± 0.1 1 … 2 inside (a test)" in lines
+    assert "nll 2.25 ± 0.2 2 … 3 inside (a test)" in lines
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ({"fid": figure(2.5), "nll": nll(2.25)}, "come out as expected: fid outside"),
+        ({"fid": figure(0.5), "nll": nll(3.25)}, "fid outside, nll outside"),
+        (
+            {"nll": nll(2.5)},
+            "fid missing; to measure it: .*--metrics fid --num_samples 80 --extractor DigitsClassifier",
+        ),
+        ({"fid": figure(1.5, num_samples=79), "nll": nll(2.5)}, "fid not comparable: samples 79, not 80"),
+        (
+            {"fid": figure(1.5, extractor={"class": "InceptionV3"}), "nll": nll(2.5)},
+            "measured by InceptionV3, not DigitsClassifier",
+        ),
+        (
+            {"fid": figure(1.5, reference={"split": "test"}), "nll": nll(2.5)},
+            "fid not comparable: split test, not train",
+        ),
+        (
+            {"fid": figure(1.5), "nll": nll(2.5, "test", 7)},
+            "nll not comparable: samples 7, not 50; split test, not val",
+        ),
+        ({"fid": figure(float("nan")), "nll": nll(2.5)}, "fid outside"),
+    ],
+)
+def test_a_figure_outside_missing_or_not_comparable_is_an_error(run: Path, figures: Any, told: str) -> None:
+    import re
+
+    done = verified(run, figures)
+    assert done.code == 2
+    assert re.search(told, done.error), done.error
+
+
+def test_figures_of_another_checkpoint_are_not_this_runs(run: Path) -> None:
+    done = verified(run, {"fid": figure(1.5), "nll": nll(2.5)}, other=True)
+    assert done.code == 2
+    assert "fid not comparable: of a checkpoint that is not the run's" in done.error
+
+
+def test_figures_may_lie_in_several_files_elsewhere(run: Path, tmp_path: Path) -> None:
+    verified(run, figures := {"fid": figure(1.5), "nll": nll(2.5)})
+    files = []
+    for name, made in figures.items():
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps({"figures": {name: made}}))
+    (run / "evaluation" / "evaluation.json").unlink()
+    done = cli(run.parent.parent, "verify", "--run", "runs/run", "--evaluation", *files)
+    assert (done.code, done.err) == (0, "")
+    error = cli(run.parent.parent, "verify", "runs/run").error
+    assert (
+        "no evaluation at runs/run/evaluation/evaluation.json: make one with python -m diffusion_pl evaluate" in error
+    )
+    assert "--metrics fid nll --num_samples 80 --extractor DigitsClassifier" in error
+
+
+def test_a_run_that_expects_nothing_cannot_be_verified(tmp_path: Path) -> None:
+    fit(tmp_path, run="plain", trainer__max_steps=1)
+    assert "has no section expected" in cli(tmp_path, "verify", "runs/plain").error
+    assert "no run card at runs/none" in cli(tmp_path, "verify", "runs/none").error
+
+
+def test_expectations_are_saved_with_the_run_and_change_nothing_in_training(run: Path, tmp_path: Path) -> None:
+    import yaml
+    from shell import assert_same_training
+
+    wanted = {"fid": {**FID, "split": None}, "nll": {**NLL, "by": None}}
+    assert yaml.safe_load((run / "config.yaml").read_text())["expected"] == wanted
+    assert json.loads((run / "card.json").read_text())["config"]["expected"] == wanted
+    assert_same_training(run, fit(tmp_path, run="run", trainer__max_steps=2))
