@@ -1,9 +1,9 @@
 """The examples of the README and of the documentation, run page by page: what a reader would type does what it says.
 
-A page is worked through from top to bottom in a folder of its own.  Python is executed, in one namespace a page; a block
-that opens with the name of a file is that file.  Command lines are parsed by the command they are for, or, after
-`<!-- run -->`, executed.  A configuration, after `<!-- NAME.yaml with configs/….yaml -->`, is saved under that name, laid
-over that file, and has to satisfy the doctor.
+A page is worked through from top to bottom in a folder of its own.  Python is executed, in one namespace a page; a
+block that opens with the name of a file is that file.  Command lines are parsed by the command they are for, or, after
+`<!-- run -->`, executed.  A configuration, after `<!-- NAME.yaml with configs/….yaml -->`, is saved under that name,
+laid over that file, and has to satisfy the doctor.
 """
 
 import ast
@@ -25,6 +25,7 @@ from diffusion_pl.__main__ import COMMANDS
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
+THEORY = DOCS / "pages/theory.md"
 PAGES = sorted((DOCS / "pages").rglob("*.md"))
 BLOCK = re.compile(r"^(?:<!-- (?P<mark>.+?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Announced on the pages; checked like all others as soon as they are there.
@@ -47,7 +48,9 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> Iterator[Block]:
     text = page.read_text()
-    for match in BLOCK.finditer(text):
+    found = list(BLOCK.finditer(text))
+    assert len(found) == len(re.findall(r"^ *```\w", text, re.MULTILINE)), f"{page}: a block that is not read"
+    for match in found:
         line = text.count("\n", 0, match.start("text"))
         yield Block(page, line, match["language"], match["text"], match["mark"] or "")
 
@@ -121,7 +124,9 @@ def run_command(block: Block, args: list[str], folder: Path) -> None:
 
 def run_yaml(block: Block, folder: Path) -> None:
     marked = re.fullmatch(r"([\w-]+\.yaml) with (configs/\S+)", block.mark)
-    assert marked, f"{block.place}: give the configuration a name and a file to lie over: <!-- NAME.yaml with configs/… -->"
+    assert marked, (
+        f"{block.place}: give the configuration a name and a file to lie over: <!-- NAME.yaml with configs/… -->"
+    )
     (folder / marked[1]).write_text(block.text)
     assert yaml.safe_load(block.text)
     done = cli(folder, "doctor", "--config", marked[2], "--config", marked[1])
@@ -151,6 +156,12 @@ def test_the_commands_and_files_it_names_exist(page: Path) -> None:
     for file, test in re.findall(r"\((?:\.\./)+(tests/\w+\.py)#(\w+)\)", text):
         tests = {node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
         assert test in tests, f"{file} has no {test}"
+
+
+def test_the_table_of_methods_is_the_same_wherever_it_stands() -> None:
+    tables = [re.findall(r"^\| method \|.*?\n\n", p.read_text(), re.MULTILINE | re.DOTALL) for p in (README, THEORY)]
+    assert len(tables[0]) == 1
+    assert tables[0] == tables[1]
 
 
 def test_the_reference_holds_every_module() -> None:
