@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,6 +147,11 @@ def test_the_readmes_example_is_short_and_finds_the_moons(folder: Path) -> None:
         torch.testing.assert_close(found["data"].decode(x).mean(0), torch.tensor([0.5, 0.25]), rtol=0, atol=0.1)
 
 
+@cache
+def tests_of(file: str) -> set[str]:
+    return {node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("page", [README, *PAGES], ids=name)
 def test_the_commands_and_files_it_names_exist(page: Path) -> None:
     text = page.read_text()
@@ -154,8 +160,7 @@ def test_the_commands_and_files_it_names_exist(page: Path) -> None:
     for path in re.findall(r"(?:configs|tests|docs|benchmarks)/[\w/]+\.(?:yaml|py|md)", text):
         assert (ROOT / path).is_file(), path
     for file, test in re.findall(r"\((?:\.\./)+(tests/\w+\.py)#(\w+)\)", text):
-        tests = {node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
-        assert test in tests, f"{file} has no {test}"
+        assert test in tests_of(file), f"{file} has no {test}"
 
 
 def test_the_table_of_methods_is_the_same_wherever_it_stands() -> None:
