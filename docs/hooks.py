@@ -1,7 +1,8 @@
-"""Files of the repository that pages link to, such as tests, become pages of the site.
+"""Files of the repository that pages link to, such as tests, become pages of the site; packages become their modules.
 
 A link like ../../tests/test_grids.py#test_explicit_grid then leads, in the repository, to the file and, in the site, to
-that test; one to a file or a test that does not exist is a warning, which `make docs` takes for an error.
+that test; one to a file or a test that does not exist is a warning, which `make docs` takes for an error.  In the
+reference, `::: package.*` stands for all modules of a package.
 """
 
 import ast
@@ -12,6 +13,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 LINK = re.compile(r"\]\((?:\.\./)+((?:tests|configs|benchmarks)/[\w./-]+)(#[\w-]+)?\)")
+PACKAGE = re.compile(r"^::: (\S+)\.\*$", re.MULTILINE)
 LANGUAGES = {".yaml": "yaml", ".py": "python"}
 
 
@@ -25,10 +27,18 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
-    """Turn links to files of the repository to the pages made of them."""
+def on_page_markdown(markdown: str, page: Any, config: Any, **kwargs: Any) -> str:
+    """Turn links to files of the repository to the pages made of them, and name the modules of packages."""
+    root = Path(config.config_file_path).parents[1]
+    markdown = PACKAGE.sub(lambda line: "\n\n".join(f"::: {module}" for module in modules(root, line[1])), markdown)
     up = "../" * page.file.src_uri.count("/")
     return LINK.sub(lambda link: f"]({up}source/{link[1]}.md{link[2] or ''})", markdown)
+
+
+def modules(root: Path, package: str) -> list[str]:
+    """The modules of a package, its base first."""
+    names = [file.stem for file in root.joinpath(*package.split(".")).glob("*.py") if file.stem != "__init__"]
+    return [f"{package}.{name}" for name in sorted(names, key=lambda name: (name != "base", name))]
 
 
 def as_page(file: Path, name: str) -> str:
