@@ -149,7 +149,7 @@ def test_the_readmes_example_is_short_and_finds_the_moons(folder: Path) -> None:
 
 
 @cache
-def tests_of(file: str) -> set[str]:
+def functions_of(file: str) -> set[str]:
     return {node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
@@ -161,7 +161,7 @@ def test_the_commands_and_files_it_names_exist(page: Path) -> None:
     for path in re.findall(r"(?:configs|tests|docs|benchmarks)/[\w/]+\.(?:yaml|py|md)", text):
         assert (ROOT / path).is_file(), path
     for file, test in re.findall(r"\((?:\.\./)+(tests/\w+\.py)#(\w+)\)", text):
-        assert test in tests_of(file), f"{file} has no {test}"
+        assert test in functions_of(file), f"{file} has no {test}"
 
 
 def test_the_table_of_methods_is_the_same_wherever_it_stands() -> None:
