@@ -37,6 +37,10 @@ format: .venv/.done ## bring the code into style
 notebooks: .venv/.done ## execute the notebooks, some minutes; copies with their pictures in build/notebooks
 	@$(BIN)/python notebooks/run.py
 
+docs: .venv/.done ## the documentation site, into build/docs; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet -f docs/mkdocs.yml
+	@echo "open build/docs/index.html"
+
 benchmarks: .venv/.done ## measure speed and quality beside bare loops and peers, an hour; prints ratios
 	@$(BIN)/python benchmarks/datasaurus.py
 	@$(BIN)/python benchmarks/images.py

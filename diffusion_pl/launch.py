@@ -25,7 +25,7 @@ _keep: list[
 class Peers(NamedTuple):
     """The processes that decide before Lightning has brought them together.
 
-    Args:
+    Attributes:
         rank, world: which of them this is, and how many there are.
         address, port: where the first of them can be reached.
         served: whether a store is there already, torchrun's.

@@ -1,0 +1,188 @@
+"""The examples of the README and of the documentation, run page by page: what a reader would type does what it says.
+
+A page is worked through from top to bottom in a folder of its own.  Python is executed, in one namespace a page; a
+block that opens with the name of a file is that file.  Command lines are parsed by the command they are for, or, after
+`<!-- run -->`, executed.  A configuration, after `<!-- NAME.yaml with configs/….yaml -->`, is saved under that name,
+laid over that file, and has to satisfy the doctor.
+"""
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from shell import ROOT, cli, environment
+
+from diffusion_pl.__main__ import COMMANDS
+
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "diffusion_pl"
+THEORY = DOCS / "pages/theory.md"
+PAGES = sorted((DOCS / "pages").rglob("*.md"))
+BLOCK = re.compile(r"^(?:<!-- (?P<mark>.+?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+#: Announced on the pages; checked like all others as soon as they are there.
+COMING = {"import", "export", "verify"} - COMMANDS.keys()
+
+
+class Block(NamedTuple):
+    """A fenced block of a page, with the comment above it."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    mark: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text()
+    found = list(BLOCK.finditer(text))
+    assert len(found) == len(re.findall(r"^ *```\w", text, re.MULTILINE)), f"{page}: a block that is not read"
+    for match in found:
+        line = text.count("\n", 0, match.start("text"))
+        yield Block(page, line, match["language"], match["text"], match["mark"] or "")
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a page's files lie; modules of that name are forgotten afterwards."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for module in set(sys.modules) - before:
+        if str(getattr(sys.modules[module], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[module]
+
+
+def work_through(page: Path, folder: Path) -> dict[str, Any]:
+    """Do what the page says; the names that its Python has defined in the end."""
+    variables: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page):
+        if block.language == "python":
+            run_python(block, variables, folder)
+        elif block.language == "sh":
+            for args in commands(block):
+                run_command(block, args, folder)
+        elif block.language == "yaml":
+            run_yaml(block, folder)
+        else:
+            assert block.language in ("text", "bibtex"), f"{block.place}: what is {block.language}?"
+    return variables
+
+
+def run_python(block: Block, variables: dict[str, Any], folder: Path) -> None:
+    module = re.match(r"# (\w+)\.py\n", block.text)
+    if module:
+        (folder / f"{module[1]}.py").write_text(block.text)
+        importlib.invalidate_caches()
+        importlib.import_module(module[1])
+    else:
+        code = compile("\n" * block.line + block.text, name(block.page), "exec")  # its lines are those of the page
+        exec(code, variables)
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """The arguments of each `python -m diffusion_pl …` of a block; targets of make are looked up."""
+    known: dict[str, str] = {}
+    for line in block.text.replace("\\\n", " ").splitlines():
+        line = re.sub(r"\$(\w+)", lambda use: known.get(use[1], use[0]), line)
+        words = shlex.split(line, comments=True)
+        if len(words) == 1 and re.match(r"\w+=", words[0]):
+            variable, _, value = words[0].partition("=")
+            known[variable] = value
+        elif words[:1] == ["make"]:
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"{block.place}: {line}"
+        elif "diffusion_pl" in words:
+            yield words[words.index("diffusion_pl") + 1 :]
+
+
+def run_command(block: Block, args: list[str], folder: Path) -> None:
+    if args[0] in COMING:
+        return
+    assert args[0] in COMMANDS, f"{block.place}: no command {args[0]}"
+    done = cli(folder, *args, *([] if block.mark == "run" else ["--print_config"]))
+    assert done.code == 0, f"{block.place}: {shlex.join(args)}\n{done.err}"
+
+
+def run_yaml(block: Block, folder: Path) -> None:
+    marked = re.fullmatch(r"([\w-]+\.yaml) with (configs/\S+)", block.mark)
+    assert marked, (
+        f"{block.place}: give the configuration a name and a file to lie over: <!-- NAME.yaml with configs/… -->"
+    )
+    (folder / marked[1]).write_text(block.text)
+    assert yaml.safe_load(block.text)
+    done = cli(folder, "doctor", "--config", marked[2], "--config", marked[1])
+    assert done.code == 0, f"{block.place}:\n{done.out}{done.err}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=name)
+def test_a_pages_examples_do_what_they_say(page: Path, folder: Path) -> None:
+    work_through(page, folder)
+
+
+def test_the_readmes_example_is_short_and_finds_the_moons(folder: Path) -> None:
+    (code,) = (block.text for block in blocks(README) if block.language == "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 25
+    found = work_through(README, folder)
+    for x in (found["own"], found["fast"]):  # two crescents: the mean lies between them
+        torch.testing.assert_close(found["data"].decode(x).mean(0), torch.tensor([0.5, 0.25]), rtol=0, atol=0.1)
+
+
+@cache
+def functions_of(file: str) -> set[str]:
+    return {node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name)
+def test_the_commands_and_files_it_names_exist(page: Path) -> None:
+    text = page.read_text()
+    named = set(re.findall(r"python -m diffusion_pl (\w+)", text))
+    assert named <= set(COMMANDS) | COMING
+    for path in re.findall(r"(?:configs|tests|docs|benchmarks)/[\w/]+\.(?:yaml|py|md)", text):
+        assert (ROOT / path).is_file(), path
+    for file, test in re.findall(r"\((?:\.\./)+(tests/\w+\.py)#(\w+)\)", text):
+        assert test in functions_of(file), f"{file} has no {test}"
+
+
+def test_the_table_of_methods_is_the_same_wherever_it_stands() -> None:
+    tables = [re.findall(r"^\| method \|.*?\n\n", p.read_text(), re.MULTILINE | re.DOTALL) for p in (README, THEORY)]
+    assert len(tables[0]) == 1
+    assert tables[0] == tables[1]
+
+
+def test_the_reference_holds_every_module() -> None:
+    listed = re.findall(r"^::: diffusion_pl\.(\S+)$", "\n".join(page.read_text() for page in PAGES), re.MULTILINE)
+    there = {f"{path.parent.name}.*" for path in PACKAGE.glob("*/__init__.py")}
+    there |= {path.stem for path in PACKAGE.glob("[!_]*.py")}
+    assert sorted(listed) == sorted(there), "give docs/pages/reference a line `::: diffusion_pl.NAME`"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(DOCS / "mkdocs.yml"), "-d", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**environment(), "NO_MKDOCS_2_WARNING": "1"})
+    assert done.returncode == 0, done.stderr
+    theory = (tmp_path / "theory.html").read_text()
+    assert '<span class="arithmatex">\\(\\alpha, \\sigma\\)</span>' in theory
+    assert 'href="source/tests/test_transitions.py.html#test_steps_compose"' in theory
+    assert "(B, *)" in (tmp_path / "reference/denoiser.html").read_text()
