@@ -2,7 +2,7 @@
 
 from .density import BoundRows, LikelihoodRows, block_of, count, surprise, unit_of
 from .features import Reference, memory, read_reference, reference_rows, statistics, to_features, width_of
-from .figures import Figure, compare_figures, differences, figure, read_figures, table
+from .figures import Figure, compare_figures, differences, error_of, figure, read_figures, table
 from .measured import elbo, nll, of_samples
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "count",
     "differences",
     "elbo",
+    "error_of",
     "figure",
     "memory",
     "nll",

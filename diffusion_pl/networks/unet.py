@@ -121,7 +121,7 @@ class UNet(nn.Module):
             ValueError: sides that cannot be halved as often as there are levels after the first.
         """
         image_shape("UNet", x.shape[1:], self.factor)
-        time = c_noise.new_zeros(len(x), self.label.width) if self.time is None else self.time(c_noise)
+        time = c_noise.new_zeros(x.shape[0], self.label.width) if self.time is None else self.time(c_noise)
         time = self.label(time, label)
         h = self.stem(x)
         skips = [h]
