@@ -65,7 +65,15 @@ class Parameterization(ABC):
 
 
 class Epsilon(Parameterization):
-    """F = ε.  Undefined where α = 0."""
+    """F = ε.  Undefined where α = 0.
+
+    Args:
+        scaled_input: Whether the network sees x_t at unit variance, which for variance-preserving processes it has;
+            false: as it is (Song et al., arXiv 2011.13456).
+    """
+
+    def __init__(self, scaled_input: bool = True) -> None:
+        self.scaled_input = scaled_input
 
     def coefficients(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(kernel.alpha), torch.ones_like(kernel.alpha)

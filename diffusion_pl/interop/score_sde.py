@@ -256,7 +256,7 @@ def _model(variant: Variant, network: Spec, sigmas: Tensor | None, path: Path) -
     kind = {"vp": "VP", "subvp": "SubVP"}[variant]
     return model | {
         "schedule": spec(f"schedules.{kind}", beta_min=BETAS[0], beta_max=BETAS[1]),
-        "parameterization": spec("parameterizations.Epsilon"),
+        "parameterization": spec("parameterizations.Epsilon", scaled_input=variant != "subvp"),
         "noise_input": spec("denoiser.ScaledTime", scale=999.0),
         "sampler": spec("samplers.EulerMaruyama", grid=spec("grids.UniformGrid", steps=steps, t_min=1e-3)),
     }
