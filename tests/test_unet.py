@@ -33,6 +33,97 @@ def test_the_published_networks_have_exactly_their_size(shape: Any, options: Any
         assert size(UNet(shape, **options)) == parameters
 
 
+def improved(levels: list[int], blocks: int, attends: list[bool]) -> int:
+    """Parameters of Improved DDPM's network for (3, 32, 32) with 128 channels, from the paper's description alone."""
+
+    def conv(a: int, b: int, side: int = 3) -> int:
+        return side * side * a * b + b
+
+    def res(a: int, b: int) -> int:  # the time features make a scale and a shift of each channel
+        return 2 * a + conv(a, b) + (512 + 1) * 2 * b + 2 * b + conv(b, b) + (conv(a, b, 1) if a != b else 0)
+
+    def attention(c: int) -> int:
+        return 2 * c + conv(c, 3 * c, 1) + conv(c, c, 1)
+
+    total = (128 + 1) * 512 + (512 + 1) * 512 + conv(3, 128)
+    skips, c = [128], 128
+    for level, mult in enumerate(levels):
+        for _ in range(blocks):
+            total += res(c, 128 * mult) + attends[level] * attention(128 * mult)
+            c = 128 * mult
+            skips.append(c)
+        if level < len(levels) - 1:
+            total += conv(c, c)
+            skips.append(c)
+    total += 2 * res(c, c) + attention(c)
+    for level in reversed(range(len(levels))):
+        for _ in range(blocks + 1):
+            total += res(c + skips.pop(), 128 * levels[level]) + attends[level] * attention(128 * levels[level])
+            c = 128 * levels[level]
+        total += conv(c, c) if level else 0
+    return total + 2 * c + conv(c, 6)
+
+
+def test_improved_ddpms_network_has_its_size() -> None:
+    options: dict[str, Any] = {"num_res_blocks": 3, "attn_resolutions": (16, 8), "heads": 4}
+    with torch.device("meta"):
+        network = UNet((3, 32, 32), time_scales=True, learned_variance=True, **options)
+    # The released checkpoint is called cifar10_uncond_50M.
+    assert size(network) == improved([1, 2, 2, 2], 3, [False, True, True, False]) == 52_546_438
+
+
+def test_heads_are_those_of_multi_head_attention() -> None:
+    """Against torch's own module with the same weights."""
+    block, torchs = AttentionBlock(16, heads=4, scale=1.0).double(), nn.MultiheadAttention(16, 4, batch_first=True)
+    torchs = torchs.double()
+    with torch.no_grad():
+        for layer in (block.query, block.key, block.value, block.output):
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+        parts = [block.query, block.key, block.value]
+        torchs.in_proj_weight.copy_(torch.cat([layer.weight.flatten(1) for layer in parts]))
+        torchs.in_proj_bias.copy_(torch.cat([layer.bias for layer in parts]))
+        torchs.out_proj.weight.copy_(block.output.weight.flatten(1))
+        torchs.out_proj.bias.copy_(block.output.bias)
+    x = torch.randn(2, 16, 3, 5, dtype=torch.float64)
+    tokens = block.norm(x).flatten(2).transpose(1, 2)
+    expected = x + torchs(tokens, tokens, tokens)[0].transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(block(x, torch.zeros(2, 1)), expected)
+    single = AttentionBlock(16, scale=1.0).double()
+    single.load_state_dict(block.state_dict())
+    assert (single(x, torch.zeros(2, 1)) - expected).abs().max() > 0.1
+
+
+def test_the_time_can_scale_and_shift_the_second_norm() -> None:
+    block = ResBlock(8, 8, 4, "swish", 0.0, scale=1.0, time_scales=True).double()
+    x, time = torch.randn(3, 8, 4, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    assert block.time is not None
+    told = time * torch.sigmoid(time) @ block.time.weight.T + block.time.bias
+    h = block.norm_2(block.conv_1(F.silu(block.norm_1(x))))
+    h = h * (1 + told[:, :8, None, None]) + told[:, 8:, None, None]
+    torch.testing.assert_close(block(x, time), x + block.conv_2(F.silu(h)))
+
+
+def test_a_learned_variance_doubles_the_channels() -> None:
+    network = small((3, 8, 8), learned_variance=True)
+    assert network(torch.randn(2, 3, 8, 8), torch.rand(2)).shape == (2, 6, 8, 8)
+
+
+def test_waves_of_the_input_tell_the_last_bits_apart() -> None:
+    """Neighbouring levels of 8 bits, 2/255 apart, are half a period of n = 7 apart and a whole one of n = 8."""
+    network = small((1, 8, 8), fourier=(7, 8))
+    seen: list[Tensor] = []
+    network.stem.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = (2 * torch.arange(64) / 255 - 1).view(1, 1, 8, 8)
+    network(x, torch.rand(1))
+    (given,) = seen
+    wave = x.double() * 128 * math.pi
+    expected = torch.cat([x.double(), wave.sin(), wave.cos(), (2 * wave).sin(), (2 * wave).cos()], 1)
+    torch.testing.assert_close(given.double(), expected, rtol=0, atol=1e-4)
+    step = given[0, 2].flatten().diff().abs().max()
+    assert step > 1.5  # cos turns over from level to level
+
+
 def test_the_documents_network_has_its_blocks() -> None:
     with torch.device("meta"):
         network = UNet((3, 16, 16), num_res_blocks=4, up_attention="once_per_level")
@@ -358,6 +449,8 @@ def test_the_noise_level_is_embedded_in_float32_whatever_the_network_computes_in
         ({"num_res_blocks": 0}, "num_res_blocks must be at least 1, got 0"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         ({"attn_resolutions": (16,)}, r"attn_resolutions \[16\] are not heights of a level, which are \[8, 4\]"),
+        ({"heads": 3}, "256 channels cannot be shared by 3 heads: give a divisor"),
+        ({"fourier": (7, 40)}, r"fourier must be exponents from 0 to 12, got \[7, 40\]"),
     ],
 )
 def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:

@@ -57,16 +57,20 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class AttentionBlock(nn.Module):
-    """x + self-attention of all positions, one head, gain / √2 if rescaled.
+    """x + self-attention of all positions, gain / √2 if rescaled.
 
     Args:
         channels: C.
         rescale: Divide the sum by √2 (Song et al., arXiv 2011.13456, App. H).
         scale: Initial scale of the output projection.
+        heads: Their number, a divisor of C.
     """
 
-    def __init__(self, channels: int, rescale: bool = False, scale: float = 0.0) -> None:
+    def __init__(self, channels: int, rescale: bool = False, scale: float = 0.0, heads: int = 1) -> None:
         super().__init__()
+        if heads < 1 or channels % heads:
+            raise ValueError(f"AttentionBlock: {channels} channels cannot be shared by {heads} heads: give a divisor")
+        self.heads = heads
         self.norm = group_norm(channels)
         self.query, self.key, self.value = (conv(channels, channels, 1, 0.1) for _ in range(3))
         self.output = conv(channels, channels, 1, scale)
@@ -74,9 +78,12 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.norm(x)
-        # (B, C, H, W) -> (B, H W, C): no copy where the channels already lie together.
-        q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        # (B, C, H, W) -> (B, heads, H W, C/heads): no copy where the channels already lie together.
+        q, k, v = (
+            layer(h).flatten(2).transpose(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         y: Tensor = x + self.output(attended.transpose(1, 2).reshape(x.shape))
         return y if self.gain == 1 else y * self.gain
 
@@ -92,6 +99,8 @@ class ResBlock(nn.Module):
         conv_shortcut: 3x3 instead of 1x1 convolution where the number of channels changes.
         rescale: Divide the sum by √2 (Song et al., arXiv 2011.13456, App. H).
         scale: Initial scale of the second convolution.
+        time_scales: Let the time features scale and shift what the second norm makes, h (1 + a) + b, instead of being
+            added before it (Nichol & Dhariwal, arXiv 2102.09672, App. A).
     """
 
     def __init__(
@@ -104,13 +113,15 @@ class ResBlock(nn.Module):
         conv_shortcut: bool = False,
         rescale: bool = False,
         scale: float = 0.0,
+        time_scales: bool = False,
     ) -> None:
         super().__init__()
         self.gain = math.sqrt(0.5) if rescale else 1.0
         self.act = ACTIVATIONS[activation]
         self.norm_1 = group_norm(channels)
         self.conv_1 = conv(channels, out)
-        self.time = linear(time_width, out) if time_width else None
+        self.time_scales = time_scales
+        self.time = linear(time_width, out * (1 + time_scales)) if time_width else None
         self.norm_2 = group_norm(out)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = conv(out, out, scale=scale)
@@ -120,9 +131,14 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.conv_1(self.act(self.norm_1(x)))
-        if self.time is not None:
-            h = h + self.time(self.act(time))[:, :, None, None]
-        h = self.conv_2(self.dropout(self.act(self.norm_2(h))))
+        told = None if self.time is None else self.time(self.act(time))[:, :, None, None]
+        if told is not None and not self.time_scales:
+            h = h + told
+        h = self.norm_2(h)
+        if told is not None and self.time_scales:
+            scale, shift = told.chunk(2, 1)
+            h = h * (1 + scale) + shift
+        h = self.conv_2(self.dropout(self.act(h)))
         y: Tensor = self.shortcut(x) + h
         return y if self.gain == 1 else y * self.gain
 

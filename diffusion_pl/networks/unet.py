@@ -6,6 +6,7 @@ A level has `num_res_blocks` residual blocks on the way down and one more on the
 `attn_resolutions` attend.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -19,12 +20,16 @@ from .resnet import AttentionBlock, Downsample, ResBlock, Upsample, conv, group_
 
 
 class UNet(nn.Module):
-    """The U-Net of DDPM, also as the seminar of document 0 and score_sde wire it.
+    """The U-Net of DDPM, also as the seminar of document 0 and score_sde wire it, and as Improved DDPM and VDM widen it.
 
     Parameters for (3, 32, 32) with the defaults: 35,746,307; with ``up_attention: once_per_level`` 35,218,947.  For
     (3, 16, 16) with four blocks and attention once per level: 56,646,147.
 
-    Reference: Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, App. B.
+    Improved DDPM's is ``num_res_blocks: 3, attn_resolutions: [16, 8], heads: 4, time_scales: true, learned_variance:
+    true``.  VDM's, which never resamples, is ``ch_mult: [1], num_res_blocks: 32, attn_resolutions: [], fourier: [7, 8]``.
+
+    Reference: Ho et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, App. B; Nichol & Dhariwal, arXiv
+    2102.09672, App. A; Kingma et al., "Variational Diffusion Models", arXiv 2107.00630, App. B and C.
 
     Args:
         shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
@@ -39,6 +44,11 @@ class UNet(nn.Module):
         activation: Nonlinearity.
         conv_shortcut: 3x3 instead of 1x1 convolution as shortcut where the number of channels changes.
         up_attention: On the way up, attend after every block (Ho et al.) or once per level (document 0, score_sde).
+        heads: Attention heads.
+        time_scales: Let the noise level scale and shift the second norm of a block instead of being added before it.
+        learned_variance: Return 2C channels, the second half for the variance of the reverse step.
+        fourier: Exponents n of features sin(2ⁿ π x) and cos(2ⁿ π x) of the input, put beside it, so that the network
+            sees the last bits of the pictures.
         time_embedding: Embedding of the noise level; None: Sinusoidal, for which ``noise_input`` must count as far
             as 1000.
         time_conditional: Whether the network is told the noise level at all.
@@ -58,6 +68,10 @@ class UNet(nn.Module):
         activation: resnet.Activation = "swish",
         conv_shortcut: bool = False,
         up_attention: Literal["every_block", "once_per_level"] = "every_block",
+        heads: int = 1,
+        time_scales: bool = False,
+        learned_variance: bool = False,
+        fourier: Sequence[int] = (),
         time_embedding: Callable[[int], Embedding] | None = None,
         time_conditional: bool = True,
         checkpointing: bool = False,
@@ -67,6 +81,9 @@ class UNet(nn.Module):
         self.factor = 2 ** (len(ch_mult) - 1)
         channels, height, _ = image_shape("UNet", shape, self.factor)
         attends = attending("UNet", height, len(ch_mult), attn_resolutions)
+        if any(not 0 <= n <= 12 for n in fourier):
+            raise ValueError(f"UNet: fourier must be exponents from 0 to 12, got {list(fourier)}")
+        self.fourier = list(fourier)
 
         width = 4 * nf
         self.act = resnet.ACTIVATIONS[activation]
@@ -75,24 +92,27 @@ class UNet(nn.Module):
         told = width if time_conditional or classes is not None else 0
 
         def block(channels: int, out: int) -> ResBlock:
-            return ResBlock(channels, out, told, activation, dropout, conv_shortcut)
+            return ResBlock(channels, out, told, activation, dropout, conv_shortcut, time_scales=time_scales)
+
+        def attention(channels: int) -> AttentionBlock:
+            return AttentionBlock(channels, heads=heads)
 
         def row(*blocks: nn.Module) -> resnet.Sequence:
             return resnet.Sequence(*blocks, checkpointing=checkpointing)
 
-        self.stem = conv(channels, nf)
+        self.stem = conv(channels * (1 + 2 * len(self.fourier)), nf)
         self.down = nn.ModuleList()
         skips, c = [nf], nf
         for level, mult in enumerate(ch_mult):
             for _ in range(num_res_blocks):
-                self.down.append(row(block(c, nf * mult), *([AttentionBlock(nf * mult)] if attends[level] else [])))
+                self.down.append(row(block(c, nf * mult), *([attention(nf * mult)] if attends[level] else [])))
                 c = nf * mult
                 skips.append(c)
             if level < len(ch_mult) - 1:
                 self.down.append(row(Downsample(c, resamp_with_conv)))
                 skips.append(c)
 
-        self.middle = row(block(c, c), AttentionBlock(c), block(c, c))
+        self.middle = row(block(c, c), attention(c), block(c, c))
 
         self.up = nn.ModuleList()
         for level, mult in reversed(list(enumerate(ch_mult))):
@@ -101,13 +121,13 @@ class UNet(nn.Module):
                 blocks: list[nn.Module] = [block(c + skips.pop(), nf * mult)]
                 c = nf * mult
                 if attends[level] and (last or up_attention == "every_block"):
-                    blocks.append(AttentionBlock(c))
+                    blocks.append(attention(c))
                 if last and level > 0:
                     blocks.append(Upsample(c, resamp_with_conv))
                 self.up.append(row(*blocks))
 
         self.norm = group_norm(c)
-        self.output = conv(c, channels, scale=0.0)
+        self.output = conv(c, channels * (1 + learned_variance), scale=0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """The raw network output F.
@@ -123,7 +143,7 @@ class UNet(nn.Module):
         image_shape("UNet", x.shape[1:], self.factor)
         time = c_noise.new_zeros(x.shape[0], self.label.width) if self.time is None else self.time(c_noise)
         time = self.label(time, label)
-        h = self.stem(x)
+        h = self.stem(_with_waves(x, self.fourier))
         skips = [h]
         for row in self.down:
             h = row(h, time)
@@ -133,6 +153,14 @@ class UNet(nn.Module):
             h = row(torch.cat((h, skips.pop()), 1), time)
         output: Tensor = self.output(self.act(self.norm(h)))
         return output
+
+
+def _with_waves(x: Tensor, exponents: Sequence[int]) -> Tensor:
+    """x, and beside it sin(2ⁿ π x) and cos(2ⁿ π x) for each n: (B, C, H, W) -> (B, C (1 + 2K), H, W)."""
+    if not exponents:
+        return x
+    phases = [2**n * math.pi * x.float() for n in exponents]  # 16 bits would lose the phase
+    return torch.cat([x, *(f(phase).to(x.dtype) for phase in phases for f in (torch.sin, torch.cos))], 1)
 
 
 class TimeFeatures(nn.Module):
