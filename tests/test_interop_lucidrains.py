@@ -56,7 +56,11 @@ def come_in(folder: Path, *args: Any) -> Outcome:
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], type]] = {
     "as it comes": ({}, {}, SigmoidAlphaBars),
-    "noise": ({"self_condition": True, "attn_heads": 2}, {"objective": "pred_noise", "beta_schedule": "linear"}, LinearBetas),
+    "noise": (
+        {"self_condition": True, "attn_heads": 2},
+        {"objective": "pred_noise", "beta_schedule": "linear"},
+        LinearBetas,
+    ),
     "data": ({"full_attn": (True, False)}, {"objective": "pred_x0", "beta_schedule": "cosine"}, CosineBetas),
     "min snr": ({}, {"objective": "pred_v", "min_snr_loss_weight": True}, SigmoidAlphaBars),
 }
@@ -136,9 +140,10 @@ def test_the_objective_is_known_by_the_weights_of_the_loss_and_asked_for_otherwi
     assert told_objective(betas, None) is None
     assert told_objective(betas, torch.rand(100)) is None
     _, _, content = save(tmp_path, objective="pred_x0")
-    assert "objective pred_v: the weights of the loss in model-1.pt are those of pred_x0" in come_in(
-        tmp_path, "--objective", "pred_v"
-    ).error
+    assert (
+        "objective pred_v: the weights of the loss in model-1.pt are those of pred_x0"
+        in come_in(tmp_path, "--objective", "pred_v").error
+    )
     for state in (content["model"], content["ema"]):
         for name in [name for name in state if name.endswith("loss_weight")]:
             del state[name]

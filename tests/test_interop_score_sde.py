@@ -1,5 +1,5 @@
-"""Checkpoints of score_sde_pytorch, against a second implementation of its networks, written here from the paper and the
-names in its files; the package itself cannot be installed."""
+"""Checkpoints of score_sde_pytorch, against a second implementation of its networks, written here from the paper and
+the names in its files; the package itself cannot be installed."""
 
 import math
 import re
@@ -16,7 +16,8 @@ from diffusion_pl.loading import load
 from diffusion_pl.networks import NCSNpp, UNet
 from diffusion_pl.schedules import VE, VP, LinearBetas, SubVP
 
-SIGMAS = torch.exp(torch.linspace(math.log(50.0), math.log(0.01), 40, dtype=torch.float64))  # falling, as they list them
+#: Falling, as they list them.
+SIGMAS = torch.exp(torch.linspace(math.log(50.0), math.log(0.01), 40, dtype=torch.float64))
 ROOT_HALF = math.sqrt(0.5)
 
 
@@ -260,8 +261,8 @@ def come_in(folder: Path, *args: Any) -> Outcome:
 
 NCSN = {"fourier": True, "fir": True, "entry": "residual"}
 CASES: dict[str, tuple[dict[str, Any], str, type, type]] = {
-    "ddpm": ({"kind": "ddpm", "nf": 128, "mults": (1, 1)}, "ddpm", UNet, LinearBetas),
-    "ddpm continuous": ({"kind": "ddpm", "nf": 128, "mults": (1, 1), "attends": (True, False)}, "vp", UNet, VP),
+    "ddpm": ({"kind": "ddpm", "nf": 32}, "ddpm", UNet, LinearBetas),
+    "ddpm continuous": ({"kind": "ddpm", "nf": 32, "attends": (True, False)}, "vp", UNet, VP),
     "ddpm++": ({}, "vp", NCSNpp, VP),
     "ddpm++ deep": ({"depth": 2, "mults": (1, 2, 2), "attends": (False, True, False)}, "subvp", NCSNpp, SubVP),
     "ncsn++": (NCSN, "ve", NCSNpp, VE),

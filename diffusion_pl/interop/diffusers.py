@@ -27,8 +27,7 @@ HELD: dict[str, tuple[Any, ...]] = {
     "downsample_type": ("conv",),
     "upsample_type": ("conv",),
     "act_fn": ("silu", "swish"),
-    "attn_norm_num_groups": (None,),
-    "resnet_time_scale_shift": ("default",),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
     "add_attention": (True,),
     "class_embed_type": (None,),
 }
@@ -47,6 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "dropout": 0.0,
     "attention_head_dim": 8,
     "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
     "norm_eps": 1e-5,
     "num_class_embeds": None,
     "num_train_timesteps": None,
@@ -80,7 +80,14 @@ PREDICTIONS = {
     "v_prediction": ("V", spec("weightings.SNR", plus=1.0)),
     "sample": ("Data", spec("weightings.SNR")),
 }
-VARIANCES = {"fixed_small": 0.0, "fixed_small_log": 0.0, "fixed_large": 1.0, "fixed_large_log": 1.0}
+VARIANCES = {
+    "fixed_small": 0.0,
+    "fixed_small_log": 0.0,
+    "fixed_large": 1.0,
+    "fixed_large_log": 1.0,
+    "learned_range": None,
+}
+PADDINGS: dict[int, str] = {0: "corner", 1: "around"}
 
 #: The layers of a block: ours -> theirs.
 LAYERS = {
@@ -157,7 +164,6 @@ def read(path: Path, trust_pickle: bool = False, size: list[int] | None = None) 
     attends = [name == DOWN[1] for name in {**DEFAULTS, **config}["down_block_types"]]
 
     def wanted(ours: nn.Module) -> dict[str, Source]:
-        _check_groups(ours, config.get("norm_num_groups", 32), folder / "config.json")
         found = sources(modules(options["num_res_blocks"], attends), ours)
         if flipped:
             found["time.dense_1.weight"] = found["time.dense_1.weight"]._replace(convert=_swap_halves)
@@ -191,11 +197,19 @@ def _network(config: dict[str, Any], where: Path, size: list[int] | None) -> tup
     if any(width % nf for width in widths):
         raise ValueError(f"{where}: block_out_channels must be multiples of the first, got {widths}")
     attending = {width for width, attend in zip(widths, attends, strict=True) if attend} | {widths[-1]}
-    single = attending == {option["attention_head_dim"]}
-    _check("attention_head_dim", None if single else option["attention_head_dim"], (None,), where)
-    _check("norm_eps", option["norm_eps"], (1e-6,), where)
-    _check("downsample_padding", option["downsample_padding"], (0,), where)
-    _check("out_channels", option["out_channels"], (option["in_channels"],), where)
+    head = option["attention_head_dim"]
+    heads = {1 if head is None else width // head for width in attending}
+    if len(heads) > 1:
+        raise ValueError(
+            f"{where}: attention_head_dim {head} cannot be held: the levels that attend have {sorted(attending)} "
+            "channels, and a UNet has one number of heads"
+        )
+    # With scale_shift its middle attends without a norm unless this option is given.
+    groups, scales = option["norm_num_groups"], option["resnet_time_scale_shift"] == "scale_shift"
+    _check("attn_norm_num_groups", option["attn_norm_num_groups"], (groups,) if scales else (None, groups), where)
+    _check("downsample_padding", option["downsample_padding"], tuple(PADDINGS), where)
+    channels, outward = option["in_channels"], option["out_channels"]
+    _check("out_channels", outward, (channels, 2 * channels), where)
     side = option["sample_size"]
     if side is None and size is None:
         raise ValueError(f"{where}: sample_size is null: add --size, such as --size 32")
@@ -216,6 +230,12 @@ def _network(config: dict[str, Any], where: Path, size: list[int] | None) -> tup
         num_res_blocks=option["layers_per_block"],
         attn_resolutions=[shape[1] >> level for level, attend in enumerate(attends) if attend],
         dropout=float(option["dropout"]),
+        heads=heads.pop(),
+        time_scales=scales,
+        learned_variance=outward > channels,
+        groups=groups,
+        norm_eps=option["norm_eps"],
+        padding=PADDINGS[option["downsample_padding"]],
         time_embedding=embedding,
     )
     return network, shape, option["num_class_embeds"]
@@ -241,7 +261,13 @@ def _model(config: dict[str, Any], network: Spec, where: Path) -> Spec:
         schedule = spec(f"schedules.{SCHEDULES[option['beta_schedule']]}", steps=steps, **({} if cosine else ends))
     if option["rescale_betas_zero_snr"]:
         schedule = spec("schedules.ZeroTerminalSNR", table=schedule)
+    learns = network["init_args"]["learned_variance"]
     variance = VARIANCES[option["variance_type"]]
+    if learns != (variance is None) and kind == "DDPMScheduler":
+        raise ValueError(
+            f"{where}: variance_type {option['variance_type']} does not go with a network that tells "
+            f"{'a' if learns else 'no'} variance"
+        )
     sampler = spec("samplers.Ancestral", grid=spec("grids.UniformGrid", steps=steps), variance=variance)
     if kind == "DDIMScheduler":
         sampler = spec("samplers.DDIM", grid=spec("grids.RespacedGrid", length=steps, steps=min(50, steps)))
@@ -280,16 +306,6 @@ def _renamed(name: str) -> str:
 def _check(name: str, value: Any, values: tuple[Any, ...], where: Path) -> None:
     if value not in values:
         raise ValueError(f"{where}: {name} {value} cannot be held, only {' or '.join(map(str, values))}")
-
-
-def _check_groups(network: nn.Module, groups: int, where: Path) -> None:
-    for norm in network.modules():
-        if isinstance(norm, nn.GroupNorm) and norm.num_groups != groups:
-            channels = norm.num_channels
-            raise ValueError(
-                f"{where}: norm_num_groups {groups} cannot be held: {channels} channels have {norm.num_groups} groups "
-                "in a UNet (32 from 128 channels on)"
-            )
 
 
 def _swap_halves(weight: Tensor) -> Tensor:

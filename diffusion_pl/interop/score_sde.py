@@ -188,7 +188,7 @@ def _network(
         names += _ncsnpp(depth, attends, options["progressive_input"], options["progressive"])
         class_name = "NCSNpp"
     else:
-        options |= {"up_attention": "once_per_level", "resamp_with_conv": "" not in kinds}
+        options |= {"up_attention": "once_per_level", "resamp_with_conv": "" not in kinds, "groups": 32}
         names += [part.name for part in unet(depth, attends, every_block=False)]
         class_name = "UNet"
     if not (biggan and options["progressive"] == "output_skip"):

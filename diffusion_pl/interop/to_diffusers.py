@@ -17,12 +17,18 @@ from ..module import DiffusionModule
 from ..networks import Sinusoidal, UNet
 from ..samplers import DDIM, Ancestral
 from ..schedules import BetaTable
-from .diffusers import DOWN, PREDICTIONS, SCHEDULES, UP, WEIGHTS, modules
+from .diffusers import DOWN, PADDINGS, PREDICTIONS, SCHEDULES, UP, VARIANCES, WEIGHTS, modules
 from .foreign import Spec
 from .keys import sources
 
 #: Options of UNet that UNet2DModel has no other value of.
-HELD = {"activation": "swish", "conv_shortcut": False, "resamp_with_conv": True, "time_conditional": True}
+HELD = {
+    "activation": "swish",
+    "conv_shortcut": False,
+    "resamp_with_conv": True,
+    "time_conditional": True,
+    "fourier": [],
+}
 
 
 def write(model: DiffusionModule, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -66,7 +72,7 @@ def _network(model: DiffusionModule, config: Spec) -> tuple[Spec, dict[str, Tens
     defaults = {name: p.default for name, p in inspect.signature(UNet).parameters.items()}
     option = defaults | config.get("init_args", {})
     for name, value in HELD.items():
-        if option[name] != value:
+        if type(value)(option[name]) != value:
             raise ValueError(f"UNet with {name} {option[name]} cannot be held by UNet2DModel, only {name} {value}")
     channels, height, width = model.shape
     attends = [height >> level in option["attn_resolutions"] for level in range(len(option["ch_mult"]))]
@@ -76,26 +82,33 @@ def _network(model: DiffusionModule, config: Spec) -> tuple[Spec, dict[str, Tens
     if len(set(groups.values())) > 1:
         told = ", ".join(f"{groups[c]} for {c} channels" for c in sorted(groups))
         raise ValueError(
-            f"UNet2DModel has one number of groups for all norms, this UNet {told}: from 128 channels on it is 32"
+            f"UNet2DModel has one number of groups for all norms, this UNet {told}: give groups when training"
         )
     nf, mults, blocks = option["nf"], option["ch_mult"], option["num_res_blocks"]
-    table = unet.label.table
+    table, heads, padding = unet.label.table, option["heads"], option["padding"]
+    attending = {nf * mult for mult, attend in zip(mults, attends, strict=True) if attend} | {nf * mults[-1]}
+    if heads > 1 and len(attending) > 1:
+        raise ValueError(
+            f"UNet2DModel has heads of one width; {heads} heads on levels of {sorted(attending)} channels have several"
+        )
     found = {
         "_class_name": "UNet2DModel",
         "sample_size": height if height == width else [height, width],
         "in_channels": channels,
-        "out_channels": channels,
+        "out_channels": channels * (1 + option["learned_variance"]),
         "freq_shift": _freq_shift(unet, nf),
         "flip_sin_to_cos": False,
         "down_block_types": [DOWN[attend] for attend in attends],
         "up_block_types": [UP[attend] for attend in reversed(attends)],
         "block_out_channels": [nf * mult for mult in mults],
         "layers_per_block": blocks,
-        "downsample_padding": 0,
+        "downsample_padding": next(theirs for theirs, ours in PADDINGS.items() if ours == padding),
         "dropout": option["dropout"],
-        "attention_head_dim": None,
+        "attention_head_dim": None if heads == 1 else attending.pop() // heads,
         "norm_num_groups": next(iter(groups.values())),
-        "norm_eps": 1e-6,
+        "norm_eps": option["norm_eps"],
+        "attn_norm_num_groups": next(iter(groups.values())),
+        "resnet_time_scale_shift": "scale_shift" if option["time_scales"] else "default",
         "num_class_embeds": None if table is None else table.num_embeddings,
     }
     state = unet.state_dict()
@@ -139,8 +152,13 @@ def _scheduler(model: DiffusionModule, config: Spec) -> dict[str, Any]:
         **_clipping(config.get("guidance")),
     }
     if not isinstance(sampler, DDIM):
-        large = isinstance(sampler, Ancestral) and sampler.variance == 1
-        found["variance_type"] = "fixed_large" if large else "fixed_small"
+        variance = sampler.variance if isinstance(sampler, Ancestral) else 0.0
+        kinds = {value: theirs for theirs, value in reversed(VARIANCES.items())}
+        if variance not in kinds:
+            raise ValueError(
+                f"diffusers' DDPMScheduler has variance 0, 1 or as learned, this model's sampler {variance}"
+            )
+        found["variance_type"] = kinds[variance]
     return found
 
 
