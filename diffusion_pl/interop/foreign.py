@@ -8,12 +8,12 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch import __version__ as lightning_version
 from torch import Tensor, nn
 
 from .. import __version__
@@ -140,7 +140,7 @@ def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[s
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     source = {"format": kind, "files": {str(f.relative_to(path.parent)): fingerprint(f) for f in files}}
     return {
-        "pytorch-lightning_version": lightning_version,
+        "pytorch-lightning_version": version("lightning"),
         "epoch": 0,
         "global_step": foreign.steps or 0,
         "state_dict": {f"denoiser.network.{name}": tensor for name, tensor in raw.items()},

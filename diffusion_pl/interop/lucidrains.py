@@ -159,7 +159,7 @@ def find_schedule(betas: Tensor) -> Spec:
     """The schedule of ours with these β_i, which may be rounded to float32; a BetaTable if none has a name for them."""
     steps = len(betas)
     scale = 1000 / steps
-    named: list[tuple[type[BetaTable], dict[str, Any]]] = [
+    named: list[tuple[type[Any], dict[str, Any]]] = [
         (LinearBetas, {"beta_min": scale * 1e-4, "beta_max": scale * 0.02}),
         (LinearBetas, {"beta_min": betas[0].item(), "beta_max": betas[-1].item()}),
         (CosineBetas, {}),
@@ -167,7 +167,7 @@ def find_schedule(betas: Tensor) -> Spec:
     ]
     for kind, options in named:
         try:
-            table = kind(steps, **options)
+            table: BetaTable = kind(steps, **options)
         except ValueError:
             continue
         ours = -torch.expm1(2 * table.log_alpha.diff())

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -166,7 +166,7 @@ def _network(
         raise ValueError(f"{path}: {len(plain)} residual blocks on {levels} levels are no DDPM, DDPM++ or NCSN++")
     firsts = [plain[level * depth] for level in range(levels)]
     attends = [kinds[i + 1] == "attention" for i in firsts]
-    options = {
+    options: dict[str, Any] = {
         "nf": nf,
         "ch_mult": [blocks[i].width // nf for i in firsts],
         "num_res_blocks": depth,

@@ -27,7 +27,6 @@ HELD = {
     "conv_shortcut": False,
     "resamp_with_conv": True,
     "time_conditional": True,
-    "fourier": [],
 }
 
 
@@ -72,8 +71,10 @@ def _network(model: DiffusionModule, config: Spec) -> tuple[Spec, dict[str, Tens
     defaults = {name: p.default for name, p in inspect.signature(UNet).parameters.items()}
     option = defaults | config.get("init_args", {})
     for name, value in HELD.items():
-        if type(value)(option[name]) != value:
+        if option[name] != value:
             raise ValueError(f"UNet with {name} {option[name]} cannot be held by UNet2DModel, only {name} {value}")
+    if option["fourier"]:
+        raise ValueError(f"UNet with fourier {option['fourier']} cannot be held by UNet2DModel")
     channels, height, width = model.shape
     attends = [height >> level in option["attn_resolutions"] for level in range(len(option["ch_mult"]))]
     if any(attends) and option["up_attention"] != "every_block":
