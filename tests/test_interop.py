@@ -90,7 +90,14 @@ def test_from_is_an_option_though_a_word_of_python(tmp_path: Path) -> None:
     assert "--from" in cli(tmp_path, "import", "x", "--from", "keras", "--output", "y").error
 
 
-def test_sample_sweep_evaluate_and_fit_take_what_came_in(pipe: Path) -> None:
+@pytest.mark.slow
+def test_sweep_takes_what_came_in(pipe: Path) -> None:
+    assert cli(pipe, "import", *OPTIONS).code == 0
+    options = ["--ckpt_path", "a.ckpt", "--weights", "raw", "--samplers", "DDIM", "--nfe", 2, "--num_samples", 2]
+    assert cli(pipe, "sweep", *options).code == 0
+
+
+def test_sample_evaluate_export_and_fit_take_what_came_in(pipe: Path) -> None:
     (pipe / "pictures").mkdir()
     for i in range(12):
         rng = np.random.default_rng(i)
@@ -103,7 +110,6 @@ def test_sample_sweep_evaluate_and_fit_take_what_came_in(pipe: Path) -> None:
     raw = ["--ckpt_path", "a.ckpt", "--weights", "raw"]
     assert cli(pipe, "sample", *raw, "--num_samples", 2, "--steps", 3).code == 0
     assert (pipe / "samples/1.png").is_file()
-    assert cli(pipe, "sweep", *raw, "--samplers", "DDIM", "--nfe", 2, "--num_samples", 2, "--output", "sw").code == 0
     elbo = ["--metrics", "elbo", "--likelihood_examples", 2, "--bound", "ChainBound", "--bound.steps", 20]
     assert cli(pipe, "evaluate", *raw, *elbo).code == 0
     assert cli(pipe, "export", *raw, "--to", "safetensors", "--output", "out").code == 0
