@@ -295,7 +295,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "import of none": (command("import", "--from", "lucidrains", "no.pt", "--output", "o"), r"no.pt: there is no such"),
     "import from what there is not": (
         command("import", "--from", "keras", "no.pt", "--output", "o"),
-        r"from: .*one of 'diffusers', 'score_sde', 'lucidrains'",
+        r"from: .*one of 'diffusers', 'score_sde', 'lucidrains', 'openai'",
     ),
     "import of another file": (foreign({"a": 1}), r"a\.pt is no model-N\.pt .*: it needs model .*, and has a"),
     "import of a pickle": (foreign({"a": Path()}), r"a\.pt holds more than tensors .* add --trust_pickle true"),

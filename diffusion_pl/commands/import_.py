@@ -8,13 +8,16 @@ from ..data import DataModule
 
 
 def import_(
-    from_: Literal["diffusers", "score_sde", "lucidrains"],
+    from_: Literal["diffusers", "score_sde", "lucidrains", "openai"],
     path: Path,
     output: Path,
     size: list[int] | None = None,
     variant: Literal["ddpm", "vp", "subvp", "ve"] | None = None,
     objective: Literal["pred_noise", "pred_x0", "pred_v"] | None = None,
     ema_decay: float | None = None,
+    betas: Literal["linear", "cosine"] | None = None,
+    steps: int | None = None,
+    heads: int | None = None,
     data: Callable[[], DataModule] | None = None,
     trust_pickle: bool = False,
 ) -> None:
@@ -25,13 +28,17 @@ def import_(
 
     Args:
         from_: diffusers (folder of UNet2DModel or of a DDPMPipeline), score_sde (checkpoint.pth of score_sde_pytorch:
-            DDPM, DDPM++, NCSN++), lucidrains (model-N.pt of denoising-diffusion-pytorch).
+            DDPM, DDPM++, NCSN++), lucidrains (model-N.pt of denoising-diffusion-pytorch), openai (modelN.pt or
+            ema_RATE_N.pt of improved-diffusion and guided-diffusion, without resblock_updown).
         path: The folder or file.
         output: The checkpoint to write, such as imported.ckpt.
         size: Side of the pictures, or height and width; only diffusers' files tell it.
         variant: Of score_sde, the process: ddpm (discrete steps), vp, subvp or ve.
         objective: Of lucidrains, what the network predicts, where the file does not tell.
         ema_decay: Of lucidrains, the decay of the average, which the file does not tell; None: 0.995.
+        betas: Of openai, the noise schedule of the training.
+        steps: Of openai, its number of steps; None: 1000.
+        heads: Of openai, attention heads; None: 4.
         data: The data that the model is of, such as Folder; its options as --data.path.  None: CIFAR10 for 3x32x32,
             else a Folder named pictures, which evaluate looks for.
         trust_pickle: Read a file that holds more than tensors and plain values.  Such a file can run any code: only
@@ -39,6 +46,9 @@ def import_(
     """
     if output.exists():
         raise ValueError(f"{output} exists already: name another file with --output")
+    for name, number in (("steps", steps), ("heads", heads)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
     import inspect
 
     from ..checkpoints import write
@@ -46,8 +56,9 @@ def import_(
     from ..interop.foreign import default_data, described
 
     reader = READERS[from_]
-    given = {"size": size, "variant": variant, "objective": objective, "ema_decay": ema_decay}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    given: dict[str, Any] = {"size": size, "variant": variant, "objective": objective, "ema_decay": ema_decay}
+    given |= {"betas": betas, "steps": steps, "heads": heads}
+    options = {name: value for name, value in given.items() if value is not None}
     strange = next((name for name in options if name not in inspect.signature(reader).parameters), None)
     if strange is not None:
         raise ValueError(f"--{strange} is not for --from {from_}")

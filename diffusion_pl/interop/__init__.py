@@ -6,14 +6,19 @@ from typing import Any
 
 from ..data import DataModule
 from ..module import DiffusionModule
-from . import diffusers, graphs, lucidrains, safetensors, score_sde, to_diffusers
+from . import diffusers, graphs, lucidrains, openai, safetensors, score_sde, to_diffusers
 from .foreign import Foreign, to_checkpoint
 
 Reader = Callable[..., Foreign]
 Writer = Callable[[DiffusionModule, DataModule, Mapping[str, Any], Path], list[Path]]
 
 #: What can be read: name -> read(path, trust_pickle, options of the format).
-READERS: dict[str, Reader] = {"diffusers": diffusers.read, "score_sde": score_sde.read, "lucidrains": lucidrains.read}
+READERS: dict[str, Reader] = {
+    "diffusers": diffusers.read,
+    "score_sde": score_sde.read,
+    "lucidrains": lucidrains.read,
+    "openai": openai.read,
+}
 #: What can be written: name -> write(model, data, description, folder) -> the files.
 WRITERS: dict[str, Writer] = {
     "diffusers": to_diffusers.write,

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .foreign import Foreign, Spec, discrete, picture_shape, read_tensors, spec
-from .keys import Source, sources
+from .keys import Source, sources, swap_halves, with_a_row_of_zeros
 from .layouts import ATTENTION, RES, unet
 
 #: Options of UNet2DModel that must have one of these values, the package's default where a configuration leaves them
@@ -166,9 +165,9 @@ def read(path: Path, trust_pickle: bool = False, size: list[int] | None = None) 
     def wanted(ours: nn.Module) -> dict[str, Source]:
         found = sources(modules(options["num_res_blocks"], attends), ours)
         if flipped:
-            found["time.dense_1.weight"] = found["time.dense_1.weight"]._replace(convert=_swap_halves)
+            found["time.dense_1.weight"] = found["time.dense_1.weight"]._replace(convert=swap_halves)
         if padded:
-            found["label.table.weight"] = found["label.table.weight"]._replace(convert=_with_a_row_of_zeros)
+            found["label.table.weight"] = found["label.table.weight"]._replace(convert=with_a_row_of_zeros)
         return found
 
     return Foreign(model, shape, classes, wanted, found, notes=tuple(notes))
@@ -306,17 +305,6 @@ def _renamed(name: str) -> str:
 def _check(name: str, value: Any, values: tuple[Any, ...], where: Path) -> None:
     if value not in values:
         raise ValueError(f"{where}: {name} {value} cannot be held, only {' or '.join(map(str, values))}")
-
-
-def _swap_halves(weight: Tensor) -> Tensor:
-    """For a layer of (cos, sin), the one of (sin, cos)."""
-    cosines, sines = weight.chunk(2, 1)
-    return torch.cat((sines, cosines), 1)
-
-
-def _with_a_row_of_zeros(table: Tensor) -> Tensor:
-    """Classes, and "any class", which a model without one knows nothing of."""
-    return torch.cat((table, torch.zeros_like(table[:1])))
 
 
 def _json(path: Path) -> dict[str, Any]:

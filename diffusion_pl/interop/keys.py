@@ -6,6 +6,7 @@ A map of names is a dictionary from a parameter of ours to the `Source` in the f
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 _SHOWN = 10  # names in a message
@@ -75,6 +76,17 @@ def take(
             f"{'; '.join(told[:_SHOWN])}{more}"
         )
     return taken
+
+
+def swap_halves(weight: Tensor) -> Tensor:
+    """For a dense layer of (cos, sin), the one of (sin, cos)."""
+    cosines, sines = weight.chunk(2, 1)
+    return torch.cat((sines, cosines), 1)
+
+
+def with_a_row_of_zeros(table: Tensor) -> Tensor:
+    """Vectors of classes, and one of "any class", which a model that was trained without it knows nothing of."""
+    return torch.cat((table, torch.zeros_like(table[:1])))
 
 
 def _squeezed(tensor: Tensor) -> list[int]:
