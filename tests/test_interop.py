@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from diffusion_pl.commands import named
 from diffusion_pl.interop.foreign import complete, read_tensors
-from diffusion_pl.interop.keys import Source, sources, take
+from diffusion_pl.interop.keys import Source, needs, sources, take
 from diffusion_pl.loading import load
 
 OPTIONS = ["--from", "diffusers", "pipe", "--output", "a.ckpt"]
@@ -183,6 +184,13 @@ def test_files_that_are_none_are_told_from_pickles(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list")
     with pytest.raises(ValueError, match="holds a list, not a dictionary of tensors"):
         read_tensors(tmp_path / "list", trust_pickle=False)
+
+
+def test_a_package_that_is_not_installed_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert needs("json", "x").loads("1") == 1
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match=r"^this needs the package onnx: pip install 'diffusion_pl\[onnx\]'$"):
+        needs("onnx", "onnx")
 
 
 def test_a_configuration_is_completed_as_fit_keeps_it() -> None:

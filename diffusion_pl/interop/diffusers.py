@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .foreign import Foreign, Spec, discrete, picture_shape, read_tensors, spec
-from .keys import Source, sources, swap_halves, with_a_row_of_zeros
+from .keys import Source, needs, sources, swap_halves, with_a_row_of_zeros
 from .layouts import ATTENTION, RES, unet
 
 #: Options of UNet2DModel that must have one of these values, the package's default where a configuration leaves them
@@ -280,12 +280,10 @@ def _model(config: dict[str, Any], network: Spec, where: Path) -> Spec:
 
 def _weights(folder: Path, trust_pickle: bool) -> dict[str, Tensor]:
     if (folder / WEIGHTS).is_file():
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
+        safetensors = needs("safetensors.torch", "diffusers")
         try:
-            found = load_file(folder / WEIGHTS)
-        except SafetensorError as error:
+            found = safetensors.load_file(folder / WEIGHTS)
+        except needs("safetensors", "diffusers").SafetensorError as error:
             raise ValueError(f"{folder / WEIGHTS} is damaged, or no safetensors ({error})") from error
     else:
         pickled = folder / "diffusion_pytorch_model.bin"

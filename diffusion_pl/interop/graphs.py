@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..data import DataModule
 from ..module import DiffusionModule
 from ..tensors import per_sample
+from .keys import needs
 
 ONNX, PROGRAM, GRID = "model.onnx", "model.pt2", "grid.csv"
 
@@ -54,12 +55,7 @@ def write_program(model: DiffusionModule, data: DataModule, description: Mapping
 
 def write_onnx(model: DiffusionModule, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write model.onnx with any number of examples, inputs x_t, t (and label), outputs x_0 and eps, and grid.csv."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  torch's exporter needs it
-    except ImportError as error:
-        raise ValueError(f"--to onnx needs {error.name}: pip install 'diffusion_pl[onnx]'") from error
-
+    onnx, _ = needs("onnx", "onnx"), needs("onnxscript", "onnx")  # the second for torch's exporter
     folder.mkdir(parents=True, exist_ok=True)
     names = ["x_t", "t", "label"][: len(example(model))]
     with warnings.catch_warnings():

@@ -4,7 +4,8 @@ A map of names is a dictionary from a parameter of ours to the `Source` in the f
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,18 @@ def take(
             f"{'; '.join(told[:_SHOWN])}{more}"
         )
     return taken
+
+
+def needs(module: str, extra: str) -> Any:
+    """A module of a package that an extra of ours installs.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ValueError(f"this needs the package {error.name}: pip install 'diffusion_pl[{extra}]'") from error
 
 
 def swap_halves(weight: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from ..cards import plain
 from ..data import DataModule
 from ..module import DiffusionModule
+from .keys import needs
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -21,8 +22,7 @@ def write(model: DiffusionModule, data: DataModule, description: Mapping[str, An
         description: configuration of model and data, as the checkpoint has it.
         folder: where to.
     """
-    from safetensors.torch import save_file
-
+    save_file = needs("safetensors.torch", "diffusers").save_file
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.network.state_dict().items()}
     save_file(tensors, folder / WEIGHTS, {"format": "pt", "weights": model.weights_name})

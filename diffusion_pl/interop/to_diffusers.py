@@ -19,7 +19,7 @@ from ..samplers import DDIM, Ancestral
 from ..schedules import BetaTable
 from .diffusers import DOWN, PADDINGS, PREDICTIONS, SCHEDULES, UP, VARIANCES, WEIGHTS, modules
 from .foreign import Spec
-from .keys import sources
+from .keys import needs, sources
 
 #: Options of UNet that UNet2DModel has no other value of.
 HELD = {
@@ -45,8 +45,7 @@ def write(model: DiffusionModule, data: DataModule, description: Mapping[str, An
     Raises:
         ValueError: diffusers has no such model; the option and its value are named.
     """
-    from safetensors.torch import save_file
-
+    save_file = needs("safetensors.torch", "diffusers").save_file
     config = description["model"]
     network, tensors = _network(model, config["network"])
     scheduler = _scheduler(model, config)
