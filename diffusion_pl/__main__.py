@@ -22,6 +22,8 @@ TOOLS = {
     "sweep": "quality of samplers against the evaluations they take",
     "encode": "the noise that pictures or points come from, and what lies between them",
     "restore": "pictures of which only a part is known: inpaint, colorize, upscale",
+    "import": "a model that was trained with another package",
+    "export": "a model for another package: diffusers, safetensors, ONNX, torch.export",
     "replay": "the step at which a run stopped since its numbers went wrong, once more",
 }
 COMMANDS = TRAINER_COMMANDS | TOOLS

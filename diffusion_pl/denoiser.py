@@ -13,7 +13,6 @@ Reference: Karras et al., arXiv 2206.00364, Eq. 7.
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 
 from .parameterizations import Parameterization, Prediction
@@ -66,14 +65,14 @@ class ScaledTime(NoiseInput):
 
 
 class LogSNR(NoiseInput):
-    """c_noise = scale λ; scale = −1/8 is EDM's ¼ ln σ.  Needs a finite λ wherever the network is asked."""
+    """c_noise = scale λ + shift; scale = −1/8 is EDM's ¼ ln σ.  Needs a finite λ wherever the network is asked."""
 
-    def __init__(self, scale: float = -0.125) -> None:
-        check_finite(scale=scale)
-        self.scale = scale
+    def __init__(self, scale: float = -0.125, shift: float = 0.0) -> None:
+        check_finite(scale=scale, shift=shift)
+        self.scale, self.shift = scale, shift
 
     def __call__(self, kernel: Kernel, t: Tensor) -> Tensor:
-        return self.scale * kernel.logsnr
+        return self.scale * kernel.logsnr + self.shift
 
 
 class NetworkDenoiser(Denoiser):
@@ -115,15 +114,15 @@ class NetworkDenoiser(Denoiser):
             ValueError: t is neither () nor (B, 1, …, 1), or a scalar t outside [0, 1].
         """
         check_time(x_t, t)
-        c_in = torch.rsqrt((kernel.alpha * self.parameterization.sigma_data).square() + kernel.sigma.square())
-        c_noise = self.noise_input(kernel, t).reshape(-1).expand(len(x_t))
+        c_in = self.parameterization.c_in(kernel)
+        c_noise = self.noise_input(kernel, t).reshape(-1).expand(x_t.shape[0])
         dtype = self._first_parameter[0].dtype if self._first_parameter else x_t.dtype
         cond = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.items()}
         output: Tensor = self.network((c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype), **cond)
         output = output.to(x_t.dtype)
         if output.shape == x_t.shape:
             return output, None
-        if output.shape == (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:]):
+        if output.shape == (x_t.shape[0], 2 * x_t.shape[1], *x_t.shape[2:]):
             mean, variance = output.chunk(2, dim=1)
             return mean, (variance + 1) / 2
         raise ValueError(
@@ -143,5 +142,5 @@ def check_time(x_t: Tensor, t: Tensor) -> None:
     if t.ndim == 0:
         if t.device.type == "cpu" and not 0 <= t <= 1:  # on an accelerator the question would stall it
             raise ValueError(f"t must lie in [0, 1], got {t.item()}")
-    elif t.shape != (len(x_t), *[1] * (x_t.ndim - 1)):
+    elif t.shape != (x_t.shape[0], *[1] * (x_t.ndim - 1)):
         raise ValueError(f"t must be () or (B, 1, …, 1) for x_t of shape {tuple(x_t.shape)}, got {tuple(t.shape)}")

@@ -34,6 +34,8 @@ class Parameterization(ABC):
 
     #: Standard deviation of the data that the network's input scaling c_in = 1/√(α²σ_d² + σ²) assumes.
     sigma_data: float = 1.0
+    #: Whether the network's input is scaled so at all; if not, c_in = 1.
+    scaled_input: bool = True
 
     @abstractmethod
     def coefficients(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
@@ -50,6 +52,12 @@ class Parameterization(ABC):
         d = kernel.alpha * q - kernel.sigma * p
         return Prediction((q / d) * x_t - (kernel.sigma / d) * output, (kernel.alpha / d) * output - (p / d) * x_t)
 
+    def c_in(self, kernel: Kernel) -> Tensor:
+        """What x_t is multiplied by before the network sees it, shaped like t."""
+        if not self.scaled_input:
+            return torch.ones_like(kernel.sigma)
+        return torch.rsqrt((kernel.alpha * self.sigma_data).square() + kernel.sigma.square())
+
     def c_out(self, kernel: Kernel) -> Tensor:
         """∂x̂_0/∂F, shaped like t."""
         p, q = self.coefficients(kernel)
@@ -57,7 +65,15 @@ class Parameterization(ABC):
 
 
 class Epsilon(Parameterization):
-    """F = ε.  Undefined where α = 0."""
+    """F = ε.  Undefined where α = 0.
+
+    Args:
+        scaled_input: Whether the network sees x_t at unit variance, which for variance-preserving processes it has;
+            false: as it is (Song et al., arXiv 2011.13456).
+    """
+
+    def __init__(self, scaled_input: bool = True) -> None:
+        self.scaled_input = scaled_input
 
     def coefficients(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(kernel.alpha), torch.ones_like(kernel.alpha)
@@ -85,10 +101,21 @@ class Velocity(Parameterization):
 
 
 class Score(Parameterization):
-    """F = ∇ log q(x_t | x_0) = −ε/σ.  Undefined where α = 0."""
+    """F = ∇ log q(x_t | x_0) = −ε/σ.  Undefined where α = 0.
+
+    Args:
+        unit: Length in which the network measures x: F = unit · (−ε/σ).  A network of pictures in [0, 1] has unit 2
+            for ours in [−1, 1].
+        scaled_input: Whether the network sees x_t at unit variance; false: as it is (Song et al., arXiv 2011.13456).
+    """
+
+    def __init__(self, unit: float = 1.0, scaled_input: bool = True) -> None:
+        if not 0 < unit < float("inf"):
+            raise ValueError(f"unit must be positive and finite, got {unit}")
+        self.unit, self.scaled_input = unit, scaled_input
 
     def coefficients(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(kernel.alpha), -1 / kernel.sigma
+        return torch.zeros_like(kernel.alpha), -self.unit / kernel.sigma
 
 
 class EDM(Parameterization):

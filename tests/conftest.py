@@ -72,6 +72,7 @@ FLOORS: dict[str, float] = {
     "provenance": 6,
     "loading": 6.2,
     "drawing": 6.3,
+    "interop": 6.45,
     "callbacks": 6.5,
     "evaluation": 6.4,
     "replaying": 6.6,

@@ -7,6 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from shell import cli, fit, no_files_change, tiny_config
 
@@ -60,6 +61,16 @@ def table(content: str | bytes | None, columns: str = "xy", **arguments: Any) ->
 def command(*args: str) -> Any:
     """Just this."""
     return lambda folder: list(args)
+
+
+def foreign(content: Any, kind: str = "lucidrains") -> Any:
+    """A file of torch.save that is to be imported."""
+
+    def build(folder: Path) -> list[Any]:
+        torch.save(content, folder / "a.pt")
+        return ["import", "--from", kind, "a.pt", "--output", "o.ckpt"]
+
+    return build
 
 
 GRID = "--model.sampler.grid"
@@ -293,6 +304,22 @@ CASES: dict[str, tuple[Any, str]] = {
         r"no checkpoint at runs/no/checkpoints/last.ckpt",
     ),
     "no checkpoint": (options("--ckpt_path", "none.ckpt"), r"no checkpoint at none.ckpt: nothing to continue from"),
+    "export of none": (
+        command("export", "--ckpt_path", "none.ckpt", "--to", "onnx", "--output", "o"),
+        r"no checkpoint at none.ckpt",
+    ),
+    "export to what there is not": (
+        command("export", "--ckpt_path", "none.ckpt", "--to", "keras", "--output", "o"),
+        r"--to: .*one of 'diffusers', 'safetensors', 'onnx', 'torch_export'",
+    ),
+    "import of none": (command("import", "--from", "lucidrains", "no.pt", "--output", "o"), r"no.pt: there is no such"),
+    "import from what there is not": (
+        command("import", "--from", "keras", "no.pt", "--output", "o"),
+        r"from: .*one of 'diffusers', 'score_sde', 'lucidrains', 'openai'",
+    ),
+    "import of another file": (foreign({"a": 1}), r"a\.pt is no model-N\.pt .*: it needs model .*, and has a"),
+    "import of a pickle": (foreign({"a": Path()}), r"a\.pt holds more than tensors .* add --trust_pickle true"),
+    "import of another package's": (foreign({"a": 1}, "score_sde"), r"a\.pt is no checkpoint of score_sde_pytorch"),
     "sample of none": (command("sample", "--ckpt_path", "none.ckpt"), r"no checkpoint at none.ckpt"),
 }
 

@@ -67,7 +67,7 @@ def test_every_command_has_its_own_help(tmp_path: Path, command: str) -> None:
     assert done.code == 0
     assert done.out.startswith("usage: ")
     assert command in done.out.splitlines()[0]
-    assert "--ckpt_path" in done.out or command in ("compare", "replay", "verify")
+    assert "--ckpt_path" in done.out or command in ("compare", "replay", "verify", "import")
 
 
 def test_commands_are_what_they_are_said_to_be() -> None:

@@ -1,37 +1,41 @@
 """Commands that need a checkpoint only: plain typed functions, one a file, heavy imports inside."""
 
 import inspect
+import keyword
+import re
 from collections.abc import Sequence
 from importlib import import_module
-from itertools import chain, takewhile
 from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentParser, auto_cli
 
 from ..console import our_classes
 
+#: Words of Python cannot name its functions and parameters: `from_` is the option --from.
+_KEYWORD = re.compile(rf"\b({'|'.join(keyword.kwlist)})_\b")
+
 
 class ToolParser(ArgumentParser):
     """Raises its errors, to be told in one line like all others."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ValueError(message)
+        raise ValueError(_KEYWORD.sub(r"\1", message))
 
     def format_help(self, formatter: Any = None) -> str:
-        return our_classes(super().format_help(formatter))
+        return _KEYWORD.sub(r"\1", our_classes(super().format_help(formatter)))
 
 
 def run_tool(name: str, args: Sequence[str]) -> None:
     """Call diffusion_pl.commands.NAME.NAME with options parsed from its signature."""
-    function = getattr(import_module(f".{name}", __package__), name)
-    parameters = inspect.signature(function).parameters.items()
-    # Whatever comes before the first option fills what is required, in order: compare A.json B.json.
-    bare = list(takewhile(lambda arg: not arg.startswith("-"), args))
-    required = [name for name, p in parameters if p.default is p.empty][: len(bare)]
-    args = [*chain(*((f"--{n}", v) for n, v in zip(required, bare, strict=False))), *args[len(required) :]]
+    identifier = f"{name}_" if keyword.iskeyword(name) else name
+    function = getattr(import_module(f".{identifier}", __package__), identifier)
+    parameters = inspect.signature(function).parameters
+    several = [name for name, p in parameters.items() if _is_list(p.annotation)]
+    required = [name for name, p in parameters.items() if p.default is p.empty]
+    args = [f"--{arg[2:]}_" if keyword.iskeyword(arg[2:]) and arg.startswith("--") else arg for arg in args]
     auto_cli(
         function,
-        args=lists(args, [name for name, p in parameters if _is_list(p.annotation)]),
+        args=lists(named(args, required, several), several),
         as_positional=False,
         parser_class=ToolParser,
         prog=f"diffusion_pl {name}",
@@ -41,6 +45,30 @@ def run_tool(name: str, args: Sequence[str]) -> None:
 
 def _is_list(annotation: Any) -> bool:
     return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
+
+
+def named(args: Sequence[str], required: Sequence[str], several: Sequence[str]) -> list[str]:
+    """Values without an option given those that are required, in order: compare A.json B.json.
+
+    Args:
+        args: the command line; an option takes the one value after it, one of `several` all up to the next option.
+        required: names of options.
+        several: names of options that take lists.
+    """
+    found: list[str] = []
+    missing = [name for name in required if not any(arg.partition("=")[0] == f"--{name}" for arg in args)]
+    option: str | None = None  # to which the next value belongs
+    for arg in args:
+        if arg.startswith("--"):
+            name, equals, _ = arg[2:].partition("=")
+            option = None if equals else name
+            found.append(arg)
+        elif option is None and missing and not arg.startswith("-"):
+            found += [f"--{missing.pop(0)}", arg]
+        else:
+            found.append(arg)
+            option = option if option in several else None
+    return found
 
 
 def lists(args: Sequence[str], options: Sequence[str]) -> list[str]:

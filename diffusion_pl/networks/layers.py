@@ -61,6 +61,6 @@ class LabelEmbedding(nn.Module):
                 )
             return features
         if label is None:
-            label = torch.full((len(features),), -1, device=features.device)
+            label = torch.full((features.shape[0],), -1, device=features.device)
         embedded: Tensor = self.table(torch.where(label < 0, self.table.num_embeddings - 1, label))
         return features + embedded

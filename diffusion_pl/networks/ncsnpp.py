@@ -199,7 +199,7 @@ class NCSNpp(nn.Module):
         image_shape("NCSNpp", x.shape[1:], self.factor)
         if augment is not None and (self.time is None or self.time.extra is None):
             raise ValueError(f"NCSNpp: got augmented pictures: give the network augment_dim: {augment.shape[1]}")
-        time = c_noise.new_zeros(len(x), self.label.width) if self.time is None else self.time(c_noise, augment)
+        time = c_noise.new_zeros(x.shape[0], self.label.width) if self.time is None else self.time(c_noise, augment)
         time = self.label(time, label)
         pyramid, h = x, self.stem(x)
         skips = [h]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 Activation = Literal["swish", "relu", "lrelu", "elu"]
+Padding = Literal["corner", "around"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
@@ -50,10 +51,14 @@ def linear(features: int, out: int) -> nn.Linear:
     return layer
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups, or fewer for few channels: the largest divisor of the channels up to min(32, channels / 4)."""
-    most = max(1, min(32, channels // 4))
-    return nn.GroupNorm(max(g for g in range(1, most + 1) if channels % g == 0), channels, eps=1e-6)
+def group_norm(channels: int, groups: int | None = None, eps: float = 1e-6) -> nn.GroupNorm:
+    """So many groups; None: 32, or fewer for few channels, the largest divisor of them up to min(32, channels / 4)."""
+    if groups is None:
+        most = max(1, min(32, channels // 4))
+        groups = max(g for g in range(1, most + 1) if channels % g == 0)
+    if groups < 1 or channels % groups:
+        raise ValueError(f"{channels} channels cannot be shared by {groups} groups of a norm: give a divisor")
+    return nn.GroupNorm(groups, channels, eps)
 
 
 class AttentionBlock(nn.Module):
@@ -64,14 +69,22 @@ class AttentionBlock(nn.Module):
         rescale: Divide the sum by √2 (Song et al., arXiv 2011.13456, App. H).
         scale: Initial scale of the output projection.
         heads: Their number, a divisor of C.
+        norm: Makes the norm of so many channels.
     """
 
-    def __init__(self, channels: int, rescale: bool = False, scale: float = 0.0, heads: int = 1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        rescale: bool = False,
+        scale: float = 0.0,
+        heads: int = 1,
+        norm: Callable[[int], nn.GroupNorm] = group_norm,
+    ) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
             raise ValueError(f"AttentionBlock: {channels} channels cannot be shared by {heads} heads: give a divisor")
         self.heads = heads
-        self.norm = group_norm(channels)
+        self.norm = norm(channels)
         self.query, self.key, self.value = (conv(channels, channels, 1, 0.1) for _ in range(3))
         self.output = conv(channels, channels, 1, scale)
         self.gain = math.sqrt(0.5) if rescale else 1.0
@@ -101,6 +114,7 @@ class ResBlock(nn.Module):
         scale: Initial scale of the second convolution.
         time_scales: Let the time features scale and shift what the second norm makes, h (1 + a) + b, instead of being
             added before it (Nichol & Dhariwal, arXiv 2102.09672, App. A).
+        norm: Makes the norm of so many channels.
     """
 
     def __init__(
@@ -114,15 +128,16 @@ class ResBlock(nn.Module):
         rescale: bool = False,
         scale: float = 0.0,
         time_scales: bool = False,
+        norm: Callable[[int], nn.GroupNorm] = group_norm,
     ) -> None:
         super().__init__()
         self.gain = math.sqrt(0.5) if rescale else 1.0
         self.act = ACTIVATIONS[activation]
-        self.norm_1 = group_norm(channels)
+        self.norm_1 = norm(channels)
         self.conv_1 = conv(channels, out)
         self.time_scales = time_scales
         self.time = linear(time_width, out * (1 + time_scales)) if time_width else None
-        self.norm_2 = group_norm(out)
+        self.norm_2 = norm(out)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = conv(out, out, scale=scale)
         self.shortcut: nn.Module = nn.Identity()
@@ -144,16 +159,23 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the sides: a strided convolution, padded below and at the right only, or the mean of each 2x2."""
+    """Half the sides: a strided convolution, or the mean of each 2x2.
 
-    def __init__(self, channels: int, with_conv: bool) -> None:
+    Args:
+        channels: C.
+        with_conv: Which of them.
+        padding: Of the convolution: below and at the right only ("corner"), or all around.
+    """
+
+    def __init__(self, channels: int, with_conv: bool, padding: Padding = "corner") -> None:
         super().__init__()
         self.conv = conv(channels, channels, stride=2, padding=0) if with_conv else None
+        self.before = 1 if padding == "around" else 0
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         if self.conv is None:
             return F.avg_pool2d(x, 2)
-        y: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        y: Tensor = self.conv(F.pad(x, (self.before, 1, self.before, 1)))
         return y
 
 

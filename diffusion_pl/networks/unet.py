@@ -8,6 +8,7 @@ A level has `num_res_blocks` residual blocks on the way down and one more on the
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -50,6 +51,9 @@ class UNet(nn.Module):
         learned_variance: Return 2C channels, the second half for the variance of the reverse step.
         fourier: Exponents n of features sin(2ⁿ π x) and cos(2ⁿ π x) of the input, put beside it, so that the network
             sees the last bits of the pictures.
+        groups: Of every norm; None: 32, or fewer for few channels.
+        norm_eps: Added to the variance in every norm.
+        padding: Where pictures are padded before they are halved: below and at the right ("corner"), or around.
         time_embedding: Embedding of the noise level; None: Sinusoidal, for which ``noise_input`` must count as far
             as 1000.
         time_conditional: Whether the network is told the noise level at all.
@@ -73,6 +77,9 @@ class UNet(nn.Module):
         time_scales: bool = False,
         learned_variance: bool = False,
         fourier: Sequence[int] = (),
+        groups: int | None = None,
+        norm_eps: float = 1e-6,
+        padding: resnet.Padding = "corner",
         time_embedding: Callable[[int], Embedding] | None = None,
         time_conditional: bool = True,
         checkpointing: bool = False,
@@ -82,6 +89,8 @@ class UNet(nn.Module):
         self.factor = 2 ** (len(ch_mult) - 1)
         channels, height, _ = image_shape("UNet", shape, self.factor)
         attends = attending("UNet", height, len(ch_mult), attn_resolutions)
+        if not 0 < norm_eps < 1:
+            raise ValueError(f"UNet: norm_eps must lie in (0, 1), got {norm_eps}")
         if any(not 0 <= n <= 12 for n in fourier):
             raise ValueError(f"UNet: fourier must be exponents from 0 to 12, got {list(fourier)}")
         self.fourier = list(fourier)
@@ -92,11 +101,13 @@ class UNet(nn.Module):
         self.label = LabelEmbedding("UNet", classes, width)
         told = width if time_conditional or classes is not None else 0
 
+        norm = partial(group_norm, groups=groups, eps=norm_eps)
+
         def block(channels: int, out: int) -> ResBlock:
-            return ResBlock(channels, out, told, activation, dropout, conv_shortcut, time_scales=time_scales)
+            return ResBlock(channels, out, told, activation, dropout, conv_shortcut, time_scales=time_scales, norm=norm)
 
         def attention(channels: int) -> AttentionBlock:
-            return AttentionBlock(channels, heads=heads)
+            return AttentionBlock(channels, heads=heads, norm=norm)
 
         def row(*blocks: nn.Module) -> resnet.Sequence:
             return resnet.Sequence(*blocks, checkpointing=checkpointing)
@@ -110,7 +121,7 @@ class UNet(nn.Module):
                 c = nf * mult
                 skips.append(c)
             if level < len(ch_mult) - 1:
-                self.down.append(row(Downsample(c, resamp_with_conv)))
+                self.down.append(row(Downsample(c, resamp_with_conv, padding)))
                 skips.append(c)
 
         self.middle = row(block(c, c), attention(c), block(c, c))
@@ -127,7 +138,7 @@ class UNet(nn.Module):
                     blocks.append(Upsample(c, resamp_with_conv))
                 self.up.append(row(*blocks))
 
-        self.norm = group_norm(c)
+        self.norm = norm(c)
         self.output = conv(c, channels * (1 + learned_variance), scale=0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
@@ -142,7 +153,7 @@ class UNet(nn.Module):
             ValueError: sides that cannot be halved as often as there are levels after the first.
         """
         image_shape("UNet", x.shape[1:], self.factor)
-        time = c_noise.new_zeros(len(x), self.label.width) if self.time is None else self.time(c_noise)
+        time = c_noise.new_zeros(x.shape[0], self.label.width) if self.time is None else self.time(c_noise)
         time = self.label(time, label)
         h = self.stem(_with_waves(x, self.fourier))
         skips = [h]

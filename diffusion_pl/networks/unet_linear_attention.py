@@ -56,16 +56,19 @@ class LinearAttention(nn.Module):
     Reference: Shen et al., "Efficient Attention", arXiv 1812.01243.
     """
 
-    def __init__(self, channels: int, heads: int, dim_head: int) -> None:
+    def __init__(self, channels: int, heads: int, dim_head: int, memory: int = 0) -> None:
         super().__init__()
         self.heads, self.dim_head = heads, dim_head
         self.norm = ChannelNorm(channels)
+        self.memory = nn.Parameter(torch.randn(2, heads, dim_head, memory)) if memory else None
         self.qkv = nn.Conv2d(channels, 3 * heads * dim_head, 1, bias=False)
         self.output = nn.Sequential(nn.Conv2d(heads * dim_head, channels, 1), ChannelNorm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         b, _, height, width = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, self.dim_head, height * width).unbind(1)
+        if self.memory is not None:
+            k, v = (torch.cat((m.expand(b, -1, -1, -1), z), 3) for m, z in zip(self.memory, (k, v), strict=True))
         # The keys sum to 1 over the positions, so the result does not shrink with their number.
         k = k.softmax(-1, dtype=torch.promote_types(k.dtype, torch.float32)).to(v.dtype)
         context = torch.einsum("bhdn,bhen->bhde", k, v)
@@ -77,10 +80,11 @@ class LinearAttention(nn.Module):
 class FullAttention(nn.Module):
     """x + scaled dot-product attention of all positions.  x: (B, C, H, W)."""
 
-    def __init__(self, channels: int, heads: int, dim_head: int) -> None:
+    def __init__(self, channels: int, heads: int, dim_head: int, memory: int = 0) -> None:
         super().__init__()
         self.heads, self.dim_head = heads, dim_head
         self.norm = ChannelNorm(channels)
+        self.memory = nn.Parameter(torch.randn(2, heads, memory, dim_head)) if memory else None
         self.qkv = nn.Conv2d(channels, 3 * heads * dim_head, 1, bias=False)
         self.output = nn.Conv2d(heads * dim_head, channels, 1)
 
@@ -88,6 +92,8 @@ class FullAttention(nn.Module):
         b, _, height, width = x.shape
         qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, self.dim_head, height * width)
         q, k, v = qkv.transpose(3, 4).unbind(1)
+        if self.memory is not None:
+            k, v = (torch.cat((m.expand(b, -1, -1, -1), z), 2) for m, z in zip(self.memory, (k, v), strict=True))
         attended = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
         y: Tensor = x + self.output(attended.reshape(b, -1, height, width))
         return y
@@ -99,14 +105,15 @@ class Block(nn.Module):
     Args:
         channels, out: channels of input and output.
         time_width: Length of the time features.
-        groups: Of the group norm.
+        groups: Of the group norm; None: a channel norm.
     """
 
-    def __init__(self, channels: int, out: int, time_width: int, groups: int) -> None:
+    def __init__(self, channels: int, out: int, time_width: int, groups: int | None) -> None:
         super().__init__()
         self.time = nn.Linear(time_width, 2 * out)
-        self.conv_1, self.norm_1 = nn.Conv2d(channels, out, 3, padding=1), nn.GroupNorm(groups, out)
-        self.conv_2, self.norm_2 = nn.Conv2d(out, out, 3, padding=1), nn.GroupNorm(groups, out)
+        norm_1, norm_2 = (ChannelNorm(out) if groups is None else nn.GroupNorm(groups, out) for _ in range(2))
+        self.conv_1, self.norm_1 = nn.Conv2d(channels, out, 3, padding=1), norm_1
+        self.conv_2, self.norm_2 = nn.Conv2d(out, out, 3, padding=1), norm_2
         self.shortcut = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -123,8 +130,8 @@ class LinearAttentionUNet(nn.Module):
 
     Reference: document 2, after the public `denoising-diffusion-pytorch`; without its division of the values by the
     number of positions, and with channel norms where the document leaves the kind of norm open.  So it is the `Unet` of
-    release 1.8.15 with ``full_attn`` false on all levels: same tensors, same output.  Releases 2.x (35,711,491) have
-    full attention on the last level, learned keys and values beside those of the picture, and no group norm.
+    release 1.8.15 with ``full_attn`` false on all levels: same tensors, same output.  Release 2.3 (35,711,491) is
+    ``groups: null, memory: 4, full_attention: [false, false, false, true]``.
 
     Args:
         shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
@@ -134,7 +141,9 @@ class LinearAttentionUNet(nn.Module):
         dim_mults: Channels of each level, in units of ``dim``.
         heads: Heads of every attention.
         dim_head: Channels of a head.
-        groups: Of the group norms; must divide ``dim``.
+        groups: Of the group norms, must divide ``dim``; None: channel norms in their place.
+        memory: Learned keys and values beside those of the picture, in every attention.
+        full_attention: Which levels attend fully, linearly the others; None: none, only the middle.
         self_condition: Also take an estimate of x_0, the network's own from before.
         learned_variance: Return 2C channels, the second half for the variance of the reverse step.
         time_embedding: Embedding of the noise level, such as Fourier or LearnedFourier; None: Sinusoidal, for which
@@ -149,7 +158,9 @@ class LinearAttentionUNet(nn.Module):
         dim_mults: Sequence[int] = (1, 2, 4, 8),
         heads: int = 4,
         dim_head: int = 32,
-        groups: int = 8,
+        groups: int | None = 8,
+        memory: int = 0,
+        full_attention: Sequence[bool] | None = None,
         self_condition: bool = False,
         learned_variance: bool = False,
         time_embedding: Callable[[int], Embedding] | None = None,
@@ -158,12 +169,18 @@ class LinearAttentionUNet(nn.Module):
         name = type(self).__name__
         if not dim_mults or min(dim_mults) < 1:
             raise ValueError(f"{name}: dim_mults must be one or more positive numbers, got {list(dim_mults)}")
-        if dim < 1 or groups < 1 or dim % groups:
+        if dim < 1 or (groups is not None and (groups < 1 or dim % groups)):
             raise ValueError(f"{name}: groups must divide dim, got dim {dim} and groups {groups}")
         if time_embedding is None and dim % 2:
             raise ValueError(f"{name}: dim must be even for half sines, half cosines of the noise level, got {dim}")
         if heads < 1 or dim_head < 1:
             raise ValueError(f"{name}: heads and dim_head must be at least 1, got {heads} and {dim_head}")
+        full = [False] * len(dim_mults) if full_attention is None else list(full_attention)
+        if memory < 0 or len(full) != len(dim_mults):
+            raise ValueError(
+                f"{name}: memory must not be negative and full_attention name each of {len(dim_mults)} levels, got "
+                f"{memory} and {full}"
+            )
         self.factor = 2 ** (len(dim_mults) - 1)
         channels, _, _ = image_shape(name, shape, self.factor)
         self.self_condition = self_condition
@@ -174,6 +191,9 @@ class LinearAttentionUNet(nn.Module):
         self.label = LabelEmbedding(name, classes, width)
         self.stem = nn.Conv2d(channels * (1 + self_condition), dim, 7, padding=3)
 
+        def attention(level: int, c: int) -> nn.Module:
+            return (FullAttention if full[level] else LinearAttention)(c, heads, dim_head, memory)
+
         widths = [dim, *(dim * mult for mult in dim_mults)]
         last = len(dim_mults) - 1
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -181,15 +201,15 @@ class LinearAttentionUNet(nn.Module):
             c, out = widths[level], widths[level + 1]
             # Each 2x2 becomes one position of 4C channels: nothing is lost but by choice of the convolution.
             smaller = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * c, out, 1))
-            row = [*(Block(c, c, width, groups) for _ in range(2)), LinearAttention(c, heads, dim_head)]
+            row = [*(Block(c, c, width, groups) for _ in range(2)), attention(level, c)]
             self.down.append(nn.ModuleList((*row, smaller if level < last else nn.Conv2d(c, out, 3, padding=1))))
         middle = widths[-1]
         self.middle_1, self.middle_2 = Block(middle, middle, width, groups), Block(middle, middle, width, groups)
-        self.attention = FullAttention(middle, heads, dim_head)
+        self.attention = FullAttention(middle, heads, dim_head, memory)
         for level in reversed(range(len(dim_mults))):
             c, out = widths[level + 1], widths[level]
             larger = nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(c, out, 3, padding=1))
-            row = [*(Block(c + out, c, width, groups) for _ in range(2)), LinearAttention(c, heads, dim_head)]
+            row = [*(Block(c + out, c, width, groups) for _ in range(2)), attention(level, c)]
             self.up.append(nn.ModuleList((*row, larger if level > 0 else nn.Conv2d(c, out, 3, padding=1))))
         self.final = Block(2 * dim, dim, width, groups)
         self.output = nn.Conv2d(dim, channels * (1 + learned_variance), 1)

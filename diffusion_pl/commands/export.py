@@ -1,0 +1,54 @@
+"""python -m diffusion_pl export: a model as other packages read it."""
+
+from pathlib import Path
+from typing import Literal
+
+
+def export(
+    ckpt_path: Path,
+    to: Literal["diffusers", "safetensors", "onnx", "torch_export"],
+    output: Path,
+    weights: str = "ema",
+    evaluation: Path | None = None,
+    license: str | None = None,
+) -> None:
+    """Write a checkpoint's model for another package, with a README.md that says what it is and how to load it.
+
+    The README.md is a model card as the Hugging Face hub shows it: what the checkpoint, the card of its run and its
+    evaluations tell, and nothing else.
+
+    Args:
+        ckpt_path: A checkpoint of a run, or an imported one.
+        to: diffusers (a folder for DDPMPipeline.from_pretrained; a UNet on a table of betas), safetensors (weights, and
+            config.json to rebuild the model from), onnx (the denoiser: x_t, t to the estimates of data and noise),
+            torch_export (the same as a program of PyTorch).  All but the second take any number of examples at once.
+        output: Folder for the files.
+        weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
+        evaluation: evaluation.json of this checkpoint, for the card; None: those in the folder of its run.
+        license: Of the weights, for the card, such as mit; None: not said.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} is not empty: name another folder with --output")
+    import logging
+
+    from ..checkpoints import read
+    from ..console import quiet
+    from ..drawing import fingerprint
+    from ..interop import WRITERS
+    from ..interop.model_card import find_figures, find_run, model_card
+    from ..loading import load
+
+    quiet()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    model, data = load(ckpt_path, weights)
+    model.requires_grad_(False).cpu()
+    description, sha256 = read(ckpt_path)["diffusion_pl"], fingerprint(ckpt_path)
+    figures, run = find_figures(ckpt_path, sha256, evaluation), find_run(ckpt_path)
+    files = WRITERS[to](model, data, description, output)
+    steps = read(ckpt_path).get("global_step")
+    told = {"name": ckpt_path.name, "steps": steps}
+    card = model_card(to, model, description, told, sha256, run, figures, license)
+    (output / "README.md").write_text(card, encoding="utf-8")
+    print(f"{ckpt_path} ({model.weights_name} weights) for {to}:")
+    for file in [*files, output / "README.md"]:
+        print(f"  {file}")

@@ -1,0 +1,30 @@
+"""Models that were trained elsewhere come in as checkpoints; those trained here go out as other packages read them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..data import DataModule
+from ..module import DiffusionModule
+from . import diffusers, graphs, lucidrains, openai, safetensors, score_sde, to_diffusers
+from .foreign import Foreign, to_checkpoint
+
+Reader = Callable[..., Foreign]
+Writer = Callable[[DiffusionModule, DataModule, Mapping[str, Any], Path], list[Path]]
+
+#: What can be read: name -> read(path, trust_pickle, options of the format).
+READERS: dict[str, Reader] = {
+    "diffusers": diffusers.read,
+    "score_sde": score_sde.read,
+    "lucidrains": lucidrains.read,
+    "openai": openai.read,
+}
+#: What can be written: name -> write(model, data, description, folder) -> the files.
+WRITERS: dict[str, Writer] = {
+    "diffusers": to_diffusers.write,
+    "safetensors": safetensors.write,
+    "onnx": graphs.write_onnx,
+    "torch_export": graphs.write_program,
+}
+
+__all__ = ["READERS", "WRITERS", "Foreign", "to_checkpoint"]

@@ -1,0 +1,191 @@
+"""From a model that was trained elsewhere to a checkpoint as `fit` writes it.
+
+A reader of a format finds out what the file is about, as our configuration spells it, and gives its tensors under
+their own names with the map to ours; here the network is built, filled, and written with all of that.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+from .. import __version__
+from ..drawing import fingerprint
+from ..loading import rebuild
+from ..module import DiffusionModule
+from .keys import Source, take
+
+Spec = dict[str, Any]
+Tensors = Mapping[str, Tensor]
+
+
+class Foreign(NamedTuple):
+    """What a file of another package holds.
+
+    model: the configuration of DiffusionModule;  shape, classes: of the data;  sources: the map of names, for a network
+    so configured;  raw: the weights;  averages: by their decay;  updates: of the averages;  steps: of the training,
+    None: not told;  prefix: of the names in the file, for messages;  notes: what was assumed, each a sentence.
+    """
+
+    model: Spec
+    shape: tuple[int, ...]
+    classes: int | None
+    sources: Callable[[nn.Module], dict[str, Source]]
+    raw: Tensors
+    averages: Mapping[float, Tensors] = {}
+    updates: int = 0
+    steps: int | None = None
+    prefix: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def spec(name: str, **options: Any) -> Spec:
+    """A class of ours with its options, as a configuration spells it: spec("schedules.VP", beta_max=20.0)."""
+    return {"class_path": f"diffusion_pl.{name}", "init_args": options}
+
+
+def discrete(network: Spec, schedule: Spec, steps: int, parameterization: Spec, weighting: Spec, sampler: Spec) -> Spec:
+    """The configuration of a model of DDPM's chain of so many steps."""
+    return {
+        "network": network,
+        "schedule": schedule,
+        "parameterization": parameterization,
+        "noise_input": spec("denoiser.ScaledTime", scale=float(steps), shift=-1.0),
+        "loss": {"times": spec("times.GridTimes", steps=steps), "weighting": weighting},
+        "sampler": sampler,
+        "optimizer": OPTIMIZER,
+    }
+
+
+#: No file tells of an optimizer in our words; whoever trains on gives one.
+OPTIMIZER = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4}}
+
+
+def read_tensors(path: Path, trust_pickle: bool) -> dict[str, Any]:
+    """The content of a file that torch.save wrote.
+
+    Args:
+        path: of the file.
+        trust_pickle: also make the objects of classes that it names, which runs whatever code the file holds.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or damaged; more than tensors and plain values, untrusted.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            pickled = file.read(1) == b"\x80" or zipfile.is_zipfile(path)
+        if trust_pickle or not pickled:
+            raise ValueError(f"{path} is damaged, or no file of torch.save") from error
+        raise ValueError(
+            f"{path} holds more than tensors and plain values, and reading that can run code: it was not read; if you "
+            "trust who made it, add --trust_pickle true"
+        ) from error
+    except Exception as error:  # a damaged file shows itself in a dozen ways
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged, or no file of torch.save ({reason})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
+    return content
+
+
+def picture_shape(channels: int, size: list[int] | None, where: Path) -> tuple[int, int, int]:
+    """(C, H, W) of a file that does not tell the sides.
+
+    Raises:
+        ValueError: they are not given, or are none.
+    """
+    if size is None:
+        raise ValueError(f"{where} does not tell the sides of the pictures: add --size, such as --size 32")
+    if len(size) not in (1, 2) or min(size) < 1:
+        raise ValueError(f"size must be a side, or height and width, got {size}")
+    return channels, size[0], size[-1]
+
+
+def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[str, Any]:
+    """A checkpoint as `fit` writes it.
+
+    Args:
+        foreign: what was read.
+        data: configuration of the data module.
+        path: what it was read from, a file or a folder.
+        kind: the format.
+
+    Raises:
+        ValueError: the tensors do not fit.
+    """
+    state = {"shape": list(foreign.shape), "classes": foreign.classes, "levels": 256}
+    described = {"model": complete(foreign.model), "data": data}
+    model, _ = rebuild(described, state)
+    assert isinstance(model, DiffusionModule)
+    wanted = foreign.sources(model.network)
+
+    def taken(found: Tensors, what: str) -> dict[str, Tensor]:
+        return take(found, wanted, model.network, f"{path}{what}", foreign.prefix)
+
+    raw = taken(foreign.raw, "")
+    trained = [name for name, p in model.network.named_parameters() if p.requires_grad]
+    averages = {f"{decay}": taken(found, f" (average {decay})") for decay, found in foreign.averages.items()}
+    shadows = {decay: {name: average[name] for name in trained} for decay, average in averages.items()}
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    source = {"format": kind, "files": {str(f.relative_to(path.parent)): fingerprint(f) for f in files}}
+    return {
+        "pytorch-lightning_version": version("lightning"),
+        "epoch": 0,
+        "global_step": foreign.steps or 0,
+        "state_dict": {f"denoiser.network.{name}": tensor for name, tensor in raw.items()},
+        "callbacks": {"EMA": {"updates": foreign.updates, "shadows": shadows}} if shadows else {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        data["class_path"].rpartition(".")[2]: state,
+        "diffusion_pl": {"version": __version__, **described, "imported": {**source, "notes": list(foreign.notes)}},
+    }
+
+
+def complete(model: Spec) -> Spec:
+    """The configuration of a model with all options spelled out, as `fit` keeps it."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DiffusionModule, "model", skip={"shape", "classes"})
+    found: Spec = _plain(parser.parse_object({"model": model}).model.as_dict())
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def default_data(shape: tuple[int, ...], classes: int | None) -> Spec:
+    """Data that a model of such pictures may be of."""
+    if shape == (3, 32, 32) and classes in (None, 10):
+        return spec("data.CIFAR10", conditional=classes is not None)
+    return spec("data.Folder", path="pictures", size=list(shape[1:]), conditional=classes is not None)
+
+
+def described(factory: Callable[[], Any], foreign: Foreign) -> Spec:
+    """The configuration of the data module that the command line made a factory of.
+
+    Raises:
+        ValueError: its data are at hand, and of another shape or number of classes than the model's.
+    """
+    data = factory()
+    kind = type(data)
+    with suppress(OSError):  # they need not be at hand
+        if (tuple(data.shape), data.classes) != (foreign.shape, foreign.classes):
+            raise ValueError(
+                f"data: {kind.__name__} has {tuple(data.shape)} and {data.classes or 'no'} classes, the model "
+                f"{foreign.shape} and {foreign.classes or 'no'}"
+            )
+    options = getattr(factory, "keywords", {})
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(options)}

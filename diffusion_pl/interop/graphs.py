@@ -1,0 +1,93 @@
+"""The denoiser as a graph that needs no code of ours: ONNX, or a program of torch.export.
+
+    (x_t, t[, label]) ↦ (x̂_0, ε̂)
+
+with the schedule and the parameterization inside, so that a sampler needs α and σ at its times only; those of the
+model's grid are written beside it.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data import DataModule
+from ..module import DiffusionModule
+from ..tensors import per_sample
+from .keys import needs
+
+ONNX, PROGRAM, GRID = "model.onnx", "model.pt2", "grid.csv"
+
+
+class Graph(nn.Module):
+    """A denoiser with one time for each example, and labels where it takes them."""
+
+    def __init__(self, model: DiffusionModule) -> None:
+        super().__init__()
+        self.denoiser = model.guided()
+        self.labelled = model.classes is not None
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(x̂_0, ε̂), both (B, *), from x_t: (B, *), t: (B,) and label: (B,), int64, −1 for any class."""
+        cond = {} if label is None else {"label": label}
+        found = self.denoiser(x_t, per_sample(t, x_t), **cond)
+        return found.x_0, found.eps
+
+
+def example(model: DiffusionModule, batch: int = 2) -> tuple[Tensor, ...]:
+    """Arguments of `Graph`: x_t, t, and label for a model of classes."""
+    generator = torch.Generator().manual_seed(0)
+    x_t = torch.randn(batch, *model.shape, generator=generator)
+    label = () if model.classes is None else (torch.arange(batch) % model.classes,)
+    return x_t, torch.linspace(0.2, 0.8, batch), *label
+
+
+def write_program(model: DiffusionModule, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write model.pt2, which torch.export.load reads, with any number of examples, and grid.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.export.save(program(model), folder / PROGRAM)
+    return [folder / PROGRAM, write_grid(model, folder)]
+
+
+def write_onnx(model: DiffusionModule, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write model.onnx with any number of examples, inputs x_t, t (and label), outputs x_0 and eps, and grid.csv."""
+    onnx, _ = needs("onnx", "onnx"), needs("onnxscript", "onnx")  # the second for torch's exporter
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["x_t", "t", "label"][: len(example(model))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            program(model),
+            (),
+            folder / ONNX,
+            input_names=names,
+            output_names=["x_0", "eps"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    onnx.checker.check_model(folder / ONNX)
+    return [folder / ONNX, write_grid(model, folder)]
+
+
+def program(model: DiffusionModule) -> torch.export.ExportedProgram:
+    """The traced denoiser, its batch axis free."""
+    graph, arguments = Graph(model).eval(), example(model)
+    with torch.no_grad():
+        graph(*arguments)  # what is computed once and kept must not be kept from the tracing
+        batch = torch.export.Dim("batch")
+        shapes: tuple[Any, ...] = tuple({0: batch} for _ in arguments)
+        return torch.export.export(graph, arguments, dynamic_shapes=shapes)
+
+
+def write_grid(model: DiffusionModule, folder: Path) -> Path:
+    """The times of the model's sampler with α and σ there, in the order in which it visits them."""
+    t = model.sampler.grid(model.schedule)
+    kernel = model.schedule(t)
+    table = torch.stack((t, kernel.alpha, kernel.sigma), 1).numpy()
+    np.savetxt(folder / GRID, table, delimiter=",", header="t,alpha,sigma", comments="", fmt="%.17g")
+    return folder / GRID

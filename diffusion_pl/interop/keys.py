@@ -1,0 +1,110 @@
+"""Tensors under the names of another package, and under ours: every one is used, and has the shape that it must have.
+
+A map of names is a dictionary from a parameter of ours to the `Source` in the file that it comes from.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_SHOWN = 10  # names in a message
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class Source(NamedTuple):
+    """A tensor of the file, and what makes ours of it (up to axes of length 1)."""
+
+    name: str
+    convert: Callable[[Tensor], Tensor] = _as_it_is
+
+
+def sources(modules: Mapping[str, str], network: nn.Module) -> dict[str, Source]:
+    """Where each tensor of a network of ours comes from.
+
+    Args:
+        modules: names of ours -> names in the file, of modules whose tensors are called alike in both.
+        network: whose tensors are wanted; a module that it has not is passed over.
+
+    Raises:
+        KeyError: a tensor of ours has no source.
+    """
+    found = {}
+    for name in network.state_dict():
+        module, _, leaf = name.rpartition(".")
+        theirs = modules[module]
+        found[name] = Source(f"{theirs}.{leaf}" if theirs else leaf)
+    return found
+
+
+def take(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Source], network: nn.Module, where: str, without: str = ""
+) -> dict[str, Tensor]:
+    """The state dict of the network, float32, from the tensors found in a file.
+
+    Args:
+        found: all tensors that the file has for it.
+        wanted: the map of names.
+        network: ours.
+        where: the file, for messages.
+        without: what the names in the file begin with beside those of the map, for messages.
+
+    Raises:
+        ValueError: names are missing or left over, or shapes differ; the first ten are told.
+    """
+    like = network.state_dict()
+    expected = {source.name for source in wanted.values()}
+    told = [f"{without}{name} is missing" for name in sorted(expected - found.keys())]
+    told += [f"{without}{name} has no place" for name in sorted(found.keys() - expected)]
+    taken = {}
+    for name, (theirs, convert) in wanted.items():
+        if theirs not in found:
+            continue
+        tensor = convert(found[theirs])
+        if _squeezed(tensor) == _squeezed(like[name]):
+            taken[name] = tensor.reshape(like[name].shape).float().contiguous()
+        else:
+            told.append(f"{without}{theirs} is {_size(found[theirs])}, expected {_size(like[name])}")
+    if told:
+        more = f" … and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+        raise ValueError(
+            f"{where}: {len(told)} of {len(found)} tensors do not fit the network that it tells of: "
+            f"{'; '.join(told[:_SHOWN])}{more}"
+        )
+    return taken
+
+
+def needs(module: str, extra: str) -> Any:
+    """A module of a package that an extra of ours installs.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ValueError(f"this needs the package {error.name}: pip install 'diffusion_pl[{extra}]'") from error
+
+
+def swap_halves(weight: Tensor) -> Tensor:
+    """For a dense layer of (cos, sin), the one of (sin, cos)."""
+    cosines, sines = weight.chunk(2, 1)
+    return torch.cat((sines, cosines), 1)
+
+
+def with_a_row_of_zeros(table: Tensor) -> Tensor:
+    """Vectors of classes, and one of "any class", which a model that was trained without it knows nothing of."""
+    return torch.cat((table, torch.zeros_like(table[:1])))
+
+
+def _squeezed(tensor: Tensor) -> list[int]:
+    return [side for side in tensor.shape if side != 1]
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"

@@ -1,0 +1,271 @@
+"""README.md of an exported model, as the Hugging Face hub shows it: what it is, how to load it, how it came about.
+
+It says what the checkpoint, the card of its run and its evaluations tell; what none of them tells is left out.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..cards import CARD, read_card
+from ..evaluation import error_of, read_figures
+from ..module import DiffusionModule
+
+TAGS = {
+    "diffusers": ["diffusers", "unconditional-image-generation"],
+    "safetensors": ["safetensors"],
+    "onnx": ["onnx"],
+    "torch_export": ["pytorch"],
+}
+LIBRARY = {"diffusers": "diffusers", "onnx": "onnx"}
+_OF_TRAINING = ("train_", "seen_", "gradient_", "guard/")  # figures that say nothing of a finished model
+WRITTEN = {
+    "diffusers": "a pipeline of diffusers",
+    "safetensors": "safetensors for diffusion_pl",
+    "onnx": "a graph of ONNX",
+    "torch_export": "a program of torch.export",
+}
+#: Data modules that are data sets of the hub.
+HUB = {"CIFAR10": "uoft-cs/cifar10", "MNIST": "ylecun/mnist", "FashionMNIST": "zalando-datasets/fashion_mnist"}
+
+_DIFFUSERS = """```python
+from diffusers import DDPMPipeline
+
+pipeline = DDPMPipeline.from_pretrained(".")
+pipeline(batch_size=4, num_inference_steps={points}).images[0].save("sample.png")
+```"""
+_CLASSES = """```python
+import torch
+from diffusers import UNet2DModel
+
+unet = UNet2DModel.from_pretrained("unet")
+x = torch.randn({shape})
+output = unet(x, 10, class_labels=torch.tensor([0])).sample  # labels 0 … {last}, {classes} is "any class"
+```"""
+_SAFETENSORS = """```python
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from diffusion_pl.loading import rebuild
+
+config = json.loads(Path("config.json").read_text())
+model, data = rebuild(config, config["data_state"])
+model.network.load_state_dict(load_file("model.safetensors"))
+samples = data.decode(model.eval().sample(range(4)).x_0)
+```"""
+_ONNX = """```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+
+
+def denoise(x_t, t):
+    inputs = {{"x_t": x_t, "t": np.full(len(x_t), t, np.float32){label}}}
+    return session.run(["x_0", "eps"], inputs)
+{loop}
+```"""
+_PROGRAM = """```python
+import numpy as np
+import torch
+
+program = torch.export.load("model.pt2").module()
+
+
+def denoise(x_t, t):
+    x_t = torch.from_numpy(x_t)
+    with torch.no_grad():
+        found = program(x_t, torch.full((len(x_t),), t){label})
+    return [part.numpy() for part in found]
+{loop}
+```"""
+_LOOP = """
+
+grid = np.loadtxt("grid.csv", delimiter=",", skiprows=1)  # t, alpha, sigma, from noise to data
+x = {prior:g} * np.random.default_rng(0).standard_normal({shape}).astype(np.float32)
+for (t, _, _), (_, alpha, sigma) in zip(grid[:-1], grid[1:]):  # DDIM
+    x_0, eps = denoise(x, float(t))
+    x = np.float32(alpha) * x_0 + np.float32(sigma) * eps
+samples = denoise(x, float(grid[-1, 0]))[0]{units}"""
+
+
+def find_run(ckpt_path: Path) -> dict[str, Any] | None:
+    """The card of the run that a checkpoint lies in, if it lies in one."""
+    path = ckpt_path.absolute().parent.parent / CARD
+    return read_card(path) if path.is_file() else None
+
+
+def find_figures(ckpt_path: Path, sha256: str, given: Path | None) -> dict[str, Any]:
+    """The figures that `evaluate` measured of a checkpoint: those of a file, and of those in the folder of its run.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is none of `evaluate`, or is of another checkpoint.
+    """
+    found: dict[str, Any] = {}
+    run = ckpt_path.absolute().parent.parent
+    inside = sorted(run.rglob("evaluation.json")) if (run / CARD).is_file() else []
+    for path in [*inside, *([] if given is None else [given])]:
+        figures = read_figures(path)
+        ours = {name: figure for name, figure in figures.items() if figure["model"].get("sha256") == sha256}
+        if path == given and not ours:
+            raise ValueError(f"{given} holds figures of another checkpoint than {ckpt_path}")
+        found |= ours
+    return found
+
+
+def model_card(
+    kind: str,
+    model: DiffusionModule,
+    description: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+    sha256: str,
+    run: Mapping[str, Any] | None = None,
+    figures: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+) -> str:
+    """The text of README.md.
+
+    Args:
+        kind: of the export.
+        model: with the exported weights.
+        description: configuration of model and data, from the checkpoint.
+        checkpoint: where it comes from: name, steps.
+        sha256: of the checkpoint.
+        run: the run's card.
+        figures: of `evaluate`.
+        licence: of the weights, a name as the hub knows it.
+    """
+    data = _name(description["data"])
+    head = [f"library_name: {LIBRARY.get(kind, 'diffusion_pl')}"]
+    head += [f"license: {licence}"] if licence else []
+    head += ["tags:", *(f"- {tag}" for tag in dict.fromkeys(("diffusion", "diffusion_pl", *TAGS[kind])))]
+    head += ["datasets:", f"- {HUB[data]}"] if data in HUB else []
+    shape = "x".join(map(str, model.shape))
+    parameters = sum(p.numel() for p in model.network.parameters())
+    config = description["model"]
+    parts = {name: _name(config[name]) for name in ("network", "schedule", "parameterization", "sampler")}
+    classes = "unconditional" if model.classes is None else f"{model.classes} classes"
+    lines = ["---", *head, "---", "", f"# {parts['network']} of {data}, {shape}", ""]
+    lines += [
+        f"A diffusion model of {data} ({shape}, {classes}): {_weights(model.weights_name)}, as {WRITTEN[kind]}.",
+        "",
+    ]
+    lines += ["## Use", "", _use(kind, model), ""]
+    if kind in ("onnx", "torch_export"):
+        sides = ", ".join(map(str, model.shape))
+        label = "" if model.classes is None else ", `label` (B,), int64, −1 for any class"
+        lines += [
+            f"Inputs: `x_t` (B, {sides}), float32; `t` (B,), float32, from 0 (data) to 1 (noise){label}. Outputs: the "
+            "estimates `x_0` of the data and `eps` of the noise, alpha x_0 + sigma eps = x_t.",
+            "",
+        ]
+    lines += ["## Model", "", "| part | options |", "|---|---|"]
+    lines += [f"| {name} | {_told(config[name])} |" for name in (*parts, "noise_input", "guidance") if config.get(name)]
+    lines += [f"| parameters | {parameters:,} |", ""]
+    lines += ["## Training", "", *_training(description, checkpoint, sha256, run, model.weights_name), ""]
+    if figures:
+        lines += [
+            "## Evaluation",
+            "",
+            "| figure | value | of | weights | sampler, evaluations |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [*(_row(name, figure) for name, figure in figures.items()), ""]
+    return "\n".join(lines)
+
+
+def _use(kind: str, model: DiffusionModule) -> str:
+    shape = ", ".join(map(str, (4, *model.shape)))
+    if kind == "safetensors":
+        return _SAFETENSORS
+    if kind == "diffusers":
+        points = len(model.sampler.grid(model.schedule))
+        classes = model.classes
+        if classes is None:
+            return _DIFFUSERS.format(points=points)
+        return _CLASSES.format(shape=shape, last=classes - 1, classes=classes)
+    start = float(model.sampler.grid(model.schedule)[0])
+    units = "  # pictures in [-1, 1]" if len(model.shape) == 3 else ""
+    loop = _LOOP.format(prior=model.schedule.prior_std(start), shape=f"({shape})", units=units)
+    if kind == "onnx":
+        label = ', "label": np.zeros(len(x_t), np.int64)' if model.classes is not None else ""
+        return _ONNX.format(label=label, loop=loop)
+    label = ", torch.zeros(len(x_t), dtype=torch.int64)" if model.classes is not None else ""
+    return _PROGRAM.format(label=label, loop=loop)
+
+
+def _training(
+    description: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+    sha256: str,
+    run: Mapping[str, Any] | None,
+    weights: str,
+) -> list[str]:
+    facts = [f"checkpoint {checkpoint['name']}, SHA-256 `{sha256}`"]
+    if checkpoint.get("steps"):
+        facts.append(f"{checkpoint['steps']:,} steps")
+    imported = description.get("imported")
+    if imported:
+        facts.append(f"imported from files of {imported['format']}:")
+        facts += [f"  `{name}`, SHA-256 `{digest}`" for name, digest in imported["files"].items()]
+        facts += [f"  {note}" for note in imported["notes"]]
+        return [f"{'  ' if fact.startswith('  ') else ''}* {fact.strip()}" for fact in facts]
+    facts.append(f"data: {_told(description['data'])}")
+    facts.append(f"loss: {_told(description['model']['loss'])}")
+    facts.append(f"optimizer: {_told(description['model']['optimizer'])}")
+    if run is not None:
+        data = run.get("data") or {}
+        facts += [
+            f"SHA-256 of {data['examples']:,} of {data['of']:,} examples' {name}: `{digest}`"
+            for name, digest in (data.get("sha256") or {}).items()
+        ]
+        if run.get("examples_seen"):
+            facts.append(f"{run['examples_seen']:,} examples seen")
+        if run.get("wall_seconds"):
+            facts.append(f"{run['wall_seconds'] / 3600:.2g} hours")
+        seeds = run.get("seeds") or {}
+        facts += [f"seeds: {', '.join(f'{name} {value}' for name, value in seeds.items())}"] if seeds else []
+        metrics = (run.get("metrics") or {}).get("values") or {}
+        facts += [
+            f"{name}: {value:.4g}"
+            for name, value in metrics.items()
+            if name.endswith(f"/{weights}") and not name.startswith(_OF_TRAINING) and isinstance(value, float)
+        ]
+    return [f"* {fact}" for fact in facts]
+
+
+def _row(name: str, figure: Mapping[str, Any]) -> str:
+    judged, protocol, error = figure["model"], figure["protocol"], error_of(dict(figure))
+    spread = "" if error is None else f" ± {error:.2g}"
+    sampler = (judged.get("sampler") or {"class": "probability flow" if name == "nll" else "bound"})["class"]
+    many = f"{protocol['num_samples']:,} samples" if "num_samples" in protocol else f"{protocol['examples']:,} examples"
+    value = f"{figure['value']:.5g}{spread} {figure['unit']}".strip()
+    return f"| {name} | {value} | {many} | {judged['weights']} | {sampler}, {judged['nfe']:.4g} |"
+
+
+def _weights(name: str) -> str:
+    return "the raw weights" if name == "raw" else f"the average of the weights of decay {name.removeprefix('ema')}"
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    return str(config["class_path"]).rpartition(".")[2]
+
+
+def _told(config: Any) -> str:
+    """A class and its options in one line of code, those left at null out."""
+    if isinstance(config, Mapping) and "class_path" in config:
+        options = config.get("init_args") or {}
+        given = ", ".join(f"{name}={_value(value)}" for name, value in options.items() if value is not None)
+        return f"`{_name(config)}({given})`"
+    return f"`{_value(config)}`"
+
+
+def _value(config: Any) -> str:
+    if isinstance(config, Mapping) and "class_path" in config:
+        return _told(config).strip("`")
+    if isinstance(config, list) and len(config) > 12:
+        return f"[{len(config)} numbers]"
+    return json.dumps(config) if isinstance(config, str) else str(config)

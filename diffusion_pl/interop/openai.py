@@ -1,0 +1,169 @@
+"""State dicts of improved-diffusion and guided-diffusion: UNetModel, where our UNet can hold it.
+
+A file holds the tensors of one network, the raw weights (modelNNN.pt) or an average (ema_RATE_NNN.pt), and nothing
+else: widths, depths, where it attends and what it predicts of the variance are read from them; the schedule must be
+given, and what else the flags of the training said is assumed as they default.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from .foreign import Foreign, Spec, discrete, picture_shape, read_tensors, spec
+from .keys import Source, sources, swap_halves, with_a_row_of_zeros
+from .layouts import ATTENTION, RES, unet
+
+Betas = Literal["linear", "cosine"]
+
+#: The layers of a block: ours -> theirs.
+LAYERS = {
+    ("res", "any"): dict(
+        zip(
+            RES,
+            ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection"),
+            strict=True,
+        )
+    ),
+    ("attention", "any"): dict(zip(ATTENTION, ("norm", "qkv", "qkv", "qkv", "proj_out"), strict=True)),
+    ("resample", "down"): {"conv": "op"},
+    ("resample", "up"): {"conv": "conv"},
+}
+ENDS = {
+    "time.dense_1": "time_embed.0",
+    "time.dense_2": "time_embed.2",
+    "label.table": "label_emb",
+    "stem": "input_blocks.0.0",
+    "norm": "out.0",
+    "output": "out.2",
+}
+QKV = ("query", "key", "value")
+HEADS, STEPS = 4, 1000  # of the flags' defaults
+
+
+def modules(num_res_blocks: int, attends: Sequence[bool]) -> dict[str, str]:
+    """The modules of `networks.UNet` -> those of UNetModel."""
+    found = dict(ENDS)
+    for part in unet(num_res_blocks, attends, every_block=True):
+        place = part.name.rpartition(".")[2]
+        theirs = {
+            "down": f"input_blocks.{part.row + 1}.{place}",
+            "middle": f"middle_block.{part.row}",
+            "up": f"output_blocks.{part.row}.{place}",
+        }[part.way]
+        layers = LAYERS.get((part.kind, part.way)) or LAYERS[part.kind, "any"]
+        found |= {f"{part.name}.{ours}": f"{theirs}.{name}" for ours, name in layers.items()}
+    return found
+
+
+def read(
+    path: Path,
+    trust_pickle: bool = False,
+    size: list[int] | None = None,
+    betas: Betas | None = None,
+    steps: int = STEPS,
+    heads: int = HEADS,
+) -> Foreign:
+    """A state dict of UNetModel.
+
+    Args:
+        path: of the file.
+        trust_pickle: See `foreign.read_tensors`.
+        size: Sides of the pictures.
+        betas: The noise schedule of the training.
+        steps: Its number of steps.
+        heads: Attention heads.
+    """
+    found = read_tensors(path, trust_pickle)
+    if betas is None:
+        raise ValueError(f"{path} does not tell the noise schedule: add --betas linear or cosine")
+    network, channels, classes = _network(found, heads, path)
+    shape = picture_shape(channels, size, path)
+    options = network["init_args"]
+    attends, depth = options.pop("attends"), options["num_res_blocks"]
+    options["attn_resolutions"] = [shape[1] >> level for level, attend in enumerate(attends) if attend]
+    ends = {"beta_min": 0.1 / steps, "beta_max": 20 / steps} if betas == "linear" else {}
+    schedule = spec(f"schedules.{'LinearBetas' if betas == 'linear' else 'CosineBetas'}", steps=steps, **ends)
+    variance = None if options["learned_variance"] else 1.0
+    sampler = spec("samplers.Ancestral", grid=spec("grids.UniformGrid", steps=steps), variance=variance)
+    epsilon, weighting = spec("parameterizations.Epsilon"), spec("weightings.SNR")
+    model = discrete(network, schedule, steps, epsilon, weighting, sampler)
+    # The flag rescale_timesteps: steps are told as if there were 1,000.
+    model["noise_input"] = spec("denoiser.ScaledTime", scale=1000.0, shift=-1000 / steps)
+    model["guidance"] = spec("guidance.Thresholded")
+
+    def wanted(ours: nn.Module) -> dict[str, Source]:
+        table = sources(modules(depth, attends), ours)
+        for name, source in table.items():
+            layer = name.split(".")[-2]
+            if layer in QKV:
+                table[name] = source._replace(convert=partial(_part, number=QKV.index(layer), heads=heads))
+        table["time.dense_1.weight"] = table["time.dense_1.weight"]._replace(convert=swap_halves)
+        if classes is not None:
+            table["label.table.weight"] = table["label.table.weight"]._replace(convert=with_a_row_of_zeros)
+        return table
+
+    notes = [
+        f"it was trained on {steps} steps, with {heads} heads, rescaled steps and to predict the noise, as the flags "
+        "default (--steps and --heads say otherwise)"
+    ]
+    averages: dict[float, Mapping[str, Tensor]] = {}
+    average = re.match(r"ema_(0\.\d+)_", path.name)
+    if average:
+        averages = {float(average[1]): found}
+        notes.append("the file is an average; the raw weights are not in it, and it stands for them too")
+    number = re.search(r"(\d{6,})\.pt$", path.name)
+    return Foreign(
+        model, shape, classes, wanted, found, averages, 0, int(number[1]) if number else None, notes=tuple(notes)
+    )
+
+
+def _part(weight: Tensor, number: int, heads: int) -> Tensor:
+    """Queries, keys or values of a layer that makes (heads, 3, channels of a head) of its input."""
+    return weight.reshape(heads, 3, -1, *weight.shape[1:])[:, number].flatten(0, 1)
+
+
+def _network(found: Mapping[str, Tensor], heads: int, path: Path) -> tuple[Spec, int, int | None]:
+    """The network's configuration but for the sides (with `attends`, by level), channels and classes."""
+    numbers = {int(name.split(".")[1]) for name in found if name.startswith("input_blocks.")}
+    levels = 1 + sum(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) is not None for name in found)
+    depth, rest = divmod(len(numbers) - levels, levels)
+    if any(re.match(r"output_blocks\.\d+\.[12]\.in_layers", name) for name in found):
+        raise ValueError(
+            f"{path}: a UNetModel with resblock_updown cannot be held, only one that resamples between blocks"
+        )
+    if not numbers or rest or depth < 1:
+        raise ValueError(f"{path}: {len(numbers)} input_blocks on {levels} levels are no UNetModel")
+    firsts = [1 + level * (depth + 1) for level in range(levels)]
+    try:
+        nf, channels = found["input_blocks.0.0.weight"].shape[:2]
+        outward = found["out.2.weight"].shape[0]
+        widths = [found[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] for i in firsts]
+        told = found["middle_block.0.emb_layers.1.weight"].shape[0]
+    except KeyError as error:
+        raise ValueError(f"{path}: {error.args[0]} is missing: no UNetModel") from error
+    if outward not in (channels, 2 * channels):
+        raise ValueError(f"{path}: {channels} channels in and {outward} out: no UNetModel of a diffusion")
+    if any(width % heads for width in widths):
+        raise ValueError(f"{path}: levels of {widths} channels cannot be shared by {heads} heads: mend --heads")
+    classes = found["label_emb.weight"].shape[0] if "label_emb.weight" in found else None
+    half = nf // 2
+    network = spec(
+        "networks.UNet",
+        nf=nf,
+        ch_mult=[width // nf for width in widths],
+        num_res_blocks=depth,
+        attends=[f"input_blocks.{i}.1.qkv.weight" in found for i in firsts],
+        heads=heads,
+        time_scales=told == 2 * widths[-1],
+        learned_variance=outward > channels,
+        groups=32,
+        norm_eps=1e-5,
+        padding="around",
+        # Frequencies 10⁴^(−i/half) are ours, P^(−i/(half − 1)), of another P.
+        time_embedding=spec("networks.Sinusoidal", features=nf, max_period=1e4 ** ((half - 1) / half)),
+    )
+    return network, channels, classes

@@ -1,0 +1,184 @@
+"""What goes out: files that other packages read, and the card beside them, whose code runs."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pictures_model import fit_digits
+from shell import cli, fit, no_files_change
+
+from diffusion_pl.drawing import fingerprint
+from diffusion_pl.interop.graphs import example
+from diffusion_pl.loading import load, rebuild
+
+TARGETS = ("safetensors", "onnx", "torch_export")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def digits(folder: Path) -> Path:
+    """A conditional model of digits, by its path in the folder."""
+    return fit_digits(folder)
+
+
+@pytest.fixture(scope="module")
+def out(folder: Path, digits: Path) -> dict[str, Path]:
+    """The folders of its exports."""
+    for name, module in (("onnx", "onnxscript"), ("safetensors", "safetensors")):
+        pytest.importorskip(module, reason=name)
+    (folder / digits).parent.joinpath("evaluation.json").write_text(json.dumps({"figures": figures(folder / digits)}))
+    for target in TARGETS:
+        done = cli(folder, "export", "--ckpt_path", digits, "--to", target, "--output", target, "--license", "mit")
+        assert done.code == 0, done.err
+        assert f"  {target}/README.md" in done.out.splitlines()
+    return {target: folder / target for target in TARGETS}
+
+
+def figures(ckpt_path: Path, **model: Any) -> dict[str, Any]:
+    judged = {"sha256": fingerprint(ckpt_path), "weights": "ema0.999", "sampler": {"class": "DDIM"}, "nfe": 4} | model
+    fid = {"value": 12.3456, "std": 0.5, "unit": "", "protocol": {"num_samples": 1000}, "model": judged}
+    return {"fid": fid}
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_onnx_denoises_any_number_of_examples(folder: Path, digits: Path, out: dict[str, Path], batch: int) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, _ = load(folder / digits)
+    session = onnxruntime.InferenceSession(out["onnx"] / "model.onnx", providers=["CPUExecutionProvider"])
+    x_t, t, label = example(model, batch)
+    label[0] = -1  # any class
+    found = session.run(["x_0", "eps"], {"x_t": x_t.numpy(), "t": t.numpy(), "label": label.numpy()})
+    with torch.no_grad():
+        ours = model.denoiser(x_t, t.view(-1, 1, 1, 1), label=label)
+    torch.testing.assert_close(torch.from_numpy(found[0]), ours.x_0, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(found[1]), ours.eps, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_program_denoises_any_number(folder: Path, digits: Path, out: dict[str, Path], batch: int) -> None:
+    model, _ = load(folder / digits)
+    x_t, t, label = example(model, batch)
+    x_0, eps = torch.export.load(out["torch_export"] / "model.pt2").module()(x_t, t, label)
+    with torch.no_grad():
+        ours = model.denoiser(x_t, t.view(-1, 1, 1, 1), label=label)
+    torch.testing.assert_close(x_0, ours.x_0, rtol=0, atol=1e-5)
+    torch.testing.assert_close(eps, ours.eps, rtol=0, atol=1e-5)
+
+
+def test_safetensors_rebuild_the_model(folder: Path, digits: Path, out: dict[str, Path]) -> None:
+    from safetensors.torch import load_file
+
+    config = json.loads((out["safetensors"] / "config.json").read_text())
+    model, data = rebuild(config, config["data_state"])
+    model.network.load_state_dict(load_file(out["safetensors"] / "model.safetensors"))
+    theirs, _ = load(folder / digits)
+    for (name, one), two in zip(model.network.named_parameters(), theirs.network.parameters(), strict=True):
+        assert torch.equal(one, two), name
+    assert data.shape == (1, 8, 8)
+    assert config["weights"] == "ema0.999"
+
+
+def test_the_grid_is_that_of_the_sampler(folder: Path, digits: Path, out: dict[str, Path]) -> None:
+    model, _ = load(folder / digits)
+    t, alpha, sigma = np.loadtxt(out["onnx"] / "grid.csv", delimiter=",", skiprows=1).T
+    np.testing.assert_array_equal(t, model.sampler.grid(model.schedule).numpy())
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_code_in_the_card_draws_samples(
+    folder: Path, digits: Path, out: dict[str, Path], target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(out[target])
+    (code,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    samples = torch.as_tensor(names["samples"])
+    assert samples.shape == (4, 1, 8, 8)
+    model, data = load(folder / digits)
+    if target == "safetensors":
+        torch.testing.assert_close(samples, data.decode(model.sample(range(4)).x_0))
+        return
+    # DDIM from the same noise, all of class 0.
+    x = np.random.default_rng(0).standard_normal((4, 1, 8, 8)).astype(np.float32)
+    prior = model.sampler.prior(model.schedule, torch.from_numpy(x))
+    with torch.no_grad():
+        ours = model.sampler(model.denoiser, prior, label=torch.zeros(4, dtype=torch.int64)).x_0
+    torch.testing.assert_close(samples, ours, rtol=0, atol=1e-3)
+
+
+def test_the_card_says_what_is_known_and_nothing_else(folder: Path, digits: Path, out: dict[str, Path]) -> None:
+    text = (out["onnx"] / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    head = yaml.safe_load(front)
+    assert head == {"library_name": "onnx", "license": "mit", "tags": ["diffusion", "diffusion_pl", "onnx"]}
+    card = json.loads((folder / "runs/digits/card.json").read_text())
+    for fact in (
+        "A diffusion model of Digits (1x8x8, 10 classes): the average of the weights of decay 0.999",
+        fingerprint(folder / digits),
+        card["data"]["sha256"]["x"],
+        "20 steps",
+        "640 examples seen",
+        "| schedule | `VP(beta_min=0.1, beta_max=20.0)` |",
+        "| fid | 12.346 ± 0.5 | 1,000 samples | ema0.999 | DDIM, 4 |",
+        f"val_loss/ema0.999: {card['metrics']['values']['val_loss/ema0.999']:.4g}",
+    ):
+        assert fact in body, fact
+    assert "None" not in body
+    assert "raw" not in body  # figures of other weights than these
+
+
+def test_a_checkpoint_outside_of_a_run_has_a_card_of_its_own_facts(tmp_path: Path, folder: Path, digits: Path) -> None:
+    (tmp_path / "alone.ckpt").write_bytes((folder / digits).read_bytes())
+    given = ["--ckpt_path", "alone.ckpt", "--to", "safetensors"]
+    assert cli(tmp_path, "export", *given, "--output", "out", "--weights", "raw").code == 0
+    text = (tmp_path / "out/README.md").read_text()
+    assert "the raw weights" in text
+    assert "## Evaluation" not in text
+    assert "examples seen" not in text
+    assert "license" not in text
+
+    (tmp_path / "evaluation.json").write_text(json.dumps({"figures": figures(folder / digits)}))
+    more = ["--evaluation", "evaluation.json", "--output"]
+    assert cli(tmp_path, "export", *given, *more, "out2").code == 0
+    assert "| fid | 12.346 ± 0.5 |" in (tmp_path / "out2/README.md").read_text()
+    (tmp_path / "evaluation.json").write_text(json.dumps({"figures": figures(folder / digits, sha256="0")}))
+    error = cli(tmp_path, "export", *given, *more, "out3").error
+    assert error == "evaluation.json holds figures of another checkpoint than alone.ckpt"
+    assert not (tmp_path / "out3").exists()
+
+
+def test_points_go_out_too(tmp_path: Path) -> None:
+    """And of a beta table, which keeps copies of itself that a tracing must not leave behind."""
+    table = {"class_path": "LinearBetas", "init_args": {"steps": 1000}}
+    run = fit(tmp_path, model__schedule=table, trainer__max_steps=2, model__guidance={"class_path": "Thresholded"})
+    ckpt = run / "checkpoints/last.ckpt"
+    done = cli(tmp_path, "export", "--ckpt_path", ckpt, "--to", "torch_export", "--output", "out")
+    assert done.code == 0, done.err
+    model, _ = load(ckpt)
+    x_t, t = example(model, 7)
+    x_0, _ = torch.export.load(tmp_path / "out/model.pt2").module()(x_t, t)
+    with torch.no_grad():
+        ours = model.guided()(x_t, t.view(-1, 1)).x_0
+    torch.testing.assert_close(x_0, ours, rtol=0, atol=1e-5)
+    assert ours.abs().max() <= 1  # guidance is part of it
+    assert model.sample(range(2)).x_0.isfinite().all()
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(folder: Path, digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    with no_files_change(folder), no_files_change(tmp_path):
+        for target in (*TARGETS, "diffusers"):
+            done = cli(folder, "export", "--ckpt_path", digits, "--to", target, "--output", tmp_path)
+            assert done.error == f"{tmp_path} is not empty: name another folder with --output"
+    assert "expected one of" in cli(folder, "export", "--ckpt_path", digits, "--to", "x", "--output", "o").error.lower()

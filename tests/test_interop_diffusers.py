@@ -1,0 +1,353 @@
+"""UNet2DModel and its schedulers, in both directions, against the package."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shell import Outcome, cli, tiny_config
+from torch import Tensor
+
+from diffusion_pl.loading import load
+from diffusion_pl.networks import UNet
+from diffusion_pl.parameterizations import Data, Epsilon, V
+from diffusion_pl.samplers import DDIM, Ancestral
+from diffusion_pl.samplers.base import Run
+from diffusion_pl.schedules import CosineBetas, LinearBetas, QuadraticBetas, ZeroTerminalSNR
+
+diffusers = pytest.importorskip("diffusers")
+
+#: Ho et al.'s wiring, as in the published CIFAR-10 model, but narrow.
+HO: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+
+
+def shaken(network: Any, seed: int = 0) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    return network.eval()
+
+
+def pipeline(folder: Path, scheduler: Any = None, **options: Any) -> Any:
+    torch.manual_seed(0)
+    unet = shaken(diffusers.UNet2DModel(**(HO | options)))
+    made = diffusers.DDPMPipeline(unet, scheduler or diffusers.DDPMScheduler())
+    made.save_pretrained(folder / "pipe")
+    return made
+
+
+def come_in(folder: Path, path: str = "pipe", *args: Any) -> Outcome:
+    return cli(folder, "import", "--from", "diffusers", path, "--output", "a.ckpt", *args)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"block_out_channels": (128, 128), "norm_num_groups": 32},
+        {"flip_sin_to_cos": True, "freq_shift": 0, "attention_head_dim": 4, "norm_eps": 1e-3, "downsample_padding": 1},
+        {"freq_shift": 0.5, "sample_size": (8, 16), "in_channels": 1, "out_channels": 1, "layers_per_block": 2},
+        {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4},
+        {"num_class_embeds": 5, "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2},
+    ],
+)
+def test_it_denoises_as_theirs(tmp_path: Path, options: dict[str, Any]) -> None:
+    theirs = pipeline(tmp_path, **options).unet
+    done = come_in(tmp_path)
+    assert done.code == 0, done.err
+    model, data = load(tmp_path / "a.ckpt", "raw")
+    assert isinstance(model.network, UNet)
+    assert data.shape == model.shape
+    x, steps = torch.randn(3, *model.shape), torch.tensor([0, 300, 998])
+    label = {} if data.classes is None else {"label": torch.tensor([0, 4, 2])}
+    told = {} if data.classes is None else {"class_labels": label["label"]}
+    with torch.no_grad():
+        ours = model.denoiser(x, ((steps + 1) / 1000).view(-1, 1, 1, 1), **label)
+        close(ours.eps, theirs(x, steps, **told).sample)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_step_of_its_sampler_is_theirs(tmp_path: Path, large: bool) -> None:
+    scheduler = diffusers.DDPMScheduler(
+        num_train_timesteps=50,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        variance_type="fixed_large" if large else "fixed_small",
+    )
+    unet = pipeline(tmp_path, scheduler).unet
+    assert come_in(tmp_path).code == 0
+    model, _ = load(tmp_path / "a.ckpt", "raw")
+    x_t, drawn = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    scheduler.set_timesteps(50)
+    clipped = 0.0
+    for step in (49, 20, 1):
+        run = Run(model.guided(), lambda x: drawn, {}, torch.tensor([step + 1, step], dtype=torch.float64) / 50)
+        t, s = torch.tensor([step + 1, step], dtype=torch.float64) / 50
+        with torch.no_grad():
+            ours, _ = model.sampler.step(run, x_t, t, s, None)
+            clipped = max(clipped, model.denoiser(x_t, t).x_0.abs().max().item())
+            output = unet(x_t, step).sample
+        module = diffusers.schedulers.scheduling_ddpm
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "randn_tensor", lambda *args, **kwargs: drawn)
+            theirs = scheduler.step(output, step, x_t).prev_sample
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert clipped > 1  # or the range of clip_sample was not tested
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "kinds"),
+    [
+        (diffusers.DDPMScheduler(), (LinearBetas, Epsilon, Ancestral)),
+        (diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_end=0.012), (QuadraticBetas, Epsilon, Ancestral)),
+        (
+            diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
+            (CosineBetas, V, DDIM),
+        ),
+        (
+            diffusers.DDPMScheduler(rescale_betas_zero_snr=True, prediction_type="sample", clip_sample=False),
+            (ZeroTerminalSNR, Data, Ancestral),
+        ),
+    ],
+)
+def test_its_process_is_theirs(tmp_path: Path, scheduler: Any, kinds: tuple[type, ...]) -> None:
+    pipeline(tmp_path, scheduler)
+    assert come_in(tmp_path).code == 0
+    model, _ = load(tmp_path / "a.ckpt", "raw")
+    found = tuple(map(type, (model.schedule, model.denoiser.parameterization, model.sampler)))
+    assert found == kinds
+    assert (model.guidance is not None) == scheduler.config.clip_sample
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    kept = model.schedule(t).alpha.square().float()
+    torch.testing.assert_close(kept, scheduler.alphas_cumprod, rtol=2e-4, atol=1e-6)
+
+
+def test_a_network_alone_has_the_process_of_their_defaults_and_says_so(tmp_path: Path) -> None:
+    pipeline(tmp_path)
+    (tmp_path / "pipe/unet").rename(tmp_path / "alone")
+    done = come_in(tmp_path, "alone")
+    assert "note: there is no scheduler_config.json: the process is that of DDPMScheduler's defaults" in done.out
+    assert isinstance(load(tmp_path / "a.ckpt", "raw")[0].schedule, LinearBetas)
+
+
+def test_weights_of_old_releases_and_in_torch_files_are_read(tmp_path: Path) -> None:
+    theirs = pipeline(tmp_path).unet
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = dict(theirs.state_dict())
+    for name in list(state):
+        for new, before in old.items():
+            if f"attentions.0.{new}." in name:
+                state[name.replace(new, before)] = state.pop(name)
+    assert "mid_block.attentions.0.query.weight" in state
+    torch.save(state, tmp_path / "pipe/unet/diffusion_pytorch_model.bin")
+    (tmp_path / "pipe/unet/diffusion_pytorch_model.safetensors").unlink()
+    assert come_in(tmp_path).code == 0
+    x, steps = torch.randn(2, 3, 8, 8), torch.tensor([3, 500])
+    with torch.no_grad():
+        close(load(tmp_path / "a.ckpt", "raw")[0].network(x, steps.float()), theirs(x, steps).sample)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, r"down_block_types: SkipDownBlock2D cannot be held"),
+        ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, r"up_block_types must attend where down_block_types do"),
+        (
+            {
+                "attention_head_dim": 4,
+                "down_block_types": ["AttnDownBlock2D"] * 2,
+                "up_block_types": ["AttnUpBlock2D"] * 2,
+            },
+            r"attention_head_dim 4 cannot be held: .* \[8, 16\] channels, and a UNet has one number of heads",
+        ),
+        ({"downsample_padding": 2}, r"downsample_padding 2 cannot be held, only 0 or 1"),
+        ({"resnet_time_scale_shift": "scale_shift"}, r"attn_norm_num_groups None cannot be held, only 4"),
+        ({"norm_num_groups": 5}, r"8 channels cannot be shared by 5 groups of a norm"),
+        ({"resnet_time_scale_shift": "ada_group"}, r"resnet_time_scale_shift ada_group cannot be held"),
+        ({"time_embedding_type": "fourier"}, r"time_embedding_type fourier cannot be held, only positional"),
+        ({"act_fn": "relu"}, r"act_fn relu cannot be held, only silu or swish"),
+        ({"out_channels": 5}, r"out_channels 5 cannot be held, only 3 or 6"),
+        ({"out_channels": 6}, r"variance_type fixed_small does not go with a network that tells a variance"),
+        ({"sample_size": None}, r"sample_size is null: add --size"),
+        ({"depth_scale": 3}, r"unknown option depth_scale of UNet2DModel: 3"),
+        ({"_class_name": "UNet2DConditionModel"}, r"a UNet2DConditionModel; only UNet2DModel can be held"),
+        ({"layers_per_block": 2}, r"tensors do not fit .* is missing.* … and \d+ more"),
+        ({"block_out_channels": [8, 8]}, r"is 16(x\d+)*, expected 8"),
+    ],
+)
+def test_a_network_that_cannot_be_held_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    pipeline(tmp_path)
+    edit(tmp_path / "pipe/unet/config.json", **changes)
+    error = come_in(tmp_path).error
+    assert re.search(told, error), error
+    assert error.count(";") <= 10
+    assert not (tmp_path / "a.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"beta_schedule": "laplace"}, r"beta_schedule laplace cannot be held, only linear or scaled_linear or"),
+        ({"prediction_type": "flow"}, r"prediction_type flow cannot be held"),
+        ({"variance_type": "learned"}, r"variance_type learned cannot be held"),
+        ({"variance_type": "learned_range"}, r"learned_range does not go with a network that tells no variance"),
+        ({"thresholding": True}, r"thresholding True cannot be held"),
+        ({"_class_name": "PNDMScheduler"}, r"a PNDMScheduler; only DDPMScheduler and DDIMScheduler"),
+    ],
+)
+def test_a_process_that_cannot_be_held_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    pipeline(tmp_path)
+    edit(tmp_path / "pipe/scheduler/scheduler_config.json", **changes)
+    error = come_in(tmp_path).error
+    assert re.search(told, error), error
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no config.json of a UNet2DModel" in come_in(tmp_path, "empty").error
+    pipeline(tmp_path)
+    weights = tmp_path / "pipe/unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"nothing")
+    assert "is damaged, or no safetensors" in come_in(tmp_path).error
+    weights.rename(weights.with_suffix(".bin"))
+    assert "is damaged, or no file of torch.save" in come_in(tmp_path).error
+    torch.save({"weights": Path("x")}, weights.with_suffix(".bin"))
+    assert come_in(tmp_path).error.endswith("if you trust who made it, add --trust_pickle true")
+    assert "tensors do not fit" in come_in(tmp_path, "pipe", "--trust_pickle", "true").error
+    weights.with_suffix(".bin").unlink()
+    assert "there is no diffusion_pytorch_model.safetensors, only config.json" in come_in(tmp_path).error
+    (tmp_path / "pipe/unet/config.json").write_text("{")
+    assert "config.json is no JSON" in come_in(tmp_path).error
+
+
+UNET = {
+    "class_path": "diffusion_pl.networks.UNet",
+    "init_args": {
+        "nf": 8,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [4],
+        "dropout": 0.0,
+        "groups": 4,
+        "heads": 2,
+        "padding": "around",
+        "norm_eps": 1e-4,
+        "time_scales": True,
+    },
+}
+
+
+def unet(**changes: Any) -> dict[str, Any]:
+    """A configuration with another network."""
+    return {"model__network": {**UNET, "init_args": {**UNET["init_args"], **changes}}}
+
+
+DDPM: dict[str, Any] = {
+    "model__network": UNET,
+    "model__schedule": {"class_path": "CosineBetas", "init_args": {"steps": 20}},
+    "model__parameterization": {"class_path": "Epsilon"},
+    "model__noise_input": {"class_path": "ScaledTime", "init_args": {"scale": 20, "shift": -1}},
+    "model__loss": {
+        "times": {"class_path": "GridTimes", "init_args": {"steps": 20}},
+        "weighting": {"class_path": "SNR"},
+    },
+    "model__sampler": {
+        "class_path": "Ancestral",
+        "init_args": {"variance": 1.0, "grid": {"class_path": "UniformGrid", "init_args": {"steps": 20}}},
+    },
+    "model__guidance": {"class_path": "Thresholded"},
+    "data": {"class_path": "Digits", "init_args": {"batch_size": 4}},
+    "trainer__max_steps": 2,
+    "trainer__limit_val_batches": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of DDPM on digits."""
+    folder = tmp_path_factory.mktemp("ddpm")
+    done = cli(folder, "fit", "--config", tiny_config(folder, **DDPM), "--run", "r", "--ema.decays", "[0.5]")
+    assert done.code == 0, done.err
+    return folder
+
+
+CKPT = Path("runs/r/checkpoints/last.ckpt")
+
+
+def test_what_goes_out_is_loaded_by_the_package_and_comes_back(trained: Path) -> None:
+    done = cli(trained, "export", "--ckpt_path", CKPT, "--to", "diffusers", "--output", "out")
+    assert done.code == 0, done.err
+    theirs = diffusers.DDPMPipeline.from_pretrained(trained / "out")
+    alone = diffusers.UNet2DModel.from_pretrained(trained / "out/unet")
+    ours, _ = load(trained / CKPT)
+    x, steps = torch.randn(2, 1, 8, 8), torch.tensor([3, 19])
+    with torch.no_grad():
+        eps = ours.network(x, steps.float())
+        for unet in (theirs.unet, alone):
+            close(eps, unet(x, steps).sample)
+    assert type(theirs.scheduler) is diffusers.DDPMScheduler
+    assert theirs.scheduler.config.variance_type == "fixed_large"
+    t = torch.arange(1, 21, dtype=torch.float64) / 20
+    torch.testing.assert_close(ours.schedule(t).alpha.square().float(), theirs.scheduler.alphas_cumprod)
+    theirs.set_progress_bar_config(disable=True)
+    pictures = theirs(batch_size=2, num_inference_steps=20, output_type="np").images
+    assert pictures.shape == (2, 8, 8, 1)
+
+    back = cli(trained, "import", "out", "--from", "diffusers", "--output", "back.ckpt", "--data", "Digits")
+    assert back.code == 0, back.err
+    again, data = load(trained / "back.ckpt", "raw")
+    assert type(data).__name__ == "Digits"
+    for (name, one), two in zip(ours.network.named_parameters(), again.network.parameters(), strict=True):
+        assert torch.equal(one, two), name
+    assert again.sampler.variance == 1.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model__schedule": {"class_path": "VP"}}, r"DDPMScheduler needs a table of betas, this model has VP"),
+        ({"model__noise_input": {"class_path": "ScaledTime", "init_args": {"scale": 19}}}, r"be ScaledTime\(20, -1\)"),
+        (unet(groups=None), r"one number of groups for all norms, this UNet 2 for 8 channels"),
+        (unet(attn_resolutions=[4, 8]), r"heads of one width; 2 heads on levels of \[8, 16\] channels have several"),
+        (unet(activation="relu"), r"UNet with activation relu cannot be held by UNet2DModel, only activation swish"),
+        (unet(up_attention="once_per_level"), r"up_attention once_per_level cannot be held by UNet2DModel"),
+        ({"model__network": {"class_path": "diffusion_pl.networks.ConvUNet"}}, r"can hold a UNet only, not a ConvUNet"),
+        (
+            {"model__guidance": {"class_path": "Thresholded", "init_args": {"quantile": 0.9}}},
+            r"guidance Thresholded cannot be held",
+        ),
+        ({"model__parameterization": {"class_path": "Velocity"}}, r"diffusers knows no parameterization Velocity"),
+    ],
+)
+def test_what_it_cannot_hold_does_not_go_out(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    config = tiny_config(tmp_path, **(DDPM | {"trainer__max_steps": 1} | changes))
+    assert (
+        cli(tmp_path, "fit", "--config", config, "--run", "r", "--doctor.ignore", "[prior,embedding,times,tables]").code
+        == 0
+    )
+    done = cli(tmp_path, "export", "--ckpt_path", CKPT, "--to", "diffusers", "--output", "out", "--weights", "raw")
+    assert re.search(told, done.error), done.error
+    assert not (tmp_path / "out").exists()

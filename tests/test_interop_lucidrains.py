@@ -1,0 +1,197 @@
+"""model-N.pt of denoising-diffusion-pytorch, against the package."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shell import Outcome, cli
+from torch import nn
+
+from diffusion_pl.interop.lucidrains import find_schedule, told_objective
+from diffusion_pl.loading import load
+from diffusion_pl.networks import LinearAttentionUNet
+from diffusion_pl.parameterizations import V
+from diffusion_pl.schedules import BetaTable, CosineBetas, LinearBetas, SigmoidAlphaBars
+
+peer = pytest.importorskip("denoising_diffusion_pytorch")
+
+
+def shaken(network: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=generator))
+
+
+def save(folder: Path, unet: dict[str, Any] | None = None, **diffusion: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """model-1.pt as their Trainer saves it; the model, its average, and the file's content."""
+    from ema_pytorch import EMA
+
+    torch.manual_seed(0)
+    network = peer.Unet(dim=16, dim_mults=(1, 2), **({"full_attn": (False, True)} | (unet or {})))
+    shaken(network, 0)
+    model = peer.GaussianDiffusion(network, image_size=8, **({"timesteps": 100} | diffusion))
+    ema = EMA(model, beta=0.995, update_every=1, update_after_step=0)
+    ema.update()
+    shaken(network, 1)
+    ema.update()
+    content = {
+        "step": 5,
+        "model": model.state_dict(),
+        "opt": torch.optim.Adam(model.parameters()).state_dict(),
+        "ema": ema.state_dict(),
+        "scaler": None,
+        "version": peer.__version__ if hasattr(peer, "__version__") else "2",
+    }
+    torch.save(content, folder / "model-1.pt")
+    return model, ema.ema_model, content
+
+
+def come_in(folder: Path, *args: Any) -> Outcome:
+    options = ["--from", "lucidrains", "model-1.pt", "--output", "a.ckpt", "--size", 8, *args]
+    return cli(folder, "import", *options)
+
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], type]] = {
+    "as it comes": ({}, {}, SigmoidAlphaBars),
+    "noise": (
+        {"self_condition": True, "attn_heads": 2},
+        {"objective": "pred_noise", "beta_schedule": "linear"},
+        LinearBetas,
+    ),
+    "data": ({"full_attn": (True, False)}, {"objective": "pred_x0", "beta_schedule": "cosine"}, CosineBetas),
+    "min snr": ({}, {"objective": "pred_v", "min_snr_loss_weight": True}, SigmoidAlphaBars),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_denoises_as_theirs(tmp_path: Path, case: str) -> None:
+    unet, diffusion, schedule = CASES[case]
+    raw, average, _ = save(tmp_path, unet, **diffusion)
+    done = come_in(tmp_path)
+    assert done.code == 0, done.err
+    x, i = torch.randn(3, 3, 8, 8), torch.tensor([0, 30, 98])
+    outputs = []
+    for weights, theirs in (("raw", raw), ("ema", average)):
+        model, data = load(tmp_path / "a.ckpt", weights)
+        assert type(model.schedule) is schedule
+        assert data.shape == (3, 8, 8)
+        with torch.no_grad():
+            ours = model.denoiser(x, ((i + 1) / 100).view(-1, 1, 1, 1))
+            noise, x_0 = theirs.eval().model_predictions(x, i)
+        torch.testing.assert_close(ours.x_0, x_0, rtol=1e-5, atol=1e-5 * x_0.abs().max().item())
+        torch.testing.assert_close(ours.eps, noise, rtol=1e-5, atol=1e-5 * noise.abs().max().item())
+        outputs.append(ours.eps)
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-3  # the average is another model
+
+
+def test_it_is_the_file_as_a_whole(tmp_path: Path) -> None:
+    model, _, _ = save(tmp_path)
+    done = come_in(tmp_path)
+    assert "note: the average is called 0.995, the package's default" in done.out
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert content["global_step"] == 5
+    assert content["callbacks"]["EMA"]["updates"] == 2
+    ours = load(tmp_path / "a.ckpt", "raw")[0]
+    assert isinstance(ours.denoiser.parameterization, V)
+    assert sum(p.numel() for p in ours.network.parameters()) == sum(p.numel() for p in model.parameters())
+    assert come_in(tmp_path).error == "a.ckpt exists already: name another file with --output"
+
+
+def test_release_1_8_is_the_network_of_group_norms_without_memory(tmp_path: Path) -> None:
+    """Its tensors under its names; the numbers are compared with the package where that release is installed."""
+    network = LinearAttentionUNet((3, 8, 8), dim=16, dim_mults=(1, 2), full_attention=[False, True])
+    _, _, content = save(tmp_path)
+    kept = {name: t for name, t in content["model"].items() if not name.startswith("model.") or "mem_kv" not in name}
+    bare = dict(kept)
+    for name in kept:
+        if name.endswith((".block1.norm.g", ".block2.norm.g")):
+            gain = bare.pop(name).flatten()
+            bare |= {name[:-1] + "weight": gain, name[:-1] + "bias": torch.arange(len(gain)).float()}
+    content["model"], content["ema"] = bare, {**{f"ema_model.{n}": t for n, t in bare.items()}, "step": torch.tensor(3)}
+    torch.save(content, tmp_path / "model-1.pt")
+    done = come_in(tmp_path)
+    assert done.code == 0, done.err
+    assert "note: attention has 4 heads" in done.out
+    assert "note: norms have 8 groups" in done.out
+    ours = load(tmp_path / "a.ckpt", "raw")[0].network
+    assert ours.state_dict().keys() == network.state_dict().keys()
+    torch.testing.assert_close(ours.state_dict()["final.norm_2.bias"], torch.arange(16.0))
+
+
+@pytest.mark.parametrize("steps", [50, 1000])
+def test_a_schedule_is_known_by_its_betas(steps: int) -> None:
+    for table in (LinearBetas(steps, 5e-5, 0.01), CosineBetas(steps), SigmoidAlphaBars(steps)):
+        betas = -torch.expm1(2 * table.log_alpha.diff())
+        found = find_schedule(betas.float().double())
+        assert found["class_path"] == f"diffusion_pl.schedules.{type(table).__name__}"
+    other = torch.linspace(0.01, 0.2, steps, dtype=torch.float64).sqrt()
+    found = find_schedule(other)
+    assert found["class_path"] == "diffusion_pl.schedules.BetaTable"
+    torch.testing.assert_close(torch.tensor(found["init_args"]["betas"], dtype=torch.float64), other)
+    assert BetaTable(**found["init_args"]).steps == steps
+
+
+def test_the_objective_is_known_by_the_weights_of_the_loss_and_asked_for_otherwise(tmp_path: Path) -> None:
+    betas = LinearBetas(100)
+    betas = -torch.expm1(2 * betas.log_alpha.diff())
+    assert told_objective(betas, None) is None
+    assert told_objective(betas, torch.rand(100)) is None
+    _, _, content = save(tmp_path, objective="pred_x0")
+    assert (
+        "objective pred_v: the weights of the loss in model-1.pt are those of pred_x0"
+        in come_in(tmp_path, "--objective", "pred_v").error
+    )
+    for state in (content["model"], content["ema"]):
+        for name in [name for name in state if name.endswith("loss_weight")]:
+            del state[name]
+    torch.save(content, tmp_path / "model-1.pt")
+    assert come_in(tmp_path).error.endswith("add --objective pred_noise, pred_x0 or pred_v")
+    assert come_in(tmp_path, "--objective", "pred_v", "--ema_decay", 0.99).code == 0
+    assert load(tmp_path / "a.ckpt")[0].weights_name == "ema0.99"
+
+
+def lacking(content: dict[str, Any]) -> None:
+    del content["model"]["model.downs.0.0.block1.proj.bias"]
+
+
+def left_over(content: dict[str, Any]) -> None:
+    content["model"]["model.downs.0.7.weight"] = torch.zeros(2)
+
+
+def strange(content: dict[str, Any]) -> None:
+    content["model"]["alphas"] = torch.zeros(2)
+
+
+def misshaped(content: dict[str, Any]) -> None:
+    content["ema"]["ema_model.model.mid_block1.block1.proj.bias"] = torch.zeros(2)
+
+
+def another(content: dict[str, Any]) -> None:
+    content["model"] = nn.Linear(2, 2).state_dict()
+
+
+def headless(content: dict[str, Any]) -> None:
+    del content["model"]["model.init_conv.weight"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lacking, r"1 of \d+ tensors do not fit .*: model.downs.0.0.block1.proj.bias is missing"),
+        (left_over, r"1 of \d+ tensors do not fit .*: model.downs.0.7.weight has no place"),
+        (strange, r"1 tensors have no place: alphas"),
+        (misshaped, r"average 0.995.*: model.mid_block1.block1.proj.bias is 2, expected 32"),
+        (another, r"is no model-N.pt of denoising-diffusion-pytorch: it needs model \(with betas\)"),
+        (headless, r"model.model.init_conv.weight is missing|model.init_conv.weight is missing"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, damage: Any, told: str) -> None:
+    _, _, content = save(tmp_path)
+    damage(content)
+    torch.save(content, tmp_path / "model-1.pt")
+    error = come_in(tmp_path).error
+    assert re.search(told, error), error
+    assert not (tmp_path / "a.ckpt").exists()
