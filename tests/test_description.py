@@ -1,5 +1,6 @@
 """Description: a checkpoint says what it is, and is not loaded into another model."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from shell import checkpoint, fit
 from diffusion_pl import __version__
 from diffusion_pl.callbacks import Description
 from diffusion_pl.callbacks.description import first_difference
+from diffusion_pl.networks import MLP
 
 MODEL: dict[str, Any] = {
-    "network": {"class_path": "MLP", "init_args": {"width": 16, "depth": 1}},
-    "schedule": {"class_path": "VP", "init_args": {"beta_min": 0.1, "beta_max": 20.0}},
-    "parameterization": {"class_path": "V"},
+    "network": {"class_path": "diffusion_pl.networks.MLP", "init_args": {"width": 16, "depth": 1}},
+    "schedule": {"class_path": "diffusion_pl.schedules.VP", "init_args": {"beta_min": 0.1, "beta_max": 20.0}},
+    "parameterization": {"class_path": "diffusion_pl.parameterizations.V"},
     "noise_input": None,
     "optimizer": {"class_path": "Adam", "init_args": {"lr": 0.1}},
 }
@@ -44,14 +46,18 @@ def test_every_checkpoint_holds_the_whole_configuration_of_model_and_data(tmp_pa
     ("change", "told"),
     [
         (
-            {"schedule": {"class_path": "VP", "init_args": {"beta_min": 0.1, "beta_max": 15.0}}},
+            {"schedule": {"class_path": "diffusion_pl.schedules.VP", "init_args": {"beta_min": 0.1, "beta_max": 15.0}}},
             "model.schedule.init_args.beta_max is 20.0 in the checkpoint, 15.0 here",
         ),
         (
-            {"schedule": {"class_path": "Cosine", "init_args": {}}},
-            "model.schedule.class_path is VP in the checkpoint, Cosine here",
+            {"schedule": {"class_path": "diffusion_pl.schedules.Cosine", "init_args": {}}},
+            "model.schedule.class_path is diffusion_pl.schedules.VP in the checkpoint, diffusion_pl.schedules.Cosine"
+            " here",
         ),
-        ({"parameterization": {"class_path": "Epsilon"}}, "model.parameterization.class_path is V in the checkpoint"),
+        (
+            {"parameterization": {"class_path": "diffusion_pl.parameterizations.Epsilon"}},
+            "model.parameterization.class_path is diffusion_pl.parameterizations.V in the",
+        ),
         ({"noise_input": {"class_path": "LogSNR"}}, "model.noise_input is None in the checkpoint, {'class_path"),
     ],
     ids=["number", "class", "parameterization", "from none"],
@@ -67,6 +73,17 @@ def test_a_model_whose_weights_would_mean_another_thing_is_refused(change: dict[
 def test_what_does_not_change_the_meaning_of_the_weights_may_change() -> None:
     for change in ({}, {"optimizer": {"class_path": "SGD"}}, {"sampler": {"class_path": "Heun"}}):
         assert loaded(MODEL, MODEL | change) is None  # not refused
+
+
+def test_an_option_that_a_class_did_not_have_yet_had_its_default() -> None:
+    """So that a run goes on after the package has learned something new."""
+    older = MODEL | {"network": {"class_path": "diffusion_pl.networks.MLP", "init_args": {"width": 16}}}
+    depth = signature(MLP).parameters["depth"].default
+    same = MODEL["network"] | {"init_args": {"width": 16, "depth": depth}}
+    assert loaded(older, MODEL | {"network": same}) is None  # not refused
+    other = MODEL["network"] | {"init_args": {"width": 16, "depth": depth + 1}}
+    with pytest.raises(ValueError, match=f"depth is {depth} in the checkpoint, {depth + 1} here"):
+        loaded(older, MODEL | {"network": other})
 
 
 def test_a_checkpoint_without_a_description_is_left_to_the_shapes() -> None:

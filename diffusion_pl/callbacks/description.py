@@ -1,6 +1,9 @@
 """Checkpoints that say what they are."""
 
+import inspect
 from collections.abc import Callable
+from importlib import import_module
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +55,34 @@ class Description(LeanCallback):
 
 
 def first_difference(theirs: Any, ours: Any, path: str) -> str | None:
-    """Where two plain values first differ, in words; None if nowhere."""
+    """Where two plain values first differ, in words; None if nowhere.
+
+    An option that a class did not have yet when the checkpoint was written had there what is its default now.
+    """
     if isinstance(theirs, dict) and isinstance(ours, dict):
+        if "init_args" in ours and theirs.get("class_path") == ours["class_path"]:
+            theirs = {**theirs, "init_args": {**_defaults(ours), **theirs.get("init_args", {})}}
         for key in sorted(theirs.keys() | ours.keys()):
             difference = first_difference(theirs.get(key), ours.get(key), f"{path}.{key}")
             if difference:
                 return difference
         return None
     return None if theirs == ours else f"{path} is {theirs} in the checkpoint, {ours} here"
+
+
+def _defaults(spec: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that a configuration gives a class."""
+    module, _, name = spec["class_path"].rpartition(".")
+    known = inspect.signature(getattr(import_module(module), name)).parameters
+    given = spec["init_args"]
+    return {
+        key: _plain(known[key].default) for key in given if key in known and known[key].default is not Parameter.empty
+    }
+
+
+def _plain(value: Any) -> Any:
+    """As a configuration file holds it."""
+    return [_plain(part) for part in value] if isinstance(value, (tuple, list)) else value
 
 
 def _at(config: dict[str, Any], path: str) -> Any:
