@@ -107,6 +107,8 @@ def device_of(accelerator: str) -> torch.device:
     """
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"accelerator must be cpu, cuda, mps or auto, got {accelerator!r}")
     try:
         return torch.empty(0, device=accelerator).device
     except (RuntimeError, AssertionError) as error:

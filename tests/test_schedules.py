@@ -155,7 +155,7 @@ PUBLISHED: dict[str, tuple[Schedule, Callable[[float], float], Callable[[float],
     ),
     # VDM, App. A: g² = d/dt log(1 + e^γ) = −2f with γ = −13.3 + 18.3 t.
     "LinearLogSNR": (
-        LinearLogSNR(),
+        LinearLogSNR(13.3, -5.0),
         lambda t: -9.15 / (1 + math.exp(13.3 - 18.3 * t)),
         lambda t: 18.3 / (1 + math.exp(13.3 - 18.3 * t)),
     ),

@@ -95,13 +95,14 @@ def sample(
         "weak": weak and fingerprint(weak),
         "latents": latents and fingerprint(latents),
     }
+    device = device_of(accelerator)
     data.predict_samples = num_samples or data.predict_samples
     data.predict_batch, model.sample_seed = batch_size, seed
     writer = SampleWriter(data.write_npz if npz else data.write, output, data.predict_samples)
     data.predict_done = resume(output, call, "name another folder with --output")
     with suppress(OSError, ValueError):  # the picture shows the data too, where they are at hand
         data.setup("predict")
-    first = draw(model, data, writer, device_of(accelerator).type, devices)
+    first = draw(model, data, writer, device.type, devices)
     part()
     if not first:
         return

@@ -17,12 +17,12 @@ class LinearLogSNR(Schedule):
 
     Args:
         logsnr_max: λ(0), −γ_min of the paper.
-        logsnr_min: λ(1), −γ_max.
+        logsnr_min: λ(1), −γ_max; −5 in the paper, which leaves a trace of the data, counted by the bound.
     """
 
     remedy = "lower logsnr_min"
 
-    def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> None:
+    def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -10.0) -> None:
         super().__init__()
         ordered = -math.inf < logsnr_min < logsnr_max < math.inf
         check(ordered, f"need logsnr_min < logsnr_max, both finite, got {logsnr_min} and {logsnr_max}")
