@@ -476,7 +476,7 @@ def test_told_to_stop_they_save_once_and_the_run_goes_on_exactly(
     assert out.count("run: runs/run\n") == 1
     assert len((tmp_path / "saves").read_text().split()) == 1
     assert (tmp_path / "stopped0").read_text() == (tmp_path / "stopped1").read_text()
-    assert not any(alive(report["pid"]) for report in reports)
+    until(lambda: not any(alive(report["pid"]) for report in reports), 10)
 
     code, _, err = run(tmp_path, [*command, "--ckpt_path", "last"])
     assert code == 0, err
