@@ -1,5 +1,6 @@
 """The pictures: what they draw, in which frame, and what they say of it."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -275,6 +276,12 @@ def test_a_sweep_has_a_line_for_each_sampler_in_both_panels() -> None:
         assert ax.lines[0].get_xdata().tolist() == [5, 10, 20]
         np.testing.assert_allclose(ax.lines[1].get_ydata(), [factor / n for n in (5, 10, 20)])
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+
+
+def test_a_sweep_of_exact_solutions_without_data_can_be_drawn() -> None:
+    figure = plots.sweep_panel([{"sampler": "DDIM", "nfe": n, "distance": math.nan, "error": 0.0} for n in (2, 4)])
+    assert plots.to_image(figure).ndim == 3
+    assert [ax.get_yscale() for ax in figure.axes] == ["linear", "linear"]
 
 
 @pytest.mark.parametrize("known", [0, 40])

@@ -48,7 +48,8 @@ def sweep_panel(rows: Sequence[Mapping[str, str | int | float]], title: str = ""
             x, y = zip(*mine, strict=True)
             ax.plot(x, y, marker="osD^vP*X"[k % 8], markersize=5, linewidth=1.8, color=f"C{k % 10}", label=name)
         ax.set_xscale("log")
-        ax.set_yscale("log")
+        if any(float(row[key]) > 0 for row in rows):  # else all solutions are exact, or there are no data
+            ax.set_yscale("log")
         ticks = sorted({int(row["nfe"]) for row in rows if row["sampler"] == names[0]})
         ax.set_xticks(ticks, [str(n) for n in ticks])
         ax.minorticks_off()
