@@ -12,8 +12,10 @@ import yaml
 from pictures_model import fit_digits
 from shell import cli, fit, no_files_change
 
+from diffusion_pl import checkpoints
 from diffusion_pl.drawing import fingerprint
 from diffusion_pl.interop.graphs import example
+from diffusion_pl.interop.model_card import model_card
 from diffusion_pl.loading import load, rebuild
 
 TARGETS = ("safetensors", "onnx", "torch_export")
@@ -33,8 +35,6 @@ def digits(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def out(folder: Path, digits: Path) -> dict[str, Path]:
     """The folders of its exports."""
-    for name, module in (("onnx", "onnxscript"), ("safetensors", "safetensors")):
-        pytest.importorskip(module, reason=name)
     (folder / digits).parent.joinpath("evaluation.json").write_text(json.dumps({"figures": figures(folder / digits)}))
     for target in TARGETS:
         done = cli(folder, "export", "--ckpt_path", digits, "--to", target, "--output", target, "--license", "mit")
@@ -51,7 +51,8 @@ def figures(ckpt_path: Path, **model: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_onnx_denoises_any_number_of_examples(folder: Path, digits: Path, out: dict[str, Path], batch: int) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     model, _ = load(folder / digits)
     session = onnxruntime.InferenceSession(out["onnx"] / "model.onnx", providers=["CPUExecutionProvider"])
     x_t, t, label = example(model, batch)
@@ -98,7 +99,6 @@ def test_the_grid_is_that_of_the_sampler(folder: Path, digits: Path, out: dict[s
 def test_the_code_in_the_card_draws_samples(
     folder: Path, digits: Path, out: dict[str, Path], target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("onnxruntime")
     monkeypatch.chdir(out[target])
     (code,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
@@ -182,3 +182,18 @@ def test_a_folder_that_is_not_empty_is_left_alone(folder: Path, digits: Path, tm
             done = cli(folder, "export", "--ckpt_path", digits, "--to", target, "--output", tmp_path)
             assert done.error == f"{tmp_path} is not empty: name another folder with --output"
     assert "expected one of" in cli(folder, "export", "--ckpt_path", digits, "--to", "x", "--output", "o").error.lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("raw", "the raw weights"),
+        ("ema0.999", "of decay 0.999"),
+        ("ema500000examples", "of half-life 500,000 examples"),
+    ],
+)
+def test_a_card_tells_the_kind_of_average(folder: Path, digits: Path, name: str, told: str) -> None:
+    model, _ = load(folder / digits)
+    model.weights_name = name
+    description = checkpoints.read(folder / digits)["diffusion_pl"]
+    assert f"{told}, as safetensors" in model_card("safetensors", model, description, {"name": "last.ckpt"}, "0")

@@ -247,7 +247,12 @@ def _row(name: str, figure: Mapping[str, Any]) -> str:
 
 
 def _weights(name: str) -> str:
-    return "the raw weights" if name == "raw" else f"the average of the weights of decay {name.removeprefix('ema')}"
+    if name == "raw":
+        return "the raw weights"
+    average = name.removeprefix("ema")
+    half_life = average.removesuffix("examples")
+    kind = f"decay {average}" if half_life == average else f"half-life {int(half_life):,} examples"
+    return f"the average of the weights of {kind}"
 
 
 def _name(config: Mapping[str, Any]) -> str:
