@@ -25,7 +25,8 @@ OPTIONS = ["--from", "diffusers", "pipe", "--output", "a.ckpt"]
 @pytest.fixture
 def pipe(tmp_path: Path) -> Path:
     """The folder around a pipeline of diffusers with a tiny network of 20 steps."""
-    diffusers = pytest.importorskip("diffusers")
+    import diffusers
+
     torch.manual_seed(0)
     unet = diffusers.UNet2DModel(
         sample_size=8,
@@ -89,6 +90,7 @@ def test_from_is_an_option_though_a_word_of_python(tmp_path: Path) -> None:
     assert "from_" not in help_ and "import_" not in help_
     assert "missing: from" in cli(tmp_path, "import", "--path", "x", "--output", "y").error
     assert "--from" in cli(tmp_path, "import", "x", "--from", "keras", "--output", "y").error
+    assert "no config.json" in cli(tmp_path, "import", "x", "--from=diffusers", "--output", "y").error
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def run_tool(name: str, args: Sequence[str]) -> None:
     parameters = inspect.signature(function).parameters
     several = [name for name, p in parameters.items() if _is_list(p.annotation)]
     required = [name for name, p in parameters.items() if p.default is p.empty]
-    args = [f"--{arg[2:]}_" if keyword.iskeyword(arg[2:]) and arg.startswith("--") else arg for arg in args]
+    args = [re.sub(rf"^--({'|'.join(keyword.kwlist)})(?==|$)", r"--\1_", arg) for arg in args]
     auto_cli(
         function,
         args=lists(named(args, required, several), several),
