@@ -13,7 +13,7 @@ from .. import checks
 from ..checks import CHECKS, Finding
 from ..classifier import NoisyClassifier
 from ..console import EXPECTED
-from ..data import DataModule, Images
+from ..data import DataModule
 from ..denoiser import NoiseInput
 from ..grids import RespacedGrid, TrailingGrid
 from ..lean import LeanCallback
@@ -148,9 +148,7 @@ def _probe(
     trainer: Trainer, module: DiffusionModule | NoisyClassifier, parts: Parts, data: DataModule
 ) -> tuple[checks.Probe, tuple[int, ...]]:
     """A pass of two training examples at t = ½, and the shape that its output is to have."""
-    stored, change = data.part("train").__getitems__(torch.arange(min(2, len(data.part("train"))))), None
-    if isinstance(data, Images):
-        change = data.augmentation
+    stored, change = data.part("train").__getitems__(torch.arange(min(2, len(data.part("train"))))), data.augmentation
     if change is not None:  # for what it tells the network; the numbers must not be training's
         stored = change(stored, torch.full((len(stored["x"]), change.draws), 0.5))
     batch = {name: value.to(module.device) for name, value in data.on_after_batch_transfer(stored, 0).items()}

@@ -27,9 +27,11 @@ class DataModule(LightningDataModule, ABC):
 
     Attributes:
         value_range: Smallest and largest possible value in model units; None if the data are unbounded.
+        augmentation: Of training examples; None: there is none.
     """
 
     value_range: tuple[float, float] | None = None
+    augmentation: Augmentation | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .augmentation import HorizontalFlip, NonLeaky, warped
 from .base import SPLITS, DataModule
-from .loader import Augmentation, Batch, Loader, Source, Subset
+from .loader import Batch, Loader, Source, Subset
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -98,7 +98,7 @@ class Images(DataModule):
         self.batch_size = batch_size
         if augment and horizontal_flip:
             raise ValueError(f"{name}: augment mirrors pictures itself: give horizontal_flip: false")
-        self.augmentation: Augmentation | None = HorizontalFlip() if horizontal_flip else None
+        self.augmentation = HorizontalFlip() if horizontal_flip else None
         if augment:
             self.augmentation = NonLeaky(augment)
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
