@@ -310,7 +310,7 @@ def _as_list(value: Any) -> list[Any]:
 def _discard(folder: Path) -> None:
     """Remove the folder of a run that never began: it holds nothing but empty logs."""
     if folder.is_dir() and all(any(path.match(left) for left in LEFTOVERS) for path in folder.iterdir()):
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # each process of the run does so
 
 
 def run_trainer(args: Sequence[str]) -> None:

@@ -30,8 +30,6 @@ PACKAGE = ROOT / "diffusion_pl"
 THEORY = DOCS / "pages/theory.md"
 PAGES = sorted((DOCS / "pages").rglob("*.md"))
 BLOCK = re.compile(r"^(?:<!-- (?P<mark>.+?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-#: Announced on the pages; checked like all others as soon as they are there.
-COMING = {"import", "export", "verify"} - COMMANDS.keys()
 
 
 class Block(NamedTuple):
@@ -117,8 +115,6 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 def run_command(block: Block, args: list[str], folder: Path) -> None:
-    if args[0] in COMING:
-        return
     assert args[0] in COMMANDS, f"{block.place}: no command {args[0]}"
     done = cli(folder, *args, *([] if block.mark == "run" else ["--print_config"]))
     assert done.code == 0, f"{block.place}: {shlex.join(args)}\n{done.err}"
@@ -157,7 +153,7 @@ def functions_of(file: str) -> set[str]:
 def test_the_commands_and_files_it_names_exist(page: Path) -> None:
     text = page.read_text()
     named = set(re.findall(r"python -m diffusion_pl (\w+)", text))
-    assert named <= set(COMMANDS) | COMING
+    assert named <= set(COMMANDS)
     for path in re.findall(r"(?:configs|tests|docs|benchmarks)/[\w/]+\.(?:yaml|py|md)", text):
         assert (ROOT / path).is_file(), path
     for file, test in re.findall(r"\((?:\.\./)+(tests/\w+\.py)#(\w+)\)", text):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from shell import Outcome, cli, tiny_config
@@ -16,8 +17,6 @@ from diffusion_pl.parameterizations import Data, Epsilon, V
 from diffusion_pl.samplers import DDIM, Ancestral
 from diffusion_pl.samplers.base import Run
 from diffusion_pl.schedules import CosineBetas, LinearBetas, QuadraticBetas, ZeroTerminalSNR
-
-diffusers = pytest.importorskip("diffusers")
 
 #: Ho et al.'s wiring, as in the published CIFAR-10 model, but narrow.
 HO: dict[str, Any] = {

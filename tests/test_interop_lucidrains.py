@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import denoising_diffusion_pytorch as peer
 import pytest
 import torch
 from shell import Outcome, cli
@@ -14,8 +15,6 @@ from diffusion_pl.loading import load
 from diffusion_pl.networks import LinearAttentionUNet
 from diffusion_pl.parameterizations import V
 from diffusion_pl.schedules import BetaTable, CosineBetas, LinearBetas, SigmoidAlphaBars
-
-peer = pytest.importorskip("denoising_diffusion_pytorch")
 
 
 def shaken(network: nn.Module, seed: int) -> None:

@@ -283,7 +283,7 @@ def test_sharded_models_are_refused(tmp_path: Path, strategy: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["single_device", "{class_path: SingleDeviceStrategy, init_args: {device: cpu}}"])
 def test_whole_models_go_on(tmp_path: Path, strategy: str) -> None:
-    fit(tmp_path, "--trainer.strategy", strategy, trainer__max_steps=1)
+    assert checkpoint(fit(tmp_path, "--trainer.strategy", strategy, trainer__max_steps=1))["global_step"] == 1
 
 
 # Real processes
