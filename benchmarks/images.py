@@ -1,14 +1,12 @@
-"""What pictures cost: quality of digits in four minutes, images per second beside a bare loop, loading.
+"""What pictures cost: quality of digits in four minutes, a step of the network, loading.
 
-    python benchmarks/images.py [classifier] [floor] [quality] [peer] [net] [speed] [loading]     (all but classifier)
+    python benchmarks/images.py [classifier] [floor] [quality] [peer] [net] [loading]     (all but classifier)
 
 `quality` trains configs/digits/vp.yaml; `peer` gives a `diffusers` network of the same width its own training recipe
 for as long.  Both are judged by the Fréchet distance of 1,000 samples to all digits, in the features of the small
 classifier diffusion_pl.metrics.DigitsClassifier, whose weights `classifier` trained.
 """
 
-import contextlib
-import io
 import os
 import subprocess
 import sys
@@ -229,75 +227,6 @@ def net(rounds: int = 3) -> None:
             )
 
 
-def speed(rounds: int = 3, steps: int = 16) -> None:
-    """Images per second of `fit` ÷ a bare loop, the 35.7 M network at batch 16, bf16 channels_last, in turns."""
-    import statistics
-
-    import torch
-    from stopwatch import Stopwatch
-
-    from diffusion_pl.__main__ import main
-    from diffusion_pl.networks import UNet
-
-    data = torch.randint(0, 256, (1000, 3, 32, 32), dtype=torch.uint8)
-
-    def bare() -> float:
-        torch.manual_seed(0)
-        model = UNet((3, 32, 32)).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.Adam(model.parameters(), lr=2e-4, fused=True)
-        alpha_bar = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
-        start = 0.0
-        for step in range(steps):
-            if step == 2:
-                start = time.perf_counter()
-            x_0 = data[torch.randint(1000, (16,))].float() / 127.5 - 1
-            flip = torch.rand(16) < 0.5
-            x_0[flip] = x_0[flip].flip(-1)
-            i = torch.randint(1000, (16,))
-            a, eps = alpha_bar[i].view(-1, 1, 1, 1), torch.randn_like(x_0)
-            with torch.autocast("cpu", torch.bfloat16):
-                output = model(a.sqrt() * x_0 + (1 - a).sqrt() * eps, i.float())
-            loss = (output.float() - eps).square().mean()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            if step == steps - 2:
-                taken = time.perf_counter() - start
-        return (steps - 3) / taken
-
-    def ours(folder: str) -> float:
-        import numpy as np
-
-        np.save(Path(folder) / "x.npy", data.numpy())
-        config = str(ROOT / "configs/cifar10/ddpm.yaml")
-        options = [
-            *("--data", "Arrays", "--data.init_args.path", "x.npy", "--data.init_args.horizontal_flip", "true"),
-            *("--data.init_args.batch_size", "16", "--data.init_args.val_fraction", "0.02"),
-            *(
-                "--trainer.max_steps",
-                str(steps),
-                "--trainer.accelerator",
-                "cpu",
-                "--trainer.val_check_interval",
-                "1000",
-            ),
-            *("--trainer.callbacks", "stopwatch.Stopwatch", "--trainer.callbacks.skip", "2"),
-        ]
-        with contextlib.redirect_stdout(io.StringIO()):
-            os.chdir(folder)
-            main(["fit", "--config", config, *options])
-            os.chdir(ROOT)
-        return Stopwatch.rates[-1]
-
-    rates: list[tuple[float, float]] = []
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            rates.append((ours(folder), bare()))
-    mine, plain = (16 * statistics.median(values) for values in zip(*rates, strict=True))
-    print(f"fit {mine:.2f} images/s, bare loop {plain:.2f}: ratio {mine / plain:.3f}", flush=True)
-
-
 def loading(batch: int = 128) -> None:
     """Samples per second of our loaders ÷ torch's DataLoader, and of HDF5 by sorted batch reads ÷ item reads."""
     import h5py
@@ -369,7 +298,7 @@ def loading(batch: int = 128) -> None:
 
 
 if __name__ == "__main__":
-    parts = {f.__name__: f for f in (classifier, floor, quality, peer, net, speed, loading)}
-    names = sys.argv[1:] or ["floor", "quality", "peer", "net", "speed", "loading"]
+    parts = {f.__name__: f for f in (classifier, floor, quality, peer, net, loading)}
+    names = sys.argv[1:] or ["floor", "quality", "peer", "net", "loading"]
     for name in names:
         parts[name]()

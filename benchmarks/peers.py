@@ -79,14 +79,13 @@ def rate(step: Callable[[], object], steps: int) -> float:
 
 
 def bare(network: str, steps: int) -> float:
-    """The same network, optimizer and loss with clipping and average in a loop: what cannot be done without."""
+    """The same network, optimizer and loss with clipping in a loop: what cannot be done without."""
     import torch
 
     from diffusion_pl import networks
 
     model = getattr(networks, network)((3, SIDE, SIDE)).to(memory_format=torch.channels_last)
     parameters, data = list(model.parameters()), pictures()
-    average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.Adam(parameters, lr=2e-4, fused=True)
     alpha_bar = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
 
@@ -101,8 +100,6 @@ def bare(network: str, steps: int) -> float:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1e-4)
 
     return rate(step, steps)
 
