@@ -1,12 +1,12 @@
 """The file of a run card; what it holds is told by `callbacks.RunCard`, which keeps it."""
 
-import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from .storage import write_file
 
 CARD = "card.json"
 
@@ -39,18 +39,10 @@ def write_card(card: Mapping[str, Any], path: Path) -> None:
     Raises:
         OSError: it cannot be written; what was at path before is still there.
     """
-    part = path.with_name(f".{path.name}.part")
     text = json.dumps(plain(card), indent=2, ensure_ascii=False, allow_nan=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        write_file(path, text + "\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 

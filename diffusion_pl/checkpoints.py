@@ -1,24 +1,26 @@
 """The one reader and writer of checkpoint files.
 
-Written beside the target, flushed, then renamed over it: whatever happens in between, the old file is whole.  Read with
-weights_only=True, so that a file can hold no code, after its checksums were verified.
+Written by `storage.write_file`: whatever happens in between, the old file is whole.  Read with weights_only=True, so
+that a file can hold no code, after its checksums were verified.
 """
 
 import contextlib
 import copy
 import errno
+import hashlib
 import os
 import pickle
-import shutil
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
+
+from .storage import copy_file, write_file
 
 #: Names of a run's newest checkpoint and of the one before: what replaces the first makes it the second.
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -111,38 +113,44 @@ def snapshot(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return copy.deepcopy(checkpoint, memo)
 
 
-def write(checkpoint: dict[str, Any], path: Path) -> None:
+def write(checkpoint: dict[str, Any], path: Path, *, replace: bool = True) -> None:
     """Replace the file at path by the checkpoint, in one instant; an old last.ckpt stays as previous.ckpt.
 
     Raises:
+        FileExistsError: there is a file, and it may not be replaced.
         OSError: it cannot be written; what was at path before is still there.
     """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+
+    def save(file: BinaryIO) -> None:
+        try:
             torch.save(checkpoint, file)
+        except RuntimeError:  # so torch reports a full disk, too; a write of our own names the reason
+            file.write(bytes(1 << 16))
+            file.flush()
+            raise
+        if path.name == LAST and replace and is_whole(path):  # else the previous one stays the last good one
             file.flush()
             os.fsync(file.fileno())
-        if path.name == LAST:
-            _keep(path, path.with_name(PREVIOUS))
-        os.replace(part, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        full = _is_full(part, error)
-        with contextlib.suppress(OSError):
-            part.unlink()
+            copy_file(path, path.with_name(PREVIOUS))
+
+    try:
+        write_file(path, save, replace=replace)
+    except FileExistsError:
+        raise
+    except (OSError, RuntimeError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = os.strerror(errno.ENOSPC) if full else error
-        remedy = "free some space" if full else "mend that"
+        remedy = "free some space" if full else "fix the cause"
         raise OSError(f"cannot write the checkpoint {path}: {reason}; {_what_is_left(path, remedy)}") from error
 
 
 def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """A checkpoint's content.
+    """A checkpoint's content, see `read_hashed`."""
+    return read_hashed(path, map_location)[0]
+
+
+def read_hashed(path: str | Path, map_location: Any = "cpu") -> tuple[dict[str, Any], str]:
+    """A checkpoint's content, and the SHA-256 of the very bytes that were read: a run may replace the file meanwhile.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -151,17 +159,21 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}{or_else(path)}")
-    try:
-        _verify(path)
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors and plain values, maybe code: it was not read") from error
-    except Exception as error:  # a damaged file shows itself in a dozen ways, all of which mean the same
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged or not a checkpoint ({reason}){or_else(path)}") from error
+    with path.open("rb") as file:
+        try:
+            _verify(file)
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{path} holds more than tensors and plain values, maybe code: it was not read") from error
+        except Exception as error:  # a damaged file shows itself in a dozen ways, all of which mean the same
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path} is damaged or not a checkpoint ({reason}){or_else(path)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of a training run: it has no state_dict")
-    return checkpoint
+    return checkpoint, sha256
 
 
 def read_part(path: Path) -> dict[str, Any]:
@@ -189,50 +201,20 @@ def or_else(path: Path) -> str:
 def is_whole(path: Path) -> bool:
     """Whether the checksums within the file say that it is as it was written."""
     try:
-        _verify(path)
+        with path.open("rb") as file:
+            _verify(file)
     except Exception:  # of a dozen kinds
         return False
     return True
 
 
-def _verify(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
+def _verify(file: BinaryIO) -> None:
+    with zipfile.ZipFile(file) as archive:
         damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} does not match")
         if not any(name.endswith("/data.pkl") for name in archive.namelist()):
             raise ValueError("an archive of something else")
-
-
-def _keep(path: Path, previous: Path) -> None:
-    """Give the file at path a second name, at which there is a whole file at every instant."""
-    if not is_whole(path):  # or there is none: the previous one stays the last good one
-        return
-    part = previous.with_name(f".{previous.name}.part")
-    try:
-        part.unlink(missing_ok=True)
-        try:
-            os.link(path, part)
-        except OSError:  # a file system without links
-            shutil.copy2(path, part)
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(part, previous)
-    finally:
-        part.unlink(missing_ok=True)  # renaming one name of a file to another of its names leaves both
-
-
-def _is_full(part: Path, error: Exception) -> bool:
-    """Whether writing failed for want of space; torch says nothing of the kind."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    with contextlib.suppress(OSError), part.open("ab") as file:
-        try:
-            file.write(bytes(1 << 16))
-            file.flush()
-        except OSError as reason:
-            return reason.errno in (errno.ENOSPC, errno.EDQUOT)
-    return False
 
 
 def _what_is_left(path: Path, remedy: str) -> str:

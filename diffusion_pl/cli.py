@@ -7,7 +7,6 @@ linked to the model, so they are written nowhere.
 
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,29 +29,30 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import classifier, couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
 from .callbacks import EMA, Description, Doctor, Guard, RunCard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
-from .callbacks.sample_writer import resume
-from .callbacks.saver import last_checkpoint, previous_checkpoint
+from .callbacks.sample_writer import done, gathered
+from .callbacks.saver import last_checkpoint
 from .cards import CARD, read_card
-from .checkpoints import AtomicCheckpointIO, or_else
+from .checkpoints import AtomicCheckpointIO
 from .checks import Finding, table
 from .console import EXPECTED, config_files, one_line, our_classes, quiet
 from .data import DataModule
+from .drawing import fingerprint
 from .evaluation import Band, check_names
-from .launch import agree, end_with_parent, find_peers, let_the_first_speak, lost_touch, part, place
+from .launch import end_with_parent, let_the_first_speak, lost_touch, part, place
 from .lean import LeanProfiler
 from .loading import link_data
-from .loggers import LEFTOVERS, custom, make_logger
+from .loggers import custom, make_logger
 from .memory import keep_freed_memory
 from .module import DiffusionModule
+from .run_folder import RUNS, RunFolder
+from .storage import OutputFolder, write_file
 from .trainable import Trainable
 
-RUNS = Path("runs")
 _USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VALUE …]"
 _DOCTOR = """Look at what fit with the same options would train: read the data, train and write nothing, and print a
 line for each check: ok, warning or error, the number found, and how to mend it. Exit status 2 if there is an error, or
 else 0. fit makes the same checks before its first step: errors stop it, warnings are printed."""
 _OF_THE_CALL = ("config", "ckpt_path", "weights_only")  # not of the experiment
-_RUN_VARIABLE = "DIFFUSION_PL_RUN"  # tells the processes that DDP starts which folder the first one chose
 
 
 class Parser(LightningArgumentParser):
@@ -79,12 +79,14 @@ class DiffusionCLI(LightningCLI):
 
     Args:
         args: the command line.
+        run: the folder of the run.
         diagnose: only look at what the command would do; `findings` hold the outcome.
     """
 
-    def __init__(self, args: list[str], diagnose: bool = False) -> None:
+    def __init__(self, args: list[str], run: RunFolder, diagnose: bool = False) -> None:
         self._names_model, self._args = names_model(args), args
         self._diagnose, self.findings = diagnose, list[Finding]()
+        self._run = run
         super().__init__(
             DiffusionModule,
             DataModule,
@@ -142,31 +144,8 @@ class DiffusionCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        if _RUN_VARIABLE in os.environ:
-            found = self._find_run(config)
-        else:
-            found = agree(lambda: self._find_run(config), find_peers(config.trainer.num_nodes))
-        self.folder, config.ckpt_path = Path(found["folder"]), found["ckpt_path"]
-        os.environ[_RUN_VARIABLE] = str(self.folder)
+        self.folder, config.ckpt_path = self._run.open(config, str(self.subcommand), claim=not self._diagnose)
         self.parser.add_instantiator(self._make_logger, Logger)
-
-    def _find_run(self, config: Any) -> dict[str, Any]:
-        """The run's folder, and the checkpoint to begin with, if any."""
-        if config.run and not (RUNS / config.run).resolve().is_relative_to(RUNS.resolve()):
-            raise ValueError(f"--run must name a folder within {RUNS}, got {config.run}")
-        ckpt_path = config.ckpt_path
-        folder = _folder_of(config) or run_folder(config.run or _default_name(config), ckpt_path in ("last", "auto"))
-        if ckpt_path == "auto":
-            found = (last_checkpoint(folder), previous_checkpoint(folder))
-            ckpt_path = next((str(path) for path in found if path.is_file()), None)
-        elif ckpt_path == "last":
-            ckpt_path = str(last_checkpoint(folder))
-        if ckpt_path is not None and not Path(ckpt_path).is_file():
-            there = or_else(Path(ckpt_path)) or ": nothing to continue from"
-            raise FileNotFoundError(f"no checkpoint at {ckpt_path}{there}")
-        if self.subcommand != "fit" and ckpt_path is None:
-            raise ValueError(f"{self.subcommand} needs trained weights: add --ckpt_path last (or a checkpoint's path)")
-        return {"folder": str(folder), "ckpt_path": ckpt_path}
 
     def instantiate_classes(self) -> None:
         try:
@@ -178,11 +157,35 @@ class DiffusionCLI(LightningCLI):
             self.findings.append(Finding("error", "build", one_line(str(error), self._args)))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if not self._diagnose:
+        if self._diagnose:
+            if not self.findings:  # else there is nothing to look at
+                doctor = self._get(self.config_init, "doctor")
+                self.findings = doctor.diagnose(self.trainer, self.model, self.datamodule)
+        elif subcommand == "predict":
+            self._predict()
+        else:
             super()._run_subcommand(subcommand)
-        elif not self.findings:  # else there is nothing to look at
-            doctor = self._get(self.config_init, "doctor")
-            self.findings = doctor.diagnose(self.trainer, self.model, self.datamodule)
+
+    def _predict(self) -> None:
+        """Draw samples into the run's folder; what an interrupted call has drawn is not drawn again."""
+        path = self.config[self.subcommand].ckpt_path
+        call = {"checkpoint": path, "sha256": fingerprint(Path(path)), "seed": self.model.sample_seed}
+        leader = not place() and not self._run.inherited
+        remedy = "move it away, or use the command sample with --output"
+        with OutputFolder(self.folder / "samples", call, leader=leader, remedy=remedy) as output:
+            if output.published is None:
+                self.datamodule.predict_done = done(output.work)
+                self.trainer.callbacks.append(SampleWriter(output.work))
+                super()._run_subcommand("predict")
+                part()
+                if not self.trainer.is_global_zero:
+                    return
+                n = self.datamodule.predict_samples
+                drawn = gathered(output.work, n)
+                summary = f"{n:,} samples, {drawn.nfe} evaluations each:"
+                output.publish(lambda stage: self.datamodule.write(drawn.x, stage), summary)
+            if self.trainer.is_global_zero:
+                print(output.published)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self._dump_config()
@@ -194,11 +197,6 @@ class DiffusionCLI(LightningCLI):
             Description({key: self.config_dump[key] for key in ("model", "data")}, self._save_config),
             RunCard({key: self.config_dump[key] for key in self.config_dump if key not in _OF_THE_CALL}, self._args),
         ]
-        if self.subcommand == "predict":
-            call = {"checkpoint": self.config[self.subcommand].ckpt_path}
-            folder, data = self.folder / "samples", self.datamodule
-            data.predict_done = resume(folder, call, "move it away, or use the command sample with --output")
-            always.append(SampleWriter(data.write, folder, data.predict_samples))
         chosen = _as_list(section.callbacks)
         if section.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
             always.append(StepProgress())
@@ -228,7 +226,7 @@ class DiffusionCLI(LightningCLI):
         config = self.config[self.subcommand].clone()
         for name in _OF_THE_CALL:
             config.pop(name, None)
-        self._parser(self.subcommand).save(config, path, skip_none=False, overwrite=True, multifile=False)
+        write_file(path, self._parser(self.subcommand).dump(config, skip_none=False))
 
     def _logger(self) -> dict[str, Any]:
         if self._get(self.config, "trainer").logger is not None:
@@ -269,48 +267,8 @@ def refuse_sharding(strategy: Strategy | str) -> None:
         )
 
 
-def run_folder(name: str, existing: bool) -> Path:
-    """runs/NAME, or NAME-2, NAME-3 …: the newest that holds a checkpoint if `existing`, else the first that is free."""
-    if _RUN_VARIABLE in os.environ:
-        return Path(os.environ[_RUN_VARIABLE])
-    folder, number = RUNS / name, 1
-    used = []
-    while folder.exists():
-        used.append(folder)
-        number += 1
-        folder = RUNS / f"{name}-{number}"
-    if not existing:
-        return folder
-    kept = (f for f in reversed(used) if last_checkpoint(f).is_file() or previous_checkpoint(f).is_file())
-    return next(kept, RUNS / name)
-
-
-def _folder_of(config: Any) -> Path | None:
-    """The run to which a checkpoint given by its path belongs, unless --run names another."""
-    path = Path(str(config.ckpt_path)).absolute()
-    folder = path.parent.parent
-    if not folder.is_relative_to(RUNS.absolute()) or path not in (last_checkpoint(folder), previous_checkpoint(folder)):
-        return None
-    name = folder.relative_to(RUNS.absolute())
-    return RUNS / name if config.run in (None, str(name)) else None
-
-
-def _default_name(config: Any) -> str:
-    """configs/datasaurus/vp.yaml -> datasaurus-vp; further files add their names."""
-    paths = [Path(str(path)) for path in config.config or []]
-    if len(paths) == 1 and paths[0].absolute().parent.parent == RUNS.absolute():  # runs/NAME/config.yaml
-        return paths[0].absolute().parent.name
-    return "-".join([paths[0].absolute().parent.name, *(path.stem for path in paths)]) if paths else "run"
-
-
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _discard(folder: Path) -> None:
-    """Remove the folder of a run that never began: it holds nothing but empty logs."""
-    if folder.is_dir() and all(any(path.match(left) for left in LEFTOVERS) for path in folder.iterdir()):
-        shutil.rmtree(folder, ignore_errors=True)  # each process of the run does so
 
 
 def run_trainer(args: Sequence[str]) -> None:
@@ -324,36 +282,36 @@ def run_trainer(args: Sequence[str]) -> None:
     # Squares of tiny gradients are denormal, above all in a warm-up behind layers that start at zero, and the CPU takes
     # twice as long over an optimizer step of such numbers.  Before any thread is started, since threads inherit it.
     torch.set_flush_denormal(True)
-    started_by_lightning = _RUN_VARIABLE in os.environ
-    if started_by_lightning or "TORCHELASTIC_RUN_ID" in os.environ:
+    run = RunFolder()
+    if run.inherited or "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     try:
-        cli = DiffusionCLI(list(args))
+        cli = DiffusionCLI(list(args), run)
         part()
     except SIGTERMException:
         part()
-        if started_by_lightning:
+        if run.inherited:
             raise SystemExit(0) from None  # Lightning would take any other for a failure, and kill the first process
         if place():
             let_the_first_speak()
         else:
-            saved = last_checkpoint(os.environ[_RUN_VARIABLE])
+            assert run.path is not None
+            saved = last_checkpoint(run.path)
             go_on = f"{saved} is saved. To go on, the same command with --ckpt_path {saved}"
             print(f"stopped; {go_on if saved.is_file() else 'there was nothing to save yet'}")
         raise SystemExit(143) from None
     except Exception as error:
-        if _RUN_VARIABLE in os.environ:
-            _discard(Path(os.environ[_RUN_VARIABLE]))
+        run.discard()
         if isinstance(error, RuntimeError) and lost_touch(error):
             reason = str(error).splitlines()[0].split(". ")[0]
             hint = "what was saved last is whole, and the same command with --ckpt_path last goes on from there"
             raise ConnectionError(f"lost touch with another process of the run; {hint} ({reason})") from error
         raise
     finally:
-        os.environ.pop(_RUN_VARIABLE, None)
+        run.close()
         torch.set_flush_denormal(False)
     if cli.trainer.fast_dev_run:
-        _discard(cli.folder)
+        run.discard()
     elif cli.trainer.is_global_zero:
         print(f"the run lies in {cli.folder}")
         found = {
@@ -375,11 +333,11 @@ def run_doctor(args: Sequence[str]) -> None:
         SystemExit: 2 if there is an error.
     """
     quiet()
+    run = RunFolder()
     try:
-        findings = DiffusionCLI(["fit", *args], diagnose=True).findings
+        findings = DiffusionCLI(["fit", *args], run, diagnose=True).findings
     finally:
-        if _RUN_VARIABLE in os.environ:
-            _discard(Path(os.environ.pop(_RUN_VARIABLE)))
+        run.close()
     print(table(findings))
     if any(finding.level == "error" for finding in findings):
         raise SystemExit(2)

@@ -16,7 +16,7 @@ import jsonargparse._common
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from . import __version__
-from .checkpoints import read
+from .checkpoints import read, read_hashed
 from .classifier import NoisyClassifier
 from .data import DataModule
 from .module import DiffusionModule
@@ -38,9 +38,14 @@ def load(path: str | Path, weights: str = "ema") -> tuple[DiffusionModule, DataM
             weights.
     """
     model, data = _load(path, weights)
+    return diffusion_model(model, path), data
+
+
+def diffusion_model(model: Trainable, path: str | Path) -> DiffusionModule:
+    """The model itself, if it is one that samples; else ValueError."""
     if not isinstance(model, DiffusionModule):
         raise ValueError(f"{path} is a {type(model).__name__}, not a diffusion model: it can be given as --classifier")
-    return model, data
+    return model
 
 
 def load_classifier(path: str | Path) -> NoisyClassifier:
@@ -55,7 +60,10 @@ def load_classifier(path: str | Path) -> NoisyClassifier:
 
 
 def _load(path: str | Path, weights: str) -> tuple[Trainable, DataModule]:
-    return from_content(read(path), path, weights)
+    content, sha256 = read_hashed(path)
+    model, data = from_content(content, path, weights)
+    model.sha256 = sha256
+    return model, data
 
 
 def from_content(checkpoint: dict[str, Any], path: str | Path, weights: str) -> tuple[Trainable, DataModule]:

@@ -40,6 +40,7 @@ class Trainable(LeanHooks, LightningModule):
         super().__init__()
         self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
         self.val_loss = BinnedMean(VAL_BINS)
+        self.sha256: str | None = None  # of the checkpoint that it was loaded from
         self.weights_name = "raw"  # the EMA callback changes it while its averages are swapped in
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -39,6 +39,7 @@ os.environ["DIFFUSION_PL_TRUST"] = ",".join(sorted(file.stem for file in Path(__
 #: from its own package.
 FLOORS: dict[str, float] = {
     "tensors": 0,
+    "storage": 0,
     "schedules": 1,
     "transitions": 2,
     "parameterizations": 2,
@@ -76,6 +77,7 @@ FLOORS: dict[str, float] = {
     "callbacks": 6.5,
     "evaluation": 6.4,
     "replaying": 6.6,
+    "run_folder": 7,
     "commands": 7,
     "cli": 7.5,
     "__main__": 7.9,

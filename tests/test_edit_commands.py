@@ -76,7 +76,7 @@ def test_points_are_encoded_from_a_table(folder: Path) -> None:
         (["--path", "in", "--sampler", "Ancestral"], "Ancestral draws noise: encoding needs a deterministic sampler"),
         (["--path", "in", "--between", -1], "between must not be negative, got -1"),
         (["--path", "runs"], "runs: there is no picture in this folder"),
-        (["--path", "in", "--output", "in"], "in is not empty: name another folder with --output"),
+        (["--path", "in", "--output", "in"], "in is not empty"),
     ],
 )
 def test_bad_input_of_encode_is_one_line(folder: Path, args: list[Any], told: str) -> None:

@@ -135,7 +135,11 @@ def test_two_processes_find_what_one_does(folder: Path, digits: Path) -> None:
         assert two[name]["value"] == pytest.approx(one[name]["value"], rel=1e-6)
         assert two[name]["protocol"] == one[name]["protocol"]
         assert two[name]["model"] == one[name]["model"]
-    assert sorted(path.name for path in (folder / "two").iterdir()) == ["evaluation.json", "reference.npz"]
+    assert sorted(path.name for path in (folder / "two").iterdir()) == [
+        ".call.json",
+        "evaluation.json",
+        "reference.npz",
+    ]
 
 
 def test_figures_of_points(folder: Path, points: Path) -> None:

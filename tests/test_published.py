@@ -12,6 +12,7 @@ from torch import nn
 
 from diffusion_pl.callbacks import EMA
 from diffusion_pl.cli import DiffusionCLI
+from diffusion_pl.run_folder import RunFolder
 
 CIFAR10 = ROOT / "configs" / "cifar10"
 DEEP = ROOT / "configs" / "overlays" / "deep.yaml"
@@ -111,7 +112,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         os.environ.pop("DIFFUSION_PL_RUN", None)
         # The doctor stops at the data, which are not here.
         options = ["--trainer.accelerator", "cpu", "--data.init_args.download", "false"]
-        return DiffusionCLI(["fit", *(f"--config={file}" for file in files), *options], diagnose=True)
+        return DiffusionCLI(["fit", *(f"--config={file}" for file in files), *options], RunFolder(), diagnose=True)
 
     return made
 

@@ -1,6 +1,7 @@
 """RunCard: what card.json says is true, however the run ends, and no run fails for it."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from shell import LAST, checkpoint, cli, fit, scalars, start, tiny_config, tiny_data, tiny_module, tiny_trainer
 
-from diffusion_pl import provenance
+from diffusion_pl import cards, provenance
 from diffusion_pl.callbacks import RunCard, Saver
 from diffusion_pl.cards import read_card, write_card
 
@@ -287,9 +288,17 @@ def test_a_card_that_cannot_be_written_is_one_warning(tmp_path: Path, capsys: py
 
 
 def test_a_full_disk_is_a_warning_and_the_card_is_written_as_soon_as_there_is_room(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".card.json.part").symlink_to("/dev/full")
+    real, calls = cards.write_file, []
+
+    def write_file(path: Path, content: str) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, content)
+
+    monkeypatch.setattr(cards, "write_file", write_file)
     trained(tmp_path)
     assert "card.json: No space left on device; the run itself goes on" in capsys.readouterr().out
     assert read_card(tmp_path)["status"] == "finished"

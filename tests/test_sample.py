@@ -41,7 +41,12 @@ def test_it_writes_a_table_with_a_header_in_the_datas_units_and_a_picture(folder
     assert ((samples.std(0) > 5) & (samples.std(0) < 40)).all()
     with Image.open(folder / "plain" / "samples.png") as picture:
         assert min(picture.size) > 100
-    assert sorted(path.name for path in (folder / "plain").iterdir()) == ["samples.csv", "samples.json", "samples.png"]
+    assert sorted(path.name for path in (folder / "plain").iterdir()) == [
+        ".call.json",
+        "samples.csv",
+        "samples.json",
+        "samples.png",
+    ]
 
 
 def test_it_says_what_it_did(folder: Path) -> None:
@@ -83,17 +88,30 @@ def test_the_weights_matter_and_are_named(folder: Path) -> None:
     assert np.abs(samples["ema:0.5"] - samples["ema"]).max() > 0.1
 
 
-def test_what_is_there_is_not_overwritten(folder: Path) -> None:
+def test_files_that_are_there_are_not_overwritten(folder: Path) -> None:
     points(folder, "kept", "--num_samples", 3)
+    (folder / "mine").mkdir()
+    (folder / "mine" / "0.png").write_text("a photograph")
+    call = ("sample", "--ckpt_path", Path("runs/run") / LAST, "--num_samples", 4)
     with no_files_change(folder):
-        error = cli(folder, "sample", "--ckpt_path", Path("runs/run") / LAST, "--output", "kept").error
-    assert error == "kept/samples.csv exists already: name another folder with --output"
+        assert "kept holds the finished results of another call" in cli(folder, *call, "--output", "kept").error
+        assert "mine is not empty (it holds 0.png)" in cli(folder, *call, "--output", "mine").error
+        assert "runs is not empty" in cli(folder, *call, "--output", "runs").error
+
+
+def test_a_finished_call_that_is_repeated_says_the_same(folder: Path) -> None:
+    call = ("sample", "--ckpt_path", Path("runs/run") / LAST, "--num_samples", 3, "--output", "again")
+    first = cli(folder, *call)
+    with no_files_change(folder):
+        second = cli(folder, *call)
+    assert second.code == 0
+    assert second.out == first.out
 
 
 def test_an_output_that_is_a_file_is_said_before_sampling(folder: Path) -> None:
     (folder / "taken").write_text("")
     done = cli(folder, "sample", "--ckpt_path", Path("runs/run") / LAST, "--output", "taken")
-    assert done.error.startswith("--output taken cannot be made a folder")
+    assert done.error.startswith("taken is a file, not a folder")
 
 
 @pytest.mark.parametrize(

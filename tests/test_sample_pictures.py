@@ -12,8 +12,8 @@ from PIL import Image
 from shell import cli, no_files_change, start
 
 from diffusion_pl import drawing
-from diffusion_pl.callbacks.sample_writer import UNFINISHED
 from diffusion_pl.loading import load
+from diffusion_pl.storage import UNFINISHED
 
 CKPT = Path("runs/digits/checkpoints/last.ckpt")
 PLAIN = Path("runs/plain/checkpoints/last.ckpt")
@@ -40,7 +40,7 @@ def test_pngs_are_the_array_without_loss(folder: Path) -> None:
     array = drawn(folder, "array", "--num_samples", 12)
     assert cli(folder, "sample", "--ckpt_path", CKPT, "--output", "png", "--num_samples", 12).code == 0
     names = sorted(p.name for p in (folder / "png").iterdir())
-    assert names == [*(f"{i:02d}.png" for i in range(12)), "grid.png", "samples.json"]
+    assert names == [".call.json", *(f"{i:02d}.png" for i in range(12)), "grid.png", "samples.json"]
     pictures = np.stack([np.asarray(Image.open(folder / "png" / f"{i:02d}.png")) for i in range(12)])
     assert np.array_equal(pictures, array[:, 0])
 
@@ -104,7 +104,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(folder: Path, monkeypatch:
     with no_files_change(folder):
         told = cli(folder, *args, "--seed", 1).error
     assert told.startswith(
-        "cut holds unfinished samples of another call (seed 0, now 1): repeat that call to finish them"
+        "cut holds the unfinished results of another call (seed 0, now 1): repeat that call to finish it"
     )
     assert cli(folder, *args).code == 0
     assert calls[3:] == [[2], [3]]
@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_line_and_what_is_finished_stays(folder: Path, monkey
     args = ("sample", "--ckpt_path", CKPT, "--output", "full", "--num_samples", 200, "--batch_size", 1)
     told = cli(folder, *args).err.splitlines()[-1]
     assert "no space left on device" in told
-    assert told.endswith("the same command goes on from there")
+    assert "repeat the call" in told
     assert [p.name for p in (folder / "full" / UNFINISHED).glob("*.pt")] == ["00000000.pt"]
 
 

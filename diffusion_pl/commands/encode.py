@@ -40,37 +40,53 @@ def encode(
     """
     if between < 0:
         raise ValueError(f"between must not be negative, got {between}")
-    if any(output.glob("*")):
-        raise ValueError(f"{output} is not empty: name another folder with --output")
+    import hashlib
     from itertools import pairwise
 
     import numpy as np
     import torch
 
-    from ..drawing import choose_sampler, device_of, guide, slerp
+    from ..drawing import choose_sampler, describe, device_of, guide, slerp
     from ..loading import load
+    from ..storage import OutputFolder
 
     model, data = load(ckpt_path, weights)
     model.sampler = rule = choose_sampler(model, sampler, grid, steps)
     guide(model, cond=cond, any_label=True)
     x_0 = data.read(path)
-    model.to(device_of(accelerator))
-    eps = rule.encode(model.guided(), x_0.to(model.device), **model.conditions(len(x_0))) / rule.prior(
-        model.schedule, torch.ones(1, device=model.device)
-    )
-    if between:
-        share = torch.linspace(0, 1, between + 2, device=model.device)[:-1]
-        arcs = [slerp(a, b, share) for a, b in pairwise(eps)]
-        way = torch.cat([*arcs, eps[-1:]])
-    else:
-        way = eps
-    model.latents = way
-    every: dict[str, Any] = model.conditions(len(way))
-    found = model.sample(range(len(way)), **every).x_0.cpu()
-    output.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(output / "latents.npz", eps=eps.cpu().numpy())
-    files = data.write(found, output)
-    error = (found[:: between + 1] - x_0).square().mean().sqrt().item()
-    print(f"{len(x_0)} examples carried to noise and back by {type(rule).__name__}: root-mean-square error {error:.2g}")
-    for file in [output / "latents.npz", *files]:
-        print(f"  {file}")
+    call: dict[str, Any] = {
+        "checkpoint": str(ckpt_path),
+        "sha256": model.sha256,
+        "weights": model.weights_name,
+        "examples": hashlib.sha256(x_0.numpy().tobytes()).hexdigest(),
+        "sampler": describe(rule),
+        "cond": cond or {},
+        "between": between,
+    }
+    device = device_of(accelerator)
+    with OutputFolder(output, call) as folder:
+        if folder.published is None:
+            model.to(device)
+            eps = rule.encode(model.guided(), x_0.to(device), **model.conditions(len(x_0))) / rule.prior(
+                model.schedule, torch.ones(1, device=device)
+            )
+            way = eps
+            if between:
+                share = torch.linspace(0, 1, between + 2, device=device)[:-1]
+                arcs = [slerp(a, b, share) for a, b in pairwise(eps)]
+                way = torch.cat([*arcs, eps[-1:]])
+            model.latents = way
+            every: dict[str, Any] = model.conditions(len(way))
+            found = model.sample(range(len(way)), **every).x_0.cpu()
+
+            def write(stage: Path) -> list[Path]:
+                np.savez_compressed(stage / "latents.npz", eps=eps.cpu().numpy())
+                return [stage / "latents.npz", *data.write(found, stage)]
+
+            error = (found[:: between + 1] - x_0).square().mean().sqrt().item()
+            name = type(rule).__name__
+            folder.publish(
+                write,
+                f"{len(x_0)} examples carried to noise and back by {name}: root-mean-square error {error:.2g}",
+            )
+        print(folder.published)

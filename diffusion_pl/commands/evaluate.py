@@ -1,6 +1,5 @@
 """python -m diffusion_pl evaluate: how good a model is, in figures that say how they were measured."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,18 +87,15 @@ def evaluate(
             raise ValueError(f"{name} must be at least {2 if name == 'num_samples' else 1}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    if (output / "evaluation.json").exists():
-        raise ValueError(f"{output / 'evaluation.json'} exists already: name another folder with --output")
-    import shutil
-
     from .. import __version__, evaluation
     from ..console import quiet
     from ..data import Images
-    from ..drawing import choose_sampler, describe, device_of, fingerprint, guide
+    from ..drawing import choose_sampler, describe, device_of, guide
     from ..evaluation.features import write_reference
-    from ..launch import part
+    from ..launch import part, place
     from ..loading import load
     from ..metrics.extractors import identity
+    from ..storage import OutputFolder, write_json
 
     quiet()
     model, data = load(ckpt_path, weights)
@@ -120,74 +116,87 @@ def evaluate(
         next(data.batches(name, 1))  # told now, not after the sampling
     made_with = {"extractor": told, "shape": list(data.shape), "levels": data.levels}
     given = None if reference is None else evaluation.read_reference(reference, made_with)
-    judged: dict[str, Any] = {"checkpoint": str(ckpt_path), "sha256": fingerprint(ckpt_path)}
+    judged: dict[str, Any] = {"checkpoint": str(ckpt_path), "sha256": model.sha256}
     judged |= {"weights": model.weights_name, "scale": scale, "seed": seed}
     examples = evaluation.count(data, likelihood_split, likelihood_examples) if of_data else 0
 
-    # First everything that is drawn, on all devices, then the figures, on one.
-    drawn = _Drawn(data, output, judged, device_of(accelerator).type, devices)
-    rows: dict[str, tuple[Any, float]] = {}
-    if generated:
-        # Of each repeat as many whole blocks as hold its samples.
-        padded = -(-num_samples // model.block) * model.block
-        model.sample_seed = seed
-        call = {"sampler": describe(model.sampler), "extractor": told, "num_samples": num_samples, "repeats": repeats}
-        convert = evaluation.to_features(data, extractor)
-        found, nfe = drawn("samples", model, repeats * padded, call, batch_size, convert)
-        rows["samples"] = (found if found is None else found.reshape(repeats, padded, -1)[:, :num_samples], nfe)
-    options = {"repeats": repeats, "dequantizations": dequantizations, "seed": seed}
-    makers: dict[str, tuple[Callable[[], LightningModule], Any]] = {
-        "nll": (lambda: evaluation.LikelihoodRows(model, data, likelihood_split, likelihood, **options), likelihood),
-        "elbo": (lambda: evaluation.BoundRows(model, data, likelihood_split, bound, seed), bound),
+    call: dict[str, Any] = {
+        **judged,
+        "metrics": [*generated, *of_data],
+        "repeats": repeats,
+        "sampler": describe(model.sampler) if generated else None,
+        "num_samples": num_samples if generated else None,
+        "extractor": told,
+        "reference": split if given is None else given.note,
+        "likelihood": describe(likelihood) if "nll" in of_data else None,
+        "dequantizations": dequantizations if "nll" in of_data else None,
+        "bound": describe(bound) if "elbo" in of_data else None,
+        "examples": {"split": likelihood_split, "n": examples} if of_data else None,
     }
-    for name in of_data:
-        make, rule = makers[name]
-        call = {**options, "split": likelihood_split, "examples": examples, "rule": describe(rule)}
-        rows[name] = drawn(name, make(), examples, call, 1)
-    part()
-    if not drawn.first:
-        return
+    with OutputFolder(output, call, leader=not place()) as folder:
+        if folder.published is None:
+            # First everything that is drawn, on all devices, then the metrics, on one.
+            drawn = _Drawn(data, folder.work, device_of(accelerator).type, devices)
+            rows: dict[str, tuple[Any, float]] = {}
+            if generated:
+                # Of each repeat as many whole blocks as hold its samples.
+                padded = -(-num_samples // model.block) * model.block
+                model.sample_seed = seed
+                convert = evaluation.to_features(data, extractor)
+                found, nfe = drawn("samples", model, repeats * padded, batch_size, convert)
+                rows["samples"] = (found if found is None else found.reshape(repeats, padded, -1)[:, :num_samples], nfe)
+            options = {"repeats": repeats, "dequantizations": dequantizations, "seed": seed}
+            makers: dict[str, Callable[[], LightningModule]] = {
+                "nll": lambda: evaluation.LikelihoodRows(model, data, likelihood_split, likelihood, **options),
+                "elbo": lambda: evaluation.BoundRows(model, data, likelihood_split, bound, seed),
+            }
+            for name in of_data:
+                rows[name] = drawn(name, makers[name](), examples, 1)
+            part()
+            if not drawn.first:
+                return
+            figures: dict[str, Figure] = {}
+            real: FeatureStatistics | None = None
+            if generated:
+                protocol: dict[str, Any] = {"num_samples": num_samples, "units": "model units: unit variance per axis"}
+                if pictures:
+                    quantised = f"uint8, lossless, from {data.levels} levels"
+                    protocol = {"num_samples": num_samples, "extractor": told, "quantisation": quantised}
+                sampled = {**judged, "sampler": describe(model.sampler), "nfe": rows["samples"][1]}
+                dim = evaluation.width_of(extractor, data)
+                figures, real = evaluation.of_samples(
+                    generated, rows["samples"][0], data, extractor, dim, split, given, protocol, sampled
+                )
+            if of_data:
+                _, data_note = evaluation.reference_rows(data, likelihood_split, None)
+                common = {"examples": examples, "data": data_note, "levels": data.levels}
+                common["value_range"] = None if data.value_range is None else list(data.value_range)
+                if "nll" in of_data:
+                    about = {**common, "estimator": describe(likelihood), "dequantizations": dequantizations}
+                    figures["nll"] = evaluation.nll(rows["nll"][0], evaluation.unit_of(data), about, judged)
+                if "elbo" in of_data:
+                    t = bound.visited(model.schedule)
+                    about = {**common, "bound": describe(bound)}
+                    figures["elbo"] = evaluation.elbo(rows["elbo"][0], t, evaluation.unit_of(data), about, judged)
 
-    figures: dict[str, Figure] = {}
-    real: FeatureStatistics | None = None
-    if generated:
-        protocol: dict[str, Any] = {"num_samples": num_samples, "units": "model units: unit variance per axis"}
-        if pictures:
-            quantised = f"uint8, lossless, from {data.levels} levels"
-            protocol = {"num_samples": num_samples, "extractor": told, "quantisation": quantised}
-        sampled = {**judged, "sampler": describe(model.sampler), "nfe": rows["samples"][1]}
-        dim = evaluation.width_of(extractor, data)
-        made = evaluation.of_samples(
-            generated, rows["samples"][0], data, extractor, dim, split, given, protocol, sampled
-        )
-        figures, real = made
-    if of_data:
-        _, data_note = evaluation.reference_rows(data, likelihood_split, None)
-        common = {"examples": examples, "data": data_note, "levels": data.levels}
-        common["value_range"] = None if data.value_range is None else list(data.value_range)
-        if "nll" in of_data:
-            about = {**common, "estimator": describe(likelihood), "dequantizations": dequantizations}
-            figures["nll"] = evaluation.nll(rows["nll"][0], evaluation.unit_of(data), about, judged)
-        if "elbo" in of_data:
-            t = bound.visited(model.schedule)
-            about = {**common, "bound": describe(bound)}
-            figures["elbo"] = evaluation.elbo(rows["elbo"][0], t, evaluation.unit_of(data), about, judged)
-    files = [output / "evaluation.json"]
-    if real is not None and "fid" in generated:
-        noted = evaluation.Reference(real.compute(), figures["fid"]["protocol"]["reference"])
-        write_reference(output / "reference.npz", noted, made_with)
-        files.append(output / "reference.npz")
-    (output / "evaluation.json").write_text(json.dumps({"version": __version__, "figures": figures}, indent=2) + "\n")
-    for name in rows:
-        shutil.rmtree(output / name, ignore_errors=True)
-    print(f"{ckpt_path} ({model.weights_name} weights)")
-    print(evaluation.table(figures))
-    for file in files:
-        print(f"  {file}")
+            def write(stage: Path) -> list[Path]:
+                write_json(stage / "evaluation.json", {"version": __version__, "figures": figures})
+                if real is None or "fid" not in generated:
+                    return [stage / "evaluation.json"]
+                noted = evaluation.Reference(real.compute(), figures["fid"]["protocol"]["reference"])
+                write_reference(stage / "reference.npz", noted, made_with)
+                return [stage / "evaluation.json", stage / "reference.npz"]
+
+            summary = f"{ckpt_path} ({model.weights_name} weights)\n{evaluation.table(figures)}"
+            folder.publish(write, summary)
+        if place():
+            return
+        print(folder.published)
+    figures = evaluation.read_figures(output / "evaluation.json")
     bad = max((f.get("not_finite", 0) for f in figures.values()), default=0)
     if bad:
         raise ValueError(
-            f"{bad} of {repeats * num_samples} samples are not finite and were left out of the figures: the model or "
+            f"{bad} of {repeats * num_samples} samples are not finite and were left out of the metrics: the model or "
             "its sampler diverges (look at `sample`, or take more --steps)"
         )
 
@@ -212,11 +221,11 @@ class _Drawn:
     """Rows of numbers, drawn on all devices into a folder each, once: an interrupted call goes on from them.
 
     Attributes:
-        first: whether this is the first process, which makes figures of them; the others get None for rows.
+        first: whether this is the first process, which computes metrics of them; the others get None for rows.
     """
 
-    def __init__(self, data: "DataModule", folder: Path, about: dict[str, Any], accelerator: str, devices: int) -> None:
-        self.data, self.folder, self.about = data, folder, about
+    def __init__(self, data: "DataModule", folder: Path, accelerator: str, devices: int) -> None:
+        self.data, self.folder = data, folder
         self.accelerator, self.devices = accelerator, devices
         self.first = True
 
@@ -225,39 +234,16 @@ class _Drawn:
         name: str,
         module: "LightningModule",
         n: int,
-        call: dict[str, Any],
         batch: int,
         convert: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple["NDArray[Any] | None", float]:
-        """n rows that the module makes, and the evaluations of the denoiser that a sample took.
+        """n rows that the module makes, and the evaluations of the denoiser that a sample took."""
+        from ..callbacks.sample_writer import draw, gathered
 
-        Raises:
-            ValueError: the folder holds those of another call.
-        """
-        import os
-
-        import numpy as np
-
-        from ..callbacks.sample_writer import SampleWriter, draw, resume
-
-        call, folder = {**self.about, **call}, self.folder / name
-        remedy = "name another folder with --output"
-
-        def keep(x: Tensor, folder: Path) -> list[Path]:
-            np.save(folder / "part.npy", x.numpy())
-            (folder / "call.json").write_text(json.dumps({**call, "nfe": writer.nfe}))
-            os.replace(folder / "part.npy", folder / "rows.npy")
-            return [folder / "rows.npy"]
-
-        if not (folder / "rows.npy").is_file():
-            writer = SampleWriter(keep, folder, n, convert)
-            self.data.predict_samples, self.data.predict_batch = n, batch
-            self.data.predict_done = resume(folder, call, remedy)
-            self.first = draw(module, self.data, writer, self.accelerator, self.devices)
-            if not self.first:
-                return None, 0
-        before = json.loads((folder / "call.json").read_text())
-        nfe = before.pop("nfe")
-        if before != json.loads(json.dumps(call)):
-            raise ValueError(f"{folder} holds what another call made: {remedy}")
-        return np.load(folder / "rows.npy", mmap_mode="r"), nfe
+        self.data.predict_samples, self.data.predict_batch = n, batch
+        parts = self.folder / name
+        self.first = draw(module, self.data, parts, self.accelerator, self.devices, convert)
+        if not self.first:
+            return None, 0
+        drawn = gathered(parts, n)
+        return drawn.x.numpy(), drawn.nfe

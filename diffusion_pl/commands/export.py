@@ -27,28 +27,33 @@ def export(
         evaluation: evaluation.json of this checkpoint, for the card; None: those in the folder of its run.
         license: Of the weights, for the card, such as mit; None: not said.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} is not empty: name another folder with --output")
     import logging
 
-    from ..checkpoints import read
+    from ..checkpoints import read_hashed
     from ..console import quiet
-    from ..drawing import fingerprint
     from ..interop import WRITERS
     from ..interop.model_card import find_figures, find_run, model_card
-    from ..loading import load
+    from ..loading import diffusion_model, from_content
+    from ..storage import OutputFolder
 
     quiet()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    model, data = load(ckpt_path, weights)
+    content, sha256 = read_hashed(ckpt_path)
+    found, data = from_content(content, ckpt_path, weights)
+    model = diffusion_model(found, ckpt_path)
     model.requires_grad_(False).cpu()
-    description, sha256 = read(ckpt_path)["diffusion_pl"], fingerprint(ckpt_path)
     figures, run = find_figures(ckpt_path, sha256, evaluation), find_run(ckpt_path)
-    files = WRITERS[to](model, data, description, output)
-    steps = read(ckpt_path).get("global_step")
+    description, steps = content["diffusion_pl"], content.get("global_step")
     told = {"name": ckpt_path.name, "steps": steps}
     card = model_card(to, model, description, told, sha256, run, figures, license)
-    (output / "README.md").write_text(card, encoding="utf-8")
-    print(f"{ckpt_path} ({model.weights_name} weights) for {to}:")
-    for file in [*files, output / "README.md"]:
-        print(f"  {file}")
+    call = {"checkpoint": str(ckpt_path), "sha256": sha256, "weights": model.weights_name, "to": to, "card": card}
+    with OutputFolder(output, call) as folder:
+        if folder.published is None:
+
+            def write(stage: Path) -> list[Path]:
+                files = WRITERS[to](model, data, description, stage)
+                (stage / "README.md").write_text(card, encoding="utf-8")
+                return [*files, stage / "README.md"]
+
+            folder.publish(write, f"{ckpt_path} ({model.weights_name} weights) for {to}:")
+        print(folder.published)

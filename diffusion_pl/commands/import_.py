@@ -65,7 +65,7 @@ def import_(
     foreign = reader(path, trust_pickle, **options)
     config = default_data(foreign.shape, foreign.classes) if data is None else described(data, foreign)
     checkpoint = to_checkpoint(foreign, config, path, from_)
-    write(checkpoint, output)
+    write(checkpoint, output, replace=False)
     network, process = (foreign.model[part]["class_path"].rpartition(".")[2] for part in ("network", "schedule"))
     sides = "x".join(map(str, foreign.shape))
     count = sum(tensor.numel() for tensor in foreign.raw.values())

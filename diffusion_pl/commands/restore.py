@@ -56,16 +56,17 @@ def restore(
     for name, value in (("num_samples", num_samples), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if any(output.glob("*")):
-        raise ValueError(f"{output} is not empty: name another folder with --output")
+    import hashlib
+
     import torch
 
     from .. import plots
     from ..data.images import Images
-    from ..drawing import choose_sampler, device_of, guide
+    from ..drawing import choose_sampler, describe, device_of, guide
     from ..inverse import Coarse, Gray, Masked, Operator, Reconstructing
     from ..loading import load
     from ..samplers import Replacement
+    from ..storage import OutputFolder
 
     model, data = load(ckpt_path, weights)
     if not isinstance(data, Images):
@@ -91,27 +92,47 @@ def restore(
         if height % factor or width % factor:
             raise ValueError(f"factor {factor} does not divide the sides {height}x{width}")
     x_0 = data.read(path)
-    model.to(device_of(accelerator))
-    many = x_0.repeat_interleave(num_samples, 0).to(model.device)
-    y = operator(many)
-    if method == "replacement":
-        rule = Replacement(rule, operator, y, repeats)
-    else:
-        inner, std = model.guidance, max(0.05, x_0.square().mean().sqrt().item())
-        model.guidance = lambda denoiser: Reconstructing(
-            denoiser if inner is None else inner(denoiser), operator, y, data_std=std, scale=scale
-        )
-    found = operator.consistent(model.sample(range(len(many)), seed, rule, **model.conditions(len(many))).x_0, y).cpu()
-    output.mkdir(parents=True, exist_ok=True)
-    files = data.write(found, output)
-    kept = operator.transpose(y[::num_samples]).cpu() / operator.gram
-    if task == "inpaint":
-        kept = torch.where(operator(torch.ones_like(many[:1])).cpu() > 0, kept, torch.zeros_like(kept))
-    restored = found.reshape(len(x_0), num_samples, *model.shape)
-    rows = torch.cat((x_0[:, None], kept[:, None], restored), 1).flatten(0, 1)
-    title = f"{task}: picture, what is known, {num_samples} restored"
-    grid_image = plots.image_grid(data.to_uint8(rows).numpy(), num_samples + 2, title=title)
-    plots.save_image(grid_image, output / "grid.png")
-    print(f"{len(x_0)} pictures restored {num_samples} times each by {method}, task {task}:")
-    for file in files:
-        print(f"  {file}")
+    call = {
+        "checkpoint": str(ckpt_path),
+        "sha256": model.sha256,
+        "weights": model.weights_name,
+        "examples": hashlib.sha256(x_0.numpy().tobytes()).hexdigest(),
+        "operator": task if task == "colorize" else factor if task == "upscale" else known.flatten().tolist(),
+        "method": method,
+        "repeats": repeats,
+        "scale": scale,
+        "num_samples": num_samples,
+        "seed": seed,
+        "sampler": describe(rule),
+        "cond": cond or {},
+    }
+    device = device_of(accelerator)
+    with OutputFolder(output, call) as folder:
+        if folder.published is None:
+            model.to(device)
+            many = x_0.repeat_interleave(num_samples, 0).to(device)
+            y = operator(many)
+            if method == "replacement":
+                rule = Replacement(rule, operator, y, repeats)
+            else:
+                inner, std = model.guidance, max(0.05, x_0.square().mean().sqrt().item())
+                model.guidance = lambda denoiser: Reconstructing(
+                    denoiser if inner is None else inner(denoiser), operator, y, data_std=std, scale=scale
+                )
+            found = model.sample(range(len(many)), seed, rule, **model.conditions(len(many))).x_0
+            found = operator.consistent(found, y).cpu()
+            kept = operator.transpose(y[::num_samples]).cpu() / operator.gram
+            if task == "inpaint":
+                kept = torch.where(operator(torch.ones_like(many[:1])).cpu() > 0, kept, torch.zeros_like(kept))
+            restored = found.reshape(len(x_0), num_samples, *model.shape)
+            rows = torch.cat((x_0[:, None], kept[:, None], restored), 1).flatten(0, 1)
+
+            def write(stage: Path) -> list[Path]:
+                files = data.write(found, stage)
+                title = f"{task}: image, what is known, {num_samples} restored"
+                grid_image = plots.image_grid(data.to_uint8(rows).numpy(), num_samples + 2, title=title)
+                plots.save_image(grid_image, stage / "grid.png")
+                return files
+
+            folder.publish(write, f"{len(x_0)} images restored {num_samples} times each by {method}, task {task}:")
+        print(folder.published)

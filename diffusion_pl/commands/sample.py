@@ -66,15 +66,13 @@ def sample(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    import json
-
     from .. import __version__
-    from ..callbacks import SampleWriter
-    from ..callbacks.sample_writer import draw, resume
+    from ..callbacks.sample_writer import draw, gathered
     from ..console import quiet
     from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, read_latents
-    from ..launch import part
+    from ..launch import part, place
     from ..loading import load
+    from ..storage import OutputFolder, write_json
 
     quiet()
     model, data = load(ckpt_path, weights)
@@ -83,9 +81,10 @@ def sample(
     if latents is not None:
         model.latents = read_latents(latents, model.shape)
         num_samples = num_samples or len(model.latents)
+    data.predict_samples = n = num_samples or data.predict_samples
     call: dict[str, Any] = {
         "checkpoint": str(ckpt_path),
-        "sha256": fingerprint(ckpt_path),
+        "sha256": model.sha256,
         "weights": model.weights_name,
         "sampler": describe(model.sampler),
         "seed": seed,
@@ -96,24 +95,30 @@ def sample(
         "latents": latents and fingerprint(latents),
     }
     device = device_of(accelerator)
-    data.predict_samples = num_samples or data.predict_samples
     data.predict_batch, model.sample_seed = batch_size, seed
-    writer = SampleWriter(data.write_npz if npz else data.write, output, data.predict_samples)
-    data.predict_done = resume(output, call, "name another folder with --output")
-    with suppress(OSError, ValueError):  # the picture shows the data too, where they are at hand
-        data.setup("predict")
-    first = draw(model, data, writer, device.type, devices)
-    part()
-    if not first:
-        return
-    note = {"version": __version__, "num_samples": data.predict_samples, "nfe": writer.nfe, **call}
-    (output / "samples.json").write_text(json.dumps(note, indent=2) + "\n")
-    weighted = f"{model.weights_name} weights"
-    print(f"{data.predict_samples:,} samples of {ckpt_path} ({weighted}), {writer.nfe} evaluations each:")
-    if film:
-        writer.files += _film(model, data, output, min(data.predict_samples, 16 if len(model.shape) == 3 else 1000))
-    for file in [*writer.files, output / "samples.json"]:
-        print(f"  {file}")
+    whole = {**call, "num_samples": n, "npz": npz, "film": film}
+    with OutputFolder(output, whole, leader=not place()) as folder:
+        if folder.published is None:
+            with suppress(OSError, ValueError):  # the image shows the data too, where they can be read
+                data.setup("predict")
+            first = draw(model, data, folder.work, device.type, devices)
+            part()
+            if not first:
+                return
+            drawn = gathered(folder.work, n)
+
+            def write(stage: Path) -> list[Path]:
+                files = (data.write_npz if npz else data.write)(drawn.x, stage)
+                if film:
+                    files += _film(model, data, stage, min(n, 16 if len(model.shape) == 3 else 1000))
+                note = {"version": __version__, "num_samples": n, "nfe": drawn.nfe, **call}
+                write_json(stage / "samples.json", note)
+                return [*files, stage / "samples.json"]
+
+            weighted = f"{model.weights_name} weights"
+            folder.publish(write, f"{n:,} samples of {ckpt_path} ({weighted}), {drawn.nfe} evaluations each:")
+        if not place():
+            print(folder.published)
 
 
 def _film(model: "DiffusionModule", data: "DataModule", output: Path, count: int) -> list[Path]:

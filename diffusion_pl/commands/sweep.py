@@ -45,8 +45,6 @@ def sweep(
         raise ValueError("give at least one of --samplers and one of --nfe")
     if min(nfe) < 1 or num_samples < 2:
         raise ValueError(f"nfe must be at least 1 and num_samples at least 2, got {min(nfe)} and {num_samples}")
-    if any(output.glob("sweep.*")):
-        raise ValueError(f"{output} holds a sweep already: name another folder with --output")
     import csv
     import time
 
@@ -54,10 +52,11 @@ def sweep(
     from tqdm import tqdm
 
     from .. import plots
-    from ..drawing import choose_sampler, device_of, guide
+    from ..drawing import choose_sampler, describe, device_of, guide
     from ..loading import load
     from ..metrics import SlicedWasserstein
     from ..samplers import Heun
+    from ..storage import OutputFolder
 
     model, data = load(ckpt_path, weights)
     guide(model, scale, cond=cond)
@@ -79,40 +78,57 @@ def sweep(
             taken = samples.nfe
         return torch.cat(found), taken
 
-    # The solution, to rounding and the little that the network's roughness leaves.
-    exact, _ = draw(Heun(chosen.with_steps(129)))
-    rows: list[dict[str, Any]] = []
-    plan = [(make, n) for make in samplers for n in sorted(set(nfe))]
-    for make, wanted in tqdm(plan, desc="sweep", dynamic_ncols=True):
-        probe = make(chosen)
-        sampler = make(chosen.with_steps(1 + (wanted - 1) // probe.evaluations))
-        begin = time.perf_counter()
-        x, taken = draw(sampler)
-        seconds = time.perf_counter() - begin
-        rows.append(
-            {
-                "sampler": name_of(sampler),
-                "nfe": taken,
-                "seconds": round(seconds, 3),
-                "distance": float("nan") if distance is None else distance(x),
-                "error": (x - exact).square().mean().sqrt().item(),
-            }
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / "sweep.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    title = f"{num_samples:,} samples of {ckpt_path.parent.parent.name}, {model.weights_name} weights"
-    plots.save(plots.sweep_panel(rows, title), output / "sweep.png")
+    call = {
+        "checkpoint": str(ckpt_path),
+        "sha256": model.sha256,
+        "weights": model.weights_name,
+        "samplers": [describe(make(chosen)) for make in samplers],
+        "nfe": sorted(set(nfe)),
+        "num_samples": num_samples,
+        "seed": seed,
+        "scale": scale,
+        "cond": cond or {},
+    }
+    with OutputFolder(output, call) as folder:
+        if folder.published is None:
+            # The solution, to rounding and the little that the network's roughness leaves.
+            exact, _ = draw(Heun(chosen.with_steps(129)))
+            rows: list[dict[str, Any]] = []
+            plan = [(make, n) for make in samplers for n in sorted(set(nfe))]
+            for make, wanted in tqdm(plan, desc="sweep", dynamic_ncols=True):
+                probe = make(chosen)
+                sampler = make(chosen.with_steps(1 + (wanted - 1) // probe.evaluations))
+                begin = time.perf_counter()
+                x, taken = draw(sampler)
+                seconds = time.perf_counter() - begin
+                rows.append(
+                    {
+                        "sampler": name_of(sampler),
+                        "nfe": taken,
+                        "seconds": round(seconds, 3),
+                        "distance": float("nan") if distance is None else distance(x),
+                        "error": (x - exact).square().mean().sqrt().item(),
+                    }
+                )
+            title = f"{num_samples:,} samples of {ckpt_path.parent.parent.name}, {model.weights_name} weights"
+
+            def write(stage: Path) -> list[Path]:
+                with (stage / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
+                    table = csv.DictWriter(file, list(rows[0]))
+                    table.writeheader()
+                    table.writerows(rows)
+                plots.save(plots.sweep_panel(rows, title), stage / "sweep.png")
+                return [stage / "sweep.csv", stage / "sweep.png"]
+
+            folder.publish(write, _table(rows))
+        print(folder.published)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
     width = max(len(str(row["sampler"])) for row in rows)
-    print(f"{'sampler':<{width}}  nfe  seconds  distance to data  error")
-    for row in rows:
-        print(
-            "{sampler:<{width}}  {nfe:>3}  {seconds:>7.2f}  {distance:>16.4f}  {error:.4f}".format(width=width, **row)
-        )
-    for path in (output / "sweep.csv", output / "sweep.png"):
-        print(f"  {path}")
+    line = "{sampler:<{width}}  {nfe:>3}  {seconds:>7.2f}  {distance:>16.4f}  {error:.4f}"
+    head = f"{'sampler':<{width}}  nfe  seconds  distance to data  error"
+    return "\n".join([head, *(line.format(width=width, **row) for row in rows)])
 
 
 def name_of(sampler: Sampler) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from ..data import DataModule, Images
 from ..metrics.extractors import extract, identity
 from ..metrics.generation import FeatureStatistics, Moments
 from ..metrics.neighbours import Nearest, NearestNeighbours, memorisation
+from ..storage import write_file
 
 
 def to_features(data: DataModule, extractor: nn.Module | None) -> Callable[[Tensor], Tensor]:
@@ -52,7 +54,7 @@ def width_of(extractor: nn.Module | None, data: DataModule) -> int:
 def reference_rows(data: DataModule, split: str, extractor: nn.Module | None) -> tuple[NDArray[Any], dict[str, Any]]:
     """Rows (N, F + K) of a split, and what they are of: {"data", "split", "n", "sha256"}.
 
-    Those of pictures are kept on disk, filed under the hashes of the pictures and of the extractor.
+    Those of images are kept in the user's cache, under the hashes of the images and of the extractor.
     """
     convert, digest, n = to_features(data, extractor), hashlib.sha256(), 0
     for batch in data.batches(split, 500):
@@ -62,18 +64,42 @@ def reference_rows(data: DataModule, split: str, extractor: nn.Module | None) ->
     note: dict[str, Any] = {"data": type(data).__name__, "split": split, "n": n, "sha256": digest.hexdigest()}
     if extractor is None:
         return torch.cat([convert(batch["x"]) for batch in data.batches(split, 500)]).numpy(), note
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_pl"
-    path = folder / f"{note['sha256'][:32]}-{identity(extractor)['sha256'][:32]}.npy"
-    if not path.is_file():
-        found = []
-        for batch in tqdm(data.batches(split, 64), f"features of {split}", -(-n // 64), dynamic_ncols=True):
-            found.append(convert(batch["x"]).numpy())
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        with part.open("wb") as file:
-            np.save(file, np.concatenate(found))
-        os.replace(part, path)
-    return np.load(path, mmap_mode="r"), note
+    name = f"{note['sha256'][:32]}-{identity(extractor)['sha256'][:32]}.npy"
+
+    def compute() -> NDArray[Any]:
+        batches = tqdm(data.batches(split, 64), f"features of {split}", -(-n // 64), dynamic_ncols=True)
+        return np.concatenate([convert(batch["x"]).numpy() for batch in batches])
+
+    return cached(name, n, compute), note
+
+
+def cached(name: str, length: int, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """An array of so many rows from the user's cache, computed and kept there if it is missing or damaged.
+
+    Without a folder that can be written it is computed every time, with one warning.
+    """
+    path = None
+    try:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_pl" / name
+        with path.open("rb") as file, path.with_suffix(".sha256").open(encoding="ascii") as noted:
+            if hashlib.file_digest(file, "sha256").hexdigest() == noted.read().strip():
+                rows: NDArray[Any] = np.load(path, mmap_mode="r")
+                if len(rows) == length:
+                    return rows
+    except (OSError, RuntimeError, ValueError):  # not there yet, no home, or damaged
+        pass
+    rows = compute()
+    try:
+        if path is None:
+            raise OSError("there is no home folder")
+        write_file(path, lambda file: np.save(file, rows))
+        write_file(path.with_suffix(".sha256"), hashlib.sha256(path.read_bytes()).hexdigest() + "\n")
+    except OSError as error:
+        warning = (
+            f"features are not kept for the next evaluation: {error}. Fix: set XDG_CACHE_HOME to a writable folder"
+        )
+        print(f"diffusion_pl: warning: {warning}", file=sys.stderr)
+    return rows
 
 
 class Reference(NamedTuple):
