@@ -1,6 +1,7 @@
 """Checkpoint files: whole or not there, and read as data only."""
 
 import errno
+import hashlib
 import os
 import pickle
 import re
@@ -19,7 +20,7 @@ import pytest
 import torch
 from shell import LAST, assert_same_training, cli, differences, environment, fit, no_files_change, tiny_config
 
-from diffusion_pl.checkpoints import AtomicCheckpointIO, is_whole, read, snapshot, write
+from diffusion_pl.checkpoints import AtomicCheckpointIO, is_whole, read, read_hashed, snapshot, write
 
 OLD = {"state_dict": {"w": torch.arange(5.0)}, "global_step": 1}
 NEW = {"state_dict": {"w": torch.arange(5.0) + 1}, "global_step": 2}
@@ -170,6 +171,24 @@ def test_the_old_file_gets_a_second_name_at_which_there_is_a_whole_file_at_every
     write({**NEW, "global_step": 3}, path)
     assert [read(file)["global_step"] for file in (path, previous)] == [3, 2]
     assert names(tmp_path) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_the_bytes_that_were_read_are_the_ones_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run replaces last.ckpt while another command reads it."""
+    path, real = tmp_path / "last.ckpt", torch.load
+    write(OLD, path)
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def replaced(file: Any, **options: Any) -> Any:
+        monkeypatch.setattr(torch, "load", real)
+        write(NEW, path)
+        return real(file, **options)
+
+    monkeypatch.setattr(torch, "load", replaced)
+    content, sha256 = read_hashed(path)
+    assert content["global_step"] == 1
+    assert sha256 == before
+    assert read_hashed(path)[1] == hashlib.sha256(path.read_bytes()).hexdigest() != before
 
 
 def test_where_files_cannot_have_two_names_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

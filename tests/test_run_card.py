@@ -309,6 +309,10 @@ def test_a_damaged_card_is_put_aside(tmp_path: Path, capsys: pytest.CaptureFixtu
     trained(tmp_path)
     assert f"warning: {tmp_path}/card.json is damaged or no run card" in capsys.readouterr().out
     assert (tmp_path / "card.damaged.json").read_text() == '{"status": '
+    (tmp_path / "card.json").write_text("[]")
+    trained(tmp_path)
+    assert (tmp_path / "card.damaged.json").read_text() == '{"status": '
+    assert (tmp_path / "card.damaged-2.json").read_text() == "[]"
     assert len(read_card(tmp_path)["sessions"]) == 1
 
 

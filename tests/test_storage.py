@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from diffusion_pl.evaluation.features import cached
 from diffusion_pl.storage import UNFINISHED, Lock, OutputFolder, claim_folder, copy_file, write_file, write_json
 
 FORK = multiprocessing.get_context("fork")
@@ -254,3 +256,45 @@ def test_followers_wait_for_the_leader(tmp_path: Path) -> None:
         assert found.get(timeout=30) == (True, True)
         child.join(30)
         output.publish(write, "")
+
+
+def test_a_damaged_cache_is_computed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls: list[int] = []
+
+    def compute() -> np.ndarray:
+        calls.append(1)
+        return np.arange(12.0).reshape(6, 2)
+
+    def check(times: int, length: int = 6) -> None:
+        assert np.array_equal(cached("rows.npy", length, compute), np.arange(12.0).reshape(6, 2))
+        assert len(calls) == times
+
+    check(1)
+    check(1)
+    path = tmp_path / "diffusion_pl" / "rows.npy"
+    whole = path.read_bytes()
+    for k, damage in enumerate((b"", whole[:-8], b"garbage", whole[:-1] + b"\x01"), 2):
+        path.write_bytes(damage)
+        check(k)
+    check(6, length=5)  # of other data
+    path.with_suffix(".sha256").unlink()
+    check(7)
+    check(7)
+
+
+def test_without_a_place_for_the_cache_there_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cached("rows.npy", 2, lambda: np.ones((2, 1))).tolist() == [[1.0], [1.0]]
+    assert "set XDG_CACHE_HOME" in capsys.readouterr().err
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cached("rows.npy", 2, lambda: np.ones((2, 1))).tolist() == [[1.0], [1.0]]
+    assert "no home folder" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from ..data import DataModule
 from ..loggers import tell
 from ..samplers import Path
 from ..schedules import Schedule
+from ..storage import write_file
 
 FRAMES = 60  # of a film, at most
 
@@ -42,7 +43,8 @@ def save_film(frames: list[NDArray[np.uint8]], path: FilePath, seconds: float = 
     whole = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 8)] + frames[-1:])).quantize(256)
     first, *rest = [Image.fromarray(frame).quantize(palette=whole, dither=Image.Dither.NONE) for frame in frames]
     durations = [round(1000 * seconds / len(frames))] * len(rest) + [1000]
-    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0)
+    options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
+    write_file(path, lambda file: first.save(file, "GIF", **options))
     return path
 
 
@@ -72,7 +74,7 @@ def log_image(trainer: Trainer, tag: str, image: NDArray[np.uint8]) -> None:
     from PIL import Image
 
     path = _path(trainer, tag, "png")
-    Image.fromarray(image).save(path)
+    write_file(path, lambda file: Image.fromarray(image).save(file, "PNG"))
     tell(trainer, files={tag: path})
 
 

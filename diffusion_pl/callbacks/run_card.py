@@ -1,7 +1,6 @@
 """The run card: what was run, on what, how it ended and what came out, in one file beside the checkpoints."""
 
 import contextlib
-import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from .. import provenance
 from ..cards import CARD, one_line, plain, read_card, write_card
 from ..lean import LeanCallback
 from ..loggers import identities_of
+from ..storage import numbered
 
 
 class RunCard(LeanCallback):
@@ -151,7 +151,9 @@ class RunCard(LeanCallback):
         except (OSError, ValueError) as error:
             self._warn(f"{one_line(error)}; a new card is begun")
             if isinstance(error, ValueError):
-                self._try(lambda: os.replace(path, path.with_suffix(".damaged.json")))
+                names = (f"{other.name}.json" for other in numbered(path.parent, f"{path.stem}.damaged"))
+                free = next(name for name in names if not path.with_name(name).exists())
+                self._try(lambda: path.rename(path.with_name(free)))
         else:
             sessions = old["sessions"]
             kept = {name: old.get(name, value) for name, value in kept.items()}
