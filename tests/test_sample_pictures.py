@@ -198,7 +198,7 @@ def test_a_weaker_model_guides(folder: Path) -> None:
         (["--classifier", CKPT], "is a DiffusionModule, not a classifier"),
         (["--classifier", JUDGE, "--weak", CKPT], "give --classifier or --weak, not both"),
         (["--classifier", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
-        (["--latents", "nowhere.npz"], "nowhere.npz holds no latents"),
+        (["--latents", "nowhere.npz"], "nowhere.npz: file not found"),
     ],
 )
 def test_bad_options_are_one_line_and_write_nothing(folder: Path, args: list[Any], told: str) -> None:

@@ -207,7 +207,7 @@ class RunCard(LeanCallback):
             card["metrics"] = {"step": trainer.global_step, "values": self._metrics}
         path = Path(trainer.default_root_dir) / CARD
         with contextlib.suppress(OSError, ValueError):  # validate may have appended to it meanwhile
-            card["evaluations"] = read_card(path)["evaluations"]
+            card["evaluations"] = read_card(path).get("evaluations", [])
         self._try(lambda: write_card(card, path))
 
     def _append(self, trainer: Trainer) -> None:

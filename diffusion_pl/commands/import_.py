@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data import DataModule
+from ..storage import remove_stale
 
 
 def import_(
@@ -45,6 +46,7 @@ def import_(
             of people you trust.
     """
     if output.exists():
+        remove_stale(output)
         raise ValueError(f"{output} exists already: name another file with --output")
     for name, number in (("steps", steps), ("heads", heads)):
         if number is not None and number < 1:
