@@ -153,7 +153,7 @@ class RunCard(LeanCallback):
             if isinstance(error, ValueError):
                 names = (f"{other.name}.json" for other in numbered(path.parent, f"{path.stem}.damaged"))
                 free = next(name for name in names if not path.with_name(name).exists())
-                self._try(lambda: path.rename(path.with_name(free)))
+                self._try(lambda: os.rename(path, path.with_name(free)))
         else:
             sessions = old["sessions"]
             kept = {name: old.get(name, value) for name, value in kept.items()}
