@@ -1,6 +1,7 @@
 """The run card: what was run, on what, how it ended and what came out, in one file beside the checkpoints."""
 
 import contextlib
+import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
