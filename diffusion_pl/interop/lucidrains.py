@@ -127,11 +127,7 @@ def read(
     assume = Assumptions(
         ema_decay=ema_decay, heads=heads, groups=groups, sinusoidal_pos_emb_theta=sinusoidal_pos_emb_theta
     )
-    frequencies = "time_mlp.0.weights"
-    trained = not (
-        initted and torch.equal(raw.get(frequencies, torch.ones(0)), average.get(frequencies, torch.zeros(0)))
-    )
-    network, channels = _network(raw, assume, trained, path)
+    network, channels = _network(raw, assume, path)
     shape = picture_shape(channels, size, path)
     betas, weight = _table(content["model"], path)
     learned = network["init_args"]["learned_variance"]
@@ -265,7 +261,7 @@ def _weighting(betas: Tensor, weight: Tensor, objective: str) -> Spec:
     return spec("weightings.MinSNR", gamma=round(gamma, 4))
 
 
-def _network(found: Mapping[str, Tensor], assume: Assumptions, trained: bool, path: Path) -> tuple[Spec, int]:
+def _network(found: Mapping[str, Tensor], assume: Assumptions, path: Path) -> tuple[Spec, int]:
     """The network's configuration, and the number of channels of the pictures."""
     try:
         dim = found["init_conv.weight"].shape[0]
@@ -294,7 +290,7 @@ def _network(found: Mapping[str, Tensor], assume: Assumptions, trained: bool, pa
         raise ValueError(f"{path}: attention of {hidden} channels cannot be divided into {heads} heads: set --heads")
     grouped = "mid_block1.block1.norm.weight" in found
     if "time_mlp.0.weights" in found:
-        embedding = spec("networks.LearnedFourier", features=embedded - 1, trained=trained)
+        embedding = spec("networks.LearnedFourier", features=embedded - 1)
     else:
         theta = assume("sinusoidal_pos_emb_theta", THETA)
         embedding = spec("networks.Sinusoidal", features=dim, max_period=theta)
