@@ -22,6 +22,7 @@ def import_(
     steps: int | None = None,
     heads: int | None = None,
     num_head_channels: int | None = None,
+    num_heads_upsample: int | None = None,
     use_new_attention_order: bool | None = None,
     predict_xstart: bool | None = None,
     rescale_timesteps: bool | None = None,
@@ -62,6 +63,7 @@ def import_(
         steps: Of openai, diffusion_steps, default 1000.
         heads: Of openai and of old releases of lucidrains, attention heads, default 4.
         num_head_channels: Of openai, channels of an attention head, in place of heads.
+        num_heads_upsample: Of openai, attention heads on the way up, default as heads.
         use_new_attention_order: Of openai, order of queries, keys and values, default false.
         predict_xstart: Of openai, whether the network predicts x_0 and not the noise, default false.
         rescale_timesteps: Of openai, whether steps are counted as if there were 1000, default true.
@@ -86,7 +88,7 @@ def import_(
     options = {name: value for name, value in locals().items() if name not in SHARED and value is not None}
     if output.exists():
         raise ValueError(f"{output} exists already: name another file with --output")
-    for name in ("steps", "heads", "num_head_channels", "groups"):
+    for name in ("steps", "heads", "num_head_channels", "num_heads_upsample", "groups"):
         if not 1 <= options.get(name, 1) <= 100_000:
             raise ValueError(f"{name} must be from 1 to 100,000, got {options[name]}")
     import inspect

@@ -200,7 +200,7 @@ def sketch(foreign: Foreign) -> nn.Module:
     parser.add_argument("--network", type=Callable[[Shape, int | None], nn.Module])
     try:
         with torch.device("meta"):
-            factory = parser.instantiate_classes(parser.parse_object({"network": foreign.model["network"]})).network
+            factory = parser.instantiate(parser.parse_object({"network": foreign.model["network"]})).network
             network: nn.Module = factory(foreign.shape, foreign.classes)
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond what torch counts
         raise ValueError(f"no network can be built of the file's sizes: {str(error).splitlines()[0]}") from error
