@@ -250,9 +250,11 @@ def headless(content: dict[str, Any]) -> None:
 
 def lying(content: dict[str, Any]) -> None:
     """A few numbers that promise a network of 10¹² parameters."""
-    for state, prefix in ((content["model"], ""), (content["ema"], "ema_model.")):
-        state[f"{prefix}model.init_conv.weight"] = torch.zeros(1).expand(10**6, 3, 7, 7)
-        state[f"{prefix}model.time_mlp.1.weight"] = torch.zeros(1).expand(4 * 10**6, 16)
+    content["model"]["model.downs.1.3.weight"] = torch.zeros(16 * 10**5, 1, 1, 1)
+
+
+def stretched(content: dict[str, Any]) -> None:
+    content["model"]["model.init_conv.weight"] = torch.zeros(1).expand(10**6, 3, 7, 7)
 
 
 def worded(content: dict[str, Any]) -> None:
@@ -262,7 +264,8 @@ def worded(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lying, "init_dim 1000000|do not fit"),
+        (lying, "tensors do not fit"),
+        (stretched, "has 147,000,000 numbers and stores fewer"),
         (worded, "model.model.init_conv.bias is a str, not a dense tensor"),
         (lambda content: content.update(step="many"), "step must be a whole number"),
         (lambda content: content["model"].update(betas=torch.zeros(3, 3)), "betas must be two or more numbers"),

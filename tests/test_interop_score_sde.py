@@ -490,7 +490,7 @@ def far(content: dict[str, Any]) -> None:
 
 def lying(content: dict[str, Any]) -> None:
     """A few numbers that promise a network of 10¹² parameters."""
-    content["model"]["module.all_modules.2.weight"] = torch.zeros(1).expand(10**6, 3, 3, 3)
+    content["model"]["module.all_modules.2.weight"] = torch.zeros(10**6, 3, 1, 1)
 
 
 def cut(content: dict[str, Any]) -> None:

@@ -66,6 +66,8 @@ def discrete(network: Spec, schedule: Spec, steps: int, parameterization: Spec, 
     }
 
 
+MOST_STEPS = 100_000  # of a chain; a file that has more of them lies
+
 #: No file tells of an optimizer in our words; whoever trains on gives one.
 OPTIMIZER = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4}}
 
@@ -83,6 +85,7 @@ def read_tensors(path: Path, trust_pickle: bool) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
+        _check_sizes(path)
         content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         with path.open("rb") as file:
@@ -99,6 +102,15 @@ def read_tensors(path: Path, trust_pickle: bool) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
     return content
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise ValueError for an archive that unpacks to more than its own size; torch.save compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > path.stat().st_size:
+            raise ValueError(f"it would unpack to {size:,} bytes")
 
 
 def tensors(found: Any, what: str, path: Path) -> dict[str, Tensor]:
@@ -118,6 +130,8 @@ def tensors(found: Any, what: str, path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             kind = "sparse tensor" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"{path}: {what}.{name} is a {kind}, not a dense tensor")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: {what}.{name} has {tensor.numel():,} numbers and stores fewer")
     return dict(found)
 
 

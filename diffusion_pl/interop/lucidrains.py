@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..schedules import BetaTable, CosineBetas, LinearBetas, SigmoidAlphaBars
 from .assumed import Assumptions
-from .foreign import Foreign, Spec, discrete, picture_shape, read_tensors, spec, tensors, whole
+from .foreign import MOST_STEPS, Foreign, Spec, discrete, picture_shape, read_tensors, spec, tensors, whole
 from .keys import Source, sources
 
 Objective = Literal["pred_noise", "pred_x0", "pred_v"]
@@ -191,7 +191,12 @@ def _known(content: Mapping[str, Any], path: Path) -> None:
         raise ValueError(
             f"{path} is of {other}, which is not supported: only GaussianDiffusion and LearnedGaussianDiffusion of Unet"
         )
-    if not {"model", "ema", "step"} <= content.keys() or "betas" not in names or not isinstance(average, Mapping):
+    if (
+        not {"model", "ema", "step"} <= content.keys()
+        or "betas" not in names
+        or not isinstance(average, Mapping)
+        or not all(isinstance(name, str) for name in average)
+    ):
         raise ValueError(
             f"{path} is no model-N.pt of denoising-diffusion-pytorch: it needs model (with betas), ema and step, and "
             f"has {', '.join(map(str, list(content)[:10]))}"
@@ -205,7 +210,7 @@ def _table(model: Mapping[str, Tensor], path: Path) -> tuple[Tensor, Tensor | No
         ValueError: they are no such tables.
     """
     betas, weight = model["betas"].double(), model.get("loss_weight")
-    if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
+    if betas.ndim != 1 or not 2 <= len(betas) <= MOST_STEPS or not ((betas > 0) & (betas < 1)).all():
         raise ValueError(f"{path}: model.betas must be two or more numbers between 0 and 1")
     if weight is not None and weight.shape != betas.shape:
         raise ValueError(f"{path}: model.loss_weight has {weight.numel()} numbers for {len(betas)} betas")

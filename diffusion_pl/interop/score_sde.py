@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..networks.resnet import Activation
 from .assumed import Assumptions
-from .foreign import OPTIMIZER, Foreign, Spec, discrete, picture_shape, read_tensors, spec, tensors, whole
+from .foreign import MOST_STEPS, OPTIMIZER, Foreign, Spec, discrete, picture_shape, read_tensors, spec, tensors, whole
 from .keys import Source, sources
 from .layouts import ATTENTION, RES
 from .score_sde_blocks import LIST, Layout, layout, modules
@@ -75,6 +75,8 @@ def read(
     prefix = "module." if all(name.startswith("module.") for name in named) else ""  # of DataParallel
     state = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
     sigmas = state.pop("sigmas", None)
+    if sigmas is not None and not (sigmas.ndim == 1 and 2 <= len(sigmas) <= MOST_STEPS):
+        raise ValueError(f"{path}: sigmas must be a row of 2 to {MOST_STEPS:,} numbers, got {tuple(sigmas.shape)}")
     if not any(name.startswith(LIST) for name in state):
         raise ValueError(f"{path}: no DDPM, DDPM++ or NCSN++ of score_sde_pytorch; NCSN and NCSNv2 are not supported")
     found = layout(state, path, prefix)
@@ -162,7 +164,7 @@ def _in_file(source: Source) -> Source:
 
 
 def _transposed(weight: Tensor) -> Tensor:
-    return weight.T
+    return weight.transpose(0, 1)
 
 
 def _options(found: Layout, shape: tuple[int, int, int], assume: Assumptions) -> dict[str, Any]:
@@ -221,7 +223,7 @@ def _levels(sigmas: Tensor | None, path: Path) -> Tensor:
         raise ValueError(f"{path} holds no sigmas, which tell the noise levels of ve")
     logs = sigmas.double().log()
     ends = logs[0].item(), logs[-1].item()
-    if len(sigmas) < 2 or not ends[0] > ends[1] or not (logs - torch.linspace(*ends, len(logs))).abs().max() < 1e-3:
+    if not ends[0] > ends[1] or not (logs - torch.linspace(*ends, len(logs))).abs().max() < 1e-3:
         raise ValueError(f"{path}: sigmas must fall geometrically from sigma_max to sigma_min")
     return sigmas
 
