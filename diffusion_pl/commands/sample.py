@@ -69,7 +69,7 @@ def sample(
     from .. import __version__
     from ..callbacks.sample_writer import draw, gathered
     from ..console import quiet
-    from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, read_latents
+    from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, read_latents, steps_hint
     from ..launch import part, place
     from ..loading import load
     from ..storage import OutputFolder, write_json
@@ -101,6 +101,9 @@ def sample(
         if folder.published is None:
             with suppress(OSError, ValueError):  # the image shows the data too, where they can be read
                 data.setup("predict")
+            hint = steps_hint(model.sampler, model.schedule, device)
+            if hint and not place():
+                print(hint)
             first = draw(model, data, folder.work, device.type, devices)
             part()
             if not first:
