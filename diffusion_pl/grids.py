@@ -61,25 +61,26 @@ class UniformGrid(Grid):
 
 
 def few_steps(grid: Grid, schedule: Schedule, steps: int, evaluations: int) -> UniformGrid:
-    """The grid of `steps` points that suits any process and rule when there are few.
+    """The grid that suits any process and sampler when steps are few.
 
-    Equal shares of t for every evaluation, the last denoising included: t_n = t_1/(1 + (n − 1) evaluations), which is i/n
-    for one evaluation a step ("trailing").  Measured beside steps equal in λ or in σ^{1/7}: benchmarks/RESULTS.md.
+    Every evaluation, the last denoising included, has an equal share of t: t_n = t_1/(1 + (n − 1) evaluations), that is
+    i/n for one evaluation a step ("trailing").  benchmarks/RESULTS.md compares it with equal steps in λ and in σ^{1/7}.
 
     Args:
-        grid: its first time is kept.
+        grid: its first time is kept, but where λ = −∞, with which multistep samplers can do little: there 0.999 of it.
         schedule: of the process.
-        steps: n.
-        evaluations: of the rule in one step.
+        steps: n, number of grid points.
+        evaluations: of the sampler in one step.
     """
-    start = float(grid(schedule)[0])
+    first = grid(schedule)[0]
+    start = float(first if schedule(first).logsnr.isfinite() else 0.999 * first)
     return UniformGrid(steps, start, start / (1 + (steps - 1) * evaluations) if steps > 1 else None)
 
 
 def same_ends(grid: Grid, schedule: Schedule, steps: int) -> UniformGrid:
     """`steps` equally spaced times between the first and the last of another grid."""
     first, last = grid(schedule)[[0, -1]].tolist()
-    return UniformGrid(steps, first, last if 1 < steps and last < first else None)
+    return UniformGrid(steps, first, last if steps > 1 and last < first else None)
 
 
 class LogSNRGrid(Grid):

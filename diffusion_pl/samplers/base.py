@@ -51,8 +51,8 @@ class Estimate(NamedTuple):
 def within_reach(past: list[Estimate], end: Tensor) -> list[Estimate]:
     """The estimates, newest first, that a polynomial may be extrapolated from to `end`: (), in half.
 
-    Over a step longer than 1.2 (α/σ grows more than threefold) a parabola overshoots, and a line does if the step is longer
-    than twice the way back to the second estimate.  Shorter steps keep all estimates: the order of convergence stays.
+    Over a step longer than 1.2 (α/σ grows more than threefold) a parabola overshoots, and a line too if the step is
+    longer than twice the way back to the second estimate.  Shorter steps keep all: the order of convergence stays.
     """
     length = (end - past[0].half).abs()
     if length <= 1.2:

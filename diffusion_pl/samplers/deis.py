@@ -13,7 +13,7 @@ from .base import Estimate, Run, Sampler, within_reach
 class DEIS(Sampler):
     """x_s/α_s = x_t/α_t + ∫ ε̂ dρ from ρ_t to ρ_s: exponential Adams–Bashforth.
 
-    The first steps are of lower order, and long ones after short ones (`within_reach`).
+    The first steps are of lower order, and long ones (`within_reach`).
 
     Reference: Zhang & Chen, "Fast sampling of diffusion models with exponential integrator", arXiv 2204.13902, Eq. 14;
     the polynomial in log ρ, whose integral needs no more than a quadrature of smooth functions.

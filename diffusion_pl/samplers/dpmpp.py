@@ -23,7 +23,7 @@ class DPMpp(Sampler):
     """DPM-Solver++ multistep: one evaluation a step, D₁ and D₂ from the steps before.
 
     Order 2 has φ₁/2 in place of φ₂, as published.  In order 3 the published code halves the term of D₂, which leaves it
-    at second order; here it is whole.  The first steps are of lower order, and long ones after short ones (`within_reach`).
+    at second order; here it is whole.  The first steps are of lower order, and long ones (`within_reach`).
 
     Args:
         grid: any.
@@ -71,8 +71,8 @@ class DPMpp(Sampler):
 class DPMppSingle(Sampler):
     """DPM-Solver++ singlestep: `order` evaluations a step, at equally spaced times from t on.
 
-    Published are inner times equally spaced in l.  In the limit of short steps they are the same; a long first step from
-    pure noise, however, is spent at pure noise by them.  Where α = 0 the newest estimate alone counts.
+    Published are inner times equally spaced in l: in the limit of short steps the same, but in a long first step from
+    pure noise they are nearly all pure noise.  Where α = 0 the newest estimate alone counts.
 
     Args:
         grid: any.
@@ -93,8 +93,9 @@ class DPMppSingle(Sampler):
             at = run.kernel(inner)
             length = (at.logsnr - at_t.logsnr) / 2
             phi_1, phi_2, _ = phi(length)
-            # φ₁ start + φ₂ length · slope, of the line through both estimates; only `newest` where λ_t = −∞.
-            share = length / reach * phi_2 if length.isfinite() else phi_1
+            # φ₁ start + φ₂ length · slope, of the line through both estimates; only `newest` where λ_t = −∞.  On the way
+            # φ₁/2 as in `DPMpp`: the order stays, and long steps overshoot less.
+            share = length / reach * (phi_1 / 2 if i < self.order else phi_2) if length.isfinite() else phi_1
             terms = (at.sigma / at_t.sigma, x_t), (at.alpha * (phi_1 - share), start), (at.alpha * share, newest)
             x = combine(*terms)
             if i < self.order:

@@ -23,7 +23,7 @@ class UniPC(Sampler):
 
     with l = log(α/σ), h = l_s − l_t, φ₁ = 1 − e^{−h}; a solves Σ_k r_k^{n−1} a_k = n! φ_{n+1}(h)/B(h).  The predictor
     takes the estimates m_k before t; the corrector also the one at s, made at the predicted x_s, and so has one order
-    more.  The first steps are of lower order, and long ones after short ones (`within_reach`).
+    more.  The first steps are of lower order, and long ones (`within_reach`).
 
     Reference: Zhao et al., "UniPC", arXiv 2302.04867, Sec. 3.1–3.3, data prediction.
 
