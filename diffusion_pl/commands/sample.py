@@ -47,7 +47,7 @@ def sample(
         seed: Of the samples.
         sampler: Another rule than the checkpoint's, such as DPMpp; its own options as --sampler.order 3.
         grid: Another grid of times, such as KarrasGrid; its own options as --grid.rho 7.
-        steps: Number of points of the grid.
+        steps: Number of points of the grid; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
         scale: Guidance w: of the label (1 is the plain model), of --classifier, or away from --weak.
         cond: Condition of all samples, as --cond.label 3.
         classifier: Checkpoint of a classifier of noisy data, for classifier guidance.
@@ -69,7 +69,7 @@ def sample(
     from .. import __version__
     from ..callbacks.sample_writer import draw, gathered
     from ..console import quiet
-    from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, read_latents, steps_hint
+    from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, read_latents
     from ..launch import part, place
     from ..loading import load
     from ..storage import OutputFolder, write_json
@@ -101,9 +101,6 @@ def sample(
         if folder.published is None:
             with suppress(OSError, ValueError):  # the image shows the data too, where they can be read
                 data.setup("predict")
-            hint = steps_hint(model.sampler, model.schedule, device)
-            if hint and not place():
-                print(hint)
             first = draw(model, data, folder.work, device.type, devices)
             part()
             if not first:
