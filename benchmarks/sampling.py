@@ -4,8 +4,8 @@
 
 `mixture` has the exact scores of a Gaussian mixture in 2 and 3,072 dimensions; `digits` a network, trained by
 configs/digits/vp.yaml or the checkpoint named by DIGITS_CKPT; `few` prints the table that tests/test_few_steps.py
-holds.  The first two are judged by the sliced Wasserstein distance to the exact samples from the same latents: the solution
-of the probability-flow ODE by 400 steps of Heun.
+holds.  The first two are judged by the sliced Wasserstein distance to the exact samples from the same latents: the
+solution of the probability-flow ODE by 400 steps of Heun.
 """
 
 import itertools

@@ -93,8 +93,8 @@ class DPMppSingle(Sampler):
             at = run.kernel(inner)
             length = (at.logsnr - at_t.logsnr) / 2
             phi_1, phi_2, _ = phi(length)
-            # φ₁ start + φ₂ length · slope, of the line through both estimates; only `newest` where λ_t = −∞.  On the way
-            # φ₁/2 as in `DPMpp`: the order stays, and long steps overshoot less.
+            # φ₁ start + φ₂ length · slope, of the line through both estimates; only `newest` where λ_t = −∞.
+            # On the way φ₁/2 as in `DPMpp`: the order stays, and long steps overshoot less.
             share = length / reach * (phi_1 / 2 if i < self.order else phi_2) if length.isfinite() else phi_1
             terms = (at.sigma / at_t.sigma, x_t), (at.alpha * (phi_1 - share), start), (at.alpha * share, newest)
             x = combine(*terms)
