@@ -1,4 +1,4 @@
-"""Few steps on the exact denoiser of 500 digits, beside `diffusers`' schedulers with their defaults at equal evaluations.
+"""Few steps on the exact denoiser of 500 digits, beside `diffusers` with its defaults at equal evaluations.
 
 The error is the root mean square over 128 samples to the exact solution of the ODE from the same latents.  The exact
 denoiser carries samples onto digits; one of the 128 that ends at another digit adds about FLIP to the squared error.
