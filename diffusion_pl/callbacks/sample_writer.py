@@ -36,9 +36,9 @@ class SampleWriter(LeanCallback):
     def __init__(self, parts: Path, convert: Callable[[Tensor], Tensor] | None = None) -> None:
         self.parts, self.convert = parts, convert
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and isinstance(pl_module, DiffusionModule):
-            hint = steps_hint(pl_module.sampler, pl_module.schedule, pl_module.device)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and isinstance(pl_module, DiffusionModule):  # before there is a progress bar
+            hint = steps_hint(pl_module.sampler, pl_module.schedule, trainer.strategy.root_device)
             if hint is not None:
                 print(hint)
 
