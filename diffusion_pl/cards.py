@@ -50,6 +50,20 @@ def read_card(path: str | Path) -> dict[str, Any]:
     return card
 
 
+def done_in(run: str | Path, step: int) -> tuple[bool, bool]:
+    """Whether the validation that is due at a step, and the end of a run that ends with it, were done in a run's folder.
+
+    A folder without a card is not of the run that the step belongs to, and nothing there is to be made up for.
+    """
+    try:
+        card = read_card(run)
+        steps = int(card["steps"] or 0)
+        validated = int(card.get("validated_step", steps))  # version 0.1 noted none
+    except (OSError, ValueError, KeyError, TypeError):
+        return True, True
+    return validated >= step, steps > step or (steps == step and card.get("status") == "finished")
+
+
 def write_card(card: Mapping[str, Any], path: Path) -> None:
     """Replace the card at path in one instant.
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import (
@@ -29,6 +29,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from . import classifier, couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
 from .callbacks import EMA, Description, Doctor, Guard, RunCard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
+from .callbacks.measurement import judge_fresh_values
 from .callbacks.sample_writer import done, gathered
 from .callbacks.saver import last_checkpoint
 from .cards import CARD, read_card
@@ -42,6 +43,7 @@ from .launch import end_with_parent, let_the_first_speak, lost_touch, part, plac
 from .lean import LeanProfiler
 from .loading import link_data
 from .loggers import custom, make_logger
+from .loops import count_steps
 from .memory import keep_freed_memory
 from .module import DiffusionModule
 from .run_folder import RUNS, RunFolder
@@ -202,6 +204,11 @@ class DiffusionCLI(LightningCLI):
             always.append(StepProgress())
         if section.accumulate_grad_batches < 1:
             raise ValueError(f"accumulate_grad_batches must be at least 1, got {section.accumulate_grad_batches}")
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in chosen):
+            raise ValueError(
+                "GradientAccumulationScheduler changes how many batches an optimizer step takes, by which everything here "
+                "is counted: set trainer.accumulate_grad_batches instead"
+            )
         refuse_sharding(section.strategy)
         if section.accelerator == "auto" and MPSAccelerator.is_available():
             section.accelerator = "cpu"  # Apple's GPUs have no float64, in which tables of betas are kept
@@ -217,6 +224,8 @@ class DiffusionCLI(LightningCLI):
             # First of all, so that whatever looks at the average after a step sees it with that step; the doctor before
             # whatever else begins.
             trainer.callbacks.sort(key=lambda c: (not isinstance(c, EMA), not isinstance(c, Doctor)))
+            count_steps(trainer)
+            judge_fresh_values(trainer)
             return trainer
         except TypeError as error:  # so Lightning refuses some values, such as devices: -3
             raise ValueError(f"trainer: {error}") from error

@@ -70,6 +70,7 @@ FLOORS: dict[str, float] = {
     "console": 6,
     "cards": 6,
     "loggers": 6,
+    "loops": 6.1,
     "memory": 6,
     "checks": 6,
     "provenance": 6,

@@ -9,23 +9,22 @@ from torch import nn
 
 from ..data import Images
 from ..evaluation import to_features, width_of
-from ..lean import LeanCallback
 from ..metrics import FeatureStatistics, InceptionV3
 from ..metrics.generation import check_names, enough, scores
 from ..module import DiffusionModule
-from .ema import judged_weights
+from .measurement import Measurement
 
 
-class GenerationMetrics(LeanCallback):
-    """Samples against the data every few steps and at the end, on the weights that are judged: the run's average.
+class GenerationMetrics(Measurement):
+    """Samples against the data every few steps and at the end, on the EMA weights.
 
     Every process draws whole blocks of the same sequence of samples and features of its share of the data; moments are
-    summed in float64, so the figures are those of one process.  The tags tell the number of samples and the weights,
-    such as fid_n1000/ema0.999, which ModelCheckpoint can monitor.
+    summed in float64, so the values are those of one process.  The tags tell the number of samples and the weights,
+    such as fid_n1000/ema0.999, which ModelCheckpoint and EarlyStopping can monitor.
 
     Args:
         every_n_steps: optimizer steps between two evaluations.
-        num_samples: rounded up to whole blocks.
+        num_samples: at least 2; the same samples as those of `evaluate`.
         metrics: of fid, is, kid, prc.
         extractor: network of features, see diffusion_pl.metrics; None: InceptionV3.
         split: of the data, that samples are measured against.
@@ -39,14 +38,17 @@ class GenerationMetrics(LeanCallback):
         extractor: nn.Module | None = None,
         split: str = "train",
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("num_samples", num_samples - 1)):
-            if value < 1:
-                raise ValueError(f"GenerationMetrics: {name} is too small")
+        super().__init__(every_n_steps)
+        if num_samples < 2:
+            raise ValueError(f"GenerationMetrics: num_samples must be at least 2, got {num_samples}")
         check_names(metrics)
-        self.every_n_steps, self.num_samples, self.split = every_n_steps, num_samples, split
+        self.num_samples, self.split = num_samples, split
         self.metrics, self.extractor = list(metrics), extractor
         self._reference: FeatureStatistics | None = None
-        self._measured_step = 0
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(num_samples=self.num_samples, metrics=self.metrics, split=self.split)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule
@@ -60,22 +62,8 @@ class GenerationMetrics(LeanCallback):
         if warning and trainer.is_global_zero:
             print(f"diffusion_pl: warning: {warning}", flush=True)
 
-    def on_train_batch_end(  # type: ignore[no-untyped-def]
-        self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if (step % self.every_n_steps and step != trainer.max_steps) or step == self._measured_step:
-            return
-        self._measured_step = step  # while gradients are accumulated the step stays
-        if trainer.fast_dev_run:
-            return
-        assert isinstance(pl_module, DiffusionModule)
-        with judged_weights(trainer, pl_module):
-            for name, value in self._measure(trainer, pl_module).items():
-                pl_module.log(f"{name}/{pl_module.weights_name}", value)
-
     @torch.no_grad()
-    def _measure(self, trainer: Trainer, model: DiffusionModule) -> dict[str, float]:
+    def measure(self, trainer: Trainer, model: DiffusionModule) -> dict[str, float]:
         data: Any = trainer.datamodule
         assert self.extractor is not None
         convert, dim = to_features(data, self.extractor), width_of(self.extractor, data)
@@ -90,10 +78,10 @@ class GenerationMetrics(LeanCallback):
         for k in range(rank, count, world):
             with trainer.precision_plugin.forward_context():
                 x = model.sample(range(k * size, (k + 1) * size)).x_0.float()
-            _add(ours, convert(x), k * size)
+            _add(ours, convert(x)[: self.num_samples - k * size], k * size)
         found = scores(self.metrics, ours, self._reference)
-        measured = {f"{name}_n{count * size}": result["value"] for name, result in found.items()}
-        return measured | {f"not_finite_n{count * size}": float(ours.bad)}
+        measured = {f"{name}_n{self.num_samples}": result["value"] for name, result in found.items()}
+        return measured | {f"not_finite_n{self.num_samples}": float(ours.bad)}
 
 
 def _add(statistics: FeatureStatistics, rows: torch.Tensor, first: int) -> None:

@@ -7,17 +7,16 @@ from lightning.pytorch import LightningModule, Trainer
 
 from ..data import DataModule
 from ..evaluation import block_of, count, surprise, unit_of
-from ..lean import LeanCallback
 from ..likelihood import FlowLikelihood
 from ..module import DiffusionModule
-from .ema import judged_weights
+from .measurement import Measurement
 
 
-class Likelihood(LeanCallback):
-    """−log p per dimension of held-out data, every few steps, at the end and in `test`, on the judged weights.
+class Likelihood(Measurement):
+    """−log p per dimension of held-out data, every few steps, at the end and in `test`, on the EMA weights.
 
     The tags tell the unit, the number of examples and the weights, such as bits_per_dim_n256/ema0.999, which
-    ModelCheckpoint can monitor; beside it the standard error and the evaluations an example took.  Data that were never
+    ModelCheckpoint and EarlyStopping can monitor; beside it the standard error and the evaluations an example took.  Data that were never
     quantised have nats_per_dim instead, in model units.  Always the same examples, noise and probes, dealt out to all
     processes in blocks: the figures are those of `evaluate --metrics nll`, on any number of processes.
 
@@ -37,13 +36,18 @@ class Likelihood(LeanCallback):
         estimator: FlowLikelihood | None = None,
         dequantizations: int = 1,
     ) -> None:
-        numbers = {"every_n_steps": every_n_steps, "examples": examples, "dequantizations": dequantizations}
-        for name, value in numbers.items():
+        super().__init__(every_n_steps)
+        for name, value in {"examples": examples, "dequantizations": dequantizations}.items():
             if value < 1:
                 raise ValueError(f"Likelihood: {name} must be at least 1, got {value}")
-        self.every_n_steps, self.examples, self.split = every_n_steps, examples, split
+        self.examples, self.split = examples, split
         self.estimator, self.dequantizations = estimator or FlowLikelihood(), dequantizations
-        self._measured_step = 0
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(
+            examples=self.examples, split=self.split, dequantizations=self.dequantizations
+        )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _check(trainer, pl_module, self.split)
@@ -51,26 +55,16 @@ class Likelihood(LeanCallback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _check(trainer, pl_module, "test")
 
-    def on_train_batch_end(  # type: ignore[no-untyped-def]
-        self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if (step % self.every_n_steps and step != trainer.max_steps) or step == self._measured_step:
-            return
-        self._measured_step = step  # while gradients are accumulated the step stays
-        with judged_weights(trainer, pl_module):
-            self._log(trainer, pl_module, self.split)
-
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(trainer, pl_module, "test")
-
-    def _log(self, trainer: Trainer, model: LightningModule, split: str) -> None:
-        assert isinstance(model, DiffusionModule)
+        assert isinstance(pl_module, DiffusionModule)
         if not trainer.fast_dev_run:
-            for name, value in self._measure(trainer, model, split).items():
-                model.log(f"{name}/{model.weights_name}", value)
+            for name, value in self._of_split(trainer, pl_module, "test").items():
+                pl_module.log(f"{name}/{pl_module.weights_name}", value)
 
-    def _measure(self, trainer: Trainer, model: DiffusionModule, split: str) -> dict[str, float]:
+    def measure(self, trainer: Trainer, model: DiffusionModule) -> dict[str, float]:
+        return self._of_split(trainer, model, self.split)
+
+    def _of_split(self, trainer: Trainer, model: DiffusionModule, split: str) -> dict[str, float]:
         data = _data(trainer)
         n = count(data, split, self.examples)
         # Every example in its own place, so that the sum is that of one process to the last bit.

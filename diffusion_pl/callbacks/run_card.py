@@ -37,6 +37,7 @@ class RunCard(LeanCallback):
         wall_seconds        from the set-up of the data to the end, over all sessions in this folder
         peak_memory         of the last session, on the first process
         metrics             the newest, {"step", "values"}, under their tags, which tell the weights
+        validated_step      after which the last validation came to its end: one that is due later is still to be made
         sessions            one a call of fit: start, end, status ("killed" if it wrote no end), error, from_step,
                             to_step, world_size, resumed_from, wall_seconds, and `then`: what of the above, from `run`
                             to `logged_to` and `config`, was another than in the next session
@@ -121,6 +122,8 @@ class RunCard(LeanCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look(trainer)
 
+    on_fit_end = on_train_end  # other callbacks may measure at the end of the training
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not earlier: what other callbacks do at the end of the training may fail.
         self._close(trainer, "finished")
@@ -136,6 +139,12 @@ class RunCard(LeanCallback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             self._append(trainer)
+        elif self._running and not trainer.sanity_checking:
+            # Now that its values are logged: whoever resumes from the checkpoint of this step must know.
+            self._look(trainer)
+            if self._card is not None:
+                self._card["validated_step"] = trainer.global_step
+            self._refresh(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._append(trainer)
@@ -144,7 +153,7 @@ class RunCard(LeanCallback):
         """A card with this session, after those of the card that is there."""
         sessions: list[dict[str, Any]] = []
         now: dict[str, Any] = dict.fromkeys(("steps", "examples_seen", "wall_seconds", "peak_memory"))
-        kept: dict[str, Any] = {"metrics": None, "evaluations": []}
+        kept: dict[str, Any] = {"metrics": None, "validated_step": 0, "evaluations": []}
         try:
             old = read_card(path)
         except FileNotFoundError:
@@ -158,6 +167,7 @@ class RunCard(LeanCallback):
         else:
             sessions = old["sessions"]
             kept = {name: old.get(name, value) for name, value in kept.items()}
+            kept["validated_step"] = min(int(kept["validated_step"]), session["from_step"])  # what follows comes again
             if sessions[-1]["status"] == "running":
                 sessions[-1]["status"] = "killed"
             if others := {name: old.get(name) for name, fact in facts.items() if old.get(name) != fact}:

@@ -165,4 +165,5 @@ class DataModule(LightningDataModule, ABC):
             world_size=world_size,
             augmentation=augmentation,
             workers=workers,
+            accumulate=getattr(trainer, "accumulate_grad_batches", 1) if train else 1,
         )

@@ -87,8 +87,8 @@ class Loader:
 
     Shuffled batches are one endless stream, epoch after epoch: iterating takes the next ``len(loader)`` of it, from
     where the last iteration, or the loaded state, left off. So the batches do not depend on where the trainer believes
-    an epoch to end. (Lightning, resuming a run limited by ``max_steps``, may count an epoch of no batch, of one, or of
-    the rest of the last.) Unshuffled batches begin anew each time.
+    an epoch to end, and the trainer's epoch is a multiple of ``accumulate`` batches: an optimizer step that began with
+    the last batches of an epoch goes on with the first of the next. Unshuffled batches begin anew each time.
 
     Args:
         source: The n examples; a dictionary of tensors is one.
@@ -101,6 +101,7 @@ class Loader:
         world_size: Number of processes.
         augmentation: Applied to each batch; None: nothing.
         workers: Processes that read batches ahead; 0: batches are read where they are used.
+        accumulate: Batches of one optimizer step.
     """
 
     def __init__(
@@ -116,8 +117,10 @@ class Loader:
         world_size: int = 1,
         augmentation: Augmentation | None = None,
         workers: int = 0,
+        accumulate: int = 1,
     ) -> None:
-        for name, number in (("batch_size", batch_size), ("repeats", repeats), ("world_size", world_size)):
+        numbers = {"batch_size": batch_size, "repeats": repeats, "world_size": world_size, "accumulate": accumulate}
+        for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         if not 0 <= rank < world_size:
@@ -149,6 +152,7 @@ class Loader:
                 f"{self.num_examples} examples times {repeats} repeats make no batch of {batch_size} for "
                 f"{world_size} processes: lower batch_size or raise repeats"
             )
+        self._length = -(-self.num_batches // accumulate) * accumulate if shuffle else self.num_batches
         self._taken = 0  # batches of the stream
         self._order: tuple[int, Tensor] | None = None  # the last epoch asked for, and its order
         self._ahead: Any = None
@@ -156,7 +160,7 @@ class Loader:
             self._ahead = _workers(self, workers)
 
     def __len__(self) -> int:
-        return self.num_batches
+        return self._length
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator, so the position is read when a batch is asked for: Lightning makes iterators before it sets the
@@ -172,7 +176,7 @@ class Loader:
         """(epoch, number within it) of the batches of one iteration, from the present position on."""
         if not self.shuffle:
             return ((0, self.rank + k * self.world_size) for k in range(self.num_batches))
-        return (divmod(k, self.num_batches) for k in range(self._taken, self._taken + self.num_batches))
+        return (divmod(k, self.num_batches) for k in range(self._taken, self._taken + len(self)))
 
     def read(self, epoch: int, index: int) -> Batch:
         """A batch of an epoch: in training this process's share of it, else the whole."""
@@ -209,13 +213,13 @@ class Loader:
         return {**self.__dict__, "_ahead": None}
 
     def set_epoch(self, epoch: int) -> None:
-        """Make a loader that has not given a batch nor loaded a state begin at an epoch.
+        """Make a loader that has not given a batch nor loaded a state begin at an epoch of the trainer.
 
         Lightning calls this before every epoch, and it must not interrupt the stream. It matters when a run limited by
-        ``max_epochs`` is resumed from the end of an epoch: then Lightning does not hand over the state.
+        ``max_epochs`` is resumed from the end of an epoch: then Lightning's own loop does not hand over the state.
         """
         if self._taken == 0:
-            self._taken = epoch * self.num_batches
+            self._taken = epoch * len(self)
 
     def state_dict(self) -> dict[str, int]:
         """The position in the stream: batches taken so far."""

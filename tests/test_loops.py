@@ -1,0 +1,271 @@
+"""The training loop: windows of accumulation, intervals in steps, and what is made up for after a kill."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from shell import LAST, Losses, assert_same_training, checkpoint, cli, fit, images, scalars, tiny_config
+
+from diffusion_pl.callbacks import RunCard
+from diffusion_pl.callbacks.saver import Saver
+
+
+class Killed(BaseException):
+    """Nothing more is done, as after SIGKILL."""
+
+
+class KillAt(Callback):
+    """Ends the run as a kill does: in a hook, at a step, once what callbacks do on exceptions is taken away.
+
+    Args:
+        hook: name of a hook; other callbacks' hooks of that name may come before or after.
+        step: at which it kills.
+    """
+
+    def __init__(self, hook: str, step: int) -> None:
+        self.step = step
+        setattr(self, hook, self._kill)
+
+    def _kill(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == self.step:
+            for callback in trainer.callbacks:
+                if isinstance(callback, (Saver, RunCard)):
+                    callback.on_exception = lambda *_: None  # type: ignore[method-assign]
+                    callback.teardown = lambda *_: None  # type: ignore[method-assign]
+            raise Killed
+
+
+class Windows(Callback):
+    """How many batches each optimizer step took, and the steps after which there was a validation."""
+
+    windows: list[int] = []
+    validations: list[int] = []
+    epochs: list[int] = []
+
+    def __init__(self) -> None:
+        self.batches = self.step = 0
+        for seen in (Windows.windows, Windows.validations, Windows.epochs):
+            seen.clear()
+
+    def on_train_start(self, trainer: Trainer, *args: Any) -> None:
+        self.step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.batches += 1
+        if trainer.global_step != self.step:
+            self.windows.append(self.batches)
+            self.batches, self.step = 0, trainer.global_step
+
+    def on_validation_end(self, trainer: Trainer, *args: Any) -> None:
+        self.validations.append(trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.epochs.append(trainer.global_step)
+
+
+WINDOWS = {"class_path": "test_loops.Windows"}
+PANELS = {"class_path": "PointPanels", "init_args": {"every_n_steps": 20, "num_samples": 20, "num_paths": 4}}
+SMALL: dict[str, Any] = {"data__init_args": {"batch_size": 71, "repeats": 1}}  # an epoch is 2 batches
+PER_EPOCH: dict[str, Any] = {"trainer__check_val_every_n_epoch": 1, "trainer__val_check_interval": 1.0}
+
+
+def kill(folder: Path, hook: str, step: int, *args: Any, run: str = "killed", **changes: Any) -> Path:
+    """Train until the hook kills the run."""
+    callbacks = [*changes.pop("trainer__callbacks", []), {"class_path": "test_loops.KillAt"}]
+    callbacks[-1]["init_args"] = {"hook": hook, "step": step}
+    config = tiny_config(folder, "killed.yaml", trainer__callbacks=callbacks, **changes)
+    with pytest.raises(Killed):
+        cli(folder, "fit", "--config", config, "--run", run, *args)
+    return folder / "runs" / run
+
+
+def card(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "card.json").read_text())
+    return content
+
+
+# Accumulation
+
+
+def test_accumulation_goes_across_epochs(tmp_path: Path) -> None:
+    """Epochs of 2 batches, steps of 8."""
+    changes = {"trainer__max_steps": 6, "trainer__val_check_interval": 2, "trainer__callbacks": [WINDOWS]}
+    fit(tmp_path, trainer__accumulate_grad_batches=8, **changes, **SMALL)
+    assert Windows.windows == [8] * 6
+    assert Windows.validations == [2, 4, 6]
+
+
+def test_accumulated_step_is_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+    """The mean gradient of 4 batches; SGD moves by it: compared with autograd on the same batches and noise."""
+    from shell import tiny_data, tiny_module, tiny_trainer, weights
+
+    from diffusion_pl.callbacks import StepSeed
+    from diffusion_pl.loops import count_steps
+
+    class Keep(Callback):
+        def __init__(self) -> None:
+            self.kept: list[tuple[int, Any]] = []
+
+        def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
+            self.kept.append((torch.default_generator.initial_seed(), batch))
+
+    def sgd(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    keep, module = Keep(), tiny_module(optimizer=sgd)
+    before = weights(module)
+    trainer = tiny_trainer(tmp_path, StepSeed(), keep, max_steps=1, accumulate_grad_batches=4)
+    count_steps(trainer)
+    trainer.fit(module, datamodule=tiny_data(batch_size=71, repeats=1))
+    after = weights(module)
+    again = tiny_module(optimizer=sgd)
+    assert len(keep.kept) == 4
+    total = torch.zeros(())
+    for seed, batch in keep.kept:
+        torch.default_generator.manual_seed(seed)
+        total = total + again.losses(batch).loss.mean() / 4
+    total.backward()
+    for name, p in again.network.named_parameters():
+        assert p.grad is not None
+        torch.testing.assert_close(after[name], before[name] - 0.1 * p.grad)
+
+
+def test_limited_epoch_that_splits_a_step_is_refused(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, trainer__limit_train_batches=3, trainer__accumulate_grad_batches=2)
+    assert "trainer.limit_train_batches" in cli(tmp_path, "fit", "--config", config).error
+
+
+@pytest.mark.parametrize(("interval", "steps"), [(5, [5, 10, 15, 20]), (0.5, [5, 10, 15, 20]), (1.0, [10, 20])])
+def test_intervals_within_epochs_count_steps(tmp_path: Path, interval: float, steps: list[int]) -> None:
+    """Epochs of 20 batches, 10 steps."""
+    options = {"check_val_every_n_epoch": 1, "val_check_interval": interval, "accumulate_grad_batches": 2}
+    changes: dict[str, Any] = {f"trainer__{name}": value for name, value in options.items()}
+    fit(tmp_path, trainer__max_steps=20, trainer__callbacks=[WINDOWS], **changes)
+    assert Windows.validations == steps
+
+
+def test_interval_longer_than_an_epoch_names_the_options(tmp_path: Path) -> None:
+    options = {"trainer__check_val_every_n_epoch": 1, "trainer__val_check_interval": 15}
+    error = cli(tmp_path, "fit", "--config", tiny_config(tmp_path, trainer__accumulate_grad_batches=2, **options)).error
+    assert "val_check_interval" in error
+    assert "check_val_every_n_epoch" in error
+
+
+# Epochs
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+@pytest.mark.parametrize("steps", [-1, 10_000], ids=["endless", "limited"])
+def test_run_of_epochs_killed_twice_takes_the_same_steps(tmp_path: Path, steps: int, accumulated: int) -> None:
+    """Checkpoints at the end of an epoch and within one."""
+    each = -(-20 // accumulated)  # steps of an epoch
+    changes: dict[str, Any] = {"trainer__max_epochs": 3, "trainer__max_steps": steps, "saver": {"every_n_steps": each}}
+    changes |= {"trainer__accumulate_grad_batches": accumulated, "trainer__callbacks": [WINDOWS], **PER_EPOCH}
+    whole = fit(tmp_path, run="whole", **changes)
+    assert Windows.epochs == Windows.validations == [each, 2 * each, 3 * each]
+    killed = kill(tmp_path, "on_train_batch_start", each + 2, **changes)
+    kill(tmp_path, "on_train_batch_start", 2 * each + 1, "--ckpt_path", "last", **changes)
+    fit(tmp_path, "--ckpt_path", "last", run="killed", **changes)
+    assert checkpoint(killed)["global_step"] == 3 * each
+    assert_same_training(whole, killed)
+    ours, theirs = (checkpoint(run)["loops"]["fit_loop"] for run in (whole, killed))
+    assert ours == theirs
+
+
+# Made up for
+
+
+def shown(run: Path) -> dict[str, list[int]]:
+    """Steps of all scalars and pictures, in all event files without those that were overtaken by a later one."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0})
+    folder.Reload()
+    found = {tag: sorted(event.step for event in folder.Scalars(tag)) for tag in folder.Tags()["scalars"]}
+    return found | {tag: sorted(event.step for event in folder.Images(tag)) for tag in folder.Tags()["images"]}
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("on_validation_start", 40),  # the last checkpoint is written
+        ("on_validation_batch_start", 40),
+        ("on_train_epoch_end", 40),  # validated; before the last panels
+        ("on_validation_start", 20),
+        ("on_train_batch_start", 20),
+    ],
+)
+def test_what_was_due_when_killed_is_made_up_for_once(tmp_path: Path, hook: str, step: int) -> None:
+    changes: dict[str, Any] = {"trainer__callbacks": [PANELS], "saver": {"every_n_steps": 20}}
+    whole = fit(tmp_path, run="whole", **changes)
+    killed = kill(tmp_path, hook, step, **changes)
+    assert checkpoint(killed)["global_step"] == step
+    assert card(killed)["status"] == "running"
+    again = cli(tmp_path, "fit", "--config", "whole.yaml", "--run", "killed", "--ckpt_path", "auto")
+    assert again.code == 0, again.err
+    assert_same_training(whole, killed)
+    assert shown(killed) == shown(whole)
+    assert sorted(f.name for f in (killed / "panels").iterdir()) == sorted(f.name for f in (whole / "panels").iterdir())
+    theirs, ours = card(killed), card(whole)
+    assert theirs["status"] == "finished"
+    assert theirs["metrics"]["step"] == 40
+    if step == 20 or "validation" in hook:
+        assert theirs["metrics"]["values"].keys() == ours["metrics"]["values"].keys()
+    before = shown(killed)
+    done = cli(tmp_path, "fit", "--config", "whole.yaml", "--run", "killed", "--ckpt_path", "auto")
+    assert done.code == 0
+    assert "finished at step 40: to train longer, raise --trainer.max_steps above 40" in done.out
+    assert shown(killed) == before
+
+
+def test_validation_that_a_signal_ended_is_made_up_for_whole(tmp_path: Path) -> None:
+    many = {"data__init_args": {"batch_size": 4, "repeats": 5}}
+    whole = fit(tmp_path, run="whole", **many)
+    signalled = [{"class_path": "test_saver.SignalInValidation"}]
+    config = tiny_config(tmp_path, "stopped.yaml", trainer__callbacks=signalled, **many)
+    assert cli(tmp_path, "fit", "--config", config, "--run", "stopped").code == 143
+    fit(tmp_path, "--ckpt_path", "last", run="stopped", **many)
+    stopped = tmp_path / "runs" / "stopped"
+    assert scalars(stopped)["val_loss/ema0.999"] == scalars(whole)["val_loss/ema0.999"]
+    assert_same_training(whole, stopped)
+
+
+# Finished
+
+
+class Worse(Callback):
+    """Every validation is worse than the one before."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("worse", float(trainer.global_step))
+
+
+def stopping(patience: int) -> list[dict[str, Any]]:
+    early = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
+    return [{"class_path": "test_loops.Worse"}, {**early, "init_args": {"monitor": "worse", "patience": patience}}]
+
+
+def test_run_that_early_stopping_ended_stays_finished(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"trainer__max_steps": 100, "trainer__val_check_interval": 10}
+    run = fit(tmp_path, trainer__callbacks=stopping(1), saver={"every_n_steps": 10}, **changes)
+    assert checkpoint(run)["global_step"] == 20
+    config = tiny_config(tmp_path, trainer__callbacks=stopping(1), **changes)
+    done = cli(tmp_path, "fit", "--config", config, "--run", "run", "--ckpt_path", "auto")
+    assert done.code == 0
+    assert "finished at step 20: EarlyStopping on worse" in done.out
+    assert checkpoint(run)["global_step"] == 20
+    fit(tmp_path, "--ckpt_path", "last", trainer__callbacks=stopping(3), **changes)
+    assert checkpoint(run)["global_step"] == 40
+
+
+def test_fewer_steps_than_the_checkpoint_has_are_refused(tmp_path: Path) -> None:
+    fit(tmp_path)
+    config = tiny_config(tmp_path)
+    error = cli(tmp_path, "fit", "--config", config, "--run", "run", "--ckpt_path", "last", "--trainer.max_steps", 30)
+    assert "is of step 40, beyond --trainer.max_steps 30" in error.error
