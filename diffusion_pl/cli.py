@@ -7,7 +7,9 @@ linked to the model, so they are written nowhere.
 
 import os
 import re
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,11 +44,12 @@ from .evaluation import Band, check_names
 from .launch import end_with_parent, let_the_first_speak, lost_touch, part, place
 from .lean import LeanProfiler
 from .loading import link_data
-from .loggers import custom, make_logger
+from .loggers import custom, make_logger, quiet_threads
 from .loops import count_steps
 from .memory import keep_freed_memory
 from .module import DiffusionModule
 from .run_folder import RUNS, RunFolder
+from .stopping import Stopped, output_may_break, stoppable
 from .storage import OutputFolder, write_file
 from .trainable import Trainable
 
@@ -284,7 +287,7 @@ def run_trainer(args: Sequence[str]) -> None:
     """Run fit, validate, test or predict and say where the run lies.
 
     Raises:
-        SystemExit: 143 if a signal stopped the run (after saving).
+        SystemExit: 143 if a signal stopped the run (after saving); 128 and its number if it stopped another command.
     """
     quiet()
     keep_freed_memory()
@@ -294,28 +297,11 @@ def run_trainer(args: Sequence[str]) -> None:
     run = RunFolder()
     if run.inherited or "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
+    kept = "what is finished is kept: the same command goes on from there"
+    how = {"fit": "nothing was trained yet", "predict": kept}.get(args[0], "the same command begins anew")
     try:
-        cli = DiffusionCLI(list(args), run)
-        part()
-    except SIGTERMException:
-        part()
-        if run.inherited:
-            raise SystemExit(0) from None  # Lightning would take any other for a failure, and kill the first process
-        if place():
-            let_the_first_speak()
-        else:
-            assert run.path is not None
-            saved = last_checkpoint(run.path)
-            go_on = f"{saved} is saved. To go on, the same command with --ckpt_path {saved}"
-            print(f"stopped; {go_on if saved.is_file() else 'there was nothing to save yet'}")
-        raise SystemExit(143) from None
-    except Exception as error:
-        run.discard()
-        if isinstance(error, RuntimeError) and lost_touch(error):
-            reason = str(error).splitlines()[0].split(". ")[0]
-            hint = "what was saved last is whole, and the same command with --ckpt_path last goes on from there"
-            raise ConnectionError(f"lost touch with another process of the run; {hint} ({reason})") from error
-        raise
+        with stoppable(how), output_may_break() if args[0] == "fit" else nullcontext(), quiet_threads():
+            cli = _run(args, run)
     finally:
         run.close()
         torch.set_flush_denormal(False)
@@ -333,6 +319,43 @@ def run_trainer(args: Sequence[str]) -> None:
                 print(f"  {what:<10}  {path}")
         if any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers):
             print(f"  dashboard   tensorboard --logdir {RUNS}")
+
+
+def _run(args: Sequence[str], run: RunFolder) -> DiffusionCLI:
+    """The command itself, and what is to be said when something ends it."""
+    try:
+        cli = DiffusionCLI(list(args), run)
+        part()
+    except SIGTERMException:
+        part()
+        if run.inherited:
+            raise SystemExit(0) from None  # Lightning would take any other for a failure, and kill the first process
+        if place():
+            let_the_first_speak()
+        else:
+            assert run.path is not None
+            saved = last_checkpoint(run.path)
+            go_on = f"{saved} is saved. To go on, the same command with --ckpt_path {saved}"
+            unheard = getattr(sys.stdout, "broken", False)
+            told = f"stopped; {go_on if saved.is_file() else 'there was nothing to save yet'}"
+            print(told, file=sys.stderr if unheard else sys.stdout)
+        raise SystemExit(143) from None
+    except Stopped:
+        run.discard()
+        raise
+    except Exception as error:
+        run.discard()
+        go_on = "what was saved last is whole, and the same command with --ckpt_path last goes on from there"
+        reason = str(error).partition("\n")[0].split(". ")[0]
+        if isinstance(error, RuntimeError) and lost_touch(error):
+            raise ConnectionError(f"lost touch with another process of the run; {go_on} ({reason})") from error
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            raise OSError(
+                f"a process that reads data was ended by the system, mostly for want of memory ({reason}). Fix: lower "
+                f"data.init_args.workers or data.init_args.batch_size; {go_on}"
+            ) from error
+        raise
+    return cli
 
 
 def run_doctor(args: Sequence[str]) -> None:

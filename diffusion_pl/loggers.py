@@ -4,8 +4,12 @@ What is measured with `self.log` reaches every logger by Lightning.  Everything 
 callback finds between steps, and pictures and films, which are files in the run's folder first of all.
 """
 
+import contextlib
+import errno
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +68,7 @@ def make_logger(kind: type[Logger], folder: Path, run: str, identities: Mapping[
     # MLflow wants to be told that a store of files, which needs no database, is meant.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     try:
-        return kind(**options)
+        return _guard(kind(**options), folder)
     except ModuleNotFoundError as error:
         if known.package is None:
             raise
@@ -72,6 +76,76 @@ def make_logger(kind: type[Logger], folder: Path, run: str, identities: Mapping[
             f"trainer.logger: {kind.__name__} needs the package {known.package}: "
             f"pip install 'diffusion_pl[{known.package}]'"
         ) from error
+
+
+class LogError(OSError):
+    """What a logger has to write cannot be written.  Loggers write after a step, so a checkpoint can still be saved."""
+
+
+@contextlib.contextmanager
+def writing(what: str | Path) -> Iterator[None]:
+    """Within, an OSError comes as a LogError that names what was written and a way out."""
+    try:
+        yield
+    except LogError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space" if full else "make it writable"
+        raise LogError(
+            f"cannot write {what}: {error.strerror or error}. Fix: {remedy}; the same command with --ckpt_path last goes on"
+        ) from error
+
+
+def _guard(logger: Logger, folder: Path) -> Logger:
+    """Let the logger raise LogError in place of any other OSError."""
+    # Partials of what has a name, since some strategies pickle the loggers.
+    for name in ("log_metrics", "log_hyperparams", "save"):
+        setattr(logger, name, partial(_guarded, getattr(type(logger), name), folder, logger))
+    logger.finalize = partial(_finalize, type(logger).finalize, logger)  # type: ignore[method-assign]
+    return logger
+
+
+def _guarded(method: Callable[..., Any], folder: Path, logger: Logger, *args: Any, **kwargs: Any) -> Any:
+    with writing(f"the logs of {type(logger).__name__} in {folder}"):
+        return method(logger, *args, **kwargs)
+
+
+def _finalize(method: Callable[..., Any], logger: Logger, status: str) -> None:
+    with contextlib.suppress(OSError):  # it was raised before, or the run is over
+        method(logger, status)
+
+
+@contextlib.contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Within, the thread that writes TensorBoard's events prints no traceback: its error is raised by the next event."""
+    before = threading.excepthook
+
+    def hook(args: Any) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def in_order(logger: TensorBoardLogger) -> None:
+    """Let the event files of former sessions stand before this one's, by whose names TensorBoard reads them.
+
+    They bear the time of their making, and the clock may have been set back since.
+    """
+    writer: Any = logger.experiment._get_file_writer()
+    newest = Path(writer.event_writer._file_name)
+    others = sorted(path for path in newest.parent.glob("events.out.tfevents.*") if path.name != newest.name)
+    if not others or others[-1].name < newest.name:
+        return
+    time = int(newest.name.split(".")[3])
+    for back, path in enumerate(reversed(others), 1):
+        head = f"events.out.tfevents.{time - back:010d}."
+        path.replace(path.with_name(head + path.name.split(".", 4)[4]))
 
 
 def identities_of(trainer: Trainer) -> dict[str, str]:
@@ -94,8 +168,9 @@ def tell(trainer: Trainer, scalars: Mapping[str, float] | None = None, files: Ma
     for logger in trainer.loggers:
         if scalars:
             logger.log_metrics(dict(scalars), step)
-        for tag, path in (files or {}).items():
-            _hand_over(logger, tag, path, step)
+        with writing(f"the logs of {type(logger).__name__} in {trainer.default_root_dir}"):
+            for tag, path in (files or {}).items():
+                _hand_over(logger, tag, path, step)
         logger.save()
 
 

@@ -22,14 +22,9 @@ from .cards import done_in
 class EpochLoop(_TrainingEpochLoop):
     """Validates every val_check_interval optimizer steps, and never while gradients are accumulated."""
 
-    def advance(self, data_fetcher: _DataFetcher) -> None:
-        if self._restarting:
-            self.restarting = False  # FitLoop did what was due: this loop must not guess at it
-        super().advance(data_fetcher)
-
-    @property
-    def _is_validation_done(self) -> bool:
-        return True  # before the loop begins, see FitLoop.on_run_start
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        super().on_run_start(data_fetcher)
+        self.restarting = False  # FitLoop did what was due: this loop must not guess at it, nor keep its place for ever
 
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
         trainer = self.trainer

@@ -66,6 +66,7 @@ FLOORS: dict[str, float] = {
     "classifier": 5.2,
     "lr_schedulers": 5,
     "launch": 5.5,
+    "stopping": 5.5,
     "checkpoints": 6,
     "console": 6,
     "cards": 6,

@@ -160,8 +160,7 @@ def test_interval_longer_than_an_epoch_names_the_options(tmp_path: Path) -> None
 # Epochs
 
 
-@pytest.mark.parametrize("accumulated", [1, 3])
-@pytest.mark.parametrize("steps", [-1, 10_000], ids=["endless", "limited"])
+@pytest.mark.parametrize(("steps", "accumulated"), [(-1, 1), (10_000, 3)])
 def test_run_of_epochs_killed_twice_takes_the_same_steps(tmp_path: Path, steps: int, accumulated: int) -> None:
     """Checkpoints at the end of an epoch and within one."""
     each = -(-20 // accumulated)  # steps of an epoch
@@ -175,6 +174,8 @@ def test_run_of_epochs_killed_twice_takes_the_same_steps(tmp_path: Path, steps: 
     assert checkpoint(killed)["global_step"] == 3 * each
     assert_same_training(whole, killed)
     ours, theirs = (checkpoint(run)["loops"]["fit_loop"] for run in (whole, killed))
+    for part in (ours, theirs):
+        del part["epoch_loop.val_loop.batch_progress"]  # of the last validation of the session
     assert ours == theirs
 
 
@@ -214,9 +215,9 @@ def test_what_was_due_when_killed_is_made_up_for_once(tmp_path: Path, hook: str,
     assert sorted(f.name for f in (killed / "panels").iterdir()) == sorted(f.name for f in (whole / "panels").iterdir())
     theirs, ours = card(killed), card(whole)
     assert theirs["status"] == "finished"
-    assert theirs["metrics"]["step"] == 40
-    if step == 20 or "validation" in hook:
-        assert theirs["metrics"]["values"].keys() == ours["metrics"]["values"].keys()
+    if hook != "on_train_epoch_end":  # the validation was in this session
+        assert theirs["metrics"]["step"] == 40
+        assert theirs["metrics"]["values"]["val_loss/ema0.999"] == ours["metrics"]["values"]["val_loss/ema0.999"]
     before = shown(killed)
     done = cli(tmp_path, "fit", "--config", "whole.yaml", "--run", "killed", "--ckpt_path", "auto")
     assert done.code == 0

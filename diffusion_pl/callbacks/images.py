@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
 from ..data import DataModule
-from ..loggers import tell
+from ..loggers import tell, writing
 from ..samplers import Path
 from ..schedules import Schedule
 from ..storage import write_file
@@ -58,7 +58,10 @@ def log_film(trainer: Trainer, tag: str, frames: list[NDArray[np.uint8]], second
         seconds: how long it plays; the last frame stays for another.
     """
     if trainer.is_global_zero and not trainer.fast_dev_run:
-        tell(trainer, files={tag: save_film(frames, _path(trainer, tag, "gif"), seconds)})
+        path = _path(trainer, tag, "gif")
+        with writing(path):
+            save_film(frames, path, seconds)
+        tell(trainer, files={tag: path})
 
 
 def log_image(trainer: Trainer, tag: str, image: NDArray[np.uint8]) -> None:
@@ -74,7 +77,8 @@ def log_image(trainer: Trainer, tag: str, image: NDArray[np.uint8]) -> None:
     from PIL import Image
 
     path = _path(trainer, tag, "png")
-    write_file(path, lambda file: Image.fromarray(image).save(file, "PNG"))
+    with writing(path):
+        write_file(path, lambda file: Image.fromarray(image).save(file, "PNG"))
     tell(trainer, files={tag: path})
 
 

@@ -16,6 +16,7 @@ from ..lean import LeanCallback
 from ..module import DiffusionModule
 from ..storage import write_file
 from .progress import StepProgress
+from .signals import AfterBlock
 
 
 class Drawn(NamedTuple):
@@ -42,6 +43,9 @@ class SampleWriter(LeanCallback):
             if hint is not None:
                 print(hint)
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._signals = AfterBlock(trainer)
+
     def on_predict_batch_end(
         self,
         trainer: Trainer,
@@ -63,6 +67,7 @@ class SampleWriter(LeanCallback):
             write_file(path, lambda file: torch.save(content, file))
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise OSError(f"cannot write {path}: {error}. Fix the cause and repeat the call to continue") from error
+        self._signals.check()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.strategy.barrier()  # what follows needs the parts of all processes

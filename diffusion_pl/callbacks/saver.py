@@ -1,16 +1,19 @@
 """Keeps the newest checkpoint of a run, whatever ends it."""
 
+import contextlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ..checkpoints import LAST, PREVIOUS, AtomicCheckpointIO
 from ..lean import LeanCallback
+from ..loggers import LogError, in_order, writing
 from .signals import Agreement, Signals, Wish, requeue, stop
 
 
@@ -21,9 +24,9 @@ class Saver(LeanCallback, Checkpoint):
     large as the file, which a thread then writes; the last checkpoint of a run is waited for.  If one cannot be
     written, the run ends with the next step: it would train on without a way back, and the last good one is whole.
 
-    Ctrl-C, SIGTERM and SIGUSR1 let the current step finish, save and end; a second Ctrl-C ends at once.  Of several
-    processes it does not matter which is told: all end after the same step, the one that follows.  A SLURM job that is
-    told by SIGUSR1 is requeued as well.
+    Ctrl-C, SIGTERM, SIGHUP, SIGXCPU, SIGUSR1 and SIGUSR2, and a reader of the output that goes away, let the current step
+    finish, save and end; a second Ctrl-C ends at once.  Of several processes it does not matter which is told: all end
+    after the same step, the one that follows.  A SLURM job that is told by SIGUSR1 is requeued as well.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.
@@ -37,6 +40,16 @@ class Saver(LeanCallback, Checkpoint):
         self._wish = Wish.GO_ON  # of all processes
         self._signals: Signals | None = None
         self._agreement: Agreement | None = None
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # The patience is what the user wrote; Lightning would take that of the checkpoint.
+        for callback in trainer.callbacks:
+            state = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if isinstance(callback, EarlyStopping) and state:
+                state["patience"] = callback.patience
+                exhausted = EarlyStoppingReason.PATIENCE_EXHAUSTED.value
+                if state.get("stopping_reason") == exhausted and state["wait_count"] < callback.patience:
+                    state["stopping_reason"] = EarlyStoppingReason.NOT_STOPPED.value
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = self._last_step = trainer.global_step
@@ -58,6 +71,8 @@ class Saver(LeanCallback, Checkpoint):
         # The last step at once, not at the end: what other callbacks do there may fail.
         if step == trainer.max_steps:
             self._save(trainer)
+            if self._signals is not None:
+                self._signals.end()
         elif step % self.every_n_steps == 0:
             self._save(trainer, in_background=True)
         elif isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
@@ -76,6 +91,14 @@ class Saver(LeanCallback, Checkpoint):
         if self._agreement is not None and self._wish and trainer.global_step != trainer.max_steps:
             stop(trainer)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The end of a run that is counted in epochs, or that EarlyStopping ends, whose state is newer than that of the
+        # step: before what other callbacks do at the end, which may fail.
+        if trainer.should_stop or trainer.fit_loop.epoch_progress.current.processed == trainer.max_epochs:
+            self._save(trainer, anew=trainer.should_stop)
+            if self._signals is not None and not trainer.should_stop:
+                self._signals.end()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._agreement is not None:
             self._agreement.last()
@@ -83,7 +106,10 @@ class Saver(LeanCallback, Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Any other exception may come in mid-step: what is on disk already is better.
-        if isinstance(exception, SIGTERMException):
+        if isinstance(exception, LogError):
+            with contextlib.suppress(OSError):  # most likely there is no room for it either
+                self._save(trainer)
+        elif isinstance(exception, SIGTERMException):
             self._save(trainer)
             wish = self._wish
             if self._agreement is None and self._signals is not None:
@@ -93,8 +119,8 @@ class Saver(LeanCallback, Checkpoint):
                     print(requeue(), flush=True)
                 trainer.strategy.barrier("requeue")  # if one ended now, SLURM might end the first before it asked
 
-    def _save(self, trainer: Trainer, in_background: bool = False) -> None:
-        if trainer.fast_dev_run or trainer.global_step == self._saved_step:
+    def _save(self, trainer: Trainer, in_background: bool = False, anew: bool = False) -> None:
+        if trainer.fast_dev_run or (trainer.global_step == self._saved_step and not anew):
             return
         self._saved_step = trainer.global_step
         io = trainer.strategy.checkpoint_io
@@ -116,11 +142,17 @@ def _overtake(trainer: Trainer) -> None:
     """Tell TensorBoard to drop what the run logged beyond the checkpoint that it goes on from: it comes again."""
     if trainer.global_step == 0 or not trainer.is_global_zero:
         return
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            # What SummaryWriter(purge_step=…) writes, but the logger makes its writer before the step is known.
-            writer = logger.experiment._get_file_writer()
-            writer.add_event(Event(step=trainer.global_step, session_log=SessionLog(status=SessionLog.START)))
-            logger.experiment.flush()
+            with writing(f"the logs of TensorBoardLogger in {trainer.default_root_dir}"):
+                _drop_from(logger, trainer.global_step)
+
+
+def _drop_from(logger: TensorBoardLogger, step: int) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    in_order(logger)
+    # What SummaryWriter(purge_step=…) writes, but the logger makes its writer before the step is known.
+    writer = logger.experiment._get_file_writer()
+    writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+    logger.experiment.flush()

@@ -1,4 +1,4 @@
-"""Signals that tell a run to stop, in one process or many."""
+"""Signals that tell a run or a command to stop, in one process or many."""
 
 import os
 import signal
@@ -11,7 +11,10 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ..stopping import STOPPING, Stopped, numbers, stop_now
 
 class Wish(IntEnum):
     """What a process was told; of several, the largest counts."""
@@ -37,19 +40,56 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may handle signals
         self._previous = signal.getsignal(signal.SIGINT)
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-            if hasattr(signal, name):  # Windows has no SIGUSR1
-                signal.signal(getattr(signal, name), self._told)
+        self._ended = False
+        for number in numbers(STOPPING):
+            signal.signal(number, self._told)
+
+    def end(self) -> None:
+        """The run's last checkpoint is written: who is told from now on ends at once, and resuming makes up for it."""
+        self._ended = self._trainer.world_size == 1  # others would wait for one that is gone
 
     def _told(self, number: int, frame: Any) -> None:
+        requeue = number in numbers(("SIGUSR1",)) and SLURMEnvironment.job_id() is not None
+        self.wish = max(self.wish, Wish.REQUEUE if requeue else Wish.STOP)
+        if self._ended:
+            raise SIGTERMException
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._previous)
             if self._trainer.is_global_zero:
                 print("\nstopping after this step (once more: at once)", flush=True)
-        requeue = number != signal.SIGINT and number != signal.SIGTERM and SLURMEnvironment.job_id() is not None
-        self.wish = max(self.wish, Wish.REQUEUE if requeue else Wish.STOP)
         if self._trainer.validating and self._trainer.world_size == 1:
             stop(self._trainer)
+
+
+class AfterBlock:
+    """Within `stoppable`, lets the samples under way be finished and kept first; a second signal ends at once.
+
+    Args:
+        trainer: that predicts; its other processes are told too.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._number: int | None = None
+        if threading.current_thread() is threading.main_thread():
+            # Lightning's own handler is there by now, which would only note the signal.
+            for number in numbers(STOPPING):
+                signal.signal(number, self._told)
+
+    def check(self) -> None:
+        """Raise Stopped if the process was told."""
+        if self._number is not None:
+            raise Stopped(self._number)
+
+    def _told(self, number: int, frame: Any) -> None:
+        if self._number is not None:
+            stop_now(number, frame)
+        self._number = number
+        launcher = self._trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(number)
+        if self._trainer.is_global_zero:
+            print("\nstopping after these samples (once more: at once)", flush=True)
 
 
 class Agreement:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, get_args, get_origin
 from jsonargparse import ArgumentParser, auto_cli
 
 from ..console import our_classes
+from ..stopping import stoppable
 
 #: Words of Python cannot name its functions and parameters: `from_` is the option --from.
 _KEYWORD = re.compile(rf"\b({'|'.join(keyword.kwlist)})_\b")
@@ -33,14 +34,16 @@ def run_tool(name: str, args: Sequence[str]) -> None:
     several = [name for name, p in parameters.items() if _is_list(p.annotation)]
     required = [name for name, p in parameters.items() if p.default is p.empty]
     args = [re.sub(rf"^--({'|'.join(keyword.kwlist)})(?==|$)", r"--\1_", arg) for arg in args]
-    auto_cli(
-        function,
-        args=lists(named(args, required, several), several),
-        as_positional=False,
-        parser_class=ToolParser,
-        prog=f"diffusion_pl {name}",
-        allow_abbrev=False,
-    )
+    kept = "what is finished is kept: the same command goes on from there"
+    with stoppable(kept if name in ("sample", "evaluate") else "the same command begins anew"):
+        auto_cli(
+            function,
+            args=lists(named(args, required, several), several),
+            as_positional=False,
+            parser_class=ToolParser,
+            prog=f"diffusion_pl {name}",
+            allow_abbrev=False,
+        )
 
 
 def _is_list(annotation: Any) -> bool:
