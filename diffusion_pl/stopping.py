@@ -93,5 +93,3 @@ def numbers(names: tuple[str, ...]) -> tuple[signal.Signals, ...]:
     """Those that the system has, but for a SIGHUP that nohup took away."""
     there = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
     return tuple(n for n in there if n.name != "SIGHUP" or signal.getsignal(n) is not signal.SIG_IGN)
-
-

@@ -1,16 +1,13 @@
 """The training loop: windows of accumulation, intervals in steps, and what is made up for after a kill."""
 
-import csv
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
-from shell import LAST, Losses, assert_same_training, checkpoint, cli, fit, images, scalars, tiny_config
+from shell import assert_same_training, checkpoint, cli, fit, scalars, tiny_config
 
 from diffusion_pl.callbacks import RunCard
 from diffusion_pl.callbacks.saver import Saver

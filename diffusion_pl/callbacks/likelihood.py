@@ -16,9 +16,10 @@ class Likelihood(Measurement):
     """−log p per dimension of held-out data, every few steps, at the end and in `test`, on the EMA weights.
 
     The tags tell the unit, the number of examples and the weights, such as bits_per_dim_n256/ema0.999, which
-    ModelCheckpoint and EarlyStopping can monitor; beside it the standard error and the evaluations an example took.  Data that were never
-    quantised have nats_per_dim instead, in model units.  Always the same examples, noise and probes, dealt out to all
-    processes in blocks: the figures are those of `evaluate --metrics nll`, on any number of processes.
+    ModelCheckpoint and EarlyStopping can monitor; beside it the standard error and the evaluations an example took.
+    Data that were never quantised have nats_per_dim instead, in model units.  Always the same examples, noise and
+    probes, dealt out to all processes in blocks: the values are those of `evaluate --metrics nll`, on any number of
+    processes.
 
     Args:
         every_n_steps: optimizer steps between two evaluations.
@@ -45,9 +46,7 @@ class Likelihood(Measurement):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(
-            examples=self.examples, split=self.split, dequantizations=self.dequantizations
-        )
+        return self._generate_state_key(examples=self.examples, split=self.split, dequantizations=self.dequantizations)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _check(trainer, pl_module, self.split)

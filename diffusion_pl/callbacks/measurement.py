@@ -61,7 +61,9 @@ class Measurement(LeanCallback):
             return
         assert isinstance(model, DiffusionModule)
         with judged_weights(trainer, model):
-            report(trainer, {f"{name}/{model.weights_name}": value for name, value in self.measure(trainer, model).items()})
+            report(
+                trainer, {f"{name}/{model.weights_name}": value for name, value in self.measure(trainer, model).items()}
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"measured_step": self.measured_step}

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ..stopping import STOPPING, Stopped, numbers, stop_now
 
+
 class Wish(IntEnum):
     """What a process was told; of several, the largest counts."""
 
