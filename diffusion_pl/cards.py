@@ -51,7 +51,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
 
 
 def done_in(run: str | Path, step: int) -> tuple[bool, bool]:
-    """Whether the validation that is due at a step, and the end of a run that ends with it, were done in a run's folder.
+    """Whether a validation that is due at a step, and the end of a run that ends with it, were done in a run's folder.
 
     A folder without a card is not of the run that the step belongs to, and nothing there is to be made up for.
     """

@@ -157,7 +157,7 @@ def read_hashed(path: str | Path, map_location: Any = "cpu") -> tuple[dict[str, 
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, not a checkpoint, or holds objects of classes, none of which is made.
     """
-    path = Path(path)
+    path = checkpoint_at(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}{or_else(path)}")
     with path.open("rb") as file:
@@ -190,6 +190,24 @@ def read_part(path: Path) -> dict[str, Any]:
         if block.ndim != 1 or index.ndim != 1 or len(index) != len(content["x"]) or (len(index) and index.min() < 0):
             raise ValueError("its parts do not fit each other")
     return content
+
+
+def checkpoint_at(path: str | Path) -> Path:
+    """The checkpoint at path; of the folder of a run, its newest good one.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    first = [folder / LAST, folder / PREVIOUS]
+    others = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    for file in [*first, *others]:
+        if file.is_file() and is_whole(file):
+            return file
+    raise FileNotFoundError(f"no checkpoint in {path}: give a run's folder, such as runs/NAME, or a file")
 
 
 def or_else(path: Path) -> str:

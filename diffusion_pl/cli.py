@@ -39,7 +39,7 @@ from .checkpoints import AtomicCheckpointIO
 from .checks import Finding, table
 from .console import EXPECTED, config_files, one_line, our_classes, quiet
 from .data import DataModule
-from .drawing import fingerprint
+from .drawing import fingerprint, refuse_not_finite
 from .evaluation import Band, check_names
 from .launch import end_with_parent, let_the_first_speak, lost_touch, part, place
 from .lean import LeanProfiler
@@ -175,7 +175,7 @@ class DiffusionCLI(LightningCLI):
         """Draw samples into the run's folder; what an interrupted call has drawn is not drawn again."""
         path = self.config[self.subcommand].ckpt_path
         call = {"checkpoint": path, "sha256": fingerprint(Path(path)), "seed": self.model.sample_seed}
-        leader = not place() and not self._run.inherited
+        leader, bad = not place() and not self._run.inherited, 0
         remedy = "move it away, or use the command sample with --output"
         with OutputFolder(self.folder / "samples", call, leader=leader, remedy=remedy) as output:
             if output.published is None:
@@ -187,10 +187,13 @@ class DiffusionCLI(LightningCLI):
                     return
                 n = self.datamodule.predict_samples
                 drawn = gathered(output.work, n)
-                summary = f"{n:,} samples, {drawn.nfe} evaluations each:"
+                told = f", {drawn.bad:,} of them NOT FINITE" if drawn.bad else ""
+                summary = f"{n:,} samples, {drawn.nfe} evaluations each{told}:"
                 output.publish(lambda stage: self.datamodule.write(drawn.x, stage), summary)
+                bad = drawn.bad
             if self.trainer.is_global_zero:
                 print(output.published)
+        refuse_not_finite(bad, self.datamodule.predict_samples)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self._dump_config()
@@ -209,8 +212,8 @@ class DiffusionCLI(LightningCLI):
             raise ValueError(f"accumulate_grad_batches must be at least 1, got {section.accumulate_grad_batches}")
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in chosen):
             raise ValueError(
-                "GradientAccumulationScheduler changes how many batches an optimizer step takes, by which everything here "
-                "is counted: set trainer.accumulate_grad_batches instead"
+                "GradientAccumulationScheduler changes how many batches an optimizer step takes, by which everything "
+                "here is counted: set trainer.accumulate_grad_batches instead"
             )
         refuse_sharding(section.strategy)
         if section.accelerator == "auto" and MPSAccelerator.is_available():

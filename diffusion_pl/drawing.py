@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checkpoints import checkpoint_at
 from .denoiser import Denoiser
 from .grids import Grid, few_steps, same_ends
 from .guidance import AutoGuided, ClassifierFree, ClassifierGuided
@@ -142,6 +143,20 @@ def read_latents(path: Path, shape: tuple[int, ...]) -> Tensor:
     return eps.float()
 
 
+def not_finite(x: Tensor) -> int:
+    """How many of the samples x: (N, *) hold a number that is not finite."""
+    return int((~x.isfinite()).flatten(1).any(1).sum()) if x.is_floating_point() and len(x) else 0
+
+
+def refuse_not_finite(bad: int, count: int) -> None:
+    """Raise ValueError if some of the samples, which are written, are not finite."""
+    if bad:
+        raise ValueError(
+            f"{bad:,} of {count:,} samples are not finite: the model or its sampler diverges. Fix: take more --steps "
+            "or another --sampler, or an earlier checkpoint"
+        )
+
+
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     """The points at `share`: (K,) of the way from a to b: (*), on the arc around the origin: (K, *).
 
@@ -154,9 +169,9 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """SHA-256 of a file, or of the newest checkpoint in the folder of a run; hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with checkpoint_at(path).open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -98,6 +98,13 @@ def from_content(checkpoint: dict[str, Any], path: str | Path, weights: str) -> 
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
         state, model.weights_name = select(checkpoint, weights, str(path))
         model.load_state_dict(state)
+    # Tables may be infinite, such as one of log-SNR; and a dump is of a step that went wrong.
+    wrong = next((name for name, p in model.named_parameters() if not p.isfinite().all()), None)
+    if wrong is not None and "dump" not in checkpoint:
+        raise ValueError(
+            f"the {model.weights_name} weights of {path} are not finite ({wrong}): the training diverged. Fix: use an "
+            "earlier checkpoint"
+        )
     return model.eval(), data
 
 

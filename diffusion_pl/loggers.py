@@ -91,10 +91,8 @@ def writing(what: str | Path) -> Iterator[None]:
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "free some space" if full else "make it writable"
-        raise LogError(
-            f"cannot write {what}: {error.strerror or error}. Fix: {remedy}; the same command with --ckpt_path last goes on"
-        ) from error
+        fix = f"{'free some space' if full else 'make it writable'}; the same command with --ckpt_path last goes on"
+        raise LogError(f"cannot write {what}: {error.strerror or error}. Fix: {fix}") from error
 
 
 def _guard(logger: Logger, folder: Path) -> Logger:
@@ -118,7 +116,7 @@ def _finalize(method: Callable[..., Any], logger: Logger, status: str) -> None:
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-    """Within, the thread that writes TensorBoard's events prints no traceback: its error is raised by the next event."""
+    """Within, the thread that writes TensorBoard's events prints no traceback: the next event raises its error."""
     before = threading.excepthook
 
     def hook(args: Any) -> None:

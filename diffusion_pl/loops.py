@@ -1,4 +1,4 @@
-"""Lightning's training loop, counted in optimizer steps, which resumes at one place and makes up for what was due there.
+"""Lightning's training loop, counted in optimizer steps, that makes up for what was due where a run is resumed.
 
 Lightning counts batches: it validates every so many of them, and takes a step at the end of an epoch however few it has
 accumulated.  Where it resumes depends on the hook in which the checkpoint was written, and what was still due at that
@@ -55,7 +55,8 @@ class FitLoop(_FitLoop):
 
     def setup_data(self) -> None:
         super().setup_data()
-        trainer, accumulated = self.trainer, self.trainer.accumulate_grad_batches
+        trainer: Any = self.trainer
+        accumulated = trainer.accumulate_grad_batches
         if trainer.fast_dev_run or math.isinf(self.max_batches):
             return
         if self.max_batches % accumulated:
@@ -89,15 +90,17 @@ class FitLoop(_FitLoop):
 
     @property
     def _within_epoch(self) -> bool:
-        return self.epoch_progress.current.processed < self.epoch_progress.current.ready
+        epoch: Any = self.epoch_progress.current
+        return bool(epoch.processed < epoch.ready)
 
     def _look_back(self) -> None:
         """What was done at the step that the run resumes from, before the card of this session replaces that one."""
-        trainer, step = self.trainer, self.trainer.global_step
+        trainer: Any = self.trainer
+        step = trainer.global_step
         if -1 < trainer.max_steps < step:
             raise ValueError(
-                f"the checkpoint {trainer.ckpt_path} is of step {step}, beyond --trainer.max_steps {trainer.max_steps}: "
-                f"set it above {step} to train on"
+                f"the checkpoint {trainer.ckpt_path} is of step {step}, beyond --trainer.max_steps "
+                f"{trainer.max_steps}: set it above {step} to train on"
             )
         stopper = next((c for c in trainer.callbacks if _stopped(c)), None)
         trainer.should_stop = stopper is not None
@@ -125,7 +128,8 @@ class FitLoop(_FitLoop):
 
     def _align(self) -> None:
         """One state for a checkpoint of any hook: after a batch, or after the end of an epoch."""
-        epochs, batches = self.epoch_progress, self.epoch_loop.batch_progress
+        epochs: Any = self.epoch_progress
+        batches: Any = self.epoch_loop.batch_progress
         inside = self._within_epoch
         for epoch in (epochs.total, epochs.current):
             epoch.started, epoch.completed = epoch.ready, epoch.processed

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .callbacks.saver import last_checkpoint, previous_checkpoint
-from .checkpoints import or_else
+from .cards import read_card
+from .checkpoints import checkpoint_at, or_else
 from .launch import agree, find_peers
 from .loggers import LEFTOVERS
 from .storage import Lock, claim_folder, numbered
@@ -69,6 +70,8 @@ class RunFolder:
     def _find(self, config: Any, command: str, claim: bool) -> dict[str, Any]:
         if config.run and not (RUNS / config.run).resolve().is_relative_to(RUNS.resolve()):
             raise ValueError(f"--run must name a folder within {RUNS}, got {config.run}")
+        if config.ckpt_path not in (None, "last", "auto"):
+            config.ckpt_path = str(checkpoint_at(config.ckpt_path))
         ckpt_path, resumed = config.ckpt_path, config.ckpt_path in ("last", "auto")
         name = config.run or _default_name(config)
         folder = Path(os.environ[_VARIABLE]) if self.inherited else _folder_of(config)
@@ -97,6 +100,17 @@ class RunFolder:
         if command == "fit":
             self._lock = Lock(folder / LOCK, f"{folder} is being trained by another process: wait, or stop it")
         return folder
+
+
+def was_killed(folder: Path) -> bool:
+    """Whether the card says that the run goes on, but no process trains there."""
+    try:
+        if read_card(folder)["status"] != "running":
+            return False
+        Lock(folder / LOCK, "").release()
+    except (OSError, ValueError, KeyError):  # another process has it, or there is no card
+        return False
+    return True
 
 
 def newest(name: str) -> Path:

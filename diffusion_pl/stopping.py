@@ -44,9 +44,9 @@ def stoppable(how: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def output_may_break() -> Iterator[None]:
-    """Within, a reader of the output that goes away, such as `tee`, ends this process as SIGTERM does, not in mid-step."""
+    """Within, a reader of the output that goes away, such as `tee`, ends this process as SIGTERM does."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (None if stream is None else _Unbroken(stream) for stream in before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (None if stream is None else _Unbroken(stream) for stream in before)
     try:
         yield
     finally:

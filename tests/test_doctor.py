@@ -59,7 +59,7 @@ def test_a_sound_configuration_has_nothing_but_numbers(tmp_path: Path) -> None:
     assert done.out.splitlines()[-1] == "no errors, no warnings: ready for fit"
     assert found["prior"][1].startswith("2.2e-05 nats per dimension")  # ½ log(1 + e^−10.05)
     assert found["data"][1].startswith("128 training examples lie in [-1.92, 2.59], root mean square 1")
-    assert found["validation"][1] == "14 examples"
+    assert found["validation"][1] == "14 examples, every 20 optimizer steps"
 
 
 def test_everything_wrong_with_a_model_of_points_is_told_at_once(tmp_path: Path) -> None:

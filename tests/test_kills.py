@@ -73,7 +73,7 @@ def experiment(folder: Path, steps: int, *, devices: int = 1) -> dict[str, Any]:
         "model__lr_scheduler": rate,
         "data": {"class_path": "Arrays", "init_args": data},
         "trainer__accumulate_grad_batches": 2,
-        "trainer__val_check_interval": 26,
+        "trainer__val_check_interval": 13,
         "trainer__log_every_n_steps": 4,
         "ema": {"decays": [0.99, 0.9]},
         "saver": {"every_n_steps": EVERY},

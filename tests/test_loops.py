@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -41,9 +41,9 @@ class KillAt(Callback):
 class Windows(Callback):
     """How many batches each optimizer step took, and the steps after which there was a validation."""
 
-    windows: list[int] = []
-    validations: list[int] = []
-    epochs: list[int] = []
+    windows: ClassVar[list[int]] = []
+    validations: ClassVar[list[int]] = []
+    epochs: ClassVar[list[int]] = []
 
     def __init__(self) -> None:
         self.batches = self.step = 0

@@ -80,7 +80,8 @@ class Doctor(LeanCallback):
             found |= self._of_model(trainer, module, data)
         if isinstance(data, DataModule):
             wanted = bool(trainer.limit_val_batches) and bool(trainer.val_check_interval)
-            found["validation"] = checks.validation(len(data.part("val")), wanted)
+            every = trainer.val_check_interval if isinstance(trainer.val_check_interval, int) else None
+            found["validation"] = checks.validation(len(data.part("val")), wanted, every)
         if isinstance(module, Trainable):
             batch = data.batch_size * trainer.accumulate_grad_batches if isinstance(data, DataModule) else None
             found |= self._of_run(trainer, module, batch)

@@ -61,9 +61,8 @@ class Measurement(LeanCallback):
             return
         assert isinstance(model, DiffusionModule)
         with judged_weights(trainer, model):
-            report(
-                trainer, {f"{name}/{model.weights_name}": value for name, value in self.measure(trainer, model).items()}
-            )
+            values = self.measure(trainer, model)
+            report(trainer, {f"{name}/{model.weights_name}": value for name, value in values.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {"measured_step": self.measured_step}

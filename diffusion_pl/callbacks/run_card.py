@@ -241,7 +241,7 @@ class RunCard(LeanCallback):
 
         self._try(append)
 
-    def _try(self, change: Callable[[], None]) -> None:
+    def _try(self, change: Callable[[], object]) -> None:
         try:
             change()
         except (OSError, ValueError) as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoints import read_part
 from ..data import DataModule
-from ..drawing import steps_hint
+from ..drawing import not_finite, steps_hint
 from ..lean import LeanCallback
 from ..module import DiffusionModule
 from ..storage import write_file
@@ -20,10 +20,15 @@ from .signals import AfterBlock
 
 
 class Drawn(NamedTuple):
-    """x: (N, *), in order, on disk, for it may not fit into memory;  nfe: evaluations that each sample took."""
+    """What a `SampleWriter` kept.
+
+    x: (N, *), in order, on disk, for it may not fit into memory;  nfe: evaluations that each sample took;  bad: how
+    many samples are not finite.
+    """
 
     x: Tensor
     nfe: int
+    bad: int
 
 
 class SampleWriter(LeanCallback):
@@ -84,7 +89,7 @@ def gathered(parts: Path, num_samples: int) -> Drawn:
     Raises:
         ValueError: some are missing.
     """
-    whole, nfe, count = None, 0, 0
+    whole, nfe, count, bad = None, 0, 0, 0
     for path in sorted(parts.glob("*.pt")):
         part = read_part(path)
         nfe = max(nfe, part["nfe"])
@@ -94,9 +99,10 @@ def gathered(parts: Path, num_samples: int) -> Drawn:
             whole = np.lib.format.open_memmap(parts / "all.npy", "w+", rows.dtype, (num_samples, *rows.shape[1:]))
         whole[part["index"][wanted].numpy()] = rows
         count += len(rows)
+        bad += not_finite(part["x"][wanted])
     if whole is None or count < num_samples:
         raise ValueError(f"{parts} holds {count} of {num_samples} samples. Fix: repeat the call to draw the rest")
-    return Drawn(torch.from_numpy(whole), nfe)
+    return Drawn(torch.from_numpy(whole), nfe, bad)
 
 
 def draw(

@@ -24,9 +24,9 @@ class Saver(LeanCallback, Checkpoint):
     large as the file, which a thread then writes; the last checkpoint of a run is waited for.  If one cannot be
     written, the run ends with the next step: it would train on without a way back, and the last good one is whole.
 
-    Ctrl-C, SIGTERM, SIGHUP, SIGXCPU, SIGUSR1 and SIGUSR2, and a reader of the output that goes away, let the current step
-    finish, save and end; a second Ctrl-C ends at once.  Of several processes it does not matter which is told: all end
-    after the same step, the one that follows.  A SLURM job that is told by SIGUSR1 is requeued as well.
+    Ctrl-C, SIGTERM, SIGHUP, SIGXCPU, SIGUSR1 and SIGUSR2, and a reader of the output that goes away, let the current
+    step finish, save and end; a second Ctrl-C ends at once.  Of several processes it does not matter which is told: all
+    end after the same step, the one that follows.  A SLURM job that is told by SIGUSR1 is requeued as well.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.

@@ -14,13 +14,20 @@ from torch.optim import Optimizer
 from .base import Finding
 
 
-def validation(examples: int, wanted: bool) -> Iterator[Finding]:
-    """Is there something to validate on?"""
+def validation(examples: int, wanted: bool, every: int | None = None) -> Iterator[Finding]:
+    """Is there something to validate on?
+
+    Args:
+        examples: of the validation split.
+        wanted: whether there are to be validations.
+        every: optimizer steps between two, None: counted otherwise.
+    """
     if wanted and not examples:
         fix = "raise data.init_args.val_fraction, or give --trainer.limit_val_batches 0"
         yield Finding("warning", "validation", "the validation split is empty: no val_loss will be measured", fix)
     else:
-        yield Finding("fine", "validation", f"{examples} examples" if wanted else "not wanted")
+        when = "" if every is None else f", every {every:,} optimizer steps"
+        yield Finding("fine", "validation", f"{examples} examples{when}" if wanted else "not wanted")
 
 
 def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:

@@ -47,7 +47,7 @@ def encode(
     import numpy as np
     import torch
 
-    from ..drawing import choose_sampler, describe, device_of, guide, slerp
+    from ..drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite, slerp
     from ..loading import load
     from ..storage import OutputFolder
 
@@ -79,6 +79,8 @@ def encode(
             model.latents = way
             every: dict[str, Any] = model.conditions(len(way))
             found = model.sample(range(len(way)), **every).x_0.cpu()
+
+            refuse_not_finite(not_finite(eps) + not_finite(found), len(eps) + len(found))
 
             def write(stage: Path) -> list[Path]:
                 np.savez_compressed(stage / "latents.npz", eps=eps.cpu().numpy())

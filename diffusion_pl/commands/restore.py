@@ -62,7 +62,7 @@ def restore(
 
     from .. import plots
     from ..data.images import Images
-    from ..drawing import choose_sampler, describe, device_of, guide
+    from ..drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite
     from ..inverse import Coarse, Gray, Masked, Operator, Reconstructing
     from ..loading import load
     from ..samplers import Replacement
@@ -121,6 +121,7 @@ def restore(
                 )
             found = model.sample(range(len(many)), seed, rule, **model.conditions(len(many))).x_0
             found = operator.consistent(found, y).cpu()
+            refuse_not_finite(not_finite(found), len(found))
             kept = operator.transpose(y[::num_samples]).cpu() / operator.gram
             if task == "inpaint":
                 kept = torch.where(operator(torch.ones_like(many[:1])).cpu() > 0, kept, torch.zeros_like(kept))

@@ -66,10 +66,12 @@ def sample(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
+    import json
+
     from .. import __version__
     from ..callbacks.sample_writer import draw, gathered
     from ..console import quiet
-    from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, read_latents
+    from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, read_latents, refuse_not_finite
     from ..launch import part, place
     from ..loading import load
     from ..storage import OutputFolder, write_json
@@ -111,7 +113,7 @@ def sample(
                 files = (data.write_npz if npz else data.write)(drawn.x, stage)
                 if film:
                     files += _film(model, data, stage, min(n, 16 if len(model.shape) == 3 else 1000))
-                note = {"version": __version__, "num_samples": n, "nfe": drawn.nfe, **call}
+                note = {"version": __version__, "num_samples": n, "nfe": drawn.nfe, "not_finite": drawn.bad, **call}
                 write_json(stage / "samples.json", note)
                 return [*files, stage / "samples.json"]
 
@@ -119,6 +121,8 @@ def sample(
             folder.publish(write, f"{n:,} samples of {ckpt_path} ({weighted}), {drawn.nfe} evaluations each:")
         if not place():
             print(folder.published)
+    if not place() and (output / "samples.json").is_file():
+        refuse_not_finite(json.loads((output / "samples.json").read_text()).get("not_finite", 0), n)
 
 
 def _film(model: "DiffusionModule", data: "DataModule", output: Path, count: int) -> list[Path]:

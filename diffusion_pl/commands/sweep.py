@@ -52,7 +52,8 @@ def sweep(
     from tqdm import tqdm
 
     from .. import plots
-    from ..drawing import choose_sampler, describe, device_of, guide
+    from ..checkpoints import checkpoint_at
+    from ..drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite
     from ..grids import same_ends
     from ..loading import load
     from ..metrics import SlicedWasserstein
@@ -89,16 +90,18 @@ def sweep(
         "scale": scale,
         "cond": cond or {},
     }
+    bad, plan = 0, [(make, n) for make in samplers for n in sorted(set(nfe))]
     with OutputFolder(output, call) as folder:
         if folder.published is None:
             # The solution, to rounding and the little that the network's roughness leaves.
             exact, _ = draw(Heun(same_ends(model.sampler.grid, model.schedule, 129)))
             rows: list[dict[str, Any]] = []
-            plan = [(make, n) for make in samplers for n in sorted(set(nfe))]
+            refuse_not_finite(not_finite(exact), num_samples)
             for make, wanted in tqdm(plan, desc="sweep", dynamic_ncols=True):
                 sampler = choose_sampler(model, make, grid, points(make(model.sampler.grid), wanted))
                 begin = time.perf_counter()
                 x, taken = draw(sampler)
+                bad += not_finite(x)
                 seconds = time.perf_counter() - begin
                 rows.append(
                     {
@@ -109,7 +112,8 @@ def sweep(
                         "error": (x - exact).square().mean().sqrt().item(),
                     }
                 )
-            title = f"{num_samples:,} samples of {ckpt_path.parent.parent.name}, {model.weights_name} weights"
+            run = checkpoint_at(ckpt_path).parent.parent.name
+            title = f"{num_samples:,} samples of {run}, {model.weights_name} weights"
 
             def write(stage: Path) -> list[Path]:
                 with (stage / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
@@ -121,6 +125,7 @@ def sweep(
 
             folder.publish(write, _table(rows))
         print(folder.published)
+    refuse_not_finite(bad, num_samples * len(plan))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

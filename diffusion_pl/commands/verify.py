@@ -21,6 +21,7 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> None:
     from ..cards import read_card
     from ..drawing import fingerprint
     from ..evaluation import Band, error_of, incomparable, read_figures
+    from ..run_folder import was_killed
 
     expected = {name: Band(**told) for name, told in (read_card(run).get("config", {}).get("expected") or {}).items()}
     if not expected:
@@ -35,6 +36,8 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> None:
     figures = {name: figure for file in files for name, figure in read_figures(file).items()}
 
     bad = []
+    if was_killed(run):
+        print(f"{run}: the run was killed before its end; the same command with --ckpt_path last goes on")
     print(f"{'':<10} {'measured':>20} {'band':>20}")
     for name, band in expected.items():
         figure, (lower, upper) = figures.get(name), band.band
