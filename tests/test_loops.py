@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from shell import assert_same_training, checkpoint, cli, fit, scalars, tiny_config
+from shell import LAST, assert_same_training, checkpoint, cli, fit, scalars, tiny_config
 
 from diffusion_pl.callbacks import RunCard
 from diffusion_pl.callbacks.saver import Saver
@@ -267,3 +267,61 @@ def test_fewer_steps_than_the_checkpoint_has_are_refused(tmp_path: Path) -> None
     config = tiny_config(tmp_path)
     error = cli(tmp_path, "fit", "--config", config, "--run", "run", "--ckpt_path", "last", "--trainer.max_steps", 30)
     assert "is of step 40, beyond --trainer.max_steps 30" in error.error
+
+
+def test_folder_of_a_run_stands_for_its_newest_good_checkpoint(tmp_path: Path) -> None:
+    run = fit(tmp_path, saver={"every_n_steps": 20})
+    config = tiny_config(tmp_path)
+    done = cli(tmp_path, "sample", "--ckpt_path", "runs/run", "--num_samples", 5, "--output", "a")
+    assert done.code == 0, done.err
+    done = cli(tmp_path, "validate", "--config", config, "--ckpt_path", "runs/run")
+    assert done.code == 0, done.err
+    content = bytearray((run / LAST).read_bytes())
+    content[len(content) // 2] ^= 1
+    (run / LAST).write_bytes(content)
+    done = cli(tmp_path, "fit", "--config", config, "--ckpt_path", "runs/run", "--trainer.max_steps", 44)
+    assert "runs/run" in done.run
+    assert card(run)["sessions"][-1]["from_step"] == 20  # of previous.ckpt
+    (tmp_path / "empty").mkdir()
+    assert "no checkpoint in empty" in cli(tmp_path, "sample", "--ckpt_path", "empty").error
+
+
+# Not finite
+
+
+def test_weights_and_samples_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fit(tmp_path)
+    content = checkpoint(run)
+    for state in (content["state_dict"], *content["callbacks"]["EMA"]["shadows"].values()):
+        for name, value in state.items():
+            if name.endswith("bias"):
+                value.fill_(torch.nan)
+    (tmp_path / "nan").mkdir()
+    torch.save(content, tmp_path / "nan" / "nan.ckpt")
+    for weights in ("ema", "raw"):
+        call = ("sample", "--ckpt_path", "nan/nan.ckpt", "--weights", weights, "--output", weights)
+        assert "weights of nan/nan.ckpt are not finite" in cli(tmp_path, *call).error
+    config = tiny_config(tmp_path)
+    done = cli(tmp_path, "predict", "--config", config, "--run", "p", "--ckpt_path", "nan/nan.ckpt")
+    assert done.code == 2
+    assert "1,000 of 1,000 samples are not finite" in done.err
+
+    from diffusion_pl.module import DiffusionModule
+
+    real = DiffusionModule.sample
+
+    def diverge(self: DiffusionModule, *args: Any, **kwargs: Any) -> Any:
+        found = real(self, *args, **kwargs)
+        found.x_0[2] = torch.inf
+        return found
+
+    monkeypatch.setattr(DiffusionModule, "sample", diverge)
+    for _ in range(2):  # said again when the call is repeated
+        done = cli(tmp_path, "sample", "--ckpt_path", "runs/run", "--num_samples", 5, "--output", "some")
+        assert done.code == 2
+        assert "1 of 5 samples are not finite" in done.err
+    (tmp_path / "points.csv").write_text("x,y\n1,2\n3,4\n5,6\n")
+    done = cli(tmp_path, "encode", "--ckpt_path", "runs/run", "--path", "points.csv", "--output", "code")
+    assert "samples are not finite" in done.error
+    sweep = ("--samplers", "DDIM", "--nfe", 4, "--num_samples", 10, "--output", "s")
+    assert cli(tmp_path, "sweep", "--ckpt_path", "runs/run", *sweep).code == 2

@@ -32,7 +32,9 @@ from shell import (
     tiny_trainer,
     wait_for,
 )
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffusion_pl.__main__ import main
 from diffusion_pl.callbacks import Saver
 from diffusion_pl.callbacks.saver import last_checkpoint, previous_checkpoint
 
@@ -210,7 +212,9 @@ def test_being_told_to_stop_saves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=["Ctrl-C", "SIGTERM", "SIGUSR1"]
+    "number",
+    [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU],
+    ids=["Ctrl-C", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"],
 )
 def test_a_signal_in_mid_step_ends_cleanly_and_the_run_goes_on_exactly(tmp_path: Path, number: signal.Signals) -> None:
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
@@ -373,3 +377,129 @@ def test_a_process_that_is_stopped_goes_on_exactly(tmp_path: Path, number: signa
 def test_an_interval_below_1_is_named() -> None:
     with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
         Saver(0)
+
+
+class BreakPipe(Callback):
+    """The reader of stdout goes away at step 13, in the midst of it, where something is printed."""
+
+    reader = -1
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        if trainer.global_step == 12:
+            os.close(self.reader)
+            print("x" * 100_000, flush=True)
+
+
+def test_output_whose_reader_is_gone_ends_the_run_saved(tmp_path: Path) -> None:
+    whole = fit(tmp_path, run="whole")
+    config = tiny_config(tmp_path, trainer__callbacks=[{"class_path": "test_saver.BreakPipe"}])
+    BreakPipe.reader, written = os.pipe()
+    out = os.fdopen(written, "w")
+    with contextlib.chdir(tmp_path), contextlib.redirect_stdout(out), pytest.raises(SystemExit) as end:
+        main(["fit", "--config", str(config), "--run", "piped"])
+    assert end.value.code == 143
+    out.close()
+    assert checkpoint(tmp_path / "runs/piped")["global_step"] == 13
+    fit(tmp_path, "--ckpt_path", "last", run="piped")
+    assert_same_training(whole, tmp_path / "runs/piped")
+
+
+class NoRoom(Callback):
+    """From a step on the event file cannot be written."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 12:
+            thread = trainer.loggers[0].experiment._get_file_writer().event_writer._async_writer._worker  # type: ignore[attr-defined]
+
+            def refuse(data: Any) -> None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            thread._record_writer.write = refuse
+
+
+def test_logs_that_find_no_room_end_the_run_saved_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(tmp_path, trainer__callbacks=[{"class_path": "test_saver.NoRoom"}])
+    error = cli(tmp_path, "fit", "--config", config, "--run", "run").error
+    assert error.startswith(
+        "cannot write the logs of TensorBoardLogger in runs/run: No space left on device. Fix: free"
+    )
+    assert "Traceback" not in capfd.readouterr().err
+    assert checkpoint(tmp_path / "runs/run")["global_step"] == 20
+    fit(tmp_path, "--ckpt_path", "last")
+    assert_same_training(fit(tmp_path, run="whole"), tmp_path / "runs/run")
+
+
+def test_event_files_stay_in_order_when_the_clock_is_set_back(tmp_path: Path) -> None:
+    fit(tmp_path, saver={"every_n_steps": 10})
+    run = tmp_path / "runs" / "run"
+    (old,) = run.glob("events.*")
+    parts = old.name.split(".")
+    old.rename(old.with_name(".".join([*parts[:3], f"{int(parts[3]) + 5000}", *parts[4:]])))
+    fit(tmp_path, "--ckpt_path", "runs/run/checkpoints/previous.ckpt", "--run", "run")
+    folder = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    folder.Reload()
+    assert [event.step for event in folder.Scalars("train_loss/raw")] == [9, 19, 29, 39]
+
+
+class KillWorker(Callback):
+    """One of the processes that read ahead is killed, as for want of memory."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 3:
+            iterator = trainer.train_dataloader._ahead._iterator  # type: ignore[union-attr]
+            os.kill(iterator._workers[0].pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_told_in_one_line(tmp_path: Path) -> None:
+    import numpy as np
+
+    np.save(tmp_path / "x.npy", np.zeros((64, 8, 8), dtype=np.uint8))
+    data = {"class_path": "Arrays", "init_args": {"path": "x.npy", "batch_size": 4, "in_memory": False, "workers": 1}}
+    config = tiny_config(tmp_path, data=data, trainer__callbacks=[{"class_path": "test_saver.KillWorker"}])
+    error = cli(tmp_path, "fit", "--config", config).error
+    assert "a process that reads data was ended by the system" in error
+    assert "data.init_args.workers" in error
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_sample_told_to_stop_keeps_the_block_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
+) -> None:
+    from diffusion_pl.module import DiffusionModule
+
+    fit(tmp_path)
+    call = ("sample", "--ckpt_path", "runs/run", "--num_samples", 1000, "--batch_size", 256, "--output")
+    assert cli(tmp_path, *call, "whole").code == 0
+    real, drawn = DiffusionModule.sample, []
+
+    def told(self: DiffusionModule, indices: Any, *args: Any, **kwargs: Any) -> Any:
+        drawn.append(indices[0])
+        if len(drawn) == 2:
+            signal.raise_signal(number)
+        return real(self, indices, *args, **kwargs)
+
+    monkeypatch.setattr(DiffusionModule, "sample", told)
+    done = cli(tmp_path, *call, "stopped")
+    assert done.code == status
+    assert done.out.splitlines()[-1] == "stopped; what is finished is kept: the same command goes on from there"
+    assert cli(tmp_path, *call, "stopped").code == 0
+    assert sorted(drawn) == [0, 256, 512, 768]
+    assert (tmp_path / "stopped/samples.csv").read_bytes() == (tmp_path / "whole/samples.csv").read_bytes()
+
+
+def test_other_commands_end_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusion_pl.module import DiffusionModule
+
+    fit(tmp_path)
+    config = tiny_config(tmp_path)
+    monkeypatch.setattr(DiffusionModule, "losses", lambda *args, **kwargs: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(DiffusionModule, "sample", lambda *args, **kwargs: signal.raise_signal(signal.SIGHUP))
+    for command in ("validate", "test"):
+        done = cli(tmp_path, command, "--config", config, "--ckpt_path", "runs/run")
+        assert done.code == 143
+        assert done.out.splitlines()[-1] == "stopped; the same command begins anew"
+    sweep = ("sweep", "--ckpt_path", "runs/run", "--samplers", "DDIM", "--nfe", 4, "--num_samples", 10)
+    assert cli(tmp_path, *sweep).code == 128 + signal.SIGHUP
