@@ -81,7 +81,7 @@ FLOORS: dict[str, float] = {
     "callbacks": 6.5,
     "evaluation": 6.4,
     "replaying": 6.6,
-    "run_folder": 7,
+    "run_folder": 6.9,
     "commands": 7,
     "cli": 7.5,
     "__main__": 7.9,
