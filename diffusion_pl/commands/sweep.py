@@ -101,8 +101,8 @@ def sweep(
                 sampler = choose_sampler(model, make, grid, points(make(model.sampler.grid), wanted))
                 begin = time.perf_counter()
                 x, taken = draw(sampler)
-                bad += not_finite(x)
                 seconds = time.perf_counter() - begin
+                bad += not_finite(x)
                 rows.append(
                     {
                         "sampler": name_of(sampler),
