@@ -15,8 +15,10 @@ from torch import Tensor
 from .denoiser import Denoiser
 from .grids import Grid
 from .guidance import AutoGuided, ClassifierFree, ClassifierGuided
+from .limits import check_accelerator
 from .loading import load, load_classifier
 from .module import DiffusionModule
+from .parsing import wrong
 from .reading import reading
 from .samplers import Sampler
 
@@ -39,7 +41,12 @@ def choose_sampler(
     if steps is not None:
         grid = grid.with_steps(steps)
     if sampler is not None:
-        return sampler(grid)
+        try:
+            return sampler(grid)
+        except TypeError as error:
+            if "abstract" not in str(error):
+                raise
+            raise wrong("sampler", "Sampler is abstract: choose one such as DDIM, Heun, DPMpp") from None
     chosen = copy.copy(model.sampler)
     chosen.grid = grid
     return chosen
@@ -102,18 +109,15 @@ def guide(
 
 
 def device_of(accelerator: str) -> torch.device:
-    """The torch device of "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
+    """The torch device of "cpu", "gpu" (or "cuda"), "mps", or "auto": a GPU of CUDA where there is one, else cpu.
 
     Apple's GPUs (mps) have no float64, in which tables of betas are kept.
     """
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if accelerator not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"accelerator must be cpu, cuda, mps or auto, got {accelerator!r}")
+    device = check_accelerator(accelerator, "accelerator")
     try:
-        return torch.empty(0, device=accelerator).device
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"accelerator {accelerator!r} is not to be had: {str(error).splitlines()[0]}") from error
+        raise wrong("accelerator", f"{accelerator} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def read_latents(path: Path, shape: tuple[int, ...]) -> Tensor:

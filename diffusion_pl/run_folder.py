@@ -9,6 +9,7 @@ from typing import Any
 from .callbacks.saver import last_checkpoint, previous_checkpoint
 from .checkpoints import or_else
 from .launch import agree, find_peers
+from .limits import name_of_config
 from .loggers import LEFTOVERS
 from .storage import Lock, claim_folder, numbered
 
@@ -67,8 +68,6 @@ class RunFolder:
                 RUNS.rmdir()
 
     def _find(self, config: Any, command: str, claim: bool) -> dict[str, Any]:
-        if config.run and not (RUNS / config.run).resolve().is_relative_to(RUNS.resolve()):
-            raise ValueError(f"--run must name a folder within {RUNS}, got {config.run}")
         ckpt_path, resumed = config.ckpt_path, config.ckpt_path in ("last", "auto")
         name = config.run or _default_name(config)
         folder = Path(os.environ[_VARIABLE]) if self.inherited else _folder_of(config)
@@ -125,4 +124,4 @@ def _default_name(config: Any) -> str:
     paths = [Path(str(path)) for path in config.config or []]
     if len(paths) == 1 and paths[0].absolute().parent.parent == RUNS.absolute():  # runs/NAME/config.yaml
         return paths[0].absolute().parent.name
-    return "-".join([paths[0].absolute().parent.name, *(path.stem for path in paths)]) if paths else "run"
+    return name_of_config(paths)
