@@ -6,8 +6,8 @@ linked to the model, so they are written nowhere.
 """
 
 import os
-import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from .callbacks.saver import last_checkpoint
 from .cards import CARD, read_card
 from .checkpoints import AtomicCheckpointIO
 from .checks import Finding, table
-from .config_files import OPTIONAL, check_files, config_files
+from .config_files import OPTIONAL, SUFFIXES, check_files, config_files
 from .console import EXPECTED, quiet
 from .data import DataModule
 from .drawing import fingerprint
@@ -48,7 +48,7 @@ from .masking import masked, masked_arguments
 from .memory import keep_freed_memory
 from .messages import explain
 from .module import DiffusionModule
-from .parsing import RaisingParser
+from .parsing import RaisingParser, build
 from .run_folder import RUNS, RunFolder
 from .storage import OutputFolder, write_file
 from .trainable import Trainable
@@ -163,6 +163,7 @@ class DiffusionCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.folder, config.ckpt_path = self._run.open(config, str(self.subcommand), claim=not self._diagnose)
         self.parser.add_instantiator(self._make_logger, Logger)
+        self.parser.add_instantiator(build, object)
 
     def instantiate_classes(self) -> None:
         try:
@@ -284,8 +285,11 @@ def switched_off(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def names_model(args: Sequence[str]) -> bool:
     """Whether the command line or a configuration gives the model by its class, as it must all but diffusion models."""
-    if any(re.match(r"--model(\.class_path)?(=|$)", arg) for arg in args):
-        return True
+    for arg, after in pairwise([*args, ""]):
+        option, equals, value = arg.partition("=")
+        value = value if equals else after
+        if option == "--model.class_path" or (option == "--model" and not value.endswith(SUFFIXES)):
+            return True
     for path in config_files(args):
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))

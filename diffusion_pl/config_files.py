@@ -16,7 +16,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 #: Sections that may be switched off by null or false.
 OPTIONAL = ("ema", "guard", "doctor")
 #: What each section that is no class looks like.
-_EXAMPLES = {
+SECTIONS = {
     "model": "network, schedule and loss",
     "data": "class_path and init_args",
     "trainer": "max_steps",
@@ -34,6 +34,7 @@ class Entry(NamedTuple):
     path: Path
     line: int
     value: Node
+    key: str = ""
 
     @property
     def text(self) -> str | None:
@@ -69,7 +70,7 @@ def check_files(args: Sequence[str]) -> None:
             raise ValueError(f"{path}: expected sections such as model, data, trainer, got {kind}")
         _refuse_duplicates(path, root)
         for key, value in root.value:
-            if key.value in _EXAMPLES and not isinstance(value, MappingNode) and not _is_reference(key.value, value):
+            if key.value in SECTIONS and not isinstance(value, MappingNode) and not _is_reference(key.value, value):
                 _check_section(path, key, value)
 
 
@@ -123,16 +124,20 @@ def find_class(name: str, args: Sequence[str]) -> list[Entry]:
             root = _compose(path, read_text(path))
         except (OSError, ValueError):
             continue
-        nodes = [root] if root is not None else []
+        nodes = [(root, "")] if root is not None else []
         while nodes:
-            node = nodes.pop(0)
+            node, key = nodes.pop(0)
             if isinstance(node, SequenceNode):
-                nodes += node.value
+                nodes += [(value, key) for value in node.value]
             elif isinstance(node, MappingNode):
-                nodes += [value for _, value in node.value]
+                nodes += [(value, _below(key, str(part.value))) for part, value in node.value]
             elif isinstance(node, ScalarNode) and str(node.value).rpartition(".")[2] == name:
-                found.append(Entry(path, node.start_mark.line + 1, node))
+                found.append(Entry(path, node.start_mark.line + 1, node, key))
     return found
+
+
+def _below(key: str, part: str) -> str:
+    return key if part in ("class_path", "init_args") else f"{key}.{part}".lstrip(".")
 
 
 def _compose(path: Path, text: str) -> Node | None:
@@ -194,7 +199,7 @@ def _check_section(path: Path, key: ScalarNode, value: Node) -> None:
     elif name == "saver" and isinstance(value, ScalarNode) and str(value.value).isdigit():
         hint = f"; did you mean {{every_n_steps: {value.value}}}?"
     got = "a list" if isinstance(value, SequenceNode) else str(value.value) or "null"
-    raise ValueError(f"{where}: {name}: expected keys such as {_EXAMPLES[name]}, got {got}{hint}")
+    raise ValueError(f"{where}: {name}: expected keys such as {SECTIONS[name]}, got {got}{hint}")
 
 
 def _is_reference(name: str, value: Node) -> bool:

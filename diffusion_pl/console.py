@@ -1,6 +1,7 @@
 """Errors as people read them: one line that says what, where and how to fix it."""
 
 import logging
+import re
 import sys
 import traceback
 import warnings
@@ -67,6 +68,8 @@ def told(error: Exception, args: Sequence[str]) -> tuple[int, str]:
         args: the command line.
     """
     name, text = type(error).__name__, str(error)
+    if name == "MisconfigurationException" and "could not find the monitored key" in text:
+        return 2, _monitor(text)
     if isinstance(error, EXPECTED) or name in _REFUSALS:
         return 2, explain(error, args)
     if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
@@ -76,18 +79,22 @@ def told(error: Exception, args: Sequence[str]) -> tuple[int, str]:
     if isinstance(error, ImportError):
         return 2, f"a package is missing or broken: {explain(error)}"
     if isinstance(error, RuntimeError) and "arly stopping conditioned on metric" in text:
-        return 2, _monitor("EarlyStopping", text)
+        return 2, _monitor(text)
     text = " ".join(text.split())
     text = f": {text[:300]}" if text else ""
     hint = "run with --debug for the traceback, and report it"
     return _UNEXPECTED, f"unexpected error: {name}{text} (at {_origin(error)}); {hint}"
 
 
-def _monitor(callback: str, text: str) -> str:
-    """Lightning's message about a metric that nobody logs."""
-    metric = text.partition("`")[2].partition("`")[0]
-    known = text.rpartition("following: ")[2].strip("` ")
-    return f"trainer.callbacks: {callback}: there is no metric {metric!r} to monitor; set monitor to one of {known}"
+def _monitor(text: str) -> str:
+    """Lightning's messages about a metric that nobody logs, of EarlyStopping and of ModelCheckpoint."""
+    callback = "ModelCheckpoint" if "ModelCheckpoint" in text else "EarlyStopping"
+    metric = re.search(r"[`'](?:\w+\(monitor=')?([\w./@-]+)", text.replace("`ModelCheckpoint`", ""))
+    listed = re.split(r"following: |returned metrics: ", text)[-1].partition("]")[0]
+    known = [name for name in re.findall(r"[`']([^`',]+)[`']", listed) if "_t0" not in name]
+    name = metric[1] if metric else "of this name"
+    remedy = f"choose one of {', '.join(known)}" if known else "none has been logged yet"
+    return f"trainer.callbacks: {callback}: there is no metric {name} to monitor; {remedy}"
 
 
 def _origin(error: BaseException) -> str:

@@ -9,8 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-from .parsing import wrong
+from lightning.pytorch.strategies import StrategyRegistry
+
 from .masking import MASK
+from .parsing import wrong
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 MAX_LR = 1000.0
@@ -43,7 +45,6 @@ _TRAINER: dict[str, tuple[_Test, str]] = {
 #: Callbacks of Lightning that cannot work with these models.
 _UNFIT = {
     "LearningRateFinder": "needs a model with an attribute lr; set --model.optimizer.lr, and compare short runs",
-    "BatchSizeFinder": "changes the batch size during the run; set --data.batch_size",
 }
 
 
@@ -72,6 +73,11 @@ def check(config: Any, sections: Mapping[str, type]) -> None:
         _check_value(config.model, "model", None)
     _check_trainer(config.trainer)
     model = config.model.get("init_args", config.model)
+    scheduler = str(getattr(model.get("lr_scheduler"), "class_path", ""))
+    endless = config.trainer.max_steps == -1 and config.trainer.max_epochs in (-1, None)
+    if endless and scheduler.startswith("diffusion_pl.lr_schedulers"):
+        name = scheduler.rpartition(".")[2]
+        raise wrong("trainer.max_steps", f"must be set, since {name} needs the length of the run, got -1")
     optimizer = model.get("optimizer")
     lr = getattr(getattr(optimizer, "init_args", None), "lr", None)
     if isinstance(lr, (int, float)) and not 0 < lr <= MAX_LR:
@@ -141,6 +147,20 @@ def _check_trainer(trainer: Any) -> None:
         least, most = trainer.get(f"min_{limit}"), trainer.get(f"max_{limit}")
         if least is not None and most is not None and most != -1 and least > most:
             raise wrong(f"trainer.min_{limit}", f"must be at most max_{limit}, {most}, got {least}")
+    interval = trainer.val_check_interval
+    if isinstance(interval, float) and trainer.check_val_every_n_epoch is None and not isinstance(interval, bool):
+        hint = "a fraction of an epoch needs check_val_every_n_epoch 1"
+        raise wrong("trainer.val_check_interval", f"expected a whole number of steps, got {interval:g} ({hint})")
+    choices = {"profiler": ("simple", "advanced", "pytorch"), "gradient_clip_algorithm": ("norm", "value")}
+    for name, known in choices.items():
+        value = trainer.get(name)
+        if isinstance(value, str) and value not in known:
+            raise wrong(f"trainer.{name}", f"expected one of {', '.join(known)}, got {value}")
+    strategy = trainer.strategy
+    if isinstance(strategy, str) and strategy not in ("auto", *StrategyRegistry.available_strategies()):
+        raise wrong("trainer.strategy", f"expected auto, ddp or another name that Lightning knows, got {strategy}")
+    if trainer.barebones:
+        raise wrong("trainer.barebones", "is not supported: it switches off logging and checkpoints")
     accelerator = trainer.accelerator
     if isinstance(accelerator, str):
         if accelerator not in ACCELERATORS:

@@ -6,8 +6,10 @@ callback finds between steps, and pictures and films, which are files in the run
 
 import os
 from collections.abc import Mapping
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -61,6 +63,11 @@ def make_logger(kind: type[Logger], folder: Path, run: str, identities: Mapping[
     }
     if known.identity and options.get(known.identity) is None and kind.__name__ in identities:
         options[known.identity] = identities[kind.__name__]
+    if issubclass(kind, WandbLogger) and not _wandb_can_log(options):
+        raise ValueError(
+            "trainer.logger: WandbLogger: there is no login to Weights & Biases here. Fix: run `wandb login`, or log to "
+            "the run's folder only with --trainer.logger.init_args.offline true"
+        )
     # MLflow wants to be told that a store of files, which needs no database, is meant.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     try:
@@ -72,6 +79,20 @@ def make_logger(kind: type[Logger], folder: Path, run: str, identities: Mapping[
             f"trainer.logger: {kind.__name__} needs the package {known.package}: "
             f"pip install 'diffusion_pl[{known.package}]'"
         ) from error
+
+
+def _wandb_can_log(options: Mapping[str, Any]) -> bool:
+    """Whether a run of W&B is offline, or a key for its server is set; else it would ask, or raise in mid-run."""
+    mode = options.get("mode") or os.environ.get("WANDB_MODE") or "online"
+    if options.get("offline") or mode in ("offline", "disabled", "dryrun"):
+        return True
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "LOCAL_RANK")):
+        return True
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc(os.environ.get("NETRC") or None).authenticators(server) is not None
+    except (OSError, NetrcParseError, RuntimeError):  # there is none, or no home
+        return False
 
 
 def identities_of(trainer: Trainer) -> dict[str, str]:

@@ -7,18 +7,21 @@ import re
 import sys
 import types as python_types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Union, get_args, get_origin
 
-from .config_files import SUFFIXES, find
-from .parsing import UsageError
+from .config_files import SECTIONS, SUFFIXES, find, find_class
+from .parsing import BUILT, UsageError
 
 Types = Mapping[str, Any]
 
+_GOT = r"Got value: (?:Namespace\(class_path=')?([\w.]+).*"
 #: What jsonargparse says, and what is printed.
 _PHRASES = (
+    (r"Expected a dot import path string:\s*$", "expected a class, got nothing"),
     (r"Expected a dot import path string: (.+)", r"there is no class \1"),
-    (r"Type .+ a callable class: module .+ has no attribute '.+?'\. Got value: (\S+)", r"there is no class \1"),
-    (r"Type .+ a callable class: No module named '(.+?)'\. Got value: (\S+)", r"there is no class \2 (no module \1)"),
+    (rf"Type .+ a callable class: module .+ has no attribute '.+?'\. {_GOT}", r"there is no class \1"),
+    (rf"Type .+ a callable class: No module named '.+?'\. {_GOT}", r"there is no class \1"),
     (r"Type .+ a callable class: Dict must include a class_path.+NestedArg\(key='(\w+)'.+", r"unknown key \1"),
     (r"Type .+ a callable class: Expected an import path or a subclass spec, but got (.+?)\. Got.*", r"expected a class, got \1"),
     (r"Type .+ expects a function or a callable class: (.+)", r"expected a class: \1"),
@@ -33,6 +36,7 @@ _PHRASES = (
     (r"\b(?:fit|validate|test|predict)\.(?=model|data)", ""),
     (r"Expected a <class '(?:\w+\.)*(\w+)'>\. Got value: (.*)", r"expected \1, got \2"),
     (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"expected \1"),
+    (r"Expected a typing\.Literal\[(.+)\]\. Got value: (.*)", r"expected one of \1, got \2"),
     (r"Expected a typing\.Literal\[(.+)\]", r"expected one of \1"),
     (r"(-?\d+) is not in bounds, numpy accepts from (\d+) to (\d+)", r"seed_everything must be in [\2, \3], got \1"),
 )
@@ -75,7 +79,35 @@ def explain(error: BaseException, args: Sequence[str] = ()) -> str:
         error: as raised.
         args: the command line.
     """
-    return one_line(str(error) or type(error).__name__, args, error.types if isinstance(error, UsageError) else {})
+    if isinstance(error, UsageError):
+        return one_line(str(error), args, error.types)
+    text = one_line(str(error) or type(error).__name__, args)
+    cls = getattr(error, BUILT, None)
+    named = re.match(r"([A-Z]\w+): ", text)
+    if cls is None and named:  # a class that is built later, such as a network
+        cls = next((c for c in _all_classes() if c.__name__ == named[1]), None)
+    where = "" if cls is None else _place_of_class(cls, text, args)
+    return f"{where}: {text}" if where else text
+
+
+def _place_of_class(cls: type, text: str, args: Sequence[str]) -> str:
+    """Where the options of a class are set that refused to be built; empty if the command line does not say."""
+    name = cls.__name__
+    keys = [arg.partition("=")[0].lstrip("-") for arg in args if arg.startswith("--") and arg.endswith(f"={name}")]
+    keys += [a.lstrip("-") for a, b in pairwise(args) if a.startswith("--") and b.rpartition(".")[2] == name]
+    entries = find_class(name, args)
+    keys = [key.removesuffix(".class_path") for key in keys] or [entry.key for entry in entries]
+    keys = keys or ([name.lower()] if name.lower() in SECTIONS else [])
+    if len(set(keys)) != 1:  # nobody knows which of them
+        return ""
+    key = keys[0]
+    mentioned = [p for p in _parameters(cls) if re.search(rf"\b{p}\b", text)]
+    places = {p: _place(f"{key}.{p}", args) for p in mentioned}
+    places = {p: place for p, place in places.items() if place != f"{key}.{p}"}
+    if len(places) == 1 and len(mentioned) == 1:
+        return next(iter(places.values()))
+    found = _place(key, args)
+    return found if found != key or places else ""
 
 
 def one_line(message: str, args: Sequence[str] = (), types: Types | None = None) -> str:
@@ -107,16 +139,27 @@ def one_line(message: str, args: Sequence[str] = (), types: Types | None = None)
         causes, before = found, causes
         if found in ([rest], before):
             break
+    if len(causes) > 1:
+        causes = [cause for cause in causes if not cause.startswith("Not a valid subclass")] or causes
+    if any(cause.startswith("the following arguments are required") for cause in causes):  # of the class that is given
+        causes = [cause for cause in causes if "does not correspond to a subclass" not in cause]
     text = " or ".join(dict.fromkeys(map(_phrase, causes))).replace(" or expected ", " or ")
+    if text == "expected class_path and init_args only" and (name := _given(key, args)) is not None:
+        names = sorted(_names(_classes_at(key.split("."), types)))
+        if name not in names and any(name == base.__name__ for base in _bases_at(key.split("."), types)):
+            text = f"{name} is abstract: choose one of {', '.join(names)}"
+    if (entry := re.match(r"expected class_path of a (\w+), got (.*)", text)) and (keys := _keys_of(entry[1], key, types)):
+        text = f"expected the keys {keys}, got {entry[2]}"
     if given and text.startswith("expected") and "got" not in text:
         text += f", got {given[1]}"
     if unloaded := re.match(r"Unable to load config '?\"?(.*?)'?\"?(?: - .*)?$", text):
         key = ".".join(dict.fromkeys(key.split(".")))
         text = f"expected options of its own, such as --{_first_below(key, types)}, got {unloaded[1]}"
-    if text == "expected class_path and init_args only" and (name := _given(key, args)) is not None:
-        names = sorted(_names(_classes_at(key.split("."), types)))
-        if name not in names and any(name == base.__name__ for base in _bases_at(key.split("."), types)):
-            text = f"{name} is abstract: choose one of {', '.join(names)}"
+    if missing := re.fullmatch(r"missing: ([\w, ]+)", text):
+        names = missing[1].split(", ")
+        return f"missing: {', '.join(f'--{name}' if name in types else name for name in names)}" if not key else (
+            f"{_place(key, args)}: {text}"
+        )
     unknown = re.search(r"(unknown key|there is no class) ([^\s;]+)", text)
     if unknown is None:
         return ": ".join(filter(None, (_place(key, args, text), text)))
@@ -182,7 +225,7 @@ def _unknown_option(token: str, types: Types, args: Sequence[str]) -> str:
 def _by_last_name(parts: Sequence[str], types: Types, args: Sequence[str]) -> str | None:
     """The option that is meant by a name without its section: lr, max_steps, checkpoint."""
     name = parts[-1]
-    known = list(_options(types, args))
+    known = [*_options(types, args), "help"]
     if len(parts) == 1:
         if near := next((key for key in known if "." not in key and _plain(key) == _plain(name)), None):
             return near
@@ -211,7 +254,16 @@ def _unknown_class(text: str, name: str, key: str, types: Types) -> str:
         wanted = " or ".join(dict.fromkeys(base.__name__ for base in bases))
         known = ", ".join(sorted(names)[:12])
         return f"{short} is a class of another kind, expected a {wanted}" + (f" such as {known}" if known else "")
-    return text + _did_you_mean(nearest(short, names))
+    near = nearest(short, names)
+    if near is None and 0 < len(names) <= 20:
+        return f"{text}; choose one of {', '.join(sorted(names))}"
+    return text + _did_you_mean(near)
+
+
+def _keys_of(name: str, key: str, types: Types) -> str:
+    """The options of a class that has no subclasses, so that nobody writes its class_path."""
+    base = next((base for base in _bases_at(key.split("."), types) if base.__name__ == name), None)
+    return ", ".join(_parameters(base)) if base is not None and not type.__subclasses__(base) else ""
 
 
 def _options(types: Types, args: Sequence[str]) -> Iterator[str]:
@@ -273,7 +325,10 @@ def _bases_at(parts: Sequence[str], types: Types) -> list[type]:
 
 
 def _classes_at(parts: Sequence[str], types: Types) -> list[type]:
-    return [cls for base in _bases_at(parts, types) for cls in _subclasses(base)]
+    found = [cls for base in _bases_at(parts, types) for cls in _subclasses(base)]
+    if parts[-1] != "network":
+        return found
+    return [cls for cls in found if next(iter(_parameters(cls)), None) == "shape"]  # not its layers
 
 
 def _names(classes: Iterable[type]) -> set[str]:

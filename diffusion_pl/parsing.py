@@ -12,6 +12,9 @@ _INDENT = " " * 24  # of an option's text in the help
 _KNOWN = re.compile(r"known\s+subclasses:\s+([^)]*)\)")
 
 
+BUILT = "built"  # attribute of an error: the class that refused to be built
+
+
 class UsageError(ValueError):
     """A mistake in a command line or a configuration file, in the words of jsonargparse.
 
@@ -27,6 +30,16 @@ class UsageError(ValueError):
 def wrong(key: str, text: str) -> UsageError:
     """A UsageError about the value of one key; where it was set is added when the error is printed."""
     return UsageError(f'Parser key "{key}":\n{text}')
+
+
+def build(cls: type, *args: Any, **kwargs: Any) -> Any:
+    """Make an instance for jsonargparse; an error remembers of which class."""
+    try:
+        return cls(*args, **kwargs)
+    except ValueError as error:
+        if not hasattr(error, BUILT):
+            setattr(error, BUILT, cls)
+        raise
 
 
 class RaisingParser(ArgumentParser):
