@@ -9,7 +9,8 @@ import torch.optim  # noqa: F401  its names are among those suggested
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import diffusion_pl.cli  # noqa: F401  so are those of the package
-from diffusion_pl.console import guard, one_line, quiet
+from diffusion_pl.console import guard, quiet
+from diffusion_pl.messages import one_line
 
 UNION = """Parser key "model.optimizer":
   Parser key "lr":

@@ -51,7 +51,7 @@ from safetensors.torch import load_file
 
 from diffusion_pl.loading import rebuild
 
-config = json.loads(Path("config.json").read_text())
+config = json.loads(Path("config.json").read_text(encoding="utf-8"))
 model, data = rebuild(config, config["data_state"])
 model.network.load_state_dict(load_file("model.safetensors"))
 samples = data.decode(model.eval().sample(range(4)).x_0)
