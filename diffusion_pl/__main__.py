@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command, rest = args[0], args[1:]
     if command not in COMMANDS:
-        close = [_SYNONYMS[command]] if command in _SYNONYMS else difflib.get_close_matches(command.lower(), COMMANDS, n=1)
+        close = difflib.get_close_matches(command.lower(), COMMANDS, n=1)
+        close = [_SYNONYMS[command]] if command in _SYNONYMS else close
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         print(f"diffusion_pl: error: unknown command {command!r}: {hint}", file=sys.stderr)
         return 2

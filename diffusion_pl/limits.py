@@ -83,7 +83,7 @@ def check(config: Any, sections: Mapping[str, type]) -> None:
     if isinstance(lr, (int, float)) and not 0 < lr <= MAX_LR:
         raise wrong("model.optimizer.lr", f"must be above 0 and at most {MAX_LR:g}, got {lr:g}")
     if optimizer is not None and str(optimizer.get("class_path", "")).endswith(".SparseAdam"):
-        raise wrong("model.optimizer", "SparseAdam is for sparse gradients, which no network here has; use torch.optim.AdamW")
+        raise wrong("model.optimizer", "SparseAdam needs sparse gradients; use torch.optim.AdamW")
 
 
 def check_run_name(name: str) -> None:
@@ -194,8 +194,8 @@ def check_accelerator(accelerator: str, option: str) -> str:
     if accelerator == "gpu":
         accelerator = "mps" if mps and not cuda else "cuda"
     if (accelerator == "cuda" and not cuda) or (accelerator == "mps" and not mps):
-        built = "" if torch.backends.cuda.is_built() or accelerator == "mps" else ": this PyTorch is built without CUDA"
-        raise wrong(option, f"no {'GPU' if accelerator == 'cuda' else 'Apple GPU'} is available here{built}. Fix: set it to cpu or auto")
+        kind = "GPU" if accelerator == "cuda" else "Apple GPU"
+        raise wrong(option, f"no {kind} is available here. Fix: set it to cpu or auto")
     return accelerator
 
 
@@ -203,7 +203,7 @@ def _check_class(cls: Any, values: Any, key: str) -> None:
     """Refuse null for parameters that cannot be None, and masked secrets, at any depth."""
     ours = inspect.isclass(cls) and cls.__module__.startswith("diffusion_pl.")
     try:
-        parameters = inspect.signature(cls).parameters
+        parameters = dict(inspect.signature(cls).parameters)
     except (ValueError, TypeError):
         parameters = {}
     for name, value in dict(vars(values)).items():

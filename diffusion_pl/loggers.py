@@ -65,8 +65,8 @@ def make_logger(kind: type[Logger], folder: Path, run: str, identities: Mapping[
         options[known.identity] = identities[kind.__name__]
     if issubclass(kind, WandbLogger) and not _wandb_can_log(options):
         raise ValueError(
-            "trainer.logger: WandbLogger: there is no login to Weights & Biases here. Fix: run `wandb login`, or log to "
-            "the run's folder only with --trainer.logger.init_args.offline true"
+            "trainer.logger: WandbLogger: there is no login to Weights & Biases. Fix: run `wandb login`, or log to the "
+            "run's folder only with --trainer.logger.init_args.offline true"
         )
     # MLflow wants to be told that a store of files, which needs no database, is meant.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")

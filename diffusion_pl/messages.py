@@ -23,7 +23,7 @@ _PHRASES = (
     (rf"Type .+ a callable class: module .+ has no attribute '.+?'\. {_GOT}", r"there is no class \1"),
     (rf"Type .+ a callable class: No module named '.+?'\. {_GOT}", r"there is no class \1"),
     (r"Type .+ a callable class: Dict must include a class_path.+NestedArg\(key='(\w+)'.+", r"unknown key \1"),
-    (r"Type .+ a callable class: Expected an import path or a subclass spec, but got (.+?)\. Got.*", r"expected a class, got \1"),
+    (r"Type .+: Expected an import path or a subclass spec, but got (.+?)\. Got.*", r"expected a class, got \1"),
     (r"Type .+ expects a function or a callable class: (.+)", r"expected a class: \1"),
     (r"Import path (\S+) does not correspond to a subclass of (\w+).*", r"\1 is no \2"),
     (r"Not a valid subclass of (\w+)\. Got value: (.+?) Subclass types.*", r"expected class_path of a \1, got \2"),
@@ -148,8 +148,9 @@ def one_line(message: str, args: Sequence[str] = (), types: Types | None = None)
         names = sorted(_names(_classes_at(key.split("."), types)))
         if name not in names and any(name == base.__name__ for base in _bases_at(key.split("."), types)):
             text = f"{name} is abstract: choose one of {', '.join(names)}"
-    if (entry := re.match(r"expected class_path of a (\w+), got (.*)", text)) and (keys := _keys_of(entry[1], key, types)):
-        text = f"expected the keys {keys}, got {entry[2]}"
+    if entry := re.match(r"expected class_path of a (\w+), got (.*)", text):
+        keys = _keys_of(entry[1], key, types)
+        text = f"expected the keys {keys}, got {entry[2]}" if keys else text
     if given and text.startswith("expected") and "got" not in text:
         text += f", got {given[1]}"
     if unloaded := re.match(r"Unable to load config '?\"?(.*?)'?\"?(?: - .*)?$", text):
@@ -157,8 +158,10 @@ def one_line(message: str, args: Sequence[str] = (), types: Types | None = None)
         text = f"expected options of its own, such as --{_first_below(key, types)}, got {unloaded[1]}"
     if missing := re.fullmatch(r"missing: ([\w, ]+)", text):
         names = missing[1].split(", ")
-        return f"missing: {', '.join(f'--{name}' if name in types else name for name in names)}" if not key else (
-            f"{_place(key, args)}: {text}"
+        return (
+            f"missing: {', '.join(f'--{name}' if name in types else name for name in names)}"
+            if not key
+            else (f"{_place(key, args)}: {text}")
         )
     unknown = re.search(r"(unknown key|there is no class) ([^\s;]+)", text)
     if unknown is None:
@@ -169,7 +172,7 @@ def one_line(message: str, args: Sequence[str] = (), types: Types | None = None)
         return ": ".join(filter(None, (_place(key, args, f"got {name}"), _unknown_class(text, name, key, types))))
     parts = [part for part in ".".join(filter(None, (key, name))).split(".") if part != "init_args"]
     odd = _first_unknown(parts, types, args)
-    key = ".".join(parts[: odd + 1])
+    key = ".".join(parts[: odd + 1] if types else parts)
     near = nearest(parts[odd], _children(parts[:odd], types, args))
     if near is None and odd == 0:  # maybe an option that belongs into a section
         near = _by_last_name(parts, types, args)
@@ -250,6 +253,8 @@ def _unknown_class(text: str, name: str, key: str, types: Types) -> str:
         classes = [c for c in _all_classes() if not c.__name__.startswith("_")]
     names = _names(classes)
     kind = next((c for c in _all_classes() if c.__name__ == short), None)
+    if not bases and kind is not None:
+        return f"{short} is a class of another kind"
     if bases and short not in names and kind is not None:
         wanted = " or ".join(dict.fromkeys(base.__name__ for base in bases))
         known = ", ".join(sorted(names)[:12])
@@ -376,7 +381,7 @@ def _is_exported(cls: type) -> bool:
 def _all_classes() -> list[type]:
     modules = [m for name, m in list(sys.modules.items()) if name.split(".")[0] == "diffusion_pl"]
     modules += [sys.modules[name] for name in ("torch.optim",) if name in sys.modules]
-    return [c for m in modules for c in vars(m).values() if inspect.isclass(c) and not c.__module__ == "builtins"]
+    return [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ != "builtins"]
 
 
 def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:

@@ -47,7 +47,7 @@ def prepare_home() -> None:
     caches = tempfile.mkdtemp(prefix="diffusion_pl-")
     atexit.register(shutil.rmtree, caches, ignore_errors=True)
     where = f"the home folder {home} cannot be written" if home else "there is no home folder"
-    print(f"diffusion_pl: warning: {where}: caches are kept for this call only (set HOME to keep them)", file=sys.stderr)
+    print(f"diffusion_pl: warning: {where}: caches last for this call only (set HOME to keep them)", file=sys.stderr)
     if not home or not os.path.isdir(home):
         os.environ["HOME"] = caches
     os.environ.setdefault("MPLCONFIGDIR", os.path.join(caches, "matplotlib"))

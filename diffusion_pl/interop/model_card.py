@@ -4,6 +4,7 @@ It says what the checkpoint, the card of its run and its evaluations tell; what 
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,11 @@ for (t, _, _), (_, alpha, sigma) in zip(grid[:-1], grid[1:]):  # DDIM
 samples = denoise(x, float(grid[-1, 0]))[0]{units}"""
 
 
+def _scalar(text: str) -> str:
+    """A text as one YAML value in the head: what is no plain word is quoted, line breaks escaped."""
+    return text if re.fullmatch(r"[A-Za-z][\w.+-]*", text) else json.dumps(text)
+
+
 def find_run(ckpt_path: Path) -> dict[str, Any] | None:
     """The card of the run that a checkpoint lies in, if it lies in one."""
     path = ckpt_path.absolute().parent.parent / CARD
@@ -140,7 +146,7 @@ def model_card(
     """
     data = _name(description["data"])
     head = [f"library_name: {LIBRARY.get(kind, 'diffusion_pl')}"]
-    head += [f"license: {licence}"] if licence else []
+    head += [f"license: {_scalar(licence)}"] if licence else []
     head += ["tags:", *(f"- {tag}" for tag in dict.fromkeys(("diffusion", "diffusion_pl", *TAGS[kind])))]
     head += ["datasets:", f"- {HUB[data]}"] if data in HUB else []
     shape = "x".join(map(str, model.shape))
