@@ -135,11 +135,11 @@ CASES: dict[str, tuple[Any, str]] = {
     "option of trainer": (options("--trainer.max_epoch", 3), r"unknown option --trainer.max_epoch; .*max_epochs\?"),
     "abbreviation": (
         options("--trainer.max_step", 3),
-        r"unknown option --trainer.max_step; did you mean --trainer.max_steps\?",
+        r"option --trainer.max_step; .*--trainer.max_steps\?",
     ),
     "option of model": (
         options("--model.optimzer.lr", 1),
-        r"unknown option --model.optimzer.lr; .*--model.optimizer.lr\?",
+        r"--model.optimzer.lr; .*--model.optimizer.lr\?",
     ),
     "option of class": (options("--model.network.widht", 8), r"--model.network.widht: unknown key; .*width\?"),
     "option of optimizer": (options("--model.optimizer.lrr", 1), r"--model.optimizer.lrr: unknown key; .*lr\?"),
@@ -251,7 +251,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "fewer than no devices": (options("--trainer.devices", -3), r"trainer: `devices`.*int > 0"),
     "accelerator": (
         options("--trainer.accelerator", "abacus"),
-        r"--trainer.accelerator: expected one of auto, cpu, gpu, .*abacus",
+        r"accelerator: expected one of auto, cpu, gpu, .*abacus",
     ),
     "accumulation": (
         options("--trainer.accumulate_grad_batches", 0),
