@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..lean import LeanCallback
 
 #: Values stand before the clock, behind a short bar, so that 80 columns show them.
-_BAR = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}, {rate_fmt}]"
+_BAR = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}, {rate_fmt}]"
 
 
 class StepProgress(LeanCallback, ProgressBar):
