@@ -63,15 +63,10 @@ def make_logger(kind: type[Logger], folder: Path, run: str, identities: Mapping[
     }
     if known.identity and options.get(known.identity) is None and kind.__name__ in identities:
         options[known.identity] = identities[kind.__name__]
-    if issubclass(kind, WandbLogger) and not _wandb_can_log(options):
-        raise ValueError(
-            "trainer.logger: WandbLogger: there is no login to Weights & Biases. Fix: run `wandb login`, or log to the "
-            "run's folder only with --trainer.logger.init_args.offline true"
-        )
     # MLflow wants to be told that a store of files, which needs no database, is meant.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     try:
-        return kind(**options)
+        logger = kind(**options)
     except ModuleNotFoundError as error:
         if known.package is None:
             raise
@@ -79,6 +74,12 @@ def make_logger(kind: type[Logger], folder: Path, run: str, identities: Mapping[
             f"trainer.logger: {kind.__name__} needs the package {known.package}: "
             f"pip install 'diffusion_pl[{known.package}]'"
         ) from error
+    if issubclass(kind, WandbLogger) and not _wandb_can_log(options):
+        raise ValueError(
+            "trainer.logger: WandbLogger: there is no login to Weights & Biases. Fix: run `wandb login`, or log to the "
+            "run's folder only with --trainer.logger.init_args.offline true"
+        )
+    return logger
 
 
 def _wandb_can_log(options: Mapping[str, Any]) -> bool:
