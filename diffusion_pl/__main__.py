@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .startup import discard_output, prepare_home, prepare_streams, say_loading
 
 TRAINER_COMMANDS = {
     "fit": "train a model from a configuration",
@@ -28,6 +29,9 @@ TOOLS = {
 }
 COMMANDS = TRAINER_COMMANDS | TOOLS
 
+_SYNONYMS = {"train": "fit", "generate": "sample", "draw": "sample", "eval": "evaluate", "check": "doctor"}
+_SYNONYMS |= {"inpaint": "restore", "convert": "import", "load": "import", "save": "export", "resume": "fit"}
+
 USAGE = "usage: python -m diffusion_pl COMMAND [options]    (COMMAND --help lists them)"
 EXAMPLES = """examples:
   python -m diffusion_pl fit --config configs/datasaurus/vp.yaml
@@ -40,8 +44,10 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit status (0 well, 2 an error told in one line, 143 stopped by a signal)."""
+    """Run one command line; returns the exit status: 0 done, 2 something is wrong with the input,
+    1 an unexpected error, 130 Ctrl-C, 141 the reader of the output has gone, 143 stopped by a signal."""
     args = list(sys.argv[1:] if argv is None else argv)
+    prepare_streams()
     debug = "--debug" in args or bool(os.environ.get("DIFFUSION_PL_DEBUG"))
     args = [a for a in args if a != "--debug"]
     if not args or args[0] in ("-h", "--help", "help"):
@@ -55,10 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command, rest = args[0], args[1:]
     if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        close = difflib.get_close_matches(command.lower(), COMMANDS, n=1)
+        close = [_SYNONYMS[command]] if command in _SYNONYMS else close
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         print(f"diffusion_pl: error: unknown command {command!r}: {hint}", file=sys.stderr)
         return 2
+    say_loading()
+    prepare_home()
     # Imported here: they bring torch.
     from .console import guard
 
@@ -82,6 +91,8 @@ if __name__ == "__main__":
         code = main()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         code = 0
+    except KeyboardInterrupt:
+        code = 130
     sys.exit(code)

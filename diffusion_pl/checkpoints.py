@@ -160,7 +160,11 @@ def read_hashed(path: str | Path, map_location: Any = "cpu") -> tuple[dict[str, 
     path = checkpoint_at(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}{or_else(path)}")
-    with path.open("rb") as file:
+    try:
+        opened = path.open("rb")
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror}") from error
+    with opened as file:
         try:
             _verify(file)
             file.seek(0)
@@ -214,9 +218,20 @@ def or_else(path: Path) -> str:
     """For a message about path: "; the newest good one is …", of the others in its folder, or nothing if none is."""
     others = [file for file in path.parent.glob("*.ckpt") if file.is_file() and file.name != path.name]
     for other in sorted(others, key=lambda file: file.stat().st_mtime_ns, reverse=True):
-        if is_whole(other):
+        if _is_checkpoint(other):
             return f"; the newest good one is {other}: give it as --ckpt_path"
     return ""
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether the file is whole and of a training run, not any archive of this name."""
+    if not is_whole(path):
+        return False
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # of a dozen kinds
+        return False
+    return isinstance(content, dict) and "state_dict" in content
 
 
 def is_whole(path: Path) -> bool:

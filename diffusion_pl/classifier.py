@@ -16,7 +16,7 @@ from .loss import Losses
 from .metrics import BinnedMean
 from .schedules import Schedule
 from .times import TimeSampler
-from .trainable import VAL_BINS, Batch, Shape, Trainable
+from .trainable import VAL_BINS, Batch, Shape, Trainable, build_network
 
 
 class NoisyClassifier(Trainable):
@@ -51,7 +51,7 @@ class NoisyClassifier(Trainable):
         if classes is None:
             raise ValueError("NoisyClassifier: the data have no labels: give data.init_args.conditional true")
         self.shape, self.classes = tuple(shape), classes
-        self.classifier = build(partial(network, self.shape, classes))
+        self.classifier = build(partial(build_network, network, self.shape, classes))
         self.schedule, self.times = schedule, times
         self.noise_input = ScaledTime() if noise_input is None else noise_input
         self.val_accuracy = BinnedMean(VAL_BINS)

@@ -6,12 +6,12 @@ linked to the model, so they are written nowhere.
 """
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -37,17 +37,22 @@ from .callbacks.saver import last_checkpoint
 from .cards import CARD, read_card
 from .checkpoints import AtomicCheckpointIO
 from .checks import Finding, table
-from .console import EXPECTED, config_files, one_line, our_classes, quiet
+from .config_files import OPTIONAL, SUFFIXES, check_files, config_files
+from .console import EXPECTED, quiet
 from .data import DataModule
 from .drawing import fingerprint, refuse_not_finite
 from .evaluation import Band, check_names
 from .launch import end_with_parent, let_the_first_speak, lost_touch, part, place
 from .lean import LeanProfiler
+from .limits import check
 from .loading import link_data
 from .loggers import custom, make_logger, quiet_threads
 from .loops import count_steps
+from .masking import masked, masked_arguments
 from .memory import keep_freed_memory
+from .messages import explain
 from .module import DiffusionModule
+from .parsing import RaisingParser, build
 from .run_folder import RUNS, RunFolder
 from .stopping import Stopped, output_may_break, stoppable
 from .storage import OutputFolder, write_file
@@ -57,14 +62,12 @@ _USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VAL
 _DOCTOR = """Look at what fit with the same options would train: read the data, train and write nothing, and print a
 line for each check: ok, warning or error, the number found, and how to mend it. Exit status 2 if there is an error, or
 else 0. fit makes the same checks before its first step: errors stop it, warnings are printed."""
+SECTIONS: dict[str, type] = {"trainer": Trainer, "ema": EMA, "saver": Saver, "guard": Guard, "doctor": Doctor}
 _OF_THE_CALL = ("config", "ckpt_path", "weights_only")  # not of the experiment
 
 
-class Parser(LightningArgumentParser):
-    """Raises its errors, to be told in one line like all others."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ValueError(message)
+class Parser(RaisingParser, LightningArgumentParser):
+    """Knows the defaults of loggers, and builds nothing of a section that is null or false."""
 
     def add_class_arguments(self, theclass: Any, *args: Any, **kwargs: Any) -> list[str]:
         added: list[str] = super().add_class_arguments(theclass, *args, **kwargs)
@@ -75,8 +78,16 @@ class Parser(LightningArgumentParser):
                 action.required &= action.dest not in defaults
         return added
 
-    def format_help(self, formatter: Any = None) -> str:
-        return our_classes(super().format_help(formatter))
+    def instantiate(self, namespace: Any, *args: Any, **kwargs: Any) -> Any:
+        off = [name for name in OPTIONAL if name in namespace and not namespace[name]]
+        if off:
+            namespace = namespace.clone()
+        for name in off:
+            namespace.pop(name)
+        built = super().instantiate(namespace, *args, **kwargs)
+        for name in off:
+            built[name] = None
+        return built
 
 
 class DiffusionCLI(LightningCLI):
@@ -89,6 +100,7 @@ class DiffusionCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str], run: RunFolder, diagnose: bool = False) -> None:
+        check_files(args)
         self._names_model, self._args = names_model(args), args
         self._diagnose, self.findings = diagnose, list[Finding]()
         self._run = run
@@ -142,7 +154,12 @@ class DiffusionCLI(LightningCLI):
         link_data(parser, "model.init_args" if self._names_model else "model")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        args, off = switched_off(args)
         self.config = parser.parse_args(args)
+        config = self.config[self.config.subcommand]
+        for name in off:
+            config[name] = None
+        check(config, SECTIONS if self._names_model else {"model": DiffusionModule, **SECTIONS})
 
     def _parse_ckpt_path(self) -> None:
         """What the user wrote decides, not what a checkpoint holds: Lightning would silently override it."""
@@ -151,6 +168,7 @@ class DiffusionCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.folder, config.ckpt_path = self._run.open(config, str(self.subcommand), claim=not self._diagnose)
         self.parser.add_instantiator(self._make_logger, Logger)
+        self.parser.add_instantiator(build, object)
 
     def instantiate_classes(self) -> None:
         try:
@@ -159,12 +177,12 @@ class DiffusionCLI(LightningCLI):
         except EXPECTED as error:
             if not self._diagnose:
                 raise
-            self.findings.append(Finding("error", "build", one_line(str(error), self._args)))
+            self.findings.append(Finding("error", "build", explain(error, self._args)))
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self._diagnose:
             if not self.findings:  # else there is nothing to look at
-                doctor = self._get(self.config_init, "doctor")
+                doctor = self._get(self.config_init, "doctor") or Doctor()
                 self.findings = doctor.diagnose(self.trainer, self.model, self.datamodule)
         elif subcommand == "predict":
             self._predict()
@@ -198,18 +216,20 @@ class DiffusionCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self._dump_config()
         section = self._get(self.config_init, "trainer")
-        self._get(self.config_init, "doctor").asked = section.precision
+        if doctor := self._get(self.config_init, "doctor"):
+            doctor.asked = section.precision
+        parser = self._parser(self.subcommand)
+        parser.callback_keys = [key for key in parser.callback_keys if self._get(self.config_init, key) is not None]
+        config = masked({key: self.config_dump[key] for key in self.config_dump if key not in _OF_THE_CALL})
         always: list[Callback] = [
             StepSeed(),
             SeenLoss(),
             Description({key: self.config_dump[key] for key in ("model", "data")}, self._save_config),
-            RunCard({key: self.config_dump[key] for key in self.config_dump if key not in _OF_THE_CALL}, self._args),
+            RunCard(config, masked_arguments(self._args)),
         ]
         chosen = _as_list(section.callbacks)
         if section.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
             always.append(StepProgress())
-        if section.accumulate_grad_batches < 1:
-            raise ValueError(f"accumulate_grad_batches must be at least 1, got {section.accumulate_grad_batches}")
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in chosen):
             raise ValueError(
                 "GradientAccumulationScheduler changes how many batches an optimizer step takes, by which everything "
@@ -241,7 +261,11 @@ class DiffusionCLI(LightningCLI):
         config = self.config[self.subcommand].clone()
         for name in _OF_THE_CALL:
             config.pop(name, None)
-        write_file(path, self._parser(self.subcommand).dump(config, skip_none=False))
+        text = self._parser(self.subcommand).dump(config, skip_none=False)
+        plain = yaml.safe_load(text)
+        if masked(plain) != plain:  # else as it is, with its order
+            text = yaml.safe_dump(masked(plain), sort_keys=False)
+        write_file(path, text)
 
     def _logger(self) -> dict[str, Any]:
         if self._get(self.config, "trainer").logger is not None:
@@ -256,13 +280,34 @@ class DiffusionCLI(LightningCLI):
         return make_logger(kind, self.folder, str(self.folder.relative_to(RUNS)), identities, **options)
 
 
+def switched_off(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line without --ema false and the like, and the sections that are switched off so."""
+    kept, off = list[str](), list[str]()
+    values = iter(args)
+    for arg in values:
+        name, equals, value = arg.partition("=")
+        if name.removeprefix("--") not in OPTIONAL or not name.startswith("--"):
+            kept.append(arg)
+            continue
+        if not equals:
+            value = next(values, "")
+        if value.lower() in ("false", "null", "none", "no", "off"):
+            off.append(name.removeprefix("--"))
+        else:
+            kept += [name, value]
+    return kept, off
+
+
 def names_model(args: Sequence[str]) -> bool:
     """Whether the command line or a configuration gives the model by its class, as it must all but diffusion models."""
-    if any(re.match(r"--model(\.class_path)?(=|$)", arg) for arg in args):
-        return True
+    for arg, after in pairwise([*args, ""]):
+        option, equals, value = arg.partition("=")
+        value = value if equals else after
+        if option == "--model.class_path" or (option == "--model" and not value.endswith(SUFFIXES)):
+            return True
     for path in config_files(args):
         try:
-            config = yaml.safe_load(path.read_text())
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError:  # told, with its place, when it is parsed
             continue
         if isinstance(config, dict) and isinstance(config.get("model"), dict) and "class_path" in config["model"]:

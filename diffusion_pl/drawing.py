@@ -16,8 +16,10 @@ from .checkpoints import checkpoint_at
 from .denoiser import Denoiser
 from .grids import Grid, few_steps, same_ends
 from .guidance import AutoGuided, ClassifierFree, ClassifierGuided
+from .limits import check_accelerator
 from .loading import load, load_classifier
 from .module import DiffusionModule
+from .parsing import wrong
 from .reading import reading
 from .samplers import Sampler
 from .schedules import Schedule
@@ -38,7 +40,7 @@ def choose_sampler(
         steps: number of grid points; None: as the grid has.
     """
     own = model.sampler.grid
-    chosen = copy.copy(model.sampler) if sampler is None else sampler(own if grid is None else grid)
+    chosen = copy.copy(model.sampler) if sampler is None else _made(sampler, own if grid is None else grid)
     if steps is not None and grid is None:
         if chosen.order == 0:  # its error does not depend on the points between the ends
             grid = same_ends(own, model.schedule, steps)
@@ -47,7 +49,7 @@ def choose_sampler(
     elif steps is not None and grid is not None:
         grid = grid.with_steps(steps)
     if sampler is not None:
-        return sampler(grid or own)
+        return _made(sampler, grid or own)
     chosen.grid = grid or own
     return chosen
 
@@ -59,6 +61,15 @@ def steps_hint(sampler: Sampler, schedule: Schedule, device: torch.device) -> st
         return None
     faster = round(evaluations / 20)
     return f"{evaluations:,} evaluations per sample; --sampler DPMpp --steps 20 is about {faster} times faster"
+
+
+def _made(sampler: Callable[[Grid], Sampler], grid: Grid) -> Sampler:
+    try:
+        return sampler(grid)
+    except TypeError as error:
+        if "abstract" not in str(error):
+            raise
+        raise wrong("sampler", "Sampler is abstract: choose one such as DDIM, Heun, DPMpp") from None
 
 
 def guide(
@@ -118,18 +129,15 @@ def guide(
 
 
 def device_of(accelerator: str) -> torch.device:
-    """The torch device of "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
+    """The torch device of "cpu", "gpu" (or "cuda"), "mps", or "auto": a GPU of CUDA where there is one, else cpu.
 
     Apple's GPUs (mps) have no float64, in which tables of betas are kept.
     """
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if accelerator not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"accelerator must be cpu, cuda, mps or auto, got {accelerator!r}")
+    device = check_accelerator(accelerator, "accelerator")
     try:
-        return torch.empty(0, device=accelerator).device
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"accelerator {accelerator!r} is not to be had: {str(error).splitlines()[0]}") from error
+        raise wrong("accelerator", f"{accelerator} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def read_latents(path: Path, shape: tuple[int, ...]) -> Tensor:

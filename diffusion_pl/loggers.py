@@ -10,8 +10,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -68,7 +70,7 @@ def make_logger(kind: type[Logger], folder: Path, run: str, identities: Mapping[
     # MLflow wants to be told that a store of files, which needs no database, is meant.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     try:
-        return _guard(kind(**options), folder)
+        logger = kind(**options)
     except ModuleNotFoundError as error:
         if known.package is None:
             raise
@@ -76,6 +78,26 @@ def make_logger(kind: type[Logger], folder: Path, run: str, identities: Mapping[
             f"trainer.logger: {kind.__name__} needs the package {known.package}: "
             f"pip install 'diffusion_pl[{known.package}]'"
         ) from error
+    if issubclass(kind, WandbLogger) and not _wandb_can_log(options):
+        raise ValueError(
+            "trainer.logger: WandbLogger: there is no login to Weights & Biases. Fix: run `wandb login`, or log to the "
+            "run's folder only with --trainer.logger.init_args.offline true"
+        )
+    return _guard(logger, folder)
+
+
+def _wandb_can_log(options: Mapping[str, Any]) -> bool:
+    """Whether a run of W&B is offline, or a key for its server is set; else it would ask, or raise in mid-run."""
+    mode = options.get("mode") or os.environ.get("WANDB_MODE") or "online"
+    if options.get("offline") or mode in ("offline", "disabled", "dryrun"):
+        return True
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "LOCAL_RANK")):
+        return True
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc(os.environ.get("NETRC") or None).authenticators(server) is not None
+    except (OSError, NetrcParseError, RuntimeError):  # there is none, or no home
+        return False
 
 
 class LogError(OSError):

@@ -24,7 +24,7 @@ from .parameterizations import Parameterization
 from .samplers import Sampler, Samples
 from .schedules import Schedule
 from .tensors import SampleNoise
-from .trainable import Batch, Shape, Trainable
+from .trainable import Batch, Shape, Trainable, build_network
 
 
 class DiffusionModule(Trainable):
@@ -67,7 +67,7 @@ class DiffusionModule(Trainable):
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
         self.shape, self.classes = tuple(shape), classes
-        made = build(partial(network, self.shape, classes))
+        made = build(partial(build_network, network, self.shape, classes))
         self.denoiser = NetworkDenoiser(made, schedule, parameterization, noise_input)
         if channels_last:
             if len(self.shape) != 3:

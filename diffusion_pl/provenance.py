@@ -7,9 +7,12 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +44,91 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     """{"revision", "dirty"} of the repository around a folder; None without one, without a commit, or without git.
 
     Dirty: a tracked file differs from the revision.  Untracked files do not count, or the runs' own folder would.
+
+    Nothing that the repository configures is run: a downloaded one may name programs in its .git/config (fsmonitor,
+    filters, hooks) that git would start.
     """
-    revision = _git(folder, "rev-parse", "HEAD")
-    if revision is None:
+    found = _repository(folder)
+    revision = None if found is None else _revision(*found[1:])
+    if found is None or revision is None:
         return None
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    changes = _git(folder, found, revision, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
     return {"revision": revision, "dirty": None if changes is None else changes != ""}
 
 
 def package_state() -> dict[str, Any] | None:
     """`git_state` of this package's own checkout; None if it is installed, be it somewhere within a repository."""
     folder = Path(__file__).parent
-    return None if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None else git_state(folder)
+    found = _repository(folder)
+    revision = None if found is None else _revision(*found[1:])
+    if found is None or revision is None:
+        return None
+    known = _git(folder, found, revision, "ls-files", "--error-unmatch", "__init__.py")
+    return None if known is None else git_state(folder)
 
 
-def _git(folder: Path, *args: str) -> str | None:
-    """What git answers; None if there is no answer."""
-    command = ["git", "--no-optional-locks", "-C", str(folder), *args]
+def _repository(folder: Path) -> tuple[Path, Path, Path] | None:
+    """The work tree around a folder, its .git, and the .git that it shares with other work trees."""
+    for root in (folder.absolute(), *folder.absolute().parents):
+        git = root / ".git"
+        if git.is_file():  # of a further work tree, or a submodule
+            text = git.read_text(encoding="utf-8", errors="replace")
+            git = root / text.partition("gitdir:")[2].strip()
+        if (git / "HEAD").is_file():
+            shared = git / "commondir"
+            common = git / shared.read_text(encoding="utf-8").strip() if shared.is_file() else git
+            return root, git, common
+    return None
+
+
+def _revision(git: Path, common: Path) -> str | None:
+    """The commit of HEAD, read from files; None before the first commit."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_GIT_SECONDS)
+        name = (git / "HEAD").read_text(encoding="utf-8").strip()
+        for _ in range(5):  # symbolic references
+            if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name):
+                return name
+            name = name.removeprefix("ref:").strip()
+            if ".." in name:
+                return None
+            file = next((place / name for place in (git, common) if (place / name).is_file()), None)
+            if file is None:
+                packed = (common / "packed-refs").read_text(encoding="utf-8", errors="replace")
+                return next((line.split()[0] for line in packed.splitlines() if line.endswith(f" {name}")), None)
+            name = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError, IndexError):
+        pass
+    return None
+
+
+def _git(folder: Path, repository: tuple[Path, Path, Path], revision: str, *args: str) -> str | None:
+    """What git answers with a configuration of our own, and the repository's objects and index; None without answer."""
+    root, git, common = repository
+    version, hashes = ("1", "[extensions]\nobjectFormat = sha256\n") if len(revision) == 64 else ("0", "")
+    settings = f"[core]\nrepositoryFormatVersion = {version}\nbare = false\nfileMode = false\n{hashes}"
+    try:
+        with tempfile.TemporaryDirectory(prefix="diffusion_pl-") as name:
+            own = Path(name)
+            (own / "objects").mkdir()
+            (own / "refs").mkdir()
+            (own / "HEAD").write_text(f"{revision}\n", encoding="utf-8")
+            (own / "config").write_text(settings, encoding="utf-8")
+            for file in (git / "index", *git.glob("sharedindex.*")):
+                shutil.copyfile(file, own / file.name)
+            environment = {
+                **{key: value for key, value in os.environ.items() if not key.startswith("GIT_")},
+                "GIT_DIR": str(own),
+                "GIT_WORK_TREE": str(root),
+                "GIT_OBJECT_DIRECTORY": str(common / "objects"),
+                "GIT_CONFIG_NOSYSTEM": "1",
+                "GIT_CONFIG_GLOBAL": os.devnull,
+                "GIT_ATTR_NOSYSTEM": "1",
+                "GIT_ALLOW_PROTOCOL": "",
+                "GIT_NO_LAZY_FETCH": "1",
+                "GIT_OPTIONAL_LOCKS": "0",
+            }
+            options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": _GIT_SECONDS}
+            done = subprocess.run(["git", *args], cwd=folder, env=environment, **options)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
@@ -123,7 +192,7 @@ def hardware(trainer: Trainer) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:

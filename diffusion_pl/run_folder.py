@@ -10,6 +10,7 @@ from .callbacks.saver import last_checkpoint, previous_checkpoint
 from .cards import read_card
 from .checkpoints import checkpoint_at, or_else
 from .launch import agree, find_peers
+from .limits import name_of_config
 from .loggers import LEFTOVERS
 from .storage import Lock, claim_folder, numbered
 
@@ -68,8 +69,6 @@ class RunFolder:
                 RUNS.rmdir()
 
     def _find(self, config: Any, command: str, claim: bool) -> dict[str, Any]:
-        if config.run and not (RUNS / config.run).resolve().is_relative_to(RUNS.resolve()):
-            raise ValueError(f"--run must name a folder within {RUNS}, got {config.run}")
         if config.ckpt_path not in (None, "last", "auto"):
             config.ckpt_path = str(checkpoint_at(config.ckpt_path))
         ckpt_path, resumed = config.ckpt_path, config.ckpt_path in ("last", "auto")
@@ -139,4 +138,4 @@ def _default_name(config: Any) -> str:
     paths = [Path(str(path)) for path in config.config or []]
     if len(paths) == 1 and paths[0].absolute().parent.parent == RUNS.absolute():  # runs/NAME/config.yaml
         return paths[0].absolute().parent.name
-    return "-".join([paths[0].absolute().parent.name, *(path.stem for path in paths)]) if paths else "run"
+    return name_of_config(paths)

@@ -24,6 +24,19 @@ Batch = dict[str, Tensor]
 VAL_BINS = 4  # equal bins of t for the validation loss
 
 
+def build_network(network: Callable[..., nn.Module], shape: Shape, classes: int | None) -> nn.Module:
+    """The network of a model for data of a shape, with a line of its own for a class that is not made for that."""
+    try:
+        return network(shape, classes)
+    except TypeError as error:
+        name = getattr(getattr(network, "func", network), "__name__", "this class")
+        args = getattr(network, "args", ())
+        name = next((arg.__name__ for arg in args if isinstance(arg, type)), name)
+        raise ValueError(
+            f"model.network: {name} cannot be built from the shape of the data and the number of classes: {error}"
+        ) from error
+
+
 class Trainable(LeanHooks, LightningModule):
     """Subclasses define `network`, `losses`, `training_step` and `validation_step`.
 

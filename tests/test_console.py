@@ -2,14 +2,32 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch.optim  # noqa: F401  its names are among those suggested
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-import diffusion_pl.cli  # noqa: F401  so are those of the package
-from diffusion_pl.console import guard, one_line, quiet
+import diffusion_pl.cli  # noqa: F401  names of the package are among those suggested
+from diffusion_pl.console import guard, quiet
+from diffusion_pl.data import DataModule
+from diffusion_pl.loss import DenoisingLoss
+from diffusion_pl.messages import one_line
+from diffusion_pl.samplers import Sampler
+from diffusion_pl.schedules import Schedule
+
+#: Of some options of fit.
+TYPES = {
+    "model.network": Callable[..., torch.nn.Module],
+    "model.schedule": Schedule,
+    "model.sampler": Sampler,
+    "model.loss": DenoisingLoss,
+    "model.optimizer": Callable[..., torch.optim.Optimizer],
+    "trainer.max_epochs": int,
+    "trainer.max_steps": int,
+    "data": DataModule,
+}
 
 UNION = """Parser key "model.optimizer":
   Parser key "lr":
@@ -68,7 +86,7 @@ CASES = {
     ),
     "class of another kind": (
         'Parser key "model.schedule":\n  Expected a dot import path string: Heun',
-        "model.schedule: Heun is a class, but not of the kind that belongs here",
+        "model.schedule: Heun is a class of another kind, expected a Schedule such as",
     ),
     "dotted class of another kind": (
         'Parser key "model.schedule":\n\n  - Expected a path but diffusion_pl.samplers.Heun either not accessible or '
@@ -89,7 +107,7 @@ CASES = {
     ),
     "unknown option": (
         "unrecognized arguments: --trainer.max_epoch 3",
-        "unknown option --trainer.max_epoch; did you mean max_epochs?",
+        "unknown option --trainer.max_epoch; did you mean --trainer.max_epochs?",
     ),
     "nothing near": ("unrecognized arguments: --qqq", "unknown option --qqq"),
     "missing": (
@@ -106,7 +124,7 @@ CASES = {
     ),
     "seed": (
         "-1 is not in bounds, numpy accepts from 0 to 4294967295",
-        "seed_everything must lie in [0, 4294967295], got -1",
+        "seed_everything must be in [0, 4294967295], got -1",
     ),
 }
 
@@ -114,7 +132,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_message_becomes_one_line_that_names_key_and_cure(case: str) -> None:
     message, told = CASES[case]
-    assert one_line(message) == told
+    assert one_line(message, types=TYPES).startswith(told)
 
 
 def test_the_place_is_the_option_of_the_command_line() -> None:
@@ -140,15 +158,20 @@ def test_the_place_is_the_line_of_the_file_if_there_is_but_one(tmp_path: Path) -
     assert one_line(message, ["fit", "--config", str(config)]) == f"{config}:3: {told}"
     assert one_line(message, ["fit", f"--config={config}"]) == f"{config}:3: {told}"
     config.write_text("data:\n  width: 3\nmodel:\n  network:\n    init_args: {width: abc}\n")
-    assert one_line(message, ["fit", "--config", str(config)]) == told  # no guess which of the two
+    assert one_line(message, ["fit", "--config", str(config)]) == f"{config}:5: {told}"  # by the whole path
     assert one_line(message, ["fit", "--config", str(tmp_path / "gone.yaml")]) == told
 
 
-def test_a_syntax_error_names_file_line_and_column(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("x")
-    message = 'Problems parsing config: mapping values are not allowed here\n  in "<unicode string>", line 17, column 7'
-    told = f"{tmp_path / 'a.yaml'}: mapping values are not allowed here at line 17, column 7"
-    assert one_line(message, ["fit", "--config", str(tmp_path / "a.yaml")]) == told
+def test_of_several_files_the_last_that_sets_the_key_is_named(tmp_path: Path) -> None:
+    message = "Parser key \"trainer.max_steps\":\n  Expected a <class 'int'>. Got value: abc"
+    args = ["fit"]
+    for name, value in (("a.yaml", 3), ("b.yaml", "abc")):
+        (tmp_path / name).write_text(f"trainer:\n  max_steps: {value}\n")
+        args += ["--config", str(tmp_path / name)]
+    assert one_line(message, args).startswith(f"{tmp_path / 'b.yaml'}:2: trainer.max_steps")
+    first = ["fit", "--config", args[4], "--config", args[2]]  # the first file has the value that is refused
+    assert one_line(message, first).startswith(f"{tmp_path / 'b.yaml'}:2: trainer.max_steps")
+    assert one_line(message, [*args, "--trainer.max_steps", "abc"]).startswith("--trainer.max_steps: ")
 
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), OSError("wrong"), FileNotFoundError("wrong")])
@@ -165,10 +188,40 @@ def test_what_the_trainer_refuses_is_one_line_too(capsys: pytest.CaptureFixture[
     assert (status.code, capsys.readouterr().err) == (2, "diffusion_pl: error: no such device\n")
 
 
-@pytest.mark.parametrize("error", [TypeError, KeyError, RuntimeError, AssertionError, KeyboardInterrupt, SystemExit])
-def test_anything_else_is_not_caught(error: type[BaseException]) -> None:
-    with pytest.raises(error), guard(False, []):
+@pytest.mark.parametrize("error", [TypeError, KeyError, RuntimeError, AssertionError, RecursionError, AttributeError])
+def test_an_unexpected_error_is_one_line_with_its_place(
+    error: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with guard(False, []) as status:
         raise error("ours")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert status.code == 1
+    assert f"unexpected error: {error.__name__}: " in line
+    assert "(at test_console.py:" in line
+    assert "--debug" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError(), 2, "--data.batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), 2, "2.00 GiB"),
+        (ModuleNotFoundError("No module named 'onnx'"), 2, "onnx"),
+    ],
+)
+def test_known_errors_have_a_line_of_their_own(
+    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with guard(False, []) as status:
+        raise error
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (status.code, told in line) == (code, True), line
+
+
+def test_an_exit_is_left_alone() -> None:
+    with pytest.raises(SystemExit), guard(False, []):
+        raise SystemExit(143)
 
 
 def test_nothing_wrong_is_status_0() -> None:

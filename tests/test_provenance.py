@@ -47,24 +47,56 @@ def test_the_revision_is_gits_and_dirt_is_a_changed_tracked_file(repository: Pat
     assert provenance.git_state(repository) == {**clean, "dirty": True}
 
 
-def test_without_a_repository_a_commit_or_git_there_is_no_revision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_repository_or_a_commit_there_is_no_revision(tmp_path: Path) -> None:
     assert provenance.git_state(tmp_path) is None
     git(tmp_path, "init", "-q")
     assert provenance.git_state(tmp_path) is None
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert provenance.git_state(Path(__file__).parent) is None
+
+
+def test_the_revision_needs_no_git(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    revision = git(repository, "rev-parse", "HEAD")
+    git(repository, "pack-refs", "--all")  # the branch is no file of its own any more
+    git(repository, "worktree", "add", "-q", "--detach", "other")
+    assert provenance.git_state(repository / "other") == {"revision": revision, "dirty": False}
+    monkeypatch.setenv("PATH", str(repository))
+    for folder in (repository, repository / "other"):
+        assert provenance.git_state(folder) == {"revision": revision, "dirty": None}
+
+
+def test_no_program_of_a_repository_is_run(repository: Path) -> None:
+    ran = repository / "ran"
+    trap = repository / "trap.sh"
+    trap.write_text(f"#!/bin/sh\ntouch '{ran}'\ncat\n")
+    trap.chmod(0o755)
+    (repository / ".gitattributes").write_text("* filter=trap diff=trap\n")
+    git(repository, "add", ".gitattributes")
+    git(repository, "commit", "-q", "-m", "two")
+    for key in ("core.fsmonitor", "filter.trap.clean", "filter.trap.smudge", "diff.trap.textconv", "diff.external"):
+        git(repository, "config", key, str(trap))
+    hooks = repository / ".git" / "hooks"
+    hooks.mkdir(exist_ok=True)
+    for name in ("post-index-change", "fsmonitor-watchman"):
+        (hooks / name).write_text(trap.read_text())
+        (hooks / name).chmod(0o755)
+    (repository / "file").write_text("3")  # of the same size: git has to look into it
+    git(repository, "status")
+    assert ran.exists()  # the trap works
+    ran.unlink()
+    state = provenance.git_state(repository)
+    assert state is not None
+    assert state["dirty"] is True
+    assert not ran.exists()
 
 
 def test_a_slow_git_is_not_waited_for(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    revision = git(repository, "rev-parse", "HEAD")
     slow = repository / "git"
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{repository}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(provenance, "_GIT_SECONDS", 0.2)
     clock = time.monotonic()
-    assert provenance.git_state(repository) is None
+    assert provenance.git_state(repository) == {"revision": revision, "dirty": None}
     assert time.monotonic() - clock < 30
 
 

@@ -7,9 +7,12 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..lean import LeanCallback
+
+#: Values stand before the clock, behind a short bar, so that 80 columns show them.
+_BAR = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}, {rate_fmt}]"
 
 
 class StepProgress(LeanCallback, ProgressBar):
@@ -87,6 +90,7 @@ class StepProgress(LeanCallback, ProgressBar):
             disable=not self._enabled,
             unit="step" if what == "fit" else "batch",
             mininterval=self._interval,
+            bar_format=_BAR if total else None,
         )
 
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -95,6 +99,8 @@ class StepProgress(LeanCallback, ProgressBar):
         metrics = self.get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         self._bar.n = trainer.global_step
+        # The end of a line is cut off in a narrow terminal: what tells most comes first.
+        metrics = dict(sorted(metrics.items(), key=lambda item: not item[0].startswith("val_loss")))
         self._bar.set_postfix(metrics, refresh=False)
         self._bar.refresh()
 

@@ -7,23 +7,24 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn, get_args, get_origin
 
-from jsonargparse import ArgumentParser, auto_cli
+from jsonargparse import auto_cli
 
-from ..console import our_classes
+from ..parsing import RaisingParser, UsageError, types_of
 from ..stopping import stoppable
 
 #: Words of Python cannot name its functions and parameters: `from_` is the option --from.
 _KEYWORD = re.compile(rf"\b({'|'.join(keyword.kwlist)})_\b")
 
 
-class ToolParser(ArgumentParser):
-    """Raises its errors, to be told in one line like all others."""
+class ToolParser(RaisingParser):
+    """Knows that from_ is the option --from."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ValueError(_KEYWORD.sub(r"\1", message))
+        types = {_KEYWORD.sub(r"\1", name): kind for name, kind in types_of(self).items()}
+        raise UsageError(_KEYWORD.sub(r"\1", message), types) from ex
 
     def format_help(self, formatter: Any = None) -> str:
-        return _KEYWORD.sub(r"\1", our_classes(super().format_help(formatter)))
+        return _KEYWORD.sub(r"\1", super().format_help(formatter))
 
 
 def run_tool(name: str, args: Sequence[str]) -> None:

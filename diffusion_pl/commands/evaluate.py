@@ -93,11 +93,13 @@ def evaluate(
     from ..drawing import choose_sampler, describe, device_of, guide
     from ..evaluation.features import write_reference
     from ..launch import part, place
+    from ..limits import check_devices
     from ..loading import load
     from ..metrics.extractors import identity
     from ..storage import OutputFolder, write_json
 
     quiet()
+    check_devices(devices, device_of(accelerator).type, "devices")
     model, data = load(ckpt_path, weights)
     model.sampler = choose_sampler(model, sampler, grid, steps)
     guide(model, scale)

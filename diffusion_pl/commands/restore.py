@@ -53,6 +53,8 @@ def restore(
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
     """
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
     for name, value in (("num_samples", num_samples), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

@@ -73,6 +73,7 @@ def sample(
     from ..console import quiet
     from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, read_latents, refuse_not_finite
     from ..launch import part, place
+    from ..limits import check_devices
     from ..loading import load
     from ..storage import OutputFolder, write_json
 
@@ -97,6 +98,7 @@ def sample(
         "latents": latents and fingerprint(latents),
     }
     device = device_of(accelerator)
+    check_devices(devices, device.type, "devices")
     data.predict_batch, model.sample_seed = batch_size, seed
     whole = {**call, "num_samples": n, "npz": npz, "film": film}
     with OutputFolder(output, whole, leader=not place()) as folder:

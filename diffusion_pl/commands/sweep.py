@@ -43,6 +43,8 @@ def sweep(
     """
     if not samplers or not nfe:
         raise ValueError("give at least one of --samplers and one of --nfe")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
     if min(nfe) < 1 or num_samples < 2:
         raise ValueError(f"nfe must be at least 1 and num_samples at least 2, got {min(nfe)} and {num_samples}")
     import csv

@@ -145,7 +145,7 @@ class Points(DataModule):
 
         table, picture = folder / "samples.csv", folder / "samples.png"
         points = self.decode(x.double())
-        with table.open("w", newline="") as file:
+        with table.open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(self.axes)
             rows.writerows([f"{value:.6g}" for value in row] for row in points.tolist())
@@ -167,7 +167,7 @@ class Points(DataModule):
     def read(self, path: Path) -> Tensor:
         """Points of a table with a column for each axis."""
         try:
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error

@@ -219,7 +219,7 @@ def main(args: list[str] | None = None) -> int:
         if chosen.count < 10 or chosen.seed < 0:
             raise ValueError(f"--count must be at least 10 and --seed at least 0, got {chosen.count} and {chosen.seed}")
         path = MAKERS[chosen.name](chosen.root, chosen.count, np.random.default_rng(chosen.seed))
-        note_of(path).write_text(NOTE.format(name=chosen.name))
+        note_of(path).write_text(NOTE.format(name=chosen.name), encoding="utf-8")
     except (OSError, ValueError) as error:
         print(f"diffusion_pl.data.synthetic: error: {error}", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ It says what the checkpoint, the card of its run and its evaluations tell; what 
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ from safetensors.torch import load_file
 
 from diffusion_pl.loading import rebuild
 
-config = json.loads(Path("config.json").read_text())
+config = json.loads(Path("config.json").read_text(encoding="utf-8"))
 model, data = rebuild(config, config["data_state"])
 model.network.load_state_dict(load_file("model.safetensors"))
 samples = data.decode(model.eval().sample(range(4)).x_0)
@@ -90,6 +91,11 @@ for (t, _, _), (_, alpha, sigma) in zip(grid[:-1], grid[1:]):  # DDIM
     x_0, eps = denoise(x, float(t))
     x = np.float32(alpha) * x_0 + np.float32(sigma) * eps
 samples = denoise(x, float(grid[-1, 0]))[0]{units}"""
+
+
+def _scalar(text: str) -> str:
+    """A text as one YAML value in the head: what is no plain word is quoted, line breaks escaped."""
+    return text if re.fullmatch(r"[A-Za-z][\w.+-]*", text) else json.dumps(text)
 
 
 def find_run(ckpt_path: Path) -> dict[str, Any] | None:
@@ -140,7 +146,7 @@ def model_card(
     """
     data = _name(description["data"])
     head = [f"library_name: {LIBRARY.get(kind, 'diffusion_pl')}"]
-    head += [f"license: {licence}"] if licence else []
+    head += [f"license: {_scalar(licence)}"] if licence else []
     head += ["tags:", *(f"- {tag}" for tag in dict.fromkeys(("diffusion", "diffusion_pl", *TAGS[kind])))]
     head += ["datasets:", f"- {HUB[data]}"] if data in HUB else []
     shape = "x".join(map(str, model.shape))

@@ -60,7 +60,7 @@ def write(model: DiffusionModule, data: DataModule, description: Mapping[str, An
     (folder / "scheduler").mkdir()
     contents = {"model_index.json": index, "unet/config.json": network, "scheduler/scheduler_config.json": scheduler}
     for name, content in contents.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_file(tensors, folder / "unet" / WEIGHTS, {"format": "pt"})
     return [folder / name for name in (*contents, f"unet/{WEIGHTS}")]
 

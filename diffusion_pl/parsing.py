@@ -1,0 +1,85 @@
+"""What jsonargparse is made to do here: raise its errors with the types of its options, and prefer our short names."""
+
+import argparse
+import re
+import textwrap
+from typing import Any, NoReturn
+
+import jsonargparse._typehints as _typehints
+from jsonargparse import ArgumentParser
+
+_INDENT = " " * 24  # of an option's text in the help
+_KNOWN = re.compile(r"known\s+subclasses:\s+([^)]*)\)")
+
+
+BUILT = "built"  # attribute of an error: the class that refused to be built
+
+
+class UsageError(ValueError):
+    """A mistake in a command line or a configuration file, in the words of jsonargparse.
+
+    Attributes:
+        types: type of each option by its dotted name, to suggest the right ones from.
+    """
+
+    def __init__(self, message: str, types: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.types = types or {}
+
+
+def wrong(key: str, text: str) -> UsageError:
+    """A UsageError about the value of one key; where it was set is added when the error is printed."""
+    return UsageError(f'Parser key "{key}":\n{text}')
+
+
+def build(cls: type, *args: Any, **kwargs: Any) -> Any:
+    """Make an instance for jsonargparse; an error remembers of which class."""
+    try:
+        return cls(*args, **kwargs)
+    except ValueError as error:
+        if not hasattr(error, BUILT):
+            setattr(error, BUILT, cls)
+        raise
+
+
+class RaisingParser(ArgumentParser):
+    """A parser that raises UsageError, and whose help names our classes and few others."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(message, types_of(self)) from ex
+
+    def format_help(self, formatter: Any = None) -> str:
+        return _KNOWN.sub(_ours_only, super().format_help(formatter))
+
+
+def types_of(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Type of each option of a parser and of its subcommands, by dotted name."""
+    found: dict[str, Any] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action._name_parser_map.values():
+                found |= types_of(inner)
+        elif action.option_strings and action.dest not in ("help", "print_config", argparse.SUPPRESS):
+            name = next((o for o in action.option_strings if o.startswith("--")), "").lstrip("-")
+            found[name.rstrip("+")] = getattr(action, "_typehint", getattr(action, "type", None))
+    return found
+
+
+def _ours_only(listing: re.Match[str]) -> str:
+    names = listing[1].replace("\n", " ").split(",")
+    kept = [n.strip() for n in names if n.strip().startswith(("diffusion_pl.", "torch.optim.A", "torch.optim.lr_"))]
+    text = f"known subclasses: {', '.join(kept)})" if kept else "any subclass)"
+    return "\n".join(textwrap.wrap(text, 80, initial_indent=_INDENT, subsequent_indent=_INDENT)).removeprefix(_INDENT)
+
+
+_all_subclasses = _typehints.get_all_subclass_paths
+
+
+def _our_names_first(cls: type, *args: Any, **kwargs: Any) -> list[str]:
+    """As jsonargparse's, without other packages' classes that share a short name with one of ours, such as MLP."""
+    paths = _all_subclasses(cls, *args, **kwargs)
+    ours = {path.rpartition(".")[2] for path in paths if path.startswith("diffusion_pl.")}
+    return [path for path in paths if path.startswith("diffusion_pl.") or path.rpartition(".")[2] not in ours]
+
+
+_typehints.get_all_subclass_paths = _our_names_first  # read in jsonargparse 4.53: the one place that resolves names
