@@ -95,6 +95,19 @@ def test_every_class_gives_its_share() -> None:
     assert test == val
 
 
+def test_images_of_one_group_stay_on_one_side() -> None:
+    groups = torch.arange(40) // 4
+    for labels in (None, torch.arange(40) % 2):
+        data = Pictures(val_fraction=0.2, test_fraction=0.2, labels=labels)
+        together = Examples(*data.examples()[:3], groups)
+        data.examples = lambda kept=together: kept  # type: ignore[method-assign]
+        data.setup()
+        parts = [numbers(split) for split in data.splits]
+        assert sorted(parts[0] + parts[1] + parts[2]) == list(range(40))
+        assert [len(part) for part in parts] == [24, 8, 8]  # fractions count groups
+        assert not {i // 4 for i in parts[0]} & {i // 4 for i in parts[1] + parts[2]}
+
+
 def test_a_test_split_of_its_own_is_left_whole() -> None:
     data = ready(test=7, val_fraction=0.1, test_fraction=0.5)
     assert [len(split) for split in data.splits] == [36, 4, 7]

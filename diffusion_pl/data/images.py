@@ -33,12 +33,14 @@ class Examples(NamedTuple):
 
     train: sources of {"x": integers 0 … levels − 1, (B, C, H, W)} and, with classes, {"label": int64, (B,)}; what is
     held out for validation, and for testing unless ``test`` is there, is taken of it;  labels: (n,) of ``train``, for
-    the stratified split, None without classes;  test: the set's own test split.
+    the stratified split, None without classes;  test: the set's own test split;  groups: (n,) of ``train``, int64, images
+    with the same number (copies of one file) stay on one side of the split, None: each is a group of its own.
     """
 
     train: Source
     labels: Tensor | None = None
     test: Source | None = None
+    groups: Tensor | None = None
 
 
 class Images(DataModule):
@@ -140,8 +142,9 @@ class Images(DataModule):
             return
         if self._from_checkpoint:
             self._same(self.inspect())
-        train, labels, test = self.examples()
-        parts = _split(len(train), labels, (self.val_fraction, 0.0 if test else self.test_fraction), self.seed)
+        train, labels, test, groups = self.examples()
+        fractions = self.val_fraction, 0.0 if test else self.test_fraction
+        parts = _split(len(train), labels, fractions, self.seed, groups)
         if not len(parts[0]):
             raise ValueError(f"{self.source}: {len(train)} picture(s) leave none to train on: lower val_fraction")
         rest, val, held_out = (Subset(train, part) for part in parts)
@@ -291,25 +294,39 @@ class Images(DataModule):
             )
 
 
-def _split(n: int, labels: Tensor | None, fractions: tuple[float, float], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _split(
+    n: int, labels: Tensor | None, fractions: tuple[float, float], seed: int, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Indices of the training, validation and test pictures, each in ascending order; every class gives its share.
 
-    A fraction above 0 is at least one picture of each class that has two or more to spare.
+    A fraction above 0 is at least one picture of each class that has two or more to spare.  Of each group (see
+    `Examples`) only the first image is drawn, and the others follow it: fractions count groups, as distinct images.
     """
     generator = torch.Generator().manual_seed(seed)
-    groups = (
-        [torch.arange(n)]
+    first = _first_of_group(n, groups)
+    distinct = (first == torch.arange(n)).nonzero().flatten()
+    classes = (
+        [distinct]
         if labels is None
-        else [(labels == k).nonzero().flatten() for k in sorted(set(labels.tolist()))]
+        else [distinct[labels[distinct] == k] for k in sorted(set(labels[distinct].tolist()))]
     )
     part = torch.zeros(n, dtype=torch.long)
-    for group in groups:
-        shuffled = group[torch.randperm(len(group), generator=generator)]
+    for members in classes:
+        shuffled = members[torch.randperm(len(members), generator=generator)]
         for number, fraction in enumerate(fractions, start=1):
-            count = min(max(1, round(fraction * len(group))) if fraction else 0, len(shuffled) - 1)
+            count = min(max(1, round(fraction * len(members))) if fraction else 0, len(shuffled) - 1)
             part[shuffled[:count]] = number
             shuffled = shuffled[count:]
+    part = part[first]
     return tuple((part == number).nonzero().flatten() for number in range(3))  # type: ignore[return-value]
+
+
+def _first_of_group(n: int, groups: Tensor | None) -> Tensor:
+    """Index of the first image of each image's group: (n,)."""
+    if groups is None:
+        return torch.arange(n)
+    _, group = torch.unique(groups, return_inverse=True)
+    return torch.full((n,), n).scatter_reduce(0, group, torch.arange(n), "amin")[group]
 
 
 def _words(format: Format) -> str:
