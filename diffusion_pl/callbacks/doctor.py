@@ -92,7 +92,7 @@ class Doctor(LeanCallback):
         parts, schedule = _parts(module), module.schedule
         second_moment, t = data.second_moment(), checks.draw_times(parts.times, schedule)
         some = data.training_examples(256)
-        found: Checks = {"data": checks.data(some, data.value_range, second_moment, parts.sigma_data)}
+        found: Checks = {"data": checks.data(some, data.value_range, second_moment, parts.sigma_data, data.levels)}
         if not {"network", "embedding"} <= set(self.ignore):
             seen, shape = _probe(trainer, module, parts, data)
             found["network"] = checks.network(seen, shape)

@@ -59,7 +59,11 @@ def prior(schedule: Schedule, second_moment: float, t: float, sampler: str, max_
 
 
 def data(
-    x_0: Tensor, value_range: tuple[float, float] | None, second_moment: float, sigma_data: float | None
+    x_0: Tensor,
+    value_range: tuple[float, float] | None,
+    second_moment: float,
+    sigma_data: float | None,
+    levels: int | None = None,
 ) -> Iterator[Finding]:
     """Are the examples finite, within their range, and of the scale that the network's input is scaled for?
 
@@ -70,6 +74,7 @@ def data(
         value_range: what the data declare.
         second_moment: E x_0² per dimension.
         sigma_data: that the parameterization assumes; None: there is none.
+        levels: of quantised data, over the whole range; None: they are not quantised.
     """
     bad = int((~x_0.isfinite()).flatten(1).any(1).sum())
     if bad:
@@ -80,11 +85,28 @@ def data(
     if value_range and not value_range[0] - 1e-3 <= low <= high <= value_range[1] + 1e-3:
         declared = "[{:g}, {:g}]".format(*value_range)
         yield Finding("error", "data", f"{seen}, the data declare {declared}", "mend their scaling or value_range")
+    elif value_range and levels and high - low < (value_range[1] - value_range[0]) / 4:
+        yield _narrow(low, high, value_range, levels)
     elif sigma_data is not None and not sigma_data / 3 <= rms <= 3 * sigma_data:
         what = f"the training data have a root mean square of {rms:.3g}, the parameterization assumes {sigma_data:g}"
         yield Finding("warning", "data", what, f"scale them, or give EDM with sigma_data {rms:.2g}")
     else:
         yield Finding("fine", "data", f"{seen}, root mean square {rms:.3g}")
+
+
+def _narrow(low: float, high: float, value_range: tuple[float, float], levels: int) -> Finding:
+    """Values in less than a quarter of the range: often 10, 12 or 14 bits in files of 16."""
+    least, most = (
+        round((value - value_range[0]) / (value_range[1] - value_range[0]) * (levels - 1)) for value in (low, high)
+    )
+    used, declared = max(1, most.bit_length()), (levels - 1).bit_length()
+    what = f"the values of the training examples go from {least} to {most}, the range is 0 to {levels - 1}"
+    fix = f"rescale the values to 0 … {levels - 1}"
+    if used < declared:
+        what += f": they use {used} of {declared} bits"
+        if declared > 8:
+            fix = f"set data.bits to {used}, or {fix}" if used > 8 else f"save the files with 8 bits, or {fix}"
+    return Finding("warning", "data", what, fix)
 
 
 class Probe(NamedTuple):

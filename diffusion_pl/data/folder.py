@@ -1,23 +1,24 @@
 """A folder of pictures."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from .files import first_look, load, read_ahead
+from .files import first_look, load, read_ahead, say
 from .images import Examples, Format, Images
-from .pictures import Layout, Mode, Size, check_size
+from .listing import Listing, copies, describe_rest, list_images
+from .opening import MAX_PIXELS, endings
+from .pictures import Frames, Mode, Size, make_layout
 from .stand_ins import stand_in_hint, tell_if_stand_in
-
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 class Folder(Images):
     """Pictures in a folder, flat or in one folder for each class.
 
     Pictures are taken as they are: without ``size`` all must have the same sides, without ``mode`` the same channels.
+    A file is taken once, however many links lead to it, and files with the same bytes stay on one side of the split.
 
     Args:
         path: The folder; folders within are searched too.
@@ -34,6 +35,11 @@ class Folder(Images):
         memory_gb: Keep the pictures in memory if they take no more; else decode them anew each time.
         workers: Processes that decode ahead where pictures are not in memory; None: up to four.
         seed: Chooses the split, the order and the augmentation.
+        frames: Which pages of a multi-page TIFF or frames of an animation to take: all (each is an image) or first;
+            None: such files are refused.
+        bits: How many bits the values of 16-bit images use, 9 to 16, such as 12 for many cameras and scanners: white is
+            2^bits - 1. None: 16.
+        max_pixels: Number of pixels above which an image is refused.
     """
 
     def __init__(
@@ -52,6 +58,9 @@ class Folder(Images):
         memory_gb: float = 2.0,
         workers: int | None = None,
         seed: int = 0,
+        frames: Frames | None = None,
+        bits: int | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(
             str(path),
@@ -64,7 +73,8 @@ class Folder(Images):
             seed=seed,
         )
         self.conditional, self.corrupt, self.memory_gb = conditional, corrupt, memory_gb
-        self.layout = Layout(mode, crop, check_size("Folder", size, crop))
+        self.layout = make_layout("Folder", mode, crop, size, frames, bits, max_pixels)
+        self._found: Listing | None = None
         self._listing: tuple[list[Path], list[str]] | None = None
 
     def _list(self) -> tuple[list[Path], list[str]]:
@@ -74,15 +84,14 @@ class Folder(Images):
             if not folder.is_dir():
                 what = "is a file" if folder.exists() else "does not exist"
                 raise FileNotFoundError(f"{self.source}: this folder {what}: mend path{stand_in_hint(folder)}")
-            files: list[Path] = []
-            for root, folders, within in os.walk(folder, followlinks=True):
-                # Editors and systems put copies of pictures into hidden folders.
-                folders[:] = [name for name in folders if not name.startswith(".")]
-                shown = (Path(root, name) for name in within if not name.startswith("."))
-                files += (p for p in shown if p.suffix.lower() in ENDINGS)
-            files.sort()
+            self._found = list_images(folder)
+            files = self._found.files
             if not files:
-                raise ValueError(f"{self.source}: no pictures in this folder: it needs {', '.join(sorted(ENDINGS))}")
+                rest = describe_rest(self._found)
+                raise ValueError(
+                    f"{self.source}: no images in this folder{f', {rest}' if rest else ''}: expected files with the "
+                    f"endings {', '.join(sorted(endings()))}"
+                )
             names: list[str] = []
             if self.conditional:
                 loose = next((p for p in files if p.parent == folder), None)
@@ -105,9 +114,26 @@ class Folder(Images):
         if names:
             number = {name: k for k, name in enumerate(names)}
             labels = torch.tensor([number[p.relative_to(root).parts[0]] for p in files])
-        train, labels, streams = load(
-            self.source, files, labels, self.layout, self.format, self.corrupt, self.memory_gb
+        rest = describe_rest(self._found) if self._found else None
+        if rest:
+            say(f"{self.source}: {rest}")
+        groups = copies(files)
+        if groups is not None:
+            self._say_copies(groups, labels)
+        train, labels, groups, streams = load(
+            self.source, files, labels, self.layout, self.format, self.corrupt, self.memory_gb, groups
         )
         if not streams:
             self.workers = 0
-        return Examples(train, labels)
+        return Examples(train, labels, groups=groups)
+
+    def _say_copies(self, groups: Tensor, labels: Tensor | None) -> None:
+        copied = int((groups != torch.arange(len(groups))).sum())
+        line = (
+            f"{self.source}: {copied} of {len(groups)} files are copies of others and stay on their side of the split"
+        )
+        other = 0 if labels is None else int((labels != labels[groups]).sum())
+        say(
+            line
+            + (f"; {other} of them {'is' if other == 1 else 'are'} in another class than the first" if other else "")
+        )

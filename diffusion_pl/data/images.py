@@ -13,8 +13,6 @@ from .augmentation import HorizontalFlip, NonLeaky, warped
 from .base import SPLITS, DataModule
 from .loader import Batch, Loader, Source, Subset
 
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
 
 class Format(NamedTuple):
     """What pictures are like.
@@ -33,8 +31,8 @@ class Examples(NamedTuple):
 
     train: sources of {"x": integers 0 … levels − 1, (B, C, H, W)} and, with classes, {"label": int64, (B,)}; what is
     held out for validation, and for testing unless ``test`` is there, is taken of it;  labels: (n,) of ``train``, for
-    the stratified split, None without classes;  test: the set's own test split;  groups: (n,) of ``train``, int64, images
-    with the same number (copies of one file) stay on one side of the split, None: each is a group of its own.
+    the stratified split, None without classes;  test: the set's own test split;  groups: (n,) of ``train``, int64:
+    images with the same number (copies of one file) stay on one side of the split, None: each is a group of its own.
     """
 
     train: Source
@@ -207,24 +205,32 @@ class Images(DataModule):
         return self.encode(train.__getitems__(torch.arange(0, len(train), -(-len(train) // most)))["x"])
 
     def read(self, path: Path) -> Tensor:
-        """A picture, or all of a folder (but grid.png), cropped in the middle and resized to the model's shape."""
-        from .pictures import Layout, opened, to_array
+        """An image, or all of a folder (but grid.png), cropped in the middle and resized to the model's shape.
 
-        files = (
-            sorted(f for f in path.iterdir() if f.suffix in _ENDINGS and f.name != "grid.png")
-            if path.is_dir()
-            else [path]
-        )
-        if not files:
-            raise ValueError(f"{path}: there is no picture in this folder")
+        Images of 16 bits keep their values where the model's data have as many levels, and are scaled to 8 bits where not.
+        """
+        from .listing import list_flat
+        from .opening import Unreadable, opened
+        from .pictures import Layout, Mode, to_array
+
+        files = list_flat(path, "grid.png") if path.is_dir() else [path]
         channels, height, width = self.shape
-        if channels not in (1, 3):
-            raise ValueError(f"{path}: picture files have 1 or 3 channels, the model's data {channels}")
-        layout = Layout("RGB" if channels == 3 else "L", None, (height, width))
+        modes: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
+        if channels not in modes:
+            raise ValueError(f"{path}: image files have 1, 3 or 4 channels, the model's data {channels}")
+        bits = (self.levels - 1).bit_length() if self.levels > 256 else None
         found = []
         for file in files:
-            with opened(file) as picture:
-                found.append(torch.tensor(to_array(picture, layout, str(file))).float() / 127.5 - 1)
+            try:
+                with opened(file) as image:
+                    deep = bits is not None and channels == 1 and image.mode.startswith("I")
+                    layout = Layout(
+                        None if deep else modes[channels], size=(height, width), bits=bits if deep else None
+                    )
+                    array = torch.tensor(to_array(image, layout, str(file)))
+            except Unreadable as error:
+                raise ValueError(f"{file}: cannot be read as an image ({str(error)[:100]}): remove it") from None
+            found.append(self.encode(array) if deep else array.float() / 127.5 - 1)
         return torch.stack(found)
 
     def array(self, x: Tensor) -> NDArray[Any]:
