@@ -67,7 +67,7 @@ def load(
         files, place = _pages(name, files, layout)
         labels = None if labels is None else labels[place]
         # Page i of each copy is a copy of page i.
-        number = torch.tensor([file.index if isinstance(file, Page) else 0 for file in files])
+        number = torch.tensor([file.number if isinstance(file, Page) else 0 for file in files])
         groups = None if groups is None else groups[place] * (int(number.max()) + 1) + number
     bad = _check(name, files, layout, format, corrupt)
     good = [i for i in range(len(files)) if i not in bad]
@@ -113,9 +113,12 @@ def _pages(name: str, files: Sequence[AnyFile], layout: Layout) -> tuple[list[An
     pages: list[AnyFile] = []
     place: list[int] = []
     for i, (file, number) in enumerate(zip(files, in_parallel(count, files, f"counting pages of {name}"), strict=True)):
-        single = isinstance(file, Page) or number == 1
-        pages += [file] if single else [Page(file, k) for k in range(number)]
-        place += [i] * (1 if single else number)
+        if isinstance(file, Page) or number == 1:
+            pages.append(file)
+            place.append(i)
+        else:
+            pages += [Page(file, k) for k in range(number)]
+            place += [i] * number
     if len(pages) > len(files):
         say(f"{name}: {len(files)} files have {len(pages)} pages, each of which is an image")
     return pages, torch.tensor(place)
@@ -157,8 +160,8 @@ def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, 
         raise ValueError(f"{name}: channels differ ({told}; {odd} is another): give mode: RGB or L")
     foreign = {profile: number for profile, number in profiles.items() if profile and "srgb" not in profile.lower()}
     if foreign:
-        counts = ", ".join(f"{number} {profile}" for profile, number in foreign.items())
-        say(f"{name}: colour profiles are ignored, values are taken as they are ({counts})")
+        listed = ", ".join(f"{number} {profile}" for profile, number in foreign.items())
+        say(f"{name}: colour profiles are ignored, values are taken as they are ({listed})")
     return bad
 
 

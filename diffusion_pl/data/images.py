@@ -207,7 +207,7 @@ class Images(DataModule):
     def read(self, path: Path) -> Tensor:
         """An image, or all of a folder (but grid.png), cropped in the middle and resized to the model's shape.
 
-        Images of 16 bits keep their values where the model's data have as many levels, and are scaled to 8 bits where not.
+        16-bit images keep their values where the model's data have as many levels, else they are scaled to 8 bits.
         """
         from .listing import list_flat
         from .opening import Unreadable, opened

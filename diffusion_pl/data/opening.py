@@ -36,10 +36,10 @@ class Page(NamedTuple):
     """One page of a file with several, or one frame of an animation."""
 
     file: Path | File
-    index: int
+    number: int  # from 0
 
     def __str__(self) -> str:
-        return f"{self.file}, page {self.index + 1}"
+        return f"{self.file}, page {self.number + 1}"
 
 
 AnyFile = Path | File | Page
@@ -69,20 +69,20 @@ def opened(file: AnyFile, max_pixels: int = MAX_PIXELS) -> "Image":
         Unreadable: it is damaged, of another format, or no regular file (reading a pipe would wait for ever).
         ValueError: it has more than `max_pixels`.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     # Pillow warns above its own limit and refuses above twice that.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
-    file, index = file if isinstance(file, Page) else (file, 0)
+    file, page = file if isinstance(file, Page) else (file, 0)
     try:
         if isinstance(file, Path):
             content: Any = regular(file)
         else:
             content = file.open()
         image = Image.open(content, formats=formats())
-        if index:
-            image.seek(index)
-    except Image.UnidentifiedImageError:
+        if page:
+            image.seek(page)
+    except UnidentifiedImageError:
         raise Unreadable(f"not one of the formats that are read, {', '.join(formats())}") from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))

@@ -48,7 +48,7 @@ class Layout(NamedTuple):
     @property
     def top(self) -> int:
         """White of 16-bit images."""
-        return 2 ** (self.bits or 16) - 1
+        return (1 << (self.bits or 16)) - 1
 
 
 class Look(NamedTuple):
@@ -218,7 +218,7 @@ def _kind(picture: "Image") -> str:
     return f"{picture.mode} with a transparent colour" if "transparency" in picture.info else picture.mode
 
 
-def _deep(picture: "Image") -> bool:
+def _deep(picture: Any) -> bool:
     """Has the file more than 8 bits a channel?"""
     tiles = getattr(picture, "tile", [])
     if picture.format == "PPM" and tiles:
