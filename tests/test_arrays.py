@@ -109,10 +109,10 @@ def test_labels_from_the_same_file_or_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "classes", "message"),
     [
-        (np.arange(20), 10, r"label 10 of picture 10 is outside 0 … 9: mend the labels"),
-        (np.arange(20) - 1, None, r"label -1 of picture 0 is outside 0 and up: mend the labels"),
-        (np.arange(19), None, r"labels must be one integer for each of 20 pictures, got int64 \(19,\)"),
-        (np.arange(20.0), None, r"labels must be one integer for each of 20 pictures, got float64 \(20,\)"),
+        (np.arange(20), 10, r"label 10 of image 10 is outside 0 … 9"),
+        (np.arange(20) - 1, None, r"label -1 of image 0 is outside 0 … 999999"),
+        (np.arange(19), None, r"labels must be one integer for each of 20 images, got int64 \(19,\)"),
+        (np.arange(20.0), None, r"labels must be one integer for each of 20 images, got float64 \(20,\)"),
     ],
 )
 def test_bad_labels_are_refused(labels: Any, classes: Any, message: str, tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "floats": (array(np.zeros((9, 8, 8))), r"x\.npy: pictures must be uint8 or uint16, got float64: convert them"),
     "labels": (
         array(np.zeros((9, 8, 8), np.uint8), labels=np.arange(9), classes=5),
-        r"x\.npy: label 5 of picture 5 is outside 0 … 4: mend the labels",
+        r"x\.npy: label 5 of image 5 is outside 0 … 4",
     ),
     "dataset": (hdf5("images"), r"x\.hdf5: has no dataset 'images': it has imgs \(9, 8, 8\)"),
     "panels of points": (

@@ -195,20 +195,23 @@ def test_no_held_out_picture_takes_the_place_of_a_corrupt_one(tmp_path: Path) ->
         train.__getitems__(torch.tensor([place]))
 
 
-@pytest.mark.parametrize("memory_gb", [2.0, 0.0])
-def test_a_picture_of_a_size_that_nobody_has_is_left_out(
-    flat: Path, memory_gb: float, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_many_pixels_are_refused_with_max_pixels(flat: Path) -> None:
     import struct
     import zlib
 
-    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0), b"IDAT", b"IEND")
-    whole = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
-    (flat / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(whole))
-    with pytest.raises(ValueError, match=r"bomb\.png: cannot be read \(Image size .*: repair or remove it"):
-        ready(flat, memory_gb=memory_gb)
-    assert len(ready(flat, memory_gb=memory_gb, corrupt="skip", val_fraction=0.0).splits[0]) == 20
-    assert "1 of 21 pictures cannot be read" in capsys.readouterr().out
+    def bomb(side: int) -> None:
+        chunks = (b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"IDAT", b"IEND")
+        whole = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+        (flat / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(whole))
+
+    for side in (13_500, 50_000):  # below and above Pillow's own limit
+        bomb(side)
+        with pytest.raises(ValueError, match=rf"bomb\.png: has .* million pixels.*set max_pixels to {side**2}"):
+            ready(flat, corrupt="skip")
+    with pytest.raises(ValueError, match=r"00\.png: has .*max_pixels to 48"):
+        ready(flat, max_pixels=47)
+    (flat / "bomb.png").unlink()
+    assert ready(flat, max_pixels=48).shape == (3, 8, 6)
 
 
 def test_other_pictures_than_the_checkpoints_are_named(flat: Path, tmp_path: Path) -> None:
@@ -247,7 +250,7 @@ def test_streaming_gives_the_batches_that_memory_gives_and_resumes_within_an_epo
             r"anime: this folder does not exist: .* python -m diffusion_pl\.data\.synthetic anime$",
         ),
         (lambda p: save(p / "f.png"), r"f\.png: this folder is a file: mend path"),
-        (lambda p: p, r"no pictures in this folder: it needs \.bmp, \.gif"),
+        (lambda p: p, r"no images in this folder: expected files with the endings \.apng, "),
     ],
 )
 def test_where_there_are_no_pictures(make: Any, message: str, tmp_path: Path) -> None:

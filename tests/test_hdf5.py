@@ -100,7 +100,7 @@ def test_what_is_refused(path: str, tmp_path: Path) -> None:
         ready(path, "group")
     with pytest.raises(ValueError, match="has no dataset 'labels'"):
         ready(path, labels="labels")
-    with pytest.raises(ValueError, match="label 3 of picture 3 is outside 0 … 2: mend the labels"):
+    with pytest.raises(ValueError, match="label 3 of image 3 is outside 0 … 2"):
         ready(path, labels="group/labels", classes=3)
     with pytest.raises(
         FileNotFoundError, match=r"shoes_64\.hdf5: no such file: .*diffusion_pl\.data\.synthetic shoes$"
@@ -111,7 +111,7 @@ def test_what_is_refused(path: str, tmp_path: Path) -> None:
         ready(str(tmp_path / "no.hdf5"))
     with h5py.File(tmp_path / "float.hdf5", "w") as file:
         file["imgs"] = X / 255
-    with pytest.raises(ValueError, match="pictures must be uint8 or uint16, got float64"):
+    with pytest.raises(ValueError, match="images must be uint8 or uint16, got float64"):
         ready(str(tmp_path / "float.hdf5"))
 
 
@@ -122,7 +122,7 @@ def test_what_a_checkpoint_has_told_does_not_let_real_numbers_in(path: str, tmp_
     data = HDF5(str(tmp_path / "float.hdf5"), "imgs")
     data.load_state_dict(state)
     assert data.shape == (3, 8, 6)
-    with pytest.raises(ValueError, match=r"got float64: convert them \(the first go from 0 to 1\)"):
+    with pytest.raises(ValueError, match=r"got float64: convert them \(the first go from 0 to 1\), for instance \(255 \* x\)"):
         data.setup()
 
 

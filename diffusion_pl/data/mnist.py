@@ -67,6 +67,12 @@ class Torchvision(Images):
         # Everything is drawn for the whole set first, so a choice of classes changes no picture.
         x = self.pictures(found.data, train)
         targets = torch.as_tensor(found.targets)
+        digits = torch.isin(targets, torch.arange(10)).all()
+        if len(targets) != len(x) or not len(x) or x.shape[1:] != self.shape or not digits:
+            raise ValueError(
+                f"{self.source}: its files in {self.root!r} have {len(x)} images of {tuple(x.shape[1:])} and "
+                f"{len(targets)} labels, expected {self.shape} and a label from 0 to 9 for each: fetch them anew"
+            )
         label = torch.full((10,), -1)
         label[torch.tensor(self.chosen)] = torch.arange(len(self.chosen))
         label = label[targets]

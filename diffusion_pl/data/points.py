@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -166,19 +166,7 @@ class Points(DataModule):
 
     def read(self, path: Path) -> Tensor:
         """Points of a table with a column for each axis."""
-        try:
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-        missing = [name for name in self.axes if rows and name not in rows[0]]
-        if missing or not rows:
-            raise ValueError(f"{path}: needs the columns {', '.join(self.axes)}, and a row; {missing} not found")
-        try:
-            values = [[float(row[name]) for name in self.axes] for row in rows]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
-        return self.encode(torch.tensor(values, dtype=torch.float64)).float()
+        return self.encode(read_columns(path, self.axes)).float()
 
     def second_moment(self) -> float:
         """Mean of x_0² per dimension over the training points; 1 up to rounding, unless a checkpoint gave the scale."""
@@ -297,7 +285,9 @@ def read_columns(path: Traversable, columns: Sequence[str], where: Mapping[str, 
         where: Keep only the rows in which each of these columns has this text.
     """
     where = where or {}
-    if not path.is_file():
+    if not path.is_file():  # reading a pipe would wait for ever
+        if isinstance(path, Path) and path.exists():
+            raise ValueError(f"{path}: not a regular file: give a table in a file")
         raise FileNotFoundError(f"{path}: no such file: check the path, which is taken from the working directory")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -308,7 +298,8 @@ def read_columns(path: Traversable, columns: Sequence[str], where: Mapping[str, 
     # The first of equals wins, so a tab beats a comma in a name, and a single column is read as comma-separated.
     delimiter = "\t" if "\t" in first_line else max(",;|", key=first_line.count)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    header = [name.strip() for name in next(reader, [])]
+    rows = _rows(reader, path)
+    header = [name.strip() for name in next(rows, [])]
     for name in (*columns, *where):
         if header.count(name) != 1:
             problem = "no column" if name not in header else "more than one column"
@@ -318,7 +309,7 @@ def read_columns(path: Traversable, columns: Sequence[str], where: Mapping[str, 
 
     points = []
     rejected: list[list[str]] = []  # what the rows that do not match have in the columns of ``where``
-    for row in reader:
+    for row in rows:
         if not any(row):
             continue
         if len(row) != len(header):
@@ -339,9 +330,19 @@ def read_columns(path: Traversable, columns: Sequence[str], where: Mapping[str, 
     return torch.tensor(points, dtype=torch.float64)
 
 
+def _rows(reader: Any, path: Traversable) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        problem = str(error)
+        if "field" in problem and "limit" in problem:
+            problem = f"a field of more than {csv.field_size_limit():,} characters, is a quotation mark not closed?"
+        raise ValueError(f"{path}, line {reader.line_num}: not a table ({problem}): correct the line") from None
+
+
 def _number(text: str, place: str) -> float:
     try:
-        number = float(text)
+        number = float(text.replace("_", "?"))  # Python would read 1_000 as a thousand
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
