@@ -381,3 +381,21 @@ def test_bad_tables_are_refused_in_one_line_with_place_and_remedy(tmp_path: Path
 def test_bad_arguments_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_tables_that_are_none_are_one_line(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_columns(tmp_path / "pipe.csv", ["x"])
+    path = tmp_path / "x.csv"
+    for text, message in (
+        ('x,y\n1,"' + "2" * 140_000, "line 2: not a table .*131,072 characters"),
+        ("x,y\n1_000,2\n", "'1_000' is not a finite number"),
+        ("x,y\n" + "9" * 400 + ",2\n", "is not a finite number"),
+        ("x,x\n1,2\n", "more than one column 'x'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_columns(path, ["x"])
