@@ -268,7 +268,7 @@ def test_headers_that_declare_too_much_are_refused(shape: str, tmp_path: Path) -
 def test_an_npz_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = npz(tmp_path, x=X)
     monkeypatch.setattr("diffusion_pl.data.numpy_files._free_memory", lambda: 1000)
-    with pytest.raises(ValueError, match="GiB of memory.*save it as .npy"):
+    with pytest.raises(ValueError, match=r"GiB of memory.*save it as \.npy"):
         ready(path)
 
 

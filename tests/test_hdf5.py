@@ -153,7 +153,7 @@ def test_data_sets_that_were_declared_and_not_written(tmp_path: Path) -> None:
     for name in ("imgs", "half", "flat"):
         with pytest.raises(ValueError, match=rf"{name}.*only a part of it is in the file"):
             ready(path, name)
-    with pytest.raises(ValueError, match="labels.*only a part of it is in the file"):
+    with pytest.raises(ValueError, match=r"labels.*only a part of it is in the file"):
         ready(path, "few", labels="labels")
     for name, message in (
         ("null", "no images"),

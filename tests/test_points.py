@@ -23,6 +23,7 @@ from diffusion_pl.data import (
     Table,
     Toy,
 )
+from diffusion_pl.data.points import read_columns
 
 TOYS: list[Any] = sorted(Toy.__subclasses__(), key=lambda toy: toy.__name__)
 

@@ -93,7 +93,8 @@ def describe_rest(listing: Listing) -> str | None:
     total = sum(listing.others.values())
     parts = []
     if total:
-        kinds = ", ".join(f"{number} {ending}" for ending, number in listing.others.most_common(8))
+        ordered = sorted(listing.others.items(), key=lambda item: (-item[1], item[0]))
+        kinds = ", ".join(f"{number} {ending}" for ending, number in ordered[:8])
         more = ", …" if len(listing.others) > 8 else ""
         parts.append(f"{total} file{'s' * (total > 1)} left out for their endings ({kinds}{more})")
     if listing.links:
