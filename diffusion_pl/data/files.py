@@ -127,12 +127,12 @@ def _pages(name: str, files: Sequence[AnyFile], layout: Layout) -> tuple[list[An
 def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, corrupt: str) -> dict[int, str]:
     """Check by their headers that all pictures are alike; what cannot be read, with reasons."""
 
-    profiles: Counter[str] = Counter()
+    profiles: list[str] = []  # appended to by several threads
 
     def header(file: AnyFile) -> Look | str:
         try:
             with opened(file, layout.max_pixels) as picture:
-                profiles[profile_name(picture)] += 1
+                profiles.append(profile_name(picture))
                 return look(picture, pages=layout.frames is None)
         except Unreadable as error:
             return _short(error)
@@ -158,7 +158,9 @@ def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, 
         told = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
         odd = next(files[i] for kind, i in kinds.items() if kind != (channels, format.levels))
         raise ValueError(f"{name}: channels differ ({told}; {odd} is another): give mode: RGB or L")
-    foreign = {profile: number for profile, number in profiles.items() if profile and "srgb" not in profile.lower()}
+    foreign = {
+        profile: number for profile, number in Counter(profiles).items() if profile and "srgb" not in profile.lower()
+    }
     if foreign:
         listed = ", ".join(f"{number} {profile}" for profile, number in foreign.items())
         say(f"{name}: colour profiles are ignored, values are taken as they are ({listed})")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .arrays import check_labels
+from .arrays import check_labels, same_values
 from .files import Loaded, first_look, load, read_ahead
 from .images import Examples, Format, Images
 from .opening import MAX_PIXELS, AnyFile, Unreadable, regular
@@ -134,7 +134,8 @@ class HuggingFace(Images):
         test = self._source(self.test_split) if self.test_split is not None else None
         if not (train.streams or (test is not None and test.streams)):
             self.workers = 0
-        return Examples(train.source, train.labels, test.source if test else None)
+        groups = same_values(self.source, train.source)
+        return Examples(train.source, train.labels, test.source if test else None, groups)
 
     def _source(self, split: str) -> Loaded:
         _, label = self._columns()

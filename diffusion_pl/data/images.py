@@ -213,6 +213,8 @@ class Images(DataModule):
         from .opening import Unreadable, opened
         from .pictures import Layout, Mode, to_array
 
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder: check the path")
         files = list_flat(path, "grid.png") if path.is_dir() else [path]
         channels, height, width = self.shape
         modes: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
