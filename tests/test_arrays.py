@@ -170,7 +170,8 @@ def test_which_array(arrays: Any, options: Any, message: str, tmp_path: Path) ->
 
 def test_files_that_are_none_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"church\.npz: no such file: .* python -m diffusion_pl\.data\.synthetic"
+        FileNotFoundError,
+        match=r"church\.npz: no such file\. Fix: give --data\.path FILE, or .* python -m diffusion_pl\.data\.synthetic",
     ):
         ready(str(tmp_path / "church.npz"))
     for name, content in (("a.npy", b"no"), ("a.npz", b"no"), ("b.npz", Path(npz(tmp_path, x=X)).read_bytes()[:500])):

@@ -266,7 +266,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "constant": (table("x,y\n" + "".join(f"{i},5\n" for i in range(9))), r"column 'y' is 5 in all"),
     "no text": (table(b"x,y\n\xff\xfe,1\n"), r"points.csv: not UTF-8 text"),
     # Pictures.
-    "no folder": (pictures(None), r"p: this folder does not exist: mend path"),
+    "no folder": (pictures(None), r"p: this folder does not exist\. Fix: give --data\.path"),
     "empty folder": (pictures({}, None), r"p: no images in this folder"),
     "corrupt picture": (pictures({"b.png": b"no"}), r"p/b\.png: cannot be read \(.*\): repair or remove it"),
     "mixed sides": (pictures({"b.png": (9, 8, 3)}), r"p/b\.png: is 9x8 .*, p/a\.png is 8x8: give size, for .* size: 8"),

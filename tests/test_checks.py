@@ -96,9 +96,9 @@ def test_a_mismatch_of_nan_is_refused() -> None:
 @pytest.mark.parametrize(
     ("x", "level", "told"),
     [
-        ([[-1.0, 1.0], [0.5, -0.5]], "fine", r"2 training examples lie in \[-1, 1\], root mean square 0.791"),
+        ([[-1.0, 1.0], [0.5, -0.5]], "fine", r"2 training examples are in \[-1, 1\], root mean square 0.791"),
         ([[-1.0, 1.0], [0.5, math.nan]], "error", r"^1 of 2 training examples hold NaN or infinity"),
-        ([[0.0, 255.0], [9.0, 90.0]], "error", r"lie in \[0, 255\], the data declare \[-1, 1\]"),
+        ([[0.0, 255.0], [9.0, 90.0]], "error", r"are in \[0, 255\], the data declare \[-1, 1\]"),
         ([[-0.1, 0.1], [0.1, 0.1]], "warning", r"a root mean square of 0.1, the parameterization assumes 0.5"),
     ],
 )

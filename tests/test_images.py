@@ -17,7 +17,12 @@ RGB = Format((3, 4, 6))
 
 
 class Pictures(Images):
-    """Random integers; the number of a picture is its first pixel where there are enough levels."""
+    """Random integers; the number of a picture is its first pixel where there are enough levels.
+
+    The split is that of a set that does not grow, with exact shares.
+    """
+
+    grows = False
 
     def __init__(
         self,
@@ -204,7 +209,7 @@ def test_a_checkpoint_of_other_pictures_is_refused() -> None:
     state = ready().state_dict()
     other = ready(format=Format((1, 4, 6), None, 17))
     assert other.shape == (1, 4, 6)
-    with pytest.raises(ValueError, match="pictures are 3 x 4 x 6 with 256 levels and no classes, these are 1 x 4"):
+    with pytest.raises(ValueError, match="images are 3 x 4 x 6 with 256 levels and no classes, these are 1 x 4"):
         other.load_state_dict(state)
     later = Pictures(format=Format((1, 4, 6), None, 17))
     later.load_state_dict(state)
@@ -230,5 +235,5 @@ def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_split_that_leaves_nothing_to_train_on_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"these: 0 picture\(s\) leave none to train on"):
+    with pytest.raises(ValueError, match=r"these: 0 image\(s\) leave none to train on"):
         ready(n=0)

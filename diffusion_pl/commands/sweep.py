@@ -17,7 +17,8 @@ def sweep(
     output: Path = Path("sweep"),
     seed: int = 0,
     scale: float | None = None,
-    cond: dict[str, int] | None = None,
+    cond: dict[str, str] | None = None,
+    data_: dict[str, Any] | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
 ) -> None:
@@ -37,7 +38,8 @@ def sweep(
         output: Folder for the files.
         seed: Of the latents.
         scale: Guidance w of a model of classes.
-        cond: Condition of all samples, as --cond.label 3.
+        cond: Condition of all samples, as --cond.label 3 or --cond.label NAME.
+        data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
     """
@@ -52,21 +54,24 @@ def sweep(
     from tqdm import tqdm
 
     from .. import plots
+    from ..data.base import count
     from ..drawing import choose_sampler, describe, device_of, guide
     from ..loading import load
     from ..metrics import SlicedWasserstein
     from ..samplers import Heun
     from ..storage import OutputFolder
 
-    model, data = load(ckpt_path, weights)
-    guide(model, scale, cond=cond)
+    model, data = load(ckpt_path, weights, data_)
+    guide(model, scale, cond=cond, names=data.class_names)
     model.to(device_of(accelerator))
     chosen = choose_sampler(model, grid=grid).grid
     try:
+        if data_:
+            data.prepare_data()  # fetches them if --data.download says so
         data.setup("fit")
         distance = SlicedWasserstein(data.training_examples(10_000))
     except (OSError, ValueError) as error:
-        print(f"the data are not at hand, so no distance to them: {error}")
+        print(f"no distance to the data, which are missing: {error}")
         distance = None
 
     def draw(sampler: Sampler) -> tuple[torch.Tensor, int]:
@@ -87,7 +92,7 @@ def sweep(
         "num_samples": num_samples,
         "seed": seed,
         "scale": scale,
-        "cond": cond or {},
+        "cond": model.sample_cond,
     }
     with OutputFolder(output, call) as folder:
         if folder.published is None:
@@ -110,7 +115,7 @@ def sweep(
                         "error": (x - exact).square().mean().sqrt().item(),
                     }
                 )
-            title = f"{num_samples:,} samples of {ckpt_path.parent.parent.name}, {model.weights_name} weights"
+            title = f"{count(num_samples, 'sample')} of {ckpt_path.parent.parent.name}, {model.weights_name} weights"
 
             def write(stage: Path) -> list[Path]:
                 with (stage / "sweep.csv").open("w", newline="", encoding="utf-8") as file:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .files import say
+from .base import say
 from .images import Examples, Format, Images
 from .loader import Batch, Source, Tensors
 from .numpy_files import NumpyFile
@@ -88,6 +88,8 @@ class Arrays(Images):
         seed: Chooses the split, the order and the augmentation.
         bits: How many bits the values of uint16 use, 9 to 16, such as 12: white is 2^bits - 1. None: 16.
     """
+
+    paths = ("path", "labels")
 
     def __init__(
         self,
@@ -300,5 +302,5 @@ def same_values(name: str, source: Source) -> Tensor | None:
 
 def _numpy_file(path: Path) -> NumpyFile:
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file: correct path{stand_in_hint(path)}")
+        raise FileNotFoundError(f"{path}: no such file. Fix: give --data.path FILE{stand_in_hint(path)}")
     return NumpyFile(path)

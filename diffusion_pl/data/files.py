@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .base import say
 from .images import Format
 from .loader import Batch, Source, Subset, Tensors
 from .opening import AnyFile, Page, Unreadable, count_pages, opened
@@ -33,12 +34,13 @@ def first_look(name: str, files: Sequence[AnyFile], layout: Layout, corrupt: str
 
 
 class Loaded(NamedTuple):
-    """What `load` gives: the source, labels and groups of what is in it, and whether it decodes when asked."""
+    """What `load` gives: the source, labels, groups and files of what is in it, and whether it decodes when asked."""
 
     source: Source
     labels: Tensor | None
     groups: Tensor | None
     streams: bool
+    files: Sequence[AnyFile]
 
 
 def load(
@@ -89,7 +91,7 @@ def load(
         bad |= {i: reason for i, reason in zip(good, reasons, strict=True) if reason is not None}
         source = Tensors({"x": x} if labels is None else {"x": x, "label": labels})
     if not bad:
-        return Loaded(source, labels, groups, streams)
+        return Loaded(source, labels, groups, streams, files)
     if corrupt == "fail":
         raise ValueError(f"{files[min(bad)]}: cannot be decoded ({bad[min(bad)]}){_more(len(bad))}: {_REMEDY}")
     if len(bad) == len(files):
@@ -97,7 +99,7 @@ def load(
     _tell_skipped(name, [str(files[i]) for i in sorted(bad)], len(files))
     kept = torch.tensor([i for i in range(len(files)) if i not in bad])
     labels, groups = (None if values is None else values[kept] for values in (labels, groups))
-    return Loaded(Subset(source, kept), labels, groups, streams)
+    return Loaded(Subset(source, kept), labels, groups, streams, [files[i] for i in kept.tolist()])
 
 
 def _pages(name: str, files: Sequence[AnyFile], layout: Layout) -> tuple[list[AnyFile], Tensor]:
@@ -223,13 +225,6 @@ def in_parallel(call: Callable[[Any], Any], items: Iterable[Any], what: str) -> 
     items = list(items)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(tqdm(pool.map(call, items), what, len(items), delay=2, leave=False, dynamic_ncols=True))
-
-
-def say(line: str) -> None:
-    """One line about the data, from one process."""
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-    rank_zero_only(print)(line)
 
 
 def _tell_skipped(name: str, bad: list[str], total: int) -> None:

@@ -1,12 +1,15 @@
 """A folder of pictures."""
 
+import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .files import first_look, load, read_ahead, say
+from .base import say
+from .files import first_look, load, read_ahead
 from .images import Examples, Format, Images
 from .listing import Listing, copies, describe_rest, list_images
 from .opening import MAX_PIXELS, endings
@@ -22,7 +25,7 @@ class Folder(Images):
 
     Args:
         path: The folder; folders within are searched too.
-        conditional: The folders directly within are the classes, in the order of their names.
+        conditional: The folders directly within are the classes, in the natural order of their names (2 before 10).
         size: Side, or height and width, to which pictures are cropped in shape and resized; None: as they are.
         crop: Side of the centre square that is cut out before.
         mode: L (grey), RGB or RGBA to convert to, transparency onto white; None: as they are.
@@ -76,6 +79,7 @@ class Folder(Images):
         self.layout = make_layout("Folder", mode, crop, size, frames, bits, max_pixels)
         self._found: Listing | None = None
         self._listing: tuple[list[Path], list[str]] | None = None
+        self._order: list[str] | None = []  # names of the classes in a checkpoint's order; None: that of version 0.1
 
     def _list(self) -> tuple[list[Path], list[str]]:
         """The pictures in the order of their paths, and the names of the classes."""
@@ -83,7 +87,9 @@ class Folder(Images):
             folder = Path(self.source).expanduser()
             if not folder.is_dir():
                 what = "is a file" if folder.exists() else "does not exist"
-                raise FileNotFoundError(f"{self.source}: this folder {what}: mend path{stand_in_hint(folder)}")
+                raise FileNotFoundError(
+                    f"{self.source}: this folder {what}. Fix: give --data.path FOLDER{stand_in_hint(folder)}"
+                )
             self._found = list_images(folder)
             files = self._found.files
             if not files:
@@ -97,14 +103,31 @@ class Folder(Images):
                 loose = next((p for p in files if p.parent == folder), None)
                 if loose is not None:
                     raise ValueError(f"{loose}: lies in no class's folder: move it to one, or give conditional: false")
-                names = sorted({p.relative_to(folder).parts[0] for p in files})
+                names = self._ordered({p.relative_to(folder).parts[0] for p in files})
             self._listing = files, names
         return self._listing
+
+    def _ordered(self, names: set[str]) -> list[str]:
+        natural = sorted(names, key=natural_order)
+        if self._order is None:
+            if natural != sorted(names):
+                say(
+                    f"{self.source}: classes are numbered as in the checkpoint, in the order {', '.join(sorted(names))}"
+                )
+            return sorted(names)
+        return list(self._order) if set(self._order) == names else natural
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict and self.conditional:
+            self._order = state_dict.get("class_names")
+            if self._listing is not None and self._listing[1] != self._order:
+                self._listing = self._examples = None
+        super().load_state_dict(state_dict)
 
     def inspect(self) -> Format:
         files, names = self._list()
         shape, levels = first_look(self.source, files, self.layout, self.corrupt)
-        return Format(shape, len(names) or None, levels)
+        return Format(shape, len(names) or None, levels, tuple(names) or None)
 
     def examples(self) -> Examples:
         files, names = self._list()
@@ -120,12 +143,13 @@ class Folder(Images):
         groups = copies(files)
         if groups is not None:
             self._say_copies(groups, labels)
-        train, labels, groups, streams = load(
+        train, labels, groups, streams, kept = load(
             self.source, files, labels, self.layout, self.format, self.corrupt, self.memory_gb, groups
         )
         if not streams:
             self.workers = 0
-        return Examples(train, labels, groups=groups)
+        names = [str(file)[len(str(root)) + 1 :].replace(os.sep, "/") for file in kept]
+        return Examples(train, labels, groups=groups, names=names)
 
     def _say_copies(self, groups: Tensor, labels: Tensor | None) -> None:
         copied = int((groups != torch.arange(len(groups))).sum())
@@ -137,3 +161,8 @@ class Folder(Images):
             line
             + (f"; {other} of them {'is' if other == 1 else 'are'} in another class than the first" if other else "")
         )
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """Key by which names are sorted as people count: digits within them compare as numbers, "2" before "10"."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name

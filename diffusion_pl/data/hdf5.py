@@ -74,7 +74,7 @@ class HDF5(Images):
     def _stack(self) -> "FileStack":
         path = Path(self.source).expanduser()
         if not path.exists():
-            raise FileNotFoundError(f"{self.source}: no such file: correct path{stand_in_hint(path)}")
+            raise FileNotFoundError(f"{self.source}: no such file. Fix: give --data.path FILE{stand_in_hint(path)}")
         file = _opened(path)
         with file:
             array = _dataset(file, self.dataset, self.source)

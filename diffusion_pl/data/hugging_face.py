@@ -38,6 +38,7 @@ class HuggingFace(Images):
             None: such images are refused.
         bits: How many bits the values of 16-bit images use, 9 to 16: white is 2^bits - 1. None: 16.
         max_pixels: Number of pixels above which an image is refused.
+        download: Fetch the data set from the hub if it is neither a folder nor in the library's cache.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class HuggingFace(Images):
         frames: Frames | None = None,
         bits: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        download: bool = True,
     ) -> None:
         super().__init__(
             str(path),
@@ -77,6 +79,7 @@ class HuggingFace(Images):
         self.image_column, self.label_column = image_column, label_column
         self.layout = make_layout("HuggingFace", mode, crop, size, frames, bits, max_pixels)
         self.memory_gb = memory_gb
+        self.download = download
         self._loaded: dict[str, Any] = {}
 
     def _table(self, split: str) -> Any:
@@ -90,11 +93,14 @@ class HuggingFace(Images):
                         raise ValueError("the folder holds one data set without splits")
                     table = found[split] if isinstance(found, dict) else found
                 else:
-                    table = datasets.load_dataset(self.source, split=split)
+                    local = datasets.DownloadConfig(local_files_only=not self.download)
+                    table = datasets.load_dataset(self.source, split=split, download_config=local)
             except Exception as error:  # the library raises its own, of many kinds
                 reason = str(error).partition("\n")[0][:120]
+                allow = "" if self.download else ", or fetch it with --data.download true"
                 raise ValueError(
-                    f"{self.source}: no such folder, or not to be had from the hub as split {split!r} ({reason})"
+                    f"{self.source}: no such folder, or not to be had from the hub as split {split!r} ({reason}). "
+                    f"Fix: give --data.path FOLDER{allow}"
                 ) from None
             self._loaded[split] = table
         return self._loaded[split]
@@ -126,8 +132,10 @@ class HuggingFace(Images):
     def inspect(self) -> Format:
         _, label = self._columns()
         shape, levels = first_look(self.source, self._cells(self.split), self.layout, self.corrupt)
-        classes = self._table(self.split).features[label].num_classes if label is not None else None
-        return Format(shape, classes, levels)
+        if label is None:
+            return Format(shape, None, levels)
+        names = self._table(self.split).features[label].names
+        return Format(shape, len(names), levels, tuple(names))
 
     def examples(self) -> Examples:
         train = self._source(self.split)

@@ -10,7 +10,8 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from .files import in_parallel, say
+from .base import say
+from .files import in_parallel
 from .opening import endings
 
 

@@ -33,6 +33,8 @@ class Picture(Images):
         seed: Chooses the crops, the order and the augmentation.
     """
 
+    grows = False
+
     def __init__(
         self,
         path: str | None = None,
@@ -130,7 +132,7 @@ def _flower() -> "Image":
 
 def _open(path: Path) -> "Image":
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file: set path to an image")
+        raise FileNotFoundError(f"{path}: no such file. Fix: give --data.path FILE")
     try:
         return opened(path)
     except Unreadable as error:

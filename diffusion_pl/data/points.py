@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base import DataModule
+from .base import DataModule, count, tell_differences
+from .identity import Keys, differences, identity, keys_of
 from .loader import Loader, Source, Tensors
+from .splits import HASHED, SHUFFLED, hashed
 
 
 class Points(DataModule):
@@ -35,7 +37,13 @@ class Points(DataModule):
         repeats: Passes over a split that make one epoch; None: as many as make about 100 batches. Repeating held-out
             points shows each at several noise levels.
         seed: Chooses the split and the order.
+
+    Attributes:
+        grows: Whether points may be added between two sessions.  Then the split goes by a hash of their coordinates
+            (`splits.hashed`), else by a permutation of the distinct points.
     """
+
+    grows = False
 
     def __init__(
         self,
@@ -66,6 +74,10 @@ class Points(DataModule):
         self.seed = seed
         self._splits: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # training, held out; units of the file
         self._normalization: tuple[Tensor, Tensor] | None = None  # mean, std: (D,), float64
+        self._theirs: dict[str, Any] = {}  # the state of the checkpoint that was loaded
+        self._examples: dict[str, Tensor] | None = None
+        self._identity: dict[str, Any] | None = None
+        self._drawn: dict[str, Any] = {}  # how the split was drawn, as a checkpoint keeps it
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,7 +95,10 @@ class Points(DataModule):
         """Read or draw the points and split them; compute the normalisation unless a checkpoint has given it."""
         if self._splits is not None:
             return
-        examples = self.examples()
+        super().setup(stage)
+        if self._examples is None:
+            self._examples = self.examples()
+        examples = self._examples
         held_out = self._held_out(examples["x"])
         train = {name: values[~held_out] for name, values in examples.items()}
         x = train["x"]
@@ -96,6 +111,16 @@ class Points(DataModule):
         self._splits = train, {name: values[held_out] for name, values in examples.items()}
         if self._normalization is None:
             self._normalization = x.mean(0), x.std(0, correction=0)
+        if "identity" in self._theirs:
+            found = differences(self._theirs["identity"], _keys(examples["x"]), True, Tensors(examples))
+            tell_differences(self.source, found)
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        if self._classes is None or self._splits is None or "label" not in self._splits[0]:
+            return None
+        counts: list[int] = self._splits[0]["label"].bincount(minlength=self._classes).tolist()
+        return counts
 
     def _held_out(self, x: Tensor) -> Tensor:
         """Which rows are held out: (N,), bool."""
@@ -109,7 +134,15 @@ class Points(DataModule):
                 f"{self.source}: val_fraction = {self.val_fraction} holds out all {distinct} distinct point(s) and "
                 "leaves none to train on: lower val_fraction"
             )
-        chosen = torch.randperm(distinct, generator=torch.Generator().manual_seed(self.seed))[:number]
+        noted = self._theirs.get("split") or {}
+        hashes = noted.get("rule") == HASHED if self._theirs else self.grows
+        seed, exceptions = noted.get("seed", self.seed), noted.get("exceptions")
+        self._drawn = {"rule": HASHED if hashes else SHUFFLED, "seed": seed}
+        if hashes:
+            fractions = self.val_fraction, 0.0
+            (_, val, _), self._drawn["exceptions"] = hashed(_keys(x), None, fractions, seed, exceptions)
+            return torch.isin(torch.arange(len(x)), val)
+        chosen = torch.randperm(distinct, generator=torch.Generator().manual_seed(seed))[:number]
         return torch.isin(point, chosen)
 
     @property
@@ -150,7 +183,7 @@ class Points(DataModule):
             rows.writerow(self.axes)
             rows.writerows([f"{value:.6g}" for value in row] for row in points.tolist())
         known = points[:0] if self._splits is None else self._splits[0]["x"]
-        plots.save(plots.samples_panel(known.numpy(), points.numpy(), f"{len(points):,} samples"), picture)
+        plots.save(plots.samples_panel(known.numpy(), points.numpy(), count(len(points), "sample")), picture)
         return [table, picture]
 
     def frame(self, x: Tensor, x_0: Tensor, title: str) -> NDArray[Any]:
@@ -199,11 +232,17 @@ class Points(DataModule):
     def test_dataloader(self) -> Loader | list[Any]:
         return self.val_dataloader()
 
-    def state_dict(self) -> dict[str, list[float]]:
+    def state_dict(self) -> dict[str, Any]:
         if self._normalization is None:
             return {}
         mean, std = self._normalization
-        return {"mean": mean.tolist(), "std": std.tolist()}
+        state: dict[str, Any] = {"mean": mean.tolist(), "std": std.tolist()}
+        if self._examples is None:  # the data were not read
+            return state
+        if self.grows and self._identity is None:
+            self._identity = identity(_keys(self._examples["x"]), True, Tensors(self._examples))
+        kept = {} if self._identity is None else {"identity": self._identity}
+        return {**state, "split": self._drawn, **kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not state_dict:
@@ -216,6 +255,15 @@ class Points(DataModule):
         # Kept in place of what setup() finds, even in other data: these are the units the network was trained in.
         mean, std = (torch.tensor(state_dict[name], dtype=torch.float64) for name in ("mean", "std"))
         self._normalization = mean, std
+        self._theirs = state_dict
+        if self._splits is not None:  # split them anew, as the checkpoint's were
+            self._splits = None
+            self.setup()
+
+
+def _keys(x: Tensor) -> Keys:
+    """Of points (N, D), by their coordinates: equal points have equal keys."""
+    return keys_of([row.tobytes().hex() for row in x.double().numpy()], len(x))
 
 
 class Datasaurus(Points):
@@ -256,6 +304,8 @@ class Table(Points):
         seed: Chooses the split and the order.
     """
 
+    grows = True
+
     def __init__(
         self,
         path: str,
@@ -288,7 +338,7 @@ def read_columns(path: Traversable, columns: Sequence[str], where: Mapping[str, 
     if not path.is_file():  # reading a pipe would wait for ever
         if isinstance(path, Path) and path.exists():
             raise ValueError(f"{path}: not a regular file: give a table in a file")
-        raise FileNotFoundError(f"{path}: no such file: check the path, which is taken from the working directory")
+        raise FileNotFoundError(f"{path}: no such file. Fix: give --data.path FILE")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

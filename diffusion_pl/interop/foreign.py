@@ -124,7 +124,7 @@ def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[s
     Raises:
         ValueError: the tensors do not fit.
     """
-    state = {"shape": list(foreign.shape), "classes": foreign.classes, "levels": 256}
+    state = {"shape": list(foreign.shape), "classes": foreign.classes, "levels": 256, "class_names": None}
     described = {"model": complete(foreign.model), "data": data}
     model, _ = rebuild(described, state)
     assert isinstance(model, DiffusionModule)
