@@ -88,7 +88,10 @@ def from_content(
         version = description.get("version")
         reason = " ".join(str(error).split())
         if options:
-            raise ValueError(f"--data: {', '.join(options)} do not fit the checkpoint's data: {reason}") from error
+            found = re.search(
+                r"Problem with given class_path '[\w.]+': (?:- )?(.+?)(?: - Expected a| Given value|$)", reason
+            )
+            raise ValueError(f"--data.{found[1] if found else reason}") from error
         if version == __version__:
             raise
         raise ValueError(f"{path} was written by diffusion_pl {version}, this is {__version__}: {reason}") from error
@@ -150,7 +153,7 @@ def _rebuild(
     if path is not None:
         data.unasked = "" if options else _unasked(data, description["data"], path)
         if hasattr(data, "download"):  # what a checkpoint says is no consent
-            data.download = bool(options.get("download", False))
+            data.download = data.download and "download" in options
     data.load_state_dict(data_state)  # it tells the shape, so it comes before the model
     parser = ArgumentParser(exit_on_error=False)
     model, told = description["model"], {"shape": list(data.shape), "classes": data.classes}

@@ -42,7 +42,7 @@ def evaluate(
     likelihood_examples: int | None = None,
     dequantizations: int = 1,
     bound: ChainBound | ContinuousBound | None = None,
-    data_: dict[str, Any] | None = None,
+    data_: dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     batch_size: int = 250,
     accelerator: str = "auto",

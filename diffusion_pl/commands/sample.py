@@ -26,7 +26,7 @@ def sample(
     classifier: Path | None = None,
     weak: Path | None = None,
     latents: Path | None = None,
-    data_: dict[str, Any] | None = None,
+    data_: dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     npz: bool = False,
     film: bool = False,

@@ -18,7 +18,7 @@ def sweep(
     seed: int = 0,
     scale: float | None = None,
     cond: dict[str, str] | None = None,
-    data_: dict[str, Any] | None = None,
+    data_: dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
 ) -> None:
