@@ -6,9 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .reading import Number, read_json, reading
 from .storage import write_file
 
 CARD = "card.json"
+
+
+#: What every reader of a card may rely on; JSON has no infinity, which is a string there.
+_NUMBER = (int, float, str)
+_KIND = {
+    "status?": str,
+    "sessions": [{"status": str, "wall_seconds": Number}],
+    "error?": (str, None),
+    "steps?": (int, None),
+    "examples_seen?": (int, None),
+    "wall_seconds?": (*Number, None),
+    "metrics?": (None, {"step": int, "values": {"*": _NUMBER}}),
+    "evaluations?": [dict],
+    "logged_to?": {"*": str},
+    "seeds?": (dict, None),
+    "data?": (None, {"examples?": int, "of?": int, "sha256?": {"*": str}}),
+    "config?": {"expected?": (None, {"*": dict})},
+}
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
@@ -22,14 +41,12 @@ def read_card(path: str | Path) -> dict[str, Any]:
     if path.is_dir() and path.name != CARD:
         path = path / CARD
     try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        told = [(str(session["status"]), float(session["wall_seconds"])) for session in card["sessions"]]
-        if not told:
-            raise ValueError("it has no sessions")
+        with reading(path, "run card", "move it away"):
+            card: dict[str, Any] = read_json(path, _KIND)
+            if not card["sessions"]:
+                raise ValueError("it has no sessions")
     except FileNotFoundError:
         raise FileNotFoundError(f"no run card at {path}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or no run card ({one_line(error)})") from error
     return card
 
 

@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
+from .reading import check, reading
 from .storage import copy_file, write_file
 
 #: Names of a run's newest checkpoint and of the one before: what replaces the first makes it the second.
@@ -182,10 +183,12 @@ def read_part(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged, or holds anything else.
     """
-    try:
+    with reading(path, "part of an interrupted call", "remove it; it will be made again"):
         content: dict[str, Any] = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is damaged, or was not written here: remove it, and it will be made anew") from error
+        check(content, {"block": Tensor, "index": Tensor, "x": Tensor, "nfe": (int, float)})
+        block, index = content["block"], content["index"]
+        if block.ndim != 1 or index.ndim != 1 or len(index) != len(content["x"]) or (len(index) and index.min() < 0):
+            raise ValueError("its parts do not fit each other")
     return content
 
 
@@ -210,6 +213,8 @@ def is_whole(path: Path) -> bool:
 
 def _verify(file: BinaryIO) -> None:
     with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("its parts are compressed, which torch never does")
         damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} does not match")

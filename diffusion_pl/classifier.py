@@ -1,6 +1,7 @@
 """A classifier of noisy data, log p(y | x_t), for classifier guidance."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from .bounds import build
 from .denoiser import NoiseInput, ScaledTime, check_time
 from .loss import Losses
 from .metrics import BinnedMean
@@ -49,7 +51,8 @@ class NoisyClassifier(Trainable):
         if classes is None:
             raise ValueError("NoisyClassifier: the data have no labels: give data.init_args.conditional true")
         self.shape, self.classes = tuple(shape), classes
-        self.classifier, self.schedule, self.times = network(self.shape, classes), schedule, times
+        self.classifier = build(partial(network, self.shape, classes))
+        self.schedule, self.times = schedule, times
         self.noise_input = ScaledTime() if noise_input is None else noise_input
         self.val_accuracy = BinnedMean(VAL_BINS)
 

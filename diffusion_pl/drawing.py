@@ -19,6 +19,7 @@ from .grids import Grid
 from .guidance import AutoGuided, ClassifierFree, ClassifierGuided
 from .loading import load, load_classifier
 from .module import DiffusionModule
+from .reading import reading
 from .samplers import Sampler
 
 
@@ -120,14 +121,13 @@ def device_of(accelerator: str) -> torch.device:
 
 def read_latents(path: Path, shape: tuple[int, ...]) -> Tensor:
     """The latents that `encode` wrote: (N, *shape)."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            eps = torch.from_numpy(file["eps"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} holds no latents of `encode`: {error}") from error
+    with reading(path, "latents.npz of `encode`"), np.load(path, allow_pickle=False) as file:
+        eps = torch.from_numpy(file["eps"])
+        if not eps.is_floating_point() or not eps.isfinite().all() or not len(eps):
+            raise ValueError(f"{eps.dtype} of shape {tuple(eps.shape)}, or not finite")
     if eps.shape[1:] != shape:
         raise ValueError(f"{path}: its latents are of shape {tuple(eps.shape[1:])}, the model's data of {shape}")
-    return eps
+    return eps.float()
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
@@ -186,6 +186,8 @@ def _numbered(cond: Mapping[str, int | str], classes: int | None, names: Sequenc
         return {"label": number}
     near = difflib.get_close_matches(asked, names, n=1)
     listed = ", ".join(f"{k} {name}" for k, name in enumerate(names[:20])) + (", …" if len(names) > 20 else "")
-    told = f", or a name: {listed}" if names else "; the checkpoint has no names of classes"
-    suggestion = f"; did you mean {near[0]}?" if near else ""
+    told = "" if number is not None else "; the checkpoint has no names of classes"
+    if names and names != [str(k) for k in range(classes)]:
+        told = f", or a name: {listed}"
+    suggestion = f"; did you mean {near[0]}?" if near and number is None else ""
     raise ValueError(f"cond.label: expected a number in 0 … {classes - 1}{told}; got {asked}{suggestion}")

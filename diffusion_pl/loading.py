@@ -15,13 +15,16 @@ from typing import Any
 
 import jsonargparse._common
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from torch import Tensor
 
 from . import __version__
+from .bounds import check_plain, limited
 from .cards import read_card
 from .checkpoints import read_hashed
 from .classifier import NoisyClassifier
 from .data import DataModule
 from .module import DiffusionModule
+from .reading import check, reading
 from .trainable import Trainable
 
 TRUST = "DIFFUSION_PL_TRUST"
@@ -78,9 +81,14 @@ def from_content(
     description = checkpoint.get("diffusion_pl")
     if description is None:
         raise ValueError(f"{path} carries no configuration: it was not written by `python -m diffusion_pl fit`")
-    place, state = Path(path), _data_state(checkpoint, description)
+    with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
+        check_plain(description, "its configuration")
+        check(checkpoint, _KIND)
+    state = checkpoint["state_dict"]
     try:
-        model, data = rebuild(description, state, options or {}, place)
+        # In bytes of the widest type: the network is built in another one than it was kept in.
+        with limited(len(state), sum(8 * tensor.numel() for tensor in state.values())):
+            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, Path(path))
     except (ArgumentError, TypeError, KeyError, ImportError) as error:
         denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
         if denied:
@@ -93,14 +101,25 @@ def from_content(
             )
             raise ValueError(f"--data.{found[1] if found else reason}") from error
         if version == __version__:
-            raise
+            raise ValueError(f"{path}: its configuration cannot be used: {reason}") from error
         raise ValueError(f"{path} was written by diffusion_pl {version}, this is {__version__}: {reason}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is damaged: its configuration cannot be built ({reason})") from error
     model.on_load_checkpoint(checkpoint)
-    tensors, model.weights_name = select(checkpoint, weights, str(path))
-    model.load_state_dict(tensors)
+    with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
+        state, model.weights_name = select(checkpoint, weights, str(path))
+        model.load_state_dict(state)
     if isinstance(model, DiffusionModule):
         model.class_counts = data.class_counts
     return model.eval(), data
+
+
+_KIND = {
+    "diffusion_pl": {"version?": (str, None), "model": dict, "data": {"class_path": str, "init_args?": (dict, None)}},
+    "state_dict": {"*": Tensor},
+    "callbacks?": {"EMA?": {"updates": int, "shadows": {"*": {"*": Tensor}}}},
+}
 
 
 def select(checkpoint: dict[str, Any], weights: str, path: str) -> tuple[dict[str, Any], str]:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from .bounds import build
 from .denoiser import Denoiser, NetworkDenoiser, NoiseInput
 from .loss import DenoisingLoss, Losses
 from .parameterizations import Parameterization
@@ -66,7 +67,8 @@ class DiffusionModule(Trainable):
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
         self.shape, self.classes = tuple(shape), classes
-        self.denoiser = NetworkDenoiser(network(self.shape, classes), schedule, parameterization, noise_input)
+        made = build(partial(network, self.shape, classes))
+        self.denoiser = NetworkDenoiser(made, schedule, parameterization, noise_input)
         if channels_last:
             if len(self.shape) != 3:
                 raise ValueError(f"channels_last is for pictures (C, H, W), not for data of shape {self.shape}")

@@ -23,10 +23,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
+from .reading import Kind, read_json, reading
+
 Content = str | bytes | Callable[[BinaryIO], object]
 
 UNFINISHED, _CALL, _READY, _LOCK = ".unfinished", "call.json", "ready.json", "lock"
 _PROCESS = uuid.uuid4().hex[:8]  # beside its number, which is 1 in every container
+_SHOWN = {"summary": str, "files": [str]}
+_DONE = {"call": dict, **_SHOWN}
 _PATIENCE = 300.0  # seconds that the other processes of a call wait for the first
 _MANY = 100  # files; beyond, one sync of the whole system is faster than one for each file
 
@@ -271,16 +275,18 @@ class OutputFolder:
             raise ValueError(f"cannot write to the folder {folder}: {error.strerror}; {self.remedy}") from error
         try:
             if (folder / f".{_CALL}").is_file():
-                done = _read_json(folder / f".{_CALL}")
-                self._compare(done.get("call"), "finished")
+                done = _read_json(folder / f".{_CALL}", _DONE)
+                self._compare(done["call"], "finished")
                 self.published = self._shown(done)
                 shutil.rmtree(self.work)
             elif (self.work / _CALL).is_file():
-                self._compare(_read_json(self.work / _CALL), "unfinished")
+                self._compare(_read_json(self.work / _CALL, dict), "unfinished")
                 if (self.work / _READY).is_file():
                     self._finish()
             else:
                 self._check_empty()
+                if any(path.name != _LOCK for path in self.work.iterdir()):  # who knows of which call
+                    raise ValueError(f"{self.work} holds something without a note of its call: {self.remedy}")
                 write_json(self.work / _CALL, self.call)
         except BaseException:
             self.close()
@@ -293,7 +299,7 @@ class OutputFolder:
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end:
             if (self.folder / f".{_CALL}").is_file() and not (self.work / _CALL).is_file():
-                self.published = self._shown(_read_json(self.folder / f".{_CALL}"))
+                self.published = self._shown(_read_json(self.folder / f".{_CALL}", _DONE))
                 return
             if (self.work / _CALL).is_file() and not (self.work / _READY).is_file():
                 return
@@ -308,8 +314,7 @@ class OutputFolder:
         elif self.folder.exists() or self.folder.is_symlink():
             raise ValueError(f"{self.folder} is a file, not a folder: {self.remedy}")
 
-    def _compare(self, theirs: Any, state: str) -> None:
-        theirs = theirs if isinstance(theirs, dict) else {}
+    def _compare(self, theirs: dict[str, Any], state: str) -> None:
         for name in sorted(theirs.keys() | self.call.keys()):
             if theirs.get(name) != self.call.get(name):
                 repeat = "repeat that call to finish it, or " if state == "unfinished" else ""
@@ -320,7 +325,7 @@ class OutputFolder:
 
     def _finish(self) -> None:
         """Move what is complete into place.  It can be interrupted anywhere and begun again."""
-        ready = _read_json(self.work / _READY)
+        ready = _read_json(self.work / _READY, _SHOWN)
         stage = self.work / "files"
         for file in sorted(path for path in stage.rglob("*") if not path.is_dir()):
             target = self.folder / file.relative_to(stage)
@@ -335,9 +340,7 @@ class OutputFolder:
         shutil.rmtree(self.work)
 
     def _shown(self, note: dict[str, Any]) -> Published:
-        files = note.get("files")
-        names = files if isinstance(files, list) else []
-        return Published(str(note.get("summary")), [self.folder / str(name) for name in names])
+        return Published(note["summary"], [self.folder / name for name in note["files"]])
 
     def _discard(self) -> None:
         """Remove what was made, unless the work of this call or a former one is kept there."""
@@ -388,14 +391,19 @@ def _try_lock(number: int) -> bool | None:
     return True
 
 
-def _temporary(path: Path) -> Path:
-    """A name beside path that nobody else uses.  Files of such names that killed processes left are removed."""
+def remove_stale(path: Path) -> None:
+    """Remove what killed writers of the file at path have left beside it."""
     for part in path.parent.glob(f".{_escaped(path.name)}.*-*.part"):
         # Our own process may be writing it in another thread, which its lock would not show.
         if not part.name.removeprefix(f".{path.name}.").startswith(f"{_PROCESS}{os.getpid()}-"):
             with contextlib.suppress(OSError), part.open("r+b") as file:
                 if _try_lock(file.fileno()):
                     part.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside path that nobody else uses."""
+    remove_stale(path)
     return path.with_name(f".{path.name}.{_PROCESS}{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
 
 
@@ -403,13 +411,9 @@ def _escaped(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in name)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("expected an object")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Fix: remove it, or choose another folder") from None
+def _read_json(path: Path, kind: Kind) -> dict[str, Any]:
+    with reading(path, "note of an output folder", "remove it, or choose another folder"):
+        content: dict[str, Any] = read_json(path, kind)
     return content
 
 

@@ -182,7 +182,7 @@ def test_two_evaluations_side_by_side(folder: Path, digits: Path, points: Path) 
     assert refused.code == 2
     assert "not measured alike: fid (num_samples: 80 and 96)" in refused.error
     assert "holds no kid" in cli(folder, *left, "right/evaluation.json", "--metrics", "kid").error
-    assert "is no evaluation.json" in cli(folder, *left, "tiny.yaml").error
+    assert "tiny.yaml: file not found" in cli(folder, *left, "tiny.yaml").error
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_two_evaluations_side_by_side(folder: Path, digits: Path, points: Path) 
         (["--seed", -1], "seed must not be negative"),
         (["--split", "training"], "there is no split 'training', only train, val, test"),
         (["--reference", "none.npz"], "reference holds moments only"),
-        (["--reference", "none.npz", "--metrics", "fid"], "is no reference.npz"),
+        (["--reference", "none.npz", "--metrics", "fid"], "none.npz"),
         (["--extractor", "InceptionV3", "--extractor.weights", "none.pth"], "there is no file none.pth"),
         (["--extractor.weights", "none.pth"], "there is no file none.pth"),
     ],
@@ -207,7 +207,15 @@ def test_bad_input_is_told_in_one_line(folder: Path, digits: Path, options: list
 
 
 def test_a_reference_of_other_features_is_refused(folder: Path, digits: Path) -> None:
-    note = {"extractor": None, "shape": [1, 8, 8], "levels": 17, "data": "Digits", "split": "train", "n": 2}
+    note = {
+        "extractor": None,
+        "shape": [1, 8, 8],
+        "levels": 17,
+        "data": "Digits",
+        "split": "train",
+        "n": 2,
+        "sha256": "",
+    }
     np.savez(folder / "other.npz", n=2, mean=np.zeros(64), cov=np.eye(64), note=json.dumps(note))
     call = ("evaluate", "--ckpt_path", digits, "--output", "bad", *PICTURES, "--metrics", "fid")
     assert "was made with another extractor" in cli(folder, *call, "--reference", "other.npz").error

@@ -3,6 +3,7 @@
 import pickle
 import re
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_sample_evaluate_export_and_fit_take_what_came_in(pipe: Path) -> None:
     assert cli(pipe, "sample", *raw, "--num_samples", 2, "--steps", 3).code == 0
     assert (pipe / "samples/1.png").is_file()
     elbo = ["--metrics", "elbo", "--likelihood_examples", 2, "--bound", "ChainBound", "--bound.steps", 20]
-    assert cli(pipe, "evaluate", *raw, *elbo).code == 0
+    assert cli(pipe, "evaluate", *raw, *elbo, "--data.path", "pictures").code == 0
     assert cli(pipe, "export", *raw, "--to", "safetensors", "--output", "out").code == 0
     card = (pipe / "out/README.md").read_text()
     assert "* imported from files of diffusers:\n  * `pipe/model_index.json`, SHA-256" in card
@@ -183,6 +184,15 @@ def test_files_that_are_none_are_told_from_pickles(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=told):
             read_tensors(tmp_path / name, trust_pickle=False)
+    torch.save({"a": torch.zeros(10**6)}, tmp_path / "plain")
+    with (
+        zipfile.ZipFile(tmp_path / "plain") as plain,
+        zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in plain.infolist():
+            bomb.writestr(entry.filename, plain.read(entry))
+    with pytest.raises(ValueError, match=r"damaged, or no file of torch.save \(it would unpack to 4,"):
+        read_tensors(tmp_path / "bomb", trust_pickle=False)
     torch.save([1, 2], tmp_path / "list")
     with pytest.raises(ValueError, match="holds a list, not a dictionary of tensors"):
         read_tensors(tmp_path / "list", trust_pickle=False)

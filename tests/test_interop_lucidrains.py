@@ -7,6 +7,9 @@ from typing import Any
 import denoising_diffusion_pytorch as peer
 import pytest
 import torch
+from denoising_diffusion_pytorch import LearnedGaussianDiffusion
+from denoising_diffusion_pytorch import classifier_free_guidance as guided
+from denoising_diffusion_pytorch.v_param_continuous_time_gaussian_diffusion import VParamContinuousTimeGaussianDiffusion
 from shell import Outcome, cli
 from torch import nn
 
@@ -24,14 +27,20 @@ def shaken(network: nn.Module, seed: int) -> None:
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
 
 
-def save(folder: Path, unet: dict[str, Any] | None = None, **diffusion: Any) -> tuple[Any, Any, dict[str, Any]]:
+def save(
+    folder: Path, unet: dict[str, Any] | None = None, kind: Any = peer.GaussianDiffusion, **diffusion: Any
+) -> tuple[Any, Any, dict[str, Any]]:
     """model-1.pt as their Trainer saves it; the model, its average, and the file's content."""
-    from ema_pytorch import EMA
-
     torch.manual_seed(0)
     network = peer.Unet(dim=16, dim_mults=(1, 2), **({"full_attn": (False, True)} | (unet or {})))
     shaken(network, 0)
-    model = peer.GaussianDiffusion(network, image_size=8, **({"timesteps": 100} | diffusion))
+    return store(folder, kind(network, image_size=8, **({"timesteps": 100} | diffusion)))
+
+
+def store(folder: Path, model: Any) -> tuple[Any, Any, dict[str, Any]]:
+    from ema_pytorch import EMA
+
+    network = model.net if hasattr(model, "net") else model.model
     ema = EMA(model, beta=0.995, update_every=1, update_after_step=0)
     ema.update()
     shaken(network, 1)
@@ -61,7 +70,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], type]] = {
         LinearBetas,
     ),
     "data": ({"full_attn": (True, False)}, {"objective": "pred_x0", "beta_schedule": "cosine"}, CosineBetas),
-    "min snr": ({}, {"objective": "pred_v", "min_snr_loss_weight": True}, SigmoidAlphaBars),
+    "min snr": (
+        {"sinusoidal_pos_emb_theta": 500, "attn_dim_head": (8, 8)},
+        {"min_snr_loss_weight": True, "schedule_fn_kwargs": {"tau": 0.7}},
+        BetaTable,
+    ),
+    "for training only": (
+        {"flash_attn": True, "dropout": 0.1},
+        {"immiscible": True, "offset_noise_strength": 0.1},
+        SigmoidAlphaBars,
+    ),
 }
 
 
@@ -69,7 +87,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], type]] = {
 def test_it_denoises_as_theirs(tmp_path: Path, case: str) -> None:
     unet, diffusion, schedule = CASES[case]
     raw, average, _ = save(tmp_path, unet, **diffusion)
-    done = come_in(tmp_path)
+    theta = unet.get("sinusoidal_pos_emb_theta")
+    done = come_in(tmp_path, *(["--sinusoidal_pos_emb_theta", theta] if theta else []))
     assert done.code == 0, done.err
     x, i = torch.randn(3, 3, 8, 8), torch.tensor([0, 30, 98])
     outputs = []
@@ -84,12 +103,66 @@ def test_it_denoises_as_theirs(tmp_path: Path, case: str) -> None:
         torch.testing.assert_close(ours.eps, noise, rtol=1e-5, atol=1e-5 * noise.abs().max().item())
         outputs.append(ours.eps)
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3  # the average is another model
+    weighting = model.loss.weighting
+    assert (weighting.gamma == 5) if case == "min snr" else (weighting.plus == 0)  # of x_0, whatever is predicted
+
+
+@pytest.mark.parametrize("objective", ["pred_v", "pred_noise"])  # the class ignores it: one network is two outputs
+def test_a_learned_variance_comes_with_predicted_noise(tmp_path: Path, objective: str) -> None:
+    raw, average, _ = save(tmp_path, {"learned_variance": True}, LearnedGaussianDiffusion, objective=objective)
+    assert "two outputs a channel" in come_in(tmp_path, "--objective", "pred_x0").error
+    done = come_in(tmp_path)
+    assert done.code == 0, done.err
+    x, i = torch.randn(3, 3, 8, 8), torch.tensor([1, 30, 98])
+    t = ((i + 1) / 100).view(-1, 1, 1, 1)
+    for weights, theirs in (("raw", raw), ("ema", average)):
+        model, _ = load(tmp_path / "a.ckpt", weights)
+        with torch.no_grad():
+            ours = model.denoiser(x, t)
+            mean, _, log_variance, x_0 = theirs.eval().p_mean_variance(x=x, t=i, clip_denoised=False)
+        assert ours.v is not None
+        torch.testing.assert_close(ours.x_0, x_0, rtol=1e-5, atol=1e-5 * x_0.abs().max().item())
+        # Their reverse step from our schedule; v mixes the logarithms of the smaller and the larger variance.
+        at_t, at_s = model.schedule(t), model.schedule(t - 0.01)
+        alpha_sq = (at_t.alpha / at_s.alpha).square()
+        small = (1 - alpha_sq) * at_s.sigma.square() / at_t.sigma.square()
+        found = (1 - ours.v) * small.log() + ours.v * (1 - alpha_sq).log()
+        torch.testing.assert_close(found.float(), log_variance, rtol=1e-5, atol=2e-5)
+        found = at_s.alpha * (1 - alpha_sq) * ours.x_0 + alpha_sq.sqrt() * at_s.sigma.square() * x
+        torch.testing.assert_close((found / at_t.sigma.square()).float(), mean, rtol=1e-5, atol=1e-4)
+    assert model.loss.variance.weight == pytest.approx(0.001 / 100)  # theirs is of one step, not of the sum over all
+
+
+def test_other_classes_are_refused_by_name(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"dim": 16, "dim_mults": (1, 2)}
+    fourier = peer.Unet(**small, learned_sinusoidal_cond=True)
+    cases = {
+        "ElucidatedDiffusion": peer.ElucidatedDiffusion(fourier, image_size=8),
+        "ContinuousTimeGaussianDiffusion": peer.ContinuousTimeGaussianDiffusion(fourier, image_size=8),
+        "VParamContinuousTimeGaussianDiffusion": VParamContinuousTimeGaussianDiffusion(fourier, image_size=8),
+        "WeightedObjectiveGaussianDiffusion": peer.WeightedObjectiveGaussianDiffusion(
+            peer.Unet(**small, out_dim=8), image_size=8, timesteps=100
+        ),
+        "classifier_free_guidance": guided.GaussianDiffusion(guided.Unet(**small, num_classes=3), image_size=8),
+        "Unet1D": peer.GaussianDiffusion1D(peer.Unet1D(**small), seq_length=8),
+        "KarrasUnet": nn.ModuleDict({"model": peer.KarrasUnet(image_size=8, dim=8, num_downsamples=1)}),
+        "init_dim 24": peer.GaussianDiffusion(peer.Unet(**small, init_dim=24), image_size=8),
+    }
+    for name, model in cases.items():
+        state = model.state_dict()
+        average = {f"ema_model.{key}": tensor for key, tensor in state.items()}
+        torch.save({"step": 1, "model": state, "ema": average}, tmp_path / "model-1.pt")
+        error = come_in(tmp_path).error
+        assert name in error, (name, error)
+        assert "not supported" in error
 
 
 def test_it_is_the_file_as_a_whole(tmp_path: Path) -> None:
     model, _, _ = save(tmp_path)
     done = come_in(tmp_path)
-    assert "note: the average is called 0.995, the package's default" in done.out
+    assumed = "--sinusoidal_pos_emb_theta 10000 --ema_decay 0.995 (give"
+    assert f"note: assumed, since the file does not tell: {assumed}" in done.out
+    assert "auto_normalize" in done.out
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert content["global_step"] == 5
     assert content["callbacks"]["EMA"]["updates"] == 2
@@ -113,8 +186,7 @@ def test_release_1_8_is_the_network_of_group_norms_without_memory(tmp_path: Path
     torch.save(content, tmp_path / "model-1.pt")
     done = come_in(tmp_path)
     assert done.code == 0, done.err
-    assert "note: attention has 4 heads" in done.out
-    assert "note: norms have 8 groups" in done.out
+    assert "--heads 4 --sinusoidal_pos_emb_theta 10000 --groups 8 --ema_decay 0.995" in done.out
     ours = load(tmp_path / "a.ckpt", "raw")[0].network
     assert ours.state_dict().keys() == network.state_dict().keys()
     torch.testing.assert_close(ours.state_dict()["final.norm_2.bias"], torch.arange(16.0))
@@ -176,9 +248,27 @@ def headless(content: dict[str, Any]) -> None:
     del content["model"]["model.init_conv.weight"]
 
 
+def lying(content: dict[str, Any]) -> None:
+    """A few numbers that promise a network of 10¹² parameters."""
+    content["model"]["model.downs.1.3.weight"] = torch.zeros(16 * 10**5, 1, 1, 1)
+
+
+def stretched(content: dict[str, Any]) -> None:
+    content["model"]["model.init_conv.weight"] = torch.zeros(1).expand(10**6, 3, 7, 7)
+
+
+def worded(content: dict[str, Any]) -> None:
+    content["model"]["model.init_conv.bias"] = "zeros"
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
+        (lying, "tensors do not fit"),
+        (stretched, "has 147,000,000 numbers and stores fewer"),
+        (worded, "model.model.init_conv.bias is a str, not a dense tensor"),
+        (lambda content: content.update(step="many"), "step must be a whole number"),
+        (lambda content: content["model"].update(betas=torch.zeros(3, 3)), "betas must be two or more numbers"),
         (lacking, r"1 of \d+ tensors do not fit .*: model.downs.0.0.block1.proj.bias is missing"),
         (left_over, r"1 of \d+ tensors do not fit .*: model.downs.0.7.weight has no place"),
         (strange, r"1 tensors have no place: alphas"),

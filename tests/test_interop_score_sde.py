@@ -12,12 +12,52 @@ from shell import Outcome, cli
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion_pl.interop import score_sde
+from diffusion_pl.interop.foreign import sketch
+from diffusion_pl.interop.keys import take
 from diffusion_pl.loading import load
 from diffusion_pl.networks import NCSNpp, UNet
 from diffusion_pl.schedules import VE, VP, LinearBetas, SubVP
 
-#: Falling, as they list them.
-SIGMAS = torch.exp(torch.linspace(math.log(50.0), math.log(0.01), 40, dtype=torch.float64))
+#: The 28 configurations of the package's configs/ whose network is DDPM's or NCSN++'s, as arguments of `Peer`.
+CIFAR: dict[str, Any] = {"nf": 128, "mults": (1, 2, 2, 2), "depth": 4, "attends": (16,), "side": 32}
+DDPM = CIFAR | {"kind": "ddpm", "depth": 2}
+LARGE = {"nf": 128, "depth": 2, "side": 256}
+SKIPS = {"entry": "input_skip", "exit": "output_skip", "fir": True, "fourier": True}
+PYRAMID = {"entry": "residual", "fir": True}
+DEEP = {"depth": 8}
+LSUN = CIFAR | SKIPS | LARGE | {"mults": (1, 1, 2, 2, 2, 2, 2), "steps": 2000}
+HUGE = LSUN | {"nf": 16, "mults": (1, 2, 4, 8, 16, 32, 32, 32), "depth": 1, "side": 1024, "sigma_max": 1348.0}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "subvp/cifar10_ddpm_continuous": DDPM,
+    "subvp/cifar10_ddpmpp_continuous": CIFAR,
+    "subvp/cifar10_ddpmpp_deep_continuous": CIFAR | DEEP,
+    "subvp/cifar10_ncsnpp_continuous": CIFAR | PYRAMID,
+    "subvp/cifar10_ncsnpp_deep_continuous": CIFAR | PYRAMID | DEEP,
+    "ve/bedroom_ncsnpp_continuous": LSUN | {"sigma_max": 378.0},
+    "ve/celeba_ncsnpp": CIFAR | PYRAMID | {"side": 64, "sigma_max": 90.0},
+    "ve/celebahq_256_ncsnpp_continuous": LSUN | {"sigma_max": 348.0},
+    "ve/celebahq_ncsnpp_continuous": HUGE,
+    "ve/church_ncsnpp_continuous": LSUN | {"sigma_max": 380.0},
+    "ve/cifar10_ddpm": DDPM,
+    "ve/cifar10_ncsnpp": CIFAR | PYRAMID,
+    "ve/cifar10_ncsnpp_continuous": CIFAR | PYRAMID | {"fourier": True},
+    "ve/cifar10_ncsnpp_deep_continuous": CIFAR | PYRAMID | DEEP | {"fourier": True},
+    "ve/ffhq_256_ncsnpp_continuous": LSUN | {"sigma_max": 348.0},
+    "ve/ffhq_ncsnpp_continuous": HUGE,
+    "vp/cifar10_ddpmpp": CIFAR,
+    "vp/cifar10_ddpmpp_continuous": CIFAR,
+    "vp/cifar10_ddpmpp_deep_continuous": CIFAR | DEEP,
+    "vp/cifar10_ncsnpp": CIFAR | PYRAMID,
+    "vp/cifar10_ncsnpp_continuous": CIFAR | PYRAMID,
+    "vp/cifar10_ncsnpp_deep_continuous": CIFAR | PYRAMID | DEEP,
+    "vp/ddpm/bedroom": DDPM | LARGE | {"mults": (1, 1, 2, 2, 4, 4)},
+    "vp/ddpm/celebahq": DDPM | LARGE | {"mults": (1, 1, 2, 2, 4, 4)},
+    "vp/ddpm/church": DDPM | LARGE | {"mults": (1, 1, 2, 2, 4, 4)},
+    "vp/ddpm/cifar10": DDPM,
+    "vp/ddpm/cifar10_continuous": DDPM,
+    "vp/ddpm/cifar10_unconditional": DDPM | {"conditional": False},
+}
 ROOT_HALF = math.sqrt(0.5)
 
 
@@ -56,8 +96,9 @@ def doubled(x: Tensor, fir: bool) -> Tensor:
 
 
 class Res(nn.Module):
-    def __init__(self, channels: int, out: int, width: int, kind: str, way: str = "", fir: bool = False) -> None:
+    def __init__(self, channels: int, out: int, width: int, kind: str, way: str, fir: bool, act: Any) -> None:
         super().__init__()
+        self.act = act
         groups = 32 if kind == "ddpm" else None
         self.GroupNorm_0, self.Conv_0 = norm(channels, groups), nn.Conv2d(channels, out, 3, padding=1)
         self.Dense_0 = nn.Linear(width, out)
@@ -68,13 +109,13 @@ class Res(nn.Module):
             self.NIN_0 = Nin(channels, out)
         self.kind, self.way, self.fir = kind, way, fir
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = F.silu(self.GroupNorm_0(x))
+    def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
+        h = self.act(self.GroupNorm_0(x))
         if self.way:
             change = halved if self.way == "down" else doubled
             h, x = change(h, self.fir), change(x, self.fir)
-        h = self.Conv_0(h) + self.Dense_0(F.silu(time))[:, :, None, None]
-        h = self.Conv_1(F.silu(self.GroupNorm_1(h)))
+        h = self.Conv_0(h) + (0 if time is None else self.Dense_0(self.act(time))[:, :, None, None])
+        h = self.Conv_1(self.act(self.GroupNorm_1(h)))
         short = getattr(self, "Conv_2", getattr(self, "NIN_0", None))
         y = h + (x if short is None else short(x))
         return y if self.kind == "ddpm" else ROOT_HALF * y
@@ -116,11 +157,7 @@ class Resample(nn.Module):
 class Combine(nn.Module):
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        self.Conv = nn.Conv2d(channels, out, 1)
-
-
-class Nothing(nn.Module):
-    """A block without tensors keeps its number in the list."""
+        self.Conv_0 = nn.Conv2d(channels, out, 1)
 
 
 class Frequencies(nn.Module):
@@ -130,69 +167,89 @@ class Frequencies(nn.Module):
 
 
 class Peer(nn.Module):
-    """Their network: one list of modules, run from first to last."""
+    """Their network: one list of modules, run from first to last.  The pyramids' filters have no place in the list."""
 
     def __init__(
         self,
-        kind: str,
-        nf: int,
-        mults: tuple[int, ...],
-        depth: int,
-        attends: tuple[bool, ...],
+        kind: str = "biggan",
+        nf: int = 8,
+        mults: tuple[int, ...] = (1, 2),
+        depth: int = 1,
+        attends: tuple[int, ...] = (4,),
+        side: int = 8,
         fourier: bool = False,
+        conditional: bool = True,
         entry: str = "none",
         exit: str = "none",
         fir: bool = False,
+        beside: bool = False,
+        divides: bool = False,
+        act: Any = F.silu,
+        sigma_max: float = 50.0,
+        steps: int = 1000,
     ) -> None:
         super().__init__()
-        self.register_buffer("sigmas", SIGMAS)
-        self.kind, self.nf, self.mults, self.depth, self.attends = kind, nf, mults, depth, attends
-        self.fourier, self.entry, self.exit, self.fir = fourier, entry, exit, fir
+        logs = torch.linspace(math.log(sigma_max), math.log(0.01), steps, dtype=torch.float64, device="cpu")
+        self.register_buffer("sigmas", logs.exp())  # falling
+        self.kind, self.nf, self.mults, self.depth, self.conditional = kind, nf, mults, depth, conditional
+        self.attends = [side >> level in attends for level in range(len(mults))]
+        self.fourier, self.entry, self.exit, self.fir, self.beside = fourier, entry, exit, fir, beside
+        self.divides, self.act = divides, act
         width, last = 4 * nf, len(mults) - 1
         found: list[nn.Module] = [Frequencies(nf)] if fourier else []
-        found += [nn.Linear(2 * nf if fourier else nf, width), nn.Linear(width, width), nn.Conv2d(3, nf, 3, padding=1)]
+        if conditional:
+            found += [nn.Linear(2 * nf if fourier else nf, width), nn.Linear(width, width)]
+        found.append(nn.Conv2d(3, nf, 3, padding=1))
         skips, c, pyramid = [nf], nf, 3
+
+        def res(channels: int, out: int, way: str = "") -> Res:
+            return Res(channels, out, width, kind, way, fir, act)
+
         for level, mult in enumerate(mults):
             for _ in range(depth):
-                found.append(Res(c, nf * mult, width, kind))
+                found.append(res(c, nf * mult))
                 c = nf * mult
-                found += [Attention(c, kind)] if attends[level] else []
+                found += [Attention(c, kind)] if self.attends[level] else []
                 skips.append(c)
             if level < last:
-                found.append(Resample(c, c, "down") if kind == "ddpm" else Res(c, c, width, kind, "down", fir))
+                found.append(Resample(c, c, "down") if kind == "ddpm" else res(c, c, "down"))
                 if entry == "input_skip":
-                    found += [Nothing(), Combine(3, c)]
+                    found.append(Combine(3, c))
+                    c *= 1 + beside
                 elif entry == "residual":
                     found.append(Resample(pyramid, c, "down", fir))
                     pyramid = c
                 skips.append(c)
-        found += [Res(c, c, width, kind), Attention(c, kind), Res(c, c, width, kind)]
+        found += [res(c, c), Attention(c, kind), res(c, c)]
         for level in reversed(range(len(mults))):
             for _ in range(depth + 1):
-                found.append(Res(c + skips.pop(), nf * mults[level], width, kind))
+                found.append(res(c + skips.pop(), nf * mults[level]))
                 c = nf * mults[level]
-            found += [Attention(c, kind)] if attends[level] else []
+            found += [Attention(c, kind)] if self.attends[level] else []
             if exit == "output_skip":
-                found += [Nothing()] if level < last else []
                 found += [norm(c), nn.Conv2d(c, 3, 3, padding=1)]
             if level > 0:
-                found.append(Resample(c, c, "up") if kind == "ddpm" else Res(c, c, width, kind, "up", fir))
+                found.append(Resample(c, c, "up") if kind == "ddpm" else res(c, c, "up"))
         if exit != "output_skip":
             found += [norm(c, 32 if kind == "ddpm" else None), nn.Conv2d(c, 3, 3, padding=1)]
         self.all_modules = nn.ModuleList(found)
 
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        """x: pictures, in [0, 1] for VE; told: σ for VE, else the step."""
+        """x: images, of which those in [0, 1] (divides) are first brought to [-1, 1]; told: σ, else the step."""
         rest = iter(self.all_modules)
+        act = self.act
+        x = 2 * x - 1 if self.divides else x
         if self.fourier:
-            x = 2 * x - 1
             phase = 2 * math.pi * told.log()[:, None] * next(rest).W  # type: ignore[operator]
         else:
             half = self.nf // 2
             phase = told[:, None] * torch.exp(-math.log(10_000) * torch.arange(half) / (half - 1))
-        time = next(rest)(torch.cat((phase.sin(), phase.cos()), 1).to(x))
-        time = next(rest)(F.silu(time))
+        time = torch.cat((phase.sin(), phase.cos()), 1).to(x)
+        if self.conditional:
+            time = next(rest)(time)
+            time = next(rest)(act(time))
         h, pyramid = next(rest)(x), x
+        time = time if self.conditional else None  # type: ignore[assignment]
         skips = [h]
         for level, attend in enumerate(self.attends):
             for _ in range(self.depth):
@@ -202,9 +259,9 @@ class Peer(nn.Module):
             if level < len(self.mults) - 1:
                 h = next(rest)(h, time)
                 if self.entry == "input_skip":
-                    next(rest)
                     pyramid = halved(pyramid, self.fir)
-                    h = h + next(rest).Conv(pyramid)  # type: ignore[operator, union-attr]
+                    joined = next(rest).Conv_0(pyramid)  # type: ignore[operator, union-attr]
+                    h = torch.cat((joined, h), 1) if self.beside else joined + h
                 elif self.entry == "residual":
                     h = pyramid = ROOT_HALF * (next(rest)(pyramid, time) + h)
                 skips.append(h)
@@ -217,39 +274,44 @@ class Peer(nn.Module):
             h = next(rest)(h, time) if self.attends[level] else h
             if self.exit == "output_skip":
                 if level < len(self.mults) - 1:
-                    next(rest)
                     shown = doubled(shown, self.fir)
-                scaled = F.silu(next(rest)(h))
+                scaled = act(next(rest)(h))
                 shown = shown + next(rest)(scaled)
             if level > 0:
                 h = next(rest)(h, time)
         if self.exit != "output_skip":
-            scaled = F.silu(next(rest)(h))
+            scaled = act(next(rest)(h))
             shown = next(rest)(scaled)
         assert next(rest, None) is None
-        return shown / told[:, None, None, None] if self.fourier else shown
+        if not self.divides:
+            return shown  # type: ignore[no-any-return]
+        used = told if self.fourier else self.sigmas[told.long()].to(x)  # type: ignore[index]
+        return shown / used[:, None, None, None]  # type: ignore[no-any-return]
 
 
 def peer(**options: Any) -> Peer:
     """With weights as large as in training."""
     torch.manual_seed(0)
-    made = Peer(**({"kind": "biggan", "nf": 8, "mults": (1, 2), "depth": 1, "attends": (False, True)} | options)).eval()
+    made = Peer(**options).eval()
     with torch.no_grad():
         for p in made.parameters():
             p.add_(0.05 * torch.randn(p.shape))
     return made
 
 
-def save(folder: Path, network: Peer, **changes: Any) -> dict[str, Any]:
-    """checkpoint.pth, as theirs: the average is a list, twice the weights, in the order of parameters()."""
+def content_of(network: Peer) -> dict[str, Any]:
+    """What checkpoint.pth holds: the average is a list, twice the weights, in the order of parameters()."""
     listed = [2 * p.detach() for p in network.parameters() if p.requires_grad]
-    content = {
-        "optimizer": torch.optim.Adam(network.parameters()).state_dict(),
+    return {
+        "optimizer": {},
         "model": {f"module.{name}": tensor for name, tensor in network.state_dict().items()},
         "ema": {"decay": 0.9999, "num_updates": 7, "shadow_params": listed},
         "step": 9,
     }
-    content |= changes
+
+
+def save(folder: Path, network: Peer) -> dict[str, Any]:
+    content = content_of(network)
     torch.save(content, folder / "checkpoint.pth")
     return content
 
@@ -259,37 +321,95 @@ def come_in(folder: Path, *args: Any) -> Outcome:
     return cli(folder, "import", *options)
 
 
-NCSN = {"fourier": True, "fir": True, "entry": "residual"}
-CASES: dict[str, tuple[dict[str, Any], str, type, type]] = {
-    "ddpm": ({"kind": "ddpm", "nf": 32}, "ddpm", UNet, LinearBetas),
-    "ddpm continuous": ({"kind": "ddpm", "nf": 32, "attends": (True, False)}, "vp", UNet, VP),
-    "ddpm++": ({}, "vp", NCSNpp, VP),
-    "ddpm++ deep": ({"depth": 2, "mults": (1, 2, 2), "attends": (False, True, False)}, "subvp", NCSNpp, SubVP),
-    "ncsn++": (NCSN, "ve", NCSNpp, VE),
-    "ncsn++ of large pictures": (NCSN | {"entry": "input_skip", "exit": "output_skip"}, "ve", NCSNpp, VE),
+SHAPES: dict[str, Peer] = {}  # networks without numbers, by their options: many configurations have the same
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_configuration_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its real size, by names and shapes alone."""
+    options = PUBLISHED[name]
+    sde = name.partition("/")[0]
+    with torch.device("meta"):
+        theirs = SHAPES.setdefault(repr(options), SHAPES.get(repr(options)) or Peer(**options))
+        content = content_of(theirs)
+    variant = "ddpm" if sde == "vp" and "continuous" not in name else sde
+    monkeypatch.setattr(score_sde, "read_tensors", lambda *_: content)
+    foreign = score_sde.read(Path("checkpoint.pth"), size=[options["side"]], variant=variant)  # type: ignore[arg-type]
+    network = sketch(foreign)
+    assert type(network) is (UNet if options.get("kind") == "ddpm" else NCSNpp)
+    ours = take(foreign.raw, foreign.sources(network), network, name)
+    told = sum(
+        t.numel() for n, t in theirs.named_parameters() if options.get("conditional", True) or ".Dense_0." not in n
+    )
+    assert sum(t.numel() for t in ours.values()) == told
+    for average in foreign.averages.values():
+        take(average, foreign.sources(network), network, name)
+    said = " ".join(foreign.notes)
+    told_size = {"vp/cifar10_ddpmpp": 61_804_419, "ve/cifar10_ncsnpp_deep_continuous": 107_586_947 + 128}
+    assert told == told_size.get(name, told)  # of the paper, the frequencies besides
+    expected = {
+        "skip_rescale": "false" if options.get("kind") == "ddpm" else "true",
+        "scale_by_sigma": "true" if sde == "ve" else "false",
+        "centered": "false" if sde == "ve" else "true",
+        "nonlinearity": "swish",
+    }
+    assert all(f"--{option} {value}" in said for option, value in expected.items()), said
+    if foreign.model["network"]["class_path"].endswith("NCSNpp"):
+        assert foreign.model["network"]["init_args"]["fir"] == options.get("fir", False)
+    if sde == "ve":
+        schedule = foreign.model["schedule"]["init_args"]
+        assert schedule["sigma_max"] == pytest.approx(2 * options.get("sigma_max", 50))
+    assert foreign.model["sampler"]["init_args"]["grid"]["init_args"]["steps"] == options.get("steps", 1000)
+
+
+SMALL: dict[str, Any] = {"steps": 40}
+PLAIN = SMALL | {"kind": "ddpm", "nf": 32}
+NCSN = SMALL | {"fourier": True, "fir": True, "entry": "residual"}
+DEEP_SKIPS = SMALL | {"fir": True, "entry": "input_skip", "exit": "output_skip", "mults": (1, 2, 2), "depth": 2}
+CASES: dict[str, tuple[dict[str, Any], str, type, list[Any]]] = {
+    "ddpm": (PLAIN, "ddpm", UNet, []),
+    "ddpm unconditional": (PLAIN | {"conditional": False}, "ddpm", UNet, []),
+    "ddpm continuous": (PLAIN | {"attends": (8,)}, "vp", UNet, []),
+    "ddpm of ve": (PLAIN, "ve", UNet, []),
+    "ddpm++": (SMALL, "vp", NCSNpp, []),
+    "ddpm++ deep": (SMALL | {"depth": 2, "mults": (1, 2, 2), "act": F.elu}, "subvp", NCSNpp, ["--nonlinearity", "elu"]),
+    "ncsn++": (NCSN, "ve", NCSNpp, []),
+    "ncsn++ of vp": (NCSN | {"fourier": False}, "vp", NCSNpp, []),
+    "ncsn++ by number": (NCSN | {"fourier": False}, "ve", NCSNpp, []),
+    "ncsn++ of large images": (DEEP_SKIPS | {"fourier": True}, "ve", NCSNpp, []),
+    "ncsn++ of large images by number": (DEEP_SKIPS, "ve", NCSNpp, []),
+    "ncsn++ concatenated": (
+        DEEP_SKIPS | {"fourier": True, "beside": True, "fir": False},
+        "ve",
+        NCSNpp,
+        ["--fir", False],
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_denoises_as_theirs(tmp_path: Path, case: str) -> None:
-    options, variant, network, schedule = CASES[case]
-    theirs = peer(**options)
+    options, variant, network, given = CASES[case]
+    theirs = peer(**options, divides=variant == "ve")
     save(tmp_path, theirs)
-    done = come_in(tmp_path, *([] if variant == "ve" else ["--variant", variant]))
+    done = come_in(tmp_path, *(["--variant", variant] if not theirs.fourier else []), *given)
     assert done.code == 0, done.err
     model, _ = load(tmp_path / "a.ckpt", "raw")
     assert type(model.network) is network
-    assert type(model.schedule) is schedule
-    steps = len(SIGMAS)
-    x, t = torch.randn(3, 3, 8, 8), torch.tensor([1, 9, 40]).view(-1, 1, 1, 1) / steps
-    kernel = model.schedule(t)
+    assert type(model.schedule) is {"ddpm": LinearBetas, "vp": VP, "subvp": SubVP, "ve": VE}[variant]
+    steps, number = 40, torch.tensor([0, 8, 39])
+    x, t = torch.randn(3, 3, 8, 8), (number + 1.0) / steps
+    if variant == "ve":
+        t = number / (steps - 1.0)  # at its noise levels
+    kernel = model.schedule(t.view(-1, 1, 1, 1))
     with torch.no_grad():
-        ours = model.denoiser(x, t).eps
+        ours = model.denoiser(x, t.view(-1, 1, 1, 1)).eps
         if variant == "ve":
-            # Theirs sees pictures in [0, 1] under half the noise, and gives their score, −ε/σ.
-            sigma = (0.01 * 5000**t).flatten()
-            torch.testing.assert_close(sigma.view_as(t), kernel.sigma / 2)
-            output = -theirs((x + 1) / 2, sigma) * sigma[:, None, None, None]
+            # Theirs sees images in [0, 1] under half the noise, and gives their score, −ε/σ.
+            sigma = theirs.sigmas.flip(0)[number].float()  # type: ignore[operator, index]
+            torch.testing.assert_close(sigma.view(-1, 1, 1, 1), kernel.sigma / 2)
+            told = sigma if theirs.fourier else steps - 1 - number
+            output = -theirs((x + 1) / 2, told) * sigma[:, None, None, None]
         else:
             output = theirs(x, (t * steps - 1 if variant == "ddpm" else 999 * t).flatten())
     largest = output.abs().max().item()
@@ -314,7 +434,8 @@ def test_the_list_of_averages_is_in_the_order_of_parameters(tmp_path: Path, case
 def test_what_the_file_does_not_tell_is_asked_for(tmp_path: Path) -> None:
     save(tmp_path, peer())
     assert "add --variant ddpm (discrete steps), vp, subvp or ve" in come_in(tmp_path).error
-    assert "has no Fourier features, those are ve's" in come_in(tmp_path, "--variant", "ve").error
+    assert "leave it out" in come_in(tmp_path, "--variant", "vp", "--snr", 0.1).error
+    assert "--centered true" in come_in(tmp_path, "--variant", "vp", "--centered", False).error
     without = cli(tmp_path, "import", "--from", "score_sde", "checkpoint.pth", "--output", "a.ckpt", "--variant", "vp")
     assert "does not tell the sides of the pictures: add --size, such as --size 32" in without.error
     assert not (tmp_path / "a.ckpt").exists()
@@ -334,8 +455,42 @@ def misshaped(content: dict[str, Any]) -> None:
     content["model"]["module.all_modules.4.Conv_1.bias"] = torch.zeros(3)
 
 
+def test_an_assumption_gives_way_to_its_option(tmp_path: Path) -> None:
+    """And one that the tensors contradict is refused."""
+    save(tmp_path, peer(fir=True, entry="residual"))
+    options = {"beta_min": 0.2, "beta_max": 18.0, "skip_rescale": False, "nonlinearity": "relu", "dropout": 0.0}
+    given = [part for option, value in options.items() for part in (f"--{option}", value)]
+    kernel = ["--fir_kernel", "[1.0,2.0,2.0,1.0]"]
+    done = come_in(tmp_path, "--variant", "vp", *given, *kernel)
+    assert done.code == 0, done.err
+    assert "assumed, since the file does not tell: --centered true --scale_by_sigma false (give" in done.out
+    model, _ = load(tmp_path / "a.ckpt", "raw")
+    network = model.network
+    assert isinstance(network, NCSNpp)
+    assert network.gain == 1
+    assert network.act is F.relu
+    assert network.resampling.kernel[0, 0] == pytest.approx(1 / 36)
+    torch.testing.assert_close(model.schedule(torch.tensor(1.0)).alpha, VP(0.2, 18.0)(torch.tensor(1.0)).alpha)
+    (tmp_path / "a.ckpt").unlink()
+    assert "the tensors of checkpoint.pth show true" in come_in(tmp_path, "--variant", "vp", "--fir", False).error
+    assert "--betas is not for --from score_sde" in come_in(tmp_path, "--betas", "linear").error
+
+
 def short(content: dict[str, Any]) -> None:
     content["ema"]["shadow_params"].pop()
+
+
+def refined(content: dict[str, Any]) -> None:
+    content["model"] = {"module.begin_conv.weight": torch.zeros(4, 3, 3, 3), "module.sigmas": torch.ones(3)}
+
+
+def far(content: dict[str, Any]) -> None:
+    content["model"]["module.all_modules.100000000000.weight"] = torch.zeros(3)
+
+
+def lying(content: dict[str, Any]) -> None:
+    """A few numbers that promise a network of 10¹² parameters."""
+    content["model"]["module.all_modules.2.weight"] = torch.zeros(10**6, 3, 1, 1)
 
 
 def cut(content: dict[str, Any]) -> None:
@@ -349,7 +504,17 @@ def cut(content: dict[str, Any]) -> None:
         (left_over, r"1 of \d+ tensors do not fit .*: module.all_modules.4.Conv_9.bias has no place"),
         (misshaped, r"module.all_modules.4.Conv_1.bias is 3, expected 8"),
         (short, r"ema.shadow_params lists \d+ tensors, the network has \d+"),
-        (cut, r"checkpoint.pth: .*(residual blocks on|modules, where a)"),
+        (cut, r"checkpoint.pth: .*are no U-Net"),
+        (refined, r"NCSN and NCSNv2 are not supported"),
+        (far, r"is the last of only \d+ modules"),
+        (lying, r"are no multiples of nf 1000000"),
+        (
+            lambda content: content["model"].update({"module.all_modules.4.Conv_1.bias": 3}),
+            r"Conv_1.bias is a int, not",
+        ),
+        (lambda content: content["ema"].update(shadow_params=7), r"ema.shadow_params lists no tensors"),
+        (lambda content: content["ema"].update(decay="0.9"), r"ema.decay must be a number"),
+        (lambda content: content.update(step=-1), r"step must be a whole number"),
         (lambda content: content.pop("ema"), r"is no checkpoint of score_sde_pytorch: it needs model, ema .* and has"),
     ],
 )

@@ -1,6 +1,7 @@
 """The run card: what was run, on what, how it ended and what came out, in one file beside the checkpoints."""
 
 import contextlib
+import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -157,7 +158,7 @@ class RunCard(LeanCallback):
             if isinstance(error, ValueError):
                 names = (f"{other.name}.json" for other in numbered(path.parent, f"{path.stem}.damaged"))
                 free = next(name for name in names if not path.with_name(name).exists())
-                self._try(lambda: path.rename(path.with_name(free)))
+                self._try(lambda: os.rename(path, path.with_name(free)))
         else:
             sessions = old["sessions"]
             kept = {name: old.get(name, value) for name, value in kept.items()}
@@ -211,7 +212,7 @@ class RunCard(LeanCallback):
             card["metrics"] = {"step": trainer.global_step, "values": self._metrics}
         path = Path(trainer.default_root_dir) / CARD
         with contextlib.suppress(OSError, ValueError):  # validate may have appended to it meanwhile
-            card["evaluations"] = read_card(path)["evaluations"]
+            card["evaluations"] = read_card(path).get("evaluations", [])
         self._try(lambda: write_card(card, path))
 
     def _append(self, trainer: Trainer) -> None:

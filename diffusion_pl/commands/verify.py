@@ -22,7 +22,7 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> None:
     from ..drawing import fingerprint
     from ..evaluation import Band, error_of, incomparable, read_figures
 
-    expected = {name: Band(**told) for name, told in (read_card(run)["config"].get("expected") or {}).items()}
+    expected = {name: Band(**told) for name, told in (read_card(run).get("config", {}).get("expected") or {}).items()}
     if not expected:
         raise ValueError(f"{run}: the run's configuration has no section expected to hold it against")
     files = evaluation or [run / "evaluation" / "evaluation.json"]

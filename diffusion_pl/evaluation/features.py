@@ -19,6 +19,7 @@ from ..data import DataModule, Images
 from ..metrics.extractors import extract, identity
 from ..metrics.generation import FeatureStatistics, Moments
 from ..metrics.neighbours import Nearest, NearestNeighbours, memorisation
+from ..reading import check, reading
 from ..storage import write_file
 
 
@@ -120,14 +121,21 @@ def read_reference(path: Path, made_with: dict[str, Any]) -> Reference:
     """What `write_reference` wrote.
 
     Raises:
-        ValueError: no such file, or one made with another extractor, of other pictures, by another transform.
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or was made with another extractor, of other images, by another transform.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            moments = Moments(int(file["n"]), torch.from_numpy(file["mean"]), torch.from_numpy(file["cov"]))
-            note = json.loads(str(file["note"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is no reference.npz that `evaluate` wrote: {error}") from error
+    with reading(path, "reference.npz of `evaluate`"), np.load(path, allow_pickle=False) as file:
+        n, mean, cov = int(file["n"]), torch.from_numpy(file["mean"]), torch.from_numpy(file["cov"])
+        note = json.loads(str(file["note"]))
+        check(note, {"data": str, "split": str, "n": int, "sha256": str})
+        if n < 2 or mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+            raise ValueError(f"moments of shape {tuple(mean.shape)} and {tuple(cov.shape)} over {n} examples")
+        if not (mean.isfinite().all() and cov.isfinite().all() and torch.allclose(cov, cov.T)):
+            raise ValueError("its covariance is not finite and symmetric")
+        # Beyond the rounding of sums over examples.
+        if len(cov) and torch.linalg.eigvalsh(cov)[0] < -1e-6 * cov.diagonal().abs().max():
+            raise ValueError("its covariance has a negative eigenvalue")
+        moments = Moments(n, mean, cov)
     for name, ours in made_with.items():
         theirs = note.pop(name, None)
         if theirs != ours:

@@ -5,12 +5,13 @@ figures to be comparable (how many samples, which features, which data, which bo
 between the things compared (checkpoint, weights, sampler, evaluations).
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..reading import Number, read_json, reading
 
 Figure = dict[str, Any]
 
@@ -61,16 +62,38 @@ def table(figures: dict[str, Figure]) -> str:
     return "\n".join(lines)
 
 
+_KIND = {
+    "value": Number,
+    "unit": str,
+    "std": (*Number, None),
+    "protocol": {
+        "num_samples?": int,
+        "examples?": int,
+        "data?": {"data": str, "split": str},
+        "reference?": {"data": str, "split": str},
+        "extractor?": (None, {"class": str}),
+        "estimator?": {"class": str},
+        "bound?": {"class": str},
+    },
+    "model": {"checkpoint": str, "sha256": str, "weights": str, "nfe": Number, "sampler?": (None, {"class": str})},
+    "standard_error?": (*Number, None),
+    "not_finite?": int,
+}
+
+
 def read_figures(path: Path) -> dict[str, Figure]:
     """The figures of an evaluation.json.
 
     Raises:
-        ValueError: no such file, or another one.
+        FileNotFoundError: there is no such file.
+        ValueError: it is another one, or damaged.
     """
-    try:
-        figures: dict[str, Figure] = json.loads(path.read_text())["figures"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no evaluation.json that `evaluate` wrote: {error}") from error
+    with reading(path, "evaluation.json of `evaluate`"):
+        figures: dict[str, Figure] = read_json(path, {"figures": {"*": _KIND}})["figures"]
+        for name, found in figures.items():
+            protocol = found["protocol"]
+            if not ({"num_samples", "reference"} <= protocol.keys() or {"examples", "data"} <= protocol.keys()):
+                raise ValueError(f"{name} does not say what it is of")
     return figures
 
 

@@ -4,6 +4,7 @@ A reader of a format finds out what the file is about, as our configuration spel
 their own names with the map to ours; here the network is built, filled, and written with all of that.
 """
 
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from .. import __version__
 from ..drawing import fingerprint
 from ..loading import rebuild
 from ..module import DiffusionModule
+from ..trainable import Shape
 from .keys import Source, take
 
 Spec = dict[str, Any]
@@ -64,6 +66,8 @@ def discrete(network: Spec, schedule: Spec, steps: int, parameterization: Spec, 
     }
 
 
+MOST_STEPS = 100_000  # of a chain; a file that has more of them lies
+
 #: No file tells of an optimizer in our words; whoever trains on gives one.
 OPTIMIZER = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4}}
 
@@ -81,6 +85,7 @@ def read_tensors(path: Path, trust_pickle: bool) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
+        _check_sizes(path)
         content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         with path.open("rb") as file:
@@ -97,6 +102,52 @@ def read_tensors(path: Path, trust_pickle: bool) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
     return content
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise ValueError for an archive that unpacks to more than its own size; torch.save compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > path.stat().st_size:
+            raise ValueError(f"it would unpack to {size:,} bytes")
+
+
+def tensors(found: Any, what: str, path: Path) -> dict[str, Tensor]:
+    """The entries of a state dict.
+
+    Args:
+        found: what the file holds as such.
+        what: its name in the file, for messages.
+        path: the file.
+
+    Raises:
+        ValueError: it is no dictionary of dense tensors with names.
+    """
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{path}: {what} is a {type(found).__name__}, not a dictionary of tensors")
+    for name, tensor in found.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            kind = "sparse tensor" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{path}: {what}.{name} is a {kind}, not a dense tensor")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: {what}.{name} has {tensor.numel():,} numbers and stores fewer")
+    return dict(found)
+
+
+def whole(found: Any, what: str, path: Path) -> int:
+    """A count that a file holds, as a number or as a tensor of one; None: 0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(found, Tensor) and found.numel() == 1:
+        found = found.item()
+    if found is None:
+        return 0
+    if not isinstance(found, (int, float)) or not (0 <= found < math.inf and found == int(found)):
+        raise ValueError(f"{path}: {what} must be a whole number from 0 on, got {found!r}")
+    return int(found)
 
 
 def picture_shape(channels: int, size: list[int] | None, where: Path) -> tuple[int, int, int]:
@@ -126,16 +177,17 @@ def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[s
     """
     state = {"shape": list(foreign.shape), "classes": foreign.classes, "levels": 256, "class_names": None}
     described = {"model": complete(foreign.model), "data": data}
-    model, _ = rebuild(described, state)
-    assert isinstance(model, DiffusionModule)
-    wanted = foreign.sources(model.network)
+    # Without memory first: sizes that a few tensors promise are compared with all of them before they are built.
+    network = sketch(foreign)
+    wanted = foreign.sources(network)
 
     def taken(found: Tensors, what: str) -> dict[str, Tensor]:
-        return take(found, wanted, model.network, f"{path}{what}", foreign.prefix)
+        return take(found, wanted, network, f"{path}{what}", foreign.prefix)
 
     raw = taken(foreign.raw, "")
-    trained = [name for name, p in model.network.named_parameters() if p.requires_grad]
+    trained = [name for name, p in network.named_parameters() if p.requires_grad]
     averages = {f"{decay}": taken(found, f" (average {decay})") for decay, found in foreign.averages.items()}
+    rebuild(described, state)
     shadows = {decay: {name: average[name] for name in trained} for decay, average in averages.items()}
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     source = {"format": kind, "files": {str(f.relative_to(path.parent)): fingerprint(f) for f in files}}
@@ -150,6 +202,23 @@ def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[s
         data["class_path"].rpartition(".")[2]: state,
         "diffusion_pl": {"version": __version__, **described, "imported": {**source, "notes": list(foreign.notes)}},
     }
+
+
+def sketch(foreign: Foreign) -> nn.Module:
+    """The network of ours on torch's meta device: names and shapes, no numbers.
+
+    Raises:
+        ValueError: there is none of these sizes.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--network", type=Callable[[Shape, int | None], nn.Module])
+    try:
+        with torch.device("meta"):
+            factory = parser.instantiate(parser.parse_object({"network": foreign.model["network"]})).network
+            network: nn.Module = factory(foreign.shape, foreign.classes)
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond what torch counts
+        raise ValueError(f"no network can be built of the file's sizes: {str(error).splitlines()[0]}") from error
+    return network
 
 
 def complete(model: Spec) -> Spec:

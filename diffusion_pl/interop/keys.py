@@ -65,8 +65,11 @@ def take(
     for name, (theirs, convert) in wanted.items():
         if theirs not in found:
             continue
-        tensor = convert(found[theirs])
-        if _squeezed(tensor) == _squeezed(like[name]):
+        try:
+            tensor = convert(found[theirs])
+        except (RuntimeError, IndexError):  # too many axes, or too few
+            tensor = None
+        if tensor is not None and _squeezed(tensor) == _squeezed(like[name]):
             taken[name] = tensor.reshape(like[name].shape).float().contiguous()
         else:
             told.append(f"{without}{theirs} is {_size(found[theirs])}, expected {_size(like[name])}")

@@ -1,7 +1,9 @@
-"""model-N.pt of denoising-diffusion-pytorch: the U-Net of its releases 1.8 to 2.3, under a GaussianDiffusion.
+"""model-N.pt of denoising-diffusion-pytorch: the Unet of its releases 1.8 to 2.3, under a GaussianDiffusion or a
+LearnedGaussianDiffusion.
 
 The file holds no configuration.  The network's is read from the shapes; the schedule from the table of betas; what the
-network predicts from the weights of the loss, which are 1, SNR or SNR/(SNR + 1) (SNR capped, if so trained).
+network predicts from the weights of the loss, which are 1, SNR or SNR/(SNR + 1) (SNR capped, if so trained).  A network
+with two outputs a channel is a LearnedGaussianDiffusion's: it predicts the noise, whatever its objective was called.
 """
 
 from collections.abc import Mapping
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..schedules import BetaTable, CosineBetas, LinearBetas, SigmoidAlphaBars
-from .foreign import Foreign, Spec, discrete, picture_shape, read_tensors, spec
+from .assumed import Assumptions
+from .foreign import MOST_STEPS, Foreign, Spec, discrete, picture_shape, read_tensors, spec, tensors, whole
 from .keys import Source, sources
 
 Objective = Literal["pred_noise", "pred_x0", "pred_v"]
@@ -54,13 +57,20 @@ ENDS = {
 }
 #: Tensors that are called otherwise than ours.
 LEAVES = {"gain": "g", "memory": "mem_kv", "frequencies": "weights"}
-#: objective -> parameterization, and the constant that its loss weights have in the denominator beside SNR.
+#: objective -> parameterization, and the weighting of releases whose loss has no weights (p2_loss_weight_gamma 0).
 OBJECTIVES: dict[str, tuple[str, Spec]] = {
     "pred_noise": ("Epsilon", spec("weightings.SNR")),
-    "pred_x0": ("Data", spec("weightings.SNR")),
+    "pred_x0": ("Data", spec("weightings.P2", k=1e-12, gamma=1.0)),
     "pred_v": ("V", spec("weightings.SNR", plus=1.0)),
 }
-HEADS, GROUPS, DECAY = 4, 8, 0.995  # the package's defaults, of what a file may not tell
+#: A part of a network's name in the file that tells another class of the package -> the class.
+OTHERS = {
+    "net.": "ElucidatedDiffusion",
+    "log_snr.": "ContinuousTimeGaussianDiffusion",
+    "model.null_classes_emb": "classifier_free_guidance",
+    "model.input_block.": "KarrasUnet",
+}
+HEADS, GROUPS, DECAY, THETA = 4, 8, 0.995, 10_000.0  # the package's defaults, of what a file may not tell
 
 
 def modules(levels: int, full: list[bool]) -> dict[str, str]:
@@ -87,7 +97,10 @@ def read(
     trust_pickle: bool = False,
     size: list[int] | None = None,
     objective: Objective | None = None,
-    ema_decay: float = DECAY,
+    ema_decay: float | None = None,
+    heads: int | None = None,
+    groups: int | None = None,
+    sinusoidal_pos_emb_theta: float | None = None,
 ) -> Foreign:
     """A file that Trainer.save wrote.
 
@@ -97,41 +110,50 @@ def read(
         size: Sides of the pictures.
         objective: What the network predicts; None: as the weights of the loss tell.
         ema_decay: Of the file's average.
+        heads, groups: Of every attention and norm, where an old release's file does not tell.
+        sinusoidal_pos_emb_theta: Longest period of the embedding of the steps.
     """
     content = read_tensors(path, trust_pickle)
-    if not {"model", "ema", "step"} <= content.keys() or "betas" not in content["model"]:
-        raise ValueError(
-            f"{path} is no model-N.pt of denoising-diffusion-pytorch: it needs model (with betas), ema and step, and "
-            f"has {', '.join(map(str, list(content)[:10]))}"
-        )
-    raw = _of_network(content["model"], "", path)
+    _known(content, path)
+    raw = _of_network(tensors(content["model"], "model", path), "", path)
     averages = content["ema"]
-    initted = bool(averages.get("initted", torch.tensor(True)))
-    average = _of_network(_below(averages, "ema_model."), "ema_model.", path)
+    initted = bool(whole(averages.get("initted", 1), "ema.initted", path))
+    average = _of_network(tensors(_below(averages, "ema_model."), "ema.ema_model", path), "ema_model.", path)
     extra = sorted(n for n in averages if not n.startswith(("ema_model.", "online_model.")))
     strange = [name for name in extra if name not in ("initted", "step")]
     if strange:
         raise ValueError(f"{path}: ema.{strange[0]} has no place")
 
-    network, channels, notes = _network(raw, path)
+    assume = Assumptions(
+        ema_decay=ema_decay, heads=heads, groups=groups, sinusoidal_pos_emb_theta=sinusoidal_pos_emb_theta
+    )
+    network, channels = _network(raw, assume, path)
     shape = picture_shape(channels, size, path)
-    betas, weight = content["model"]["betas"].double(), content["model"].get("loss_weight")
-    found = told_objective(betas, weight)
+    betas, weight = _table(content["model"], path)
+    learned = network["init_args"]["learned_variance"]
+    found = "pred_noise" if learned else told_objective(betas, weight)
     if objective is None and found is None:
         raise ValueError(
             f"{path} does not tell what the network predicts: add --objective pred_noise, pred_x0 or pred_v"
         )
     if objective is not None and found is not None and objective != found:
-        raise ValueError(f"objective {objective}: the weights of the loss in {path} are those of {found}")
+        shown = "two outputs a channel, a LearnedGaussianDiffusion's," if learned else "the weights of the loss"
+        raise ValueError(f"objective {objective}: {shown} in {path} are those of {found}")
     steps = len(betas)
     parameterization, weighting = OBJECTIVES[objective or found or ""]
-    variance = None if network["init_args"]["learned_variance"] else 0.0
+    if weight is not None:
+        weighting = spec("weightings.SNR") if learned else _weighting(betas, weight, objective or found or "")
+    variance = None if learned else 0.0
     sampler = spec("samplers.Ancestral", grid=spec("grids.UniformGrid", steps=steps), variance=variance)
     schedule = find_schedule(betas)
     model = discrete(network, schedule, steps, spec(f"parameterizations.{parameterization}"), weighting, sampler)
+    if learned:  # vb_loss_weight 0.001, of one step's bound
+        model["loss"]["variance"] = spec("variance.VarianceBound", steps=steps, weight=0.001 / steps, levels=256)
     model["guidance"] = spec("guidance.Thresholded")
-    if ema_decay == DECAY:
-        notes.append(f"the average is called {DECAY}, the package's default, since the file does not tell its decay")
+    decay = assume("ema_decay", DECAY)
+    if not 0 < decay < 1:
+        raise ValueError(f"ema_decay must be between 0 and 1, got {decay}")
+    notes = [*assume.notes(path), "assumed: auto_normalize true, which means a network of images in [-1, 1]"]
     if not initted:
         notes.append("the average had not begun and was left out")
 
@@ -147,12 +169,52 @@ def read(
         None,
         wanted,
         raw,
-        {ema_decay: average} if initted else {},
-        int(averages.get("step", 0)),
-        int(content["step"]),
+        {decay: average} if initted else {},
+        whole(averages.get("step"), "ema.step", path),
+        whole(content["step"], "step", path),
         "model.",
         tuple(notes),
     )
+
+
+def _known(content: Mapping[str, Any], path: Path) -> None:
+    """Raise ValueError for what is not of the classes that are read, naming the class where its tensors tell it."""
+    model, average = content.get("model"), content.get("ema")
+    names = [str(name) for name in model] if isinstance(model, Mapping) else []
+    other = next((kind for part, kind in OTHERS.items() if any(name.startswith(part) for name in names)), None)
+    first = model["model.init_conv.weight"] if "model.init_conv.weight" in names else None  # type: ignore[index]
+    if other is None and isinstance(first, Tensor) and first.ndim != 4:
+        other = f"Unet{first.ndim - 2}D"
+    if other is None and first is not None and "betas" not in names:
+        other = "ContinuousTimeGaussianDiffusion or VParamContinuousTimeGaussianDiffusion"
+    if other is not None:
+        raise ValueError(
+            f"{path} is of {other}, which is not supported: only GaussianDiffusion and LearnedGaussianDiffusion of Unet"
+        )
+    if (
+        not {"model", "ema", "step"} <= content.keys()
+        or "betas" not in names
+        or not isinstance(average, Mapping)
+        or not all(isinstance(name, str) for name in average)
+    ):
+        raise ValueError(
+            f"{path} is no model-N.pt of denoising-diffusion-pytorch: it needs model (with betas), ema and step, and "
+            f"has {', '.join(map(str, list(content)[:10]))}"
+        )
+
+
+def _table(model: Mapping[str, Tensor], path: Path) -> tuple[Tensor, Tensor | None]:
+    """The betas and the weights of the loss, float64.
+
+    Raises:
+        ValueError: they are no such tables.
+    """
+    betas, weight = model["betas"].double(), model.get("loss_weight")
+    if betas.ndim != 1 or not 2 <= len(betas) <= MOST_STEPS or not ((betas > 0) & (betas < 1)).all():
+        raise ValueError(f"{path}: model.betas must be two or more numbers between 0 and 1")
+    if weight is not None and weight.shape != betas.shape:
+        raise ValueError(f"{path}: model.loss_weight has {weight.numel()} numbers for {len(betas)} betas")
+    return betas, None if weight is None else weight.double()
 
 
 def find_schedule(betas: Tensor) -> Spec:
@@ -180,58 +242,77 @@ def told_objective(betas: Tensor, weight: Tensor | None) -> Objective | None:
     """What a network predicts whose loss has these weights; None: they do not tell."""
     if weight is None:
         return None
-    kept = (1 - betas).cumprod(0)
-    snr, weight = kept / (1 - kept), weight.double()
-    denominators: dict[Objective, Tensor] = {"pred_noise": snr, "pred_x0": torch.ones_like(snr), "pred_v": snr + 1}
-    found = []
-    for objective, denominator in denominators.items():
-        capped = weight * denominator
+    found: list[Objective] = []
+    for objective in ("pred_noise", "pred_x0", "pred_v"):
+        snr, capped = _weights(betas, weight.double(), objective)
         if torch.allclose(capped, snr.clamp(max=capped.max().item()), rtol=1e-3, atol=1e-12):
             found.append(objective)
     return found[0] if len(found) == 1 else None
 
 
-def _network(found: Mapping[str, Tensor], path: Path) -> tuple[Spec, int, list[str]]:
-    """The network's configuration, the number of channels of the pictures, and what was assumed."""
-    notes = []
+def _weights(betas: Tensor, weight: Tensor, objective: str) -> tuple[Tensor, Tensor]:
+    """The SNR, and the weights of the error of x_0 that those of the objective's error mean."""
+    kept = (1 - betas).cumprod(0)
+    snr = kept / (1 - kept)
+    return snr, weight * {"pred_noise": snr, "pred_x0": torch.ones_like(snr), "pred_v": snr + 1}[objective]
+
+
+def _weighting(betas: Tensor, weight: Tensor, objective: str) -> Spec:
+    """SNR, or MinSNR where the weights are capped (min_snr_loss_weight)."""
+    snr, capped = _weights(betas, weight, objective)
+    gamma = capped.max().item()
+    if gamma > 0.999 * snr.max().item():
+        return spec("weightings.SNR")
+    return spec("weightings.MinSNR", gamma=round(gamma, 4))
+
+
+def _network(found: Mapping[str, Tensor], assume: Assumptions, path: Path) -> tuple[Spec, int]:
+    """The network's configuration, and the number of channels of the pictures."""
     try:
         dim = found["init_conv.weight"].shape[0]
         inward, outward = found["init_conv.weight"].shape[1], found["final_conv.weight"].shape[0]
         levels = sum(name.startswith("downs.") and name.endswith(".2.to_qkv.weight") for name in found)
         ends = [found[f"downs.{i}.3.{'weight' if i == levels - 1 else '1.weight'}"].shape[0] for i in range(levels)]
         hidden = found["mid_attn.to_qkv.weight"].shape[0] // 3
-        embedded = found["time_mlp.1.weight"].shape[1]
-    except KeyError as error:
-        raise ValueError(f"{path}: model.model.{error.args[0]} is missing: no Unet of releases 1.8 to 2.3") from error
+        width, embedded = found["time_mlp.1.weight"].shape
+    except (KeyError, IndexError, ValueError) as error:
+        what = f"model.model.{error.args[0]} is missing" if isinstance(error, KeyError) else "shapes are wrong"
+        raise ValueError(f"{path}: {what}: no Unet of releases 1.8 to 2.3") from error
     channels = min(inward, outward)
-    if inward not in (channels, 2 * channels) or outward not in (channels, 2 * channels):
+    if outward == 2 * inward + 2:
+        raise ValueError(
+            f"{path}: {outward} outputs for {inward} channels: WeightedObjectiveGaussianDiffusion is not supported"
+        )
+    if inward not in (channels, 2 * channels) or outward not in (channels, 2 * channels) or channels < 1:
         raise ValueError(f"{path}: {inward} channels in and {outward} out: no Unet of releases 1.8 to 2.3")
+    if width != 4 * dim or any(end % dim for end in ends):
+        raise ValueError(f"{path}: init_dim {dim} is not dim {width // 4}: such a Unet is not supported")
     memory = found.get("mid_attn.mem_kv")
-    if memory is not None:
-        heads = memory.shape[1]
-    else:
-        heads = HEADS
-        notes.append(f"attention has {HEADS} heads, the package's default, since the file does not tell")
+    if memory is not None and memory.ndim != 4:
+        raise ValueError(f"{path}: model.model.mid_attn.mem_kv has {memory.ndim} axes, expected 4")
+    heads = assume("heads", HEADS) if memory is None else assume.told("heads", memory.shape[1], path)
+    if heads < 1 or hidden % heads:
+        raise ValueError(f"{path}: attention of {hidden} channels cannot be divided into {heads} heads: set --heads")
     grouped = "mid_block1.block1.norm.weight" in found
-    if grouped:
-        notes.append(f"norms have {GROUPS} groups, the package's default, since the file does not tell")
-    embedding = None
     if "time_mlp.0.weights" in found:
         embedding = spec("networks.LearnedFourier", features=embedded - 1)
+    else:
+        theta = assume("sinusoidal_pos_emb_theta", THETA)
+        embedding = spec("networks.Sinusoidal", features=dim, max_period=theta)
     network = spec(
         "networks.LinearAttentionUNet",
         dim=dim,
         dim_mults=[end // dim for end in ends],
         heads=heads,
         dim_head=hidden // heads,
-        groups=GROUPS if grouped else None,
+        groups=assume("groups", GROUPS) if grouped else None,
         memory=0 if memory is None else memory.shape[2],
         full_attention=[f"downs.{level}.2.to_out.weight" in found for level in range(levels)],
         self_condition=inward > channels,
         learned_variance=outward > channels,
         time_embedding=embedding,
     )
-    return network, channels, notes
+    return network, channels
 
 
 def _of_network(state: Mapping[str, Any], prefix: str, path: Path) -> dict[str, Tensor]:

@@ -1,19 +1,21 @@
 """State dicts of improved-diffusion and guided-diffusion: UNetModel, where our UNet can hold it.
 
 A file holds the tensors of one network, the raw weights (modelNNN.pt) or an average (ema_RATE_NNN.pt), and nothing
-else: widths, depths, where it attends and what it predicts of the variance are read from them; the schedule must be
-given, and what else the flags of the training said is assumed as they default.
+else: widths, depths, where it attends, classes, whether the noise level scales and whether the variance is learned are
+read from them; the schedule must be given, and the other flags of the training are options, assumed as they default.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from .foreign import Foreign, Spec, discrete, picture_shape, read_tensors, spec
+from ..networks.resnet import AttentionBlock
+from .assumed import Assumptions
+from .foreign import Foreign, Spec, discrete, picture_shape, read_tensors, spec, tensors
 from .keys import Source, sources, swap_halves, with_a_row_of_zeros
 from .layouts import ATTENTION, RES, unet
 
@@ -64,8 +66,15 @@ def read(
     trust_pickle: bool = False,
     size: list[int] | None = None,
     betas: Betas | None = None,
-    steps: int = STEPS,
-    heads: int = HEADS,
+    steps: int | None = None,
+    heads: int | None = None,
+    num_head_channels: int | None = None,
+    num_heads_upsample: int | None = None,
+    use_new_attention_order: bool | None = None,
+    predict_xstart: bool | None = None,
+    rescale_timesteps: bool | None = None,
+    sigma_small: bool | None = None,
+    dropout: float | None = None,
 ) -> Foreign:
     """A state dict of UNetModel.
 
@@ -74,42 +83,81 @@ def read(
         trust_pickle: See `foreign.read_tensors`.
         size: Sides of the pictures.
         betas: The noise schedule of the training.
-        steps: Its number of steps.
-        heads: Attention heads.
+        steps: Its number of steps (diffusion_steps).
+        heads: Attention heads (num_heads).
+        num_head_channels, num_heads_upsample: Channels of a head, in place of heads; heads on the way up.
+        use_new_attention_order: Whether all queries come before all keys and values, not head by head.
+        predict_xstart: Whether it predicts x_0 and not the noise.
+        rescale_timesteps: Whether steps are counted as if there were 1,000.
+        sigma_small: Whether the variance of a step, where it is not learned, is the smaller one.
+        dropout: Of the training.
     """
-    found = read_tensors(path, trust_pickle)
+    found = tensors(read_tensors(path, trust_pickle), "state dict", path)
     if betas is None:
         raise ValueError(f"{path} does not tell the noise schedule: add --betas linear or cosine")
-    network, channels, classes = _network(found, heads, path)
+    assume = Assumptions(
+        steps=steps,
+        heads=heads,
+        num_head_channels=num_head_channels,
+        num_heads_upsample=num_heads_upsample,
+        use_new_attention_order=use_new_attention_order,
+        predict_xstart=predict_xstart,
+        rescale_timesteps=rescale_timesteps,
+        sigma_small=sigma_small,
+        dropout=dropout,
+    )
+    steps = int(assume("steps", STEPS))
+    network, channels, classes = _network(found, path)
     shape = picture_shape(channels, size, path)
     options = network["init_args"]
     attends, depth = options.pop("attends"), options["num_res_blocks"]
     options["attn_resolutions"] = [shape[1] >> level for level, attend in enumerate(attends) if attend]
+    by_width = num_head_channels is not None
+    options["dropout"] = assume("dropout", 0.0)
+    options["head_channels"] = assume("num_head_channels", None) if by_width else None
+    options["heads"] = 1 if by_width else assume("heads", HEADS)
+    options["up_heads"] = None if by_width else assume("num_heads_upsample", options["heads"])
+    widths = {options["nf"] * options["ch_mult"][level] for level in _attending(attends)}
+    for name in ("heads", "up_heads"):
+        wrong = [width for width in sorted(widths) if not by_width and width % options[name]]
+        if wrong:
+            option = "num_heads_upsample" if name == "up_heads" else name
+            raise ValueError(
+                f"{path}: {wrong[0]} channels cannot be divided into {options[name]} heads: set --{option}"
+            )
+    whole_first = assume("use_new_attention_order", False)
     ends = {"beta_min": 0.1 / steps, "beta_max": 20 / steps} if betas == "linear" else {}
     schedule = spec(f"schedules.{'LinearBetas' if betas == 'linear' else 'CosineBetas'}", steps=steps, **ends)
-    variance = None if options["learned_variance"] else 1.0
+    learned = options["learned_variance"]
+    variance = None if learned else 0.0 if assume("sigma_small", False) else 1.0
     sampler = spec("samplers.Ancestral", grid=spec("grids.UniformGrid", steps=steps), variance=variance)
-    epsilon, weighting = spec("parameterizations.Epsilon"), spec("weightings.SNR")
-    model = discrete(network, schedule, steps, epsilon, weighting, sampler)
-    # The flag rescale_timesteps: steps are told as if there were 1,000.
-    model["noise_input"] = spec("denoiser.ScaledTime", scale=1000.0, shift=-1000 / steps)
+    # The squared error of what is predicted: of x_0 itself it is 1, in terms of x_0.
+    of_data = spec("parameterizations.Data"), spec("weightings.P2", k=1e-12, gamma=1.0)
+    of_noise = spec("parameterizations.Epsilon"), spec("weightings.SNR")
+    parameterization, weighting = of_data if assume("predict_xstart", False) else of_noise
+    model = discrete(network, schedule, steps, parameterization, weighting, sampler)
+    if learned:
+        model["loss"]["variance"] = spec("variance.VarianceBound", steps=steps, levels=256)
+    matters = steps != STEPS or rescale_timesteps is not None
+    count = STEPS if matters and assume("rescale_timesteps", True) else steps
+    model["noise_input"] = spec("denoiser.ScaledTime", scale=float(count), shift=-count / steps)
     model["guidance"] = spec("guidance.Thresholded")
 
     def wanted(ours: nn.Module) -> dict[str, Source]:
         table = sources(modules(depth, attends), ours)
         for name, source in table.items():
-            layer = name.split(".")[-2]
+            block, _, layer = name.rpartition(".")[0].rpartition(".")
             if layer in QKV:
-                table[name] = source._replace(convert=partial(_part, number=QKV.index(layer), heads=heads))
+                attention = ours.get_submodule(block)
+                assert isinstance(attention, AttentionBlock)
+                number = 1 if whole_first else attention.heads
+                table[name] = source._replace(convert=partial(_part, number=QKV.index(layer), heads=number))
         table["time.dense_1.weight"] = table["time.dense_1.weight"]._replace(convert=swap_halves)
         if classes is not None:
             table["label.table.weight"] = table["label.table.weight"]._replace(convert=with_a_row_of_zeros)
         return table
 
-    notes = [
-        f"it was trained on {steps} steps, with {heads} heads, rescaled steps and to predict the noise, as the flags "
-        "default (--steps and --heads say otherwise)"
-    ]
+    notes = assume.notes(path)
     averages: dict[float, Mapping[str, Tensor]] = {}
     average = re.match(r"ema_(0\.\d+)_", path.name)
     if average:
@@ -121,19 +169,25 @@ def read(
     )
 
 
+def _attending(attends: Sequence[bool]) -> list[int]:
+    """The levels that attend; the middle is of the last."""
+    return [level for level, attend in enumerate(attends) if attend or level == len(attends) - 1]
+
+
 def _part(weight: Tensor, number: int, heads: int) -> Tensor:
     """Queries, keys or values of a layer that makes (heads, 3, channels of a head) of its input."""
     return weight.reshape(heads, 3, -1, *weight.shape[1:])[:, number].flatten(0, 1)
 
 
-def _network(found: Mapping[str, Tensor], heads: int, path: Path) -> tuple[Spec, int, int | None]:
+def _network(found: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | None]:
     """The network's configuration but for the sides (with `attends`, by level), channels and classes."""
     numbers = {int(name.split(".")[1]) for name in found if name.startswith("input_blocks.")}
     levels = 1 + sum(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) is not None for name in found)
     depth, rest = divmod(len(numbers) - levels, levels)
     if any(re.match(r"output_blocks\.\d+\.[12]\.in_layers", name) for name in found):
         raise ValueError(
-            f"{path}: a UNetModel with resblock_updown cannot be held, only one that resamples between blocks"
+            f"{path}: a UNetModel with resblock_updown, as the published ones of guided-diffusion, is not supported: "
+            "only one that resamples between blocks"
         )
     if not numbers or rest or depth < 1:
         raise ValueError(f"{path}: {len(numbers)} input_blocks on {levels} levels are no UNetModel")
@@ -143,21 +197,24 @@ def _network(found: Mapping[str, Tensor], heads: int, path: Path) -> tuple[Spec,
         outward = found["out.2.weight"].shape[0]
         widths = [found[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] for i in firsts]
         told = found["middle_block.0.emb_layers.1.weight"].shape[0]
+        classes = found["label_emb.weight"].shape[0] if "label_emb.weight" in found else None
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]} is missing: no UNetModel") from error
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"{path}: the first and last layers have wrong shapes: no UNetModel") from error
+    if (channels, outward) in ((6, 3), (6, 6)):
+        raise ValueError(f"{path}: 6 channels in: a SuperResModel (upsampler), which is not supported")
     if outward not in (channels, 2 * channels):
         raise ValueError(f"{path}: {channels} channels in and {outward} out: no UNetModel of a diffusion")
-    if any(width % heads for width in widths):
-        raise ValueError(f"{path}: levels of {widths} channels cannot be shared by {heads} heads: mend --heads")
-    classes = found["label_emb.weight"].shape[0] if "label_emb.weight" in found else None
     half = nf // 2
+    if half < 2 or any(width < nf or width % nf for width in widths):
+        raise ValueError(f"{path}: levels of {widths} channels are no multiples of num_channels {nf}")
     network = spec(
         "networks.UNet",
         nf=nf,
         ch_mult=[width // nf for width in widths],
         num_res_blocks=depth,
         attends=[f"input_blocks.{i}.1.qkv.weight" in found for i in firsts],
-        heads=heads,
         time_scales=told == 2 * widths[-1],
         learned_variance=outward > channels,
         groups=32,

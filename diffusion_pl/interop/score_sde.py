@@ -1,21 +1,25 @@
 """checkpoint.pth of score_sde_pytorch: DDPM, DDPM++ and NCSN++ (Song et al., arXiv 2011.13456).
 
-The file holds no configuration, and its network is one list, all_modules.N, in the order in which the blocks run.
-Widths, depths and where it attends are read from the kinds of blocks along that list, the noise levels of VE from the
-buffer `sigmas`.  Which process a network without Fourier features was trained on is not in the file.
+The file holds no configuration.  What the list of its modules shows is read from it (`score_sde_blocks`), the noise
+levels of VE and the number of steps from the buffer `sigmas`, the decay of the average from the file.  What is left,
+such as the process of a network without Fourier features, is an option, or assumed as in the published configurations.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from .foreign import OPTIMIZER, Foreign, Spec, discrete, picture_shape, read_tensors, spec
+from ..networks.resnet import Activation
+from .assumed import Assumptions
+from .foreign import MOST_STEPS, OPTIMIZER, Foreign, Spec, discrete, picture_shape, read_tensors, spec, tensors, whole
 from .keys import Source, sources
-from .layouts import ATTENTION, RES, unet
+from .layouts import ATTENTION, RES
+from .score_sde_blocks import LIST, Layout, layout, modules
 
 Variant = Literal["ddpm", "vp", "subvp", "ve"]
 
@@ -25,36 +29,28 @@ LAYERS: dict[str, dict[str, str]] = {
     "res": dict(zip(RES, (*_BLOCK, "NIN_0"), strict=True)),
     "biggan": dict(zip(RES, (*_BLOCK, "Conv_2"), strict=True)),
     "attention": dict(zip(ATTENTION, ("GroupNorm_0", "NIN_0", "NIN_1", "NIN_2", "NIN_3"), strict=True)),
-    "combine": {"conv": "Conv"},
+    "combine": {"conv": "Conv_0"},
     "resample": {"conv": "Conv_0"},
     "fir": {"conv": "Conv2d_0"},
 }
-#: A tensor that only this kind of block has, or that those above have too.
-KINDS = {
-    "NIN_3.W": "attention",
-    "GroupNorm_1.weight": "res",
-    "Conv.weight": "combine",
-    "Conv_0.weight": "resample",
-    "Conv2d_0.weight": "fir",
-    "W": "fourier",
-}
-LIST = "all_modules."
-BETAS = 0.1, 20.0  # of VP and sub-VP per unit of time, in all published configurations
-STEPS = 1000
-
-
-class Block(NamedTuple):
-    """An entry of all_modules: its kind (a key of LAYERS, "fourier", "norm", "dense", "conv", or "" for a block without
-    tensors), and the channels that a residual block takes and gives."""
-
-    kind: str
-    taken: int = 0
-    width: int = 0
-    resamples: bool = False
+STEPS = 1000  # num_scales, where the file does not even hold sigmas
 
 
 def read(
-    path: Path, trust_pickle: bool = False, size: list[int] | None = None, variant: Variant | None = None
+    path: Path,
+    trust_pickle: bool = False,
+    size: list[int] | None = None,
+    variant: Variant | None = None,
+    beta_min: float | None = None,
+    beta_max: float | None = None,
+    centered: bool | None = None,
+    scale_by_sigma: bool | None = None,
+    skip_rescale: bool | None = None,
+    nonlinearity: Activation | None = None,
+    fir: bool | None = None,
+    fir_kernel: list[float] | None = None,
+    dropout: float | None = None,
+    snr: float | None = None,
 ) -> Foreign:
     """A checkpoint of score_sde_pytorch.
 
@@ -62,7 +58,11 @@ def read(
         path: of the file.
         trust_pickle: See `foreign.read_tensors`.
         size: Sides of the pictures.
-        variant: Process: ddpm (the chain of discrete steps), vp, subvp, or ve; None: as the file tells.
+        variant: Process: ddpm (vpsde with continuous false), vp, subvp or ve; None: ve if there are Fourier features.
+        beta_min, beta_max: Of vpsde and subvpsde per unit of time.
+        centered: Whether its pictures are in [−1, 1] and not in [0, 1].
+        scale_by_sigma, skip_rescale, nonlinearity, fir, fir_kernel, dropout: Of config.model.
+        snr: Of the Langevin corrector of ve.
     """
     content = read_tensors(path, trust_pickle)
     parts = content.get("model"), content.get("ema")
@@ -71,49 +71,86 @@ def read(
             f"{path} is no checkpoint of score_sde_pytorch: it needs model, ema (with shadow_params) and step, and has "
             f"{', '.join(map(str, list(content)[:10]))}"
         )
-    prefix = "module." if all(name.startswith("module.") for name in content["model"]) else ""  # of DataParallel
-    state: dict[str, Tensor] = {name.removeprefix(prefix): tensor for name, tensor in content["model"].items()}
+    named, ema = tensors(content["model"], "model", path), content["ema"]
+    prefix = "module." if all(name.startswith("module.") for name in named) else ""  # of DataParallel
+    state = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
     sigmas = state.pop("sigmas", None)
-    blocks = _blocks(state)
-    fourier = blocks[:1] == [Block("fourier")]
-    start = 1 if fourier else 0
-    if [block.kind for block in blocks[start : start + 3]] != ["dense", "dense", "conv"]:
-        raise ValueError(f"{path}: {prefix}{LIST}{start} … are not the beginning of a DDPM, DDPM++ or NCSN++")
-    nf, channels = state[f"{LIST}{start + 2}.weight"].shape[:2]
-    shape = picture_shape(channels, size, path)
-    variant = variant or ("ve" if fourier else None)
+    if sigmas is not None and not (sigmas.ndim == 1 and 2 <= len(sigmas) <= MOST_STEPS):
+        raise ValueError(f"{path}: sigmas must be a row of 2 to {MOST_STEPS:,} numbers, got {tuple(sigmas.shape)}")
+    if not any(name.startswith(LIST) for name in state):
+        raise ValueError(f"{path}: no DDPM, DDPM++ or NCSN++ of score_sde_pytorch; NCSN and NCSNv2 are not supported")
+    found = layout(state, path, prefix)
+    shape = picture_shape(found.channels, size, path)
+    variant = variant or ("ve" if found.fourier else None)
     if variant is None:
         raise ValueError(f"{path} does not tell the process: add --variant ddpm (discrete steps), vp, subvp or ve")
-    if (variant == "ve") != fourier:
-        raise ValueError(f"variant {variant}: {path} has {'' if fourier else 'no '}Fourier features, those are ve's")
-    network, names = _network(blocks, start, nf, shape, path)
+    if found.fourier and variant != "ve":
+        raise ValueError(f"variant {variant}: {path} has Fourier features, those are supported for ve only")
 
-    def wanted(ours: nn.Module) -> dict[str, Source]:
-        found = {}
-        for number, (block, name) in enumerate(zip(blocks, names, strict=True)):
-            for layer, theirs in LAYERS.get(block.kind, {"": ""}).items():
-                found[f"{name}.{layer}".strip(".")] = f"{LIST}{number}.{theirs}".strip(".")
-        return {name: _in_file(source) for name, source in sources(found, ours).items()}
+    assume = Assumptions(
+        beta_min=beta_min,
+        beta_max=beta_max,
+        centered=centered,
+        scale_by_sigma=scale_by_sigma,
+        skip_rescale=skip_rescale,
+        nonlinearity=nonlinearity,
+        fir=fir,
+        fir_kernel=fir_kernel,
+        dropout=dropout,
+        snr=snr,
+    )
+    in_full_range = assume("centered", variant != "ve")
+    scaled = assume("scale_by_sigma", variant == "ve")
+    if variant != "ve" and (scaled or not in_full_range):
+        raise ValueError(f"variant {variant} is supported with --centered true --scale_by_sigma false only")
+    rescaled = assume("skip_rescale", not found.plain)
+    ddpm = found.plain and not rescaled
+    network = _unet(found, shape, assume) if ddpm else _ncsnpp(found, shape, assume, rescaled, scaled, path)
+    if variant == "ve":
+        unit = 1.0 if in_full_range else 2.0
+        model = _exploding(network, found.fourier, _levels(sigmas, path), unit, scaled, assume("snr", 0.16))
+    else:
+        betas = assume("beta_min", 0.1), assume("beta_max", 20.0)
+        model = _preserving(network, variant, STEPS if sigmas is None else len(sigmas), betas)
 
-    ema, notes = content["ema"], []
-    if variant != "ve":
-        notes.append(f"β runs from {BETAS[0]} to {BETAS[1]}, as in the published configurations")
-    trained = [name for name in state if not (fourier and name == f"{LIST}0.W")]  # the frequencies are fixed
-    listed = ema["shadow_params"]
-    if len(listed) != len(trained):
-        raise ValueError(f"{path}: ema.shadow_params lists {len(listed)} tensors, the network has {len(trained)}")
+    listed, trained = ema["shadow_params"], [name for name in state if not (found.fourier and name == f"{LIST}0.W")]
+    if not isinstance(listed, (list, tuple)) or len(listed) != len(trained):
+        count = len(listed) if isinstance(listed, (list, tuple)) else "no"
+        raise ValueError(f"{path}: ema.shadow_params lists {count} tensors, the network has {len(trained)}")
+    average = tensors({**state, **dict(zip(trained, listed, strict=True))}, "ema", path)
+    decay = ema.get("decay")
+    if not isinstance(decay, float) or not 0 < decay < 1:
+        raise ValueError(f"{path}: ema.decay must be a number between 0 and 1, got {decay!r}")
+    idle = set() if found.conditional else {name for name in state if ".Dense_0." in name or name == f"{LIST}0.W"}
+    negated = variant == "ve" and scaled and not found.fourier
     return Foreign(
-        _model(variant, network, sigmas, path),
+        model,
         shape,
         None,
-        wanted,
-        state,
-        {float(ema["decay"]): {**state, **dict(zip(trained, listed, strict=True))}},
-        int(ema.get("num_updates") or 0),
-        int(content.get("step", 0)),
+        lambda ours: _sources(found, ddpm, negated, ours),
+        {name: tensor for name, tensor in state.items() if name not in idle},
+        {decay: {name: tensor for name, tensor in average.items() if name not in idle}},
+        whole(ema.get("num_updates"), "ema.num_updates", path),
+        whole(content.get("step"), "step", path),
         prefix,
-        tuple(notes),
+        tuple(assume.notes(path)),
     )
+
+
+def _sources(found: Layout, ddpm: bool, negated: bool, ours: nn.Module) -> dict[str, Source]:
+    """The map of names; negated: the layers that give the image change their sign."""
+    table = {}
+    for number, (block, (name, _)) in enumerate(zip(found.blocks, modules(found, ddpm), strict=True)):
+        if name:
+            for layer, theirs in LAYERS.get(block.kind, {"": ""}).items():
+                table[f"{name}.{layer}".strip(".")] = f"{LIST}{number}.{theirs}".strip(".")
+    last = re.compile(r"output_pyramid\.\d+\.1" if found.progressive == "output_skip" else "output")
+    wanted = {name: _in_file(source) for name, source in sources(table, ours).items()}
+    if negated:
+        for name, source in wanted.items():
+            if last.fullmatch(name.rpartition(".")[0]):
+                wanted[name] = source._replace(convert=torch.neg)
+    return wanted
 
 
 def _in_file(source: Source) -> Source:
@@ -127,136 +164,111 @@ def _in_file(source: Source) -> Source:
 
 
 def _transposed(weight: Tensor) -> Tensor:
-    return weight.T
+    return weight.transpose(0, 1)
 
 
-def _blocks(state: Mapping[str, Tensor]) -> list[Block]:
-    """The entries of all_modules, those without tensors among them."""
-    tensors: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
-        found = re.fullmatch(rf"{LIST}(\d+)\.(.+)", name)
-        if found:
-            tensors.setdefault(int(found[1]), {})[found[2]] = tensor
-    biggan = any(block.keys() >= {"GroupNorm_1.weight", "Conv_2.weight"} for block in tensors.values())
-    return [_block(tensors.get(number, {}), biggan) for number in range(max(tensors, default=-1) + 1)]
-
-
-def _block(tensors: Mapping[str, Tensor], biggan: bool) -> Block:
-    kind = next((kind for tensor, kind in KINDS.items() if tensor in tensors), "")
-    if kind == "res" and "Conv_0.weight" in tensors:
-        width, taken = tensors["Conv_0.weight"].shape[:2]
-        # A block that halves or doubles the sides has a shortcut, though its channels stay.
-        return Block("biggan" if biggan else "res", taken, width, width == taken and "Conv_2.weight" in tensors)
-    if not kind and "weight" in tensors:
-        kind = {1: "norm", 2: "dense", 4: "conv"}.get(tensors["weight"].ndim, "")
-    return Block(kind)
-
-
-def _network(
-    blocks: Sequence[Block], start: int, nf: int, shape: tuple[int, int, int], path: Path
-) -> tuple[Spec, list[str]]:
-    """The network's configuration, and the module of ours that each block is ("" for blocks without tensors)."""
-    kinds = [block.kind for block in blocks]
-    biggan, fourier = "biggan" in kinds, start == 1
-    plain = [i for i, b in enumerate(blocks) if b.kind in ("res", "biggan") and not b.resamples]
-    between = [b for b in blocks if b.resamples or (not biggan and b.kind in ("resample", "fir", ""))]
-    levels = len(between) // 2 + 1
-    depth, rest = divmod(len(plain) - 2 - levels, 2 * levels)
-    if rest or depth < 1 or not all(blocks[i].width for i in plain):
-        raise ValueError(f"{path}: {len(plain)} residual blocks on {levels} levels are no DDPM, DDPM++ or NCSN++")
-    firsts = [plain[level * depth] for level in range(levels)]
-    attends = [kinds[i + 1] == "attention" for i in firsts]
-    options: dict[str, Any] = {
-        "nf": nf,
-        "ch_mult": [blocks[i].width // nf for i in firsts],
-        "num_res_blocks": depth,
-        "attn_resolutions": [shape[1] >> level for level, attend in enumerate(attends) if attend],
+def _options(found: Layout, shape: tuple[int, int, int], assume: Assumptions) -> dict[str, Any]:
+    """What both networks of ours are told."""
+    return {
+        "nf": found.nf,
+        "ch_mult": found.ch_mult,
+        "num_res_blocks": found.depth,
+        "attn_resolutions": [shape[1] >> level for level, attend in enumerate(found.attends) if attend],
+        "resamp_with_conv": found.convolves,
+        "activation": assume("nonlinearity", "swish"),
+        "dropout": assume("dropout", 0.1),
+        "time_conditional": found.conditional,
     }
-    names = [*(["time.embedding"] if fourier else []), "time.dense_1", "time.dense_2", "stem"]
-    if biggan:
-        middle = plain[levels * depth]
-        below = "combine" in kinds[:middle], {"resample", "fir"} & set(kinds[:middle])
-        above = {"resample", "fir"} & set(kinds[middle:]), kinds.count("norm") > 1
-        doubled = levels > 1 and blocks[firsts[1]].taken == 2 * blocks[firsts[0]].width
-        options |= {
-            "fir": fourier or below[0] or "fir" in kinds,
-            "progressive_input": "input_skip" if below[0] else "residual" if below[1] else "none",
-            "progressive": "residual" if above[0] else "output_skip" if above[1] else "none",
-            "progressive_combine": "cat" if doubled else "sum",
-            "scale_by_sigma": fourier,
-        }
-        names += _ncsnpp(depth, attends, options["progressive_input"], options["progressive"])
-        class_name = "NCSNpp"
+
+
+def _unet(found: Layout, shape: tuple[int, int, int], assume: Assumptions) -> Spec:
+    """The configuration of DDPM's network."""
+    return spec("networks.UNet", **_options(found, shape, assume), up_attention="once_per_level", groups=32)
+
+
+def _ncsnpp(
+    found: Layout, shape: tuple[int, int, int], assume: Assumptions, rescaled: bool, scaled: bool, path: Path
+) -> Spec:
+    """The configuration of DDPM++'s or NCSN++'s network."""
+    options = _options(found, shape, assume)
+    pyramids = found.progressive_input != "none" or found.progressive != "none"
+    if found.filters is None:
+        filters = assume("fir", pyramids or found.fourier)
     else:
-        options |= {"up_attention": "once_per_level", "resamp_with_conv": "" not in kinds, "groups": 32}
-        names += [part.name for part in unet(depth, attends, every_block=False)]
-        class_name = "UNet"
-    if not (biggan and options["progressive"] == "output_skip"):
-        names += ["norm", "output"]
-    if len(names) != len(blocks):
-        raise ValueError(f"{path}: {len(blocks)} modules, where a {class_name} of {options} has {len(names)}")
-    if fourier:
-        options["time_embedding"] = spec("networks.Fourier", features=2 * nf, scale=16.0)
-    return spec(f"networks.{class_name}", **options), names
+        filters = assume.told("fir", found.filters, path)
+    if filters:
+        options["fir_kernel"] = assume("fir_kernel", [1.0, 3.0, 3.0, 1.0])
+    if found.fourier and found.conditional:
+        options["time_embedding"] = spec("networks.Fourier", features=2 * found.nf, scale=16.0)
+    return spec(
+        "networks.NCSNpp",
+        **options,
+        resblock_type="biggan" if found.biggan else "ddpm",
+        fir=filters,
+        skip_rescale=rescaled,
+        progressive=found.progressive,
+        progressive_input=found.progressive_input,
+        progressive_combine="cat" if found.doubled else "sum",
+        scale_by_sigma=scaled and found.fourier,
+    )
 
 
-def _ncsnpp(depth: int, attends: Sequence[bool], progressive_input: str, progressive: str) -> Iterator[str]:
-    """The blocks of `networks.NCSNpp` between stem and last norm in the order in which they run."""
-    last = len(attends) - 1
-    for level, attending in enumerate(attends):
-        for number in range(depth):
-            yield f"down.{level}.{number}.0"
-            if attending:
-                yield f"down.{level}.{number}.1"
-        if level < last:
-            yield f"down.{level}.{depth}.0"
-            if progressive_input == "input_skip":
-                yield ""
-            if progressive_input != "none":
-                yield f"input_pyramid.{level}"
-    yield from ("middle.0", "middle.1", "middle.2")
-    for place, attending in enumerate(reversed(attends)):
-        for number in range(depth + 1):
-            yield f"up.{place}.{number}.0"
-        if attending:
-            yield f"up.{place}.{depth}.1"
-        if progressive == "output_skip" and place > 0:
-            yield ""
-        if progressive == "output_skip" or (progressive == "residual" and place == 0):
-            yield from (f"output_pyramid.{place}.0", f"output_pyramid.{place}.1")
-        elif progressive == "residual":
-            yield f"output_pyramid.{place}"
-        if place < last:
-            yield f"up.{place}.{depth + 1}.0"
+def _levels(sigmas: Tensor | None, path: Path) -> Tensor:
+    """The noise levels of VE, falling.
+
+    Raises:
+        ValueError: there are none, or they are no geometric series.
+    """
+    if sigmas is None:
+        raise ValueError(f"{path} holds no sigmas, which tell the noise levels of ve")
+    logs = sigmas.double().log()
+    ends = logs[0].item(), logs[-1].item()
+    if not ends[0] > ends[1] or not (logs - torch.linspace(*ends, len(logs))).abs().max() < 1e-3:
+        raise ValueError(f"{path}: sigmas must fall geometrically from sigma_max to sigma_min")
+    return sigmas
 
 
-def _model(variant: Variant, network: Spec, sigmas: Tensor | None, path: Path) -> Spec:
-    """The configuration of the model; ours are of pictures in [−1, 1], theirs for VE in [0, 1]."""
-    steps = STEPS if sigmas is None else len(sigmas)
+def _exploding(network: Spec, fourier: bool, sigmas: Tensor, unit: float, scaled: bool, snr: float) -> Spec:
+    """The configuration of a model of VE; ours are of images in [−1, 1], theirs, of unit 2, in [0, 1].
+
+    A network with Fourier features gets σ, one without them the number of the noise level, 0 the largest.  Its score
+    is −ε/σ, so what it gives before it is divided by σ is −ε; the last layers' sign is changed, and it is ε.
+    """
+    steps = len(sigmas)
+    by_number = spec("denoiser.ScaledTime", scale=1.0 - steps, shift=steps - 1.0)
+    by_sigma = spec("denoiser.LogSNR", scale=-0.5, shift=-math.log(unit))
+    as_noise = scaled and not fourier
+    score = spec("parameterizations.Score", unit=unit, scaled_input=False)
+    ends = {"sigma_min": unit * float(sigmas[-1]), "sigma_max": unit * float(sigmas[0])}
+    return {
+        "network": network,
+        "schedule": spec("schedules.VE", **ends),
+        "parameterization": spec("parameterizations.Epsilon", scaled_input=False) if as_noise else score,
+        "noise_input": by_sigma if fourier else by_number,
+        "loss": {"times": spec("times.UniformTimes"), "weighting": spec("weightings.SNR")},
+        "sampler": spec(
+            "samplers.PredictorCorrector",
+            grid=spec("grids.UniformGrid", steps=steps, t_min=1e-5),
+            corrector=spec("samplers.Langevin", snr=snr),
+        ),
+        "optimizer": OPTIMIZER,
+    }
+
+
+def _preserving(network: Spec, variant: Variant, steps: int, betas: tuple[float, float]) -> Spec:
+    """The configuration of a model of VP, its discrete chain, or sub-VP."""
     if variant == "ddpm":
-        schedule = spec("schedules.LinearBetas", steps=steps, beta_min=BETAS[0] / steps, beta_max=BETAS[1] / steps)
+        schedule = spec("schedules.LinearBetas", steps=steps, beta_min=betas[0] / steps, beta_max=betas[1] / steps)
         sampler = spec("samplers.Ancestral", grid=spec("grids.UniformGrid", steps=steps), variance=1.0)
         weighting = spec("weightings.SNR")
         return discrete(network, schedule, steps, spec("parameterizations.Epsilon"), weighting, sampler)
-    model = {
-        "network": network,
-        "loss": {"times": spec("times.UniformTimes"), "weighting": spec("weightings.SNR")},
-        "optimizer": OPTIMIZER,
-    }
-    if variant == "ve":
-        if sigmas is None:
-            raise ValueError(f"{path} holds no sigmas, which tell the noise levels of ve")
-        ends = {"sigma_min": 2 * float(sigmas.min()), "sigma_max": 2 * float(sigmas.max())}
-        return model | {
-            "schedule": spec("schedules.VE", **ends),
-            "parameterization": spec("parameterizations.Score", unit=2.0, scaled_input=False),
-            "noise_input": spec("denoiser.LogSNR", scale=-0.5, shift=-math.log(2)),
-            "sampler": spec("samplers.PredictorCorrector", grid=spec("grids.UniformGrid", steps=steps, t_min=1e-5)),
-        }
     kind = {"vp": "VP", "subvp": "SubVP"}[variant]
-    return model | {
-        "schedule": spec(f"schedules.{kind}", beta_min=BETAS[0], beta_max=BETAS[1]),
+    return {
+        "network": network,
+        "schedule": spec(f"schedules.{kind}", beta_min=betas[0], beta_max=betas[1]),
         "parameterization": spec("parameterizations.Epsilon", scaled_input=variant != "subvp"),
         "noise_input": spec("denoiser.ScaledTime", scale=999.0),
+        "loss": {"times": spec("times.UniformTimes"), "weighting": spec("weightings.SNR")},
         "sampler": spec("samplers.EulerMaruyama", grid=spec("grids.UniformGrid", steps=steps, t_min=1e-3)),
+        "optimizer": OPTIMIZER,
     }

@@ -27,6 +27,8 @@ HELD = {
     "conv_shortcut": False,
     "resamp_with_conv": True,
     "time_conditional": True,
+    "head_channels": None,
+    "up_heads": None,
 }
 
 

@@ -47,6 +47,8 @@ class UNet(nn.Module):
         conv_shortcut: 3x3 instead of 1x1 convolution as shortcut where the number of channels changes.
         up_attention: On the way up, attend after every block (Ho et al.) or once per level (document 0, score_sde).
         heads: Attention heads.
+        head_channels: Channels of a head, in place of ``heads``, so that wider levels have more of them.
+        up_heads: Attention heads on the way up; None: as ``heads``.
         time_scales: Let the noise level scale and shift the second norm of a block instead of being added before it.
         learned_variance: Return 2C channels, the second half for the variance of the reverse step.
         fourier: Exponents n of features sin(2ⁿ π x) and cos(2ⁿ π x) of the input, put beside it, so that the network
@@ -74,6 +76,8 @@ class UNet(nn.Module):
         conv_shortcut: bool = False,
         up_attention: Literal["every_block", "once_per_level"] = "every_block",
         heads: int = 1,
+        head_channels: int | None = None,
+        up_heads: int | None = None,
         time_scales: bool = False,
         learned_variance: bool = False,
         fourier: Sequence[int] = (),
@@ -89,6 +93,8 @@ class UNet(nn.Module):
         self.factor = 2 ** (len(ch_mult) - 1)
         channels, height, _ = image_shape("UNet", shape, self.factor)
         attends = attending("UNet", height, len(ch_mult), attn_resolutions)
+        if head_channels is not None and (head_channels < 1 or heads != 1 or up_heads is not None):
+            raise ValueError(f"UNet: head_channels must be at least 1 and without heads, got {head_channels}")
         if not 0 < norm_eps < 1:
             raise ValueError(f"UNet: norm_eps must lie in (0, 1), got {norm_eps}")
         if any(not 0 <= n <= 12 for n in fourier):
@@ -106,8 +112,13 @@ class UNet(nn.Module):
         def block(channels: int, out: int) -> ResBlock:
             return ResBlock(channels, out, told, activation, dropout, conv_shortcut, time_scales=time_scales, norm=norm)
 
-        def attention(channels: int) -> AttentionBlock:
-            return AttentionBlock(channels, heads=heads, norm=norm)
+        def attention(channels: int, up: bool = False) -> AttentionBlock:
+            number = up_heads if up and up_heads is not None else heads
+            if head_channels is not None:
+                if channels % head_channels:
+                    raise ValueError(f"UNet: head_channels {head_channels} must divide {channels}, a level's channels")
+                number = channels // head_channels
+            return AttentionBlock(channels, heads=number, norm=norm)
 
         def row(*blocks: nn.Module) -> resnet.Sequence:
             return resnet.Sequence(*blocks, checkpointing=checkpointing)
@@ -133,7 +144,7 @@ class UNet(nn.Module):
                 blocks: list[nn.Module] = [block(c + skips.pop(), nf * mult)]
                 c = nf * mult
                 if attends[level] and (last or up_attention == "every_block"):
-                    blocks.append(attention(c))
+                    blocks.append(attention(c, up=True))
                 if last and level > 0:
                     blocks.append(Upsample(c, resamp_with_conv))
                 self.up.append(row(*blocks))
