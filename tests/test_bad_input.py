@@ -295,7 +295,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "times per sample": (options("--model.loss.times_per_sample", 0), r"times_per_sample must be at least 1, got 0"),
     "files that cannot be had": (
         options("--data", "CIFAR10", "--data.root", "none", "--data.download", "false", "--model.network", CONV),
-        r"CIFAR10: its files are not in 'none' and download is false .*: Fix: give --data.root",
+        r"CIFAR10: its files are not in 'none' and download is false .*Fix: give --data.root",
     ),
     # Checkpoints.
     "no last": (options("--ckpt_path", "last"), r"no checkpoint at runs/.*last.ckpt: nothing to continue from"),

@@ -75,7 +75,7 @@ def test_points_are_encoded_from_a_table(folder: Path) -> None:
         (["--path", "nowhere.png"], "nowhere.png"),
         (["--path", "in", "--sampler", "Ancestral"], "Ancestral draws noise: encoding needs a deterministic sampler"),
         (["--path", "in", "--between", -1], "between must not be negative, got -1"),
-        (["--path", "runs"], "runs: there is no picture in this folder"),
+        (["--path", "runs"], "runs: no images in this folder"),
         (["--path", "in", "--output", "in"], "in is not empty"),
     ],
 )
