@@ -1,10 +1,11 @@
 """What sampling costs and gives: ours beside `diffusers`' at equal numbers of evaluations, and the cost of a step.
 
-    python benchmarks/sampling.py [mixture] [digits] [overhead]
+    python benchmarks/sampling.py [mixture] [digits] [few] [overhead]
 
 `mixture` has the exact scores of a Gaussian mixture in 2 and 3,072 dimensions; `digits` a network, trained by
-configs/digits/vp.yaml or the checkpoint named by DIGITS_CKPT.  Judged is the sliced Wasserstein distance to the exact
-samples from the same latents: the solution of the probability-flow ODE by 400 steps of Heun.
+configs/digits/vp.yaml or the checkpoint named by DIGITS_CKPT; `few` prints the table that tests/test_few_steps.py
+holds.  The first two are judged by the sliced Wasserstein distance to the exact samples from the same latents: the
+solution of the probability-flow ODE by 400 steps of Heun.
 """
 
 import itertools
@@ -166,6 +167,19 @@ def digits() -> None:
         compare("digits", model.denoiser, latents)
 
 
+def few() -> None:
+    """Error of `--sampler RULE --steps n` and of `diffusers`' defaults, on the exact denoiser of 500 digits."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_few_steps import SCHEDULES, table
+
+    for process in SCHEDULES:
+        rows: dict[str, list[str]] = {}
+        for name, nfe, mine, other in table(process):
+            rows.setdefault(name, []).append(f"{nfe}: {mine:.3f} / {other:.3f}")
+        for name, cells in rows.items():
+            print(f"| {process} | {name} | {' | '.join(cells)} |", flush=True)
+
+
 def overhead(rounds: int = 300) -> None:
     """Time of a sampler's step, without the network's, ÷ the same update as bare tensor arithmetic, 64x3x32x32."""
     from diffusion_pl.denoiser import Denoiser
@@ -215,6 +229,6 @@ def overhead(rounds: int = 300) -> None:
 
 
 if __name__ == "__main__":
-    parts = {f.__name__: f for f in (mixture, digits, overhead)}
+    parts = {f.__name__: f for f in (mixture, digits, few, overhead)}
     for part in sys.argv[1:] or list(parts):
         parts[part]()

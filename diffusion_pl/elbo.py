@@ -57,8 +57,8 @@ class Bound(NamedTuple):
 class ChainBound:
     """Bound of the chain of T steps:  L_T + Σ_{t=2/T}^{1} L_{t−1} + L_0.
 
-    p(x_s|x_t) has the variance β̃^{1−v} β^v; at t = 1/T, where β̃ = 0, that of the second step stands in for β̃, and the
-    mean is x̂_0.
+    p(x_s|x_t) has the variance β̃^{1−v} β^v.  At t = 1/T, where β̃ = 0, the mean is x̂_0 and the variance is β̃ of the
+    second step for every fixed v, as published also for v = 1; a learned one runs from there to β_1.
 
     Reference: Ho et al., arXiv 2006.11239, Eq. 5; Nichol & Dhariwal, arXiv 2102.09672, Eq. 4–7 and 15.
 
@@ -128,7 +128,9 @@ class ChainBound:
         t = torch.tensor(1 / self.steps, dtype=torch.float64)
         first, second = denoiser.schedule(t), denoiser.schedule(2 * t)
         _, prediction = _denoised(denoiser, x_0, t, noise, cond)
-        var = self._var(prediction, posterior(first, second).var, first.sigma.square())
+        small = posterior(first, second).var
+        large = first.sigma.square() if self.variance is None else small  # Ho et al.'s and Nichol & Dhariwal's code
+        var = self._var(prediction, small, large)
         return _total(decoder_nll(x_0, prediction.x_0, torch.sqrt(var), levels))
 
     def _var(self, prediction: Prediction, small: Tensor, large: Tensor) -> Tensor:

@@ -44,19 +44,43 @@ class UniformGrid(Grid):
     Args:
         steps: N, the number of network evaluations of a first-order sampler.
         t_max: first time.
-        t_min: last time; None: t_max/N.
+        t_min: last time; 0 for processes with σ(0) > 0; None: t_max/N, also with another number of points.
     """
 
     def __init__(self, steps: int, t_max: float = 1.0, t_min: float | None = None) -> None:
         _check_steps(steps)
-        _check_range(t_max, t_min)
+        _check_range(t_max, t_min, zero=True)
         self.steps, self.t_max, self.t_min = steps, t_max, t_max / steps if t_min is None else t_min
+        self._open = t_min is None
 
     def with_steps(self, steps: int) -> "UniformGrid":
-        return UniformGrid(steps, self.t_max, self.t_min if steps > 1 else None)
+        return UniformGrid(steps, self.t_max, None if self._open or steps == 1 else self.t_min)
 
     def times(self, schedule: Schedule) -> Tensor:
         return torch.linspace(self.t_max, self.t_min, self.steps, dtype=torch.float64)
+
+
+def few_steps(grid: Grid, schedule: Schedule, steps: int, evaluations: int) -> UniformGrid:
+    """The grid that suits any process and sampler when steps are few.
+
+    Every evaluation, the last denoising included, has an equal share of t: t_n = t_1/(1 + (n − 1) evaluations), that is
+    i/n for one evaluation a step ("trailing").  benchmarks/RESULTS.md compares it with equal steps in λ and in σ^{1/7}.
+
+    Args:
+        grid: its first time is kept, but where λ = −∞, with which multistep samplers can do little: there 0.999 of it.
+        schedule: of the process.
+        steps: n, number of grid points.
+        evaluations: of the sampler in one step.
+    """
+    first = grid(schedule)[0]
+    start = float(first if schedule(first).logsnr.isfinite() else 0.999 * first)
+    return UniformGrid(steps, start, start / (1 + (steps - 1) * evaluations) if steps > 1 else None)
+
+
+def same_ends(grid: Grid, schedule: Schedule, steps: int) -> UniformGrid:
+    """`steps` equally spaced times between the first and the last of another grid."""
+    first, last = grid(schedule)[[0, -1]].tolist()
+    return UniformGrid(steps, first, last if steps > 1 and last < first else None)
 
 
 class LogSNRGrid(Grid):
@@ -189,9 +213,9 @@ def _check_steps(steps: int) -> None:
         raise ValueError(f"a sampling grid needs at least one step, got steps={steps}")
 
 
-def _check_range(t_max: float, t_min: float | None) -> None:
-    if not 0 < t_max <= 1 or (t_min is not None and not 0 < t_min < t_max):
-        raise ValueError(f"need 0 < t_min < t_max <= 1, got t_min={t_min}, t_max={t_max}")
+def _check_range(t_max: float, t_min: float | None, zero: bool = False) -> None:
+    if not 0 < t_max <= 1 or (t_min is not None and not (0 < t_min < t_max or (zero and t_min == 0))):
+        raise ValueError(f"need 0 {'<=' if zero else '<'} t_min < t_max <= 1, got t_min={t_min}, t_max={t_max}")
 
 
 def _check_subset(length: int, steps: int) -> None:

@@ -86,8 +86,8 @@ def from_content(
         check(checkpoint, _KIND)
     state = checkpoint["state_dict"]
     try:
-        # In bytes of the widest type: the network is built in another one than it was kept in.
-        with limited(len(state), sum(8 * tensor.numel() for tensor in state.values())):
+        # Generously: some networks make parameters that they replace, and types differ in size.
+        with limited(4 * len(state) + 100, sum(32 * tensor.numel() for tensor in state.values()) + 2**20):
             model, data = rebuild(description, _data_state(checkpoint, description), options or {}, Path(path))
     except (ArgumentError, TypeError, KeyError, ImportError) as error:
         denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))

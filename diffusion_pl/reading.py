@@ -76,8 +76,9 @@ def check(value: Any, kind: Kind, name: str = "the content") -> None:
         if plain and _is(value, plain):
             return
         check(value, next(option for option in kind if isinstance(option, (dict, list))), name)
-    elif not _is(value, kind if isinstance(kind, tuple) else (kind,)):
-        raise ValueError(f"{name}: unexpected {_short(value)}")
+    elif not _is(value, kinds := kind if isinstance(kind, tuple) else (kind,)):
+        expected = " or ".join("null" if option is None else option.__name__ for option in kinds)
+        raise ValueError(f"{name}: expected {expected}, got {_short(value)}")
     elif isinstance(value, float) and not math.isfinite(value) and kind == Number:
         raise ValueError(f"{name} is not finite")
 

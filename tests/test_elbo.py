@@ -84,7 +84,7 @@ def chain_by_hand(
         p_var = beta if large else tilde
         terms.append(float((0.5 * (np.log(p_var / tilde) + (tilde + gap) / p_var - 1)).sum()))
         if i == 2:
-            decoder_var = sigma_s**2 if large else tilde
+            decoder_var = tilde
     decoder = 0.5 * np.log(2 * math.pi * decoder_var) + left(schedule, 1 / steps, var) / (2 * decoder_var)
     return prior_term(schedule, mean, var), terms, float(decoder.sum())
 
@@ -185,7 +185,22 @@ def test_a_learned_variance_at_its_ends_is_the_fixed_one(v: float, times: int | 
     learned = ChainBound(12, None, times)(Told(oracle, v), x_0, SampleNoise(0, range(5)))
     fixed = ChainBound(12, v, times)(oracle, x_0, SampleNoise(0, range(5)))
     np.testing.assert_allclose(array(learned.terms), array(fixed.terms), rtol=1e-9)
-    np.testing.assert_allclose(array(learned.decoder), array(fixed.decoder), rtol=1e-9)
+    # At t = 1/T every fixed variance is β̃_2; a learned one runs from there to β_1.
+    small = ChainBound(12, 0.0, times)(oracle, x_0, SampleNoise(0, range(5)))
+    np.testing.assert_allclose(array(fixed.decoder), array(small.decoder), rtol=1e-12)
+    assert np.allclose(array(learned.decoder), array(fixed.decoder), rtol=1e-9) == (v == 0)
+
+
+def test_large_variance_takes_the_second_step_first() -> None:
+    """Ho et al.'s "fixedlarge", as in their code: log var = log([β̃_2, β_2, …, β_T]); here of DDPM's table, in numpy."""
+    betas = np.linspace(1e-4, 0.02, 1000)
+    bars = np.cumprod(1 - betas)
+    second = betas[1] * (1 - bars[0]) / (1 - bars[1])
+    point = torch.full((1, 4), 0.25, dtype=torch.float64)
+    oracle = Gaussian(LinearBetas(1000), point[0], 0.01 * torch.eye(4, dtype=torch.float64))
+    bound = ChainBound(1000, 1.0, times=2)(oracle, point, lambda x: torch.zeros_like(x))
+    # x_t = √ᾱ_1 x_0 is the mean of x_t: x̂_0 = x_0, and the density of x_0 there is the Gaussian's at its mean.
+    assert bound.decoder.item() == pytest.approx(4 * 0.5 * math.log(2 * math.pi * second), rel=1e-9)
 
 
 # Infinitely many steps ----------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def test_uniform_grid_is_the_tables_own() -> None:
     np.testing.assert_allclose(array(UniformGrid(4, 0.8)(VP())), [0.8, 0.6, 0.4, 0.2], rtol=1e-14)
     np.testing.assert_allclose(array(UniformGrid(3, 0.9, 0.1)(VP())), [0.9, 0.5, 0.1], rtol=1e-14)
     assert UniformGrid(1)(VP()).tolist() == [1.0]
+    assert UniformGrid(2, t_min=0)(Karras()).tolist() == [1.0, 0.0]
     i = torch.arange(1000, 0, -1, dtype=torch.float64)
     np.testing.assert_allclose(array(UniformGrid(1000)(VP())), array(i / 1000), rtol=1e-13)
 
@@ -176,7 +177,9 @@ def test_another_number_of_points_keeps_the_range(grid: Grid) -> None:
     assert len(after) == 5
     assert len(before) == 8  # itself unchanged
     np.testing.assert_allclose(after[0], before[0], rtol=1e-12)
-    if not isinstance(grid, TrailingGrid):  # which ends at round(N/n)
+    if isinstance(grid, TrailingGrid) or (isinstance(grid, UniformGrid) and grid.t_max == 1):  # i/n stays i/n
+        np.testing.assert_allclose(after[-1], 1 / 5, rtol=1e-12)
+    else:
         np.testing.assert_allclose(after[-1], before[-1], rtol=1e-12)
     assert len(grid.with_steps(1)(schedule)) == 1
     with pytest.raises(ValueError, match="0"):

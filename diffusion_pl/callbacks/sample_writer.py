@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..checkpoints import read_part
 from ..data import DataModule
+from ..drawing import steps_hint
 from ..lean import LeanCallback
+from ..module import DiffusionModule
 from ..storage import write_file
 from .progress import StepProgress
 
@@ -33,6 +35,12 @@ class SampleWriter(LeanCallback):
 
     def __init__(self, parts: Path, convert: Callable[[Tensor], Tensor] | None = None) -> None:
         self.parts, self.convert = parts, convert
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and isinstance(pl_module, DiffusionModule):  # before there is a progress bar
+            hint = steps_hint(pl_module.sampler, pl_module.schedule, trainer.strategy.root_device)
+            if hint is not None:
+                print(hint)
 
     def on_predict_batch_end(
         self,

@@ -32,7 +32,8 @@ def encode(
         output: Folder for the files.
         sampler: A deterministic rule, such as Heun or DDIM; None: the checkpoint's.
         grid: Another grid of times.
-        steps: Number of points of the grid; the more, the nearer the examples come back.
+        steps: Number of points of the grid, with equal shares of t if --grid is not given; the more, the nearer the
+            examples come back.
         cond: Condition, as --cond.label 3 or --cond.label NAME; None: of any class.
         between: Samples between each two examples.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.

@@ -64,7 +64,7 @@ def evaluate(
         seed: Of samples and noise.
         sampler: Another rule than the checkpoint's, such as DPMpp; its own options as --sampler.order 3.
         grid: Another grid of times; its own options as --grid.rho 7.
-        steps: Number of points of the grid.
+        steps: Number of points of the grid; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
         scale: Guidance w of a model of classes.
         extractor: Network of features: InceptionV3 (the default; --extractor.weights FILE where no network is),
             DigitsClassifier, or any module by class path that maps uint8 pictures to rows.

@@ -48,7 +48,7 @@ def restore(
         seed: Of the samples.
         sampler: Another rule than the checkpoint's; with --method replacement a stochastic one, such as Ancestral.
         grid: Another grid of times.
-        steps: Number of points of the grid.
+        steps: Number of points of the grid; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
         cond: Condition, as --cond.label 3 or --cond.label NAME; None: of any class.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.

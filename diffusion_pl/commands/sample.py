@@ -48,7 +48,7 @@ def sample(
         seed: Of the samples.
         sampler: Another rule than the checkpoint's, such as DPMpp; its own options as --sampler.order 3.
         grid: Another grid of times, such as KarrasGrid; its own options as --grid.rho 7.
-        steps: Number of points of the grid.
+        steps: Number of points of the grid; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
         scale: Guidance w: of the label (1 is the plain model), of --classifier, or away from --weak.
         cond: Condition of all samples, as --cond.label 3 or --cond.label NAME.
         classifier: Checkpoint of a classifier of noisy data, for classifier guidance.

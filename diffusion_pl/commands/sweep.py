@@ -33,7 +33,7 @@ def sweep(
         ckpt_path: A checkpoint of a run.
         samplers: Names, such as DDIM Heun DPMpp; with options as '{class_path: DPMpp, init_args: {order: 3}}'.
         nfe: Numbers of evaluations, such as 5 10 20 50.
-        grid: Another grid of times than the checkpoint's; the number of its points is set for each.
+        grid: A grid of times, such as KarrasGrid; the number of its points is set for each.  None: equal shares of t.
         num_samples: For each.
         output: Folder for the files.
         seed: Of the latents.
@@ -56,6 +56,7 @@ def sweep(
     from .. import plots
     from ..data.base import count
     from ..drawing import choose_sampler, describe, device_of, guide
+    from ..grids import same_ends
     from ..loading import load
     from ..metrics import SlicedWasserstein
     from ..samplers import Heun
@@ -64,7 +65,6 @@ def sweep(
     model, data = load(ckpt_path, weights, data_)
     guide(model, scale, cond=cond, names=data.class_names)
     model.to(device_of(accelerator))
-    chosen = choose_sampler(model, grid=grid).grid
     try:
         if data_:
             data.prepare_data()  # fetches them if --data.download says so
@@ -87,7 +87,7 @@ def sweep(
         "checkpoint": str(ckpt_path),
         "sha256": model.sha256,
         "weights": model.weights_name,
-        "samplers": [describe(make(chosen)) for make in samplers],
+        "samplers": [describe(choose_sampler(model, make, grid)) for make in samplers],
         "nfe": sorted(set(nfe)),
         "num_samples": num_samples,
         "seed": seed,
@@ -97,12 +97,11 @@ def sweep(
     with OutputFolder(output, call) as folder:
         if folder.published is None:
             # The solution, to rounding and the little that the network's roughness leaves.
-            exact, _ = draw(Heun(chosen.with_steps(129)))
+            exact, _ = draw(Heun(same_ends(model.sampler.grid, model.schedule, 129)))
             rows: list[dict[str, Any]] = []
             plan = [(make, n) for make in samplers for n in sorted(set(nfe))]
             for make, wanted in tqdm(plan, desc="sweep", dynamic_ncols=True):
-                probe = make(chosen)
-                sampler = make(chosen.with_steps(1 + (wanted - 1) // probe.evaluations))
+                sampler = choose_sampler(model, make, grid, points(make(model.sampler.grid), wanted))
                 begin = time.perf_counter()
                 x, taken = draw(sampler)
                 seconds = time.perf_counter() - begin
@@ -134,6 +133,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
     line = "{sampler:<{width}}  {nfe:>3}  {seconds:>7.2f}  {distance:>16.4f}  {error:.4f}"
     head = f"{'sampler':<{width}}  nfe  seconds  distance to data  error"
     return "\n".join([head, *(line.format(width=width, **row) for row in rows)])
+
+
+def points(sampler: Sampler, nfe: int) -> int:
+    """The most grid points that take no more than nfe evaluations; two for a sampler that chooses its own steps."""
+    return 2 if sampler.order == 0 else 1 + (nfe - 1) // sampler.evaluations
 
 
 def name_of(sampler: Sampler) -> str:

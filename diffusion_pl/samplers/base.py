@@ -48,6 +48,18 @@ class Estimate(NamedTuple):
     half: Tensor
 
 
+def within_reach(past: list[Estimate], end: Tensor) -> list[Estimate]:
+    """The estimates, newest first, that a polynomial may be extrapolated from to `end`: (), in half.
+
+    Over a step longer than 1.2 (α/σ grows more than threefold) a parabola overshoots, and a line too if the step is
+    longer than twice the way back to the second estimate.  Shorter steps keep all: the order of convergence stays.
+    """
+    length = (end - past[0].half).abs()
+    if length <= 1.2:
+        return past
+    return past[:2] if length <= 2 * (past[0].half - past[:2][-1].half).abs() else past[:1]
+
+
 class Run:
     """One sampling run: the denoiser bound to its conditions, the noise, and the count of evaluations."""
 

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from ..grids import Grid
 from ..tensors import combine
-from .base import Estimate, Run, Sampler
+from .base import Estimate, Run, Sampler, within_reach
 
 
 class DEIS(Sampler):
-    """x_s/α_s = x_t/α_t + ∫ ε̂ dρ from ρ_t to ρ_s: exponential Adams–Bashforth.  The first steps are of lower order.
+    """x_s/α_s = x_t/α_t + ∫ ε̂ dρ from ρ_t to ρ_s: exponential Adams–Bashforth.
+
+    The first steps are of lower order, and long ones (`within_reach`).
 
     Reference: Zhang & Chen, "Fast sampling of diffusion models with exponential integrator", arXiv 2204.13902, Eq. 14;
     the polynomial in log ρ, whose integral needs no more than a quadrature of smooth functions.
@@ -37,9 +39,10 @@ class DEIS(Sampler):
             past.pop()
         if not past:
             return combine((at_s.alpha, x_0), (at_s.sigma, eps)), past
-        nodes = torch.stack([p.half for p in past])
+        used = within_reach(past, at_s.logsnr / 2)
+        nodes = torch.stack([p.half for p in used])
         weights = adams(nodes, nodes[0], at_s.logsnr / 2)
-        values = [estimate.value for estimate in past]
+        values = [estimate.value for estimate in used]
         return combine((at_s.alpha / at_t.alpha, x_t), *zip(at_s.alpha * weights, values, strict=True)), past
 
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ..grids import Grid
 from ..tensors import combine
-from .base import Estimate, Run, Sampler
+from .base import Estimate, Run, Sampler, within_reach
 
 
 class DPMpp(Sampler):
     """DPM-Solver++ multistep: one evaluation a step, D₁ and D₂ from the steps before.
 
     Order 2 has φ₁/2 in place of φ₂, as published.  In order 3 the published code halves the term of D₂, which leaves it
-    at second order; here it is whole.  The first steps are of lower order.
+    at second order; here it is whole.  The first steps are of lower order, and long ones (`within_reach`).
 
     Args:
         grid: any.
@@ -47,7 +47,8 @@ class DPMpp(Sampler):
     ) -> tuple[Tensor, list[Estimate]]:
         at_t, at_s = run.kernel(t), run.kernel(s)
         half, h = at_t.logsnr / 2, (at_s.logsnr - at_t.logsnr) / 2
-        past = [Estimate(run.denoise(x_t, t).x_0, half), *(state or [])][: self.terms]
+        kept = [Estimate(run.denoise(x_t, t).x_0, half), *(state or [])][: self.terms]
+        past = within_reach(kept, at_s.logsnr / 2)
         phi_1, phi_2, phi_3 = phi((1 + self.eta**2) * h)
         weights = [phi_1]  # of the estimates, newest first
         if len(past) == 2:
@@ -59,19 +60,22 @@ class DPMpp(Sampler):
             bend = h * (phi_2 * first + 2 * phi_3 * h) / both
             slope = (phi_2 * h + bend) / first
             weights = [phi_1 + slope, -slope - bend / second, bend / second]
-        kept = torch.exp(-(self.eta**2) * h) if self.eta else torch.ones_like(h)
-        terms = [(kept * at_s.sigma / at_t.sigma, x_t)]
+        shrink = torch.exp(-(self.eta**2) * h) if self.eta else torch.ones_like(h)
+        terms = [(shrink * at_s.sigma / at_t.sigma, x_t)]
         terms += [(at_s.alpha * weight, estimate.value) for weight, estimate in zip(weights, past, strict=True)]
         if self.eta:
-            terms.append((at_s.sigma * torch.sqrt(1 - kept**2), run.noise(x_t)))
-        return combine(*terms), past
+            terms.append((at_s.sigma * torch.sqrt(1 - shrink**2), run.noise(x_t)))
+        return combine(*terms), kept
 
 
 class DPMppSingle(Sampler):
-    """DPM-Solver++ singlestep: `order` evaluations a step, at l_t, l_t + h/order, …
+    """DPM-Solver++ singlestep: `order` evaluations a step, at equally spaced times from t on.
+
+    Published are inner times equally spaced in l: in the limit of short steps the same, but in a long first step from
+    pure noise they are nearly all pure noise.  Where α = 0 the newest estimate alone counts.
 
     Args:
-        grid: any with a finite λ at its first time.
+        grid: any.
         order: 2 or 3.
     """
 
@@ -82,21 +86,20 @@ class DPMppSingle(Sampler):
         self.order = self.evaluations = order
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
-        at_t, at_s = run.kernel(t), run.kernel(s)
-        if not at_t.logsnr.isfinite():
-            raise ValueError(f"DPMppSingle: the log-SNR at t={t.item()} is -inf; start the grid at t_max < 1")
-        h = (at_s.logsnr - at_t.logsnr) / 2
-        m = run.denoise(x_t, t).x_0
-        x, slope = x_t, torch.zeros_like(m)
+        at_t, start = run.kernel(t), run.denoise(x_t, t).x_0
+        newest, reach = start, torch.ones_like(t)  # the last estimate, and how far in l from t it was made
         for i in range(1, self.order + 1):
-            part = i / self.order
-            inner = run.schedule.time(at_t.logsnr + 2 * part * h) if i < self.order else s
+            inner = t + (s - t) * (i / self.order) if i < self.order else s
             at = run.kernel(inner)
-            phi_1, phi_2, _ = phi(part * h)
-            terms = (at.sigma / at_t.sigma, x_t), (at.alpha * phi_1, m), (at.alpha * part * phi_2, slope)
+            length = (at.logsnr - at_t.logsnr) / 2
+            phi_1, phi_2, _ = phi(length)
+            # φ₁ start + φ₂ length · slope, of the line through both estimates; only `newest` where λ_t = −∞.
+            # On the way φ₁/2 as in `DPMpp`: the order stays, and long steps overshoot less.
+            share = length / reach * (phi_1 / 2 if i < self.order else phi_2) if length.isfinite() else phi_1
+            terms = (at.sigma / at_t.sigma, x_t), (at.alpha * (phi_1 - share), start), (at.alpha * share, newest)
             x = combine(*terms)
             if i < self.order:
-                slope = (run.denoise(x, inner).x_0 - m) / part
+                newest, reach = run.denoise(x, inner).x_0, length
         return x, None
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..grids import Grid
 from ..tensors import combine
-from .base import Estimate, Run, Sampler
+from .base import Estimate, Run, Sampler, within_reach
 
 
 class Last(NamedTuple):
@@ -23,14 +23,15 @@ class UniPC(Sampler):
 
     with l = log(α/σ), h = l_s − l_t, φ₁ = 1 − e^{−h}; a solves Σ_k r_k^{n−1} a_k = n! φ_{n+1}(h)/B(h).  The predictor
     takes the estimates m_k before t; the corrector also the one at s, made at the predicted x_s, and so has one order
-    more.  The first steps are of lower order.
+    more.  The first steps are of lower order, and long ones (`within_reach`).
 
     Reference: Zhao et al., "UniPC", arXiv 2302.04867, Sec. 3.1–3.3, data prediction.
 
     Args:
         grid: any.
         order: of the predictor, 1, 2 or 3.
-        variant: B(h) = h is 1, e^h − 1 is 2 (of the negative h, data prediction).
+        variant: B(h) = h is 1 (at most 2, beyond which a single D_k would weigh more than 1), e^h − 1 is 2 (of the
+            negative h, data prediction).
     """
 
     def __init__(self, grid: Grid, order: int = 2, variant: int = 2) -> None:
@@ -48,10 +49,12 @@ class UniPC(Sampler):
         past: list[Estimate] = []
         if state is not None:
             past = state.past
-            x_t = self._solve(state.x, state.sigma, at_t.alpha, at_t.sigma, [past[0], new, *past[1:]], new.half)
+            first, *others = within_reach(past, new.half)
+            x_t = self._solve(state.x, state.sigma, at_t.alpha, at_t.sigma, [first, new, *others], new.half)
         # Of an estimate where α = 0, infinitely far away in l, only the newest is of use.
         past = [new, *(p for p in past if p.half.isfinite())][: self.terms]
-        x_s = self._solve(x_t, at_t.sigma, at_s.alpha, at_s.sigma, past, at_s.logsnr / 2)
+        end = at_s.logsnr / 2
+        x_s = self._solve(x_t, at_t.sigma, at_s.alpha, at_s.sigma, within_reach(past, end), end)
         return x_s, Last(x_t, at_t.sigma, past)
 
     def _solve(
@@ -64,7 +67,7 @@ class UniPC(Sampler):
         if not others or not h.isfinite():
             return combine(*terms)
         r = torch.stack([(node.half - first.half) / h for node in others])
-        scale = h if self.variant == 1 else -torch.expm1(-h)
+        scale = h.clamp(max=2) if self.variant == 1 else -torch.expm1(-h)
         a = coefficients(r, h, scale)
         weights = alpha_s * scale * a / r
         terms[1] = (terms[1][0] - weights.sum(), first.value)
