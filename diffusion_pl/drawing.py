@@ -1,9 +1,11 @@
 """How a checkpoint's model is to be sampled: its sampler and guidance, or others in their place."""
 
 import copy
+import difflib
 import hashlib
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,8 +79,9 @@ def guide(
     scale: float | None = None,
     classifier: Path | None = None,
     weak: Path | None = None,
-    cond: dict[str, int] | None = None,
+    cond: Mapping[str, int | str] | None = None,
     any_label: bool = False,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Set the guidance and the conditions under which the model samples.
 
@@ -87,9 +90,10 @@ def guide(
         scale: w; None: 1.
         classifier: checkpoint of a NoisyClassifier, for classifier guidance.
         weak: checkpoint of a weaker model, for autoguidance.
-        cond: the conditions of all samples.
-        any_label: whether a model of classes is asked for any class, where no label is given; else sample i has the
-            label i mod classes.
+        cond: the conditions of all samples; a label is a class's number or its name.
+        any_label: whether a model of classes is asked for any class, where no label is given; else the samples have
+            the labels of all classes in turn.
+        names: of the model's classes; with a classifier, its own count.
 
     Raises:
         ValueError: a condition or a scale for a model that knows no labels, a label it has not, two kinds of guidance.
@@ -99,7 +103,7 @@ def guide(
     classes = model.classes
     wrap: Callable[[Denoiser], Denoiser] | None = None
     if classifier is not None:
-        guiding = load_classifier(classifier)
+        guiding, names = load_classifier(classifier)
         if guiding.shape != model.shape:
             raise ValueError(f"{classifier} classifies data of shape {guiding.shape}, the model's are {model.shape}")
         classes = guiding.classes
@@ -120,8 +124,7 @@ def guide(
                 "data.init_args.conditional true, or add --classifier or --weak"
             )
         wrap = partial(ClassifierFree, scale=scale)
-    _check_cond(cond or {}, classes)
-    model.sample_cond, model.classes = dict(cond or {}), classes
+    model.sample_cond, model.classes = _numbered(cond or {}, classes, names), classes
     if any_label and classes is not None:
         model.sample_cond.setdefault("label", -1)
     if wrap is not None:
@@ -201,13 +204,28 @@ def _both(inner: Callable[[Denoiser], Denoiser], outer: Callable[[Denoiser], Den
     return outer(inner(denoiser))
 
 
-def _check_cond(cond: dict[str, int], classes: int | None) -> None:
+def _numbered(cond: Mapping[str, int | str], classes: int | None, names: Sequence[str] | None) -> dict[str, int]:
+    """Conditions with the numbers of classes in place of their names."""
     unknown = next((name for name in cond if name != "label"), None)
     if unknown is not None:
         raise ValueError(f"cond.{unknown}: the model has no such condition, only label")
     if "label" not in cond:
-        return
+        return {}
     if classes is None:
         raise ValueError("cond.label: the model is unconditional: it was trained without labels")
-    if not 0 <= cond["label"] < classes:
-        raise ValueError(f"cond.label must lie in 0 … {classes - 1}, got {cond['label']}")
+    asked, names = str(cond["label"]), names or []
+    number = int(asked) if re.fullmatch(r"[+-]?\d+", asked) else None
+    if asked in names:
+        label = names.index(asked)
+        if number is not None and number != label:  # of folders 10, 20, 30 the first is meant by 10
+            print(f"cond.label {asked}: the class named {asked!r}, which is number {label}")
+        return {"label": label}
+    if number is not None and 0 <= number < classes:
+        return {"label": number}
+    near = difflib.get_close_matches(asked, names, n=1)
+    listed = ", ".join(f"{k} {name}" for k, name in enumerate(names[:20])) + (", …" if len(names) > 20 else "")
+    told = "" if number is not None else "; the checkpoint has no names of classes"
+    if names and names != [str(k) for k in range(classes)]:
+        told = f", or a name: {listed}"
+    suggestion = f"; did you mean {near[0]}?" if near and number is None else ""
+    raise ValueError(f"cond.label: expected a number in 0 … {classes - 1}{told}; got {asked}{suggestion}")

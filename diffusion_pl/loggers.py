@@ -201,7 +201,7 @@ def _hand_over(logger: Logger, tag: str, path: Path, step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         # The file as it is: the dashboard plays a GIF.
-        with Image.open(path) as opened:
+        with Image.open(path, formats=("PNG", "GIF")) as opened:
             width, height = opened.size
         content = path.read_bytes()
         picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)

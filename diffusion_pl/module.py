@@ -84,6 +84,7 @@ class DiffusionModule(Trainable):
         self.loss, self.sampler, self.guidance = loss, sampler, guidance
         self.sample_seed = 0  # of the sequence that `predict` draws
         self.sample_cond: dict[str, int] = {}  # of all its samples
+        self.class_counts: list[int] | None = None  # training examples of each class, where a checkpoint tells them
         self.guide: nn.Module | None = None  # what guides them, such as a classifier
         self.latents: Tensor | None = None  # their starts in units of the prior, (N, *shape); None: drawn
 
@@ -149,6 +150,14 @@ class DiffusionModule(Trainable):
         """The conditions of n samples, where they are the same for all."""
         return {name: torch.full((n,), value, device=self.device) for name, value in self.sample_cond.items()}
 
+    @property
+    def labels(self) -> list[int]:
+        """The labels that samples get in turn: of the classes that there are training examples of, if that is known."""
+        counts = getattr(getattr(self._trainer, "datamodule", None), "class_counts", None) or self.class_counts
+        if counts is None or len(counts) != self.classes:  # a classifier guides, which knows other classes
+            return list(range(self.classes or 0))
+        return [k for k, count in enumerate(counts) if count] or list(range(len(counts)))
+
     def guided(self) -> Denoiser:
         """The denoiser as samplers get it, within the module's guidance."""
         return self.denoiser if self.guidance is None else self.guidance(self.denoiser)
@@ -156,7 +165,7 @@ class DiffusionModule(Trainable):
     def sample(self, indices: Sequence[int], seed: int = 0, sampler: Sampler | None = None, **kwargs: Any) -> Samples:
         """Samples with the module's (or the given) sampler; sample i depends on (seed, i) only.
 
-        Of a model of classes, sample i has the label i mod classes, unless a label is among kwargs.
+        Of a model of classes, sample i has label i of `labels`, over and over, unless a label is among kwargs.
 
         Args:
             indices: which samples of the infinite sequence that the seed stands for.
@@ -168,7 +177,8 @@ class DiffusionModule(Trainable):
         denoiser = self.guided()
         noise = SampleNoise(seed, indices)
         if self.classes is not None and "label" not in kwargs:
-            kwargs["label"] = torch.tensor(indices, device=self.device) % self.classes
+            labels = torch.tensor(self.labels, device=self.device)
+            kwargs["label"] = labels[torch.tensor(indices, device=self.device) % len(labels)]
         eps = noise(torch.empty(len(indices), *self.shape, device=self.device))
         if self.latents is not None:
             eps = self.latents[torch.tensor(indices) % len(self.latents)].to(eps)

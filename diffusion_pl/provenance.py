@@ -144,9 +144,9 @@ def fingerprint(data: Any) -> dict[str, Any] | None:
     """What tells one data set from another; None of what is no DataModule.  Needs ``setup``.
 
     Returns:
-        class, splits (their sizes), shape, classes, levels; `examples` of so many (`of`), which are the first of the
-        training split and each `every`-th after it; `sha256` of each of their tensors, such as x and label: of its
-        bytes as it is stored, C order, with its dtype.
+        class, splits (their sizes), shape, classes, levels; class_names, and class_counts of the training split;
+        `examples` of so many (`of`), which are the first of the training split and each `every`-th after it; `sha256`
+        of each of their tensors, such as x and label: of its bytes as it is stored, C order, with its dtype.
     """
     if not isinstance(data, DataModule):
         return None
@@ -165,6 +165,8 @@ def fingerprint(data: Any) -> dict[str, Any] | None:
         "shape": list(data.shape),
         "classes": data.classes,
         "levels": data.levels,
+        "class_names": data.class_names,
+        "class_counts": data.class_counts,
         "examples": len(numbers),
         "of": splits["train"],
         "every": every,

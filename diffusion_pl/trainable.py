@@ -127,6 +127,9 @@ class Trainable(LeanHooks, LightningModule):
             ) from None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data: Any = getattr(self._trainer, "datamodule", None)
+        if hasattr(data, "check_state"):  # other data make other networks: they are the cause
+            data.check_state(checkpoint.get(type(data).__qualname__, {}))
         theirs, ours = checkpoint["state_dict"], self.state_dict()
         differences = [
             f"{name} is {_size(theirs, name)} in the checkpoint, {_size(ours, name)} here"

@@ -109,10 +109,10 @@ def test_labels_from_the_same_file_or_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "classes", "message"),
     [
-        (np.arange(20), 10, r"label 10 of picture 10 is outside 0 … 9: mend the labels"),
-        (np.arange(20) - 1, None, r"label -1 of picture 0 is outside 0 and up: mend the labels"),
-        (np.arange(19), None, r"labels must be one integer for each of 20 pictures, got int64 \(19,\)"),
-        (np.arange(20.0), None, r"labels must be one integer for each of 20 pictures, got float64 \(20,\)"),
+        (np.arange(20), 10, r"label 10 of image 10 is outside 0 … 9"),
+        (np.arange(20) - 1, None, r"label -1 of image 0 is outside 0 … 999999"),
+        (np.arange(19), None, r"labels must be one integer for each of 20 images, got int64 \(19,\)"),
+        (np.arange(20.0), None, r"labels must be one integer for each of 20 images, got float64 \(20,\)"),
     ],
 )
 def test_bad_labels_are_refused(labels: Any, classes: Any, message: str, tmp_path: Path) -> None:
@@ -170,7 +170,8 @@ def test_which_array(arrays: Any, options: Any, message: str, tmp_path: Path) ->
 
 def test_files_that_are_none_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"church\.npz: no such file: .* python -m diffusion_pl\.data\.synthetic"
+        FileNotFoundError,
+        match=r"church\.npz: no such file\. Fix: give --data\.path FILE, or .* python -m diffusion_pl\.data\.synthetic",
     ):
         ready(str(tmp_path / "church.npz"))
     for name, content in (("a.npy", b"no"), ("a.npz", b"no"), ("b.npz", Path(npz(tmp_path, x=X)).read_bytes()[:500])):
@@ -205,3 +206,96 @@ def test_of_an_array_on_the_disk_another_process_is_told_where_it_lies(tmp_path:
     assert len(pickled) < 2000 < many.nbytes
     indices = torch.tensor([999, 3, 3])
     assert torch.equal(pickle.loads(pickled).__getitems__(indices)["x"], source.__getitems__(indices)["x"])
+
+
+@pytest.mark.parametrize(
+    ("array", "advice"),
+    [
+        (X.astype(np.int64), r"x\.astype\('uint8'\)"),
+        (X.astype(">i4") * 200, r"x\.astype\('uint16'\)"),
+        (X.astype(np.float16) / 255, r"\(255 \* x\)"),
+        (X / 127.5 - 1, r"\(x \+ 1\) \* 127\.5"),
+        (X.astype(np.float32), r"x\.astype\('uint8'\)"),
+        (X.astype(np.int16) - 100, r"np\.interp"),
+        (X > 100, r"255 \* x\.astype\('uint8'\)"),
+        (np.where(X > 9, X, np.nan), "NaN or infinity"),
+        (np.zeros((3, 4, 4), "c8"), "save the pixel values as plain numbers"),
+        (np.zeros((3, 4, 4), [("a", "u1")]), "save the pixel values as plain numbers"),
+    ],
+)
+def test_advice_for_other_types_is_right(array: Any, advice: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"images must be uint8 or uint16, got .*{advice}"):
+        ready(npy(tmp_path, array))
+
+
+def test_byte_order_and_fortran_order_are_read(tmp_path: Path) -> None:
+    deep = (X[..., 0].astype(np.uint16) * 257).astype(">u2")
+    for array in (deep, np.asfortranarray(deep)):
+        data = ready(npy(tmp_path, array))
+        assert data.levels == 65_536
+        assert np.array_equal(pictures(data)[:, 0], deep)
+
+
+def test_bits_of_uint16(tmp_path: Path) -> None:
+    twelve = X[..., 0].astype(np.uint16) * 16
+    path = npy(tmp_path, twelve)
+    data = ready(path, bits=12)
+    assert data.levels == 4096
+    assert np.array_equal(pictures(data)[:, 0], twelve)
+    for memory_gb in (1.0, 0.0):
+        with pytest.raises(ValueError, match="beyond 11 bits: remove the option bits"):
+            pictures(ready(path, bits=11, memory_gb=memory_gb))
+    with pytest.raises(ValueError, match="remove the option bits"):
+        ready(npy(tmp_path, X), bits=12)
+
+
+def header(shape: str, dtype: str = "|u1") -> bytes:
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize("shape", ["(1000000, 8000, 8000)", "(10000000000000, 10000000000000, 3)", "(-5, 8, 8)"])
+def test_headers_that_declare_too_much_are_refused(shape: str, tmp_path: Path) -> None:
+    import zipfile
+
+    (tmp_path / "a.npy").write_bytes(header(shape) + bytes(64))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("x.npy", header(shape) + bytes(64))
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(ValueError, match=r"not a numpy file, or damaged"):
+            ready(str(tmp_path / name))
+
+
+def test_an_npz_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = npz(tmp_path, x=X)
+    monkeypatch.setattr("diffusion_pl.data.numpy_files._free_memory", lambda: 1000)
+    with pytest.raises(ValueError, match=r"GiB of memory.*save it as \.npy"):
+        ready(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "fix"),
+    [
+        (np.arange(20) % 2 == 0, r"astype\('int64'\)"),
+        (np.eye(4)[np.arange(20) % 4], r"argmax\(1\)"),
+        (np.full(20, np.nan), r"astype\('int64'\), if they are whole"),
+        (np.full(20, 2**63, np.uint64), "is outside 0"),
+        (np.full(20, 10**12), "is outside 0"),
+    ],
+)
+def test_labels_of_other_kinds_are_advised(labels: Any, fix: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=fix):
+        ready(npz(tmp_path, x=X, y=labels), labels="y")
+
+
+def test_empty_and_ragged_arrays_are_refused(tmp_path: Path) -> None:
+    for array in (X[:0], X[:, :0], np.uint8(3)):
+        with pytest.raises(ValueError, match=r"x\.np[yz]: "):
+            ready(npz(tmp_path, x=array))
+
+
+def test_copies_in_an_array_stay_on_one_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ready(npy(tmp_path, np.concatenate((X, X))), val_fraction=0.4)
+    train, val, _ = ({x.numpy().tobytes() for x in s.__getitems__(torch.arange(len(s)))["x"]} for s in data.splits)
+    assert len(train) + len(val) == 20
+    assert "20 of 40 images are copies" in capsys.readouterr().out

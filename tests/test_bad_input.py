@@ -275,8 +275,8 @@ CASES: dict[str, tuple[Any, str]] = {
     "constant": (table("x,y\n" + "".join(f"{i},5\n" for i in range(9))), r"column 'y' is 5 in all"),
     "no text": (table(b"x,y\n\xff\xfe,1\n"), r"points.csv: not UTF-8 text"),
     # Pictures.
-    "no folder": (pictures(None), r"p: this folder does not exist: mend path"),
-    "empty folder": (pictures({}, None), r"p: no pictures in this folder: it needs \.bmp"),
+    "no folder": (pictures(None), r"p: this folder does not exist\. Fix: give --data\.path"),
+    "empty folder": (pictures({}, None), r"p: no images in this folder"),
     "corrupt picture": (pictures({"b.png": b"no"}), r"p/b\.png: cannot be read \(.*\): repair or remove it"),
     "mixed sides": (pictures({"b.png": (9, 8, 3)}), r"p/b\.png: is 9x8 .*, p/a\.png is 8x8: give size, for .* size: 8"),
     "mixed channels": (pictures({"b.png": (8, 8)}), r"p: channels differ \(1 RGB, 1 L; p/b\.png .*\): give mode: RGB"),
@@ -285,10 +285,10 @@ CASES: dict[str, tuple[Any, str]] = {
     "crop": (pictures({}, crop=0), r"Folder: crop must be at least 1, got 0"),
     "mode": (pictures({}, mode="CMYK"), r"tiny.yaml:\d+: data.mode: expected one of 'L', 'RGB', 'RGBA'"),
     "pickle": (array(np.array([{}])), r"x\.npy: holds Python objects, which can run code when read and are refused"),
-    "floats": (array(np.zeros((9, 8, 8))), r"x\.npy: pictures must be uint8 or uint16, got float64: convert them"),
+    "floats": (array(np.zeros((9, 8, 8))), r"x\.npy: images must be uint8 or uint16, got float64: convert them"),
     "labels": (
         array(np.zeros((9, 8, 8), np.uint8), labels=np.arange(9), classes=5),
-        r"x\.npy: label 5 of picture 5 is outside 0 … 4: mend the labels",
+        r"x\.npy: label 5 of image 5 is outside 0 … 4",
     ),
     "dataset": (hdf5("images"), r"x\.hdf5: has no dataset 'images': it has imgs \(9, 8, 8\)"),
     "panels of points": (
@@ -304,7 +304,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "times per sample": (options("--model.loss.times_per_sample", 0), r"times_per_sample must be at least 1, got 0"),
     "files that cannot be had": (
         options("--data", "CIFAR10", "--data.root", "none", "--data.download", "false", "--model.network", CONV),
-        r"CIFAR10: its files are not in 'none' and download is false .*: copy them there, or mend root",
+        r"CIFAR10: its files are not in 'none' and download is false .*Fix: give --data.root",
     ),
     # Checkpoints.
     "no last": (options("--ckpt_path", "last"), r"no checkpoint at runs/.*last.ckpt: nothing to continue from"),

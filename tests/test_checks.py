@@ -96,9 +96,9 @@ def test_a_mismatch_of_nan_is_refused() -> None:
 @pytest.mark.parametrize(
     ("x", "level", "told"),
     [
-        ([[-1.0, 1.0], [0.5, -0.5]], "fine", r"2 training examples lie in \[-1, 1\], root mean square 0.791"),
+        ([[-1.0, 1.0], [0.5, -0.5]], "fine", r"2 training examples are in \[-1, 1\], root mean square 0.791"),
         ([[-1.0, 1.0], [0.5, math.nan]], "error", r"^1 of 2 training examples hold NaN or infinity"),
-        ([[0.0, 255.0], [9.0, 90.0]], "error", r"lie in \[0, 255\], the data declare \[-1, 1\]"),
+        ([[0.0, 255.0], [9.0, 90.0]], "error", r"are in \[0, 255\], the data declare \[-1, 1\]"),
         ([[-0.1, 0.1], [0.1, 0.1]], "warning", r"a root mean square of 0.1, the parameterization assumes 0.5"),
     ],
 )
@@ -433,3 +433,21 @@ def test_the_table_has_a_line_for_each_finding_and_sums_up() -> None:
         "prior       warning  no noise. To mend it, raise it",
         "2 errors, 1 warning: mend the errors first",
     ]
+
+
+@pytest.mark.parametrize(
+    ("top", "levels", "message", "fix"),
+    [
+        (4095, 65_536, "12 of 16 bits", "data.bits to 12"),
+        (255, 65_536, "8 of 16 bits", "8 bits"),
+        (15, 256, "4 of 8 bits", "rescale the values to 0 … 255"),
+    ],
+)
+def test_values_that_use_a_few_bits_are_a_warning(top: int, levels: int, message: str, fix: str) -> None:
+    x = torch.linspace(0, top, 64).round().reshape(4, 1, 4, 4) * (2 / (levels - 1)) - 1
+    (finding,) = checks.data(x, (-1.0, 1.0), float(x.square().mean()), None, levels)
+    assert finding.level == "warning"
+    assert message in finding.what
+    assert fix in finding.fix
+    full = torch.linspace(-1, 1, 64).reshape(4, 1, 4, 4)
+    assert next(checks.data(full, (-1.0, 1.0), 0.3, None, levels)).level == "fine"

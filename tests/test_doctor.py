@@ -58,7 +58,7 @@ def test_a_sound_configuration_has_nothing_but_numbers(tmp_path: Path) -> None:
     assert done.code == 0
     assert done.out.splitlines()[-1] == "no errors, no warnings: ready for fit"
     assert found["prior"][1].startswith("2.2e-05 nats per dimension")  # ½ log(1 + e^−10.05)
-    assert found["data"][1].startswith("128 training examples lie in [-1.92, 2.59], root mean square 1")
+    assert found["data"][1].startswith("128 training examples are in [-1.92, 2.59], root mean square 1")
     assert found["validation"][1] == "14 examples, every 20 optimizer steps"
 
 
@@ -79,7 +79,7 @@ def test_everything_wrong_with_a_model_of_points_is_told_at_once(tmp_path: Path)
         ("prior", "error", r"LinearBetas does not end in noise: at t=1, .* still 0.39 .* mend it, raise beta_max"),
         ("tables", "warning", r"LinearBetas 50, GridTimes 1000, .* mend it, give all of them the steps of the table"),
         ("validation", "warning", r"split is empty: .* mend it, raise data.init_args.val_fraction"),
-        ("ema", "warning", r"half-life of 6,931 steps, the run has 5,000.* lower the decay, say to 0.998"),
+        ("ema", "warning", r"half-life of 6,931 steps, the run has 5,000.* lower the decay to 0.998"),
         ("ema", "error", r"decay 0.001 .* no average. To mend it, give --ema.decays '\[0.999\]'"),
         ("precision", "error", r"the average with decay 0.9999 all are.* mend it, give --trainer.precision bf16-mixed"),
     ]
@@ -158,7 +158,7 @@ def test_a_network_that_does_not_keep_the_shape_and_data_out_of_their_range(tmp_
     done = doctor(tmp_path, **changes, **GOOD)
     found = {name: told for name, told in lines(done).items() if told[0] != "ok"}
     assert found.keys() == {"data", "network"}
-    assert re.search(r"16 training examples lie in \[-1.\d+, 1.\d+\], the data declare \[-1, 1\]", found["data"][1])
+    assert re.search(r"16 training examples are in \[-1.\d+, 1.\d+\], the data declare \[-1, 1\]", found["data"][1])
     assert "the network makes (2, 3) of x_t: (2, 2); it must keep the shape" in found["network"][1]
 
 

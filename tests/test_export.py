@@ -45,7 +45,13 @@ def out(folder: Path, digits: Path) -> dict[str, Path]:
 
 def figures(ckpt_path: Path, **model: Any) -> dict[str, Any]:
     judged = {"sha256": fingerprint(ckpt_path), "weights": "ema0.999", "sampler": {"class": "DDIM"}, "nfe": 4} | model
-    fid = {"value": 12.3456, "std": 0.5, "unit": "", "protocol": {"num_samples": 1000}, "model": judged}
+    fid = {
+        "value": 12.3456,
+        "std": 0.5,
+        "unit": "",
+        "protocol": {"num_samples": 1000, "reference": {"data": "Digits", "split": "train"}},
+        "model": judged,
+    }
     return {"fid": fid}
 
 

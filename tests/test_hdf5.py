@@ -69,10 +69,6 @@ def test_sixteen_bits_without_channels(path: str) -> None:
     assert np.array_equal(x[:, 0].numpy(), 257 * X[..., 0].astype(np.int64))
 
 
-def test_the_documents_split(path: str) -> None:
-    assert [len(split) for split in ready(path, test_fraction=0.1).splits] == [24, 3, 3]
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streaming_gives_the_batches_that_memory_gives(path: str, workers: int) -> None:
     memory = ready(path, labels="group/labels", size=4, repeats=1).train_dataloader()
@@ -100,10 +96,11 @@ def test_what_is_refused(path: str, tmp_path: Path) -> None:
         ready(path, "group")
     with pytest.raises(ValueError, match="has no dataset 'labels'"):
         ready(path, labels="labels")
-    with pytest.raises(ValueError, match="label 3 of picture 3 is outside 0 … 2: mend the labels"):
+    with pytest.raises(ValueError, match="label 3 of image 3 is outside 0 … 2"):
         ready(path, labels="group/labels", classes=3)
     with pytest.raises(
-        FileNotFoundError, match=r"shoes_64\.hdf5: no such file: .*diffusion_pl\.data\.synthetic shoes$"
+        FileNotFoundError,
+        match=r"shoes_64\.hdf5: no such file\. Fix: give --data\.path FILE, .*diffusion_pl\.data\.synthetic shoes$",
     ):
         ready(str(tmp_path / "shoes_64.hdf5"))
     (tmp_path / "no.hdf5").write_bytes(b"no")
@@ -111,7 +108,7 @@ def test_what_is_refused(path: str, tmp_path: Path) -> None:
         ready(str(tmp_path / "no.hdf5"))
     with h5py.File(tmp_path / "float.hdf5", "w") as file:
         file["imgs"] = X / 255
-    with pytest.raises(ValueError, match="pictures must be uint8 or uint16, got float64"):
+    with pytest.raises(ValueError, match="images must be uint8 or uint16, got float64"):
         ready(str(tmp_path / "float.hdf5"))
 
 
@@ -137,3 +134,58 @@ def test_a_process_does_not_read_through_a_file_that_it_has_inherited_open(
     monkeypatch.setattr("os.getpid", lambda: -1)  # as in a process forked from this one
     assert torch.equal(source.__getitems__(torch.arange(3))["x"], first)
     assert source.array is not mine
+
+
+def test_data_sets_that_were_declared_and_not_written(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        file.create_dataset("imgs", (50_000, 1000, 1000, 3), "u1", chunks=(1, 1000, 1000, 3))
+        file.create_dataset("half", (4, 8, 6, 3), "u1", chunks=(2, 8, 6, 3))[:2] = X[:2]
+        file.create_dataset("flat", (10**6, 1000, 1000), "u1")
+        file.create_dataset("labels", (10**11,), "i8", chunks=(1000,))
+        file["few"], file["null"] = X, h5py.Empty("u1")
+        file["pairs"] = np.zeros(3, [("a", "u1"), ("b", "f4")])
+        file["words"] = ["a", "b"]
+        file["wide"] = np.zeros((1, 1), np.uint8)
+    path = str(tmp_path / "x.hdf5")
+    for name in ("imgs", "half", "flat"):
+        with pytest.raises(ValueError, match=rf"{name}.*only a part of it is in the file"):
+            ready(path, name)
+    with pytest.raises(ValueError, match=r"labels.*only a part of it is in the file"):
+        ready(path, "few", labels="labels")
+    for name, message in (
+        ("null", "no images"),
+        ("pairs", "uint8 or uint16"),
+        ("words", "uint8 or uint16"),
+        ("wide", "axes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ready(path, name)
+    with pytest.raises(ValueError, match="labels must be one integer"):
+        ready(path, "few", labels="words")
+
+
+def test_values_in_other_files_are_not_read(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(30 * 48))
+    with h5py.File(tmp_path / "other.hdf5", "w") as file:
+        file["imgs"] = X
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        file.create_dataset("imgs", (30, 8, 6), "u1", external=[(str(secret), 0, 30 * 48)])
+        file["link"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "imgs")
+        file["group"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "/")
+        file["soft"] = h5py.SoftLink("/group/imgs")
+        file["loop"] = h5py.SoftLink("/loop")
+        virtual = h5py.VirtualLayout(X.shape, "u1")
+        virtual[:] = h5py.VirtualSource(str(tmp_path / "other.hdf5"), "imgs", X.shape)
+        file.create_virtual_dataset("virtual", virtual)
+        file["here"], file["alias"] = X, h5py.SoftLink("/here")
+    path = str(tmp_path / "x.hdf5")
+    for name in ("imgs", "virtual"):
+        with pytest.raises(ValueError, match="are in other files"):
+            ready(path, name)
+    for name in ("link", "group/imgs", "soft"):
+        with pytest.raises(ValueError, match="leads to another file"):
+            ready(path, name)
+    with pytest.raises(ValueError, match="more than 20 links"):
+        ready(path, "loop")
+    assert ready(path, "alias").shape == (3, 8, 6)

@@ -106,7 +106,7 @@ def test_a_data_set_without_splits_has_no_test_split(tmp_path: Path) -> None:
 
 def test_unlabelled_rows_are_refused(tmp_path: Path) -> None:
     path = table(tmp_path, [png(x) for x in X], [0] * 7 + [-1] + [1] * 12)
-    with pytest.raises(ValueError, match=r"t, train: label -1 of picture 7 is outside 0 … 1: mend the labels"):
+    with pytest.raises(ValueError, match=r"t, train: label -1 of image 7 is outside 0 … 1"):
         ready(path, label_column="kind")
 
 

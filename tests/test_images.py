@@ -17,7 +17,12 @@ RGB = Format((3, 4, 6))
 
 
 class Pictures(Images):
-    """Random integers; the number of a picture is its first pixel where there are enough levels."""
+    """Random integers; the number of a picture is its first pixel where there are enough levels.
+
+    The split is that of a set that does not grow, with exact shares.
+    """
+
+    grows = False
 
     def __init__(
         self,
@@ -93,6 +98,19 @@ def test_every_class_gives_its_share() -> None:
     assert [val.count(k) for k in range(3)] == [3, 1, 0]  # a class of one picture keeps it for training
     assert [train.count(k) for k in range(3)] == [27, 8, 1]
     assert test == val
+
+
+def test_images_of_one_group_stay_on_one_side() -> None:
+    groups = torch.arange(40) // 4
+    for labels in (None, torch.arange(40) % 2):
+        data = Pictures(val_fraction=0.2, test_fraction=0.2, labels=labels)
+        together = Examples(*data.examples()[:3], groups)
+        data.examples = lambda kept=together: kept  # type: ignore[method-assign]
+        data.setup()
+        parts = [numbers(split) for split in data.splits]
+        assert sorted(parts[0] + parts[1] + parts[2]) == list(range(40))
+        assert [len(part) for part in parts] == [24, 8, 8]  # fractions count groups
+        assert not {i // 4 for i in parts[0]} & {i // 4 for i in parts[1] + parts[2]}
 
 
 def test_a_test_split_of_its_own_is_left_whole() -> None:
@@ -191,7 +209,7 @@ def test_a_checkpoint_of_other_pictures_is_refused() -> None:
     state = ready().state_dict()
     other = ready(format=Format((1, 4, 6), None, 17))
     assert other.shape == (1, 4, 6)
-    with pytest.raises(ValueError, match="pictures are 3 x 4 x 6 with 256 levels and no classes, these are 1 x 4"):
+    with pytest.raises(ValueError, match="images are 3 x 4 x 6 with 256 levels and no classes, these are 1 x 4"):
         other.load_state_dict(state)
     later = Pictures(format=Format((1, 4, 6), None, 17))
     later.load_state_dict(state)
@@ -217,5 +235,5 @@ def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_split_that_leaves_nothing_to_train_on_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"these: 0 picture\(s\) leave none to train on"):
+    with pytest.raises(ValueError, match=r"these: 0 image\(s\) leave none to train on"):
         ready(n=0)

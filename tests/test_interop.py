@@ -115,7 +115,7 @@ def test_sample_evaluate_export_and_fit_take_what_came_in(pipe: Path) -> None:
     assert cli(pipe, "sample", *raw, "--num_samples", 2, "--steps", 3).code == 0
     assert (pipe / "samples/1.png").is_file()
     elbo = ["--metrics", "elbo", "--likelihood_examples", 2, "--bound", "ChainBound", "--bound.steps", 20]
-    assert cli(pipe, "evaluate", *raw, *elbo).code == 0
+    assert cli(pipe, "evaluate", *raw, *elbo, "--data.path", "pictures").code == 0
     assert cli(pipe, "export", *raw, "--to", "safetensors", "--output", "out").code == 0
     card = (pipe / "out/README.md").read_text()
     assert "* imported from files of diffusers:\n  * `pipe/model_index.json`, SHA-256" in card

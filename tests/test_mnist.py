@@ -163,7 +163,7 @@ def test_bad_choices_are_refused(options: Any, message: str) -> None:
 @pytest.mark.parametrize(("download", "how"), [(True, "and cannot be fetched"), (False, "and download is false")])
 def test_files_that_are_not_there_and_cannot_be_had(tmp_path: Path, download: bool, how: str) -> None:
     with pytest.raises(
-        ValueError, match=rf"MNIST: its files are not in '.*none' {how} \(.*\): copy them there, or mend"
+        ValueError, match=rf"MNIST: its files are not in '.*none' {how} \(.*\)\. Fix: give --data\.root"
     ):
         MNIST(str(tmp_path / "none"), download=download).prepare_data()
 

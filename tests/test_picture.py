@@ -78,8 +78,8 @@ def test_what_is_refused(path: str, options: Any, message: str) -> None:
 
 
 def test_a_path_to_nothing_or_to_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.png: no such picture: mend path"):
+    with pytest.raises(FileNotFoundError, match=r"none\.png: no such file\. Fix: give --data\.path"):
         ready(str(tmp_path / "none.png"))
     (tmp_path / "no.png").write_text("no")
-    with pytest.raises(ValueError, match=r"no\.png: cannot be read as a picture \(.*\): give another"):
+    with pytest.raises(ValueError, match=r"no\.png: cannot be read as an image \(.*\)"):
         ready(str(tmp_path / "no.png"))

@@ -116,7 +116,7 @@ def test_a_photograph_taken_upright_is_shown_upright() -> None:
     exif[0x0112] = 6  # to be turned by a quarter
     source.info["exif"] = exif.tobytes()
     turned = Image.open(_saved(source, exif))
-    assert look(turned)[1:] == (8, 6)
+    assert look(turned)[1:3] == (8, 6)
     assert to_array(turned, Layout(), "x").shape == (3, 8, 6)
     assert np.array_equal(to_array(turned, Layout(), "x"), np.rot90(np.asarray(source).transpose(2, 0, 1), -1, (1, 2)))
 
@@ -126,7 +126,7 @@ def test_a_tiff_is_not_turned_twice() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = Image.open(_saved(source, exif, "TIFF"))
-    assert look(turned)[1:] == (8, 6)
+    assert look(turned)[1:3] == (8, 6)
     assert np.array_equal(to_array(turned, Layout(), "x"), np.rot90(np.asarray(source).transpose(2, 0, 1), -1, (1, 2)))
 
 

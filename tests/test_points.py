@@ -23,6 +23,7 @@ from diffusion_pl.data import (
     Table,
     Toy,
 )
+from diffusion_pl.data.points import read_columns
 
 TOYS: list[Any] = sorted(Toy.__subclasses__(), key=lambda toy: toy.__name__)
 
@@ -100,8 +101,9 @@ def test_no_held_out_point_is_a_training_point_even_if_the_file_repeats_it(tmp_p
     text = "x,y\n" + "".join(f"{i % 20},{(i % 20) ** 2}\n" for i in range(100))  # twenty points, five times each
     for seed in range(5):
         data = ready(table(tmp_path / "points.csv", text, val_fraction=0.25, seed=seed))
-        assert (len(data.train_points), len(data.val_points)) == (75, 25)
-        assert len(rows(data.train_points)) == 15
+        assert len(data.train_points) + len(data.val_points) == 100
+        assert len(rows(data.train_points)) + len(rows(data.val_points)) == 20
+        assert len(data.val_points) == 5 * len(rows(data.val_points)) > 0
         assert not rows(data.train_points) & rows(data.val_points)
 
 
@@ -143,9 +145,9 @@ def test_a_checkpoint_carries_the_units_to_where_the_file_is_not(tmp_path: Path)
 
 
 def test_loaded_units_stay_when_the_data_are_others() -> None:
-    trained = ready(Datasaurus(seed=0))
+    trained = ready(Datasaurus())
     for order in ("load first", "set up first"):
-        data = Datasaurus(seed=1)
+        data = Datasaurus(val_fraction=0.3)
         if order == "set up first":
             data.setup()
         data.load_state_dict(trained.state_dict())
@@ -305,11 +307,11 @@ def test_a_table_may_have_any_number_of_columns(tmp_path: Path, dim: int) -> Non
     text = ",".join(names) + "\n" + "".join(",".join([str(i)] * dim) + "\n" for i in range(30))
     data = ready(table(tmp_path / "t.csv", text, columns=names))
     assert data.shape == (dim,)
-    assert data.train_points.shape == (27, dim)
+    assert data.train_points.shape == (30 - len(data.val_points), dim)
 
 
 BAD: dict[str, tuple[str | bytes | None, dict[str, Any], type[Exception], str]] = {
-    "no such file": (None, {}, FileNotFoundError, r"none\.csv: no such file: check the path"),
+    "no such file": (None, {}, FileNotFoundError, r"none\.csv: no such file\. Fix: give --data\.path"),
     "column": ("x,z\n1,2\n", {}, ValueError, r"bad\.csv, line 1: no column 'y'; the columns are 'x', 'z'"),
     "twice": ("x,y,y\n1,2,3\n", {}, ValueError, "line 1: more than one column 'y'"),
     "where column": (
@@ -381,3 +383,21 @@ def test_bad_tables_are_refused_in_one_line_with_place_and_remedy(tmp_path: Path
 def test_bad_arguments_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_tables_that_are_none_are_one_line(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_columns(tmp_path / "pipe.csv", ["x"])
+    path = tmp_path / "x.csv"
+    for text, message in (
+        ('x,y\n1,"' + "2" * 140_000, "line 2: not a table .*131,072 characters"),
+        ("x,y\n1_000,2\n", "'1_000' is not a finite number"),
+        ("x,y\n" + "9" * 400 + ",2\n", "is not a finite number"),
+        ("x,x\n1,2\n", "more than one column 'x'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_columns(path, ["x"])

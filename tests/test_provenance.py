@@ -153,6 +153,8 @@ def test_the_fingerprint_of_points_is_of_the_numbers_in_the_file() -> None:
         "shape": [2],
         "classes": None,
         "levels": None,
+        "class_names": None,
+        "class_counts": None,
         "examples": 142,
         "of": 142,
         "every": 1,

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from .. import __version__
+from ..data.base import say
+from ..data.splits import SHUFFLED
 from ..lean import LeanCallback
 
 #: Parts of the configuration that give the weights their meaning.
@@ -28,6 +30,10 @@ class Description(LeanCallback):
 
     def __init__(self, config: dict[str, Any], save: Callable[[Path], None]) -> None:
         self.config, self.save = config, save
+        self._places: dict[str, str] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._places = places(self.config["data"], getattr(trainer, "datamodule", None))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not earlier: a run that is refused leaves the file of the one before.
@@ -40,7 +46,7 @@ class Description(LeanCallback):
             self.save(folder / "config.yaml")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["diffusion_pl"] = {"version": __version__, **self.config}
+        checkpoint["diffusion_pl"] = {"version": __version__, **self.config, "places": self._places}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         theirs = checkpoint.get("diffusion_pl")
@@ -52,6 +58,32 @@ class Description(LeanCallback):
                 raise ValueError(
                     f"the checkpoint is of another configuration: {difference}; use the config it was made with"
                 )
+        if trainer.state.fn == "fit":
+            _compare_data(theirs["data"], self.config["data"], getattr(trainer, "datamodule", None), checkpoint)
+
+
+def places(spec: dict[str, Any], data: Any) -> dict[str, str]:
+    """The options that name files or folders of this machine, as absolute paths: those that are there."""
+    given, names = spec.get("init_args") or {}, getattr(data, "paths", ())
+    found = {name: Path(given[name]).expanduser() for name in names if isinstance(given.get(name), str)}
+    return {name: str(path.absolute()) for name, path in found.items() if path.exists()}
+
+
+def _compare_data(theirs: dict[str, Any], ours: dict[str, Any], data: Any, checkpoint: dict[str, Any]) -> None:
+    """Say which options of the data are others than the checkpoint's; its split stays."""
+    if theirs["class_path"] != ours["class_path"]:
+        there, here = (spec["class_path"].rpartition(".")[2] for spec in (theirs, ours))
+        say(f"data: {here} here, {there} in the checkpoint: its scaling, split and class names are not carried over")
+        return
+    before, now = (spec.get("init_args") or {} for spec in (theirs, ours))
+    before = {**_defaults(ours), **before} if now else before
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if changed:
+        told = ", ".join(f"{name} is {now[name]}, was {before[name]}" for name in changed)
+        say(f"data: {told} in the checkpoint{'; the split of the checkpoint stays' if 'seed' in changed else ''}")
+    state = checkpoint.get(ours["class_path"].rpartition(".")[2])
+    if "seed" in changed and state and "split" not in state:  # of version 0.1, which did not note it
+        data.load_state_dict({**state, "split": {"rule": SHUFFLED, "seed": before["seed"], "grouped": False}})
 
 
 def first_difference(theirs: Any, ours: Any, path: str) -> str | None:

@@ -38,8 +38,8 @@ class Doctor(LeanCallback):
     Args:
         max_kl: largest mismatch accepted between the end of the process and the noise that sampling starts from, nats
             per dimension.
-        ignore: checks to leave out: prior, data, network, embedding, times, tables, validation, ema, precision, disk,
-            metrics.
+        ignore: checks to leave out: prior, data, classes, network, embedding, times, tables, validation, ema,
+            precision, disk, metrics.
     """
 
     def __init__(self, max_kl: float = 1e-3, ignore: Sequence[str] = ()) -> None:
@@ -93,7 +93,9 @@ class Doctor(LeanCallback):
         parts, schedule = _parts(module), module.schedule
         second_moment, t = data.second_moment(), checks.draw_times(parts.times, schedule)
         some = data.training_examples(256)
-        found: Checks = {"data": checks.data(some, data.value_range, second_moment, parts.sigma_data)}
+        scale = data.value_range, second_moment, parts.sigma_data, data.levels
+        found: Checks = {"data": checks.data(some, *scale, of=len(data.part("train")))}
+        found["classes"] = checks.classes(None if data.classes is None else data.class_counts, data.class_names)
         if not {"network", "embedding"} <= set(self.ignore):
             seen, shape = _probe(trainer, module, parts, data)
             found["network"] = checks.network(seen, shape)

@@ -92,10 +92,11 @@ class ImagePanels(LeanCallback):
 
     def _draw(self, trainer: Trainer, model: DiffusionModule, count: int, path: bool = False) -> Samples:
         """`count` samples in the precision of the run; with classes, row by row."""
-        rows = min(model.classes or 1, 10)
+        classes = len(model.labels) or 1
+        rows = min(classes, 10)
         columns = max(1, -(-count // rows))
-        # `sample` gives index i the class i mod classes.
-        indices = [column * (model.classes or 1) + row for row in range(rows) for column in range(columns)]
+        # `sample` gives index i label i of model.labels, over and over.
+        indices = [column * classes + row for row in range(rows) for column in range(columns)]
         with trainer.precision_plugin.forward_context():
             return model.sample(indices, sampler=self.sampler, path=path)
 
@@ -119,7 +120,8 @@ class ImagePanels(LeanCallback):
         parts = [f"step {trainer.global_step:,}", f"{weights} weights", "channels " + ", ".join(told[:3])]
         if constant:
             parts.append(f"{constant} of {len(x)} are ONE COLOUR")
-        named = [f"{k}" for k in range(min(model.classes, 10))] if model.classes else []
+        names = data.class_names
+        named = [names[k][:20] if names else str(k) for k in model.labels[:10]]
         columns = len(x) // len(named) if named else None
         grid = plots.image_grid(data.to_uint8(x).numpy(), columns, title="  ·  ".join(parts), rows_named=named)
         log_image(trainer, f"samples/{weights}", grid)

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from .. import provenance
 from ..cards import CARD, one_line, plain, read_card, write_card
+from ..data.base import classes_named
 from ..lean import LeanCallback
 from ..loggers import identities_of
 from ..storage import numbered
@@ -84,6 +85,9 @@ class RunCard(LeanCallback):
         folder = Path(trainer.default_root_dir)
         print(f"run: {folder}", flush=True)
         data = getattr(trainer, "datamodule", None)
+        names = getattr(data, "class_names", None)
+        if names is not None and names != [str(k) for k in range(len(names))]:
+            print(classes_named(range(len(names)), names), flush=True)
         facts = {
             "run": str(folder),
             "config_file": str(folder / "config.yaml"),

@@ -5,13 +5,14 @@ An error spoils a run or ends it; a warning is worth a thought.  The thresholds 
 """
 
 from .base import CHECKS, Finding, table
-from .model import Probe, data, draw_times, embedding, network, prior, prior_mismatch, probe, tables, times
+from .model import Probe, classes, data, draw_times, embedding, network, prior, prior_mismatch, probe, tables, times
 from .run import disk, ema, metrics, precision, unreachable, validation
 
 __all__ = [
     "CHECKS",
     "Finding",
     "Probe",
+    "classes",
     "data",
     "disk",
     "draw_times",

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 CHECKS = (
     "prior",
     "data",
+    "classes",
     "network",
     "embedding",
     "times",

@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..data.base import classes_named, count
 from ..denoiser import NoiseInput
 from ..networks import Embedding
 from ..schedules import Schedule
@@ -59,7 +60,12 @@ def prior(schedule: Schedule, second_moment: float, t: float, sampler: str, max_
 
 
 def data(
-    x_0: Tensor, value_range: tuple[float, float] | None, second_moment: float, sigma_data: float | None
+    x_0: Tensor,
+    value_range: tuple[float, float] | None,
+    second_moment: float,
+    sigma_data: float | None,
+    levels: int | None = None,
+    of: int | None = None,
 ) -> Iterator[Finding]:
     """Are the examples finite, within their range, and of the scale that the network's input is scaled for?
 
@@ -70,21 +76,64 @@ def data(
         value_range: what the data declare.
         second_moment: E x_0² per dimension.
         sigma_data: that the parameterization assumes; None: there is none.
+        levels: of quantised data, over the whole range; None: they are not quantised.
+        of: how many training examples there are; None: N.
     """
+    of = of or len(x_0)
     bad = int((~x_0.isfinite()).flatten(1).any(1).sum())
     if bad:
-        yield Finding("error", "data", f"{bad} of {len(x_0)} training examples hold NaN or infinity", "leave them out")
+        yield Finding(
+            "error", "data", f"{bad} of {count(len(x_0), 'training example')} hold NaN or infinity", "leave them out"
+        )
         return
     low, high, rms = float(x_0.min()), float(x_0.max()), math.sqrt(second_moment)
-    seen = f"{len(x_0)} training examples lie in [{low:.3g}, {high:.3g}]"
+    looked_at = f", of which {len(x_0):,} were looked at, are" if len(x_0) < of else " is" if of == 1 else " are"
+    seen = f"{count(of, 'training example')}{looked_at} in [{low:.3g}, {high:.3g}]"
     if value_range and not value_range[0] - 1e-3 <= low <= high <= value_range[1] + 1e-3:
         declared = "[{:g}, {:g}]".format(*value_range)
         yield Finding("error", "data", f"{seen}, the data declare {declared}", "mend their scaling or value_range")
+    elif value_range and levels and high - low < (value_range[1] - value_range[0]) / 4:
+        yield _narrow(low, high, value_range, levels)
     elif sigma_data is not None and not sigma_data / 3 <= rms <= 3 * sigma_data:
         what = f"the training data have a root mean square of {rms:.3g}, the parameterization assumes {sigma_data:g}"
         yield Finding("warning", "data", what, f"scale them, or give EDM with sigma_data {rms:.2g}")
     else:
         yield Finding("fine", "data", f"{seen}, root mean square {rms:.3g}")
+
+
+def _narrow(low: float, high: float, value_range: tuple[float, float], levels: int) -> Finding:
+    """Values in less than a quarter of the range: often 10, 12 or 14 bits in files of 16."""
+    least, most = (
+        round((value - value_range[0]) / (value_range[1] - value_range[0]) * (levels - 1)) for value in (low, high)
+    )
+    used, declared = max(1, most.bit_length()), (levels - 1).bit_length()
+    what = f"the values of the training examples go from {least} to {most}, the range is 0 to {levels - 1}"
+    fix = f"rescale the values to 0 … {levels - 1}"
+    if used < declared:
+        what += f": they use {used} of {declared} bits"
+        if declared > 8:
+            fix = f"set data.bits to {used}, or {fix}" if used > 8 else f"save the files with 8 bits, or {fix}"
+    return Finding("warning", "data", what, fix)
+
+
+def classes(counts: Sequence[int] | None, names: Sequence[str] | None) -> Iterator[Finding]:
+    """Does every class have something to be learned from?
+
+    Args:
+        counts: training examples of each class; None: there are no classes.
+        names: of the classes, None if they have none.
+    """
+    empty = [k for k, number in enumerate(counts or ()) if not number]
+    if counts is None:
+        yield Finding("fine", "classes", "none")
+    elif empty:
+        what = f"no training examples of {classes_named(empty, names)}: samples of them would be of an untrained label"
+        fix = "let labels be 0, 1, 2, … without gaps, or leave it: such classes are not sampled unless asked for"
+        yield Finding("warning", "classes", what, fix)
+    else:
+        told = count(len(counts), "class") if len(counts) == 1 else f"{len(counts):,} classes"
+        few, many = min(counts), max(counts)
+        yield Finding("fine", "classes", f"{told}, {few:,} to {many:,} training examples each")
 
 
 class Probe(NamedTuple):
@@ -146,7 +195,7 @@ def network(seen: Probe, shape: tuple[int, ...]) -> Iterator[Finding]:
         what = "the untrained network's output is not finite"
         yield Finding("error", "network", what, "look at its initialisation and noise_input")
     else:
-        yield Finding("fine", "network", f"{shape[0]} examples of {'x'.join(map(str, shape[1:]))} pass")
+        yield Finding("fine", "network", f"{count(shape[0], 'example')} of {'x'.join(map(str, shape[1:]))} pass")
 
 
 def draw_times(times: TimeSampler, schedule: Schedule) -> Tensor:

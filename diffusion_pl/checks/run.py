@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..data.base import count
 from .base import Finding
 
 
@@ -27,7 +28,7 @@ def validation(examples: int, wanted: bool, every: int | None = None) -> Iterato
         yield Finding("warning", "validation", "the validation split is empty: no val_loss will be measured", fix)
     else:
         when = "" if every is None else f", every {every:,} optimizer steps"
-        yield Finding("fine", "validation", f"{examples} examples{when}" if wanted else "not wanted")
+        yield Finding("fine", "validation", f"{count(examples, 'example')}{when}" if wanted else "not wanted")
 
 
 def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:
@@ -50,7 +51,8 @@ def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:
         elif 0 <= max_steps * (1 - d) < 1 - 1e-9:
             decay = (1 + max_steps) / (10 + max_steps)
             what += f", which ends while the warm-up's decay is {decay:.3g}"
-            yield Finding("warning", "ema", what, f"train longer, or lower the decay, say to {_fitting(max_steps)}")
+            lower = f"lower the decay to {_fitting(max_steps)}" if max_steps > 1 else "give --ema.decays '[]' for none"
+            yield Finding("warning", "ema", what, f"train longer, or {lower}")
         else:
             yield Finding("fine", "ema", what if max_steps >= 0 else f"decay {d:g}: half-life {half} steps")
     if not decays:
@@ -156,5 +158,5 @@ def unreachable(url: str, seconds: float = 3.0) -> str:
 
 
 def _fitting(max_steps: int) -> str:
-    """A decay whose time constant is a tenth of the run, 0.9 at least."""
-    return f"{1 - 10 / max(100, max_steps):.4g}"
+    """A decay whose time constant is a tenth of the run, ½ at least, which fits two steps."""
+    return f"{max(0.5, 1 - 10 / max_steps):.4g}"

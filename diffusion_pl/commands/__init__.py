@@ -12,8 +12,10 @@ from jsonargparse import auto_cli
 from ..parsing import RaisingParser, UsageError, types_of
 from ..stopping import stoppable
 
-#: Words of Python cannot name its functions and parameters: `from_` is the option --from.
-_KEYWORD = re.compile(rf"\b({'|'.join(keyword.kwlist)})_\b")
+#: Words of Python cannot name its functions and parameters: `from_` is the option --from.  Nor can what a function
+#: computes have the name of a parameter: `data_` is --data.
+_UNDERSCORED = (*keyword.kwlist, "data")
+_KEYWORD = re.compile(rf"\b({'|'.join(_UNDERSCORED)})_\b")
 
 
 class ToolParser(RaisingParser):
@@ -34,7 +36,8 @@ def run_tool(name: str, args: Sequence[str]) -> None:
     parameters = inspect.signature(function).parameters
     several = [name for name, p in parameters.items() if _is_list(p.annotation)]
     required = [name for name, p in parameters.items() if p.default is p.empty]
-    args = [re.sub(rf"^--({'|'.join(keyword.kwlist)})(?==|$)", r"--\1_", arg) for arg in args]
+    renamed = [name[:-1] for name in parameters if name.endswith("_")]
+    args = [re.sub(rf"^--({'|'.join(renamed)})(?=[=.]|$)", r"--\1_", arg) if renamed else arg for arg in args]
     kept = "what is finished is kept: the same command goes on from there"
     with stoppable(kept if name in ("sample", "evaluate") else "the same command begins anew"):
         auto_cli(

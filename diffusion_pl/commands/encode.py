@@ -15,7 +15,7 @@ def encode(
     sampler: Callable[[Grid], Sampler] | None = None,
     grid: Grid | None = None,
     steps: int | None = None,
-    cond: dict[str, int] | None = None,
+    cond: dict[str, str] | None = None,
     between: int = 0,
     weights: str = "ema",
     accelerator: str = "auto",
@@ -34,7 +34,7 @@ def encode(
         grid: Another grid of times.
         steps: Number of points of the grid, with equal shares of t if --grid is not given; the more, the nearer the
             examples come back.
-        cond: Condition, as --cond.label 3; None: of any class.
+        cond: Condition, as --cond.label 3 or --cond.label NAME; None: of any class.
         between: Samples between each two examples.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
@@ -47,13 +47,14 @@ def encode(
     import numpy as np
     import torch
 
+    from ..data.base import count
     from ..drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite, slerp
     from ..loading import load
     from ..storage import OutputFolder
 
     model, data = load(ckpt_path, weights)
     model.sampler = rule = choose_sampler(model, sampler, grid, steps)
-    guide(model, cond=cond, any_label=True)
+    guide(model, cond=cond, any_label=True, names=data.class_names)
     x_0 = data.read(path)
     call: dict[str, Any] = {
         "checkpoint": str(ckpt_path),
@@ -61,7 +62,7 @@ def encode(
         "weights": model.weights_name,
         "examples": hashlib.sha256(x_0.numpy().tobytes()).hexdigest(),
         "sampler": describe(rule),
-        "cond": cond or {},
+        "cond": model.sample_cond,
         "between": between,
     }
     device = device_of(accelerator)
@@ -90,6 +91,6 @@ def encode(
             name = type(rule).__name__
             folder.publish(
                 write,
-                f"{len(x_0)} examples carried to noise and back by {name}: root-mean-square error {error:.2g}",
+                f"{count(len(x_0), 'example')} carried to noise and back by {name}: root-mean-square error {error:.2g}",
             )
         print(folder.published)

@@ -42,6 +42,7 @@ def evaluate(
     likelihood_examples: int | None = None,
     dequantizations: int = 1,
     bound: ChainBound | ContinuousBound | None = None,
+    data_: dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     batch_size: int = 250,
     accelerator: str = "auto",
@@ -74,6 +75,7 @@ def evaluate(
         likelihood_examples: The first so many only; None: all.
         dequantizations: K noises for each example of quantised data; more than 1 is the tighter, importance-weighted.
         bound: ContinuousBound or ChainBound (--bound.steps 1000, --bound.variance 1); None: ContinuousBound.
+        data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         batch_size: Samples between two savings.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
@@ -100,7 +102,7 @@ def evaluate(
 
     quiet()
     check_devices(devices, device_of(accelerator).type, "devices")
-    model, data = load(ckpt_path, weights)
+    model, data = load(ckpt_path, weights, data_)
     model.sampler = choose_sampler(model, sampler, grid, steps)
     guide(model, scale)
     model.requires_grad_(False)
@@ -113,6 +115,8 @@ def evaluate(
     likelihood, bound = likelihood or FlowLikelihood(), bound or ContinuousBound()
     splits = ([split] if generated and reference is None else []) + ([likelihood_split] if of_data else [])
     if splits:
+        if data_:
+            data.prepare_data()  # fetches them if --data.download says so
         data.setup("fit")
     for name in splits:
         next(data.batches(name, 1))  # told now, not after the sampling
@@ -134,6 +138,7 @@ def evaluate(
         "dequantizations": dequantizations if "nll" in of_data else None,
         "bound": describe(bound) if "elbo" in of_data else None,
         "examples": {"split": likelihood_split, "n": examples} if of_data else None,
+        "data": data_ or None,
     }
     with OutputFolder(output, call, leader=not place()) as folder:
         if folder.published is None:

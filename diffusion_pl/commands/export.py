@@ -44,6 +44,7 @@ def export(
     model.requires_grad_(False).cpu()
     figures, run = find_figures(ckpt_path, sha256, evaluation), find_run(ckpt_path)
     description, steps = content["diffusion_pl"], content.get("global_step")
+    description.pop("places", None)  # of this machine
     told = {"name": ckpt_path.name, "steps": steps}
     card = model_card(to, model, description, told, sha256, run, figures, license)
     call = {"checkpoint": str(ckpt_path), "sha256": sha256, "weights": model.weights_name, "to": to, "card": card}

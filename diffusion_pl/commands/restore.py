@@ -23,7 +23,7 @@ def restore(
     sampler: Callable[[Grid], Sampler] | None = None,
     grid: Grid | None = None,
     steps: int | None = None,
-    cond: dict[str, int] | None = None,
+    cond: dict[str, str] | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
 ) -> None:
@@ -49,7 +49,7 @@ def restore(
         sampler: Another rule than the checkpoint's; with --method replacement a stochastic one, such as Ancestral.
         grid: Another grid of times.
         steps: Number of points of the grid; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
-        cond: Condition, as --cond.label 3; None: of any class.
+        cond: Condition, as --cond.label 3 or --cond.label NAME; None: of any class.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
     """
@@ -63,6 +63,7 @@ def restore(
     import torch
 
     from .. import plots
+    from ..data.base import count
     from ..data.images import Images
     from ..drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite
     from ..inverse import Coarse, Gray, Masked, Operator, Reconstructing
@@ -74,7 +75,7 @@ def restore(
     if not isinstance(data, Images):
         raise ValueError(f"{ckpt_path} is a model of points: only pictures can be restored")
     rule = choose_sampler(model, sampler, grid, steps)
-    guide(model, cond=cond, any_label=True)
+    guide(model, cond=cond, any_label=True, names=data.class_names)
     channels, height, width = model.shape
     operator: Operator
     if task == "inpaint":
@@ -106,7 +107,7 @@ def restore(
         "num_samples": num_samples,
         "seed": seed,
         "sampler": describe(rule),
-        "cond": cond or {},
+        "cond": model.sample_cond,
     }
     device = device_of(accelerator)
     with OutputFolder(output, call) as folder:
@@ -137,5 +138,8 @@ def restore(
                 plots.save_image(grid_image, stage / "grid.png")
                 return files
 
-            folder.publish(write, f"{len(x_0)} images restored {num_samples} times each by {method}, task {task}:")
+            folder.publish(
+                write,
+                f"{count(len(x_0), 'image')} restored {count(num_samples, 'time')} each by {method}, task {task}:",
+            )
         print(folder.published)

@@ -22,10 +22,11 @@ def sample(
     grid: Grid | None = None,
     steps: int | None = None,
     scale: float | None = None,
-    cond: dict[str, int] | None = None,
+    cond: dict[str, str] | None = None,
     classifier: Path | None = None,
     weak: Path | None = None,
     latents: Path | None = None,
+    data_: dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     npz: bool = False,
     film: bool = False,
@@ -37,8 +38,8 @@ def sample(
 
     Points become samples.csv (with a header) and samples.png; pictures a PNG each, and grid.png; samples.json says how
     they were made.  Sample i is the same to the last bit whatever the number of samples, batches and processes; of a
-    model of classes it has the label i mod classes, unless --cond.label is given.  A call that was interrupted goes on
-    where it stopped when it is repeated.
+    model of classes the samples have the labels of all classes in turn, unless --cond.label is given.  A call that was
+    interrupted goes on where it stopped when it is repeated.
 
     Args:
         ckpt_path: A checkpoint of a run; it says which model, data and sampler it belongs to.
@@ -49,10 +50,11 @@ def sample(
         grid: Another grid of times, such as KarrasGrid; its own options as --grid.rho 7.
         steps: Number of points of the grid; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
         scale: Guidance w: of the label (1 is the plain model), of --classifier, or away from --weak.
-        cond: Condition of all samples, as --cond.label 3.
+        cond: Condition of all samples, as --cond.label 3 or --cond.label NAME.
         classifier: Checkpoint of a classifier of noisy data, for classifier guidance.
         weak: Checkpoint of a weaker model of the same data, for autoguidance.
         latents: File that `encode` wrote, to begin from instead of noise.
+        data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         npz: Write pictures or points as one array, samples.npz.
         film: Also write film.gif, the way of the first samples from noise, and path.npz with t, x and x_0 along it.
@@ -71,6 +73,7 @@ def sample(
     from .. import __version__
     from ..callbacks.sample_writer import draw, gathered
     from ..console import quiet
+    from ..data.base import classes_named, count
     from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, read_latents, refuse_not_finite
     from ..launch import part, place
     from ..limits import check_devices
@@ -78,9 +81,9 @@ def sample(
     from ..storage import OutputFolder, write_json
 
     quiet()
-    model, data = load(ckpt_path, weights)
+    model, data = load(ckpt_path, weights, data_)
     model.sampler = choose_sampler(model, sampler, grid, steps)
-    guide(model, scale, classifier, weak, cond)
+    guide(model, scale, classifier, weak, cond, names=data.class_names)
     if latents is not None:
         model.latents = read_latents(latents, model.shape)
         num_samples = num_samples or len(model.latents)
@@ -92,7 +95,7 @@ def sample(
         "sampler": describe(model.sampler),
         "seed": seed,
         "scale": scale,
-        "cond": cond or {},
+        "cond": model.sample_cond,
         "classifier": classifier and fingerprint(classifier),
         "weak": weak and fingerprint(weak),
         "latents": latents and fingerprint(latents),
@@ -103,6 +106,9 @@ def sample(
     whole = {**call, "num_samples": n, "npz": npz, "film": film}
     with OutputFolder(output, whole, leader=not place()) as folder:
         if folder.published is None:
+            untrained = [k for k in range(model.classes or 0) if k not in model.labels]
+            if untrained and not cond and not place():
+                print(f"no samples of {classes_named(untrained, data.class_names)}: training had no examples of them")
             with suppress(OSError, ValueError):  # the image shows the data too, where they can be read
                 data.setup("predict")
             first = draw(model, data, folder.work, device.type, devices)
@@ -116,15 +122,26 @@ def sample(
                 if film:
                     files += _film(model, data, stage, min(n, 16 if len(model.shape) == 3 else 1000))
                 note = {"version": __version__, "num_samples": n, "nfe": drawn.nfe, "not_finite": drawn.bad, **call}
+                note |= labelled(model, data)
                 write_json(stage / "samples.json", note)
                 return [*files, stage / "samples.json"]
 
             weighted = f"{model.weights_name} weights"
-            folder.publish(write, f"{n:,} samples of {ckpt_path} ({weighted}), {drawn.nfe} evaluations each:")
+            folder.publish(
+                write, f"{count(n, 'sample')} of {ckpt_path} ({weighted}), {count(drawn.nfe, 'evaluation')} each:"
+            )
         if not place():
             print(folder.published)
     if not place() and (output / "samples.json").is_file():
         refuse_not_finite(json.loads((output / "samples.json").read_text()).get("not_finite", 0), n)
+
+
+def labelled(model: "DiffusionModule", data: "DataModule") -> dict[str, Any]:
+    """What samples.json says of labels: those that the samples have in turn, and the names of all classes."""
+    if model.classes is None:
+        return {}
+    label = model.sample_cond.get("label")
+    return {"labels": model.labels if label is None else [label], "class_names": data.class_names}
 
 
 def _film(model: "DiffusionModule", data: "DataModule", output: Path, count: int) -> list[Path]:

@@ -17,7 +17,8 @@ def sweep(
     output: Path = Path("sweep"),
     seed: int = 0,
     scale: float | None = None,
-    cond: dict[str, int] | None = None,
+    cond: dict[str, str] | None = None,
+    data_: dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
 ) -> None:
@@ -37,7 +38,8 @@ def sweep(
         output: Folder for the files.
         seed: Of the latents.
         scale: Guidance w of a model of classes.
-        cond: Condition of all samples, as --cond.label 3.
+        cond: Condition of all samples, as --cond.label 3 or --cond.label NAME.
+        data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
     """
@@ -55,6 +57,7 @@ def sweep(
 
     from .. import plots
     from ..checkpoints import checkpoint_at
+    from ..data.base import count
     from ..drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite
     from ..grids import same_ends
     from ..loading import load
@@ -62,14 +65,16 @@ def sweep(
     from ..samplers import Heun
     from ..storage import OutputFolder
 
-    model, data = load(ckpt_path, weights)
-    guide(model, scale, cond=cond)
+    model, data = load(ckpt_path, weights, data_)
+    guide(model, scale, cond=cond, names=data.class_names)
     model.to(device_of(accelerator))
     try:
+        if data_:
+            data.prepare_data()  # fetches them if --data.download says so
         data.setup("fit")
         distance = SlicedWasserstein(data.training_examples(10_000))
     except (OSError, ValueError) as error:
-        print(f"the data are not at hand, so no distance to them: {error}")
+        print(f"no distance to the data, which are missing: {error}")
         distance = None
 
     def draw(sampler: Sampler) -> tuple[torch.Tensor, int]:
@@ -90,7 +95,7 @@ def sweep(
         "num_samples": num_samples,
         "seed": seed,
         "scale": scale,
-        "cond": cond or {},
+        "cond": model.sample_cond,
     }
     bad, plan = 0, [(make, n) for make in samplers for n in sorted(set(nfe))]
     with OutputFolder(output, call) as folder:
@@ -115,7 +120,7 @@ def sweep(
                     }
                 )
             run = checkpoint_at(ckpt_path).parent.parent.name
-            title = f"{num_samples:,} samples of {run}, {model.weights_name} weights"
+            title = f"{count(num_samples, 'sample')} of {run}, {model.weights_name} weights"
 
             def write(stage: Path) -> list[Path]:
                 with (stage / "sweep.csv").open("w", newline="", encoding="utf-8") as file:

@@ -1,6 +1,7 @@
 """Pictures in a numpy file."""
 
-import zipfile
+import hashlib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .base import say
 from .images import Examples, Format, Images
 from .loader import Batch, Source, Tensors
-from .pictures import Size, check_size, resize_array
+from .numpy_files import NumpyFile
+from .opening import MAX_PIXELS
+from .pictures import Size, check_bits, check_size, resize_array
 from .stand_ins import stand_in_hint, tell_if_stand_in
 
 Order = Literal["NHWC", "NCHW"]
@@ -26,6 +30,8 @@ class Stack:
         labels: (N,), or None.
         size: To resize to, or None.
     """
+
+    name, top = "", 65_535  # what to call it in messages, and white
 
     def __init__(self, array: Any, order: Order | None, labels: Tensor | None, size: tuple[int, int] | None) -> None:
         self.array, self.order, self.labels, self.size = array, order, labels, size
@@ -51,9 +57,14 @@ class Stack:
     def __getitems__(self, indices: Tensor) -> Batch:
         # In ascending order and each once: files are read forwards, and HDF5 insists on it.
         wanted, place = np.unique(indices.numpy(), return_inverse=True)
-        x = torch.from_numpy(prepared(self.read(wanted), self.order, self.size)).index_select(
-            0, torch.from_numpy(place)
-        )
+        rows = self.read(wanted)
+        if self.top < 65_535 and rows.size and rows.max() > self.top:
+            raise ValueError(
+                f"{self.name}: has the value {rows.max()}, beyond {self.top.bit_length()} bits: remove the option bits "
+                "or raise it"
+            )
+        prepared_rows = torch.from_numpy(prepared(rows, self.order, self.size, self.top))
+        x = prepared_rows.index_select(0, torch.from_numpy(place))
         return {"x": x} if self.labels is None else {"x": x, "label": self.labels[indices]}
 
 
@@ -75,7 +86,10 @@ class Arrays(Images):
         memory_gb: Keep the pictures in memory if they take no more; a larger .npy is read from the disk as needed.
         workers: Processes that read ahead where pictures are not in memory.
         seed: Chooses the split, the order and the augmentation.
+        bits: How many bits the values of uint16 use, 9 to 16, such as 12: white is 2^bits - 1. None: 16.
     """
+
+    paths = ("path", "labels")
 
     def __init__(
         self,
@@ -93,6 +107,7 @@ class Arrays(Images):
         memory_gb: float = 2.0,
         workers: int = 0,
         seed: int = 0,
+        bits: int | None = None,
     ) -> None:
         super().__init__(
             str(path),
@@ -106,53 +121,56 @@ class Arrays(Images):
         )
         self.key, self.label_name, self.given_classes, self.order = key, labels, classes, order
         self.size, self.memory_gb = check_size("Arrays", size), memory_gb
+        check_bits("Arrays", bits)
+        self.bits = bits
         self._loaded: tuple[NDArray[Any], Tensor | None] | None = None
 
     def _load(self) -> tuple[NDArray[Any], Tensor | None]:
         """The array, on the disk if it is a .npy, and the labels."""
         if self._loaded is None:
-            path = Path(self.source).expanduser()
-            content = _numpy_file(path)
-            array = content
-            if not isinstance(content, np.ndarray):
-                array = content[choose(self.source, self.key, list(content), self.label_name)]
-            elif self.key is not None:
+            file = _numpy_file(Path(self.source).expanduser())
+            if file.names is None and self.key is not None:
                 raise ValueError(f"{self.source}: a .npy file holds one array: leave key = {self.key!r} out")
+            key = None if file.names is None else choose(self.source, self.key, file.names, self.label_name)
+            array = file.array(key)
             labels = None
             if self.label_name is not None:
-                if not isinstance(content, np.ndarray) and self.label_name in content:
-                    values = content[self.label_name]
+                if file.names is not None and self.label_name in file.names:
+                    values = file.array(self.label_name)
                 else:
-                    values = _numpy_file(Path(self.label_name).expanduser())
-                labels = check_labels(self.source, np.asarray(values), len(array), self.given_classes)
+                    other = _numpy_file(Path(self.label_name).expanduser())
+                    values = other.array(None if other.names is None else choose(self.label_name, None, other.names))
+                labels = check_labels(self.source, values, array.shape[0] if array.ndim else 0, self.given_classes)
             self._loaded = array, labels
         return self._loaded
 
     def inspect(self) -> Format:
         array, labels = self._load()
-        shape, levels = describe(self.source, array, self.order, self.size)
+        shape, levels = describe(self.source, array, self.order, self.size, self.bits)
         return Format(shape, number_of_classes(labels, self.given_classes), levels)
 
     def examples(self) -> Examples:
         tell_if_stand_in(Path(self.source).expanduser())
         array, labels = self._load()
         # Also where a checkpoint has told the format: real numbers would become zeros.
-        describe(self.source, array, self.order, self.size)
+        describe(self.source, array, self.order, self.size, self.bits)
         self._loaded = None  # or what is in memory would stay there twice
         order = order_of(self.source, array.shape, self.order)
         stack = Stack(array, order, labels, self.size)
-        return Examples(in_memory(stack, self.format, self.memory_gb), labels)
+        source = in_memory(self.source, stack, self.format, self.memory_gb)
+        return Examples(source, labels, groups=same_values(self.source, source))
 
 
-def in_memory(stack: Stack, format: Format, memory_gb: float) -> Source:
+def in_memory(name: str, stack: Stack, format: Format, memory_gb: float) -> Source:
     """The pictures as tensors if these take no more than memory_gb, else the stack as it is."""
+    stack.name, stack.top = name, format.levels - 1
     if len(stack) * np.prod(format.shape) * (1 if format.levels <= 256 else 4) > memory_gb * 1e9:
         return stack
     parts = [stack.__getitems__(torch.arange(i, min(i + 1000, len(stack)))) for i in range(0, len(stack), 1000)]
     return Tensors({name: torch.cat([part[name] for part in parts]) for name in parts[0]}) if parts else stack
 
 
-def prepared(rows: NDArray[Any], order: Order | None, size: tuple[int, int] | None) -> NDArray[Any]:
+def prepared(rows: NDArray[Any], order: Order | None, size: tuple[int, int] | None, top: int = 65_535) -> NDArray[Any]:
     """Pictures as (N, C, H, W), uint8 or int32, resized."""
     if order is None:
         rows = rows[:, None]
@@ -161,7 +179,7 @@ def prepared(rows: NDArray[Any], order: Order | None, size: tuple[int, int] | No
     if rows.dtype != np.uint8:
         rows = rows.astype(np.int32)
     if size is not None and rows.shape[2:] != size:
-        rows = np.stack([resize_array(row, size) for row in rows])
+        rows = np.stack([resize_array(row, size).clip(0, top) for row in rows])
     return np.ascontiguousarray(rows)
 
 
@@ -180,39 +198,74 @@ def order_of(name: str, shape: tuple[int, ...], order: Order | None) -> Order | 
 
 
 def describe(
-    name: str, array: Any, order: Order | None, size: tuple[int, int] | None
+    name: str, array: Any, order: Order | None, size: tuple[int, int] | None, bits: int | None = None
 ) -> tuple[tuple[int, int, int], int]:
     """(C, H, W) and levels of an array of pictures, or of a dataset of HDF5."""
     shape, dtype = array.shape, array.dtype
-    if dtype not in (np.uint8, np.uint16):
-        some = np.asarray(array[:100]) if len(shape) and dtype.kind in "iufb" else np.empty(0)
-        values = f" (the first go from {some.min():g} to {some.max():g})" if some.size else ""
+    if shape is None or 0 in shape:
+        raise ValueError(f"{name}: holds no images, its shape is {shape}")
+    if len(shape) and math.prod(shape[1:]) > 4 * MAX_PIXELS:
         raise ValueError(
-            f"{name}: pictures must be uint8 or uint16, got {dtype}: convert them{values}, for instance "
-            "(255 * x).round().astype('uint8') for x in [0, 1]"
+            f"{name}: one image of shape {tuple(shape[1:])} is larger than {MAX_PIXELS:,} pixels of 4 channels"
         )
+    if dtype.kind != "u" or dtype.itemsize > 2:
+        raise ValueError(f"{name}: images must be uint8 or uint16, got {dtype}{_advice(array)}")
+    if bits is not None and dtype.itemsize == 1:
+        raise ValueError(f"{name}: bits is for uint16, and these are uint8: remove the option bits")
     found = order_of(name, shape, order)
     axes = {None: (1, 2), "NHWC": (1, 2), "NCHW": (2, 3)}[found]
     channels = {None: 1, "NHWC": shape[-1], "NCHW": shape[1]}[found]
     height, width = size or (shape[axes[0]], shape[axes[1]])
-    return (channels, height, width), 256 if dtype == np.uint8 else 65_536
+    return (channels, height, width), 256 if dtype.itemsize == 1 else 2 ** (bits or 16)
 
 
-def check_labels(name: str, values: NDArray[Any], length: int, classes: int | None) -> Tensor:
+def _advice(array: Any) -> str:
+    """How to make uint8 or uint16 of these values, by their kind and range."""
+    kind = array.dtype.kind
+    if kind == "b":
+        return ": convert them, 255 * x.astype('uint8')"
+    if kind not in "iuf" or len(array.shape) < 2:
+        return ": save the pixel values as plain numbers"
+    some = np.asarray(array[: max(1, min(100, 2**26 // math.prod(array.shape[1:])))])
+    if kind == "f" and not np.isfinite(some).all():
+        return " with NaN or infinity: replace these, and scale to 0 … 255"
+    low, high = float(some.min()), float(some.max())
+    if kind == "f" and -1 <= low < 0 and high <= 1:
+        fix = "((x + 1) * 127.5).round().astype('uint8')"
+    elif kind == "f" and low >= 0 and high <= 1:
+        fix = "(255 * x).round().astype('uint8')"
+    elif low >= 0 and high <= 65_535 and bool((some == some.round()).all()):
+        fix = "x.astype('uint8')" if high <= 255 else "x.astype('uint16')"
+    else:
+        fix = "np.interp(x, (x.min(), x.max()), (0, 255)).round().astype('uint8')"
+    return f": convert them (the first go from {low:g} to {high:g}), for instance {fix}"
+
+
+_MAX_CLASSES = 1_000_000
+
+
+def check_labels(name: str, values: Any, length: int, classes: int | None) -> Tensor:
     """Labels as (N,), int64.
 
     Raises:
         ValueError: not one integer for each picture, or one outside 0 … classes − 1.
     """
-    if values.shape != (length,) or not np.issubdtype(values.dtype, np.integer):
+    shape, kind = values.shape, values.dtype.kind
+    if shape != (length,) or kind not in "iu":
+        fix = "convert them"
+        if shape is not None and len(shape) == 2 and shape[0] == length and kind in "biuf":
+            fix = "of one-hot labels take x.argmax(1)" if shape[1] > 1 else "take x[:, 0]"
+        elif shape == (length,) and kind in "bf":
+            fix = "take x.astype('int64')" + (", if they are whole numbers" if kind == "f" else "")
         raise ValueError(
-            f"{name}: labels must be one integer for each of {length} pictures, got {values.dtype} {values.shape}"
+            f"{name}: labels must be one integer for each of {length} images, got {values.dtype} {shape}: {fix}"
         )
-    wrong = np.flatnonzero((values < 0) | (values >= (classes or np.inf)))
+    values = np.asarray(values[()])
+    wrong = np.flatnonzero((values < 0) | (values >= (classes or _MAX_CLASSES)))
     if len(wrong):
-        allowed = f"0 … {classes - 1}" if classes else "0 and up"
+        allowed = f"0 … {(classes or _MAX_CLASSES) - 1}"
         raise ValueError(
-            f"{name}: label {values[wrong[0]]} of picture {wrong[0]} is outside {allowed}: mend the labels"
+            f"{name}: label {values[wrong[0]]} of image {wrong[0]} is outside {allowed}: correct the labels"
         )
     return torch.from_numpy(values.astype(np.int64))
 
@@ -233,19 +286,21 @@ def choose(name: str, key: str | None, there: list[str], *others: str | None) ->
     return key
 
 
-def _numpy_file(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file: mend path{stand_in_hint(path)}")
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except ValueError as error:
-        if "pickle" in str(error).lower() or "object" in str(error).lower():
-            raise ValueError(
-                f"{path}: holds Python objects, which can run code when read and are refused: save it as plain uint8"
-            ) from None
-        raise ValueError(f"{path}: not a numpy file, or damaged ({str(error)[:80]}): make it anew") from None
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a numpy file, or damaged ({str(error)[:80]}): make it anew") from None
+def same_values(name: str, source: Source) -> Tensor | None:
+    """For each image in memory the index of the first with the same values: (n,); None if all differ."""
+    if not isinstance(source, Tensors):
+        return None  # what is read from the disk as needed is not compared: it would have to be read whole
+    first: dict[bytes, int] = {}
+    digests = (hashlib.blake2b(row.numpy().tobytes(), digest_size=16).digest() for row in source.tensors["x"])
+    groups = torch.tensor([first.setdefault(digest, i) for i, digest in enumerate(digests)])
+    copied = len(groups) - len(first)
+    if not copied:
+        return None
+    say(f"{name}: {copied} of {len(groups)} images are copies of others and stay on their side of the split")
+    return groups
+
+
+def _numpy_file(path: Path) -> NumpyFile:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file. Fix: give --data.path FILE{stand_in_hint(path)}")
+    return NumpyFile(path)

@@ -1,7 +1,7 @@
 """What every data set offers to the rest of the package."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,15 @@ class DataModule(LightningDataModule, ABC):
     Attributes:
         value_range: Smallest and largest possible value in model units; None if the data are unbounded.
         augmentation: Of training examples; None: there is none.
+        paths: Names of the options that say where on this machine the data are.
+        unasked: Why these data are not read, as a message: a checkpoint names them and nobody asked for them; "": they
+            are.
     """
 
     value_range: tuple[float, float] | None = None
     augmentation: Augmentation | None = None
+    paths: tuple[str, ...] = ("path", "root")
+    unasked: str = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,9 +54,31 @@ class DataModule(LightningDataModule, ABC):
         """Number of classes when batches hold a ``label``, else None."""
 
     @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of their labels; None if there are none."""
+        return None
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        """Training examples of each class; None without classes, or if they are not known without the data."""
+        return None
+
+    @property
     def levels(self) -> int | None:
         """How many values data that were quantised can take, 256 for 8 bits; None for data that never were (points)."""
         return None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the data, which a subclass does after this.
+
+        Raises:
+            ValueError: a checkpoint names them, and nobody asked for them.
+        """
+        if self.unasked:
+            raise ValueError(self.unasked)
+
+    def check_state(self, state_dict: dict[str, Any]) -> None:
+        """Raise ValueError if these data are of another shape or other classes than a checkpoint's."""
 
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
@@ -167,3 +194,28 @@ class DataModule(LightningDataModule, ABC):
             workers=workers,
             accumulate=getattr(trainer, "accumulate_grad_batches", 1) if train else 1,
         )
+
+
+def say(line: str) -> None:
+    """Print a line, on the first process only."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    rank_zero_only(print)(line, flush=True)
+
+
+def count(number: int, what: str) -> str:
+    """A number of things in words: "1 example", "2,000 examples"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def classes_named(labels: Iterable[int], names: Sequence[str] | None, most: int = 20) -> str:
+    """Classes in words: "class 0 cat", "classes 0 cat, 1 dog", without names the numbers alone."""
+    listed = [f"{k} {names[k]}" if names else str(k) for k in labels]
+    more = f", … ({len(listed)})" if len(listed) > most else ""
+    return f"class{'es' * (len(listed) != 1)} {', '.join(listed[:most])}{more}"
+
+
+def tell_differences(source: str, differences: Sequence[str]) -> None:
+    """Say where the data are others than those that a checkpoint was trained on."""
+    if differences:
+        say(f"{source}: not the data that the checkpoint was trained on: {', '.join(differences)}")

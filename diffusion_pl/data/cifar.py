@@ -29,6 +29,8 @@ class CIFAR10(Torchvision):
         seed: Chooses the split, the order and the augmentation.
     """
 
+    kinds = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
     def __init__(
         self,
         root: str = "data",
@@ -53,7 +55,7 @@ class CIFAR10(Torchvision):
             self._splits = train, test, test
 
     def inspect(self) -> Format:
-        return Format((3, 32, 32), len(self.chosen) if self.conditional else None)
+        return self.labelled((3, 32, 32))
 
     def dataset(self, train: bool, download: bool) -> Any:
         from torchvision import datasets

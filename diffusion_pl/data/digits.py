@@ -17,6 +17,8 @@ class Digits(Images):
         seed: Chooses the split and the order.
     """
 
+    grows = False
+
     def __init__(
         self,
         conditional: bool = False,
@@ -29,7 +31,7 @@ class Digits(Images):
         self.conditional = conditional
 
     def inspect(self) -> Format:
-        return Format((1, 8, 8), 10 if self.conditional else None, 17)
+        return Format((1, 8, 8), 10, 17, tuple("0123456789")) if self.conditional else Format((1, 8, 8), None, 17)
 
     def examples(self) -> Examples:
         from sklearn.datasets import load_digits

@@ -6,23 +6,24 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .base import say
 from .images import Format
 from .loader import Batch, Source, Subset, Tensors
-from .pictures import File, Layout, Look, Unreadable, look, mode_of, opened, sides, to_array
+from .opening import AnyFile, Page, Unreadable, count_pages, opened
+from .pictures import Layout, Look, look, mode_of, profile_name, sides, to_array
 
 
-def first_look(name: str, files: Sequence[Path | File], layout: Layout, corrupt: str) -> tuple[tuple[int, ...], int]:
+def first_look(name: str, files: Sequence[AnyFile], layout: Layout, corrupt: str) -> tuple[tuple[int, ...], int]:
     """Shape (C, H, W) and levels of the first picture that can be read."""
     for file in files:
         try:
-            with opened(file) as picture:
-                seen = look(picture)
+            with opened(file, layout.max_pixels) as picture:
+                seen = look(picture, pages=layout.frames is None)
         except Unreadable as error:
             if corrupt == "fail":
                 raise ValueError(f"{file}: cannot be read ({_short(error)}): {_REMEDY}") from None
@@ -32,15 +33,26 @@ def first_look(name: str, files: Sequence[Path | File], layout: Layout, corrupt:
     raise ValueError(f"{name}: none of its {len(files)} pictures can be read")
 
 
+class Loaded(NamedTuple):
+    """What `load` gives: the source, labels, groups and files of what is in it, and whether it decodes when asked."""
+
+    source: Source
+    labels: Tensor | None
+    groups: Tensor | None
+    streams: bool
+    files: Sequence[AnyFile]
+
+
 def load(
     name: str,
-    files: Sequence[Path | File],
+    files: Sequence[AnyFile],
     labels: Tensor | None,
     layout: Layout,
     format: Format,
     corrupt: str,
     memory_gb: float,
-) -> tuple[Source, Tensor | None, bool]:
+    groups: Tensor | None = None,
+) -> Loaded:
     """The pictures, decoded if they fit in memory; what cannot be read is an error, or left out.
 
     Args:
@@ -51,10 +63,14 @@ def load(
         format: What they must then be.
         corrupt: fail, or skip.
         memory_gb: How much memory they may take.
-
-    Returns:
-        The source, the labels of what is in it, and whether it decodes when asked.
+        groups: (n,), see `Examples`.
     """
+    if layout.frames == "all":
+        files, place = _pages(name, files, layout)
+        labels = None if labels is None else labels[place]
+        # Page i of each copy is a copy of page i.
+        number = torch.tensor([file.number if isinstance(file, Page) else 0 for file in files])
+        groups = None if groups is None else groups[place] * (int(number.max()) + 1) + number
     bad = _check(name, files, layout, format, corrupt)
     good = [i for i in range(len(files)) if i not in bad]
     pictures = Files(files, labels, layout, corrupt)
@@ -71,31 +87,59 @@ def load(
                 return _short(error)
             return None
 
-        reasons = _parallel(decode, good, f"reading {name}")
+        reasons = in_parallel(decode, good, f"reading {name}")
         bad |= {i: reason for i, reason in zip(good, reasons, strict=True) if reason is not None}
         source = Tensors({"x": x} if labels is None else {"x": x, "label": labels})
     if not bad:
-        return source, labels, streams
+        return Loaded(source, labels, groups, streams, files)
     if corrupt == "fail":
         raise ValueError(f"{files[min(bad)]}: cannot be decoded ({bad[min(bad)]}){_more(len(bad))}: {_REMEDY}")
     if len(bad) == len(files):
         raise ValueError(f"{name}: none of its {len(files)} pictures can be decoded")
     _tell_skipped(name, [str(files[i]) for i in sorted(bad)], len(files))
     kept = torch.tensor([i for i in range(len(files)) if i not in bad])
-    return Subset(source, kept), None if labels is None else labels[kept], streams
+    labels, groups = (None if values is None else values[kept] for values in (labels, groups))
+    return Loaded(Subset(source, kept), labels, groups, streams, [files[i] for i in kept.tolist()])
 
 
-def _check(name: str, files: Sequence[Path | File], layout: Layout, format: Format, corrupt: str) -> dict[int, str]:
+def _pages(name: str, files: Sequence[AnyFile], layout: Layout) -> tuple[list[AnyFile], Tensor]:
+    """Every page of every file, and of which file it is: (n,)."""
+
+    def count(file: AnyFile) -> int:
+        try:
+            with opened(file, layout.max_pixels) as picture:
+                return count_pages(picture)
+        except Unreadable:
+            return 1  # reading it will say why
+
+    pages: list[AnyFile] = []
+    place: list[int] = []
+    for i, (file, number) in enumerate(zip(files, in_parallel(count, files, f"counting pages of {name}"), strict=True)):
+        if isinstance(file, Page) or number == 1:
+            pages.append(file)
+            place.append(i)
+        else:
+            pages += [Page(file, k) for k in range(number)]
+            place += [i] * number
+    if len(pages) > len(files):
+        say(f"{name}: {len(files)} files have {len(pages)} pages, each of which is an image")
+    return pages, torch.tensor(place)
+
+
+def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, corrupt: str) -> dict[int, str]:
     """Check by their headers that all pictures are alike; what cannot be read, with reasons."""
 
-    def header(file: Path | File) -> Look | str:
+    profiles: list[str] = []  # appended to by several threads
+
+    def header(file: AnyFile) -> Look | str:
         try:
-            with opened(file) as picture:
-                return look(picture)
+            with opened(file, layout.max_pixels) as picture:
+                profiles.append(profile_name(picture))
+                return look(picture, pages=layout.frames is None)
         except Unreadable as error:
             return _short(error)
 
-    looks = _parallel(header, files, f"looking at {name}")
+    looks = in_parallel(header, files, f"looking at {name}")
     bad = {i: seen for i, seen in enumerate(looks) if isinstance(seen, str)}
     if bad and corrupt == "fail":
         raise ValueError(f"{files[min(bad)]}: cannot be read ({bad[min(bad)]}){_more(len(bad))}: {_REMEDY}")
@@ -116,6 +160,12 @@ def _check(name: str, files: Sequence[Path | File], layout: Layout, format: Form
         told = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
         odd = next(files[i] for kind, i in kinds.items() if kind != (channels, format.levels))
         raise ValueError(f"{name}: channels differ ({told}; {odd} is another): give mode: RGB or L")
+    foreign = {
+        profile: number for profile, number in Counter(profiles).items() if profile and "srgb" not in profile.lower()
+    }
+    if foreign:
+        listed = ", ".join(f"{number} {profile}" for profile, number in foreign.items())
+        say(f"{name}: colour profiles are ignored, values are taken as they are ({listed})")
     return bad
 
 
@@ -130,7 +180,7 @@ class Files:
             next of all may be held out.)
     """
 
-    def __init__(self, files: Sequence[Path | File], labels: Tensor | None, layout: Layout, corrupt: str) -> None:
+    def __init__(self, files: Sequence[AnyFile], labels: Tensor | None, layout: Layout, corrupt: str) -> None:
         self.files, self.labels, self.layout, self.corrupt = files, labels, layout, corrupt
 
     def __len__(self) -> int:
@@ -139,7 +189,7 @@ class Files:
     def decode(self, index: int) -> Tensor:
         """(C, H, W)."""
         file = self.files[index]
-        with opened(file) as picture:
+        with opened(file, self.layout.max_pixels) as picture:
             return torch.from_numpy(to_array(picture, self.layout, str(file)).copy())
 
     def __getitems__(self, indices: Tensor) -> Batch:
@@ -168,7 +218,7 @@ def read_ahead(workers: int | None) -> int:
     return min(4, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
 
 
-def _parallel(call: Callable[[Any], Any], items: Iterable[Any], what: str) -> list[Any]:
+def in_parallel(call: Callable[[Any], Any], items: Iterable[Any], what: str) -> list[Any]:
     """Results in order; a progress bar if it takes long.  Threads suffice: decoding leaves the interpreter free."""
     from tqdm import tqdm
 
@@ -178,10 +228,8 @@ def _parallel(call: Callable[[Any], Any], items: Iterable[Any], what: str) -> li
 
 
 def _tell_skipped(name: str, bad: list[str], total: int) -> None:
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
     shown = ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "")
-    rank_zero_only(print)(f"{name}: {len(bad)} of {total} pictures cannot be read and are left out: {shown}")
+    say(f"{name}: {len(bad)} of {total} pictures cannot be read and are left out: {shown}")
 
 
 def _more(count: int) -> str:

@@ -1,5 +1,6 @@
 """Pictures in an HDF5 file."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Order, Stack, check_labels, describe, in_memory, number_of_classes, order_of
+from .arrays import Order, Stack, check_labels, describe, in_memory, number_of_classes, order_of, same_values
 from .images import Examples, Format, Images
-from .pictures import Size, check_size
+from .opening import Unreadable, regular
+from .pictures import Size, check_bits, check_size
 from .stand_ins import stand_in_hint, tell_if_stand_in
 
 CHUNK_CACHE = 256 * 2**20  # bytes for each process
@@ -33,6 +35,7 @@ class HDF5(Images):
         memory_gb: Keep the pictures in memory if they take no more; else each batch is one read in ascending order.
         workers: Processes that read ahead where pictures are not in memory.
         seed: Chooses the split, the order and the augmentation.
+        bits: How many bits the values of uint16 use, 9 to 16, such as 12: white is 2^bits - 1. None: 16.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class HDF5(Images):
         memory_gb: float = 2.0,
         workers: int = 0,
         seed: int = 0,
+        bits: int | None = None,
     ) -> None:
         super().__init__(
             str(path),
@@ -64,19 +68,21 @@ class HDF5(Images):
         )
         self.dataset, self.label_name, self.given_classes, self.order = dataset, labels, classes, order
         self.size, self.memory_gb = check_size("HDF5", size), memory_gb
+        check_bits("HDF5", bits)
+        self.bits = bits
 
     def _stack(self) -> "FileStack":
         path = Path(self.source).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"{self.source}: no such file: mend path{stand_in_hint(path)}")
+        if not path.exists():
+            raise FileNotFoundError(f"{self.source}: no such file. Fix: give --data.path FILE{stand_in_hint(path)}")
         file = _opened(path)
         with file:
             array = _dataset(file, self.dataset, self.source)
-            described = describe(self.source, array, self.order, self.size)
+            described = describe(self.source, array, self.order, self.size, self.bits)
             labels = None
             if self.label_name is not None:
-                values = _dataset(file, self.label_name, self.source)[()]
-                labels = check_labels(self.source, np.asarray(values), len(array), self.given_classes)
+                values = _dataset(file, self.label_name, self.source)
+                labels = check_labels(self.source, values, len(array), self.given_classes)
             order = order_of(self.source, array.shape, self.order)
             stack = FileStack(path, self.dataset, len(array), *described)
         stack.order, stack.labels, stack.size = order, labels, self.size
@@ -89,7 +95,8 @@ class HDF5(Images):
     def examples(self) -> Examples:
         tell_if_stand_in(Path(self.source).expanduser())
         stack = self._stack()
-        return Examples(in_memory(stack, self.format, self.memory_gb), stack.labels)
+        source = in_memory(self.source, stack, self.format, self.memory_gb)
+        return Examples(source, stack.labels, groups=same_values(self.source, source))
 
 
 class FileStack(Stack):
@@ -143,17 +150,74 @@ def _opened(path: Path) -> Any:
     import h5py
 
     try:
+        regular(path)
         # Room for many unpacked chunks: a shuffled batch touches most of them, and the next one touches them again.
         return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=100_003)
-    except OSError as error:
+    except (Unreadable, OSError) as error:
         raise ValueError(f"{path}: not an HDF5 file, or damaged ({str(error)[:80]}): make it anew") from None
 
 
 def _dataset(file: Any, name: str, where: str) -> Any:
+    """The dataset of this name, whose values are all in this file."""
     import h5py
 
-    there: list[str] = []
-    file.visititems(lambda key, item: there.append(f"{key} {item.shape}") if isinstance(item, h5py.Dataset) else None)
-    if name not in file or not isinstance(file[name], h5py.Dataset):
+    try:
+        found = _follow(file, name, where)
+    except ValueError:
+        raise
+    except Exception as error:  # damage makes the library raise nearly anything
+        raise ValueError(f"{where}: dataset {name!r} cannot be read ({str(error)[:80]}): make it anew") from None
+    if not isinstance(found, h5py.Dataset):
+        there: list[str] = []
+
+        def note(key: str, item: Any) -> int | None:
+            if isinstance(item, h5py.Dataset):
+                there.append(f"{key} {item.shape}")
+            return len(there) if len(there) == 20 else None  # ends the walk
+
+        file.visititems(note)
         raise ValueError(f"{where}: has no dataset {name!r}: it has {', '.join(there) or 'none'}")
-    return file[name]
+    if found.external or found.is_virtual:
+        raise ValueError(
+            f"{where}: the values of dataset {name!r} are in other files (external storage or a virtual dataset), "
+            "which are not read: copy them into one file"
+        )
+    _check_saved(found, name, where)
+    return found
+
+
+def _follow(group: Any, name: str, where: str, links: int = 0) -> Any:
+    """What a path within the file leads to, None if to nothing; links to other files are not opened."""
+    import h5py
+
+    item = group.file if name.startswith("/") else group
+    for part in filter(None, name.split("/")):
+        link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
+        if isinstance(link, h5py.ExternalLink):
+            raise ValueError(
+                f"{where}: {name!r} leads to another file, {link.filename!r}, which is not read: set path to that file"
+            )
+        if isinstance(link, h5py.SoftLink):
+            if links > 20:
+                raise ValueError(f"{where}: {name!r} leads through more than 20 links: name the dataset itself")
+            item = _follow(item, link.path, where, links + 1)
+        else:
+            item = None if link is None else item[part]
+    return item
+
+
+def _check_saved(dataset: Any, name: str, where: str) -> None:
+    """Refuse a dataset that was declared and not written: reading would make up its values, at any size."""
+    if dataset.shape is None or dataset.size == 0:
+        return  # `describe` and `check_labels` say so
+    saved = dataset.id.get_storage_size()
+    if dataset.chunks is None:
+        missing = saved < dataset.nbytes
+    else:
+        chunks = math.prod(-(-side // chunk) for side, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+        missing = dataset.id.get_num_chunks() < chunks
+    if missing:
+        raise ValueError(
+            f"{where}: dataset {name!r} declares shape {dataset.shape}, {dataset.nbytes / 2**30:,.3g} GiB, and only a "
+            f"part of it is in the file ({saved:,} bytes): write it whole"
+        )

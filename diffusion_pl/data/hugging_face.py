@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
 
-from .arrays import check_labels
-from .files import first_look, load, read_ahead
+from .arrays import check_labels, same_values
+from .files import Loaded, first_look, load, read_ahead
 from .images import Examples, Format, Images
-from .loader import Source
-from .pictures import File, Layout, Mode, Size, Unreadable, check_size
+from .opening import MAX_PIXELS, AnyFile, Unreadable, regular
+from .pictures import Frames, Mode, Size, make_layout
 
 
 class HuggingFace(Images):
@@ -35,6 +34,11 @@ class HuggingFace(Images):
         memory_gb: Keep the pictures in memory if they take no more; else decode them anew each time.
         workers: Processes that decode ahead where pictures are not in memory; None: up to four.
         seed: Chooses the split, the order and the augmentation.
+        frames: Which pages of a multi-page TIFF or frames of an animation to take: all (each is an image) or first;
+            None: such images are refused.
+        bits: How many bits the values of 16-bit images use, 9 to 16: white is 2^bits - 1. None: 16.
+        max_pixels: Number of pixels above which an image is refused.
+        download: Fetch the data set from the hub if it is neither a folder nor in the library's cache.
     """
 
     def __init__(
@@ -56,6 +60,10 @@ class HuggingFace(Images):
         memory_gb: float = 2.0,
         workers: int | None = None,
         seed: int = 0,
+        frames: Frames | None = None,
+        bits: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        download: bool = True,
     ) -> None:
         super().__init__(
             str(path),
@@ -69,7 +77,9 @@ class HuggingFace(Images):
         )
         self.split, self.test_split, self.corrupt = split, test_split, corrupt
         self.image_column, self.label_column = image_column, label_column
-        self.layout, self.memory_gb = Layout(mode, crop, check_size("HuggingFace", size, crop)), memory_gb
+        self.layout = make_layout("HuggingFace", mode, crop, size, frames, bits, max_pixels)
+        self.memory_gb = memory_gb
+        self.download = download
         self._loaded: dict[str, Any] = {}
 
     def _table(self, split: str) -> Any:
@@ -83,11 +93,14 @@ class HuggingFace(Images):
                         raise ValueError("the folder holds one data set without splits")
                     table = found[split] if isinstance(found, dict) else found
                 else:
-                    table = datasets.load_dataset(self.source, split=split)
+                    local = datasets.DownloadConfig(local_files_only=not self.download)
+                    table = datasets.load_dataset(self.source, split=split, download_config=local)
             except Exception as error:  # the library raises its own, of many kinds
                 reason = str(error).partition("\n")[0][:120]
+                allow = "" if self.download else ", or fetch it with --data.download true"
                 raise ValueError(
-                    f"{self.source}: no such folder, or not to be had from the hub as split {split!r} ({reason})"
+                    f"{self.source}: no such folder, or not to be had from the hub as split {split!r} ({reason}). "
+                    f"Fix: give --data.path FOLDER{allow}"
                 ) from None
             self._loaded[split] = table
         return self._loaded[split]
@@ -107,7 +120,7 @@ class HuggingFace(Images):
             raise ValueError(f"{self.source}: {label!r} is no column of labels: there is {', '.join(labels) or 'none'}")
         return column, label
 
-    def _cells(self, split: str) -> "list[Path | File]":
+    def _cells(self, split: str) -> list[AnyFile]:
         column, _ = self._columns()
         table = self._table(split)
         if not len(table):
@@ -119,17 +132,20 @@ class HuggingFace(Images):
     def inspect(self) -> Format:
         _, label = self._columns()
         shape, levels = first_look(self.source, self._cells(self.split), self.layout, self.corrupt)
-        classes = self._table(self.split).features[label].num_classes if label is not None else None
-        return Format(shape, classes, levels)
+        if label is None:
+            return Format(shape, None, levels)
+        names = self._table(self.split).features[label].names
+        return Format(shape, len(names), levels, tuple(names))
 
     def examples(self) -> Examples:
-        train, labels, streams = self._source(self.split)
-        test, _, test_streams = self._source(self.test_split) if self.test_split is not None else (None, None, False)
-        if not (streams or test_streams):
+        train = self._source(self.split)
+        test = self._source(self.test_split) if self.test_split is not None else None
+        if not (train.streams or (test is not None and test.streams)):
             self.workers = 0
-        return Examples(train, labels, test)
+        groups = same_values(self.source, train.source)
+        return Examples(train.source, train.labels, test.source if test else None, groups)
 
-    def _source(self, split: str) -> tuple[Source, Tensor | None, bool]:
+    def _source(self, split: str) -> Loaded:
         _, label = self._columns()
         table, cells = self._table(split), self._cells(split)
         labels = None
@@ -160,7 +176,7 @@ class Cell:
         if entry is None:
             raise Unreadable("there is none")
         content = entry["bytes"]
-        return io.BytesIO(content if content is not None else Path(entry["path"]).read_bytes())
+        return io.BytesIO(content if content is not None else regular(Path(entry["path"])).read_bytes())
 
 
 def _library() -> Any:

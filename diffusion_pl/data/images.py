@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,22 +11,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .augmentation import HorizontalFlip, NonLeaky, warped
-from .base import SPLITS, DataModule
+from .base import SPLITS, DataModule, tell_differences
+from .identity import differences, identity, keys_of
 from .loader import Batch, Loader, Source, Subset
-
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from .splits import divide
 
 
 class Format(NamedTuple):
     """What pictures are like.
 
     shape: (C, H, W);  classes: number of classes, None without labels;  levels: how many values a channel can take, 256
-    for 8 bits and 65,536 for 16.
+    for 8 bits and 65,536 for 16;  names: of the classes, in the order of their labels, None if they have none.
     """
 
     shape: tuple[int, ...]
     classes: int | None = None
     levels: int = 256
+    names: tuple[str, ...] | None = None
 
 
 class Examples(NamedTuple):
@@ -33,19 +35,23 @@ class Examples(NamedTuple):
 
     train: sources of {"x": integers 0 … levels − 1, (B, C, H, W)} and, with classes, {"label": int64, (B,)}; what is
     held out for validation, and for testing unless ``test`` is there, is taken of it;  labels: (n,) of ``train``, for
-    the stratified split, None without classes;  test: the set's own test split.
+    the stratified split, None without classes;  test: the set's own test split;  groups: (n,) int64 of ``train``,
+    images with the same number (copies of one file) stay on one side of the split, None: each is a group of its own;
+    names: of the n images of ``train``, such as paths within a folder, None: their numbers.
     """
 
     train: Source
     labels: Tensor | None = None
     test: Source | None = None
+    groups: Tensor | None = None
+    names: Sequence[str] | None = None
 
 
 class Images(DataModule):
     """Pictures as (C, H, W) arrays of integers 0 … L − 1, in model units  x = 2 v / (L − 1) − 1  in [−1, 1].
 
-    Integers travel to the device and are scaled there. The held-out parts are drawn by a seeded split that gives every
-    class its share. `decode` is the exact inverse of the scaling.
+    Integers travel to the device and are scaled there. The held-out parts are drawn by a seeded split of every class,
+    which does not move when images are added (`splits`). `decode` is the exact inverse of the scaling.
 
     A concrete class defines ``inspect`` (cheap, before ``setup``) and ``examples``.
 
@@ -61,10 +67,15 @@ class Images(DataModule):
         repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
         workers: Processes that read ahead where pictures do not lie in memory.
         seed: Chooses the split, the order and the augmentation.
+
+    Attributes:
+        grows: Whether images may be added between two sessions.  The split of a published set, which does not grow, is
+            a permutation, of which every class gets its exact share.
     """
 
     value_range = (-1.0, 1.0)
     predict_samples = 64
+    grows = True
 
     def __init__(
         self,
@@ -104,8 +115,12 @@ class Images(DataModule):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.repeats, self.workers, self.seed = repeats, workers, seed
         self._format: Format | None = None
-        self._from_checkpoint = False
+        self._theirs: dict[str, Any] = {}  # the state of the checkpoint that was loaded
+        self._examples: Examples | None = None
+        self._drawn: dict[str, Any] = {}  # how it was drawn, as a checkpoint keeps it
         self._splits: tuple[Source, Source, Source] | None = None  # training, validation, test
+        self._identity: dict[str, Any] | None = None
+        self._class_counts: list[int] | None = None
 
     @abstractmethod
     def inspect(self) -> Format:
@@ -119,6 +134,7 @@ class Images(DataModule):
     def format(self) -> Format:
         """Shape, classes and levels, from the checkpoint where one was loaded, else from the data."""
         if self._format is None:
+            super().setup()  # refuses what nobody asked for
             self._format = self.inspect()
         return self._format
 
@@ -134,18 +150,40 @@ class Images(DataModule):
     def levels(self) -> int:
         return self.format.levels
 
+    @property
+    def class_names(self) -> list[str] | None:
+        return None if self.format.names is None else list(self.format.names)
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        return self._class_counts
+
     def setup(self, stage: str | None = None) -> None:
-        """Read or index the pictures and split them."""
+        """Read or index the images and split them; say where they are others than the checkpoint's."""
         if self._splits is not None or stage == "predict":  # samples are drawn without data
             return
-        if self._from_checkpoint:
-            self._same(self.inspect())
-        train, labels, test = self.examples()
-        parts = _split(len(train), labels, (self.val_fraction, 0.0 if test else self.test_fraction), self.seed)
+        super().setup(stage)
+        if self._theirs:
+            ours = self.inspect()
+            self._same(ours)
+            if self.format.names is None:
+                self._format = ours
+        if self._examples is None:
+            self._examples = self.examples()
+        train, labels, test, groups, names = self._examples
+        fractions = self.val_fraction, 0.0 if test else self.test_fraction
+        parts, self._drawn = divide(
+            len(train), names, labels, groups, fractions, self.seed, grows=self.grows, theirs=self._theirs
+        )
         if not len(parts[0]):
-            raise ValueError(f"{self.source}: {len(train)} picture(s) leave none to train on: lower val_fraction")
+            raise ValueError(f"{self.source}: {len(train)} image(s) leave none to train on. Fix: lower val_fraction")
         rest, val, held_out = (Subset(train, part) for part in parts)
         self._splits = rest, val, test or (held_out if len(held_out) else val)
+        if self.classes is not None and labels is not None:
+            self._class_counts = labels[parts[0]].bincount(minlength=self.classes).tolist()
+        if "identity" in self._theirs:
+            found = differences(self._theirs["identity"], keys_of(names, len(train)), names is not None, train)
+            tell_differences(self.source, found)
 
     @property
     def splits(self) -> tuple[Source, Source, Source]:
@@ -204,24 +242,34 @@ class Images(DataModule):
         return self.encode(train.__getitems__(torch.arange(0, len(train), -(-len(train) // most)))["x"])
 
     def read(self, path: Path) -> Tensor:
-        """A picture, or all of a folder (but grid.png), cropped in the middle and resized to the model's shape."""
-        from .pictures import Layout, opened, to_array
+        """An image, or all of a folder (but grid.png), cropped in the middle and resized to the model's shape.
 
-        files = (
-            sorted(f for f in path.iterdir() if f.suffix in _ENDINGS and f.name != "grid.png")
-            if path.is_dir()
-            else [path]
-        )
-        if not files:
-            raise ValueError(f"{path}: there is no picture in this folder")
+        16-bit images keep their values where the model's data have as many levels, else they are scaled to 8 bits.
+        """
+        from .listing import list_flat
+        from .opening import Unreadable, opened
+        from .pictures import Layout, Mode, to_array
+
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder: check the path")
+        files = list_flat(path, "grid.png") if path.is_dir() else [path]
         channels, height, width = self.shape
-        if channels not in (1, 3):
-            raise ValueError(f"{path}: picture files have 1 or 3 channels, the model's data {channels}")
-        layout = Layout("RGB" if channels == 3 else "L", None, (height, width))
+        modes: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
+        if channels not in modes:
+            raise ValueError(f"{path}: image files have 1, 3 or 4 channels, the model's data {channels}")
+        bits = (self.levels - 1).bit_length() if self.levels > 256 else None
         found = []
         for file in files:
-            with opened(file) as picture:
-                found.append(torch.tensor(to_array(picture, layout, str(file))).float() / 127.5 - 1)
+            try:
+                with opened(file) as image:
+                    deep = bits is not None and channels == 1 and image.mode.startswith("I")
+                    layout = Layout(
+                        None if deep else modes[channels], size=(height, width), bits=bits if deep else None
+                    )
+                    array = torch.tensor(to_array(image, layout, str(file)))
+            except Unreadable as error:
+                raise ValueError(f"{file}: cannot be read as an image ({str(error)[:100]}): remove it") from None
+            found.append(self.encode(array) if deep else array.float() / 127.5 - 1)
         return torch.stack(found)
 
     def array(self, x: Tensor) -> NDArray[Any]:
@@ -233,7 +281,9 @@ class Images(DataModule):
         from .. import plots
 
         folder.mkdir(parents=True, exist_ok=True)
-        columns = self.classes if self.classes and self.classes <= 20 else None  # sample i has the label i mod classes
+        # Samples have the labels of the classes that were trained in turn.
+        shown = sum(map(bool, self._class_counts)) if self._class_counts else self.classes
+        columns = shown if shown and shown <= 20 else None
         grid = plots.image_grid(self.to_uint8(x[:100]).numpy(), columns)
         files = [plots.save_image(grid, folder / "grid.png")]
         exact = self.array(x)
@@ -241,7 +291,8 @@ class Images(DataModule):
             digits = len(str(len(x) - 1))
             for i, picture in enumerate(exact):
                 files.append(plots.save_image(picture.transpose(1, 2, 0), folder / f"{i:0{digits}d}.png"))
-            return [files[0], folder / f"{0:0{digits}d}.png … {len(x) - 1}.png"]
+            one, last = f"{0:0{digits}d}.png", f"{len(x) - 1}.png"
+            return [files[0], folder / (one if one == last else f"{one} … {last}")]
         import numpy as np
 
         np.save(folder / "samples.npy", exact)
@@ -270,48 +321,59 @@ class Images(DataModule):
         return self.loader(source, self.batch_size, train=False, workers=self.workers) if len(source) else []
 
     def state_dict(self) -> dict[str, Any]:
-        shape, classes, levels = self.format
-        return {"shape": list(shape), "classes": classes, "levels": levels}
+        shape, classes, levels, _ = self.format
+        state = {"shape": list(shape), "classes": classes, "levels": levels, "class_names": self.class_names}
+        state["class_counts"] = self._class_counts
+        if self._examples is None:  # the data were not read
+            return state
+        if self._identity is None:
+            train, names = self._examples.train, self._examples.names
+            self._identity = identity(keys_of(names, len(train)), names is not None, train)
+        return {**state, "split": self._drawn, "identity": self._identity}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the format, the names of the classes and the split of a checkpoint, before or after ``setup``."""
         if not state_dict:
             return
-        ours = self._format
-        self._format = Format(tuple(state_dict["shape"]), state_dict["classes"], state_dict["levels"])
-        self._from_checkpoint = True
-        if ours is not None:
+        ours, there = self._format, self._splits is not None
+        self._format = _format(state_dict)
+        self._theirs, self._class_counts = state_dict, state_dict.get("class_counts")
+        if there:  # split them anew, as the checkpoint's were
+            self._splits = None
+            self.setup()
+        elif ours is not None:
             self._same(ours)
 
-    def _same(self, ours: Format) -> None:
-        """Raise ValueError if these pictures are not like the checkpoint's."""
-        if ours != self.format:
+    def check_state(self, state_dict: dict[str, Any]) -> None:
+        theirs = _format(state_dict) if state_dict else self.format
+        if theirs[:3] != self.format[:3]:
+            self._same(self.format, theirs)
+
+    def _same(self, ours: Format, theirs: Format | None = None) -> None:
+        """Raise ValueError if these images are not like the checkpoint's."""
+        theirs = theirs or self.format
+        if ours[:3] != theirs[:3]:
+            lost, new = (sorted(set(a.names or ()) - set(b.names or ())) for a, b in ((theirs, ours), (ours, theirs)))
+            named = "".join(
+                f", {what}: {', '.join(names)}" for what, names in (("missing", lost), ("new", new)) if names
+            )
             raise ValueError(
-                f"{self.source}: the checkpoint's pictures are {_words(self.format)}, these are {_words(ours)}: "
-                "use the data the checkpoint was trained on"
+                f"{self.source}: the checkpoint's images are {_words(theirs)}, these are {_words(ours)}"
+                f"{named if theirs.names and ours.names else ''}. Fix: use the data the checkpoint was trained on"
+            )
+        if theirs.names is not None and ours.names is not None and ours.names != theirs.names:
+            k = next(k for k, names in enumerate(zip(theirs.names, ours.names, strict=True)) if len(set(names)) > 1)
+            raise ValueError(
+                f"{self.source}: class {k} is {theirs.names[k]!r} in the checkpoint, {ours.names[k]!r} here. Fix: give "
+                "the classes the names they had, or start a new run"
             )
 
 
-def _split(n: int, labels: Tensor | None, fractions: tuple[float, float], seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the training, validation and test pictures, each in ascending order; every class gives its share.
-
-    A fraction above 0 is at least one picture of each class that has two or more to spare.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    groups = (
-        [torch.arange(n)]
-        if labels is None
-        else [(labels == k).nonzero().flatten() for k in sorted(set(labels.tolist()))]
-    )
-    part = torch.zeros(n, dtype=torch.long)
-    for group in groups:
-        shuffled = group[torch.randperm(len(group), generator=generator)]
-        for number, fraction in enumerate(fractions, start=1):
-            count = min(max(1, round(fraction * len(group))) if fraction else 0, len(shuffled) - 1)
-            part[shuffled[:count]] = number
-            shuffled = shuffled[count:]
-    return tuple((part == number).nonzero().flatten() for number in range(3))  # type: ignore[return-value]
+def _format(state: dict[str, Any]) -> Format:
+    names = state.get("class_names")
+    return Format(tuple(state["shape"]), state["classes"], state["levels"], names and tuple(names))
 
 
 def _words(format: Format) -> str:
-    (c, h, w), classes, levels = format
+    (c, h, w), classes, levels, _ = format
     return f"{c} x {h} x {w} with {levels} levels and {'no' if classes is None else classes} classes"

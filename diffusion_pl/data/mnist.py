@@ -29,6 +29,9 @@ class Torchvision(Images):
         options: Of `Images`.
     """
 
+    grows = False
+    kinds: tuple[str, ...] = tuple("0123456789")  # names of all ten classes
+
     def __init__(
         self, name: str, root: str, download: bool, chosen: list[int] | None, conditional: bool, **options: Any
     ) -> None:
@@ -37,6 +40,12 @@ class Torchvision(Images):
             raise ValueError(f"{name}: classes must be different numbers from 0 to 9, got {chosen}")
         self.root, self.download, self.conditional = str(root), download, conditional
         self.chosen = list(range(10)) if chosen is None else list(chosen)
+
+    def labelled(self, shape: tuple[int, ...]) -> Format:
+        """The format of images of this shape, with the classes that are kept if they are wanted."""
+        if not self.conditional:
+            return Format(shape)
+        return Format(shape, len(self.chosen), names=tuple(self.kinds[k] for k in self.chosen))
 
     @abstractmethod
     def dataset(self, train: bool, download: bool) -> Any:
@@ -54,7 +63,8 @@ class Torchvision(Images):
             how = "and cannot be fetched" if download else f"and {refusal}"
             reason = str(error).partition("\n")[0][:100]
             raise ValueError(
-                f"{self.source}: its files are not in {self.root!r} {how} ({reason}): copy them there, or mend root"
+                f"{self.source}: its files are not in {self.root!r} {how} ({reason}). Fix: give --data.root "
+                "FOLDER, or --data.download true"
             ) from None
 
     def prepare_data(self) -> None:
@@ -67,6 +77,12 @@ class Torchvision(Images):
         # Everything is drawn for the whole set first, so a choice of classes changes no picture.
         x = self.pictures(found.data, train)
         targets = torch.as_tensor(found.targets)
+        digits = torch.isin(targets, torch.arange(10)).all()
+        if len(targets) != len(x) or not len(x) or x.shape[1:] != self.shape or not digits:
+            raise ValueError(
+                f"{self.source}: its files in {self.root!r} have {len(x)} images of {tuple(x.shape[1:])} and "
+                f"{len(targets)} labels, expected {self.shape} and a label from 0 to 9 for each: fetch them anew"
+            )
         label = torch.full((10,), -1)
         label[torch.tensor(self.chosen)] = torch.arange(len(self.chosen))
         label = label[targets]
@@ -128,7 +144,7 @@ class MNIST(Torchvision):
 
     def inspect(self) -> Format:
         sides = self.size or (28, 28)
-        return Format((3 if self.colored else 1, *sides), len(self.chosen) if self.conditional else None)
+        return self.labelled((3 if self.colored else 1, *sides))
 
     def dataset(self, train: bool, download: bool) -> Any:
         from torchvision import datasets
@@ -159,6 +175,19 @@ class FashionMNIST(Torchvision):
         seed: Chooses the split and the order.
     """
 
+    kinds = (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    )
+
     def __init__(
         self,
         root: str = "data",
@@ -179,7 +208,7 @@ class FashionMNIST(Torchvision):
         self.size = check_size("FashionMNIST", size)
 
     def inspect(self) -> Format:
-        return Format((1, *(self.size or (28, 28))), len(self.chosen) if self.conditional else None)
+        return self.labelled((1, *(self.size or (28, 28))))
 
     def dataset(self, train: bool, download: bool) -> Any:
         from torchvision import datasets

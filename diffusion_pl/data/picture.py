@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .images import Examples, Format, Images
 from .loader import Batch
-from .pictures import Layout, Mode, Size, check_size, look, mode_of, opened, to_array
+from .opening import Unreadable, opened
+from .pictures import Layout, Mode, Size, check_size, look, mode_of, to_array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,6 +32,8 @@ class Picture(Images):
         repeats: Passes over the training crops that make one epoch; None: as many as make about 100 batches.
         seed: Chooses the crops, the order and the augmentation.
     """
+
+    grows = False
 
     def __init__(
         self,
@@ -128,9 +131,9 @@ def _flower() -> "Image":
 
 
 def _open(path: Path) -> "Image":
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such picture: mend path")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file. Fix: give --data.path FILE")
     try:
         return opened(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({str(error)[:80]}): give another") from None
+    except Unreadable as error:
+        raise ValueError(f"{path}: cannot be read as an image ({str(error)[:100]}): set path to another") from None

@@ -1,17 +1,19 @@
 """From a picture in a file to an array of integers: modes, orientation, cropping, resizing."""
 
-import io
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+import re
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .opening import MAX_PIXELS, Unreadable, count_pages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Mode = Literal["L", "RGB", "RGBA"]
 Size = int | tuple[int, int] | None
+Frames = Literal["all", "first"]
 
 #: Modes that are taken as they are, with their channels; 16-bit grey has several names.
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4, "I;16": 1, "I;16B": 1, "I;16L": 1, "I": 1}
@@ -25,39 +27,41 @@ _NAMES = {
 }
 
 
-class Unreadable(OSError):
-    """A picture that cannot be opened or decoded."""
-
-
-class File(Protocol):
-    """An encoded picture that is no file of its own; ``str`` says what to call it in messages."""
-
-    def open(self) -> io.BytesIO:
-        """Its content."""
-        ...
+_REFUSED = {"signed": "has signed values"}
 
 
 class Layout(NamedTuple):
     """How pictures are made alike.
 
     mode: to convert to, None: as they are;  crop: side of the centre square cut out first, None: none;  size: height
-    and width to crop to in shape and to resize to, None: as they are.
+    and width to crop to in shape and to resize to, None: as they are;  frames: of files with several pages, None: these
+    are refused;  bits: that 16-bit images use, None: all 16;  max_pixels: of one image.
     """
 
     mode: Mode | None = None
     crop: int | None = None
     size: tuple[int, int] | None = None
+    frames: Frames | None = None
+    bits: int | None = None
+    max_pixels: int = MAX_PIXELS
+
+    @property
+    def top(self) -> int:
+        """White of 16-bit images."""
+        return (1 << (self.bits or 16)) - 1
 
 
 class Look(NamedTuple):
     """What a picture is, from its header.
 
-    mode: as PIL names it, with a note where PIL would drop something unasked;  height, width: as shown upright.
+    mode: as PIL names it, with a note where PIL would drop something unasked;  height, width: as shown upright;  pages:
+    how many the file has.
     """
 
     mode: str
     height: int
     width: int
+    pages: int = 1
 
 
 def check_size(name: str, size: Size, crop: int | None = None) -> tuple[int, int] | None:
@@ -70,12 +74,38 @@ def check_size(name: str, size: Size, crop: int | None = None) -> tuple[int, int
     return None if sides is None else (sides[0], sides[1])
 
 
-def look(picture: "Image") -> Look:
-    """Mode and sides from the header alone; EXIF may turn a picture on its side."""
+def make_layout(
+    name: str,
+    mode: Mode | None,
+    crop: int | None,
+    size: Size,
+    frames: Frames | None,
+    bits: int | None,
+    max_pixels: int,
+) -> Layout:
+    """The options of a data set, checked."""
+    check_bits(name, bits)
+    if max_pixels < 1:
+        raise ValueError(f"{name}: max_pixels must be at least 1, got {max_pixels}")
+    return Layout(mode, crop, check_size(name, size, crop), frames, bits, max_pixels)
+
+
+def check_bits(name: str, bits: int | None) -> None:
+    if bits is not None and not 9 <= bits <= 16:
+        raise ValueError(f"{name}: bits must be from 9 to 16, how many of 16 bits the values use, got {bits}")
+
+
+def look(picture: "Image", *, pages: bool = True) -> Look:
+    """Mode, sides and the number of pages from the header alone; EXIF may turn a picture on its side.
+
+    Args:
+        picture: Opened.
+        pages: Count the pages; else 1 is given.
+    """
     width, height = picture.size
     if _orientation(picture) in (5, 6, 7, 8):
         width, height = height, width
-    return Look(_kind(picture), height, width)
+    return Look(_kind(picture), height, width, count_pages(picture) if pages else 1)
 
 
 def sides(seen: Look, layout: Layout) -> tuple[int, int]:
@@ -91,16 +121,26 @@ def mode_of(seen: Look, layout: Layout, where: str) -> tuple[int, int]:
     """Channels and levels of such a picture once converted.
 
     Raises:
-        ValueError: its mode is not one of those taken as they are, and none was chosen; or it has no known white.
+        ValueError: its mode is not one of those taken as they are, and none was chosen; or it has no known white; or it
+            has several pages, and it was not said which to take.
     """
+    if layout.frames is None and seen.pages > 1:
+        raise ValueError(
+            f"{where} has {seen.pages} pages or frames, expected 1: set frames to all (each is an image) or first "
+            "(an option of Folder and HuggingFace), or save each as a file of its own"
+        )
     if seen.mode == "F":
         raise ValueError(f"{where} has real numbers, whose white is unknown: convert the file to 8 or 16 bits")
+    if seen.mode in _REFUSED:
+        raise ValueError(f"{where} {_REFUSED[seen.mode]}: convert the file to unsigned 8 or 16 bits")
+    if seen.mode.startswith("I") and seen.mode not in CHANNELS:
+        raise ValueError(f"{where} has 16 bits and a transparent colour: convert the file to grey or to RGBA of 8 bits")
     if layout.mode is not None:
         return CHANNELS[layout.mode], 256
     if seen.mode not in CHANNELS:
         what = _NAMES.get(seen.mode, f"has the mode {seen.mode}")
         raise ValueError(f"{where} {what}: give mode RGB (or L) to convert all pictures, or convert the file")
-    return CHANNELS[seen.mode], 65_536 if seen.mode.startswith("I") else 256
+    return CHANNELS[seen.mode], layout.top + 1 if seen.mode.startswith("I") else 256
 
 
 def to_array(picture: "Image", layout: Layout, where: str) -> NDArray[Any]:
@@ -111,7 +151,7 @@ def to_array(picture: "Image", layout: Layout, where: str) -> NDArray[Any]:
     """
     from PIL import Image, ImageOps
 
-    mode_of(look(picture), layout, where)
+    mode_of(look(picture, pages=layout.frames is None), layout, where)
     turned = _orientation(picture) != 1
     try:
         picture.load()
@@ -119,8 +159,20 @@ def to_array(picture: "Image", layout: Layout, where: str) -> NDArray[Any]:
         raise Unreadable(str(error) or type(error).__name__) from None
     if turned:
         picture = ImageOps.exif_transpose(picture)
+    deep = picture.mode.startswith("I")
+    if deep:
+        values = np.asarray(picture)
+        if values.size and (values.min() < 0 or values.max() > layout.top):
+            bits = layout.bits or 16
+            fix = "remove the option bits or raise it" if layout.bits else "convert the file to unsigned 16 bits"
+            raise ValueError(f"{where} has values beyond {bits} bits, {values.min()} to {values.max()}: {fix}")
+        if layout.mode is not None:
+            picture = Image.fromarray((values.astype(np.int64) * 255 // layout.top).astype(np.uint8))
     if layout.mode is not None and (picture.mode != layout.mode or "transparency" in picture.info):
-        picture = _converted(picture, layout.mode)
+        try:
+            picture = _converted(picture, layout.mode)
+        except ValueError as error:
+            raise ValueError(f"{where} cannot be converted to {layout.mode} ({error}): convert the file") from None
     if layout.crop is not None:
         picture = _centre(picture, min(layout.crop, picture.height), min(layout.crop, picture.width))
     if layout.size is not None and (picture.height, picture.width) != layout.size:
@@ -131,12 +183,10 @@ def to_array(picture: "Image", layout: Layout, where: str) -> NDArray[Any]:
         if picture.mode.startswith("I"):  # PIL resizes 16 bits without antialiasing, but single precision with it
             grey = Image.fromarray(np.asarray(picture).astype(np.float32))
             resized = np.asarray(grey.resize((width, height), Image.Resampling.BICUBIC))
-            return resized.round().clip(0, 65_535).astype(np.int32)[None]
+            return resized.round().clip(0, layout.top).astype(np.int32)[None]
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     array = np.asarray(picture)
     if picture.mode.startswith("I"):
-        if array.min() < 0 or array.max() > 65_535:
-            raise ValueError(f"{where} has values beyond 16 bits, {array.min()} to {array.max()}: convert the file")
         return array.astype(np.int32)[None]
     return np.ascontiguousarray(array.reshape(picture.height, picture.width, -1).transpose(2, 0, 1))
 
@@ -158,22 +208,53 @@ def resize_array(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     return stacked if array.dtype == np.uint8 else stacked.round().clip(0, 65_535).astype(np.int32)
 
 
-def opened(file: Path | File) -> "Image":
-    """The picture, of which only the header is read yet."""
-    from PIL import Image
-
-    try:
-        return Image.open(file if isinstance(file, Path) else file.open())
-    except Exception as error:
-        raise Unreadable(str(error) or type(error).__name__) from None
-
-
 def _kind(picture: "Image") -> str:
     """The mode, with a note on what would be lost: PIL reads colours of 16 bits as 8 and says so only here."""
-    deep = any(";16" in str(tile[3]) for tile in getattr(picture, "tile", []))
-    if deep and not picture.mode.startswith("I"):
+    signed = picture.format == "TIFF" and 2 in picture.tag_v2.get(339, ())  # type: ignore[attr-defined]
+    if signed and not picture.mode.startswith("I"):  # PIL would take -1 for 255
+        return "signed"
+    if _deep(picture) and not picture.mode.startswith("I"):
         return f"{picture.mode} of 16 bits"
     return f"{picture.mode} with a transparent colour" if "transparency" in picture.info else picture.mode
+
+
+def _deep(picture: Any) -> bool:
+    """Has the file more than 8 bits a channel?"""
+    tiles = getattr(picture, "tile", [])
+    if picture.format == "PPM" and tiles:
+        maximum = tiles[0][3][-1] if isinstance(tiles[0][3], tuple) else 255
+        return isinstance(maximum, int) and maximum > 255
+    if any(";16" in str(tile[3]) for tile in tiles):
+        return True
+    if picture.format not in ("JPEG2000", "AVIF"):
+        return False
+    file = picture.fp  # neither says so after opening
+    if file is None or file.closed:
+        return False
+    place = file.tell()
+    file.seek(0)
+    head = file.read(65_536)
+    file.seek(place)
+    if picture.format == "AVIF":
+        box = re.search(rb"av1C..(.)", head, re.DOTALL)  # high_bitdepth is the second bit of its third byte
+        return box is not None and bool(box[1][0] & 0x40)
+    depth = re.search(rb"\xff\x4f\xff\x51.{38}(.)", head, re.DOTALL)  # Ssiz, bits a channel less one
+    return depth is not None and depth[1][0] & 0x7F > 7
+
+
+def profile_name(picture: "Image") -> str:
+    """Name of the colour profile in the file, "" if there is none."""
+    profile = picture.info.get("icc_profile")
+    if not profile:
+        return ""
+    import io
+
+    from PIL import ImageCms
+
+    try:
+        return ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip() or "without a name"
+    except Exception:  # damaged profiles are no reason to lose the image
+        return "damaged"
 
 
 def _orientation(picture: "Image") -> int:
@@ -190,8 +271,6 @@ def _orientation(picture: "Image") -> int:
 def _converted(picture: "Image", mode: Mode) -> "Image":
     from PIL import Image
 
-    if picture.mode.startswith("I"):  # the upper eight of sixteen bits; PIL would cut off at 255
-        picture = Image.fromarray((np.asarray(picture).clip(0, 65_535) // 257).astype(np.uint8))
     if mode != "RGBA" and (picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info):
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, picture.convert("RGBA"))

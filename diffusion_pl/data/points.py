@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .base import DataModule
+from .base import DataModule, count, tell_differences
+from .identity import Keys, differences, identity, keys_of
 from .loader import Loader, Source, Tensors
+from .splits import HASHED, SHUFFLED, hashed
 
 
 class Points(DataModule):
@@ -35,7 +37,13 @@ class Points(DataModule):
         repeats: Passes over a split that make one epoch; None: as many as make about 100 batches. Repeating held-out
             points shows each at several noise levels.
         seed: Chooses the split and the order.
+
+    Attributes:
+        grows: Whether points may be added between two sessions.  Then the split goes by a hash of their coordinates
+            (`splits.hashed`), else by a permutation of the distinct points.
     """
+
+    grows = False
 
     def __init__(
         self,
@@ -66,6 +74,10 @@ class Points(DataModule):
         self.seed = seed
         self._splits: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # training, held out; units of the file
         self._normalization: tuple[Tensor, Tensor] | None = None  # mean, std: (D,), float64
+        self._theirs: dict[str, Any] = {}  # the state of the checkpoint that was loaded
+        self._examples: dict[str, Tensor] | None = None
+        self._identity: dict[str, Any] | None = None
+        self._drawn: dict[str, Any] = {}  # how the split was drawn, as a checkpoint keeps it
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,7 +95,10 @@ class Points(DataModule):
         """Read or draw the points and split them; compute the normalisation unless a checkpoint has given it."""
         if self._splits is not None:
             return
-        examples = self.examples()
+        super().setup(stage)
+        if self._examples is None:
+            self._examples = self.examples()
+        examples = self._examples
         held_out = self._held_out(examples["x"])
         train = {name: values[~held_out] for name, values in examples.items()}
         x = train["x"]
@@ -96,6 +111,16 @@ class Points(DataModule):
         self._splits = train, {name: values[held_out] for name, values in examples.items()}
         if self._normalization is None:
             self._normalization = x.mean(0), x.std(0, correction=0)
+        if "identity" in self._theirs:
+            found = differences(self._theirs["identity"], _keys(examples["x"]), True, Tensors(examples))
+            tell_differences(self.source, found)
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        if self._classes is None or self._splits is None or "label" not in self._splits[0]:
+            return None
+        counts: list[int] = self._splits[0]["label"].bincount(minlength=self._classes).tolist()
+        return counts
 
     def _held_out(self, x: Tensor) -> Tensor:
         """Which rows are held out: (N,), bool."""
@@ -109,7 +134,15 @@ class Points(DataModule):
                 f"{self.source}: val_fraction = {self.val_fraction} holds out all {distinct} distinct point(s) and "
                 "leaves none to train on: lower val_fraction"
             )
-        chosen = torch.randperm(distinct, generator=torch.Generator().manual_seed(self.seed))[:number]
+        noted = self._theirs.get("split") or {}
+        hashes = noted.get("rule") == HASHED if self._theirs else self.grows
+        seed, exceptions = noted.get("seed", self.seed), noted.get("exceptions")
+        self._drawn = {"rule": HASHED if hashes else SHUFFLED, "seed": seed}
+        if hashes:
+            fractions = self.val_fraction, 0.0
+            (_, val, _), self._drawn["exceptions"] = hashed(_keys(x), None, fractions, seed, exceptions)
+            return torch.isin(torch.arange(len(x)), val)
+        chosen = torch.randperm(distinct, generator=torch.Generator().manual_seed(seed))[:number]
         return torch.isin(point, chosen)
 
     @property
@@ -150,7 +183,7 @@ class Points(DataModule):
             rows.writerow(self.axes)
             rows.writerows([f"{value:.6g}" for value in row] for row in points.tolist())
         known = points[:0] if self._splits is None else self._splits[0]["x"]
-        plots.save(plots.samples_panel(known.numpy(), points.numpy(), f"{len(points):,} samples"), picture)
+        plots.save(plots.samples_panel(known.numpy(), points.numpy(), count(len(points), "sample")), picture)
         return [table, picture]
 
     def frame(self, x: Tensor, x_0: Tensor, title: str) -> NDArray[Any]:
@@ -166,19 +199,7 @@ class Points(DataModule):
 
     def read(self, path: Path) -> Tensor:
         """Points of a table with a column for each axis."""
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-        missing = [name for name in self.axes if rows and name not in rows[0]]
-        if missing or not rows:
-            raise ValueError(f"{path}: needs the columns {', '.join(self.axes)}, and a row; {missing} not found")
-        try:
-            values = [[float(row[name]) for name in self.axes] for row in rows]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from error
-        return self.encode(torch.tensor(values, dtype=torch.float64)).float()
+        return self.encode(read_columns(path, self.axes)).float()
 
     def second_moment(self) -> float:
         """Mean of x_0² per dimension over the training points; 1 up to rounding, unless a checkpoint gave the scale."""
@@ -211,11 +232,17 @@ class Points(DataModule):
     def test_dataloader(self) -> Loader | list[Any]:
         return self.val_dataloader()
 
-    def state_dict(self) -> dict[str, list[float]]:
+    def state_dict(self) -> dict[str, Any]:
         if self._normalization is None:
             return {}
         mean, std = self._normalization
-        return {"mean": mean.tolist(), "std": std.tolist()}
+        state: dict[str, Any] = {"mean": mean.tolist(), "std": std.tolist()}
+        if self._examples is None:  # the data were not read
+            return state
+        if self.grows and self._identity is None:
+            self._identity = identity(_keys(self._examples["x"]), True, Tensors(self._examples))
+        kept = {} if self._identity is None else {"identity": self._identity}
+        return {**state, "split": self._drawn, **kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not state_dict:
@@ -228,6 +255,15 @@ class Points(DataModule):
         # Kept in place of what setup() finds, even in other data: these are the units the network was trained in.
         mean, std = (torch.tensor(state_dict[name], dtype=torch.float64) for name in ("mean", "std"))
         self._normalization = mean, std
+        self._theirs = state_dict
+        if self._splits is not None:  # split them anew, as the checkpoint's were
+            self._splits = None
+            self.setup()
+
+
+def _keys(x: Tensor) -> Keys:
+    """Of points (N, D), by their coordinates: equal points have equal keys."""
+    return keys_of([row.tobytes().hex() for row in x.double().numpy()], len(x))
 
 
 class Datasaurus(Points):
@@ -268,6 +304,8 @@ class Table(Points):
         seed: Chooses the split and the order.
     """
 
+    grows = True
+
     def __init__(
         self,
         path: str,
@@ -297,8 +335,10 @@ def read_columns(path: Traversable, columns: Sequence[str], where: Mapping[str, 
         where: Keep only the rows in which each of these columns has this text.
     """
     where = where or {}
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file: check the path, which is taken from the working directory")
+    if not path.is_file():  # reading a pipe would wait for ever
+        if isinstance(path, Path) and path.exists():
+            raise ValueError(f"{path}: not a regular file: give a table in a file")
+        raise FileNotFoundError(f"{path}: no such file. Fix: give --data.path FILE")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -308,7 +348,8 @@ def read_columns(path: Traversable, columns: Sequence[str], where: Mapping[str, 
     # The first of equals wins, so a tab beats a comma in a name, and a single column is read as comma-separated.
     delimiter = "\t" if "\t" in first_line else max(",;|", key=first_line.count)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    header = [name.strip() for name in next(reader, [])]
+    rows = _rows(reader, path)
+    header = [name.strip() for name in next(rows, [])]
     for name in (*columns, *where):
         if header.count(name) != 1:
             problem = "no column" if name not in header else "more than one column"
@@ -318,7 +359,7 @@ def read_columns(path: Traversable, columns: Sequence[str], where: Mapping[str, 
 
     points = []
     rejected: list[list[str]] = []  # what the rows that do not match have in the columns of ``where``
-    for row in reader:
+    for row in rows:
         if not any(row):
             continue
         if len(row) != len(header):
@@ -339,9 +380,19 @@ def read_columns(path: Traversable, columns: Sequence[str], where: Mapping[str, 
     return torch.tensor(points, dtype=torch.float64)
 
 
+def _rows(reader: Any, path: Traversable) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        problem = str(error)
+        if "field" in problem and "limit" in problem:
+            problem = f"a field of more than {csv.field_size_limit():,} characters, is a quotation mark not closed?"
+        raise ValueError(f"{path}, line {reader.line_num}: not a table ({problem}): correct the line") from None
+
+
 def _number(text: str, place: str) -> float:
     try:
-        number = float(text)
+        number = float(text.replace("_", "?"))  # Python would read 1_000 as a thousand
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

@@ -75,7 +75,7 @@ _KIND = {
         "estimator?": {"class": str},
         "bound?": {"class": str},
     },
-    "model": {"checkpoint": str, "sha256": str, "weights": str, "nfe": Number, "sampler?": (None, {"class": str})},
+    "model": {"checkpoint?": str, "sha256": str, "weights": str, "nfe": Number, "sampler?": (None, {"class": str})},
     "standard_error?": (*Number, None),
     "not_finite?": int,
 }

@@ -175,7 +175,7 @@ def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[s
     Raises:
         ValueError: the tensors do not fit.
     """
-    state = {"shape": list(foreign.shape), "classes": foreign.classes, "levels": 256}
+    state = {"shape": list(foreign.shape), "classes": foreign.classes, "levels": 256, "class_names": None}
     described = {"model": complete(foreign.model), "data": data}
     # Without memory first: sizes that a few tensors promise are compared with all of them before they are built.
     network = sketch(foreign)
