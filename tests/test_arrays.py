@@ -266,6 +266,15 @@ def test_headers_that_declare_too_much_are_refused(shape: str, tmp_path: Path) -
             ready(str(tmp_path / name))
 
 
+def test_an_npz_of_another_zip_version_is_one_line(tmp_path: Path) -> None:
+    path = Path(npz(tmp_path, x=X))
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 6] = 255  # version needed
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="not a numpy file, or damaged"):
+        ready(str(path))
+
+
 def test_an_npz_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = npz(tmp_path, x=X)
     monkeypatch.setattr("diffusion_pl.data.numpy_files._free_memory", lambda: 1000)

@@ -163,6 +163,8 @@ def _dataset(file: Any, name: str, where: str) -> Any:
 
     try:
         found = _follow(file, name, where)
+        if isinstance(found, h5py.Dataset):
+            _check_saved(found, name, where)
     except ValueError:
         raise
     except Exception as error:  # damage makes the library raise nearly anything
@@ -177,12 +179,6 @@ def _dataset(file: Any, name: str, where: str) -> Any:
 
         file.visititems(note)
         raise ValueError(f"{where}: has no dataset {name!r}: it has {', '.join(there) or 'none'}")
-    if found.external or found.is_virtual:
-        raise ValueError(
-            f"{where}: the values of dataset {name!r} are in other files (external storage or a virtual dataset), "
-            "which are not read: copy them into one file"
-        )
-    _check_saved(found, name, where)
     return found
 
 
@@ -207,7 +203,12 @@ def _follow(group: Any, name: str, where: str, links: int = 0) -> Any:
 
 
 def _check_saved(dataset: Any, name: str, where: str) -> None:
-    """Refuse a dataset that was declared and not written: reading would make up its values, at any size."""
+    """Refuse a dataset whose values are elsewhere, or that was declared and not written: they would be made up."""
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(
+            f"{where}: the values of dataset {name!r} are in other files (external storage or a virtual dataset), "
+            "which are not read: copy them into one file"
+        )
     if dataset.shape is None or dataset.size == 0:
         return  # `describe` and `check_labels` say so
     saved = dataset.id.get_storage_size()

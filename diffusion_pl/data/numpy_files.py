@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .opening import Unreadable, regular
+from .opening import regular
 
 
 class NumpyFile:
@@ -34,7 +34,7 @@ class NumpyFile:
             if not single:
                 with zipfile.ZipFile(path) as members:
                     self.names = [name.removesuffix(".npy") for name in members.namelist() if name.endswith(".npy")]
-        except (Unreadable, OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile raises nearly anything
             raise self._damaged(error) from None
 
     def array(self, name: str | None = None) -> NDArray[Any]:
