@@ -52,10 +52,11 @@ from .masking import masked, masked_arguments
 from .memory import keep_freed_memory
 from .messages import explain
 from .module import DiffusionModule
+from .output_folder import OutputFolder
 from .parsing import RaisingParser, build
 from .run_folder import RUNS, RunFolder
 from .stopping import Stopped, output_may_break, stoppable
-from .storage import OutputFolder, write_file
+from .storage import write_file
 from .trainable import Trainable
 
 _USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VALUE …]"

@@ -57,6 +57,7 @@ def guard(debug: bool, args: Sequence[str]) -> Iterator[Status]:
         let_the_first_speak()
         where = f"{place()}: " if place() else ""
         status.code, text = told(error, args)
+        text = re.sub(r"\S{300,}", lambda word: f"{word[0][:100]}…", text)  # a value that nobody wants to read
         print(f"diffusion_pl: error: {where}{text}", file=sys.stderr)
 
 

@@ -40,7 +40,8 @@ os.environ["DIFFUSION_PL_TRUST"] = ",".join(sorted(file.stem for file in Path(__
 FLOORS: dict[str, float] = {
     "tensors": 0,
     "reading": 0,
-    "storage": 0.5,
+    "storage": 0,
+    "output_folder": 0.5,
     "bounds": 0,
     "startup": 0,
     "schedules": 1,

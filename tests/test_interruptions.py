@@ -22,7 +22,7 @@ from shell import cli, tiny_config
 
 from diffusion_pl import checkpoints
 from diffusion_pl.__main__ import main
-from diffusion_pl.storage import OutputFolder
+from diffusion_pl.output_folder import OutputFolder
 
 FORK = multiprocessing.get_context("fork")  # the packages are imported already
 CHECKPOINT = Path("runs/digits/checkpoints/last.ckpt")

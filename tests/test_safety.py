@@ -20,7 +20,7 @@ from shell import checkpoint, cifar10, cli, fit, tiny_config
 
 from diffusion_pl.checkpoints import read_part
 from diffusion_pl.loading import TRUST, load
-from diffusion_pl.storage import UNFINISHED
+from diffusion_pl.output_folder import UNFINISHED
 
 CONV = {"class_path": "diffusion_pl.networks.ConvUNet"}
 

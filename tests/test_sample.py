@@ -122,8 +122,8 @@ def test_an_output_that_is_a_file_is_said_before_sampling(folder: Path) -> None:
         (["--seed", -1], "seed must not be negative, got -1"),
         (["--weights", "ema:0.7"], "has no weights 'ema:0.7': it holds raw, ema:0.99, ema:0.5"),
         (["--num_samples", "many"], "--num_samples: expected int, got many"),
-        (["--accelerator", "abacus"], "accelerator must be cpu, cuda, mps or auto, got 'abacus'"),
-        (["--wieghts", "raw"], "unknown option --wieghts; did you mean weights?"),
+        (["--accelerator", "abacus"], "expected one of auto, cpu, gpu, cuda, mps, got abacus"),
+        (["--wieghts", "raw"], "unknown option --wieghts; did you mean --weights?"),
     ],
 )
 def test_bad_options_are_one_line_and_write_nothing(folder: Path, args: list[object], told: str) -> None:

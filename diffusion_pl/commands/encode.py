@@ -50,7 +50,7 @@ def encode(
     from ..data.base import count
     from ..drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite, slerp
     from ..loading import load
-    from ..storage import OutputFolder
+    from ..output_folder import OutputFolder
 
     model, data = load(ckpt_path, weights)
     model.sampler = rule = choose_sampler(model, sampler, grid, steps)

@@ -98,7 +98,8 @@ def evaluate(
     from ..limits import check_devices
     from ..loading import load
     from ..metrics.extractors import identity
-    from ..storage import OutputFolder, write_json
+    from ..output_folder import OutputFolder
+    from ..storage import write_json
 
     quiet()
     check_devices(devices, device_of(accelerator).type, "devices")

@@ -34,7 +34,7 @@ def export(
     from ..interop import WRITERS
     from ..interop.model_card import find_figures, find_run, model_card
     from ..loading import diffusion_model, from_content
-    from ..storage import OutputFolder
+    from ..output_folder import OutputFolder
 
     quiet()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

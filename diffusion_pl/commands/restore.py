@@ -68,8 +68,8 @@ def restore(
     from ..drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite
     from ..inverse import Coarse, Gray, Masked, Operator, Reconstructing
     from ..loading import load
+    from ..output_folder import OutputFolder
     from ..samplers import Replacement
-    from ..storage import OutputFolder
 
     model, data = load(ckpt_path, weights)
     if not isinstance(data, Images):

@@ -78,7 +78,8 @@ def sample(
     from ..launch import part, place
     from ..limits import check_devices
     from ..loading import load
-    from ..storage import OutputFolder, write_json
+    from ..output_folder import OutputFolder
+    from ..storage import write_json
 
     quiet()
     model, data = load(ckpt_path, weights, data_)
@@ -133,7 +134,7 @@ def sample(
         if not place():
             print(folder.published)
     if not place() and (output / "samples.json").is_file():
-        refuse_not_finite(json.loads((output / "samples.json").read_text()).get("not_finite", 0), n)
+        refuse_not_finite(json.loads((output / "samples.json").read_text(encoding="utf-8")).get("not_finite", 0), n)
 
 
 def labelled(model: "DiffusionModule", data: "DataModule") -> dict[str, Any]:

@@ -62,8 +62,8 @@ def sweep(
     from ..grids import same_ends
     from ..loading import load
     from ..metrics import SlicedWasserstein
+    from ..output_folder import OutputFolder
     from ..samplers import Heun
-    from ..storage import OutputFolder
 
     model, data = load(ckpt_path, weights, data_)
     guide(model, scale, cond=cond, names=data.class_names)

@@ -4,9 +4,8 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from .base import say
 from .images import Format
 from .loader import Batch, Source, Subset, Tensors
-from .opening import AnyFile, Page, Unreadable, count_pages, opened
+from .opening import AnyFile, Page, Unreadable, count_pages, in_parallel, opened
 from .pictures import Layout, Look, look, mode_of, profile_name, sides, to_array
 
 
@@ -216,15 +215,6 @@ _REMEDY = "repair or remove it, or give corrupt: skip"
 def read_ahead(workers: int | None) -> int:
     """How many processes decode: as many as wanted, or all cores but one, at most four."""
     return min(4, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
-
-
-def in_parallel(call: Callable[[Any], Any], items: Iterable[Any], what: str) -> list[Any]:
-    """Results in order; a progress bar if it takes long.  Threads suffice: decoding leaves the interpreter free."""
-    from tqdm import tqdm
-
-    items = list(items)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(tqdm(pool.map(call, items), what, len(items), delay=2, leave=False, dynamic_ncols=True))
 
 
 def _tell_skipped(name: str, bad: list[str], total: int) -> None:

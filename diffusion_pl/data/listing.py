@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from .base import say
-from .files import in_parallel
-from .opening import endings
+from .opening import endings, in_parallel
 
 
 class Listing(NamedTuple):

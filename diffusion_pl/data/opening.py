@@ -1,8 +1,11 @@
 """Opening image files that may come from anyone: which formats are read, and what is refused before it is decoded."""
 
 import io
+import os
 import re
 import stat
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -152,3 +155,12 @@ def _too_large(file: Path | File, pixels: int, max_pixels: int) -> ValueError:
 
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+def in_parallel(call: Callable[[Any], Any], items: Iterable[Any], what: str) -> list[Any]:
+    """Results in order; a progress bar if it takes long.  Threads suffice: decoding leaves the interpreter free."""
+    from tqdm import tqdm
+
+    items = list(items)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(tqdm(pool.map(call, items), what, len(items), delay=2, leave=False, dynamic_ncols=True))
