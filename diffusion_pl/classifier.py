@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from .bounds import build
 from .denoiser import NoiseInput, ScaledTime, check_time
 from .loss import Losses
+from .lr_schedulers import SchedulerFactory
 from .metrics import BinnedMean
 from .schedules import Schedule
 from .times import TimeSampler
@@ -30,7 +30,7 @@ class NoisyClassifier(Trainable):
         schedule: forward process, that of the diffusion model to be guided.
         times: law of t.
         optimizer: of the network's parameters.
-        lr_scheduler: made from the optimizer and the number of steps of the run, stepped every step.  None: constant.
+        lr_scheduler: see DiffusionModule.
         noise_input: how the network is told the noise level; None: t itself.
         shape: of one example, without the batch axis; the command line takes it from the data.
         classes: of the label; the command line takes it from the data.
@@ -42,7 +42,7 @@ class NoisyClassifier(Trainable):
         schedule: Schedule,
         times: TimeSampler,
         optimizer: Callable[[Any], Optimizer],
-        lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+        lr_scheduler: SchedulerFactory | None = None,
         noise_input: NoiseInput | None = None,
         shape: Shape = (2,),
         classes: int | None = None,

@@ -8,7 +8,7 @@ linked to the model, so they are written nowhere.
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,11 @@ from .messages import explain
 from .module import DiffusionModule
 from .output_folder import OutputFolder
 from .parsing import RaisingParser, build
-from .run_folder import RUNS, RunFolder
+from .run_folder import RunFolder
 from .stopping import Stopped, output_may_break, stoppable
 from .storage import write_file
 from .trainable import Trainable
+from .upstream import own_defaults
 
 _USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VALUE …]"
 _DOCTOR = """Look at what fit with the same options would train: read the data, train and write nothing, and print a
@@ -145,7 +146,8 @@ class DiffusionCLI(LightningCLI):
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run", type=str | None, default=None, help="Name of the run's folder under runs/.")
+        folder = "Name of the run's folder under runs/, or under trainer.default_root_dir."
+        parser.add_argument("--run", type=str | None, default=None, help=folder)
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Saver, "saver")
         parser.add_lightning_class_args(Guard, "guard")
@@ -156,7 +158,8 @@ class DiffusionCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         args, off = switched_off(args)
-        self.config = parser.parse_args(args)
+        with own_defaults():
+            self.config = parser.parse_args(args)
         config = self.config[self.config.subcommand]
         for name in off:
             config[name] = None
@@ -167,6 +170,10 @@ class DiffusionCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        dropped = _dropped_callbacks(self._args, _as_list(config.trainer.callbacks))
+        if dropped and not place():
+            what = f"trainer.callbacks replaces {', '.join(dropped)} of an earlier --config"
+            print(f"diffusion_pl: warning: {what}; write callbacks+ to add to them", flush=True)
         self.folder, config.ckpt_path = self._run.open(config, str(self.subcommand), claim=not self._diagnose)
         self.parser.add_instantiator(self._make_logger, Logger)
         self.parser.add_instantiator(build, object)
@@ -278,7 +285,7 @@ class DiffusionCLI(LightningCLI):
             identities = read_card(self.folder / CARD).get("logged_to", {})
         except (OSError, ValueError):  # a new run; or the card is damaged, which RunCard tells
             identities = {}
-        return make_logger(kind, self.folder, str(self.folder.relative_to(RUNS)), identities, **options)
+        return make_logger(kind, self.folder, str(self.folder.relative_to(self._run.root)), identities, **options)
 
 
 def switched_off(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -328,6 +335,22 @@ def refuse_sharding(strategy: Strategy | str) -> None:
         )
 
 
+def _dropped_callbacks(args: Sequence[str], kept: list[Any]) -> list[str]:
+    """Names of the callbacks in the configuration files that a later list took the place of; none if it is empty."""
+    named: list[str] = []
+    for path in config_files(args):
+        with suppress(yaml.YAMLError, AttributeError, UnicodeDecodeError):  # told when it is parsed
+            trainer = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("trainer") or {}
+            named += [_class_name(entry) for key in ("callbacks", "callbacks+") for entry in _as_list(trainer.get(key))]
+    names = {_class_name(entry) for entry in kept}
+    return [name for name in dict.fromkeys(named) if name not in names] if kept else []
+
+
+def _class_name(entry: Any) -> str:
+    path = entry if isinstance(entry, str) else entry.get("class_path")
+    return str(path).rpartition(".")[2]
+
+
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
@@ -367,7 +390,7 @@ def run_trainer(args: Sequence[str]) -> None:
             if path.exists():
                 print(f"  {what:<10}  {path}")
         if any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers):
-            print(f"  dashboard   tensorboard --logdir {RUNS}")
+            print(f"  dashboard   tensorboard --logdir {run.root}")
 
 
 def _run(args: Sequence[str], run: RunFolder) -> DiffusionCLI:

@@ -182,7 +182,11 @@ def _rebuild(
             data.download = data.download and "download" in options
     data.load_state_dict(data_state)  # it tells the shape, so it comes before the model
     parser = ArgumentParser(exit_on_error=False)
-    model, told = description["model"], {"shape": list(data.shape), "classes": data.classes}
+    model: dict[str, Any] = description["model"]
+    told: dict[str, Any] = {"shape": list(data.shape), "classes": data.classes}
+    if "lr_scheduler" in model.get("init_args", model):
+        # It is for training only, and version 0.1 wrote torch's schedulers without the options that they need.
+        told["lr_scheduler"] = None
     if "class_path" in model:
         parser.add_subclass_arguments(Trainable, "model")
         model = {**model, "init_args": {**model.get("init_args", {}), **told}}

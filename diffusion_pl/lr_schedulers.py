@@ -1,10 +1,29 @@
-"""Learning-rate schedules that know how long the run is."""
+"""Learning-rate schedules, and how one is made for a run, moved to its position and tried out.
 
+A scheduler takes one step per optimizer step.  It is made from the optimizer and its own options; one that has a
+parameter `total_steps`, such as WarmupCosine or torch's OneCycleLR, is also given the number of steps of the run.
+"""
+
+import inspect
 import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
 
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
+
+
+class SchedulerFactory(Protocol):
+    """Makes a scheduler: a class of schedulers with its options, as the command line gives it, or any function.
+
+    `total_steps` is passed to what has such a parameter; a function of two required parameters gets it as the second.
+    """
+
+    def __call__(self, optimizer: Optimizer, /, *, total_steps: int) -> LRScheduler: ...
 
 
 class Warmup(LRScheduler):
@@ -58,3 +77,84 @@ def _check(warmup_steps: int, final: float) -> None:
         raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
     if not 0 <= final <= 1:
         raise ValueError(f"final must lie in [0, 1], got {final}")
+
+
+def check_factory(factory: SchedulerFactory) -> None:
+    """Raise ValueError for torch's schedulers that are more than a function of the step."""
+    kind = _target(factory)
+    name = getattr(kind, "__name__", str(kind))
+    advice = "set it to a scheduler that depends on the step only, such as WarmupCosine, StepLR or ExponentialLR"
+    if isinstance(kind, type) and issubclass(kind, lr_scheduler.ReduceLROnPlateau):
+        raise ValueError(f"model.lr_scheduler: {name} follows a monitored metric, which is not supported; {advice}")
+    if factory is not kind and kind in (lr_scheduler.SequentialLR, lr_scheduler.ChainedScheduler):
+        raise ValueError(f"model.lr_scheduler: {name} needs schedulers that exist already; {advice}, or LambdaLR")
+    if kind is LRScheduler:
+        raise ValueError(f"model.lr_scheduler: {name} is only the base class; {advice}")
+
+
+def make_scheduler(factory: SchedulerFactory, optimizer: Optimizer, total_steps: float) -> LRScheduler:
+    """The scheduler of a run.
+
+    Args:
+        factory: see there.
+        optimizer: whose rates are scheduled.
+        total_steps: optimizer steps of the run; infinite if unknown.
+
+    Raises:
+        ValueError: options that the class refuses, or a run of unknown length for a scheduler that needs it.
+    """
+    check_factory(factory)
+    kind = _target(factory)
+    make: Callable[..., LRScheduler] = factory
+    given = factory.keywords if isinstance(factory, partial) else {}
+    parameters = inspect.signature(kind if isinstance(kind, type) else factory).parameters
+    args: tuple[Any, ...] = (optimizer,)
+    options: dict[str, Any] = {}
+    if "total_steps" in parameters:
+        # OneCycleLR can be given epochs and steps_per_epoch instead.
+        if given.get("total_steps") is None and given.get("epochs") is None:
+            options["total_steps"] = total_steps
+    elif not isinstance(kind, type) and len([p for p in parameters.values() if _positional(p)]) > 1:
+        args = (optimizer, total_steps)
+    if total_steps in (*args, *options.values()):
+        if not math.isfinite(total_steps):
+            raise ValueError("model.lr_scheduler needs the length of the run: set trainer.max_steps")
+        args = tuple(int(arg) if arg is total_steps else arg for arg in args)
+        options = {name: int(value) for name, value in options.items()}
+    with _named(getattr(kind, "__name__", str(kind))):
+        return make(*args, **options)
+
+
+def advance(scheduler: LRScheduler, steps: int) -> None:
+    """Take so many steps at once: whatever its options, the rates are then those of its step `steps`.
+
+    Raises:
+        ValueError: the schedule is shorter, or its options are bad.
+    """
+    with _named(type(scheduler).__name__), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step")
+        for _ in range(steps):
+            scheduler.step()
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """What a scheduler makes of bad options, as a ValueError with its name."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+        reason = error.args[0] if error.args else type(error).__name__
+        raise ValueError(f"model.lr_scheduler: {name}: {reason}") from error
+
+
+def _target(factory: Any) -> Any:
+    """The class (or function) within partials, the command line's among them."""
+    if not isinstance(factory, partial):
+        return factory
+    classes = [arg for arg in factory.args if isinstance(arg, type) and issubclass(arg, LRScheduler)]
+    return classes[0] if classes else _target(factory.func)
+
+
+def _positional(parameter: inspect.Parameter) -> bool:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return parameter.kind in kinds and parameter.default is inspect.Parameter.empty

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from .bounds import build
 from .denoiser import Denoiser, NetworkDenoiser, NoiseInput
 from .loss import DenoisingLoss, Losses
+from .lr_schedulers import SchedulerFactory
 from .parameterizations import Parameterization
 from .samplers import Sampler, Samples
 from .schedules import Schedule
@@ -38,8 +38,8 @@ class DiffusionModule(Trainable):
         loss: law of the training times and weighting.
         sampler: draws the samples of `predict` and of the panels.
         optimizer: of the network's parameters.
-        lr_scheduler: made from the optimizer and the number of steps of the run, stepped every step; such as
-            diffusion_pl.lr_schedulers.WarmupCosine.  None: constant.
+        lr_scheduler: stepped every optimizer step: diffusion_pl.lr_schedulers.WarmupCosine or Warmup, or one of
+            torch.optim.lr_scheduler with its own options; a parameter total_steps is the run's.  None: constant.
         noise_input: how the network is told the noise level; None: t itself.
         guidance: wraps the denoiser when sampling, such as Thresholded; None: nothing.
         compile: compile the network with torch.compile; a string is its mode: reduce-overhead records CUDA graphs,
@@ -57,7 +57,7 @@ class DiffusionModule(Trainable):
         loss: DenoisingLoss,
         sampler: Sampler,
         optimizer: Callable[[Any], Optimizer],
-        lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+        lr_scheduler: SchedulerFactory | None = None,
         noise_input: NoiseInput | None = None,
         guidance: Callable[[Denoiser], Denoiser] | None = None,
         compile: bool | str = False,

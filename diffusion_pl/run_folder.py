@@ -14,7 +14,7 @@ from .limits import name_of_config
 from .loggers import LEFTOVERS
 from .storage import Lock, claim_folder, numbered
 
-RUNS = Path("runs")
+RUNS = Path("runs")  # unless trainer.default_root_dir names another folder
 LOCK = ".lock"
 _VARIABLE = "DIFFUSION_PL_RUN"  # tells the processes that Lightning starts which folder the first one chose
 
@@ -24,11 +24,13 @@ class RunFolder:
 
     Attributes:
         path: the folder; None before `open`.
+        root: the folder of all runs: trainer.default_root_dir, or runs.
         inherited: whether another process of the run has chosen it.
     """
 
     def __init__(self) -> None:
         self.path: Path | None = None
+        self.root = RUNS
         self.inherited = _VARIABLE in os.environ
         self._new = False
         self._lock: Lock | None = None
@@ -37,7 +39,7 @@ class RunFolder:
         """The folder, and the checkpoint to begin with, if any; the same in all processes of the run.
 
         Args:
-            config: with run, ckpt_path, config (the files) and trainer.num_nodes.
+            config: with run, ckpt_path, config (the files), trainer.num_nodes and trainer.default_root_dir.
             command: fit, validate, test or predict.
             claim: whether to make the folder, so that no other run gets it, and to lock it for fit.
 
@@ -45,6 +47,7 @@ class RunFolder:
             ValueError: a bad name, no checkpoint where the command needs one, or another process trains there.
             FileNotFoundError: there is no such checkpoint.
         """
+        self.root = Path(config.trainer.default_root_dir or RUNS)
         if self.inherited:
             found = self._find(config, command, False)
         else:
@@ -65,17 +68,19 @@ class RunFolder:
             return
         if all(any(path.match(left) for left in (*LEFTOVERS, LOCK)) for path in self.path.iterdir()):
             shutil.rmtree(self.path, ignore_errors=True)
-            with contextlib.suppress(OSError):  # there are other runs
-                RUNS.rmdir()
+            if self.root == RUNS:
+                with contextlib.suppress(OSError):  # there are other runs
+                    RUNS.rmdir()
 
     def _find(self, config: Any, command: str, claim: bool) -> dict[str, Any]:
         if config.ckpt_path not in (None, "last", "auto"):
             config.ckpt_path = str(checkpoint_at(config.ckpt_path))
+        root = self.root
         ckpt_path, resumed = config.ckpt_path, config.ckpt_path in ("last", "auto")
-        name = config.run or _default_name(config)
-        folder = Path(os.environ[_VARIABLE]) if self.inherited else _folder_of(config)
+        name = config.run or _default_name(config, root)
+        folder = Path(os.environ[_VARIABLE]) if self.inherited else _folder_of(config, root)
         if folder is None:
-            folder = newest(name) if resumed else next(f for f in numbered(RUNS, name) if not f.exists())
+            folder = newest(name, root) if resumed else next(f for f in numbered(root, name) if not f.exists())
         if ckpt_path == "auto":
             found = (last_checkpoint(folder), previous_checkpoint(folder))
             ckpt_path = next((str(path) for path in found if path.is_file()), None)
@@ -93,7 +98,7 @@ class RunFolder:
     def _claim(self, folder: Path, name: str, command: str, resumed: bool) -> Path:
         self._new = not folder.exists()
         if self._new and not resumed:
-            folder = claim_folder(RUNS, name)  # which may be another by now
+            folder = claim_folder(self.root, name)  # which may be another by now
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder
         if command == "fit":
@@ -112,30 +117,30 @@ def was_killed(folder: Path) -> bool:
     return True
 
 
-def newest(name: str) -> Path:
-    """The newest of runs/NAME, NAME-2, NAME-3 … that holds a checkpoint; runs/NAME if none does."""
+def newest(name: str, root: Path = RUNS) -> Path:
+    """The newest of root/NAME, NAME-2, NAME-3 … that holds a checkpoint; root/NAME if none does."""
     used = []
-    for folder in numbered(RUNS, name):
+    for folder in numbered(root, name):
         if not folder.exists():
             break
         used.append(folder)
     kept = (f for f in reversed(used) if last_checkpoint(f).is_file() or previous_checkpoint(f).is_file())
-    return next(kept, RUNS / name)
+    return next(kept, root / name)
 
 
-def _folder_of(config: Any) -> Path | None:
+def _folder_of(config: Any, root: Path) -> Path | None:
     """The run to which a checkpoint given by its path belongs, unless --run names another."""
     path = Path(str(config.ckpt_path)).absolute()
     folder = path.parent.parent
-    if not folder.is_relative_to(RUNS.absolute()) or path not in (last_checkpoint(folder), previous_checkpoint(folder)):
+    if not folder.is_relative_to(root.absolute()) or path not in (last_checkpoint(folder), previous_checkpoint(folder)):
         return None
-    name = folder.relative_to(RUNS.absolute())
-    return RUNS / name if config.run in (None, str(name)) else None
+    name = folder.relative_to(root.absolute())
+    return root / name if config.run in (None, str(name)) else None
 
 
-def _default_name(config: Any) -> str:
+def _default_name(config: Any, root: Path) -> str:
     """configs/datasaurus/vp.yaml -> datasaurus-vp; further files add their names."""
     paths = [Path(str(path)) for path in config.config or []]
-    if len(paths) == 1 and paths[0].absolute().parent.parent == RUNS.absolute():  # runs/NAME/config.yaml
+    if len(paths) == 1 and paths[0].absolute().parent.parent == root.absolute():  # runs/NAME/config.yaml
         return paths[0].absolute().parent.name
     return name_of_config(paths)

@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from .lean import LeanHooks
 from .loss import Losses
+from .lr_schedulers import SchedulerFactory, check_factory, make_scheduler
 from .metrics import BinnedMean
+from .resuming import resume_optimizer
 from .tensors import mix
 
 Shape = tuple[int, ...]
@@ -42,19 +44,22 @@ class Trainable(LeanHooks, LightningModule):
 
     Args:
         optimizer: of the network's parameters.
-        lr_scheduler: made from the optimizer and the number of steps of the run, stepped every step.
+        lr_scheduler: made from the optimizer, and stepped every optimizer step; one that has a parameter total_steps is
+            given the number of steps of the run.  None: a constant learning rate.
+
+    Raises:
+        ValueError: a scheduler that is not supported, such as ReduceLROnPlateau.
     """
 
-    def __init__(
-        self,
-        optimizer: Callable[[Any], Optimizer],
-        lr_scheduler: Callable[[Optimizer, int], LRScheduler] | None,
-    ) -> None:
+    def __init__(self, optimizer: Callable[[Any], Optimizer], lr_scheduler: SchedulerFactory | None) -> None:
         super().__init__()
+        if lr_scheduler is not None:
+            check_factory(lr_scheduler)
         self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
         self.val_loss = BinnedMean(VAL_BINS)
         self.sha256: str | None = None  # of the checkpoint that it was loaded from
         self.weights_name = "raw"  # the EMA callback changes it while its averages are swapped in
+        self._resumed: dict[str, Any] | None = None  # the checkpoint, between its loading and the optimizer's
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes around every hook, fifty times a step, which one is running; nn.Module's search for parameters
@@ -95,8 +100,20 @@ class Trainable(LeanHooks, LightningModule):
         optimizer = self.optimizer_factory(self.network.parameters())
         if self.lr_scheduler_factory is None:
             return optimizer
-        scheduler = self.lr_scheduler_factory(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = make_scheduler(self.lr_scheduler_factory, optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        # Lightning has made the optimizer, and is about to load into it what the checkpoint holds.
+        checkpoint, self._resumed = self._resumed, None
+        if checkpoint is None:
+            return
+        configs = self.trainer.lr_scheduler_configs
+        scheduler: Any = configs[0].scheduler if configs else None
+        optimizer, parameters = self.trainer.optimizers[0], self.network.parameters()
+        for lost in resume_optimizer(checkpoint, optimizer, scheduler, self.optimizer_factory, parameters):
+            if self.trainer.is_global_zero:
+                print(f"diffusion_pl: warning: {lost}", flush=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -141,6 +158,8 @@ class Trainable(LeanHooks, LightningModule):
             raise ValueError(
                 f"the checkpoint is of another network: {differences[0]}{more}; use the config it was made with"
             )
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._resumed = checkpoint
 
     def log_bins(self, name: str, metric: BinnedMean) -> None:
         """Log the metric, in total and by noise level, and empty it."""

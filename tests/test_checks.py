@@ -451,3 +451,42 @@ def test_values_that_use_a_few_bits_are_a_warning(top: int, levels: int, message
     assert fix in finding.fix
     full = torch.linspace(-1, 1, 64).reshape(4, 1, 4, 4)
     assert next(checks.data(full, (-1.0, 1.0), 0.3, None, levels)).level == "fine"
+
+
+# learning rate, and noise levels far from what any network takes
+
+
+@pytest.mark.parametrize(
+    ("rates", "level"),
+    [
+        ([], "fine"),
+        ([1e-3] * 50, "fine"),
+        ([4e-5, 1e-3, 4e-9], "fine"),
+        ([1e-3, 2e-2, 0.4], "error"),
+        ([1e-3, math.nan], "error"),
+        ([1e-3, -1e-3], "error"),
+        ([1e-3 * 0.5**k for k in range(100)], "warning"),
+    ],
+    ids=["constant", "the same", "one cycle", "grows", "nan", "negative", "vanishes"],
+)
+def test_learning_rates_of_a_schedule(rates: list[float], level: str) -> None:
+    assert only(checks.learning_rate(rates, 1e-3, len(rates))).level == level
+
+
+@pytest.mark.parametrize(
+    ("noise_input", "level"),
+    [(LogSNR(), "fine"), (ScaledTime(999), "fine"), (ScaledTime(4000, -1), "fine"), (LogSNR(999), "warning")],
+    ids=["log-SNR", "time", "4000 steps", "a scale of time for log-SNR"],
+)
+def test_the_range_of_c_noise_is_looked_at(noise_input: NoiseInput, level: str) -> None:
+    """Also where the network has no embedding that is known."""
+    t = checks.draw_times(LogNormalTimes(-0.5, 1.5), VP())
+    found = only(checks.embedding(None, noise_input, VP(), t, CPU))
+    assert found.level == level
+    assert level == "fine" or "noise_input" in found.fix
+
+
+@pytest.mark.parametrize(("size", "level"), [(1.0, "fine"), (382.0, "warning"), (math.inf, "warning")])
+def test_outputs_at_the_ends_of_the_times_are_of_order_one(size: float, level: str) -> None:
+    seen = checks.Probe(torch.ones(2, 2), "", None, {0.5: 1.0, 999.0: size})
+    assert only(checks.network(seen, (2, 2))).level == level

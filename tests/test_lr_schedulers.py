@@ -1,14 +1,17 @@
 """Learning rates, step by step."""
 
 import math
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from torch.optim import lr_scheduler as torchs
 from torch.optim.lr_scheduler import LRScheduler
 
 import diffusion_pl.lr_schedulers
-from diffusion_pl.lr_schedulers import Warmup, WarmupCosine
+from diffusion_pl.lr_schedulers import Warmup, WarmupCosine, advance, check_factory, make_scheduler
 
 
 def optimizer(*rates: float) -> torch.optim.Optimizer:
@@ -80,3 +83,65 @@ def test_all_of_them_are_made_alike() -> None:
     for make in vars(diffusion_pl.lr_schedulers).values():
         if isinstance(make, type) and issubclass(make, LRScheduler) and make is not LRScheduler:
             assert make(optimizer(), 10, 2).get_last_lr()[0] > 0
+
+
+def test_the_length_goes_only_to_what_has_total_steps() -> None:
+    """gamma once became the number of steps."""
+    exponential: Any = make_scheduler(partial(torchs.ExponentialLR, gamma=0.5), optimizer(), 100)
+    assert flat(exponential, 3) == [2, 1, 0.5]
+    assert make_scheduler(partial(torchs.OneCycleLR, max_lr=1.0), optimizer(), 100).total_steps == 100
+    epochs: Any = partial(torchs.OneCycleLR, max_lr=1.0, epochs=2, steps_per_epoch=7)
+    assert make_scheduler(epochs, optimizer(), 100).total_steps == 14
+    assert make_scheduler(partial(WarmupCosine, warmup_steps=3), optimizer(), 100).total_steps == 100
+    assert make_scheduler(partial(torchs.CosineAnnealingLR, T_max=9), optimizer(), 100).T_max == 9
+
+
+def test_a_run_of_unknown_length_is_refused_where_it_matters() -> None:
+    assert make_scheduler(partial(torchs.StepLR, step_size=3), optimizer(), math.inf).step_size == 3
+    with pytest.raises(ValueError, match=r"trainer\.max_steps"):
+        make_scheduler(partial(WarmupCosine, warmup_steps=3), optimizer(), math.inf)
+
+
+@pytest.mark.parametrize("kind", [torchs.ReduceLROnPlateau, torchs.ChainedScheduler, torchs.SequentialLR, LRScheduler])
+def test_schedulers_of_more_than_the_step_are_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match=rf"model\.lr_scheduler: {kind.__name__} .* such as WarmupCosine"):
+        check_factory(partial(kind))
+
+
+def test_a_sequence_made_in_python_is_taken() -> None:
+    def both(optimizer: Any) -> LRScheduler:
+        parts = [torchs.ConstantLR(optimizer, 0.5, 2), torchs.ExponentialLR(optimizer, 0.5)]
+        return torchs.SequentialLR(optimizer, parts, [2])
+
+    factory: Any = both
+    assert flat(make_scheduler(factory, optimizer(), 10), 4) == [1, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        partial(torchs.StepLR, step_size=0),
+        partial(torchs.LambdaLR, lr_lambda="x"),
+        partial(torchs.StepLR, 3, last_epoch=2),
+    ],
+    ids=["division", "no function", "position"],
+)
+def test_options_that_a_scheduler_chokes_on_are_one_line(factory: Any) -> None:
+    with pytest.raises(ValueError, match=r"model\.lr_scheduler: (StepLR|LambdaLR): "):
+        advance(make_scheduler(factory, optimizer(), 10), 1)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        partial(WarmupCosine, warmup_steps=5),
+        partial(torchs.CosineAnnealingWarmRestarts, T_0=4),
+        partial(torchs.CyclicLR, base_lr=0.1, max_lr=1.0, step_size_up=3, cycle_momentum=False),
+    ],
+    ids=["ours", "restarts", "cyclic"],
+)
+def test_advancing_is_stepping(factory: Any) -> None:
+    whole = flat(make_scheduler(factory, optimizer(), 20), 20)
+    late = make_scheduler(factory, optimizer(), 20)
+    advance(late, 8)
+    assert flat(late, 12) == whole[8:]

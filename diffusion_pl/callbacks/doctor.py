@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
 from .. import checks
 from ..checks import CHECKS, Finding
@@ -17,6 +18,7 @@ from ..data import DataModule
 from ..denoiser import NoiseInput
 from ..grids import RespacedGrid, TrailingGrid
 from ..lean import LeanCallback
+from ..lr_schedulers import advance, make_scheduler
 from ..metrics.extractors import URL
 from ..module import DiffusionModule
 from ..samplers import Sampler
@@ -26,6 +28,8 @@ from ..times import GridTimes, LossSecondMoment, TimeSampler
 from ..trainable import Trainable
 from .ema import ema_of, judged_weights
 from .generation import GenerationMetrics
+
+TRIED = 10_000  # steps of a learning-rate schedule
 
 Checks = dict[str, Iterator[Finding]]
 
@@ -38,7 +42,7 @@ class Doctor(LeanCallback):
     Args:
         max_kl: largest mismatch accepted between the end of the process and the noise that sampling starts from, nats
             per dimension.
-        ignore: checks to leave out: prior, data, classes, network, embedding, times, tables, validation, ema,
+        ignore: checks to leave out: prior, data, classes, network, embedding, times, tables, validation, lr, ema,
             precision, disk, metrics.
     """
 
@@ -97,7 +101,7 @@ class Doctor(LeanCallback):
         found: Checks = {"data": checks.data(some, *scale, of=len(data.part("train")))}
         found["classes"] = checks.classes(None if data.classes is None else data.class_counts, data.class_names)
         if not {"network", "embedding"} <= set(self.ignore):
-            seen, shape = _probe(trainer, module, parts, data)
+            seen, shape = _probe(trainer, module, parts, data, t)
             found["network"] = checks.network(seen, shape)
             found["embedding"] = checks.embedding(seen.embedding, parts.noise_input, schedule, t, module.device)
         if isinstance(module, DiffusionModule):
@@ -116,6 +120,7 @@ class Doctor(LeanCallback):
         needed = any(isinstance(c, GenerationMetrics) and c.extractor is None for c in trainer.callbacks)
         found: Checks = {
             "precision": checks.precision(trainer.precision, asked, optimizer, clips, decays),
+            "lr": _learning_rate(module, optimizer, trainer.max_steps),
             "metrics": checks.metrics(needed, URL, checks.unreachable),
         }
         if not trainer.fast_dev_run:
@@ -148,20 +153,50 @@ def _parts(module: DiffusionModule | NoisyClassifier) -> Parts:
 
 
 def _probe(
-    trainer: Trainer, module: DiffusionModule | NoisyClassifier, parts: Parts, data: DataModule
+    trainer: Trainer, module: DiffusionModule | NoisyClassifier, parts: Parts, data: DataModule, times: Tensor
 ) -> tuple[checks.Probe, tuple[int, ...]]:
-    """A pass of two training examples at t = ½, and the shape that its output is to have."""
+    """A pass of two training examples at t = ½, with the size of the output at the ends of training's times, and the
+    shape that the output is to have."""
     stored, change = data.part("train").__getitems__(torch.arange(min(2, len(data.part("train"))))), data.augmentation
     if change is not None:  # for what it tells the network; the numbers must not be training's
         stored = change(stored, torch.full((len(stored["x"]), change.draws), 0.5))
     batch = {name: value.to(module.device) for name, value in data.on_after_batch_transfer(stored, 0).items()}
     x_0 = batch.pop("x")
-    t = per_sample(torch.full((len(x_0),), 0.5, device=module.device), x_0)
-    kernel = module.schedule(t)
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(x_0)
-    call = partial(parts.call, kernel.alpha * x_0 + kernel.sigma * eps, t, **batch)
+
+    def pass_at(time: float) -> tuple[Callable[[], Tensor], Tensor]:
+        """A call of the network, and the c_noise that it is given."""
+        t = per_sample(torch.full((len(x_0),), time, device=module.device), x_0)
+        kernel = module.schedule(t)
+        call = partial(parts.call, kernel.alpha * x_0 + kernel.sigma * eps, t, **batch)
+        return call, parts.noise_input(kernel, t).flatten()
+
     with judged_weights(trainer, module, raw=True), trainer.precision_plugin.forward_context():
-        return checks.probe(module.network, call, parts.noise_input(kernel, t).flatten()), (len(x_0), *parts.shape)
+        seen = checks.probe(module.network, *pass_at(0.5))
+        sizes = {}
+        for time in (float(times.min()), float(times.max())) if seen.output is not None else ():
+            call, c_noise = pass_at(time)
+            output = checks.probe(module.network, call, c_noise).output
+            if output is not None:
+                sizes[float(c_noise[0])] = float(output.float().square().mean().sqrt())
+    return seen._replace(sizes=sizes), (len(x_0), *parts.shape)
+
+
+def _learning_rate(module: Trainable, optimizer: Optimizer, max_steps: int) -> Iterator[Finding]:
+    """The check of the learning rates of the first steps of a run, by an optimizer that takes none."""
+    group, rates, steps = optimizer.param_groups[0], [], max_steps if max_steps > 0 else TRIED
+    own = float(group["lr"])
+    if module.lr_scheduler_factory is not None:
+        try:
+            scheduler = make_scheduler(module.lr_scheduler_factory, optimizer, steps)
+            for _ in range(min(steps, TRIED)):
+                rates.append(float(group["lr"]))
+                advance(scheduler, 1)
+        except ValueError as error:
+            yield Finding("error", "lr", str(error))
+            return
+        own = max(own, float(group.get("max_lr", 0)))  # CyclicLR and OneCycleLR have rates of their own
+    yield from checks.learning_rate(rates, own, max_steps)
 
 
 def _lengths(trainer: Trainer, module: DiffusionModule) -> dict[str, int]:

@@ -45,12 +45,18 @@ class EMA(LeanCallback):
         for half_life in half_lives:
             if half_life < 1:
                 raise ValueError(f"EMA half_lives must be at least 1 example, got {half_life}")
+        for name, values in (("decays", decays), ("half_lives", half_lives)):
+            twice = [value for k, value in enumerate(values) if value in list(values)[:k]]
+            if twice:
+                raise ValueError(f"EMA {name} must differ from each other, got {twice[0]} twice")
         if not 0 < ramp_up < math.inf:
             raise ValueError(f"EMA ramp_up must be positive and finite, got {ramp_up}")
         self.decays, self.half_lives = [float(decay) for decay in decays], list(half_lives)
         self.ramp_up = ramp_up
         self.updates = 0
         self._rates = {f"{decay}": decay for decay in self.decays}  # d of each average, by its name
+        self._decay_names = set(self._rates)
+        self._dropped: list[str] = []  # averages of the checkpoint that are not in the configuration
         self._shadows: dict[str, dict[str, Tensor]] = {}
         self._last_step = 0
         self._raw: list[Tensor] | None = None  # the raw weights, while an average stands in for them
@@ -71,13 +77,26 @@ class EMA(LeanCallback):
         self._rates = self.rates(None if batch is None else batch * trainer.accumulate_grad_batches)
         parameters = dict(_named_parameters(pl_module))
         before, self._shadows = self._shadows, {}
+        if self.updates and trainer.is_global_zero:
+            for line in self._changes(before):
+                print(f"diffusion_pl: warning: {line}", flush=True)
         for average in self._rates:
-            old = before.get(average, parameters)
-            shadow = {name: old[name].detach().to(p.device, copy=True) for name, p in parameters.items()}
+            # A parameter that was not trained until now has no average: it starts at the weights.
+            old = before.get(average, {})
+            shadow = {name: old.get(name, p).detach().to(p.device, copy=True) for name, p in parameters.items()}
             self._shadows[average] = shadow
         # Lists, not dictionaries, for one fused update a step.
         self._parameters = list(parameters.values())
         self._lists = {average: list(shadow.values()) for average, shadow in self._shadows.items()}
+
+    def _changes(self, before: dict[str, dict[str, Tensor]]) -> Iterator[str]:
+        """What a resumed run has other averages than its checkpoint, in words."""
+        new = [average for average in self._rates if average not in before]
+        if new:
+            yield f"ema: the checkpoint has no average {', '.join(new)}: it starts at the present weights"
+        if self._dropped:
+            yield f"ema: the checkpoint's average {', '.join(self._dropped)} is not in the configuration: it is dropped"
+        self._dropped = []
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -89,8 +108,8 @@ class EMA(LeanCallback):
         self._last_step = step
         n = self.updates
         ramp = 0.5 ** (1 / (self.ramp_up * n)) if n else 0.0
-        for number, (average, shadow) in enumerate(self._lists.items()):
-            most = (1 + n) / (10 + n) if number < len(self.decays) else ramp
+        for average, shadow in self._lists.items():
+            most = (1 + n) / (10 + n) if average in self._decay_names else ramp
             torch._foreach_lerp_(shadow, self._parameters, 1 - min(self._rates[average], most))
         self.updates += 1
 
@@ -120,7 +139,7 @@ class EMA(LeanCallback):
         named = dict(_named_parameters(module))
         self._raw = [p.detach().clone() for p in named.values()]
         for name, p in named.items():
-            p.copy_(shadow[name])
+            p.copy_(shadow.get(name, p))  # a parameter that was not trained has no average
         module.weights_name = f"ema{average}"  # type: ignore[assignment]
 
     @torch.no_grad()
@@ -152,6 +171,7 @@ class EMA(LeanCallback):
         # An average that the checkpoint lacks starts anew from the raw weights; one no longer wanted is dropped.
         kept = {average: state_dict["shadows"].get(average) for average in self.rates(batch=1)}
         self._shadows = {average: shadow for average, shadow in kept.items() if shadow is not None}
+        self._dropped = [average for average in state_dict["shadows"] if average not in kept]
 
 
 def ema_of(trainer: Trainer) -> EMA | None:

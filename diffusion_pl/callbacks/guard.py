@@ -16,6 +16,7 @@ from ..lean import LeanCallback
 from ..trainable import Trainable, logs_now
 from .dump import write_dump
 
+_COUNTS = ("skipped", "in_a_row", "spikes", "scaler_skipped")
 WINDOW = 100  # steps: of the running median, and between two lines about the same
 
 
@@ -151,15 +152,14 @@ class Guard(LeanCallback):
         raise ValueError(f"{why}: `python -m diffusion_pl replay {path}` shows where it begins")
 
     def state_dict(self) -> dict[str, Any]:
-        counts = {name: getattr(self, name) for name in ("skipped", "in_a_row", "spikes", "scaler_skipped")}
-        return {**counts, "norms": list(self._norms.queue)}
+        return {**{name: getattr(self, name) for name in _COUNTS}, "norms": list(self._norms.queue)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = dict(state_dict)
         self._norms = RunningMedian(WINDOW)
-        for norm in state.pop("norms"):
+        for norm in state_dict["norms"]:
             self._norms.add(norm)
-        vars(self).update(state)
+        for name in _COUNTS:  # and no option
+            setattr(self, name, state_dict[name])
 
 
 class RunningMedian:

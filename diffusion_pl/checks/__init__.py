@@ -6,7 +6,7 @@ An error spoils a run or ends it; a warning is worth a thought.  The thresholds 
 
 from .base import CHECKS, Finding, table
 from .model import Probe, classes, data, draw_times, embedding, network, prior, prior_mismatch, probe, tables, times
-from .run import disk, ema, metrics, precision, unreachable, validation
+from .run import disk, ema, learning_rate, metrics, precision, unreachable, validation
 
 __all__ = [
     "CHECKS",
@@ -18,6 +18,7 @@ __all__ = [
     "draw_times",
     "ema",
     "embedding",
+    "learning_rate",
     "metrics",
     "network",
     "precision",

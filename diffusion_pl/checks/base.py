@@ -13,6 +13,7 @@ CHECKS = (
     "times",
     "tables",
     "validation",
+    "lr",
     "ema",
     "precision",
     "disk",

@@ -15,6 +15,9 @@ from ..schedules import Schedule
 from ..times import TimeSampler
 from .base import Finding
 
+_LARGEST = 5000  # of c_noise
+_LOUDEST = 100.0  # root mean square of an untrained network's output
+
 
 def prior_mismatch(schedule: Schedule, second_moment: float, t: float = 1.0) -> tuple[float, float]:
     """KL in nats per dimension between q(x_t | x_0) and the prior, and the signal-to-noise ratio there.
@@ -137,11 +140,13 @@ def classes(counts: Sequence[int] | None, names: Sequence[str] | None) -> Iterat
 
 
 class Probe(NamedTuple):
-    """What a pass of the network showed: the output, or why there is none, and the noise level's embedding, if any."""
+    """What a pass of the network showed: the output, or why there is none, and the noise level's embedding, if any;
+    root mean square of its outputs at the ends of training's times, by c_noise."""
 
     output: Tensor | None
     error: str
     embedding: Embedding | None
+    sizes: Mapping[float, float] = {}
 
 
 @torch.no_grad()
@@ -180,7 +185,10 @@ def probe(network: nn.Module, call: Callable[[], Tensor], c_noise: Tensor) -> Pr
 
 
 def network(seen: Probe, shape: tuple[int, ...]) -> Iterator[Finding]:
-    """Does the network take the data, keep their shape, and give numbers?
+    """Does the network take the data, keep their shape, and give numbers of order one at all noise levels?
+
+    What it is to learn has a root mean square of about one; an untrained network whose output has 100 does not get
+    there: its input is out of range.
 
     Args:
         seen: of two examples.
@@ -194,6 +202,10 @@ def network(seen: Probe, shape: tuple[int, ...]) -> Iterator[Finding]:
     elif not seen.output.isfinite().all():
         what = "the untrained network's output is not finite"
         yield Finding("error", "network", what, "look at its initialisation and noise_input")
+    elif any(not size <= _LOUDEST for size in seen.sizes.values()):
+        c_noise, size = next((c, size) for c, size in seen.sizes.items() if not size <= _LOUDEST)
+        what = f"the untrained network's output has a root mean square of {size:.3g} at c_noise {c_noise:.3g}"
+        yield Finding("warning", "network", what, "set model.noise_input to the c_noise that the network is made for")
     else:
         yield Finding("fine", "network", f"{count(shape[0], 'example')} of {'x'.join(map(str, shape[1:]))} pass")
 
@@ -214,6 +226,9 @@ def embedding(
     transformer's embedding of t ∈ [0, 1] moves 0.2 to 0.3 %, that of steps up to 1000 some 60 %, t itself 3 %.  Below
     0.5 % the whole way from noise to data is shorter than half the norm: nearly all features stay what they are.
 
+    Beyond ±5000 no common network has been trained: steps of a table go up to 1000, some to 4000, a log-SNR or log σ is
+    of order one.  Such numbers come of a scale that belongs to another noise input.
+
     Args:
         found: the noise level's embedding.
         noise_input: how the network is told the noise level.
@@ -221,14 +236,20 @@ def embedding(
         t: training times, (n,).
         device: of the embedding.
     """
-    if found is None or found.width == 0:
-        yield Finding("fine", "embedding", "none of the noise level")
-        return
     levels = schedule(t).logsnr
     ends = float(levels.min().clamp(min=-30)), float(levels.max().clamp(max=30))
     at = schedule.time(torch.linspace(*ends, 101, dtype=torch.float64))
     c_noise = noise_input(schedule(at), at).float().to(device)
-    features = found(c_noise[c_noise.isfinite()].unsqueeze(1)).double()
+    c_noise = c_noise[c_noise.isfinite()]
+    if (c_noise.abs() > _LARGEST).any():
+        what = f"the network's c_noise is {c_noise.min():.3g} … {c_noise.max():.3g}, beyond ±{_LARGEST}"
+        fix = f"set scale and shift of model.noise_input to values for {type(noise_input).__name__}"
+        yield Finding("warning", "embedding", what, fix)
+        return
+    if found is None or found.width == 0:
+        yield Finding("fine", "embedding", "none of the noise level")
+        return
+    features = found(c_noise.unsqueeze(1)).double()
     moved = float((features[1:] - features[:-1]).norm(dim=1).mean() / features.square().sum(1).mean().sqrt())
     what = f"a hundredth of the log-SNR range moves {type(found).__name__} by {moved:.2g} of its norm (at least 0.005)"
     if moved >= 0.005:

@@ -31,6 +31,33 @@ def validation(examples: int, wanted: bool, every: int | None = None) -> Iterato
         yield Finding("fine", "validation", f"{count(examples, 'example')}{when}" if wanted else "not wanted")
 
 
+def learning_rate(rates: Sequence[float], own: float, steps: int) -> Iterator[Finding]:
+    """Does the schedule keep the learning rate near the optimizer's own?
+
+    A schedule raises it by a factor of 25 at most in common use (OneCycleLR's from its start).  One that was meant for
+    epochs, such as ExponentialLR with gamma 0.9, leaves nothing of it after some hundred optimizer steps.
+
+    Args:
+        rates: of the first steps.
+        own: the optimizer's rate without the schedule.
+        steps: of the run; -1: unknown.
+    """
+    fix = "change the options of model.lr_scheduler: it takes one step per optimizer step, not per epoch"
+    worst = next((k for k, rate in enumerate(rates) if not (math.isfinite(rate) and 0 <= rate <= 100 * own)), None)
+    top = max(rates, default=own)
+    small = sum(rate < 1e-4 * top for rate in rates)
+    if worst is not None:
+        what = f"the learning rate is {rates[worst]:.3g} at step {worst}, the optimizer's own is {own:.3g}"
+        yield Finding("error", "lr", what, fix)
+    elif small > len(rates) / 2:
+        what = f"the learning rate is below {1e-4 * top:.1g} in {small:,} of the first {len(rates):,} steps"
+        yield Finding("warning", "lr", what, fix)
+    else:
+        seen = f" in the first {len(rates):,} steps" if len(rates) not in (0, steps) else ""
+        what = f"{min(rates, default=own):.3g} … {top:.3g}{seen}"
+        yield Finding("fine", "lr", what)
+
+
 def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:
     """Do the averages' memories fit the run?
 
