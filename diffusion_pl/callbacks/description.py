@@ -63,7 +63,7 @@ class Description(LeanCallback):
                 raise ValueError(
                     f"the checkpoint is of another configuration: {difference}; use the config it was made with"
                 )
-        if trainer.state.fn == "fit":
+        if trainer is not None and trainer.state.fn == "fit":
             _compare_data(theirs["data"], self.config["data"], getattr(trainer, "datamodule", None), checkpoint)
 
 
