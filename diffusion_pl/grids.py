@@ -192,6 +192,31 @@ class TrailingGrid(Grid):
         return torch.round(self.length * k / self.steps) / self.length
 
 
+class LeadingGrid(Grid):
+    """A subset of a table's N points: i = ⌊N/n⌋ k + offset + 1, k = n − 1 … 0.  Begins below N unless n = N.
+
+    Reference: Lin et al., arXiv 2305.08891, Table 2 ("leading"), the default of diffusers.
+
+    Args:
+        length: N, steps of the table.
+        steps: n, points kept.
+        offset: added to every index, `steps_offset` of diffusers.
+    """
+
+    def __init__(self, length: int, steps: int, offset: int = 0) -> None:
+        _check_subset(length, steps)
+        if not 0 <= offset <= length - 1 - length // steps * (steps - 1):
+            raise ValueError(f"offset must leave {steps} points within a table of {length}, got {offset}")
+        self.length, self.steps, self.offset = length, steps, offset
+
+    def with_steps(self, steps: int) -> "LeadingGrid":
+        return LeadingGrid(self.length, steps, self.offset)
+
+    def times(self, schedule: Schedule) -> Tensor:
+        k = torch.arange(self.steps - 1, -1, -1, dtype=torch.float64)
+        return (self.length // self.steps * k + self.offset + 1) / self.length
+
+
 class ExplicitGrid(Grid):
     """The given times.
 

@@ -15,7 +15,7 @@ from ..classifier import NoisyClassifier
 from ..console import EXPECTED
 from ..data import DataModule
 from ..denoiser import NoiseInput
-from ..grids import RespacedGrid, TrailingGrid
+from ..grids import LeadingGrid, RespacedGrid, TrailingGrid
 from ..lean import LeanCallback
 from ..metrics.extractors import URL
 from ..module import DiffusionModule
@@ -179,6 +179,6 @@ def _lengths(trainer: Trainer, module: DiffusionModule) -> dict[str, int]:
         if isinstance(getattr(callback, "sampler", None), Sampler)
     }
     for owner, sampler in samplers.items():
-        if isinstance(sampler.grid, (RespacedGrid, TrailingGrid)):
+        if isinstance(sampler.grid, (LeadingGrid, RespacedGrid, TrailingGrid)):
             lengths[f"{type(sampler.grid).__name__}{owner}"] = sampler.grid.length
     return lengths
