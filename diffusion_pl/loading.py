@@ -134,7 +134,7 @@ def select(checkpoint: dict[str, Any], weights: str, path: str) -> tuple[dict[st
     """State dict with the chosen weights, and their name as panels and logs give it."""
     averages = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadows", {})
     kind, _, decay = weights.partition(":")
-    if weights == "raw" or (weights == "ema" and not averages):
+    if weights == "raw" or (weights in ("ema", "ema:") and not averages):
         return checkpoint["state_dict"], "raw"
     if kind != "ema" or (decay and decay not in averages):
         there = ", ".join(["raw", *(f"ema:{d}" for d in averages)])
