@@ -143,7 +143,7 @@ class KarrasGrid(Grid):
 
 
 class RespacedGrid(Grid):
-    """A subset of a table's N points, both ends kept: i = 1 + (N − 1) u^power at equally spaced u, rounded.
+    """A subset of a table's N points, both ends kept: i = 1 + round((N − 1) u^power) at equally spaced u.
 
     Reference: Nichol & Dhariwal, arXiv 2102.09672, Sec. 4 (power 1); Song et al., arXiv 2010.02502, App. D.2 (power 2).
 
@@ -164,7 +164,7 @@ class RespacedGrid(Grid):
 
     def times(self, schedule: Schedule) -> Tensor:
         u = torch.linspace(1, 0, self.steps, dtype=torch.float64)
-        index = torch.round(1 + (self.length - 1) * u**self.power)
+        index = 1 + torch.round((self.length - 1) * u**self.power)
         for k in reversed(range(self.steps - 1)):  # rounding may merge the low end: push the earlier points up
             index[k] = torch.maximum(index[k], index[k + 1] + 1)
         return index / self.length
