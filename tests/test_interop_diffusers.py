@@ -23,6 +23,7 @@ from diffusion_pl.samplers import DDIM, Ancestral
 from diffusion_pl.samplers.base import Run
 from diffusion_pl.schedules import CosineBetas, LinearBetas, QuadraticBetas, ZeroTerminalSNR
 
+
 def come_in(folder: Path, path: str = "pipe", *args: Any) -> Outcome:
     return cli(folder, "import", "--from", "diffusers", path, "--output", "a.ckpt", *args)
 

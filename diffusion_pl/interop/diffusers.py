@@ -155,7 +155,9 @@ def read(path: Path, trust_pickle: bool = False, size: list[int] | None = None) 
             like = UNet(shape, classes, **{**network["init_args"], "time_embedding": None})
             take(header, wanted(like), like, str(folder))
 
-    return Foreign(model, shape, classes, wanted, _weights(folder, trust_pickle, check), notes=tuple(notes), folder=fetched)
+    return Foreign(
+        model, shape, classes, wanted, _weights(folder, trust_pickle, check), notes=tuple(notes), folder=fetched
+    )
 
 
 def _pipeline(index: Options) -> str:

@@ -33,8 +33,8 @@ class Foreign(NamedTuple):
 
     model: the configuration of DiffusionModule;  shape, classes: of the data;  sources: the map of names, for a network
     so configured;  raw: the weights;  averages: by their decay;  updates: of the averages;  steps: of the training,
-    None: not told;  prefix: of the names in the file, for messages;  notes: what was assumed, each a sentence;  folder: with the files,
-    where it is another than the path given.
+    None: not told;  prefix: of the names in the file, for messages;  notes: what was assumed, each a sentence;
+    folder: with the files, where it is another than the path given.
     """
 
     model: Spec

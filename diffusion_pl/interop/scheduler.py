@@ -87,7 +87,9 @@ def read(option: Options, learns: bool, pipeline: str | None) -> Process:
     ddim = kind != "DDPMScheduler" or pipeline not in ("DDPMPipeline", None)
     call = _call(option, steps)
     clipped = _clipping(option, kind not in OTHERS, call["use_clipped_model_output"])
-    wanted = call["num_inference_steps"] or (50 if kind in OTHERS else PIPELINES.get(pipeline or "", 50 if ddim else 1000))
+    wanted = call["num_inference_steps"] or (
+        50 if kind in OTHERS else PIPELINES.get(pipeline or "", 50 if ddim else 1000)
+    )
     grid, n = _grid(option, steps, min(wanted, steps), "linspace" if kind in OTHERS[1:] else "leading")
     end = 0.0 if option.flag("set_alpha_to_one", True) else 1 / steps
     if ddim:
