@@ -143,7 +143,7 @@ class KarrasGrid(Grid):
 
 
 class RespacedGrid(Grid):
-    """A subset of a table's N points, both ends kept: i = 1 + (N − 1) u^power at equally spaced u, rounded.
+    """A subset of a table's N points, both ends kept: i = 1 + round((N − 1) u^power) at equally spaced u.
 
     Reference: Nichol & Dhariwal, arXiv 2102.09672, Sec. 4 (power 1); Song et al., arXiv 2010.02502, App. D.2 (power 2).
 
@@ -164,7 +164,7 @@ class RespacedGrid(Grid):
 
     def times(self, schedule: Schedule) -> Tensor:
         u = torch.linspace(1, 0, self.steps, dtype=torch.float64)
-        index = torch.round(1 + (self.length - 1) * u**self.power)
+        index = 1 + torch.round((self.length - 1) * u**self.power)
         for k in reversed(range(self.steps - 1)):  # rounding may merge the low end: push the earlier points up
             index[k] = torch.maximum(index[k], index[k + 1] + 1)
         return index / self.length
@@ -190,6 +190,31 @@ class TrailingGrid(Grid):
     def times(self, schedule: Schedule) -> Tensor:
         k = torch.arange(self.steps, 0, -1, dtype=torch.float64)
         return torch.round(self.length * k / self.steps) / self.length
+
+
+class LeadingGrid(Grid):
+    """A subset of a table's N points: i = ⌊N/n⌋ k + offset + 1, k = n − 1 … 0.  Begins below N unless n = N.
+
+    Reference: Lin et al., arXiv 2305.08891, Table 2 ("leading"), the default of diffusers.
+
+    Args:
+        length: N, steps of the table.
+        steps: n, points kept.
+        offset: added to every index, `steps_offset` of diffusers.
+    """
+
+    def __init__(self, length: int, steps: int, offset: int = 0) -> None:
+        _check_subset(length, steps)
+        if not 0 <= offset <= length - 1 - length // steps * (steps - 1):
+            raise ValueError(f"offset must leave {steps} points within a table of {length}, got {offset}")
+        self.length, self.steps, self.offset = length, steps, offset
+
+    def with_steps(self, steps: int) -> "LeadingGrid":
+        return LeadingGrid(self.length, steps, self.offset)
+
+    def times(self, schedule: Schedule) -> Tensor:
+        k = torch.arange(self.steps - 1, -1, -1, dtype=torch.float64)
+        return (self.length // self.steps * k + self.offset + 1) / self.length
 
 
 class ExplicitGrid(Grid):

@@ -4,6 +4,7 @@ extrapolation    x̂_0 = x̂_0' + w (x̂_0 − x̂_0'),  ε̂ likewise          
 classifier       ∇log p(x_t) + w ∇log p(y | x_t)                        w = 1 is the posterior, 1/w the temperature
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,16 +28,28 @@ class Thresholded(Denoiser):
         denoiser: what is wrapped.
         low, high: range of the data in model units.
         quantile: of |x̂_0| over each example, 0.995 is usual; None clips statically.
+        max_r: largest r, as `sample_max_value` of diffusers; only with a quantile.
+        keep_eps: leave ε̂ as it was predicted, as diffusers' schedulers do; DDIM then takes other steps.
     """
 
-    def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0, quantile: float | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        low: float = -1.0,
+        high: float = 1.0,
+        quantile: float | None = None,
+        max_r: float = math.inf,
+        keep_eps: bool = False,
+    ) -> None:
         super().__init__()
         if not low < high:
             raise ValueError(f"need low < high, got {low} and {high}")
         if quantile is not None and not 0 < quantile <= 1:
             raise ValueError(f"quantile must lie in (0, 1], got {quantile}")
+        if not max_r >= 1:
+            raise ValueError(f"max_r must be at least 1, got {max_r}")
         self.denoiser, self.schedule, self.self_conditioned = denoiser, denoiser.schedule, denoiser.self_conditioned
-        self.low, self.high, self.quantile = low, high, quantile
+        self.low, self.high, self.quantile, self.max_r, self.keep_eps = low, high, quantile, max_r, keep_eps
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
@@ -45,10 +58,12 @@ class Thresholded(Denoiser):
         if self.quantile is None:
             unit = unit.clamp(-1, 1)
         else:
-            reach = per_sample(torch.quantile(unit.abs().flatten(1), self.quantile, dim=1).clamp(min=1), x_t)
+            reach = per_sample(torch.quantile(unit.abs().flatten(1), self.quantile, dim=1).clamp(1, self.max_r), x_t)
             unit = torch.maximum(torch.minimum(unit, reach), -reach) / reach
         kernel = self.schedule(t)
         x_0 = middle + half * unit
+        if self.keep_eps:
+            return found._replace(x_0=x_0)
         return Prediction(x_0, (x_t - kernel.alpha * x_0) / kernel.sigma, found.v)
 
 

@@ -41,7 +41,8 @@ def load(
 
     Args:
         path: a checkpoint that `fit` wrote.
-        weights: "ema" (the first average), "raw", or "ema:0.999" for one of several.
+        weights: "ema" (the first average; the raw weights where there is none), "raw", or "ema:0.999" for one of
+            several.
         data: options of the data that take the place of the checkpoint's, such as ``{"path": "images"}``.
 
     Raises:
@@ -133,13 +134,11 @@ def select(checkpoint: dict[str, Any], weights: str, path: str) -> tuple[dict[st
     """State dict with the chosen weights, and their name as panels and logs give it."""
     averages = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadows", {})
     kind, _, decay = weights.partition(":")
-    if weights == "raw":
+    if weights == "raw" or (weights in ("ema", "ema:") and not averages):
         return checkpoint["state_dict"], "raw"
     if kind != "ema" or (decay and decay not in averages):
         there = ", ".join(["raw", *(f"ema:{d}" for d in averages)])
         raise ValueError(f"{path} has no weights {weights!r}: it holds {there}")
-    if not averages:
-        raise ValueError(f"{path} holds no average of the weights: add --weights raw")
     decay = decay or next(iter(averages))
     state, shadow = checkpoint["state_dict"], averages[decay]
     first = next(iter(shadow))

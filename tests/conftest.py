@@ -115,6 +115,7 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "KarrasGrid": [{"steps": 8, "sigma_min": 0.02, "sigma_max": 40.0}],
     "RespacedGrid": [{"length": 100, "steps": 8}, {"length": 100, "steps": 8, "power": 2.0}],
     "TrailingGrid": [{"length": 100, "steps": 8}],
+    "LeadingGrid": [{"length": 100, "steps": 8, "offset": 1}],
     "ExplicitGrid": [{"t": [0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]}],
     "Ancestral": [{"variance": 0.0}, {"variance": 0.4}, {"variance": 1.0}],
     "DDIM": [{"eta": 0.0}, {"eta": 0.6}, {"eta": 1.0}],

@@ -109,7 +109,7 @@ def test_sample_evaluate_export_and_fit_take_what_came_in(pipe: Path) -> None:
     data = ["--data", "Folder", "--data.path", "pictures", "--data.batch_size", 4]
     done = cli(pipe, "import", *OPTIONS, *data)
     assert done.code == 0, done.err
-    assert "python -m diffusion_pl sample --ckpt_path a.ckpt --weights raw" in done.out
+    assert "python -m diffusion_pl sample --ckpt_path a.ckpt" in done.out
     assert "guess" not in done.out
     raw = ["--ckpt_path", "a.ckpt", "--weights", "raw"]
     assert cli(pipe, "sample", *raw, "--num_samples", 2, "--steps", 3).code == 0

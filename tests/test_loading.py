@@ -73,8 +73,9 @@ def test_weights_that_are_not_there_are_answered_with_those_that_are(run: Path, 
 
 def test_a_run_without_averages_offers_the_raw_weights(tmp_path: Path) -> None:
     run = fit(tmp_path, "--ema.decays", "[]", trainer__max_steps=1)
-    with pytest.raises(ValueError, match="holds no average of the weights: add --weights raw"):
-        load(run / LAST)
+    assert load(run / LAST)[0].weights_name == "raw"
+    with pytest.raises(ValueError, match=r"has no weights 'ema:0\.9': it holds raw"):
+        load(run / LAST, "ema:0.9")
     assert load(run / LAST, "raw")[0].weights_name == "raw"
 
 

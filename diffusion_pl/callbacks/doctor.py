@@ -16,7 +16,7 @@ from ..classifier import NoisyClassifier
 from ..console import EXPECTED
 from ..data import DataModule
 from ..denoiser import NoiseInput
-from ..grids import RespacedGrid, TrailingGrid
+from ..grids import LeadingGrid, RespacedGrid, TrailingGrid
 from ..lean import LeanCallback
 from ..lr_schedulers import advance, make_scheduler
 from ..metrics.extractors import URL
@@ -214,6 +214,6 @@ def _lengths(trainer: Trainer, module: DiffusionModule) -> dict[str, int]:
         if isinstance(getattr(callback, "sampler", None), Sampler)
     }
     for owner, sampler in samplers.items():
-        if isinstance(sampler.grid, (RespacedGrid, TrailingGrid)):
+        if isinstance(sampler.grid, (LeadingGrid, RespacedGrid, TrailingGrid)):
             lengths[f"{type(sampler.grid).__name__}{owner}"] = sampler.grid.length
     return lengths

@@ -1,13 +1,20 @@
 """python -m diffusion_pl export: a model as other packages read it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+
+from ..grids import Grid
+from ..samplers import Sampler
 
 
 def export(
     ckpt_path: Path,
     to: Literal["diffusers", "safetensors", "onnx", "torch_export"],
     output: Path,
+    sampler: Callable[[Grid], Sampler] | None = None,
+    grid: Grid | None = None,
+    steps: int | None = None,
     weights: str = "ema",
     evaluation: Path | None = None,
     license: str | None = None,
@@ -23,6 +30,9 @@ def export(
             config.json to rebuild the model from), onnx (the denoiser: x_t, t to the estimates of data and noise),
             torch_export (the same as a program of PyTorch).  All but the second take any number of examples at once.
         output: Folder for the files.
+        sampler: Another rule than the checkpoint's, as of `sample`; diffusers has DDIM and Ancestral.
+        grid: Another grid of times, such as TrailingGrid.
+        steps: Number of points of the grid.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         evaluation: evaluation.json of this checkpoint, for the card; None: those in the folder of its run.
         license: Of the weights, for the card, such as mit; None: not said.
@@ -31,6 +41,7 @@ def export(
 
     from ..checkpoints import read_hashed
     from ..console import quiet
+    from ..drawing import choose_sampler
     from ..interop import WRITERS
     from ..interop.model_card import find_figures, find_run, model_card
     from ..loading import diffusion_model, from_content
@@ -42,6 +53,7 @@ def export(
     found, data = from_content(content, ckpt_path, weights)
     model = diffusion_model(found, ckpt_path)
     model.requires_grad_(False).cpu()
+    model.sampler = choose_sampler(model, sampler, grid, steps)
     figures, run = find_figures(ckpt_path, sha256, evaluation), find_run(ckpt_path)
     description, steps = content["diffusion_pl"], content.get("global_step")
     description.pop("places", None)  # of this machine

@@ -115,5 +115,4 @@ def import_(
     for note in foreign.notes:
         print(f"  note: {note}")
     print(f"  data: {config['class_path'].rpartition('.')[2]}{'' if data else ' (a guess: --data says otherwise)'}")
-    weights = "" if foreign.averages else " --weights raw"
-    print(f"  {output}    python -m diffusion_pl sample --ckpt_path {output}{weights}")
+    print(f"  {output}    python -m diffusion_pl sample --ckpt_path {output}")

@@ -4,88 +4,38 @@ Neither direction needs the package, only its files: config.json and diffusion_p
 network, scheduler_config.json, and model_index.json of the folder that holds both.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..networks import UNet
+from . import hub, scheduler
 from .foreign import Foreign, Spec, discrete, picture_shape, read_tensors, spec
-from .keys import Source, needs, sources, swap_halves, with_a_row_of_zeros
+from .keys import Source, needs, sources, swap_halves, take, with_a_row_of_zeros
 from .layouts import ATTENTION, RES, unet
+from .options import Options, is_whole, told
 
 #: Options of UNet2DModel that must have one of these values, the package's default where a configuration leaves them
 #: out first.
 HELD: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
-    "time_embedding_dim": (None,),
     "mid_block_type": ("UNetMidBlock2D",),
     "mid_block_scale_factor": (1,),
     "downsample_type": ("conv",),
     "upsample_type": ("conv",),
     "act_fn": ("silu", "swish"),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
     "add_attention": (True,),
     "class_embed_type": (None,),
 }
-#: Its other options, with their defaults.
-DEFAULTS: dict[str, Any] = {
-    "sample_size": None,
-    "in_channels": 3,
-    "out_channels": 3,
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [224, 448, 672, 896],
-    "layers_per_block": 2,
-    "downsample_padding": 1,
-    "dropout": 0.0,
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "attn_norm_num_groups": None,
-    "norm_eps": 1e-5,
-    "num_class_embeds": None,
-    "num_train_timesteps": None,
-}
 DOWN, UP = ("DownBlock2D", "AttnDownBlock2D"), ("UpBlock2D", "AttnUpBlock2D")  # without and with attention
+#: Our own addition to config.json: the label of "any class", which diffusers knows nothing of.
+ANY_CLASS = "_any_class"
+LEVELS, LAYERS_OF_A_LEVEL, CHANNELS, SIDE, CLASSES = 12, 64, 1 << 16, 1 << 16, 1 << 20  # the most that is read
 
-#: Of the schedulers whose chain is DDPM's; DDIMScheduler has no variance_type.
-SCHEDULER_DEFAULTS: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "variance_type": "fixed_small",
-    "clip_sample": True,
-    "prediction_type": "epsilon",
-    "thresholding": False,
-    "clip_sample_range": 1.0,
-    "rescale_betas_zero_snr": False,
-}
-SCHEDULES = {
-    "linear": "LinearBetas",
-    "scaled_linear": "QuadraticBetas",
-    "squaredcos_cap_v2": "CosineBetas",
-    "sigmoid": "SigmoidBetas",
-}
-#: prediction_type -> parameterization and weighting: of ε and v the plain squared error, of x_0 by SNR as in the
-#: package's training example.
-PREDICTIONS = {
-    "epsilon": ("Epsilon", spec("weightings.SNR")),
-    "v_prediction": ("V", spec("weightings.SNR", plus=1.0)),
-    "sample": ("Data", spec("weightings.SNR")),
-}
-VARIANCES = {
-    "fixed_small": 0.0,
-    "fixed_small_log": 0.0,
-    "fixed_large": 1.0,
-    "fixed_large_log": 1.0,
-    "learned_range": None,
-}
 PADDINGS: dict[int, str] = {0: "corner", 1: "around"}
 
 #: The layers of a block: ours -> theirs.
@@ -113,7 +63,12 @@ ENDS = {
     "norm": "conv_norm_out",
     "output": "conv_out",
 }
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS, PICKLED = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
+#: Where a pipeline has them, of a repository; pickles only on demand.
+_FILES = [
+    *("model_index.json", "config.json", "scheduler_config.json", WEIGHTS),
+    *("unet/config.json", f"unet/{WEIGHTS}", "scheduler/scheduler_config.json"),
+]
 
 
 def modules(num_res_blocks: int, attends: Sequence[bool]) -> dict[str, str]:
@@ -134,89 +89,119 @@ def read(path: Path, trust_pickle: bool = False, size: list[int] | None = None) 
     """A folder of UNet2DModel, or of a pipeline with one.
 
     Args:
-        path: The folder.
+        path: The folder; or owner/name of a model on the Hugging Face hub.
         trust_pickle: See `foreign.read_tensors`; for weights that are not safetensors.
         size: Sides of the pictures, where the configuration does not tell them.
     """
-    folder = path / "unet" if (path / "model_index.json").is_file() else path
+    notes = []
+    fetched = (
+        None if path.exists() else hub.fetch(path, [*_FILES, *([PICKLED, f"unet/{PICKLED}"] if trust_pickle else [])])
+    )
+    if fetched is not None:
+        notes.append(f"fetched from the Hugging Face hub: {path.as_posix()}, revision {fetched.name}")
+        path = fetched
+    index, pipeline = path / "model_index.json", None
+    folder = path
+    if index.is_file():
+        pipeline = _pipeline(Options(index))
+        folder = path / "unet" if (path / "unet").is_dir() else path  # old releases keep all in one folder
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{path}: no config.json of a UNet2DModel, nor a pipeline's model_index.json and unet/")
-    config = _json(folder / "config.json")
-    kind = config.get("_class_name", "UNet2DModel")
+    option = Options(folder / "config.json")
+    kind = option.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise ValueError(f"{folder}: a {kind}; only UNet2DModel can be held")
-    network, shape, classes = _network(config, folder / "config.json", size)
-    found = _weights(folder, trust_pickle)
+    network, shape, classes, attends = _network(option, size)
+    any_class = option.get(ANY_CLASS, None)  # the last row of the table is its vector already
+    if any_class is not None and (classes is None or classes < 2 or any_class != classes - 1):
+        raise option.wrong(ANY_CLASS, "the last label of num_class_embeds")
+    padded = classes is not None and any_class is None
+    if classes is not None and any_class is not None:
+        classes -= 1
 
-    notes = []
-    scheduler = folder.parent / "scheduler" / "scheduler_config.json"
-    if scheduler.is_file():
-        model = _model(_json(scheduler), network, scheduler)
-    else:
+    places = [folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
         notes.append("there is no scheduler_config.json: the process is that of DDPMScheduler's defaults")
-        model = _model({}, network, scheduler)
-    if classes is not None:
+    learns = bool(network["init_args"]["learned_variance"])
+    process = scheduler.read(Options(found, str(found or places[0])), learns, pipeline)
+    model = discrete(
+        network, process.schedule, process.steps, process.parameterization, process.weighting, process.sampler
+    )
+    if process.guidance is not None:
+        model["guidance"] = process.guidance
+    notes += process.notes
+    if padded:
         notes.append("it knows no 'any class': guidance with --scale needs a model that was trained with label dropout")
 
-    options = network["init_args"]
-    flipped, padded = config.get("flip_sin_to_cos", DEFAULTS["flip_sin_to_cos"]), classes is not None
-    attends = [name == DOWN[1] for name in {**DEFAULTS, **config}["down_block_types"]]
+    flipped = option.flag("flip_sin_to_cos", True)
+    names = modules(network["init_args"]["num_res_blocks"], attends)
 
     def wanted(ours: nn.Module) -> dict[str, Source]:
-        found = sources(modules(options["num_res_blocks"], attends), ours)
+        found = sources(names, ours)
         if flipped:
             found["time.dense_1.weight"] = found["time.dense_1.weight"]._replace(convert=swap_halves)
         if padded:
             found["label.table.weight"] = found["label.table.weight"]._replace(convert=with_a_row_of_zeros)
         return found
 
-    return Foreign(model, shape, classes, wanted, found, notes=tuple(notes))
+    strange = option.left()
+    if strange:
+        raise ValueError(f"{option.where}: unknown option of UNet2DModel: {told(strange)}")
+
+    def check(header: Mapping[str, Tensor]) -> None:
+        _check_blocks(header, option, len(attends))
+        with torch.device("meta"):  # nothing is built at size before the file is known to hold it
+            like = UNet(shape, classes, **{**network["init_args"], "time_embedding": None})
+            take(header, wanted(like), like, str(folder))
+
+    return Foreign(
+        model, shape, classes, wanted, _weights(folder, trust_pickle, check), notes=tuple(notes), folder=fetched
+    )
 
 
-def _network(config: dict[str, Any], where: Path, size: list[int] | None) -> tuple[Spec, tuple[int, ...], int | None]:
-    """Network, shape and classes of a UNet2DModel's configuration."""
-    given = {name: value for name, value in config.items() if not name.startswith("_")}
-    unknown = sorted(given.keys() - HELD.keys() - DEFAULTS.keys())
-    if unknown:
-        raise ValueError(f"{where}: unknown option {unknown[0]} of UNet2DModel: {given[unknown[0]]}")
+def _pipeline(index: Options) -> str:
+    """The class of a pipeline."""
+    more = sorted(name for name in index.left() if name not in ("unet", "scheduler"))
+    if more:
+        raise ValueError(f"{index.where}: {more[0]}: expected a pipeline of unet and scheduler alone, as DDPMPipeline")
+    return str(index.get("_class_name", "DDPMPipeline"))
+
+
+def _network(option: Options, size: list[int] | None) -> tuple[Spec, tuple[int, ...], int | None, list[bool]]:
+    """Network, shape and classes of a UNet2DModel's configuration, and which levels attend."""
     for name, values in HELD.items():
-        _check(name, given.get(name, values[0]), values, where)
-    option = DEFAULTS | given
-    widths, down, up = option["block_out_channels"], option["down_block_types"], option["up_block_types"]
-    if not len(widths) == len(down) == len(up) > 0:
-        raise ValueError(f"{where}: block_out_channels and the block types must be equally many, got {len(widths)}, …")
+        option.choice(name, *values)
+    widths = option.items("block_out_channels", [224, 448, 672, 896], LEVELS)
+    down = option.items("down_block_types", [DOWN[0], *[DOWN[1]] * 3], LEVELS)
+    up = option.items("up_block_types", [*[UP[1]] * 3, UP[0]], LEVELS)
     for name, blocks, known in (("down_block_types", down, DOWN), ("up_block_types", up, UP)):
-        strange = next((block for block in blocks if block not in known), None)
-        if strange is not None:
-            raise ValueError(f"{where}: {name}: {strange} cannot be held, only {' and '.join(known)}")
+        if len(blocks) != len(widths):
+            raise option.wrong(name, f"{len(widths)} values, as block_out_channels")
+        if any(block not in known for block in blocks):
+            raise option.wrong(name, f"a list of {' and '.join(known)}")
     attends = [block == DOWN[1] for block in down]
     if attends != [block == UP[1] for block in reversed(up)]:
-        raise ValueError(f"{where}: up_block_types must attend where down_block_types do, got {down} and {up}")
-    nf = widths[0]
-    if any(width % nf for width in widths):
-        raise ValueError(f"{where}: block_out_channels must be multiples of the first, got {widths}")
-    attending = {width for width, attend in zip(widths, attends, strict=True) if attend} | {widths[-1]}
-    head = option["attention_head_dim"]
-    heads = {1 if head is None else width // head for width in attending}
-    if len(heads) > 1:
-        raise ValueError(
-            f"{where}: attention_head_dim {head} cannot be held: the levels that attend have {sorted(attending)} "
-            "channels, and a UNet has one number of heads"
-        )
+        raise option.wrong("up_block_types", "attention where down_block_types have it, in reverse order")
+    if not all(is_whole(width, 4, CHANNELS) and width % widths[0] == 0 for width in widths):
+        raise option.wrong("block_out_channels", f"multiples of the first, from 4 to {CHANNELS}")
+    nf = int(widths[0])
+    option.choice("time_embedding_dim", None, 4 * nf)
+    groups = option.whole("norm_num_groups", 32, 1, CHANNELS)
     # With scale_shift its middle attends without a norm unless this option is given.
-    groups, scales = option["norm_num_groups"], option["resnet_time_scale_shift"] == "scale_shift"
-    _check("attn_norm_num_groups", option["attn_norm_num_groups"], (groups,) if scales else (None, groups), where)
-    _check("downsample_padding", option["downsample_padding"], tuple(PADDINGS), where)
-    channels, outward = option["in_channels"], option["out_channels"]
-    _check("out_channels", outward, (channels, 2 * channels), where)
-    side = option["sample_size"]
-    if side is None and size is None:
-        raise ValueError(f"{where}: sample_size is null: add --size, such as --size 32")
-    shape = picture_shape(option["in_channels"], size or ([side] if isinstance(side, int) else list(side)), where)
-    half, shift = nf // 2, option["freq_shift"]
-    if not shift < half:
-        raise ValueError(f"{where}: freq_shift must be below {half}, got {shift}")
+    scales = option.choice("resnet_time_scale_shift", "default", "scale_shift") == "scale_shift"
+    option.choice("attn_norm_num_groups", *((groups,) if scales else (None, groups)))
+    channels = option.whole("in_channels", 3, 1, CHANNELS)
+    outward = option.choice("out_channels", *sorted({3, channels, 2 * channels}, key=lambda c: c != 3))
+    if outward not in (channels, 2 * channels):
+        raise option.wrong("out_channels", f"{channels} or {2 * channels}, as in_channels")
+    classes = option.get("num_class_embeds", None)
+    if classes is not None and not is_whole(classes, 1, CLASSES):
+        raise option.wrong("num_class_embeds", f"null or a whole number from 1 to {CLASSES}")
+    option.get("num_train_timesteps", None)  # of time_embedding_type learned only
+    shape = picture_shape(channels, size or _sides(option), Path(option.where))
     # Frequencies 10⁴^(−i/(half − shift)) are ours, P^(−i/(half − 1)), of another P.
+    half, shift = nf // 2, option.number("freq_shift", 0, 0, 1)
     embedding = (
         None
         if shift == 1
@@ -226,90 +211,91 @@ def _network(config: dict[str, Any], where: Path, size: list[int] | None) -> tup
         "networks.UNet",
         nf=nf,
         ch_mult=[width // nf for width in widths],
-        num_res_blocks=option["layers_per_block"],
+        num_res_blocks=option.whole("layers_per_block", 2, 1, LAYERS_OF_A_LEVEL),
         attn_resolutions=[shape[1] >> level for level, attend in enumerate(attends) if attend],
-        dropout=float(option["dropout"]),
-        heads=heads.pop(),
+        dropout=float(option.number("dropout", 0.0, 0, 0.999)),
+        heads=_heads(option, widths, attends),
         time_scales=scales,
         learned_variance=outward > channels,
         groups=groups,
-        norm_eps=option["norm_eps"],
-        padding=PADDINGS[option["downsample_padding"]],
+        norm_eps=option.number("norm_eps", 1e-5, 1e-12, 0.1),
+        padding=PADDINGS[option.choice("downsample_padding", *sorted(PADDINGS, reverse=True))],
         time_embedding=embedding,
     )
-    return network, shape, option["num_class_embeds"]
+    return network, shape, classes, attends
 
 
-def _model(config: dict[str, Any], network: Spec, where: Path) -> Spec:
-    """The configuration of the model with this network, from that of its scheduler."""
-    kind = config.get("_class_name", "DDPMScheduler")
-    if kind not in ("DDPMScheduler", "DDIMScheduler"):
-        raise ValueError(f"{where}: a {kind}; only DDPMScheduler and DDIMScheduler can be held")
-    option = SCHEDULER_DEFAULTS | config
-    steps, prediction = option["num_train_timesteps"], option["prediction_type"]
-    _check("beta_schedule", option["beta_schedule"], tuple(SCHEDULES), where)
-    _check("prediction_type", prediction, tuple(PREDICTIONS), where)
-    _check("variance_type", option["variance_type"], tuple(VARIANCES), where)
-    _check("thresholding", option["thresholding"], (False,), where)
-    if option["trained_betas"] is not None:
-        schedule = spec("schedules.BetaTable", betas=option["trained_betas"])
-        steps = len(option["trained_betas"])
-    else:
-        ends = {"beta_min": option["beta_start"], "beta_max": option["beta_end"]}
-        cosine = option["beta_schedule"] == "squaredcos_cap_v2"
-        schedule = spec(f"schedules.{SCHEDULES[option['beta_schedule']]}", steps=steps, **({} if cosine else ends))
-    if option["rescale_betas_zero_snr"]:
-        schedule = spec("schedules.ZeroTerminalSNR", table=schedule)
-    learns = network["init_args"]["learned_variance"]
-    variance = VARIANCES[option["variance_type"]]
-    if learns != (variance is None) and kind == "DDPMScheduler":
-        raise ValueError(
-            f"{where}: variance_type {option['variance_type']} does not go with a network that tells "
-            f"{'a' if learns else 'no'} variance"
+def _sides(option: Options) -> list[int]:
+    side = option.get("sample_size", None)
+    if side is None:
+        raise ValueError(f"{option.where}: sample_size is null: add --size, such as --size 32")
+    sides = side if isinstance(side, list) else [side]
+    if len(sides) not in (1, 2) or not all(is_whole(side, 1, SIDE) for side in sides):
+        raise option.wrong("sample_size", f"a side, or height and width, from 1 to {SIDE}")
+    return sides
+
+
+def _heads(option: Options, widths: list[int], attends: list[bool]) -> int:
+    """The number of heads, which a UNet has the same of everywhere."""
+    width = option.get("attention_head_dim", 8)
+    if width is None:
+        return 1
+    if not is_whole(width, 1, CHANNELS):
+        raise option.wrong("attention_head_dim", "null or a whole number")
+    attending = sorted({width for width, attend in zip(widths, attends, strict=True) if attend} | {widths[-1]})
+    heads = {number // width for number in attending}
+    if len(heads) > 1 or any(number % width for number in attending):
+        raise option.wrong(
+            "attention_head_dim",
+            f"the same whole number of heads on all levels that attend, which have {attending} channels",
         )
-    sampler = spec("samplers.Ancestral", grid=spec("grids.UniformGrid", steps=steps), variance=variance)
-    if kind == "DDIMScheduler":
-        sampler = spec("samplers.DDIM", grid=spec("grids.RespacedGrid", length=steps, steps=min(50, steps)))
-    name, weighting = PREDICTIONS[prediction]
-    model = discrete(network, schedule, steps, spec(f"parameterizations.{name}"), weighting, sampler)
-    if option["clip_sample"]:
-        reach = float(option["clip_sample_range"])
-        model["guidance"] = spec("guidance.Thresholded", low=-reach, high=reach)
-    return model
+    return int(heads.pop())
 
 
-def _weights(folder: Path, trust_pickle: bool) -> dict[str, Tensor]:
-    if (folder / WEIGHTS).is_file():
-        safetensors = needs("safetensors.torch", "diffusers")
-        try:
-            found = safetensors.load_file(folder / WEIGHTS)
-        except needs("safetensors", "diffusers").SafetensorError as error:
-            raise ValueError(f"{folder / WEIGHTS} is damaged, or no safetensors ({error})") from error
-    else:
-        pickled = folder / "diffusion_pytorch_model.bin"
+def _check_blocks(header: Mapping[str, Tensor], option: Options, levels: int) -> None:
+    """Whether the file has as many levels and layers as its configuration says."""
+    parts = [name.split(".") for name in header if name.startswith("down_blocks.")]
+    there = len({part[1] for part in parts if len(part) > 1})
+    if there != levels:
+        raise option.wrong("block_out_channels", f"{there} levels, as the weights have")
+    layers = len({part[3] for part in parts if part[1:3] == ["0", "resnets"] and len(part) > 3})
+    if layers != option.get("layers_per_block", 2):
+        raise option.wrong("layers_per_block", f"{layers}, as the weights have")
+
+
+def _weights(folder: Path, trust_pickle: bool, check: Callable[[Mapping[str, Tensor]], None]) -> dict[str, Tensor]:
+    """The tensors of a folder by name; check is called with their shapes, on torch's meta device, before.
+
+    Raises:
+        FileNotFoundError, ValueError: no file, damaged, or not of tensors of numbers; what check raises.
+    """
+    path, pickled = folder / WEIGHTS, folder / PICKLED
+    if not path.is_file():
         if not pickled.is_file():
             there = ", ".join(sorted(file.name for file in folder.iterdir()))
             raise FileNotFoundError(f"{folder}: there is no {WEIGHTS}, only {there}")
         found = read_tensors(pickled, trust_pickle)
-    return {_renamed(name): tensor for name, tensor in found.items()}
+        for name, value in found.items():
+            if not (isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided):
+                raise ValueError(f"{pickled}: {name}: expected a tensor of floating-point numbers")
+        found = {_renamed(str(name)): tensor for name, tensor in found.items()}
+        check({name: tensor.to("meta") for name, tensor in found.items()})
+        return found
+    safetensors = needs("safetensors.torch", "diffusers")
+    try:
+        with needs("safetensors", "diffusers").safe_open(path, framework="pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+            shapes = {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
+    except needs("safetensors", "diffusers").SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors ({error})") from error
+    for name, (_, dtype) in shapes.items():
+        if dtype not in ("F64", "F32", "F16", "BF16"):
+            raise ValueError(f"{path}: {name}: expected floating-point numbers, got {dtype}")
+    check({_renamed(name): torch.empty(shape, device="meta") for name, (shape, _) in shapes.items()})
+    return {_renamed(name): tensor for name, tensor in safetensors.load_file(path).items()}
 
 
 def _renamed(name: str) -> str:
     module, _, leaf = name.rpartition(".")
     place, _, layer = module.rpartition(".")
     return f"{place}.{RENAMED[layer]}.{leaf}" if layer in RENAMED and "attentions" in place else name
-
-
-def _check(name: str, value: Any, values: tuple[Any, ...], where: Path) -> None:
-    if value not in values:
-        raise ValueError(f"{where}: {name} {value} cannot be held, only {' or '.join(map(str, values))}")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no configuration")
-    return content

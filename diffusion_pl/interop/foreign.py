@@ -33,7 +33,8 @@ class Foreign(NamedTuple):
 
     model: the configuration of DiffusionModule;  shape, classes: of the data;  sources: the map of names, for a network
     so configured;  raw: the weights;  averages: by their decay;  updates: of the averages;  steps: of the training,
-    None: not told;  prefix: of the names in the file, for messages;  notes: what was assumed, each a sentence.
+    None: not told;  prefix: of the names in the file, for messages;  notes: what was assumed, each a sentence;
+    folder: with the files, where it is another than the path given.
     """
 
     model: Spec
@@ -46,6 +47,7 @@ class Foreign(NamedTuple):
     steps: int | None = None
     prefix: str = ""
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 def spec(name: str, **options: Any) -> Spec:
@@ -175,6 +177,7 @@ def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[s
     Raises:
         ValueError: the tensors do not fit.
     """
+    path = foreign.folder or path
     state = {"shape": list(foreign.shape), "classes": foreign.classes, "levels": 256, "class_names": None}
     described = {"model": complete(foreign.model), "data": data}
     # Without memory first: sizes that a few tensors promise are compared with all of them before they are built.

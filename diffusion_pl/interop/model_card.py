@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..cards import CARD, read_card
+from ..drawing import describe
 from ..evaluation import error_of, read_figures
 from ..module import DiffusionModule
+from . import to_diffusers
 
 TAGS = {
     "diffusers": ["diffusers", "unconditional-image-generation"],
@@ -31,10 +33,10 @@ WRITTEN = {
 HUB = {"CIFAR10": "uoft-cs/cifar10", "MNIST": "ylecun/mnist", "FashionMNIST": "zalando-datasets/fashion_mnist"}
 
 _DIFFUSERS = """```python
-from diffusers import DDPMPipeline
+from diffusers import {pipeline}
 
-pipeline = DDPMPipeline.from_pretrained(".")
-pipeline(batch_size=4, num_inference_steps={points}).images[0].save("sample.png")
+pipeline = {pipeline}.from_pretrained(".")
+pipeline(batch_size=4, {call}).images[0].save("sample.png")
 ```"""
 _CLASSES = """```python
 import torch
@@ -169,7 +171,8 @@ def model_card(
             "",
         ]
     lines += ["## Model", "", "| part | options |", "|---|---|"]
-    lines += [f"| {name} | {_told(config[name])} |" for name in (*parts, "noise_input", "guidance") if config.get(name)]
+    shown = {**config, "sampler": _spec(describe(model.sampler))}  # which may be another than that of the training
+    lines += [f"| {name} | {_told(shown[name])} |" for name in (*parts, "noise_input", "guidance") if shown.get(name)]
     lines += [f"| parameters | {parameters:,} |", ""]
     lines += ["## Training", "", *_training(description, checkpoint, sha256, run, model.weights_name), ""]
     if figures:
@@ -188,10 +191,13 @@ def _use(kind: str, model: DiffusionModule) -> str:
     if kind == "safetensors":
         return _SAFETENSORS
     if kind == "diffusers":
-        points = len(model.sampler.grid(model.schedule))
         classes = model.classes
         if classes is None:
-            return _DIFFUSERS.format(points=points)
+            pipeline = to_diffusers.pipeline(model)
+            given = to_diffusers.call(model)
+            used = given if pipeline == "DDIMPipeline" else {"num_inference_steps": given["num_inference_steps"]}
+            arguments = ", ".join(f"{name}={value}" for name, value in used.items())
+            return _DIFFUSERS.format(pipeline=pipeline, call=arguments)
         return _CLASSES.format(shape=shape, last=classes - 1, classes=classes)
     start = float(model.sampler.grid(model.schedule)[0])
     units = "  # pictures in [-1, 1]" if len(model.shape) == 3 else ""
@@ -272,6 +278,14 @@ def _told(config: Any) -> str:
         given = ", ".join(f"{name}={_value(value)}" for name, value in options.items() if value is not None)
         return f"`{_name(config)}({given})`"
     return f"`{_value(config)}`"
+
+
+def _spec(described: Any) -> Any:
+    """What `describe` says of an object, as a configuration spells it."""
+    if not isinstance(described, Mapping):
+        return described
+    options = {name: _spec(value) for name, value in described.items() if name != "class"}
+    return {"class_path": described["class"], "init_args": options}
 
 
 def _value(config: Any) -> str:

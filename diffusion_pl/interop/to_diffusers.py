@@ -3,7 +3,8 @@
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 from .. import parameterizations
 from ..data import DataModule
 from ..denoiser import ScaledTime
+from ..grids import Grid, LeadingGrid, RespacedGrid, TrailingGrid
 from ..module import DiffusionModule
 from ..networks import Sinusoidal, UNet
 from ..samplers import DDIM, Ancestral
-from ..schedules import BetaTable
-from .diffusers import DOWN, PADDINGS, PREDICTIONS, SCHEDULES, UP, VARIANCES, WEIGHTS, modules
+from ..schedules import BetaTable, Schedule
+from .diffusers import ANY_CLASS, DOWN, PADDINGS, UP, WEIGHTS, modules
 from .foreign import Spec
 from .keys import needs, sources
+from .scheduler import CALL, PREDICTIONS, SCHEDULES, VARIANCES
 
 #: Options of UNet that UNet2DModel has no other value of.
 HELD = {
@@ -52,7 +55,7 @@ def write(model: DiffusionModule, data: DataModule, description: Mapping[str, An
     network, tensors = _network(model, config["network"])
     scheduler = _scheduler(model, config)
     index = {
-        "_class_name": "DDPMPipeline",
+        "_class_name": pipeline(model),
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", "UNet2DModel"],
     }
@@ -69,8 +72,7 @@ def _network(model: DiffusionModule, config: Spec) -> tuple[Spec, dict[str, Tens
     unet = model.network
     if not isinstance(unet, UNet):
         raise ValueError(f"diffusers' UNet2DModel can hold a UNet only, not a {type(unet).__name__}")
-    defaults = {name: p.default for name, p in inspect.signature(UNet).parameters.items()}
-    option = defaults | config.get("init_args", {})
+    option = _options(config)
     for name, value in HELD.items():
         if option[name] != value:
             raise ValueError(f"UNet with {name} {option[name]} cannot be held by UNet2DModel, only {name} {value}")
@@ -112,6 +114,7 @@ def _network(model: DiffusionModule, config: Spec) -> tuple[Spec, dict[str, Tens
         "attn_norm_num_groups": next(iter(groups.values())),
         "resnet_time_scale_shift": "scale_shift" if option["time_scales"] else "default",
         "num_class_embeds": None if table is None else table.num_embeddings,
+        **({} if table is None else {ANY_CLASS: table.num_embeddings - 1}),
     }
     state = unet.state_dict()
     names = {name: source.name for name, source in sources(modules(blocks, attends), unet).items()}
@@ -121,6 +124,12 @@ def _network(model: DiffusionModule, config: Spec) -> tuple[Spec, dict[str, Tens
         for ours, theirs in names.items()
     }
     return found, {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
+
+
+def _options(config: Spec) -> dict[str, Any]:
+    """All options of a UNet."""
+    defaults: dict[str, Any] = {name: p.default for name, p in inspect.signature(UNet).parameters.items()}
+    return defaults | (config.get("init_args") or {})
 
 
 def _freq_shift(unet: UNet, nf: int) -> float:
@@ -145,30 +154,103 @@ def _scheduler(model: DiffusionModule, config: Spec) -> dict[str, Any]:
     if prediction is None:
         told = type(model.denoiser.parameterization).__name__
         raise ValueError(f"diffusers knows no parameterization {told}, only Epsilon, V and Data")
-    sampler = model.sampler
-    found = {
-        "_class_name": "DDIMScheduler" if isinstance(sampler, DDIM) else "DDPMScheduler",
+    sampling = _sampling(model, steps, _options(config["network"])["learned_variance"])
+    return {
         "num_train_timesteps": steps,
         **_betas(schedule, config["schedule"]),
         "prediction_type": prediction,
         **_clipping(config.get("guidance")),
+        **sampling,
+        CALL: call(model),
     }
-    if not isinstance(sampler, DDIM):
-        variance = sampler.variance if isinstance(sampler, Ancestral) else 0.0
-        kinds = {value: theirs for theirs, value in reversed(VARIANCES.items())}
-        if variance not in kinds:
+
+
+def _sampling(model: DiffusionModule, steps: int, learns: bool) -> dict[str, Any]:
+    """Class of the scheduler, and its options of the rule and the grid."""
+    sampler, fix = model.sampler, f"Fix: add --sampler DDIM --grid TrailingGrid --grid.length {steps} --grid.steps 50"
+    if type(sampler) not in (DDIM, Ancestral):
+        raise ValueError(
+            f"diffusers has schedulers that sample as DDIM and Ancestral do, not as {type(sampler).__name__}. {fix}"
+        )
+    spacing = _spacing(sampler.grid, model.schedule, steps, isinstance(sampler, DDIM))
+    if spacing is None:
+        raise ValueError(
+            f"diffusers' {type(sampler).__name__} cannot visit the times of this {type(sampler.grid).__name__}, only "
+            f"those of LeadingGrid, and of TrailingGrid where its steps divide {steps}. {fix}"
+        )
+    if isinstance(sampler, DDIM):
+        if learns:
             raise ValueError(
-                f"diffusers' DDPMScheduler has variance 0, 1 or as learned, this model's sampler {variance}"
+                "diffusers' DDIMScheduler cannot take a network that tells a variance. "
+                "Fix: add --sampler Ancestral --sampler.variance null"
             )
-        found["variance_type"] = kinds[variance]
-    return found
+        if sampler.end not in (0, 1 / steps):
+            raise ValueError(f"diffusers' DDIMScheduler ends at 0 or 1/{steps}, this model's sampler at {sampler.end}")
+        return {"_class_name": "DDIMScheduler", "set_alpha_to_one": sampler.end == 0, **spacing}
+    assert isinstance(sampler, Ancestral)
+    kinds = {value: theirs for theirs, value in reversed(VARIANCES.items())}
+    if sampler.variance not in kinds or learns != (sampler.variance is None):
+        expected = "null, as the network learned it" if learns else "0 or 1"
+        raise ValueError(
+            f"Ancestral: variance: expected {expected}, got {sampler.variance}: DDPMScheduler has no other"
+        )
+    if sampler.variance != 0 and float(sampler.grid(model.schedule)[-1]) * steps > 1.5:
+        raise ValueError(
+            "diffusers' DDPMScheduler adds noise to the samples unless its last timestep is 0. "
+            f"Fix: add --steps {steps}"
+        )
+    return {"_class_name": "DDPMScheduler", "variance_type": kinds[sampler.variance], **spacing}
+
+
+def _spacing(grid: Grid, schedule: Schedule, steps: int, ddim: bool) -> dict[str, Any] | None:
+    """timestep_spacing and steps_offset of a grid; None: DDIMScheduler, or none at all, would go to other times."""
+    t = grid(schedule)
+    n, last = len(t), round(float(t[-1]) * steps) - 1
+    if n > steps or not 0 <= last < steps:
+        return None
+    offset = last if isinstance(grid, LeadingGrid) or last <= 1 else 0
+    made: dict[str, Callable[[], Grid]] = {
+        "trailing": lambda: TrailingGrid(steps, n),
+        "leading": lambda: LeadingGrid(steps, n, offset),
+        "linspace": lambda: RespacedGrid(steps, n),
+    }
+    own = {LeadingGrid: "leading", RespacedGrid: "linspace"}.get(type(grid), "trailing")
+    for spacing in sorted(made, key=lambda name: name != own):
+        if ddim and n < steps and (spacing == "linspace" or (spacing == "trailing" and steps % n)):
+            continue
+        if ddim and spacing == "leading" and offset >= steps // n:
+            continue
+        with suppress(ValueError):  # no such grid
+            other = made[spacing]()(schedule)
+            if torch.allclose(other, t, rtol=0, atol=1e-9):
+                return {"timestep_spacing": spacing, "steps_offset": offset if spacing == "leading" else 0}
+    return None
+
+
+def pipeline(model: DiffusionModule) -> str:
+    """The class of diffusers' pipeline that samples as the model does."""
+    return "DDIMPipeline" if isinstance(model.sampler, DDIM) else "DDPMPipeline"
+
+
+def call(model: DiffusionModule) -> dict[str, Any]:
+    """The arguments with which `DDIMPipeline` is to be called; no file of diffusers has them."""
+    keeps = model.guidance is None or getattr(model.guided(), "keep_eps", False)
+    return {
+        "num_inference_steps": len(model.sampler.grid(model.schedule)),
+        "eta": float(getattr(model.sampler, "eta", 0.0)),
+        "use_clipped_model_output": not keeps,
+    }
 
 
 def _betas(schedule: BetaTable, config: Spec) -> dict[str, Any]:
     betas = -torch.expm1(2 * schedule.log_alpha.diff())
     name = config["class_path"].rpartition(".")[2]
-    known = {ours: theirs for theirs, ours in SCHEDULES.items()}.get(name)
     options = config.get("init_args") or {}
+    if name == "ZeroTerminalSNR":
+        inner = _betas(schedule, options["table"])
+        if "trained_betas" not in inner:
+            return {**inner, "rescale_betas_zero_snr": True}
+    known = {ours: theirs for theirs, ours in SCHEDULES.items()}.get(name)
     plain = {"offset": 0.008, "max_beta": 0.999}
     if name == "CosineBetas" and any(options.get(key, value) != value for key, value in plain.items()):
         known = None
@@ -182,8 +264,14 @@ def _betas(schedule: BetaTable, config: Spec) -> dict[str, Any]:
 def _clipping(guidance: Spec | None) -> dict[str, Any]:
     if guidance is None:
         return {"clip_sample": False}
-    options = {"low": -1.0, "high": 1.0, "quantile": None} | (guidance.get("init_args") or {})
+    options = {"low": -1.0, "high": 1.0, "quantile": None, "max_r": math.inf} | (guidance.get("init_args") or {})
     name = guidance["class_path"].rpartition(".")[2]
-    if name != "Thresholded" or options["low"] != -options["high"] or options["quantile"] is not None:
-        raise ValueError(f"guidance {name} cannot be held by diffusers' schedulers, only a static Thresholded(-c, c)")
+    dynamic = options["quantile"] is not None
+    if name != "Thresholded" or options["low"] != -options["high"] or (dynamic and options["high"] != 1):
+        raise ValueError(
+            f"guidance {name} cannot be held by diffusers' schedulers, only Thresholded(-c, c), with a quantile (-1, 1)"
+        )
+    if dynamic:
+        most = min(float(options["max_r"]), 1e6)  # JSON has no infinity
+        return {"thresholding": True, "dynamic_thresholding_ratio": options["quantile"], "sample_max_value": most}
     return {"clip_sample": True, "clip_sample_range": options["high"]}

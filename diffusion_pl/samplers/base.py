@@ -106,6 +106,8 @@ class Sampler(ABC):
     order: int
     #: Evaluations of the denoiser in one step from one grid time to the next; one more follows the last.
     evaluations: int = 1
+    #: Time of the samples: 0 is the denoised x̂_0; at a later time one more step of the rule leads there.
+    end: float = 0.0
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -158,11 +160,16 @@ class Sampler(ABC):
                 assert run.estimate is not None
                 kept.append((x_t, run.estimate))
             x_t = x_s
-        x_0 = run.denoise(x_t, times[-1]).x_0
+        run.estimate = None
+        if self.end > 0:
+            x_0, _ = self.step(run, x_t, times[-1], times.new_tensor(self.end), state)
+        else:
+            x_0 = run.denoise(x_t, times[-1]).x_0
         if not path:
             return Samples(x_0, run.nfe, None)
-        x, estimates = zip(*kept, (x_t, x_0), (x_0, x_0), strict=True)
-        t = torch.cat([times, times.new_zeros(1)])
+        assert run.estimate is not None
+        x, estimates = zip(*kept, (x_t, run.estimate), (x_0, run.estimate), strict=True)
+        t = torch.cat([times, times.new_full((1,), self.end)])
         return Samples(x_0, run.nfe, Path(t, torch.stack(x), torch.stack(estimates)))
 
     @torch.no_grad()
@@ -179,11 +186,14 @@ class Sampler(ABC):
             raise ValueError(f"{type(self).__name__} draws noise: encoding needs a deterministic sampler")
 
         times = self.grid(denoiser.schedule).flip(0)
+        if 0 < self.end < times[0]:
+            times = torch.cat([times.new_full((1,), self.end), times])
         run, state = Run(denoiser, refuse, cond, times), None
-        kernel = run.kernel(times[0])
-        x = kernel.alpha * x_0
-        for _ in range(3):  # until x̂_0(x) is x_0, nearly
-            x = kernel.alpha * x_0 + kernel.sigma * run.denoise(x, times[0]).eps
+        x = x_0
+        if self.end == 0:
+            kernel = run.kernel(times[0])
+            for _ in range(3):  # until x̂_0(x) is x_0, nearly
+                x = kernel.alpha * x_0 + kernel.sigma * run.denoise(x, times[0]).eps
         for s, t in pairwise(times.unbind()):
             x, state = self.step(run, x, s, t, state)
         return x

@@ -19,15 +19,19 @@ class DDIM(Sampler):
     Args:
         grid: any.
         eta: η.
+        end: time of the samples: 0 is x̂_0; 1/N of a table of N, where some of the noise is left, is what diffusers
+            calls `set_alpha_to_one: false`.
     """
 
     order = 1
 
-    def __init__(self, grid: Grid, eta: float = 0.0) -> None:
+    def __init__(self, grid: Grid, eta: float = 0.0, end: float = 0.0) -> None:
         super().__init__(grid)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {eta}")
-        self.eta = eta
+        if not 0 <= end < 1:
+            raise ValueError(f"end must lie in [0, 1), got {end}")
+        self.eta, self.end = eta, end
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
         at_s = run.kernel(s)
