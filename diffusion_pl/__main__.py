@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             run_tool(command, rest)
         else:
-            from .cli import run_doctor, run_trainer
+            from .running import run_doctor, run_trainer
 
             if command == "doctor":
                 run_doctor(rest)

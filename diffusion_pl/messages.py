@@ -1,49 +1,15 @@
 """An error in one line: where it is (option, or file and line), what is wrong, and the likeliest correction."""
 
-import collections.abc
 import difflib
-import inspect
 import re
-import sys
-import types as python_types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Union, get_args, get_origin
 
 from .config_files import SECTIONS, SUFFIXES, find, find_class
 from .parsing import BUILT, UsageError
+from .phrases import causes_of, phrase, split_key
+from .vocabulary import Types, all_classes, bases_at, branches, class_names, classes_at, parameters
 
-Types = Mapping[str, Any]
-
-_GOT = r"Got value: (?:Namespace\(class_path=')?([\w.]+).*"
-#: What jsonargparse says, and what is printed.
-_PHRASES = (
-    (r"Expected a dot import path string:\s*$", "expected a class, got nothing"),
-    (r"Expected a dot import path string: (.+)", r"there is no class \1"),
-    (rf"Type .+ a callable class: module .+ has no attribute '.+?'\. {_GOT}", r"there is no class \1"),
-    (rf"Type .+ a callable class: No module named '.+?'\. {_GOT}", r"there is no class \1"),
-    (r"Type .+ a callable class: Dict must include a class_path.+NestedArg\(key='(\w+)'.+", r"unknown key \1"),
-    (r"Type .+: Expected an import path or a subclass spec, but got (.+?)\. Got.*", r"expected a class, got \1"),
-    (r"Type .+ expects a function or a callable class: (.+)", r"expected a class: \1"),
-    (r"Import path (\S+) does not correspond to a subclass of (\w+).*", r"\1 is no \2"),
-    (r"Not a valid subclass of (\w+)\. Got value: (.+?) Subclass types.*", r"expected class_path of a \1, got \2"),
-    (r"Expected an instantiatable class, but .*is abstract", "expected class_path and init_args only"),
-    (r"Problem with given class_path '(.+?)': (.*)", r"\1: \2"),
-    (r"Option '(.+)' is not accepted", r"unknown key \1"),
-    (r"Subcommand '\w+' does not accept option '(.+)'", r"unknown key \1"),
-    (r"the following arguments are required: (\w+\..+)", r"missing: \1 (give a --config, or these options)"),
-    (r"the following arguments are required: (.+)", r"missing: \1"),
-    (r"\b(?:fit|validate|test|predict)\.(?=model|data)", ""),
-    (r"Expected a <class '(?:\w+\.)*(\w+)'>\. Got value: (.*)", r"expected \1, got \2"),
-    (r"Expected a <class '(?:\w+\.)*(\w+)'>", r"expected \1"),
-    (r"Expected a typing\.Literal\[(.+)\]\. Got value: (.*)", r"expected one of \1, got \2"),
-    (r"Expected a typing\.Literal\[(.+)\]", r"expected one of \1"),
-    (r"(-?\d+) is not in bounds, numpy accepts from (\d+) to (\d+)", r"seed_everything must be in [\2, \3], got \1"),
-)
-#: Branches of a union that tell nothing.
-_NOISE = re.compile(
-    r"Expected a path but|Expected a <class 'NoneType'>|Does not validate|a class path \(str\)|a dict with"
-)
 #: Names that other programs use -> ours, the first of which that the command has is suggested.
 _SYNONYMS = {
     "ckpt_path": "checkpoint ckpt checkpoint_path model_path resume resume_from weights_path pretrained load",
@@ -69,7 +35,6 @@ _SYNONYMS = {
     "sampler": "scheduler solver",
     "metrics": "fid",
 }
-_PLAIN = (int, float, str, bool, list, dict, tuple, bytes, type(None), object)
 
 
 def explain(error: BaseException, args: Sequence[str] = ()) -> str:
@@ -85,7 +50,7 @@ def explain(error: BaseException, args: Sequence[str] = ()) -> str:
     cls = getattr(error, BUILT, None)
     named = re.match(r"([A-Z]\w+): ", text)
     if cls is None and named:  # a class that is built later, such as a network
-        cls = next((c for c in _all_classes() if c.__name__ == named[1]), None)
+        cls = next((c for c in all_classes() if c.__name__ == named[1]), None)
     where = "" if cls is None else _place_of_class(cls, text, args)
     return f"{where}: {text}" if where else text
 
@@ -101,7 +66,7 @@ def _place_of_class(cls: type, text: str, args: Sequence[str]) -> str:
     if len(set(keys)) != 1:  # nobody knows which of them
         return ""
     key = keys[0]
-    mentioned = [p for p in _parameters(cls) if re.search(rf"\b{p}\b", text)]
+    mentioned = [p for p in parameters(cls) if re.search(rf"\b{p}\b", text)]
     places = {p: _place(f"{key}.{p}", args) for p in mentioned}
     places = {p: place for p, place in places.items() if place != f"{key}.{p}"}
     if len(places) == 1 and len(mentioned) == 1:
@@ -123,19 +88,19 @@ def one_line(message: str, args: Sequence[str] = (), types: Types | None = None)
         return _unknown_option(stray[1], types, args)
     if lacking := re.match(r"argument (?:\S+/)?(--\S+): expected (?:one|at least one) argument", message):
         name = lacking[1].lstrip("-")
-        value = "true" if bool in _branches(types.get(name)) else "VALUE"
+        value = "true" if bool in branches(types.get(name)) else "VALUE"
         return f"{lacking[1]} needs a value: {lacking[1]} {value}"
     if nested := re.search(r"but got NestedArg\(key='(\w+)', val=", message):
-        key = _keys(message)[0]
+        key = split_key(message)[0]
         option = f"--{key}.{nested[1]}"
         return f"{option}: set --{key} CLASS first, its options come after it"
     key, given = "", None
     causes = [message]
     while len(causes) == 1:
-        inner, rest = _keys(causes[0])
+        inner, rest = split_key(causes[0])
         key = ".".join(filter(None, (key, inner)))
         given = re.search(r"Given value: (.*)", rest) or given
-        found = _causes(rest)
+        found = causes_of(rest)
         causes, before = found, causes
         if found in ([rest], before):
             break
@@ -143,10 +108,10 @@ def one_line(message: str, args: Sequence[str] = (), types: Types | None = None)
         causes = [cause for cause in causes if not cause.startswith("Not a valid subclass")] or causes
     if any(cause.startswith("the following arguments are required") for cause in causes):  # of the class that is given
         causes = [cause for cause in causes if "does not correspond to a subclass" not in cause]
-    text = " or ".join(dict.fromkeys(map(_phrase, causes))).replace(" or expected ", " or ")
+    text = " or ".join(dict.fromkeys(map(phrase, causes))).replace(" or expected ", " or ")
     if text == "expected class_path and init_args only" and (name := _given(key, args)) is not None:
-        names = sorted(_names(_classes_at(key.split("."), types)))
-        if name not in names and any(name == base.__name__ for base in _bases_at(key.split("."), types)):
+        names = sorted(class_names(classes_at(key.split("."), types)))
+        if name not in names and any(name == base.__name__ for base in bases_at(key.split("."), types)):
             text = f"{name} is abstract: choose one of {', '.join(names)}"
     if entry := re.match(r"expected class_path of a (\w+), got (.*)", text):
         keys = _keys_of(entry[1], key, types)
@@ -248,11 +213,11 @@ def _by_last_name(parts: Sequence[str], types: Types, args: Sequence[str]) -> st
 def _unknown_class(text: str, name: str, key: str, types: Types) -> str:
     short = name.rpartition(".")[2]
     parts = key.split(".")
-    classes, bases = _classes_at(parts, types), _bases_at(parts, types)
+    classes, bases = classes_at(parts, types), bases_at(parts, types)
     if not bases:  # nothing is known of this key
-        classes = [c for c in _all_classes() if not c.__name__.startswith("_")]
-    names = _names(classes)
-    kind = next((c for c in _all_classes() if c.__name__ == short), None)
+        classes = [c for c in all_classes() if not c.__name__.startswith("_")]
+    names = class_names(classes)
+    kind = next((c for c in all_classes() if c.__name__ == short), None)
     if not bases and kind is not None:
         return f"{short} is a class of another kind"
     if bases and short not in names and kind is not None:
@@ -267,8 +232,8 @@ def _unknown_class(text: str, name: str, key: str, types: Types) -> str:
 
 def _keys_of(name: str, key: str, types: Types) -> str:
     """The options of a class that has no subclasses, so that nobody writes its class_path."""
-    base = next((base for base in _bases_at(key.split("."), types) if base.__name__ == name), None)
-    return ", ".join(_parameters(base)) if base is not None and not type.__subclasses__(base) else ""
+    base = next((base for base in bases_at(key.split("."), types) if base.__name__ == name), None)
+    return ", ".join(parameters(base)) if base is not None and not type.__subclasses__(base) else ""
 
 
 def _options(types: Types, args: Sequence[str]) -> Iterator[str]:
@@ -295,10 +260,10 @@ def _children(parts: Sequence[str], types: Types, args: Sequence[str] = ()) -> s
     if not parts:
         return found
     given = _given(key, args)
-    classes = _classes_at(parts, types)
+    classes = classes_at(parts, types)
     named = [c for c in classes if given and c.__name__ == given.rpartition(".")[2]]
     for cls in named or classes:
-        found |= {name for name in _parameters(cls) if not name.startswith("_")}
+        found |= {name for name in parameters(cls) if not name.startswith("_")}
     return found - {"shape", "classes"} if key == "model.network" else found
 
 
@@ -311,139 +276,8 @@ def _given(key: str, args: Sequence[str]) -> str | None:
     return next((entry.text for entry in find(key, args) if entry.text), None)
 
 
-def _hints_at(parts: Sequence[str], types: Types) -> list[Any]:
-    """The types that may be at a dotted key: of the option, or of parameters of the classes on the way."""
-    for n in range(len(parts), 0, -1):
-        if ".".join(parts[:n]) in types:
-            hints = [types[".".join(parts[:n])]]
-            break
-    else:
-        return []
-    for part in parts[n:]:
-        classes = {c for hint in hints for base in _bases(hint) for c in _subclasses(base)}
-        hints = [_parameters(cls)[part].annotation for cls in classes if part in _parameters(cls)]
-    return hints
-
-
-def _bases_at(parts: Sequence[str], types: Types) -> list[type]:
-    return list(dict.fromkeys(base for hint in _hints_at(parts, types) for base in _bases(hint)))
-
-
-def _classes_at(parts: Sequence[str], types: Types) -> list[type]:
-    found = [cls for base in _bases_at(parts, types) for cls in _subclasses(base)]
-    if parts[-1] != "network":
-        return found
-    return [cls for cls in found if next(iter(_parameters(cls)), None) == "shape"]  # not its layers
-
-
-def _names(classes: Iterable[type]) -> set[str]:
-    return {cls.__name__ for cls in classes if not inspect.isabstract(cls)}
-
-
-def _branches(hint: Any) -> list[Any]:
-    """The types of a union."""
-    return list(get_args(hint)) if get_origin(hint) in (Union, python_types.UnionType) else [hint]
-
-
-def _bases(hint: Any) -> Iterator[type]:
-    """The classes that a type names: of unions, lists and dictionaries their parts, of a callable what it returns."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is collections.abc.Callable:
-        yield from _bases(args[-1])
-    elif origin is not None:
-        for arg in args:
-            yield from _bases(arg)
-    elif inspect.isclass(hint) and hint not in _PLAIN and not hint.__module__.startswith(("pathlib", "datetime")):
-        yield hint
-
-
-def _subclasses(base: type) -> list[type]:
-    """The public classes of a kind, ours before others'; of modules only ours, of which there are few."""
-    todo, found = [base], dict[type, None]()
-    while todo:
-        cls = todo.pop()
-        if cls not in found:
-            found[cls] = None
-            todo += type.__subclasses__(cls)
-    public = [c for c in found if not c.__name__.startswith("_") and "<locals>" not in c.__qualname__]
-    ours = [c for c in public if c.__module__.startswith("diffusion_pl.") and _is_exported(c)]
-    if base.__module__.startswith("torch.nn"):
-        return [c for c in ours if c.__module__.startswith(("diffusion_pl.networks", "diffusion_pl.metrics"))]
-    others = ("torch.optim", "lightning.")
-    return ours + [c for c in public if c.__module__.startswith(others)] or [c for c in public if c is not base]
-
-
-def _is_exported(cls: type) -> bool:
-    package = sys.modules.get(".".join(cls.__module__.split(".")[:2]))
-    return getattr(package, cls.__name__, None) is cls
-
-
-def _all_classes() -> list[type]:
-    modules = [m for name, m in list(sys.modules.items()) if name.split(".")[0] == "diffusion_pl"]
-    modules += [sys.modules[name] for name in ("torch.optim",) if name in sys.modules]
-    return [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ != "builtins"]
-
-
-def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
-    try:
-        found = inspect.signature(cls).parameters
-    except (ValueError, TypeError):
-        return {}
-    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {name: p for name, p in found.items() if p.kind not in kinds}
-
-
 def _first_below(key: str, types: Types) -> str:
     return next((name for name in types if name.startswith(f"{key}.")), f"{key}.OPTION")
-
-
-def _keys(message: str) -> tuple[str, str]:
-    """The dotted key that the message begins with, over all its levels, and the rest."""
-    keys = []
-    while found := re.match(r'\s*Parser key "([^"]+)":\s*', message):
-        keys.append(found[1])
-        message = message[found.end() :]
-    return ".".join(keys), message
-
-
-def _causes(message: str) -> list[str]:
-    """The branches of a union that tell something; the whole message if it has none."""
-    causes: list[str] = []
-    for item in _items(message):
-        if item.startswith("Does not validate"):
-            causes += _causes(item)
-        elif not _NOISE.match(item):
-            causes.append(item)
-    if any(re.match(r"Expected a <class '(int|float)'>", cause) for cause in causes):  # a number, and so no class
-        causes = [cause for cause in causes if "dot import path" not in cause]
-    if any(not cause.startswith("Expected a") or "dot import path" in cause for cause in causes):
-        # What went wrong with the type that was given.
-        causes = [cause for cause in causes if not re.fullmatch(r"Expected a <class '[\w.]+'>\s*", cause)]
-    return causes or [message]
-
-
-def _items(text: str) -> list[str]:
-    """The items of the outermost list in a text, each with what is indented below it."""
-    lines = text.split("\n")
-    indents = [len(line) - len(line.lstrip()) for line in lines]
-    marks = [n for n, line in enumerate(lines) if line.lstrip().startswith("- ") and n]
-    outer = [n for n in marks if indents[n] == min(indents[m] for m in marks)]
-    found = []
-    for n in outer:
-        item = [lines[n].lstrip()[2:]]
-        for m in range(n + 1, len(lines)):
-            if lines[m].strip() and (m in outer or indents[m] < indents[n]):
-                break
-            item.append(lines[m])
-        found.append("\n".join(item))
-    return found
-
-
-def _phrase(cause: str) -> str:
-    cause = " ".join(re.sub(r'Parser key "([^"]+)":', r"\1:", cause).split())
-    for pattern, phrase in _PHRASES:
-        cause = re.sub(pattern, phrase, cause)
-    return cause
 
 
 def _place(key: str, args: Sequence[str], text: str = "") -> str:

@@ -73,6 +73,8 @@ FLOORS: dict[str, float] = {
     "masking": 5.5,
     "config_files": 5.5,
     "parsing": 5.5,
+    "phrases": 5.5,
+    "vocabulary": 5.5,
     "messages": 5.6,
     "limits": 5.7,
     "checkpoints": 6,
@@ -93,6 +95,7 @@ FLOORS: dict[str, float] = {
     "run_folder": 6.9,
     "commands": 7,
     "cli": 7.5,
+    "running": 7.6,
     "__main__": 7.9,
 }
 
