@@ -214,7 +214,7 @@ CASES: dict[str, tuple[Any, str]] = {
         r"ExplicitGrid: times must fall strictly within \[0, 1\], got \[1.5, 0.5",
     ),
     "t below 0": (options(*EXPLICIT, "[0.5,-0.5]"), r"ExplicitGrid: times must fall strictly within \[0, 1\]"),
-    "t_max": (options(f"{GRID}.t_max", 1.5), r"need 0 < t_min < t_max <= 1, got .*t_max=1.5"),
+    "t_max": (options(f"{GRID}.t_max", 1.5), r"need 0 <= t_min < t_max <= 1, got .*t_max=1.5"),
     "no steps": (options(f"{GRID}.steps", 0), r"a sampling grid needs at least one step, got steps=0"),
     "t_min of training": (options("--model.loss.times.t_min", 2), r"t_min must lie in \(0, 1\), got 2.0"),
     "warm-up": (

@@ -89,7 +89,7 @@ def test_from_is_an_option_though_a_word_of_python(tmp_path: Path) -> None:
     help_ = cli(tmp_path, "import", "--help").out
     assert "--from " in help_
     assert "from_" not in help_ and "import_" not in help_
-    assert "missing: from" in cli(tmp_path, "import", "--path", "x", "--output", "y").error
+    assert "missing: --from" in cli(tmp_path, "import", "--path", "x", "--output", "y").error
     assert "--from" in cli(tmp_path, "import", "x", "--from", "keras", "--output", "y").error
     assert "no config.json" in cli(tmp_path, "import", "x", "--from=diffusers", "--output", "y").error
 

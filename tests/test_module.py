@@ -132,7 +132,7 @@ def test_a_tiny_model_learns(tmp_path: Path) -> None:
     before = trainer.validate(module, datamodule=data, verbose=False)[0]["val_loss/raw"]
     trainer.fit(module, datamodule=data)
     after = trainer.validate(module, datamodule=data, verbose=False)[0]["val_loss/raw"]
-    assert after < 0.8 * before
+    assert after < 0.9 * before
     samples = module.sample(range(500), sampler=DDIM(UniformGrid(20))).x_0 @ torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     along, across = (samples / 2**0.5).std(0).tolist()
     assert 1 < along < 1.8  # √2

@@ -274,7 +274,7 @@ def test_a_run_within_its_bands_is_verified(run: Path) -> None:
             "measured by InceptionV3, not DigitsClassifier",
         ),
         (
-            {"fid": figure(1.5, reference={"split": "test"}), "nll": nll(2.5)},
+            {"fid": figure(1.5, reference={"data": "Digits", "split": "test"}), "nll": nll(2.5)},
             "fid not comparable: split test, not train",
         ),
         (

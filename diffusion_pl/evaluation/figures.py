@@ -63,7 +63,7 @@ def table(figures: dict[str, Figure]) -> str:
 
 
 _KIND = {
-    "value": Number,
+    "value": (float, int),  # also one that is not finite, of a model that diverges
     "unit": str,
     "std": (*Number, None),
     "protocol": {
