@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO
 
+from .launch import place
+
 #: What tells a process to end: Ctrl-C, schedulers, a terminal that was closed, a limit of time.
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU", "SIGUSR1", "SIGUSR2")
 
@@ -35,7 +37,8 @@ def stoppable(how: str) -> Iterator[None]:
     try:
         yield
     except Stopped:
-        print(f"\nstopped; {how}", flush=True)
+        if not place():  # of several processes the first speaks
+            print(f"\nstopped; {how}", flush=True)
         raise
     finally:
         for number, handler in before.items():

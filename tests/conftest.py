@@ -69,7 +69,7 @@ FLOORS: dict[str, float] = {
     "classifier": 5.2,
     "lr_schedulers": 5,
     "launch": 5.5,
-    "stopping": 5.5,
+    "stopping": 5.6,
     "masking": 5.5,
     "config_files": 5.5,
     "parsing": 5.5,

@@ -276,9 +276,7 @@ def test_folder_of_a_run_stands_for_its_newest_good_checkpoint(tmp_path: Path) -
     assert done.code == 0, done.err
     done = cli(tmp_path, "validate", "--config", config, "--ckpt_path", "runs/run")
     assert done.code == 0, done.err
-    content = bytearray((run / LAST).read_bytes())
-    content[len(content) // 2] ^= 1
-    (run / LAST).write_bytes(content)
+    (run / LAST).write_bytes((run / LAST).read_bytes()[:-100])
     done = cli(tmp_path, "fit", "--config", config, "--ckpt_path", "runs/run", "--trainer.max_steps", 44)
     assert "runs/run" in done.run
     assert card(run)["sessions"][-1]["from_step"] == 20  # of previous.ckpt

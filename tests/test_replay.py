@@ -144,4 +144,4 @@ def test_what_is_no_dump_is_refused(tmp_path: Path) -> None:
     assert "holds more than tensors and plain values, maybe code" in cli(tmp_path, "replay", "evil.ckpt").error
     assert not (tmp_path / "victim").exists()
     error = cli(tmp_path, "replay", run / LAST, "--precison", "32-true").error
-    assert error == "unknown option --precison; did you mean precision?"
+    assert error == "unknown option --precison; did you mean --precision?"
