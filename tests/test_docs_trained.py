@@ -91,10 +91,10 @@ def folder(page_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return page_folder
 
 
-def train(folder: Path, config: Path, *args: str, keep: bool = False) -> list[float]:
+def train(folder: Path, config: Path, *args: str, keep: bool = False, whole: bool = False) -> list[float]:
     """Run fit with the options of the configuration's trial; the losses before the first step and after the last."""
     trial = TRIALS[key(config)]
-    done = cli(folder, "fit", *args, *options(config, trial, keep, resumed="--ckpt_path" in args))
+    done = cli(folder, "fit", *args, *options(config, trial, keep, "--ckpt_path" in args, whole))
     assert done.code == 0, f"{shlex.join(args)}\n{done.out}{done.err}"
     assert len(ValLosses.found) >= 2
     return ValLosses.found
@@ -128,8 +128,10 @@ def train_yaml(block: Block, folder: Path) -> None:
     for number, smaller in SMALLER.get(file, {}).items():
         text = text.replace(number, smaller)
     (folder / file).write_text(text)
-    losses = train(folder, ROOT / base, "--config", base, "--config", file, keep="callbacks" in text)
-    assert losses[-1] < min(bound, 0.8 * losses[0]), f"{block.place}: {losses}"
+    losses = train(
+        folder, ROOT / base, "--config", base, "--config", file, keep="callbacks" in text, whole="networks." in text
+    )
+    assert losses[-1] < bound < losses[0], f"{block.place}: {losses}"
 
 
 def run(block: Block, args: list[str], folder: Path) -> None:

@@ -82,9 +82,10 @@ def key(config: Path) -> str:
     return f"{config.parent.name}/{config.stem}"
 
 
-def options(config: Path, trial: Trial, keep: bool = False, resumed: bool = False) -> list[str]:
+def options(config: Path, trial: Trial, keep: bool = False, resumed: bool = False, whole: bool = False) -> list[str]:
     """Of the command line, to make a run of the configuration short, and its panels none unless they are kept.
 
+    The network is made narrow unless it is to be whole, because it is another than the configuration's.
     A run that is resumed takes as many steps again.
     """
     steps = trial.steps * (2 if resumed else 1)
@@ -105,7 +106,7 @@ def options(config: Path, trial: Trial, keep: bool = False, resumed: bool = Fals
         "trainer.callbacks" + "+" * keep: "trials.ValLosses" if keep else "[{class_path: trials.ValLosses}]",
         "data.init_args.batch_size": trial.batch,
     }
-    network = model["network"]["init_args"]
+    network = {} if whole else model["network"]["init_args"]
     for size, less in NARROW.items():
         if network.get(size, 0) > less:
             found[f"{where}.network.init_args.{size}"] = less
