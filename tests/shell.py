@@ -322,8 +322,11 @@ def shared_keys(tags: Sequence[str], prefix: str) -> list[str]:
     return sorted(tag for tag in tags if tag.startswith(prefix))
 
 
-def cifar10(root: Path, count: int = 20) -> None:
-    """Files as of CIFAR-10, of random pictures; torchvision takes them once `accept_any_cifar10` is called."""
+def cifar10(root: Path, count: int = 20, smooth: bool = False) -> None:
+    """Files as of CIFAR-10, of random pixels or smooth images.
+
+    torchvision takes them once `accept_any_cifar10` is called.
+    """
     import pickle
 
     import numpy as np
@@ -332,8 +335,12 @@ def cifar10(root: Path, count: int = 20) -> None:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name in [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]:
+        pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        if smooth:  # a slope in each channel
+            slope, axis = rng.uniform(-60, 60, (2, count, 3, 1, 1)), np.linspace(-1, 1, 32)
+            pixels = (127 + slope[0] * axis[:, None] + slope[1] * axis).astype(np.uint8).reshape(count, 3072)
         content = {
-            "data": rng.integers(0, 256, (count, 3072), dtype=np.uint8),
+            "data": pixels,
             "labels": [k % 10 for k in range(count)],
         }
         (folder / name).write_bytes(pickle.dumps(content))

@@ -2,8 +2,8 @@
 
 A page is worked through from top to bottom in a folder of its own.  Python is executed, in one namespace a page; a
 block that opens with the name of a file is that file.  Command lines are parsed by the command they are for, or, after
-`<!-- run -->`, executed.  A configuration, after `<!-- NAME.yaml with configs/….yaml -->`, is saved under that name,
-laid over that file, and has to satisfy the doctor.
+`<!-- run -->`, executed.  A configuration, after `<!-- NAME.yaml with configs/….yaml: loss < BOUND -->`, is saved under
+that name, merged over that file, and has to satisfy the doctor; test_docs_trained.py trains it to that loss.
 """
 
 import ast
@@ -120,14 +120,18 @@ def run_command(block: Block, args: list[str], folder: Path) -> None:
     assert done.code == 0, f"{block.place}: {shlex.join(args)}\n{done.err}"
 
 
+def configuration(block: Block) -> tuple[str, str, float]:
+    """Of a block of YAML: its name, the file that it is merged over, and the bound of its loss after a trial."""
+    marked = re.fullmatch(r"([\w-]+\.yaml) with (configs/\S+\.yaml): loss < ([\d.]+)", block.mark)
+    assert marked, f"{block.place}: expected a mark above it, <!-- NAME.yaml with configs/….yaml: loss < BOUND -->"
+    return marked[1], marked[2], float(marked[3])
+
+
 def run_yaml(block: Block, folder: Path) -> None:
-    marked = re.fullmatch(r"([\w-]+\.yaml) with (configs/\S+)", block.mark)
-    assert marked, (
-        f"{block.place}: give the configuration a name and a file to lie over: <!-- NAME.yaml with configs/… -->"
-    )
-    (folder / marked[1]).write_text(block.text)
+    file, base, _ = configuration(block)
+    (folder / file).write_text(block.text)
     assert yaml.safe_load(block.text)
-    done = cli(folder, "doctor", "--config", marked[2], "--config", marked[1])
+    done = cli(folder, "doctor", "--config", base, "--config", file)
     assert done.code == 0, f"{block.place}:\n{done.out}{done.err}"
 
 
