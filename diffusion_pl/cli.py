@@ -128,6 +128,11 @@ class DiffusionCLI(LightningCLI):
             args=args,
         )
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that is called: the parser of each takes a fifth of a second to make."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in self._args[:1] if name in every} or every
+
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # What people come to change stands first, in the help and in the saved configuration.
         if self._names_model:
