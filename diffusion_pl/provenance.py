@@ -114,7 +114,8 @@ def _git(folder: Path, repository: tuple[Path, Path, Path], revision: str, *args
             (own / "HEAD").write_text(f"{revision}\n", encoding="utf-8")
             (own / "config").write_text(settings, encoding="utf-8")
             for file in (git / "index", *git.glob("sharedindex.*")):
-                shutil.copyfile(file, own / file.name)
+                # With its time, by which git knows files that may have changed in the same tick and must be read.
+                shutil.copy2(file, own / file.name)
             environment = {
                 **{key: value for key, value in os.environ.items() if not key.startswith("GIT_")},
                 "GIT_DIR": str(own),

@@ -69,6 +69,10 @@ def check_parameterization(parameterization: Parameterization) -> None:
 
 def check_sampler(sampler: Sampler) -> None:
     noise = SampleNoise(0, range(3))
+    if sampler.end > sampler.grid(ORACLE.schedule)[-1]:  # which is known with the schedule only
+        with pytest.raises(ValueError, match="end must not be later"):
+            sampler(ORACLE, torch.zeros(3, 2, dtype=torch.float64), noise=noise)
+        return
     samples = sampler(ORACLE, torch.full((3, 2), 0.3, dtype=torch.float64), noise=noise)
     assert samples.x_0.isfinite().all()
 

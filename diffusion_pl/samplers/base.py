@@ -151,6 +151,8 @@ class Sampler(ABC):
             cond: handed to the denoiser.
         """
         times = self.grid(denoiser.schedule)
+        if self.end > times[-1]:
+            raise ValueError(f"end must not be later than the grid's last time {times[-1]:.4g}, got {self.end}")
         run, x_t, state = Run(denoiser, noise, cond, times), x_T, None
         kept: list[tuple[Tensor, Tensor]] = []
         for t, s in progress(list(pairwise(times.unbind()))):
