@@ -135,7 +135,7 @@ def one_line(message: str, args: Sequence[str] = (), types: Types | None = None)
     if unknown[1] == "there is no class":
         text = text.replace(unknown[2], name)
         return ": ".join(filter(None, (_place(key, args, f"got {name}"), _unknown_class(text, name, key, types))))
-    parts = [part for part in ".".join(filter(None, (key, name))).split(".") if part != "init_args"]
+    parts = [part for part in ".".join(filter(None, (key, name))).split(".") if part != "init_args"] or [name]
     odd = _first_unknown(parts, types, args)
     key = ".".join(parts[: odd + 1] if types else parts)
     near = nearest(parts[odd], _children(parts[:odd], types, args))
