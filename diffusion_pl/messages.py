@@ -129,6 +129,8 @@ def one_line(message: str, args: Sequence[str] = (), types: Types | None = None)
             else (f"{_place(key, args)}: {text}")
         )
     unknown = re.search(r"(unknown key|there is no class) ([^\s;]+)", text)
+    if not key and not types:  # not of the command line: what it is of stands in the message, such as a checkpoint
+        return text
     if unknown is None:
         return ": ".join(filter(None, (_place(key, args, text), text)))
     name = unknown[2].removeprefix("Namespace(class_path=").strip("'\",)")
@@ -284,7 +286,7 @@ def _place(key: str, args: Sequence[str], text: str = "") -> str:
     """Where the key is set: an option of the command line, or file:line of a configuration; else the key itself."""
     if not key:
         return ""
-    parts = [part for part in key.split(".") if part != "init_args"]
+    parts = [part for part in key.split(".") if part != "init_args"] or [key]
     for arg in reversed(args):
         option = arg.split("=")[0]
         if option.startswith("--") and [p for p in option[2:].rstrip("+").split(".") if p != "init_args"] == parts:
