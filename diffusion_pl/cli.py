@@ -55,7 +55,7 @@ from .upstream import own_defaults
 
 _USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VALUE …]"
 _DOCTOR = """Look at what fit with the same options would train: read the data, train and write nothing, and print a
-line for each check: ok, warning or error, the number found, and how to mend it. Exit status 2 if there is an error, or
+line for each check: ok, warning or error, the number found, and how to fix it. Exit status 2 if there is an error, or
 else 0. fit makes the same checks before its first step: errors stop it, warnings are printed."""
 SECTIONS: dict[str, type] = {"trainer": Trainer, "ema": EMA, "saver": Saver, "guard": Guard, "doctor": Doctor}
 _OF_THE_CALL = ("config", "ckpt_path", "weights_only")  # not of the experiment

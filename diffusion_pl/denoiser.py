@@ -141,6 +141,6 @@ def check_time(x_t: Tensor, t: Tensor) -> None:
     """Raise ValueError unless t is () within [0, 1] or (B, 1, …, 1) for x_t: (B, *)."""
     if t.ndim == 0:
         if t.device.type == "cpu" and not 0 <= t <= 1:  # on an accelerator the question would stall it
-            raise ValueError(f"t must lie in [0, 1], got {t.item()}")
+            raise ValueError(f"t must be in [0, 1], got {t.item()}")
     elif t.shape != (x_t.shape[0], *[1] * (x_t.ndim - 1)):
         raise ValueError(f"t must be () or (B, 1, …, 1) for x_t of shape {tuple(x_t.shape)}, got {tuple(t.shape)}")

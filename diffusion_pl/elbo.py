@@ -73,9 +73,9 @@ class ChainBound:
         if steps < 2:
             raise ValueError(f"ChainBound: steps must be at least 2, got {steps}")
         if variance is not None and not 0 <= variance <= 1:
-            raise ValueError(f"ChainBound: variance must lie in [0, 1], or be null for a learned one, got {variance}")
+            raise ValueError(f"ChainBound: variance must be in [0, 1], or be null for a learned one, got {variance}")
         if times is not None and not 2 <= times <= steps:
-            raise ValueError(f"ChainBound: times must lie in 2 … {steps} (its steps), got {times}")
+            raise ValueError(f"ChainBound: times must be in 2 … {steps} (its steps), got {times}")
         self.steps, self.variance, self.times = steps, variance, steps if times is None else times
 
     def visited(self, schedule: Schedule) -> Tensor:
@@ -157,7 +157,7 @@ class ContinuousBound:
         if times < 1:
             raise ValueError(f"ContinuousBound: times must be at least 1, got {times}")
         if not 0 < t_min < 1:
-            raise ValueError(f"ContinuousBound: t_min must lie in (0, 1), got {t_min}")
+            raise ValueError(f"ContinuousBound: t_min must be in (0, 1), got {t_min}")
         self.times, self.t_min = times, t_min
 
     def visited(self, schedule: Schedule) -> Tensor:
@@ -247,6 +247,6 @@ def _check_levels(x_0: Tensor, levels: int | None) -> None:
     index = (x_0 + 1) * ((levels - 1) / 2)
     if not ((index - index.round()).abs() < 0.05).all() or index.min() < -0.5 or index.max() > levels - 0.5:
         raise ValueError(
-            f"levels: x_0 must lie on the {levels} levels −1, {-1 + 2 / (levels - 1):.4g}, …, 1; got other values "
+            f"levels: x_0 must be on the {levels} levels −1, {-1 + 2 / (levels - 1):.4g}, …, 1; got other values "
             f"between {x_0.min().item():.4g} and {x_0.max().item():.4g} (give no levels for a density)"
         )

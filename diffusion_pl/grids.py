@@ -130,7 +130,7 @@ class KarrasGrid(Grid):
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(f"need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
         if not 0.1 <= rho <= 100:  # beyond, the powers overflow
-            raise ValueError(f"rho must lie in [0.1, 100], got {rho}")
+            raise ValueError(f"rho must be in [0.1, 100], got {rho}")
         self.steps, self.sigma_min, self.sigma_max, self.rho = steps, sigma_min, sigma_max, rho
 
     def with_steps(self, steps: int) -> "KarrasGrid":

@@ -45,7 +45,7 @@ class Thresholded(Denoiser):
         if not low < high:
             raise ValueError(f"need low < high, got {low} and {high}")
         if quantile is not None and not 0 < quantile <= 1:
-            raise ValueError(f"quantile must lie in (0, 1], got {quantile}")
+            raise ValueError(f"quantile must be in (0, 1], got {quantile}")
         if not max_r >= 1:
             raise ValueError(f"max_r must be at least 1, got {max_r}")
         self.denoiser, self.schedule, self.self_conditioned = denoiser, denoiser.schedule, denoiser.self_conditioned
@@ -91,7 +91,7 @@ class ClassifierFree(Denoiser):
         super().__init__()
         _check_interval(scale, sigma_min, sigma_max)
         if not 0 <= rescale <= 1:
-            raise ValueError(f"rescale must lie in [0, 1], got {rescale}")
+            raise ValueError(f"rescale must be in [0, 1], got {rescale}")
         self.denoiser, self.schedule, self.self_conditioned = denoiser, denoiser.schedule, denoiser.self_conditioned
         self.scale, self.sigma_min, self.sigma_max, self.rescale = scale, sigma_min, sigma_max, rescale
 

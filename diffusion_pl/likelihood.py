@@ -66,7 +66,7 @@ class FlowLikelihood:
         if probes < 0:
             raise ValueError(f"probes must be at least 1, or 0 for the exact trace, got {probes}")
         if not 0 <= t_min < 1:
-            raise ValueError(f"t_min must lie in [0, 1), got {t_min}")
+            raise ValueError(f"t_min must be in [0, 1), got {t_min}")
         check_tolerance(rtol, atol, pair)
         self.probes, self.gaussian, self.extend = probes, gaussian, extend
         self.rtol, self.atol, self.pair, self.t_min = rtol, atol, pair, t_min

@@ -212,7 +212,7 @@ def _check_class(cls: Any, values: Any, key: str) -> None:
         if value is None and ours and parameter is not None and not _takes_none(parameter):
             raise wrong(where, f"expected {_kind(parameter.annotation)}, got null")
         if isinstance(value, str) and MASK in value:
-            raise wrong(where, f"the secret was masked when this file was saved; give it anew as --{where}")
+            raise wrong(where, f"the secret was masked when this file was saved; set it again as --{where}")
         _check_value(value, where, None if parameter is None else parameter.annotation)
 
 

@@ -113,7 +113,7 @@ def writing(what: str | Path) -> Iterator[None]:
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        fix = f"{'free some space' if full else 'make it writable'}; the same command with --ckpt_path last goes on"
+        fix = f"{'free some space' if full else 'make it writable'}; then resume with --ckpt_path last"
         raise LogError(f"cannot write {what}: {error.strerror or error}. Fix: {fix}") from error
 
 

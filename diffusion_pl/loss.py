@@ -56,7 +56,7 @@ class DenoisingLoss(nn.Module):
         if times_per_sample < 1:
             raise ValueError(f"DenoisingLoss: times_per_sample must be at least 1, got {times_per_sample}")
         if not 0 <= label_dropout < 1:
-            raise ValueError(f"DenoisingLoss: label_dropout must lie in [0, 1), got {label_dropout}")
+            raise ValueError(f"DenoisingLoss: label_dropout must be in [0, 1), got {label_dropout}")
         if weighting is None and (variance is None or not variance.mean):
             raise ValueError("DenoisingLoss: without a weighting the mean is taught by VarianceBound with mean: true")
         self.times, self.weighting, self.coupling, self.variance = times, weighting, coupling, variance

@@ -76,7 +76,7 @@ def _check(warmup_steps: int, final: float) -> None:
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
     if not 0 <= final <= 1:
-        raise ValueError(f"final must lie in [0, 1], got {final}")
+        raise ValueError(f"final must be in [0, 1], got {final}")
 
 
 def check_factory(factory: SchedulerFactory) -> None:

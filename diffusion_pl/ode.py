@@ -144,7 +144,7 @@ def solve(
 def check_tolerance(rtol: float, atol: float, pair: int) -> None:
     """Raise ValueError unless both lie in (0, 1) and there is such a pair."""
     if not (0 < rtol < 1 and 0 < atol < 1):
-        raise ValueError(f"rtol and atol must lie in (0, 1), got {rtol} and {atol}")
+        raise ValueError(f"rtol and atol must be in (0, 1), got {rtol} and {atol}")
     if pair not in TABLEAUS:
         raise ValueError(f"pair must be one of {', '.join(map(str, TABLEAUS))}, got {pair}")
 

@@ -47,7 +47,7 @@ def read_dump(path: Path) -> dict[str, Any]:
     """
     content = read(path)
     if "dump" not in content:
-        raise ValueError(f"{path} is no dump of a step: those lie in the folder dumps of a run that stopped")
+        raise ValueError(f"{path} is no dump of a step: dumps are in the folder dumps of a run that stopped")
     return content
 
 

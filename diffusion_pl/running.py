@@ -22,7 +22,7 @@ from .stopping import Stopped, output_may_break, stoppable
 
 
 def run_trainer(args: Sequence[str]) -> None:
-    """Run fit, validate, test or predict and say where the run lies.
+    """Run fit, validate, test or predict and say where the run is saved.
 
     Raises:
         SystemExit: 143 if a signal stopped the run (after saving); 128 and its number if it stopped another command.
@@ -35,8 +35,10 @@ def run_trainer(args: Sequence[str]) -> None:
     run = RunFolder()
     if run.inherited or "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
-    kept = "what is finished is kept: the same command goes on from there"
-    how = {"fit": "nothing was trained yet", "predict": kept}.get(args[0], "the same command begins anew")
+    kept = "finished samples are kept. Repeat the command to continue"
+    how = {"fit": "nothing was trained yet", "predict": kept}.get(
+        args[0], "nothing is kept. Repeat the command to start over"
+    )
     try:
         with stoppable(how), output_may_break() if args[0] == "fit" else nullcontext(), quiet_threads():
             cli = _run(args, run)
@@ -46,7 +48,7 @@ def run_trainer(args: Sequence[str]) -> None:
     if cli.trainer.fast_dev_run:
         run.discard()
     elif cli.trainer.is_global_zero:
-        print(f"the run lies in {cli.folder}")
+        print(f"run saved to {cli.folder}")
         found = {
             "card": cli.folder / CARD,
             "checkpoint": last_checkpoint(cli.folder),
@@ -73,7 +75,7 @@ def _run(args: Sequence[str], run: RunFolder) -> DiffusionCLI:
         else:
             assert run.path is not None
             saved = last_checkpoint(run.path)
-            go_on = f"{saved} is saved. To go on, the same command with --ckpt_path {saved}"
+            go_on = f"{saved} is saved. Resume with --ckpt_path {saved}"
             unheard = getattr(sys.stdout, "broken", False)
             told = f"stopped; {go_on if saved.is_file() else 'there was nothing to save yet'}"
             print(told, file=sys.stderr if unheard else sys.stdout)
@@ -83,10 +85,10 @@ def _run(args: Sequence[str], run: RunFolder) -> DiffusionCLI:
         raise
     except Exception as error:
         run.discard()
-        go_on = "what was saved last is whole, and the same command with --ckpt_path last goes on from there"
+        go_on = "the last checkpoint is intact. Resume with --ckpt_path last"
         reason = str(error).partition("\n")[0].split(". ")[0]
         if isinstance(error, RuntimeError) and lost_touch(error):
-            raise ConnectionError(f"lost touch with another process of the run; {go_on} ({reason})") from error
+            raise ConnectionError(f"lost connection to another process of the run; {go_on} ({reason})") from error
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise OSError(
                 f"a process that reads data was ended by the system, mostly for want of memory ({reason}). Fix: lower "

@@ -180,7 +180,7 @@ class LossSecondMoment(TimeSampler, nn.Module):
         if steps < 1 or history < 1:
             raise ValueError(f"LossSecondMoment: steps and history must be at least 1, got {steps} and {history}")
         if not 0 < uniform <= 1:
-            raise ValueError(f"LossSecondMoment: uniform must lie in (0, 1], got {uniform}")
+            raise ValueError(f"LossSecondMoment: uniform must be in (0, 1], got {uniform}")
         self.steps, self.uniform = steps, uniform
         self.register_buffer("history", torch.zeros(steps, history))
         self.register_buffer("seen", torch.zeros(steps, dtype=torch.int64))  # losses so far of each i
@@ -213,7 +213,7 @@ class LossSecondMoment(TimeSampler, nn.Module):
 
 def _check_t_min(t_min: float) -> None:
     if not 0 < t_min < 1:
-        raise ValueError(f"t_min must lie in (0, 1), got {t_min}")
+        raise ValueError(f"t_min must be in (0, 1), got {t_min}")
 
 
 def _check_normal(mean: float, std: float) -> None:

@@ -94,8 +94,8 @@ class Outcome(NamedTuple):
     def run(self) -> str:
         """The folder that a command names at its end."""
         assert self.code == 0, self.err
-        (line,) = (line for line in self.out.splitlines() if line.startswith("the run lies in "))
-        return line.removeprefix("the run lies in ")
+        (line,) = (line for line in self.out.splitlines() if line.startswith("run saved to "))
+        return line.removeprefix("run saved to ")
 
     @property
     def error(self) -> str:

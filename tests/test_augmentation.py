@@ -213,4 +213,4 @@ def test_mirrored_twice_is_refused(folder: Path) -> None:
     assert "CIFAR10: augment mirrors pictures itself: give horizontal_flip: false" in error
     data["init_args"] = {"augment": 1.5, "horizontal_flip": False}
     error = cli(folder, "fit", "--config", tiny_config(folder, **(CHANGES | {"data": data}))).error
-    assert "p must lie in (0, 1], got 1.5" in error
+    assert "p must be in (0, 1], got 1.5" in error

@@ -429,9 +429,9 @@ def test_the_table_has_a_line_for_each_finding_and_sums_up() -> None:
         "no errors, no warnings: ready for fit",
     ]
     assert checks.table([bad, bad, bad._replace(level="warning")]).splitlines()[1:] == [
-        "prior       error    no noise. To mend it, raise it",
-        "prior       warning  no noise. To mend it, raise it",
-        "2 errors, 1 warning: mend the errors first",
+        "prior       error    no noise. Fix: raise it",
+        "prior       warning  no noise. Fix: raise it",
+        "2 errors, 1 warning: fix the errors first",
     ]
 
 

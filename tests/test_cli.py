@@ -306,7 +306,7 @@ def test_two_processes_share_the_data_draw_their_own_noise_and_agree(tmp_path: P
     process = start(tmp_path, "fit", "--config", config.name, "--run", "two")
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    assert out.count("the run lies in runs/two") == 1
+    assert out.count("run saved to runs/two") == 1
     assert runs(tmp_path) == ["two"]
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert len(ranks[0]["seeds"]) == 4

@@ -140,7 +140,7 @@ def test_raw_is_what_the_network_said() -> None:
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])
 def test_times_outside_the_process_are_refused(value: float, schedule: Schedule) -> None:
     denoiser = NetworkDenoiser(Recorder(), schedule, Epsilon())
-    with pytest.raises(ValueError, match=rf"t must lie in \[0, 1\], got {value}"):
+    with pytest.raises(ValueError, match=rf"t must be in \[0, 1\], got {value}"):
         denoiser(torch.ones(2, 2), torch.tensor(value, dtype=torch.float64))
 
 

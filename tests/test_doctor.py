@@ -73,15 +73,15 @@ def test_everything_wrong_with_a_model_of_points_is_told_at_once(tmp_path: Path)
     }
     done = doctor(tmp_path, **changes)
     assert done.code == 2
-    assert done.out.splitlines()[-1] == "3 errors, 3 warnings: mend the errors first"
+    assert done.out.splitlines()[-1] == "3 errors, 3 warnings: fix the errors first"
     wrong = [re.split(r"  +", line, maxsplit=2) for line in done.out.splitlines()[:-1] if "  ok  " not in line]
     expected = [
-        ("prior", "error", r"LinearBetas does not end in noise: at t=1, .* still 0.39 .* mend it, raise beta_max"),
-        ("tables", "warning", r"LinearBetas 50, GridTimes 1000, .* mend it, give all of them the steps of the table"),
-        ("validation", "warning", r"split is empty: .* mend it, raise data.init_args.val_fraction"),
+        ("prior", "error", r"LinearBetas does not end in noise: at t=1, .* still 0.39 .* Fix: raise beta_max"),
+        ("tables", "warning", r"LinearBetas 50, GridTimes 1000, .* Fix: give all of them the steps of the table"),
+        ("validation", "warning", r"split is empty: .* Fix: raise data.init_args.val_fraction"),
         ("ema", "warning", r"half-life of 6,931 steps, the run has 5,000.* lower the decay to 0.998"),
-        ("ema", "error", r"decay 0.001 .* no average. To mend it, give --ema.decays '\[0.999\]'"),
-        ("precision", "error", r"the average with decay 0.9999 all are.* mend it, give --trainer.precision bf16-mixed"),
+        ("ema", "error", r"decay 0.001 .* no average. Fix: give --ema.decays '\[0.999\]'"),
+        ("precision", "error", r"the average with decay 0.9999 all are.* Fix: give --trainer.precision bf16-mixed"),
     ]
     assert [(name, level) for name, level, _ in wrong] == [(name, level) for name, level, _ in expected]
     for (_, _, told), (_, _, pattern) in zip(wrong, expected, strict=True):
@@ -111,12 +111,12 @@ def test_everything_wrong_with_a_model_of_pictures_is_told_at_once(tmp_path: Pat
     expected = {
         "embedding": (
             "warning",
-            r"moves Sinusoidal by 0.00\d+ .* mend it, give model.noise_input ScaledTime with .*999",
+            r"moves Sinusoidal by 0.00\d+ .* Fix: give model.noise_input ScaledTime with .*999",
         ),
-        "times": ("warning", r"the sampler visits -10 … 9.12, .* never seen. To mend it, .* reach nearer to t=1"),
+        "times": ("warning", r"the sampler visits -10 … 9.12, .* never seen. Fix: .* reach nearer to t=1"),
         "precision": ("warning", r"16-mixed was asked for, but is bf16-mixed on a CPU. .*precision bf16-mixed"),
-        "disk": ("error", r"three checkpoints take \d.\d MB, .* 0.0 MB free. To mend it, make room"),
-        "metrics": ("error", r"needs the weights of InceptionV3, .*\(no route\). To mend it, fetch https://"),
+        "disk": ("error", r"three checkpoints take \d.\d MB, .* 0.0 MB free. Fix: make room"),
+        "metrics": ("error", r"needs the weights of InceptionV3, .*\(no route\). Fix: fetch https://"),
     }
     assert {name: level for name, (level, _) in found.items()} == {k: level for k, (level, _) in expected.items()}
     for name, (_, pattern) in expected.items():
@@ -185,7 +185,7 @@ def test_what_cannot_be_built_or_read_is_a_finding(tmp_path: Path, changes: dict
     assert done.code == 2
     line, last = done.out.splitlines()
     assert re.search(told, line), line
-    assert last == "1 error, no warnings: mend the errors first"
+    assert last == "1 error, no warnings: fix the errors first"
 
 
 def test_a_classifier_is_examined_too(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_process_that_keeps_the_data_is_refused_with_the_number_and_the_cure(t
     ("schedule", "cure"), [(VP(0.1, 3.0), "raise beta_max"), (VE(0.01, 2.0), "raise sigma_max")], ids=["VP", "VE"]
 )
 def test_each_process_has_its_own_cure(tmp_path: Path, schedule: Schedule, cure: str) -> None:
-    assert f"To mend it, {cure}" in refused(tmp_path, schedule)
+    assert f"Fix: {cure}" in refused(tmp_path, schedule)
 
 
 def test_a_sampler_that_starts_too_early_is_named(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_a_decay_that_the_checkpoint_lacks_starts_anew_and_one_not_wanted_is_dro
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, float("nan")])
 def test_a_decay_outside_its_range_is_named(decay: float) -> None:
-    with pytest.raises(ValueError, match=rf"EMA decays must lie in \[0, 1\), got {decay}"):
+    with pytest.raises(ValueError, match=rf"EMA decays must be in \[0, 1\), got {decay}"):
         EMA((0.9, decay))
 
 

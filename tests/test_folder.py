@@ -97,7 +97,7 @@ def test_without_conditional_the_folders_are_only_searched(sorted_by_class: Path
 
 def test_a_picture_outside_the_class_folders_is_refused(sorted_by_class: Path) -> None:
     save(sorted_by_class / "stray.png")
-    with pytest.raises(ValueError, match=r"stray\.png: lies in no class's folder: move it to one, or give conditional"):
+    with pytest.raises(ValueError, match=r"stray\.png: is in no class's folder: move it to one, or give conditional"):
         ready(sorted_by_class, conditional=True)
 
 

@@ -104,7 +104,7 @@ def test_what_is_refused(path: str, tmp_path: Path) -> None:
     ):
         ready(str(tmp_path / "shoes_64.hdf5"))
     (tmp_path / "no.hdf5").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"no\.hdf5: not an HDF5 file, or damaged \(.*\): make it anew"):
+    with pytest.raises(ValueError, match=r"no\.hdf5: not an HDF5 file, or damaged \(.*\): create it again"):
         ready(str(tmp_path / "no.hdf5"))
     with h5py.File(tmp_path / "float.hdf5", "w") as file:
         file["imgs"] = X / 255

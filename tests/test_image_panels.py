@@ -241,8 +241,8 @@ def test_points_are_refused(tmp_path: Path) -> None:
     [
         ({"every_n_steps": 0}, "every_n_steps must be at least 1, got 0"),
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
-        ({"strip_times": (0.0, 0.5)}, r"strip_times must lie in \(0, 1\]"),
-        ({"strip_times": ()}, r"strip_times must lie in \(0, 1\]"),
+        ({"strip_times": (0.0, 0.5)}, r"strip_times must be in \(0, 1\]"),
+        ({"strip_times": ()}, r"strip_times must be in \(0, 1\]"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:

@@ -222,8 +222,8 @@ def test_a_checkpoint_of_other_pictures_is_refused() -> None:
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"repeats": 0}, "repeats must be at least 1, got 0"),
-        ({"val_fraction": 1.0}, r"val_fraction must lie in \[0, 1\), got 1.0"),
-        ({"test_fraction": -0.1}, r"test_fraction must lie in \[0, 1\), got -0.1"),
+        ({"val_fraction": 1.0}, r"val_fraction must be in \[0, 1\), got 1.0"),
+        ({"test_fraction": -0.1}, r"test_fraction must be in \[0, 1\), got -0.1"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "val_fraction [+] test_fraction must be below 1, got 1.0"),
         ({"workers": -1}, "must not be negative, got -1 and 0"),
         ({"seed": -1}, "must not be negative, got 0 and -1"),

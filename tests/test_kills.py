@@ -134,7 +134,7 @@ class Run:
 
     def finish(self) -> None:
         out, err = self.start().communicate(timeout=300)
-        assert "the run lies in runs/killed" in out, err
+        assert "run saved to runs/killed" in out, err
 
 
 def assert_same(whole: Path, killed: Path) -> None:

@@ -196,8 +196,8 @@ def test_a_process_that_lost_the_others_says_so_in_one_line(tmp_path: Path) -> N
     config = tiny_config(tmp_path, trainer__callbacks=[{"class_path": "test_launch.Loses"}])
     done = cli(tmp_path, "fit", "--config", config, "--run", "run", "--saver.every_n_steps", 5)
     assert done.error == (
-        "lost touch with another process of the run; what was saved last is whole, and the same command with "
-        "--ckpt_path last goes on from there ([/build/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection "
+        "lost connection to another process of the run; the last checkpoint is intact. Resume with "
+        "--ckpt_path last ([/build/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection "
         "closed by peer [127.0.0.1]:28057)"
     )
     assert checkpoint(tmp_path / "runs" / "run")["global_step"] == 5
@@ -405,8 +405,7 @@ def test_torchruns_processes_take_one_folder_stop_at_one_step_and_save_once(tmp_
     assert process.returncode != 0
     assert out.splitlines() == [
         "run: runs/run",
-        "stopped; runs/run/checkpoints/last.ckpt is saved. To go on, the same command with "
-        "--ckpt_path runs/run/checkpoints/last.ckpt",
+        "stopped; runs/run/checkpoints/last.ckpt is saved. Resume with --ckpt_path runs/run/checkpoints/last.ckpt",
     ]
     assert "diffusion_pl: error" not in err
     (stopped,) = {(tmp_path / f"node{rank}" / f"stopped{rank}").read_text() for rank in (0, 1)}
@@ -426,7 +425,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     write_config(folder)
     code, out, err = run(folder, [*LAUNCHERS["Lightning"], *ARGS, "--run", "whole"])
-    assert (code, out.count("the run lies in")) == (0, 1), err
+    assert (code, out.count("run saved to")) == (0, 1), err
     return folder / "runs" / "whole"
 
 
@@ -448,13 +447,13 @@ def test_a_process_that_is_killed_ends_all_soon_and_the_run_goes_on_exactly(
     print(f"{launcher}, process {killed}: all ended {took:.1f} s after the kill")
     assert process.returncode != 0
     assert "[rank" not in err  # so torch begins each line of a traceback
-    assert err.count("diffusion_pl: error: lost touch with another process") <= 1
+    assert err.count("diffusion_pl: error: lost connection to another process") <= 1
     assert [file.name for file in (folder / "checkpoints").glob("*.ckpt")] == ["last.ckpt"]
     saved = checkpoint(folder)["global_step"]
     assert saved % 15 == 0 and saved < STEPS
 
     code, out, err = run(tmp_path, [*command, "--ckpt_path", "last"])
-    assert (code, out.count("the run lies in runs/run\n")) == (0, 1), err
+    assert (code, out.count("run saved to runs/run\n")) == (0, 1), err
     assert_same_training(whole, folder)
 
 
@@ -472,7 +471,7 @@ def test_told_to_stop_they_save_once_and_the_run_goes_on_exactly(
         out, err = process.communicate(timeout=60)
     assert process.returncode == {"Lightning": 143, "torchrun": 1}[launcher], err
     (stopped,) = (line for line in out.splitlines() if line.startswith("stopped; "))
-    assert "To go on, the same command with --ckpt_path runs/run" in stopped
+    assert "Resume with --ckpt_path runs/run" in stopped
     assert out.count("run: runs/run\n") == 1
     assert len((tmp_path / "saves").read_text().split()) == 1
     assert (tmp_path / "stopped0").read_text() == (tmp_path / "stopped1").read_text()
@@ -511,7 +510,7 @@ def test_torchrun_restarts_with_auto(tmp_path: Path, whole: Path, rendezvous: li
         os.kill(reports[1]["pid"], signal.SIGKILL)
         out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    assert out.count("the run lies in runs/run\n") == 1
+    assert out.count("run saved to runs/run\n") == 1
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
     assert_same_training(whole, tmp_path / "runs" / "run")
 
@@ -560,7 +559,7 @@ def test_a_slurm_job_is_requeued_once_and_goes_on_exactly(tmp_path: Path, whole:
     assert not list(tmp_path.rglob("hpc_ckpt*"))
     codes, (first, second) = srun(stop=False)
     assert (codes, second) == ([0, 0], "")
-    assert "the run lies in runs/run\n" in first
+    assert "run saved to runs/run\n" in first
     assert_same_training(whole, tmp_path / "runs" / "run")
 
 
@@ -640,7 +639,7 @@ def test_two_machines_do_what_two_processes_of_one_do(tmp_path: Path, launcher: 
         with both as pair:
             texts = [process.communicate(timeout=240) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], texts
-    assert [out.count("the run lies in runs/two\n") for out, _ in texts] == [1, 0]
+    assert [out.count("run saved to runs/two\n") for out, _ in texts] == [1, 0]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["two"]
 
     code, _, err = run(tmp_path, [*LAUNCHERS["Lightning"], *ARGS, "--run", "one"])

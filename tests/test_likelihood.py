@@ -196,8 +196,8 @@ def test_dequantised_values_fill_their_level() -> None:
     ("arguments", "message"),
     [
         ({"probes": -1}, "0 for the exact trace"),
-        ({"t_min": 1.0}, "t_min must lie"),
-        ({"atol": 0.0}, "rtol and atol must lie in"),
+        ({"t_min": 1.0}, "t_min must be"),
+        ({"atol": 0.0}, "rtol and atol must be in"),
     ],
 )
 def test_bad_numbers_are_refused(arguments: dict[str, Any], message: str) -> None:

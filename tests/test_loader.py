@@ -113,7 +113,7 @@ def test_training_on_four_processes_has_equally_many_batches(n: int) -> None:
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"repeats": 0}, "repeats must be at least 1, got 0"),
-        ({"rank": 2, "world_size": 2}, r"rank must lie in \[0, world_size = 2\), got 2"),
+        ({"rank": 2, "world_size": 2}, r"rank must be in \[0, world_size = 2\), got 2"),
         ({"n": 3, "shuffle": True, "world_size": 4}, "3 examples times 1 repeats make no batch of 4 for 4"),
         ({"batch_size": 8, "shuffle": True, "world_size": 3}, "batch_size 8 .* by 3 processes: .* such as 6 or 9"),
         ({"n": 3, "shuffle": True, "drop_last": True}, "lower batch_size or raise repeats"),

@@ -69,7 +69,7 @@ def test_a_resumed_schedule_goes_on_where_it_stopped(make: type[LRScheduler]) ->
 def test_bad_numbers_are_named() -> None:
     with pytest.raises(ValueError, match="warmup_steps must not be negative, got -1"):
         Warmup(optimizer(), 10, warmup_steps=-1)
-    with pytest.raises(ValueError, match=r"final must lie in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"final must be in \[0, 1\], got 1.5"):
         WarmupCosine(optimizer(), 10, warmup_steps=1, final=1.5)
 
 

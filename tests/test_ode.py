@@ -107,7 +107,7 @@ def test_a_field_without_numbers_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [((0, 1e-5, 5), "rtol and atol must lie in"), ((1e-5, 1e-5, 4), "pair must be one")]
+    ("arguments", "message"), [((0, 1e-5, 5), "rtol and atol must be in"), ((1e-5, 1e-5, 4), "pair must be one")]
 )
 def test_bad_tolerances_are_refused(arguments: tuple[float, float, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -166,8 +166,8 @@ def test_other_data_than_points_are_refused_with_the_cure(tmp_path: Path) -> Non
         ({"every_n_steps": 0}, "PointPanels: every_n_steps must be at least 1, got 0"),
         ({"num_samples": 0}, "PointPanels: num_samples must be at least 1, got 0"),
         ({"num_paths": -1}, "PointPanels: num_paths must be at least 1, got -1"),
-        ({"field_times": (0.5, 1.5)}, "PointPanels: field_times must lie in (0, 1], got [0.5, 1.5]"),
-        ({"field_times": (0.0,)}, "PointPanels: field_times must lie in (0, 1], got [0.0]"),
+        ({"field_times": (0.5, 1.5)}, "PointPanels: field_times must be in (0, 1], got [0.5, 1.5]"),
+        ({"field_times": (0.0,)}, "PointPanels: field_times must be in (0, 1], got [0.0]"),
     ],
 )
 def test_bad_numbers_are_named(arguments: dict[str, Any], told: str) -> None:

@@ -604,9 +604,9 @@ def test_prior_is_the_noise_at_the_first_time(schedule: Schedule, grid: Grid, ex
 @pytest.mark.parametrize(
     ("build", "named"),
     [
-        (lambda g: Ancestral(g, -0.1), "variance must lie in [0, 1], got -0.1"),
+        (lambda g: Ancestral(g, -0.1), "variance must be in [0, 1], got -0.1"),
         (lambda g: Ancestral(g, math.nan), "nan"),
-        (lambda g: DDIM(g, 1.5), "eta must lie in [0, 1], got 1.5"),
+        (lambda g: DDIM(g, 1.5), "eta must be in [0, 1], got 1.5"),
         (lambda g: DDIM(g, math.nan), "nan"),
         (lambda g: EulerMaruyama(g, -1), "noise must be at least 0, got -1"),
         (lambda g: EulerMaruyama(g, math.nan), "nan"),

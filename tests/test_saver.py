@@ -226,7 +226,7 @@ def test_a_signal_in_mid_step_ends_cleanly_and_the_run_goes_on_exactly(tmp_path:
     assert done.code == 143
     assert "Traceback" not in done.err
     assert done.out.splitlines()[-1] == (
-        "stopped; runs/stopped/checkpoints/last.ckpt is saved. To go on, the same command with "
+        "stopped; runs/stopped/checkpoints/last.ckpt is saved. Resume with "
         "--ckpt_path runs/stopped/checkpoints/last.ckpt"
     )
     assert ("once more: at once" in done.out) == (number == signal.SIGINT)
@@ -363,7 +363,7 @@ def test_a_process_that_is_stopped_goes_on_exactly(tmp_path: Path, number: signa
     out, err = process.communicate(timeout=60)
     assert process.returncode == status, err
     assert "Traceback" not in err
-    assert "To go on, the same command with --ckpt_path runs" in out
+    assert "Resume with --ckpt_path runs" in out
     stopped = checkpoint(killed)["global_step"]
     assert 15 <= stopped < 300
     there = {file.name for file in (killed / "checkpoints").iterdir() if file.suffix == ".ckpt"}
@@ -484,7 +484,7 @@ def test_sample_told_to_stop_keeps_the_block_and_goes_on(
     monkeypatch.setattr(DiffusionModule, "sample", told)
     done = cli(tmp_path, *call, "stopped")
     assert done.code == status
-    assert done.out.splitlines()[-1] == "stopped; what is finished is kept: the same command goes on from there"
+    assert done.out.splitlines()[-1] == "stopped; finished samples are kept. Repeat the command to continue"
     assert cli(tmp_path, *call, "stopped").code == 0
     assert sorted(drawn) == [0, 256, 512, 768]
     assert (tmp_path / "stopped/samples.csv").read_bytes() == (tmp_path / "whole/samples.csv").read_bytes()
@@ -500,6 +500,6 @@ def test_other_commands_end_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for command in ("validate", "test"):
         done = cli(tmp_path, command, "--config", config, "--ckpt_path", "runs/run")
         assert done.code == 143
-        assert done.out.splitlines()[-1] == "stopped; the same command begins anew"
+        assert done.out.splitlines()[-1] == "stopped; nothing is kept. Repeat the command to start over"
     sweep = ("sweep", "--ckpt_path", "runs/run", "--samplers", "DDIM", "--nfe", 4, "--num_samples", 10)
     assert cli(tmp_path, *sweep).code == 128 + signal.SIGHUP

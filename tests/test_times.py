@@ -170,7 +170,7 @@ def test_likelihood_times_need_a_finite_logsnr() -> None:
 @pytest.mark.parametrize(
     ("build", "named"),
     [
-        (lambda: UniformTimes(0), "t_min must lie in (0, 1), got 0"),
+        (lambda: UniformTimes(0), "t_min must be in (0, 1), got 0"),
         (lambda: UniformTimes(1.5), "1.5"),
         (lambda: UniformTimes(math.nan), "nan"),
         (lambda: StratifiedTimes(-0.1), "-0.1"),

@@ -447,7 +447,7 @@ def test_the_noise_level_is_embedded_in_float32_whatever_the_network_computes_in
         ({"nf": 7}, "nf must be an even number from 4 on, got 7"),
         ({"ch_mult": ()}, r"ch_mult must be one or more positive numbers, got \[\]"),
         ({"num_res_blocks": 0}, "num_res_blocks must be at least 1, got 0"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"attn_resolutions": (16,)}, r"attn_resolutions \[16\] are not heights of a level, which are \[8, 4\]"),
         ({"heads": 3}, "256 channels cannot be shared by 3 heads: give a divisor"),
         ({"fourier": (7, 40)}, r"fourier must be exponents from 0 to 12, got \[7, 40\]"),

@@ -317,5 +317,5 @@ def test_labels_are_withheld_at_the_given_rate() -> None:
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])
 def test_a_bad_rate_is_refused(dropout: float) -> None:
-    with pytest.raises(ValueError, match="label_dropout must lie in"):
+    with pytest.raises(ValueError, match="label_dropout must be in"):
         DenoisingLoss(UniformTimes(), SNR(), label_dropout=dropout)

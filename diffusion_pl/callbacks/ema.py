@@ -41,7 +41,7 @@ class EMA(LeanCallback):
     ) -> None:
         for decay in decays:
             if not 0 <= decay < 1:
-                raise ValueError(f"EMA decays must lie in [0, 1), got {decay}")
+                raise ValueError(f"EMA decays must be in [0, 1), got {decay}")
         for half_life in half_lives:
             if half_life < 1:
                 raise ValueError(f"EMA half_lives must be at least 1 example, got {half_life}")

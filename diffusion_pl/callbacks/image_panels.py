@@ -47,7 +47,7 @@ class ImagePanels(LeanCallback):
             if value < 1:
                 raise ValueError(f"ImagePanels: {name} must be at least 1, got {value}")
         if not strip_times or not all(0 < t <= 1 for t in strip_times):
-            raise ValueError(f"ImagePanels: strip_times must lie in (0, 1], got {list(strip_times)}")
+            raise ValueError(f"ImagePanels: strip_times must be in (0, 1], got {list(strip_times)}")
         self.every_n_steps, self.num_samples, self.sampler, self.film = every_n_steps, num_samples, sampler, film
         self.strip_times = tuple(strip_times)
         self._drawn_step = 0

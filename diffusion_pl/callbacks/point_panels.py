@@ -40,7 +40,7 @@ class PointPanels(LeanCallback):
             if value < 1:
                 raise ValueError(f"PointPanels: {name} must be at least 1, got {value}")
         if not all(0 < t <= 1 for t in field_times):
-            raise ValueError(f"PointPanels: field_times must lie in (0, 1], got {list(field_times)}")
+            raise ValueError(f"PointPanels: field_times must be in (0, 1], got {list(field_times)}")
         self.every_n_steps, self.num_samples = every_n_steps, num_samples
         self.field_times, self.num_paths = tuple(field_times), num_paths
         self._drawn_step = 0

@@ -1,6 +1,6 @@
 """Before step 1: what can be known of a run that has not begun.
 
-Each check is a function of what it looks at and yields findings: what was found, with its numbers, and how to mend it.
+Each check is a function of what it looks at and yields findings: what was found, with its numbers, and how to fix it.
 An error spoils a run or ends it; a warning is worth a thought.  The thresholds are given with their reasons.
 """
 

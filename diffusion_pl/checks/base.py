@@ -22,7 +22,7 @@ CHECKS = (
 
 
 class Finding(NamedTuple):
-    """One line of the outcome: how grave, of which check, what was found, and how to mend it ("" if nothing is)."""
+    """One line of the outcome: how grave, of which check, what was found, and how to fix it ("" if nothing is)."""
 
     level: Literal["fine", "warning", "error"]
     name: str
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
     fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what}. To mend it, {self.fix}" if self.fix else self.what
+        return f"{self.what}. Fix: {self.fix}" if self.fix else self.what
 
 
 def table(findings: Sequence[Finding]) -> str:
@@ -38,4 +38,4 @@ def table(findings: Sequence[Finding]) -> str:
     lines = [f"{f.name:<10}  {'ok' if f.level == 'fine' else f.level:<7}  {f}" for f in findings]
     errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warning"))
     count = f"{errors or 'no'} error{'s' * (errors != 1)}, {warnings or 'no'} warning{'s' * (warnings != 1)}"
-    return "\n".join([*lines, f"{count}: {'mend the errors first' if errors else 'ready for fit'}"])
+    return "\n".join([*lines, f"{count}: {'fix the errors first' if errors else 'ready for fit'}"])

@@ -94,7 +94,7 @@ def data(
     seen = f"{count(of, 'training example')}{looked_at} in [{low:.3g}, {high:.3g}]"
     if value_range and not value_range[0] - 1e-3 <= low <= high <= value_range[1] + 1e-3:
         declared = "[{:g}, {:g}]".format(*value_range)
-        yield Finding("error", "data", f"{seen}, the data declare {declared}", "mend their scaling or value_range")
+        yield Finding("error", "data", f"{seen}, the data declare {declared}", "correct their scaling or value_range")
     elif value_range and levels and high - low < (value_range[1] - value_range[0]) / 4:
         yield _narrow(low, high, value_range, levels)
     elif sigma_data is not None and not sigma_data / 3 <= rms <= 3 * sigma_data:

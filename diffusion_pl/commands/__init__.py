@@ -38,8 +38,8 @@ def run_tool(name: str, args: Sequence[str]) -> None:
     required = [name for name, p in parameters.items() if p.default is p.empty]
     renamed = [name[:-1] for name in parameters if name.endswith("_")]
     args = [re.sub(rf"^--({'|'.join(renamed)})(?=[=.]|$)", r"--\1_", arg) if renamed else arg for arg in args]
-    kept = "what is finished is kept: the same command goes on from there"
-    with stoppable(kept if name in ("sample", "evaluate") else "the same command begins anew"):
+    kept = "finished samples are kept. Repeat the command to continue"
+    with stoppable(kept if name in ("sample", "evaluate") else "nothing is kept. Repeat the command to start over"):
         auto_cli(
             function,
             args=lists(named(args, required, several), several),

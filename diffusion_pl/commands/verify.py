@@ -37,7 +37,7 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> None:
 
     bad = []
     if was_killed(run):
-        print(f"{run}: the run was killed before its end; the same command with --ckpt_path last goes on")
+        print(f"{run}: the run was killed before its end; then resume with --ckpt_path last")
     print(f"{'':<10} {'measured':>20} {'band':>20}")
     for name, band in expected.items():
         figure, (lower, upper) = figures.get(name), band.band

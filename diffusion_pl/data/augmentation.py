@@ -45,7 +45,7 @@ class NonLeaky:
 
     def __init__(self, p: float) -> None:
         if not 0 < p <= 1:
-            raise ValueError(f"NonLeaky: p must lie in (0, 1], got {p}")
+            raise ValueError(f"NonLeaky: p must be in (0, 1], got {p}")
         self.p = p
 
     def __call__(self, batch: Batch, u: Tensor) -> Batch:

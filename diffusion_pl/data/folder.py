@@ -102,7 +102,7 @@ class Folder(Images):
             if self.conditional:
                 loose = next((p for p in files if p.parent == folder), None)
                 if loose is not None:
-                    raise ValueError(f"{loose}: lies in no class's folder: move it to one, or give conditional: false")
+                    raise ValueError(f"{loose}: is in no class's folder: move it to one, or give conditional: false")
                 names = self._ordered({p.relative_to(folder).parts[0] for p in files})
             self._listing = files, names
         return self._listing

@@ -154,7 +154,7 @@ def _opened(path: Path) -> Any:
         # Room for many unpacked chunks: a shuffled batch touches most of them, and the next one touches them again.
         return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=100_003)
     except (Unreadable, OSError) as error:
-        raise ValueError(f"{path}: not an HDF5 file, or damaged ({str(error)[:80]}): make it anew") from None
+        raise ValueError(f"{path}: not an HDF5 file, or damaged ({str(error)[:80]}): create it again") from None
 
 
 def _dataset(file: Any, name: str, where: str) -> Any:
@@ -168,7 +168,7 @@ def _dataset(file: Any, name: str, where: str) -> Any:
     except ValueError:
         raise
     except Exception as error:  # damage makes the library raise nearly anything
-        raise ValueError(f"{where}: dataset {name!r} cannot be read ({str(error)[:80]}): make it anew") from None
+        raise ValueError(f"{where}: dataset {name!r} cannot be read ({str(error)[:80]}): create it again") from None
     if not isinstance(found, h5py.Dataset):
         there: list[str] = []
 

@@ -99,7 +99,7 @@ class HuggingFace(Images):
                 reason = str(error).partition("\n")[0][:120]
                 allow = "" if self.download else ", or fetch it with --data.download true"
                 raise ValueError(
-                    f"{self.source}: no such folder, or not to be had from the hub as split {split!r} ({reason}). "
+                    f"{self.source}: no such folder, or not available from the hub as split {split!r} ({reason}). "
                     f"Fix: give --data.path FOLDER{allow}"
                 ) from None
             self._loaded[split] = table

@@ -98,7 +98,7 @@ class Images(DataModule):
             raise ValueError(f"{name}: repeats must be at least 1, got {repeats}")
         for what, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 <= fraction < 1:
-                raise ValueError(f"{name}: {what} must lie in [0, 1), got {fraction}")
+                raise ValueError(f"{name}: {what} must be in [0, 1), got {fraction}")
         if val_fraction + test_fraction >= 1:
             raise ValueError(
                 f"{name}: val_fraction + test_fraction must be below 1, got {val_fraction + test_fraction}"

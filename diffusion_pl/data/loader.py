@@ -124,7 +124,7 @@ class Loader:
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie in [0, world_size = {world_size}), got {rank}")
+            raise ValueError(f"rank must be in [0, world_size = {world_size}), got {rank}")
         if workers < 0:
             raise ValueError(f"workers must not be negative, got {workers}")
         self.source = Tensors(source) if isinstance(source, Mapping) else source

@@ -81,7 +81,7 @@ class Torchvision(Images):
         if len(targets) != len(x) or not len(x) or x.shape[1:] != self.shape or not digits:
             raise ValueError(
                 f"{self.source}: its files in {self.root!r} have {len(x)} images of {tuple(x.shape[1:])} and "
-                f"{len(targets)} labels, expected {self.shape} and a label from 0 to 9 for each: fetch them anew"
+                f"{len(targets)} labels, expected {self.shape} and a label from 0 to 9 for each: download them again"
             )
         label = torch.full((10,), -1)
         label[torch.tensor(self.chosen)] = torch.arange(len(self.chosen))

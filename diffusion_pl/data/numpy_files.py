@@ -77,12 +77,12 @@ class NumpyFile:
         if min(shape, default=1) < 0 or needed > size:
             raise _Refused(
                 f"not a numpy file, or damaged: its header declares {shape} of {dtype}, {needed:,} bytes, the file "
-                f"holds {size:,}: make it anew"
+                f"holds {size:,}: create it again"
             )
 
     def _damaged(self, error: Exception) -> ValueError:
         reason = str(error).partition("\n")[0][:80] or type(error).__name__
-        return ValueError(f"{self.path}: not a numpy file, or damaged ({reason}): make it anew")
+        return ValueError(f"{self.path}: not a numpy file, or damaged ({reason}): create it again")
 
 
 class _Refused(Exception):

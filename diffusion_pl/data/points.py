@@ -62,7 +62,7 @@ class Points(DataModule):
         if repeats is not None and repeats < 1:
             raise ValueError(f"{type(self).__name__}: repeats must be at least 1, got {repeats}")
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"{type(self).__name__}: val_fraction must lie in [0, 1), got {val_fraction}")
+            raise ValueError(f"{type(self).__name__}: val_fraction must be in [0, 1), got {val_fraction}")
         if seed < 0:
             raise ValueError(f"{type(self).__name__}: seed must not be negative, got {seed}")
         self.source = source
@@ -364,7 +364,7 @@ def read_columns(path: Traversable, columns: Sequence[str], where: Mapping[str, 
             continue
         if len(row) != len(header):
             raise ValueError(
-                f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}: mend the line"
+                f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)}: correct it"
             )
         if [row[at].strip() for at in conditions] == list(conditions.values()):
             place = f"{path}, line {reader.line_num}, column"
@@ -376,7 +376,7 @@ def read_columns(path: Traversable, columns: Sequence[str], where: Mapping[str, 
     if not points:
         wanted = " and ".join(f"{name} = {value!r}" for name, value in where.items())
         found = ", ".join(map("/".join, sorted({tuple(texts) for texts in rejected})[:20]))
-        raise ValueError(f"{path}: none of {len(rejected)} rows has {wanted}: mend where; the file has {found}")
+        raise ValueError(f"{path}: none of {len(rejected)} rows has {wanted}: correct where; the file has {found}")
     return torch.tensor(points, dtype=torch.float64)
 
 
@@ -396,5 +396,5 @@ def _number(text: str, place: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{place}: {text!r} is not a finite number: mend the cell or remove the row")
+        raise ValueError(f"{place}: {text!r} is not a finite number: correct the cell or remove the row")
     return number

@@ -108,7 +108,7 @@ class Circles(Toy):
         seed: int = 0,
     ) -> None:
         if not 0 < factor < 1:
-            raise ValueError(f"Circles: factor must lie in (0, 1), got {factor}")
+            raise ValueError(f"Circles: factor must be in (0, 1), got {factor}")
         super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed, 2 if conditional else None)
         self.factor = factor
 

@@ -139,7 +139,7 @@ def read_reference(path: Path, made_with: dict[str, Any]) -> Reference:
     for name, ours in made_with.items():
         theirs = note.pop(name, None)
         if theirs != ours:
-            raise ValueError(f"{path} was made with another {name} ({theirs}, here {ours}): make it anew from the data")
+            raise ValueError(f"{path} was made with another {name} ({theirs}, here {ours}): create it again")
     return Reference(moments, note)
 
 

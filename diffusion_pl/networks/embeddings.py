@@ -12,7 +12,7 @@ class Embedding(nn.Module, ABC):
     """A map of numbers to features, coordinate by coordinate: (B, dim) -> (B, ``width``)."""
 
     width: int
-    #: How noise levels that lie too close together are told apart; completes "to mend it, …".
+    #: How noise levels that lie too close together are told apart; completes "Fix: …".
     remedy: ClassVar[str] = "give model.noise_input with a larger scale"
 
     @abstractmethod

@@ -96,7 +96,7 @@ class UNet(nn.Module):
         if head_channels is not None and (head_channels < 1 or heads != 1 or up_heads is not None):
             raise ValueError(f"UNet: head_channels must be at least 1 and without heads, got {head_channels}")
         if not 0 < norm_eps < 1:
-            raise ValueError(f"UNet: norm_eps must lie in (0, 1), got {norm_eps}")
+            raise ValueError(f"UNet: norm_eps must be in (0, 1), got {norm_eps}")
         if any(not 0 <= n <= 12 for n in fourier):
             raise ValueError(f"UNet: fourier must be exponents from 0 to 12, got {list(fourier)}")
         self.fourier = list(fourier)
@@ -230,7 +230,7 @@ def check(network: str, nf: int, ch_mult: Sequence[int], num_res_blocks: int, dr
     if num_res_blocks < 1:
         raise ValueError(f"{network}: num_res_blocks must be at least 1, got {num_res_blocks}")
     if not 0 <= dropout < 1:
-        raise ValueError(f"{network}: dropout must lie in [0, 1), got {dropout}")
+        raise ValueError(f"{network}: dropout must be in [0, 1), got {dropout}")
 
 
 def attending(network: str, height: int, levels: int, attn_resolutions: Sequence[int]) -> list[bool]:

@@ -26,7 +26,7 @@ class Ancestral(Sampler):
     def __init__(self, grid: Grid, variance: float | None = 0.0) -> None:
         super().__init__(grid)
         if variance is not None and not 0 <= variance <= 1:
-            raise ValueError(f"variance must lie in [0, 1], got {variance}")
+            raise ValueError(f"variance must be in [0, 1], got {variance}")
         self.variance = variance
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:

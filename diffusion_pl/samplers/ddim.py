@@ -28,9 +28,9 @@ class DDIM(Sampler):
     def __init__(self, grid: Grid, eta: float = 0.0, end: float = 0.0) -> None:
         super().__init__(grid)
         if not 0 <= eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1], got {eta}")
+            raise ValueError(f"eta must be in [0, 1], got {eta}")
         if not 0 <= end < 1:
-            raise ValueError(f"end must lie in [0, 1), got {end}")
+            raise ValueError(f"end must be in [0, 1), got {end}")
         self.eta, self.end = eta, end
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:

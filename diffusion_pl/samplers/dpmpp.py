@@ -36,7 +36,7 @@ class DPMpp(Sampler):
         if order not in (1, 2, 3):
             raise ValueError(f"order must be 1, 2 or 3, got {order}")
         if not 0 <= eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1], got {eta}")
+            raise ValueError(f"eta must be in [0, 1], got {eta}")
         if order == 3 and eta:
             raise ValueError(f"order 3 needs eta 0, got {eta}: second differences of noisy estimates are mostly noise")
         self.terms, self.eta = order, eta

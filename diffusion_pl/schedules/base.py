@@ -54,7 +54,7 @@ class Kernel(NamedTuple):
 class Schedule(nn.Module, ABC):
     """A forward process.  Subclasses define `forward`; a closed form of `time` is welcome."""
 
-    #: How a person brings the end of this process closer to pure noise; completes "to mend it, …".
+    #: How a person brings the end of this process closer to pure noise; completes "Fix: …".
     remedy: ClassVar[str] = "choose a schedule that ends nearer to pure noise"
 
     @abstractmethod

@@ -25,7 +25,7 @@ class Karras(Schedule):
         super().__init__()
         check_sigmas(sigma_min, sigma_max)
         if not 0.1 <= rho <= 100:  # beyond, the powers overflow
-            raise ValueError(f"rho must lie in [0.1, 100], got {rho}")
+            raise ValueError(f"rho must be in [0.1, 100], got {rho}")
         self.rho = rho
         self.start = float(sigma_min ** (1 / rho))
         self.length = float(sigma_max ** (1 / rho)) - self.start

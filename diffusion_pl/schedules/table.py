@@ -32,7 +32,7 @@ class BetaTable(Schedule):
         table = torch.as_tensor(betas, dtype=torch.float64)
         check(table.ndim == 1 and len(table) > 0, "a beta table needs at least one step, got none")
         outside = table[~((table > 0) & (table < 1))].tolist()
-        check(not outside, f"every beta must lie in (0, 1), got {outside[:3]}")
+        check(not outside, f"every beta must be in (0, 1), got {outside[:3]}")
         self._set_log_alpha(torch.cat([torch.zeros(1, dtype=torch.float64), 0.5 * torch.log1p(-table).cumsum(0)]))
 
     def _set_log_alpha(self, log_alpha: Tensor) -> None:
@@ -123,7 +123,7 @@ class CosineBetas(BetaTable):
     def __init__(self, steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> None:
         _check_steps(steps)
         check(offset >= 0, f"offset must not be negative, got {offset}")
-        check(0 < max_beta < 1, f"max_beta must lie in (0, 1), got {max_beta}")
+        check(0 < max_beta < 1, f"max_beta must be in (0, 1), got {max_beta}")
         u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         alpha_bar = torch.cos(0.5 * math.pi * (u + offset) / (1 + offset)).square()
         super().__init__((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta).tolist())
@@ -149,7 +149,7 @@ class SigmoidAlphaBars(BetaTable):
         _check_steps(steps)
         check(start < end, f"need start < end, got {start} and {end}")
         check(temperature > 0, f"temperature must be positive, got {temperature}")
-        check(0 < max_beta < 1, f"max_beta must lie in (0, 1), got {max_beta}")
+        check(0 < max_beta < 1, f"max_beta must be in (0, 1), got {max_beta}")
         curve = torch.sigmoid(torch.linspace(start, end, steps + 1, dtype=torch.float64) / temperature)
         alpha_bar = (curve[-1] - curve) / (curve[-1] - curve[0])
         super().__init__((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta).tolist())
