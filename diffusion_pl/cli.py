@@ -35,7 +35,7 @@ from .checks import Finding
 from .config_files import OPTIONAL, SUFFIXES, check_files, config_files
 from .console import EXPECTED
 from .data import DataModule
-from .drawing import fingerprint, refuse_not_finite
+from .drawing import fingerprint, not_finite_error
 from .evaluation import Band, check_names
 from .launch import part, place
 from .lean import LeanProfiler
@@ -199,7 +199,7 @@ class DiffusionCLI(LightningCLI):
         """Draw samples into the run's folder; what an interrupted call has drawn is not drawn again."""
         path = self.config[self.subcommand].ckpt_path
         call = {"checkpoint": path, "sha256": fingerprint(Path(path)), "seed": self.model.sample_seed}
-        leader, bad = not place() and not self._run.inherited, 0
+        leader = not place() and not self._run.inherited
         remedy = "move it away, or use the command sample with --output"
         with OutputFolder(self.folder / "samples", call, leader=leader, remedy=remedy) as output:
             if output.published is None:
@@ -213,11 +213,9 @@ class DiffusionCLI(LightningCLI):
                 drawn = gathered(output.work, n)
                 told = f", {drawn.bad:,} of them NOT FINITE" if drawn.bad else ""
                 summary = f"{n:,} samples, {drawn.nfe} evaluations each{told}:"
-                output.publish(lambda stage: self.datamodule.write(drawn.x, stage), summary)
-                bad = drawn.bad
-            if self.trainer.is_global_zero:
-                print(output.published)
-        refuse_not_finite(bad, self.datamodule.predict_samples)
+                write, error = self.datamodule.write, not_finite_error(drawn.bad, n)
+                output.publish(lambda stage: write(drawn.x, stage), summary, error)
+            output.show()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self._dump_config()

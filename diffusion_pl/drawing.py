@@ -159,13 +159,20 @@ def not_finite(x: Tensor) -> int:
     return int((~x.isfinite()).flatten(1).any(1).sum()) if x.is_floating_point() and len(x) else 0
 
 
+def not_finite_error(bad: int, count: int) -> str:
+    """The line about samples of which so many are not finite; "" if all are."""
+    if not bad:
+        return ""
+    return (
+        f"{bad:,} of {count:,} samples are not finite: the model or its sampler diverges. Fix: take more --steps or "
+        "another --sampler, or an earlier checkpoint"
+    )
+
+
 def refuse_not_finite(bad: int, count: int) -> None:
-    """Raise ValueError if some of the samples, which are written, are not finite."""
+    """Raise ValueError if some of the samples are not finite."""
     if bad:
-        raise ValueError(
-            f"{bad:,} of {count:,} samples are not finite: the model or its sampler diverges. Fix: take more --steps "
-            "or another --sampler, or an earlier checkpoint"
-        )
+        raise ValueError(not_finite_error(bad, count))
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:

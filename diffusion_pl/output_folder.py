@@ -17,16 +17,20 @@ from .reading import Kind, read_json, reading
 from .storage import Lock, move_new, sync_folder, sync_tree, write_json
 
 UNFINISHED, _CALL, _READY, _LOCK = ".unfinished", "call.json", "ready.json", "lock"
-_SHOWN = {"summary": str, "files": [str]}
+_SHOWN = {"summary": str, "files": [str], "error?": str}
 _DONE = {"call": dict, **_SHOWN}
 _PATIENCE = 300.0  # seconds that the other processes of a call wait for the first
 
 
 class Published(NamedTuple):
-    """What a finished call shows.  summary: lines of text;  files: in its folder, as they are printed."""
+    """What a finished call shows.
+
+    summary: lines of text;  files: in its folder, as they are printed;  error: what is wrong with them, if anything is.
+    """
 
     summary: str
     files: list[Path]
+    error: str = ""
 
     def __str__(self) -> str:
         return "\n".join([self.summary, *(f"  {file}" for file in self.files)])
@@ -39,7 +43,7 @@ class OutputFolder:
             if output.published is None:
                 ...                                    # work, which may be kept in output.work to be resumed
                 output.publish(write, summary)         # write(stage) -> the files it has written into `stage`
-            print(output.published)
+            output.show()
 
     The folder must be new or empty, or hold what an unfinished or finished call with the same content left.  The
     results are written to a hidden folder within and moved into place when they are complete, so a call that is
@@ -94,12 +98,13 @@ class OutputFolder:
         if self._lock is not None:
             self._lock.release()
 
-    def publish(self, write: Callable[[Path], list[Path]], summary: str) -> None:
+    def publish(self, write: Callable[[Path], list[Path]], summary: str, error: str = "") -> None:
         """Write the results and move them into place; `published` tells of them from then on.
 
         Args:
             write: writes them into the folder that it is given and returns them as they shall be shown.
             summary: what the call did, to be printed.
+            error: why the results are not to be relied on, although they are written; "" if they are.
 
         Raises:
             OSError: they cannot be written; the same call can be repeated and will finish them.
@@ -109,8 +114,16 @@ class OutputFolder:
         stage.mkdir()
         files = [str(file.relative_to(stage)) for file in write(stage)]
         sync_tree(stage)
-        write_json(self.work / _READY, {"summary": summary, "files": files})
+        write_json(self.work / _READY, {"summary": summary, "files": files, "error": error})
         self._finish()
+
+    def show(self) -> None:
+        """Print what was published, in the leading process; raise ValueError if something is wrong with it."""
+        if not self.leader:
+            return
+        print(self.published)
+        if self.published is not None and self.published.error:
+            raise ValueError(self.published.error)
 
     def _claim(self) -> None:
         folder = self.folder
@@ -189,7 +202,7 @@ class OutputFolder:
         shutil.rmtree(self.work)
 
     def _shown(self, note: dict[str, Any]) -> Published:
-        return Published(note["summary"], [self.folder / name for name in note["files"]])
+        return Published(note["summary"], [self.folder / name for name in note["files"]], note.get("error", ""))
 
     def _discard(self) -> None:
         """Remove what was made, unless the work of this call or a former one is kept there."""

@@ -96,11 +96,14 @@ class RunFolder:
         return {"folder": str(folder), "ckpt_path": ckpt_path}
 
     def _claim(self, folder: Path, name: str, command: str, resumed: bool) -> Path:
-        self._new = not folder.exists()
-        if self._new and not resumed:
-            folder = claim_folder(self.root, name)  # which may be another by now
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder
+        new = False
+        if not folder.exists() and not resumed:
+            folder, new = claim_folder(self.root, name), True  # which may be another by now
+        else:
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                new = True
+        self.path, self._new = folder, new  # of several processes that begin at once it is new to one
         if command == "fit":
             self._lock = Lock(folder / LOCK, f"{folder} is being trained by another process: wait, or stop it")
         return folder

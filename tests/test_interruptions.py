@@ -23,6 +23,7 @@ from shell import cli, tiny_config
 from diffusion_pl import checkpoints
 from diffusion_pl.__main__ import main
 from diffusion_pl.output_folder import OutputFolder
+from diffusion_pl.storage import Lock
 
 FORK = multiprocessing.get_context("fork")  # the packages are imported already
 CHECKPOINT = Path("runs/digits/checkpoints/last.ckpt")
@@ -208,14 +209,38 @@ def test_twenty_rounds_of_four_runs_lose_none(folder: Path) -> None:
         check_together(folder, 4)
 
 
+def test_the_folder_of_one_that_was_faster_is_not_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that begin with --ckpt_path auto find no folder; the second must not take the first's for its own."""
+    tiny_config(folder, trainer__max_steps=3)
+    run = Path("runs/faster")
+    begun, end = FORK.Event(), FORK.Event()
+
+    def child() -> None:
+        run.mkdir(parents=True)
+        lock = Lock(run / ".lock", "busy")
+        begun.set()
+        end.wait(60)
+        lock.release()
+
+    process = FORK.Process(target=child)
+    process.start()
+    assert begun.wait(60)
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self, **options: self != run and exists(self, **options))
+    told = cli(folder, "fit", "--config", "tiny.yaml", "--run", "faster", "--ckpt_path", "auto").error
+    monkeypatch.undo()
+    assert "is being trained by another process" in told
+    assert (folder / run / ".lock").exists()
+    end.set()
+    process.join(60)
+
+
 def test_a_run_that_is_being_trained_is_not_resumed_twice(folder: Path) -> None:
     tiny_config(folder, trainer__max_steps=3)
     assert cli(folder, "fit", "--config", "tiny.yaml", "--run", "locked").code == 0
     begun, end = FORK.Event(), FORK.Event()
 
     def child() -> None:
-        from diffusion_pl.storage import Lock
-
         lock = Lock(folder / "runs/locked/.lock", "busy")
         begun.set()
         end.wait(60)

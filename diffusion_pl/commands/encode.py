@@ -93,4 +93,4 @@ def encode(
                 write,
                 f"{count(len(x_0), 'example')} carried to noise and back by {name}: root-mean-square error {error:.2g}",
             )
-        print(folder.published)
+        folder.show()

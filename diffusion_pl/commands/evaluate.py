@@ -92,7 +92,7 @@ def evaluate(
     from .. import __version__, evaluation
     from ..console import quiet
     from ..data import Images
-    from ..drawing import choose_sampler, describe, device_of, guide
+    from ..drawing import choose_sampler, describe, device_of, guide, not_finite_error
     from ..evaluation.features import write_reference
     from ..launch import part, place
     from ..limits import check_devices
@@ -196,17 +196,9 @@ def evaluate(
                 return [stage / "evaluation.json", stage / "reference.npz"]
 
             summary = f"{ckpt_path} ({model.weights_name} weights)\n{evaluation.table(figures)}"
-            folder.publish(write, summary)
-        if place():
-            return
-        print(folder.published)
-    figures = evaluation.read_figures(output / "evaluation.json")
-    bad = max((f.get("not_finite", 0) for f in figures.values()), default=0)
-    if bad:
-        raise ValueError(
-            f"{bad} of {repeats * num_samples} samples are not finite and were left out of the metrics: the model or "
-            "its sampler diverges (look at `sample`, or take more --steps)"
-        )
+            bad = max((f.get("not_finite", 0) for f in figures.values()), default=0)
+            folder.publish(write, summary, not_finite_error(bad, repeats * num_samples))
+        folder.show()
 
 
 def _plan(metrics: list[str] | None, pictures: bool, reference: Path | None) -> tuple[list[str], list[str]]:

@@ -69,4 +69,4 @@ def export(
                 return [*files, stage / "README.md"]
 
             folder.publish(write, f"{ckpt_path} ({model.weights_name} weights) for {to}:")
-        print(folder.published)
+        folder.show()

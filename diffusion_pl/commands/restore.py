@@ -142,4 +142,4 @@ def restore(
                 write,
                 f"{count(len(x_0), 'image')} restored {count(num_samples, 'time')} each by {method}, task {task}:",
             )
-        print(folder.published)
+        folder.show()

@@ -68,13 +68,11 @@ def sample(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    import json
-
     from .. import __version__
     from ..callbacks.sample_writer import draw, gathered
     from ..console import quiet
     from ..data.base import classes_named, count
-    from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, read_latents, refuse_not_finite
+    from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, not_finite_error, read_latents
     from ..launch import part, place
     from ..limits import check_devices
     from ..loading import load
@@ -128,13 +126,9 @@ def sample(
                 return [*files, stage / "samples.json"]
 
             weighted = f"{model.weights_name} weights"
-            folder.publish(
-                write, f"{count(n, 'sample')} of {ckpt_path} ({weighted}), {count(drawn.nfe, 'evaluation')} each:"
-            )
-        if not place():
-            print(folder.published)
-    if not place() and (output / "samples.json").is_file():
-        refuse_not_finite(json.loads((output / "samples.json").read_text(encoding="utf-8")).get("not_finite", 0), n)
+            summary = f"{count(n, 'sample')} of {ckpt_path} ({weighted}), {count(drawn.nfe, 'evaluation')} each:"
+            folder.publish(write, summary, not_finite_error(drawn.bad, n))
+        folder.show()
 
 
 def labelled(model: "DiffusionModule", data: "DataModule") -> dict[str, Any]:

@@ -58,7 +58,7 @@ def sweep(
     from .. import plots
     from ..checkpoints import checkpoint_at
     from ..data.base import count
-    from ..drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite
+    from ..drawing import choose_sampler, describe, device_of, guide, not_finite, not_finite_error, refuse_not_finite
     from ..grids import same_ends
     from ..loading import load
     from ..metrics import SlicedWasserstein
@@ -130,9 +130,8 @@ def sweep(
                 plots.save(plots.sweep_panel(rows, title), stage / "sweep.png")
                 return [stage / "sweep.csv", stage / "sweep.png"]
 
-            folder.publish(write, _table(rows))
-        print(folder.published)
-    refuse_not_finite(bad, num_samples * len(plan))
+            folder.publish(write, _table(rows), not_finite_error(bad, num_samples * len(plan)))
+        folder.show()
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
