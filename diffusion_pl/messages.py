@@ -140,7 +140,7 @@ def one_line(message: str, args: Sequence[str] = (), types: Types | None = None)
     parts = [part for part in ".".join(filter(None, (key, name))).split(".") if part != "init_args"] or [name]
     odd = _first_unknown(parts, types, args)
     key = ".".join(parts[: odd + 1] if types else parts)
-    near = nearest(parts[odd], _children(parts[:odd], types, args))
+    near = nearest(parts[odd], _children(parts[:odd], types, args) - {parts[odd]})
     if near is None and odd == 0:  # maybe an option that belongs into a section
         near = _by_last_name(parts, types, args)
     return ": ".join(filter(None, (_place(key, args), "unknown key"))) + _did_you_mean(near)

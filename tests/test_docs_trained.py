@@ -146,7 +146,9 @@ def run(block: Block, args: list[str], folder: Path) -> None:
             "32" if before == "--data.init_args.size" else arg for before, arg in zip(["", *args], args, strict=False)
         ]
         base = ROOT / args[args.index("--config") + 1]
-        losses = train(folder, base, *args[1:], keep="quick.yaml" in args)
+        files = [folder / arg for arg in args if arg.endswith(".yaml") and not arg.startswith("configs/")]
+        whole = any("networks." in file.read_text() for file in files)  # another network has other sizes
+        losses = train(folder, base, *args[1:], keep="quick.yaml" in args, whole=whole)
         assert losses[-1] < TRIALS[key(base)].factor * losses[0], f"{place}\n{losses}"
         return
     for run_name in {found for arg in args for found in re.findall(r"runs/(\w+-\w+)/checkpoints", arg)}:
