@@ -104,4 +104,5 @@ def build(make: Callable[[], nn.Module]) -> nn.Module:
 def check_room(needed: float, free: int, what: str) -> None:
     """Raise TooLarge if so many bytes do not fit into the free ones."""
     if not math.isfinite(needed) or needed > free:
-        raise TooLarge(f"{what} need {needed / 2**30:,.0f} GiB of disk, and {free / 2**30:,.1f} GiB are free")
+        room = f"{needed / 2**30:,.0f} GiB of disk, {free / 2**30:,.1f} GiB are free"
+        raise TooLarge(f"{what} need {room}. Fix: ask for fewer, or write to another disk")

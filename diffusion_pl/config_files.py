@@ -5,12 +5,15 @@ jsonargparse reads values; it forgets where they were.  Here the files are read 
 
 import difflib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from .bounds import check_plain
 
 SUFFIXES = (".yaml", ".yml", ".json")
 #: Sections that may be switched off by null or false.
@@ -62,13 +65,16 @@ def check_files(args: Sequence[str]) -> None:
     for path in config_files(args):
         if "\n" in str(path) or str(path).lstrip().startswith("{"):
             continue  # not a file: a configuration as text
-        root = _compose(path, read_text(path))
+        text = read_text(path)
+        root = _compose(path, text)
         if root is None:
             raise ValueError(f"{path} is empty: expected sections such as model, data, trainer")
         if not isinstance(root, MappingNode):
             kind = "a list" if isinstance(root, SequenceNode) else f"the text {str(root.value)[:40]!r}"
             raise ValueError(f"{path}: expected sections such as model, data, trainer, got {kind}")
         _refuse_duplicates(path, root)
+        with suppress(yaml.YAMLError):  # of a value that is no such date, for example: told when it is parsed
+            check_plain(yaml.safe_load(text), str(path))
         for key, value in root.value:
             if key.value in SECTIONS and not isinstance(value, MappingNode) and not _is_reference(key.value, value):
                 _check_section(path, key, value)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .schedules import Schedule
 
+MOST_STEPS = 1_000_000
+
 
 class Grid(ABC):
     """Subclasses define `times`."""
@@ -236,6 +238,8 @@ class ExplicitGrid(Grid):
 def _check_steps(steps: int) -> None:
     if steps < 1:
         raise ValueError(f"a sampling grid needs at least one step, got steps={steps}")
+    if steps > MOST_STEPS:
+        raise ValueError(f"a sampling grid can have at most {MOST_STEPS:,} steps, got steps={steps}")
 
 
 def _check_range(t_max: float, t_min: float | None, zero: bool = False) -> None:

@@ -63,6 +63,13 @@ def command(*args: str) -> Any:
     return lambda folder: list(args)
 
 
+def bomb(folder: Path) -> list[Any]:
+    """A file of few lines that stand for 10^9 values."""
+    lines = ["a0: &a0 [x]"] + [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, 10)]
+    (folder / "bomb.yaml").write_text("\n".join(lines))
+    return ["fit", "--config", "bomb.yaml"]
+
+
 def foreign(content: Any, kind: str = "lucidrains") -> Any:
     """A file of torch.save that is to be imported."""
 
@@ -215,6 +222,9 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "t below 0": (options(*EXPLICIT, "[0.5,-0.5]"), r"ExplicitGrid: times must fall strictly within \[0, 1\]"),
     "t_max": (options(f"{GRID}.t_max", 1.5), r"need 0 <= t_min < t_max <= 1, got .*t_max=1.5"),
+    "too many steps": (options(f"{GRID}.steps", 10**10), r"a sampling grid can have at most 1,000,000 steps"),
+    "too long an epoch": (options("--data.repeats", 10**12), r"an epoch can have at most 1,000,000,000 examples"),
+    "aliases of aliases": (bomb, r"bomb.yaml holds more than 100,000 values"),
     "no steps": (options(f"{GRID}.steps", 0), r"a sampling grid needs at least one step, got steps=0"),
     "t_min of training": (options("--model.loss.times.t_min", 2), r"t_min must be in \(0, 1\), got 2.0"),
     "warm-up": (

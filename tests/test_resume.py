@@ -24,7 +24,7 @@ from shell import (
 )
 from torch import Tensor, nn
 
-from diffusion_pl.callbacks import EMA, Description, Guard
+from diffusion_pl.callbacks import EMA, Description, Guard, Saver
 from diffusion_pl.callbacks.ema import judged_weights
 from diffusion_pl.lr_schedulers import WarmupCosine, make_scheduler
 from diffusion_pl.resuming import resume_optimizer
@@ -245,8 +245,8 @@ def test_options_of_callbacks_are_not_in_their_state() -> None:
     old: Any = EarlyStopping("val_loss", patience=2)
     content = {"callbacks": {stopping.state_key: old.state_dict()}}
     trainer: Any = type("Trainer", (), {"callbacks": [stopping]})
-    nothing: Any = None
-    Description({}, nothing).on_load_checkpoint(trainer, nothing, content)
+    module: Any = None
+    Saver().on_load_checkpoint(trainer, module, content)
     stopping.load_state_dict(content["callbacks"][stopping.state_key])
     assert stopping.patience == 7
 

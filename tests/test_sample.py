@@ -31,6 +31,12 @@ def points(folder: Path, output: str, *args: object) -> np.ndarray:
     return np.loadtxt(folder / output / "samples.csv", delimiter=",", skiprows=1, ndmin=2)
 
 
+def test_more_samples_than_the_disk_has_room_for_are_refused(folder: Path) -> None:
+    call = ("sample", "--ckpt_path", Path("runs/run") / LAST, "--output", "many", "--num_samples", 10**13)
+    with no_files_change(folder):
+        assert "Fix: ask for fewer, or write to another disk" in cli(folder, *call).error
+
+
 def test_it_writes_a_table_with_a_header_in_the_datas_units_and_a_picture(folder: Path) -> None:
     samples = points(folder, "plain", "--num_samples", 300)
     assert samples.shape == (300, 2)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 
 from .. import __version__
 from ..data.base import say
@@ -50,10 +49,6 @@ class Description(LeanCallback):
         checkpoint["diffusion_pl"] = {"version": __version__, **self.config, "places": self._places}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        for callback in trainer.callbacks if trainer is not None else ():
-            if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint.get("callbacks", {}):
-                # Lightning keeps this option beside the state; what the user wrote decides.
-                checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience
         theirs = checkpoint.get("diffusion_pl")
         if theirs is None:
             return

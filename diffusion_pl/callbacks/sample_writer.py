@@ -1,5 +1,7 @@
 """Keeps the samples of `predict`, or what is made of them, block by block: an interruption loses at most one batch."""
 
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
+from ..bounds import check_room
 from ..checkpoints import read_part
 from ..data import DataModule
 from ..drawing import not_finite, steps_hint
@@ -118,6 +121,9 @@ def draw(
     Returns:
         Whether this is the first process, which goes on alone.
     """
+    count, free = data.predict_samples, shutil.disk_usage(_existing(parts)).free
+    size = 4 * math.prod(getattr(model, "shape", (1,)))  # bytes, at least, that are kept of a sample
+    check_room(count * size, free, f"{count:,} samples")
     data.predict_done = done(parts)
     trainer = Trainer(
         accelerator=accelerator,
@@ -132,6 +138,10 @@ def draw(
     blocks.predict_dataloader = data.predict_dataloader  # type: ignore[method-assign]
     trainer.predict(model, datamodule=blocks, return_predictions=False)
     return bool(trainer.is_global_zero)
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _cpu(value: Any) -> Any:

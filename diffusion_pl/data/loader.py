@@ -17,6 +17,8 @@ from torch import Tensor
 
 Batch = dict[str, Tensor]
 
+MOST_VISITS = 10**9  # of an epoch
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -135,6 +137,8 @@ class Loader:
         self.world_size = world_size
         self.num_examples = len(self.source)
         self.num_visits = self.num_examples * repeats
+        if self.num_visits > MOST_VISITS:  # whose order is kept in memory
+            raise ValueError(f"repeats: an epoch can have at most {MOST_VISITS:,} examples, got {self.num_visits:,}")
         self.batch_size = batch_size
         if shuffle and batch_size % world_size:
             near = max(1, batch_size // world_size) * world_size
