@@ -88,8 +88,8 @@ def at_error(curve: list[tuple[float, float]], error: float) -> float:
 
 def nll(count: int = 500, std: float = 0.3) -> None:
     """Evaluations for equal error of the log density, of five mixtures."""
+    from diffusion_pl.denoisers import GaussianMixture
     from diffusion_pl.likelihood import FlowLikelihood
-    from diffusion_pl.oracles import GaussianMixture
     from diffusion_pl.schedules import VP
     from diffusion_pl.tensors import SampleNoise
 
@@ -121,7 +121,7 @@ def nll(count: int = 500, std: float = 0.3) -> None:
 
 def network(ckpt_path: str | None, folder: str) -> Any:
     """Model and data of a checkpoint; of none, of one that is trained now."""
-    from diffusion_pl.loading import load
+    from diffusion_pl.checkpoints.loading import load
 
     if ckpt_path is None:
         program = (sys.executable, "-m", "diffusion_pl", "fit", "--run", "r", "--trainer.max_steps", "600")
@@ -135,7 +135,7 @@ def network(ckpt_path: str | None, folder: str) -> Any:
 
 def double(denoiser: Any) -> Any:
     """The same network in float64, for a reference without its rounding."""
-    from diffusion_pl.denoiser import NetworkDenoiser
+    from diffusion_pl.denoisers import NetworkDenoiser
 
     parts = (denoiser.schedule, denoiser.parameterization, denoiser.noise_input)
     return NetworkDenoiser(copy.deepcopy(denoiser.network).double(), *parts)

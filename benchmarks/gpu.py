@@ -177,15 +177,11 @@ def sample(bench: Bench) -> None:
     """Pictures per second of 18 points of Heun and 10 of DPM-Solver++, eager, compiled, and with CUDA graphs."""
     from functools import partial
 
-    from diffusion_pl.denoiser import LogSNR
-    from diffusion_pl.grids import KarrasGrid
-    from diffusion_pl.loss import DenoisingLoss
-    from diffusion_pl.module import DiffusionModule
-    from diffusion_pl.parameterizations import EDM
-    from diffusion_pl.samplers import DPMpp, Heun
+    from diffusion_pl.denoisers import EDM, LogSNR
+    from diffusion_pl.losses import SNR, DenoisingLoss, LogNormalTimes
+    from diffusion_pl.samplers import DPMpp, Heun, KarrasGrid
     from diffusion_pl.schedules import Karras
-    from diffusion_pl.times import LogNormalTimes
-    from diffusion_pl.weightings import SNR
+    from diffusion_pl.training import DiffusionModule
 
     points = 2 if bench.tiny else 18
     heun, dpmpp = Heun(KarrasGrid(points)), DPMpp(KarrasGrid(2 if bench.tiny else 10), 2)

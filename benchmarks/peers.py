@@ -198,15 +198,11 @@ def sample_ours(network: str, evaluations: int) -> float:
     import torch
 
     from diffusion_pl import networks
-    from diffusion_pl.denoiser import ScaledTime
-    from diffusion_pl.grids import RespacedGrid
-    from diffusion_pl.loss import DenoisingLoss
-    from diffusion_pl.module import DiffusionModule
-    from diffusion_pl.parameterizations import Epsilon
-    from diffusion_pl.samplers import DDIM
+    from diffusion_pl.denoisers import Epsilon, ScaledTime
+    from diffusion_pl.losses import SNR, DenoisingLoss, GridTimes
+    from diffusion_pl.samplers import DDIM, RespacedGrid
     from diffusion_pl.schedules import LinearBetas
-    from diffusion_pl.times import GridTimes
-    from diffusion_pl.weightings import SNR
+    from diffusion_pl.training import DiffusionModule
 
     model = DiffusionModule(
         network=getattr(networks, network),

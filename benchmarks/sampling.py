@@ -30,7 +30,7 @@ COUNT = 2000
 
 def grids(steps: int) -> Iterator[tuple[str, Any]]:
     """Ours, of so many points."""
-    from diffusion_pl.grids import KarrasGrid, LogSNRGrid, UniformGrid
+    from diffusion_pl.samplers import KarrasGrid, LogSNRGrid, UniformGrid
 
     if steps < 2:
         return
@@ -119,9 +119,8 @@ def theirs(denoiser: Any, latents: Tensor, nfe: int) -> Iterator[tuple[str, Tens
 
 def compare(name: str, denoiser: Any, latents: Tensor) -> None:
     """The best of ours and of theirs at 5, 10 and 20 evaluations."""
-    from diffusion_pl.grids import LogSNRGrid
     from diffusion_pl.metrics import SlicedWasserstein
-    from diffusion_pl.samplers import Heun
+    from diffusion_pl.samplers import Heun, LogSNRGrid
 
     with torch.no_grad():
         fine = Heun(LogSNRGrid(400, 1.0, 1e-4))
@@ -140,7 +139,7 @@ def compare(name: str, denoiser: Any, latents: Tensor) -> None:
 
 def mixture() -> None:
     """Exact scores of five Gaussians under the VP process."""
-    from diffusion_pl.oracles import GaussianMixture
+    from diffusion_pl.denoisers import GaussianMixture
     from diffusion_pl.schedules import VP
 
     rng = torch.Generator().manual_seed(0)
@@ -153,7 +152,7 @@ def mixture() -> None:
 
 def digits() -> None:
     """The network of configs/digits/vp.yaml."""
-    from diffusion_pl.loading import load
+    from diffusion_pl.checkpoints.loading import load
 
     with tempfile.TemporaryDirectory() as folder:
         path = os.environ.get("DIGITS_CKPT")
@@ -182,10 +181,8 @@ def few() -> None:
 
 def overhead(rounds: int = 300) -> None:
     """Time of a sampler's step, without the network's, ÷ the same update as bare tensor arithmetic, 64x3x32x32."""
-    from diffusion_pl.denoiser import Denoiser
-    from diffusion_pl.grids import UniformGrid
-    from diffusion_pl.parameterizations import Prediction
-    from diffusion_pl.samplers import DDIM, Ancestral, DPMpp
+    from diffusion_pl.denoisers import Denoiser, Prediction
+    from diffusion_pl.samplers import DDIM, Ancestral, DPMpp, UniformGrid
     from diffusion_pl.samplers.base import Run
     from diffusion_pl.schedules import VP
 

@@ -2,13 +2,14 @@
 
 The theory in six lines, where each symbol lives:
 
-    schedules/            q(x_t | x_0) = N(α x_0, σ² I);  a schedule is ONE function  t ∈ [0,1] ↦ (α, σ, α', σ');
-                          λ = 2 log(α/σ);  SDE drift f = α'/α,  noise g² = 2σ(σ' − fσ) = −σ²λ'
-    samplers/             ODE velocity  E[dx/dt | x_t] = α' x̂_0 + σ' ε̂,  so  dx = x̂_0 dα + ε̂ dσ
-    parameterizations.py  network output F = p x_0 + q ε  →  x̂_0 = (q x_t − σF)/d,  ε̂ = (αF − p x_t)/d,  d = αq − σp
-    weightings.py         every loss is w(t)‖x̂_0 − x_0‖² = w c_out² ‖F − F*‖²,  c_out = −σ/d
-    transitions.py        s < t:  α_ts = α_t/α_s,  σ²_ts = −σ_t² expm1(λ_t − λ_s),
-                          q(x_s | x_t, x_0) = N(α_ts σ_s²/σ_t² x_t + α_s σ²_ts/σ_t² x_0,  σ²_ts σ_s²/σ_t²)
+    schedules/                       q(x_t | x_0) = N(α x_0, σ² I);  a schedule is ONE function
+                                     t ∈ [0,1] ↦ (α, σ, α', σ'),  λ = 2 log(α/σ);  SDE drift f = α'/α,  noise g² = 2σ(σ' − fσ) = −σ²λ'
+    samplers/                        ODE velocity  E[dx/dt | x_t] = α' x̂_0 + σ' ε̂,  so  dx = x̂_0 dα + ε̂ dσ
+    denoisers/parameterizations.py   network output  F = p x_0 + q ε  →  x̂_0 = (q x_t − σF)/d,  ε̂ = (αF − p x_t)/d,
+                                     d = αq − σp
+    losses/weightings.py             every loss is  w(t)‖x̂_0 − x_0‖² = w c_out² ‖F − F*‖²,  c_out = −σ/d
+    schedules/transitions.py         s < t:  α_ts = α_t/α_s,  σ²_ts = −σ_t² expm1(λ_t − λ_s),
+                                     q(x_s | x_t, x_0) = N(α_ts σ_s²/σ_t² x_t + α_s σ²_ts/σ_t² x_0,  σ²_ts σ_s²/σ_t²)
 
 A published method is a row of five choices:
 
@@ -20,8 +21,18 @@ A published method is a row of five choices:
     EDM                 Karras(.002, 80)    EDM(.5)           LogNormalTimes      SNR(4)           Heun(KarrasGrid(18))
     rectified flow      Rectified           Velocity          Uniform, LogitN.    FlowMatching     DDIM, Heun
 
-Modules import only from lower floors: tensors → schedules → transitions, parameterizations, weightings, times, grids →
-denoiser → guidance, oracles, inverse → loss, samplers → module, classifier → callbacks, checkpoints → commands, cli.
+The tree, from below; a package imports only from those above it in this list:
+
+    tensors  conditions  ode     shapes, what a model is told beside x_t, Runge–Kutta pairs
+    schedules                    forward processes and their transitions
+    denoisers                    (x_t, t) ↦ (x̂_0, ε̂): networks, guidance, inverse problems, closed forms
+    samplers  likelihood  losses grids and samplers; log p and its bounds; losses, weightings, timestep distributions
+    networks  data  metrics  plots   islands, which import tensors and conditions only
+    training                     Lightning modules
+    checkpoints  checks          files; what can be known before a run
+    runtime                      errors, signals, devices, run folders, logs, provenance
+    evaluation  callbacks  interop
+    cli  commands
 """
 
 __version__ = "0.1.0"

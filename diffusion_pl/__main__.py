@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .startup import discard_output, prepare_home, prepare_streams, say_loading
+from .runtime.startup import discard_output, prepare_home, prepare_streams, say_loading
 
 TRAINER_COMMANDS = {
     "fit": "train a model from a configuration",
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say_loading()
     prepare_home()
     # Imported here: they bring torch.
-    from .console import guard
+    from .runtime.errors import guard
 
     with guard(debug, args) as status:
         if command in TOOLS:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             run_tool(command, rest)
         else:
-            from .running import run_doctor, run_trainer
+            from .commands.trainer import run_doctor, run_trainer
 
             if command == "doctor":
                 run_doctor(rest)

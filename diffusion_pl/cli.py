@@ -25,33 +25,31 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
-from . import classifier, couplings, data, grids, guidance, lr_schedulers, networks, samplers, times, weightings  # noqa: F401  short names
 from .callbacks import EMA, Description, Doctor, Guard, RunCard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
 from .callbacks.measurement import judge_fresh_values
 from .callbacks.sample_writer import done, gathered
-from .cards import CARD, read_card
-from .checkpoints import AtomicCheckpointIO
+from .checkpoints.io import AtomicCheckpointIO
+from .checkpoints.loading import link_data
 from .checks import Finding
-from .config_files import OPTIONAL, SUFFIXES, check_files, config_files
-from .console import EXPECTED
 from .data import DataModule
-from .drawing import fingerprint, not_finite_error
+from .denoisers import guidance  # noqa: F401  short names
 from .evaluation import Band, check_names
-from .launch import part, place
-from .lean import LeanProfiler
-from .limits import check
-from .loading import link_data
-from .loggers import custom, make_logger
-from .loops import count_steps
-from .masking import masked, masked_arguments
-from .messages import explain
-from .module import DiffusionModule
-from .output_folder import OutputFolder
-from .parsing import RaisingParser, build
-from .run_folder import RunFolder
-from .storage import write_file
-from .trainable import Trainable
-from .upstream import own_defaults
+from .runtime.config_files import OPTIONAL, SUFFIXES, check_files, config_files
+from .runtime.drawing import fingerprint, not_finite_error
+from .runtime.errors import EXPECTED
+from .runtime.limits import check
+from .runtime.loggers import custom, make_logger
+from .runtime.loops import count_steps
+from .runtime.masking import masked, masked_arguments
+from .runtime.messages import explain
+from .runtime.output_folder import OutputFolder
+from .runtime.parsing import RaisingParser, build
+from .runtime.processes import part, place
+from .runtime.run_card import CARD, read_card
+from .runtime.run_folder import RunFolder
+from .runtime.storage import write_file
+from .runtime.upstream import own_defaults
+from .training import DiffusionModule, LeanProfiler, Trainable
 
 _USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VALUE …]"
 _DOCTOR = """Look at what fit with the same options would train: read the data, train and write nothing, and print a

@@ -6,10 +6,10 @@ from typing import Any
 import diffusers
 import torch
 
+from diffusion_pl.checkpoints.loading import from_content
 from diffusion_pl.interop.diffusers import read
 from diffusion_pl.interop.foreign import default_data, to_checkpoint
-from diffusion_pl.loading import from_content
-from diffusion_pl.module import DiffusionModule
+from diffusion_pl.training import DiffusionModule
 
 #: Ho et al.'s wiring, as in the published CIFAR-10 model, but narrow.
 HO: dict[str, Any] = {

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from diffusion_pl.callbacks.step_seed import run_seed
-from diffusion_pl.loss import DenoisingLoss, Losses
+from diffusion_pl.losses import DenoisingLoss, Losses
 from diffusion_pl.networks import MLP
 from diffusion_pl.tensors import mix
 

@@ -24,17 +24,14 @@ from torch import Tensor
 
 import diffusion_pl
 from diffusion_pl.__main__ import main
-from diffusion_pl.checkpoints import AtomicCheckpointIO
+from diffusion_pl.checkpoints.io import AtomicCheckpointIO
 from diffusion_pl.data import Datasaurus
-from diffusion_pl.grids import UniformGrid
-from diffusion_pl.loss import DenoisingLoss
-from diffusion_pl.module import DiffusionModule
+from diffusion_pl.denoisers import V
+from diffusion_pl.losses import SNR, DenoisingLoss, UniformTimes
 from diffusion_pl.networks import MLP
-from diffusion_pl.parameterizations import V
-from diffusion_pl.samplers import DDIM
+from diffusion_pl.samplers import DDIM, UniformGrid
 from diffusion_pl.schedules import VP
-from diffusion_pl.times import UniformTimes
-from diffusion_pl.weightings import SNR
+from diffusion_pl.training import DiffusionModule
 
 ROOT = Path(diffusion_pl.__file__).parents[1]
 LAST = Path("checkpoints/last.ckpt")  # within a run's folder

@@ -20,7 +20,7 @@ import pytest
 import torch
 from shell import LAST, assert_same_training, cli, differences, environment, fit, no_files_change, tiny_config
 
-from diffusion_pl.checkpoints import AtomicCheckpointIO, is_whole, read, read_hashed, snapshot, write
+from diffusion_pl.checkpoints.io import AtomicCheckpointIO, is_whole, read, read_hashed, snapshot, write
 
 OLD = {"state_dict": {"w": torch.arange(5.0)}, "global_step": 1}
 NEW = {"state_dict": {"w": torch.arange(5.0) + 1}, "global_step": 2}
@@ -338,7 +338,7 @@ def test_a_process_that_ends_finishes_what_it_is_writing(tmp_path: Path) -> None
     code = (
         "import sys, time, torch\n"
         "from pathlib import Path\n"
-        "from diffusion_pl.checkpoints import AtomicCheckpointIO\n"
+        "from diffusion_pl.checkpoints.io import AtomicCheckpointIO\n"
         "real = torch.save\n"
         "torch.save = lambda content, file: (time.sleep(1), real(content, file))\n"
         "writer = AtomicCheckpointIO()\n"

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from diffusion_pl import checks
 from diffusion_pl.checks import CHECKS, Finding, prior_mismatch
-from diffusion_pl.denoiser import LogSNR, NoiseInput, ScaledTime
+from diffusion_pl.denoisers import LogSNR, NoiseInput, ScaledTime
+from diffusion_pl.losses import GridTimes, LogNormalTimes, TimeSampler, UniformTimes
 from diffusion_pl.networks import MLP, Blind, Embedding, Fourier, Identity, Sinusoidal
 from diffusion_pl.schedules import VE, VP, LinearBetas, Rectified, Schedule
-from diffusion_pl.times import GridTimes, LogNormalTimes, TimeSampler, UniformTimes
 
 TABLE = LinearBetas(50, 1e-4, 0.05)  # a tutorial's, which ends with ᾱ = 0.28
 CPU = torch.device("cpu")

@@ -9,10 +9,10 @@ from pictures_model import fit_classifier
 from shell import cli, fit, scalars
 from torch import Tensor, nn
 
-from diffusion_pl.classifier import NoisyClassifier
+from diffusion_pl.losses import UniformTimes
 from diffusion_pl.networks import UNetEncoder
 from diffusion_pl.schedules import VP
-from diffusion_pl.times import UniformTimes
+from diffusion_pl.training import NoisyClassifier
 
 
 class Linear(nn.Module):

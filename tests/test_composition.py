@@ -8,7 +8,7 @@ import pytest
 import yaml
 from shell import LAST, checkpoint, cli, tiny_config
 
-from diffusion_pl import upstream
+from diffusion_pl.runtime import upstream
 
 #: A tiny model with an option of the same name as another class has, at every depth.
 OPTIONS: dict[str, Any] = {
@@ -50,9 +50,9 @@ def composed(folder: Path, *args: Any, over: Any = None) -> dict[str, Any]:
     return config
 
 
-@pytest.mark.parametrize("name", ["LogSNR", "diffusion_pl.denoiser.LogSNR"])
+@pytest.mark.parametrize("name", ["LogSNR", "diffusion_pl.denoisers.LogSNR"])
 def test_another_noise_input_has_its_own_scale(folder: Path, name: str) -> None:
-    own = {"class_path": "diffusion_pl.denoiser.LogSNR", "init_args": {"scale": -0.125, "shift": 0.0}}
+    own = {"class_path": "diffusion_pl.denoisers.LogSNR", "init_args": {"scale": -0.125, "shift": 0.0}}
     assert composed(folder, over={"model": {"noise_input": {"class_path": name}}})["model"]["noise_input"] == own
     assert composed(folder, "--model.noise_input", name)["model"]["noise_input"] == own
     own["init_args"] = {"scale": -0.125, "shift": 2.0}
@@ -99,8 +99,8 @@ def test_the_same_class_spelled_differently_keeps_options(folder: Path) -> None:
     over = {
         "model": {
             "network": {"class_path": "diffusion_pl.networks.mlp.MLP", "init_args": {"depth": 3}},
-            "noise_input": {"class_path": "diffusion_pl.denoiser.ScaledTime"},
-            "loss": {"times": {"class_path": "diffusion_pl.times.LogNormalTimes", "init_args": {"std": 9.0}}},
+            "noise_input": {"class_path": "diffusion_pl.denoisers.ScaledTime"},
+            "loss": {"times": {"class_path": "diffusion_pl.losses.LogNormalTimes", "init_args": {"std": 9.0}}},
             "optimizer": {"class_path": "torch.optim.adamw.AdamW"},
         },
         "data": {"class_path": "diffusion_pl.data.points.Datasaurus"},

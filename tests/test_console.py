@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import diffusion_pl.cli  # noqa: F401  names of the package are among those suggested
-from diffusion_pl.console import guard, quiet
 from diffusion_pl.data import DataModule
-from diffusion_pl.loss import DenoisingLoss
-from diffusion_pl.messages import one_line
+from diffusion_pl.losses import DenoisingLoss
+from diffusion_pl.runtime.errors import guard, quiet
+from diffusion_pl.runtime.messages import one_line
 from diffusion_pl.samplers import Sampler
 from diffusion_pl.schedules import Schedule
 

@@ -12,17 +12,12 @@ from conftest import ARGUMENTS, classes, label, takes_grid, variants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffusion_pl.denoiser import LogSNR, NoiseInput, ScaledTime
-from diffusion_pl.elbo import ChainBound, ContinuousBound
-from diffusion_pl.grids import Grid, UniformGrid
-from diffusion_pl.likelihood import FlowLikelihood
-from diffusion_pl.oracles import Gaussian
-from diffusion_pl.parameterizations import Parameterization
-from diffusion_pl.samplers import Sampler
+from diffusion_pl.denoisers import Gaussian, LogSNR, NoiseInput, Parameterization, ScaledTime
+from diffusion_pl.likelihood import ChainBound, ContinuousBound, FlowLikelihood
+from diffusion_pl.losses import TimeSampler, Weighting
+from diffusion_pl.samplers import Grid, Sampler, UniformGrid
 from diffusion_pl.schedules import VP, Schedule
 from diffusion_pl.tensors import SampleNoise
-from diffusion_pl.times import TimeSampler
-from diffusion_pl.weightings import Weighting
 
 T = torch.tensor([0.0107, 0.2689, 0.5071, 0.9137], dtype=torch.float64)
 ORACLE = Gaussian(

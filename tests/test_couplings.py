@@ -8,7 +8,7 @@ import torch
 from conftest import array, instances
 from scipy.optimize import linear_sum_assignment
 
-from diffusion_pl.couplings import Coupling, MinibatchOT
+from diffusion_pl.losses import Coupling, MinibatchOT
 
 every_coupling = pytest.mark.parametrize("coupling", instances(Coupling))
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from shell import LAST, Outcome, checkpoint, cli, tiny_config
 
-from diffusion_pl.cards import read_card
 from diffusion_pl.data import Arrays, Folder, Table
 from diffusion_pl.data.folder import natural_order
 from diffusion_pl.data.identity import differences, identity, keys_of
 from diffusion_pl.data.loader import Tensors
 from diffusion_pl.data.splits import hashed
+from diffusion_pl.runtime.run_card import read_card
 
 UNET = {
     "class_path": "UNet",

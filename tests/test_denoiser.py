@@ -9,8 +9,17 @@ import torch
 from conftest import INNER, SCHEDULES, ExactNetwork, GaussianFlow, array, instances
 from torch import Tensor, nn
 
-from diffusion_pl.denoiser import LogSNR, NetworkDenoiser, NoiseInput, ScaledTime
-from diffusion_pl.parameterizations import EDM, Data, Epsilon, Parameterization, V
+from diffusion_pl.denoisers import (
+    EDM,
+    Data,
+    Epsilon,
+    LogSNR,
+    NetworkDenoiser,
+    NoiseInput,
+    Parameterization,
+    ScaledTime,
+    V,
+)
 from diffusion_pl.schedules import VE, VP, Karras, LinearBetas, Rectified, Schedule
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)

@@ -15,7 +15,7 @@ from diffusion_pl.networks import MLP
 MODEL: dict[str, Any] = {
     "network": {"class_path": "diffusion_pl.networks.MLP", "init_args": {"width": 16, "depth": 1}},
     "schedule": {"class_path": "diffusion_pl.schedules.VP", "init_args": {"beta_min": 0.1, "beta_max": 20.0}},
-    "parameterization": {"class_path": "diffusion_pl.parameterizations.V"},
+    "parameterization": {"class_path": "diffusion_pl.denoisers.V"},
     "noise_input": None,
     "optimizer": {"class_path": "Adam", "init_args": {"lr": 0.1}},
 }
@@ -55,8 +55,8 @@ def test_every_checkpoint_holds_the_whole_configuration_of_model_and_data(tmp_pa
             " here",
         ),
         (
-            {"parameterization": {"class_path": "diffusion_pl.parameterizations.Epsilon"}},
-            "model.parameterization.class_path is diffusion_pl.parameterizations.V in the",
+            {"parameterization": {"class_path": "diffusion_pl.denoisers.Epsilon"}},
+            "model.parameterization.class_path is diffusion_pl.denoisers.V in the",
         ),
         ({"noise_input": {"class_path": "LogSNR"}}, "model.noise_input is None in the checkpoint, {'class_path"),
     ],

@@ -14,8 +14,8 @@ from shell import cli, tiny_config
 from test_interop_diffusers import DDPM, export, sampler, unet
 from torch import Tensor
 
-from diffusion_pl.module import DiffusionModule
 from diffusion_pl.samplers import DDIM
+from diffusion_pl.training import DiffusionModule
 
 DDIM_SCHEDULER, DDPM_SCHEDULER = diffusers.DDIMScheduler, diffusers.DDPMScheduler
 

@@ -17,8 +17,7 @@ from diffusion_pl import checks
 from diffusion_pl.callbacks import EMA, Doctor
 from diffusion_pl.checks import CHECKS
 from diffusion_pl.data import Points
-from diffusion_pl.grids import UniformGrid
-from diffusion_pl.samplers import DDIM
+from diffusion_pl.samplers import DDIM, UniformGrid
 from diffusion_pl.schedules import VE, VP, Cosine, Karras, LinearBetas, Rectified, Schedule, SubVP
 
 TABLE = LinearBetas(50, 1e-4, 0.05)  # a tutorial's, which ends with ᾱ = 0.28

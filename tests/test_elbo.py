@@ -10,11 +10,8 @@ from conftest import array
 from scipy.stats import norm
 from torch import Tensor
 
-from diffusion_pl.decoders import decoder_nll
-from diffusion_pl.denoiser import Denoiser
-from diffusion_pl.elbo import Bound, ChainBound, ContinuousBound
-from diffusion_pl.oracles import Gaussian, GaussianMixture
-from diffusion_pl.parameterizations import Prediction
+from diffusion_pl.denoisers import Denoiser, Gaussian, GaussianMixture, Prediction
+from diffusion_pl.likelihood import Bound, ChainBound, ContinuousBound, decoder_nll
 from diffusion_pl.schedules import VE, VP, Karras, LinearBetas, Rectified, Schedule, SubVP
 from diffusion_pl.tensors import SampleNoise
 

@@ -22,7 +22,7 @@ from shell import (
 
 from diffusion_pl.callbacks import EMA, StepSeed
 from diffusion_pl.callbacks.ema import judged_weights
-from diffusion_pl.module import DiffusionModule
+from diffusion_pl.training import DiffusionModule
 
 DECAYS = (0.999, 0.5, 0.0, 0.2)
 

@@ -11,7 +11,7 @@ from pictures_model import fit_digits
 from shell import cli, fit, start
 
 from diffusion_pl.callbacks.sample_writer import SampleWriter
-from diffusion_pl.module import DiffusionModule
+from diffusion_pl.training import DiffusionModule
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ import torch
 from conftest import array
 from scipy.integrate import solve_ivp
 
-from diffusion_pl.schedules import VP, BetaTable, Kernel, Schedule
-from diffusion_pl.transitions import posterior, transition
+from diffusion_pl.schedules import VP, BetaTable, Kernel, Schedule, posterior, transition
 
 PATHS = 40_000
 
@@ -145,7 +144,7 @@ def test_ito_with_correlated_noise() -> None:
 
 def test_reverse_variances_of_the_labml_notes() -> None:
     """KL(q ‖ p) between Gaussians of variances β̃ and β keeps the constant C of the seminar's corrected equality."""
-    from diffusion_pl.transitions import gaussian_kl
+    from diffusion_pl.schedules import gaussian_kl
 
     table = BetaTable(np.linspace(1e-4, 0.02, 1000).tolist())
     at_s, at_t = (table(torch.tensor(i / 1000, dtype=torch.float64)) for i in (1, 2))

@@ -16,12 +16,25 @@ from conftest import array
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from diffusion_pl.denoiser import Denoiser
-from diffusion_pl.drawing import choose_sampler, steps_hint
-from diffusion_pl.grids import ExplicitGrid, Grid, KarrasGrid, LogSNRGrid, RespacedGrid, UniformGrid
-from diffusion_pl.oracles import empirical
-from diffusion_pl.parameterizations import Prediction
-from diffusion_pl.samplers import DDIM, DEIS, AdaptiveODE, Ancestral, DPMpp, DPMppSingle, Heun, Sampler, UniPC
+from diffusion_pl.denoisers import Denoiser, Prediction, empirical
+from diffusion_pl.runtime.drawing import choose_sampler, steps_hint
+from diffusion_pl.samplers import (
+    DDIM,
+    DEIS,
+    AdaptiveODE,
+    Ancestral,
+    DPMpp,
+    DPMppSingle,
+    ExplicitGrid,
+    Grid,
+    Heun,
+    KarrasGrid,
+    LogSNRGrid,
+    RespacedGrid,
+    Sampler,
+    UniformGrid,
+    UniPC,
+)
 from diffusion_pl.schedules import CosineBetas, Karras, LinearBetas, Rectified, Schedule
 
 DIGITS = torch.from_numpy(load_digits().data[:500] / 8 - 1)

@@ -10,7 +10,7 @@ from conftest import SCHEDULES, array, instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_pl.grids import (
+from diffusion_pl.samplers import (
     ExplicitGrid,
     Grid,
     KarrasGrid,

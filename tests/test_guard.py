@@ -32,12 +32,10 @@ from torch.optim import SGD, Adam, AdamW
 from diffusion_pl.callbacks import Guard, StepSeed
 from diffusion_pl.callbacks.guard import RunningMedian
 from diffusion_pl.callbacks.step_seed import run_seed
-from diffusion_pl.checkpoints import read
-from diffusion_pl.lr_schedulers import WarmupCosine
-from diffusion_pl.module import DiffusionModule
+from diffusion_pl.checkpoints.io import read
+from diffusion_pl.losses import SNR, LossSecondMoment, UniformTimes
 from diffusion_pl.tensors import mix
-from diffusion_pl.times import LossSecondMoment, UniformTimes
-from diffusion_pl.weightings import SNR
+from diffusion_pl.training import DiffusionModule, WarmupCosine
 
 BAD = (0, 5, 6, 7)
 OPTIMIZERS: dict[str, Any] = {

@@ -8,9 +8,7 @@ import torch
 from conftest import array
 from torch import Tensor
 
-from diffusion_pl.denoiser import Denoiser
-from diffusion_pl.guidance import Thresholded
-from diffusion_pl.parameterizations import Prediction
+from diffusion_pl.denoisers import Denoiser, Prediction, Thresholded
 from diffusion_pl.schedules import VP, Karras, Rectified, Schedule
 
 

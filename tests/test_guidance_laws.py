@@ -9,24 +9,36 @@ import torch
 from conftest import GaussianFlow, array
 from torch import Tensor
 
-from diffusion_pl.denoiser import Denoiser
-from diffusion_pl.grids import ExplicitGrid, Grid, LogSNRGrid, UniformGrid
-from diffusion_pl.guidance import AutoGuided, ClassifierFree, ClassifierGuided
-from diffusion_pl.inverse import Coarse, Gray, Masked, Operator, Reconstructing
-from diffusion_pl.oracles import Gaussian, GaussianMixture
-from diffusion_pl.parameterizations import Prediction
+from diffusion_pl.denoisers import (
+    AutoGuided,
+    ClassifierFree,
+    ClassifierGuided,
+    Coarse,
+    Denoiser,
+    Gaussian,
+    GaussianMixture,
+    Gray,
+    Masked,
+    Operator,
+    Prediction,
+    Reconstructing,
+)
 from diffusion_pl.samplers import (
     DDIM,
     AdaptiveODE,
     Ancestral,
     AnnealedLangevin,
     DPMpp,
+    ExplicitGrid,
+    Grid,
     Heun,
     Langevin,
+    LogSNRGrid,
     PredictorCorrector,
     Replacement,
     ReverseDiffusion,
     Sampler,
+    UniformGrid,
 )
 from diffusion_pl.schedules import VE, VP, Cosine, Schedule, SubVP
 from diffusion_pl.tensors import SampleNoise

@@ -17,10 +17,9 @@ from diffusion_pl.callbacks import EMA, ImagePanels
 from diffusion_pl.callbacks.images import log_film
 from diffusion_pl.data.images import Examples, Format, Images
 from diffusion_pl.data.loader import Tensors
-from diffusion_pl.grids import UniformGrid
-from diffusion_pl.module import DiffusionModule
-from diffusion_pl.samplers import DDIM
+from diffusion_pl.samplers import DDIM, UniformGrid
 from diffusion_pl.schedules import VE
+from diffusion_pl.training import DiffusionModule
 
 
 class Blobs(Images):

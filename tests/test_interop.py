@@ -15,10 +15,10 @@ from PIL import Image
 from shell import cli, no_files_change
 from torch import nn
 
+from diffusion_pl.checkpoints.loading import load
 from diffusion_pl.commands import named
 from diffusion_pl.interop.foreign import complete, read_tensors
 from diffusion_pl.interop.keys import Source, needs, sources, take
-from diffusion_pl.loading import load
 
 OPTIONS = ["--from", "diffusers", "pipe", "--output", "a.ckpt"]
 

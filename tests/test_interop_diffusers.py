@@ -13,15 +13,15 @@ from diffusers_model import pipeline
 from shell import Outcome, cli, tiny_config
 from torch import Tensor
 
+from diffusion_pl.checkpoints.loading import load, rebuild
+from diffusion_pl.denoisers import Data, Epsilon, V
 from diffusion_pl.interop import to_diffusers
 from diffusion_pl.interop.foreign import complete
-from diffusion_pl.loading import load, rebuild
-from diffusion_pl.module import DiffusionModule
 from diffusion_pl.networks import UNet
-from diffusion_pl.parameterizations import Data, Epsilon, V
 from diffusion_pl.samplers import DDIM, Ancestral
 from diffusion_pl.samplers.base import Run
 from diffusion_pl.schedules import CosineBetas, LinearBetas, QuadraticBetas, ZeroTerminalSNR
+from diffusion_pl.training import DiffusionModule
 
 
 def come_in(folder: Path, path: str = "pipe", *args: Any) -> Outcome:

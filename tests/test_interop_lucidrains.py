@@ -13,10 +13,10 @@ from denoising_diffusion_pytorch.v_param_continuous_time_gaussian_diffusion impo
 from shell import Outcome, cli
 from torch import nn
 
+from diffusion_pl.checkpoints.loading import load
+from diffusion_pl.denoisers import V
 from diffusion_pl.interop.lucidrains import find_schedule, told_objective
-from diffusion_pl.loading import load
 from diffusion_pl.networks import LinearAttentionUNet
-from diffusion_pl.parameterizations import V
 from diffusion_pl.schedules import BetaTable, CosineBetas, LinearBetas, SigmoidAlphaBars
 
 

@@ -11,10 +11,10 @@ import torch
 from shell import Outcome, cli
 from torch import Tensor, nn
 
+from diffusion_pl.checkpoints.loading import load
 from diffusion_pl.interop import openai
 from diffusion_pl.interop.foreign import sketch
 from diffusion_pl.interop.keys import take
-from diffusion_pl.loading import load
 from diffusion_pl.networks import UNet
 from diffusion_pl.samplers import Ancestral
 from diffusion_pl.schedules import CosineBetas, LinearBetas

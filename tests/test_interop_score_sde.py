@@ -12,10 +12,10 @@ from shell import Outcome, cli
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion_pl.checkpoints.loading import load
 from diffusion_pl.interop import score_sde
 from diffusion_pl.interop.foreign import sketch
 from diffusion_pl.interop.keys import take
-from diffusion_pl.loading import load
 from diffusion_pl.networks import NCSNpp, UNet
 from diffusion_pl.schedules import VE, VP, LinearBetas, SubVP
 

@@ -20,10 +20,10 @@ from pictures_model import fit_digits
 from PIL import Image
 from shell import cli, tiny_config
 
-from diffusion_pl import checkpoints
 from diffusion_pl.__main__ import main
-from diffusion_pl.output_folder import OutputFolder
-from diffusion_pl.storage import Lock
+from diffusion_pl.checkpoints.io import io as checkpoints
+from diffusion_pl.runtime.output_folder import OutputFolder
+from diffusion_pl.runtime.storage import Lock
 
 FORK = multiprocessing.get_context("fork")  # the packages are imported already
 CHECKPOINT = Path("runs/digits/checkpoints/last.ckpt")

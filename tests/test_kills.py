@@ -20,8 +20,7 @@ from pictures_model import TIME, digits_changes
 from shell import LAST, checkpoint, differences, environment, fit, scalars, tiny_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffusion_pl.callbacks.saver import previous_checkpoint
-from diffusion_pl.checkpoints import is_whole
+from diffusion_pl.checkpoints.io import is_whole, previous_checkpoint
 
 EVERY = 5  # steps between two checkpoints
 NETWORK = {

@@ -19,8 +19,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from shell import LAST, assert_same_training, checkpoint, cli, differences, environment, fake_scontrol, fit, tiny_config
 from torch.distributed import TCPStore
 
-from diffusion_pl import launch
-from diffusion_pl.launch import Peers, agree, find_peers, lost_touch, place
+from diffusion_pl.runtime import processes as launch
+from diffusion_pl.runtime.processes import Peers, agree, find_peers, lost_touch, place
 
 # Which processes there are, and which this is
 
@@ -211,7 +211,7 @@ def test_an_error_of_our_own_is_no_lost_touch() -> None:
 def test_a_process_ends_soon_after_the_one_that_started_it(tmp_path: Path) -> None:
     """Even one that is deaf, as if in a collective of a GPU."""
     child = (
-        "import os, signal, time; from diffusion_pl.launch import end_with_parent; end_with_parent();"
+        "import os, signal, time; from diffusion_pl.runtime.processes import end_with_parent; end_with_parent();"
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); open('pid', 'w').write(str(os.getpid()));"
         "os.rename('pid', 'ready'); time.sleep(60)"
     )

@@ -10,8 +10,8 @@ from conftest import array
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from diffusion_pl.denoisers import Gaussian, GaussianMixture
 from diffusion_pl.likelihood import FlowLikelihood, bits_per_dim, dequantized, width
-from diffusion_pl.oracles import Gaussian, GaussianMixture
 from diffusion_pl.schedules import VE, VP, Cosine, Karras, LinearBetas, Rectified, Schedule, SubVP
 from diffusion_pl.tensors import SampleNoise
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from shell import LAST, checkpoint, differences, fit, tiny_config, weights
 
-from diffusion_pl.loading import load, rebuild, select
+from diffusion_pl.checkpoints.loading import load, rebuild, select
 from diffusion_pl.networks import MLP
 from diffusion_pl.samplers import DDIM
 from diffusion_pl.schedules import VP

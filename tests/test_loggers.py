@@ -15,7 +15,7 @@ from lightning_utilities.core.imports import RequirementCache
 from pictures_model import digits_changes
 from shell import Outcome, cli, fit, images, scalars, tiny_config
 
-from diffusion_pl.cards import read_card
+from diffusion_pl.runtime.run_card import read_card
 
 FIRST, ALL = 20, 30  # steps of the first session, and of both
 LOGGERS: list[dict[str, Any]] = [

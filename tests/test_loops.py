@@ -103,7 +103,7 @@ def test_accumulated_step_is_the_step_of_the_whole_batch(tmp_path: Path) -> None
     from shell import tiny_data, tiny_module, tiny_trainer, weights
 
     from diffusion_pl.callbacks import StepSeed
-    from diffusion_pl.loops import count_steps
+    from diffusion_pl.runtime.loops import count_steps
 
     class Keep(Callback):
         def __init__(self) -> None:
@@ -305,7 +305,7 @@ def test_weights_and_samples_that_are_not_finite_are_refused(tmp_path: Path, mon
         assert done.code == 2
         assert "1,000 of 1,000 samples are not finite" in done.err
 
-    from diffusion_pl.module import DiffusionModule
+    from diffusion_pl.training import DiffusionModule
 
     real = DiffusionModule.sample
 

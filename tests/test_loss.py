@@ -8,14 +8,22 @@ import torch
 from conftest import INNER, SCHEDULES, ExactNetwork, array, instances
 from torch import Tensor, nn
 
-from diffusion_pl.couplings import Coupling, MinibatchOT
-from diffusion_pl.denoiser import NetworkDenoiser
-from diffusion_pl.loss import DenoisingLoss
-from diffusion_pl.oracles import Gaussian
-from diffusion_pl.parameterizations import EDM, Epsilon, Parameterization, V, Velocity
+from diffusion_pl.denoisers import EDM, Epsilon, Gaussian, NetworkDenoiser, Parameterization, V, Velocity
+from diffusion_pl.losses import (
+    SNR,
+    Coupling,
+    DenoisingLoss,
+    GridTimes,
+    Likelihood,
+    LikelihoodTimes,
+    MinibatchOT,
+    MinSNR,
+    Times,
+    TimeSampler,
+    UniformTimes,
+    Weighting,
+)
 from diffusion_pl.schedules import VP, Cosine, Karras, Rectified, Schedule
-from diffusion_pl.times import GridTimes, LikelihoodTimes, Times, TimeSampler, UniformTimes
-from diffusion_pl.weightings import SNR, Likelihood, MinSNR, Weighting
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 every_weighting = pytest.mark.parametrize("weighting", instances(Weighting))

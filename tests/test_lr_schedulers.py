@@ -10,8 +10,8 @@ import torch
 from torch.optim import lr_scheduler as torchs
 from torch.optim.lr_scheduler import LRScheduler
 
-import diffusion_pl.lr_schedulers
-from diffusion_pl.lr_schedulers import Warmup, WarmupCosine, advance, check_factory, make_scheduler
+import diffusion_pl.training.lr_schedulers
+from diffusion_pl.training import Warmup, WarmupCosine, advance, check_factory, make_scheduler
 
 
 def optimizer(*rates: float) -> torch.optim.Optimizer:
@@ -80,7 +80,7 @@ def test_a_warmup_longer_than_the_run_is_still_a_rise() -> None:
 
 def test_all_of_them_are_made_alike() -> None:
     """The module gives the optimizer and the steps of the run."""
-    for make in vars(diffusion_pl.lr_schedulers).values():
+    for make in vars(diffusion_pl.training.lr_schedulers).values():
         if isinstance(make, type) and issubclass(make, LRScheduler) and make is not LRScheduler:
             assert make(optimizer(), 10, 2).get_last_lr()[0] > 0
 

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from shell import ROOT, TINY, cli, environment, fit, no_files_change, tiny_config
 
-from diffusion_pl import provenance
 from diffusion_pl.interop.model_card import _scalar
-from diffusion_pl.limits import name_of_config
-from diffusion_pl.masking import MASK, masked, masked_arguments
+from diffusion_pl.runtime import provenance
+from diffusion_pl.runtime.limits import name_of_config
+from diffusion_pl.runtime.masking import MASK, masked, masked_arguments
 
 FILE = yaml.safe_dump(TINY, sort_keys=False)
 
@@ -250,7 +250,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
 
 
 def test_a_home_is_not_needed(tmp_path: Path) -> None:
-    code = "from diffusion_pl.startup import prepare_home; prepare_home(); import getpass, pathlib; "
+    code = "from diffusion_pl.runtime.startup import prepare_home; prepare_home(); import getpass, pathlib; "
     code += "print(pathlib.Path.home().is_dir(), bool(getpass.getuser()))"
     variables = {k: v for k, v in environment().items() if k not in ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME")}
     variables["HOME"] = str(tmp_path / "none")

@@ -12,12 +12,10 @@ from shell import fit, scalars, shared_keys, tiny_data, tiny_module, tiny_traine
 from torch import Tensor
 
 from diffusion_pl.data import Moons, Table
-from diffusion_pl.denoiser import Denoiser
-from diffusion_pl.grids import UniformGrid
-from diffusion_pl.lr_schedulers import WarmupCosine
-from diffusion_pl.parameterizations import Prediction
-from diffusion_pl.samplers import DDIM
+from diffusion_pl.denoisers import Denoiser, Prediction
+from diffusion_pl.samplers import DDIM, UniformGrid
 from diffusion_pl.tensors import mix
+from diffusion_pl.training import WarmupCosine
 
 BINS = ["t0.00-0.25", "t0.25-0.50", "t0.50-0.75", "t0.75-1.00"]
 

@@ -10,8 +10,7 @@ from conftest import INNER, SCHEDULES, array
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from diffusion_pl.denoiser import Denoiser
-from diffusion_pl.oracles import Gaussian, GaussianMixture, empirical
+from diffusion_pl.denoisers import Denoiser, Gaussian, GaussianMixture, empirical
 from diffusion_pl.schedules import VE, VP, Karras, Rectified, Schedule
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)

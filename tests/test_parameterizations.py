@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import INNER, SCHEDULES, array, instances
 
-from diffusion_pl.parameterizations import EDM, Data, Epsilon, Parameterization, Score, V, Velocity
+from diffusion_pl.denoisers import EDM, Data, Epsilon, Parameterization, Score, V, Velocity
+from diffusion_pl.losses import SNR, FlowMatching
 from diffusion_pl.schedules import VP, Cosine, Karras, Rectified, Schedule, SubVP
-from diffusion_pl.weightings import SNR, FlowMatching
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 every_parameterization = pytest.mark.parametrize("parameterization", instances(Parameterization))

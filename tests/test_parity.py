@@ -15,11 +15,8 @@ import torch
 from conftest import GaussianFlow, array
 from torch import Tensor
 
-from diffusion_pl.denoiser import Denoiser
-from diffusion_pl.grids import ExplicitGrid, Grid
-from diffusion_pl.guidance import Thresholded
-from diffusion_pl.parameterizations import Prediction
-from diffusion_pl.samplers import DDIM, Ancestral, DPMpp, Heun, Run, Sampler, UniPC
+from diffusion_pl.denoisers import Denoiser, Prediction, Thresholded
+from diffusion_pl.samplers import DDIM, Ancestral, DPMpp, ExplicitGrid, Grid, Heun, Run, Sampler, UniPC
 from diffusion_pl.samplers.dpmpp import phi
 from diffusion_pl.schedules import VP, Karras, LinearBetas, Schedule
 

@@ -15,8 +15,9 @@ import torch
 from shell import tiny_data, tiny_module, tiny_trainer
 from sklearn.datasets import load_digits
 
-from diffusion_pl import __version__, provenance
+from diffusion_pl import __version__
 from diffusion_pl.data import Arrays, Datasaurus, Digits, Moons, Table
+from diffusion_pl.runtime import provenance
 
 AUTHOR = "Ada Nobody"
 

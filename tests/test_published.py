@@ -12,7 +12,7 @@ from torch import nn
 
 from diffusion_pl.callbacks import EMA
 from diffusion_pl.cli import DiffusionCLI
-from diffusion_pl.run_folder import RunFolder
+from diffusion_pl.runtime.run_folder import RunFolder
 
 CIFAR10 = ROOT / "configs" / "cifar10"
 DEEP = ROOT / "configs" / "overlays" / "deep.yaml"
@@ -242,7 +242,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def verified(run: Path, figures: dict[str, Any], other: bool = False) -> Any:
-    from diffusion_pl.drawing import fingerprint
+    from diffusion_pl.runtime.drawing import fingerprint
 
     for made in figures.values():
         made["model"]["sha256"] = "0" * 64 if other else fingerprint(run / "checkpoints" / "last.ckpt")

@@ -12,7 +12,7 @@ from pictures_model import fit_classifier
 from shell import LAST, cli, fit, tiny_config
 from test_checkpoints import Evil
 
-from diffusion_pl.replaying import read_dump, replay
+from diffusion_pl.callbacks.replaying import read_dump, replay
 
 MOMENTS = {"class_path": "LossSecondMoment", "init_args": {"steps": 4, "history": 2}}
 

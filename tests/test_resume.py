@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from diffusion_pl.callbacks import EMA, Description, Guard, Saver
 from diffusion_pl.callbacks.ema import judged_weights
-from diffusion_pl.lr_schedulers import WarmupCosine, make_scheduler
-from diffusion_pl.resuming import resume_optimizer
+from diffusion_pl.training import WarmupCosine, make_scheduler, resume_optimizer
 
 S = "--model.lr_scheduler"
 COSINE = {"class_path": "WarmupCosine", "init_args": {"warmup_steps": 4, "final": 0.1}}
@@ -256,7 +255,7 @@ def test_a_classifier_of_other_network_options_is_refused() -> None:
 
     def config(width: int) -> dict[str, Any]:
         network = {"class_path": "diffusion_pl.networks.MLP", "init_args": {"width": width}}
-        return {"model": {"class_path": "diffusion_pl.classifier.NoisyClassifier", "init_args": {"network": network}}}
+        return {"model": {"class_path": "diffusion_pl.training.NoisyClassifier", "init_args": {"network": network}}}
 
     nothing: Any = None
     with pytest.raises(ValueError, match=r"model.network.init_args.width is 8 in the checkpoint, 16 here"):

@@ -18,9 +18,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from shell import LAST, checkpoint, cli, fit, scalars, start, tiny_config, tiny_data, tiny_module, tiny_trainer
 
-from diffusion_pl import cards, provenance
 from diffusion_pl.callbacks import RunCard, Saver
-from diffusion_pl.cards import read_card, write_card
+from diffusion_pl.runtime import provenance
+from diffusion_pl.runtime import run_card as cards
+from diffusion_pl.runtime.run_card import read_card, write_card
 
 COMMAND = "python -m diffusion_pl fit --config run.yaml --run run"
 SESSION = {"status": "finished", "wall_seconds": 1.0}

@@ -18,9 +18,9 @@ import torch
 from pictures_model import fit_digits
 from shell import checkpoint, cifar10, cli, fit, tiny_config
 
-from diffusion_pl.checkpoints import read_part
-from diffusion_pl.loading import TRUST, load
-from diffusion_pl.output_folder import UNFINISHED
+from diffusion_pl.checkpoints.io import read_part
+from diffusion_pl.checkpoints.loading import TRUST, load
+from diffusion_pl.runtime.output_folder import UNFINISHED
 
 CONV = {"class_path": "diffusion_pl.networks.ConvUNet"}
 
@@ -241,7 +241,11 @@ TOUCH = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "trap
         ("model.optimizer", TOUCH, r"asks for subprocess\.Popen, which no model is made of"),
         ("model.schedule", TOUCH, r"asks for subprocess\.Popen"),
         ("model.network", TOUCH, r"asks for subprocess\.Popen"),
-        ("model.network", "diffusion_pl.loading.os.system", r"asks for (posix|nt)\.system"),  # by a back door
+        (
+            "model.network",
+            "diffusion_pl.checkpoints.loading.os.system",
+            r"asks for (posix|nt)\.system",
+        ),  # by a back door
         ("model.network", {"class_path": "torch.hub.load", "init_args": {}}, r"asks for torch\.hub\.load"),
         ("model.guidance", "stranger.Net", r"asks for stranger\.Net"),
     ],

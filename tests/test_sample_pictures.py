@@ -11,9 +11,9 @@ from pictures_model import fit_classifier, fit_digits
 from PIL import Image
 from shell import cli, no_files_change, start
 
-from diffusion_pl import drawing
-from diffusion_pl.loading import load
-from diffusion_pl.output_folder import UNFINISHED
+from diffusion_pl.checkpoints.loading import load
+from diffusion_pl.runtime import drawing
+from diffusion_pl.runtime.output_folder import UNFINISHED
 
 CKPT = Path("runs/digits/checkpoints/last.ckpt")
 PLAIN = Path("runs/plain/checkpoints/last.ckpt")

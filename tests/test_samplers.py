@@ -16,11 +16,21 @@ from conftest import SCHEDULES, GaussianFlow, array, classes, samplers
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from diffusion_pl.denoiser import Denoiser
-from diffusion_pl.grids import ExplicitGrid, Grid, KarrasGrid, LogSNRGrid, RespacedGrid, TrailingGrid, UniformGrid
-from diffusion_pl.oracles import Gaussian, GaussianMixture
-from diffusion_pl.parameterizations import Prediction
-from diffusion_pl.samplers import DDIM, Ancestral, EulerMaruyama, Heun, Sampler
+from diffusion_pl.denoisers import Denoiser, Gaussian, GaussianMixture, Prediction
+from diffusion_pl.samplers import (
+    DDIM,
+    Ancestral,
+    EulerMaruyama,
+    ExplicitGrid,
+    Grid,
+    Heun,
+    KarrasGrid,
+    LogSNRGrid,
+    RespacedGrid,
+    Sampler,
+    TrailingGrid,
+    UniformGrid,
+)
 from diffusion_pl.schedules import VE, VP, BetaTable, Karras, LinearBetas, Rectified, Schedule, SubVP
 from diffusion_pl.tensors import SampleNoise
 

@@ -36,7 +36,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diffusion_pl.__main__ import main
 from diffusion_pl.callbacks import Saver
-from diffusion_pl.callbacks.saver import last_checkpoint, previous_checkpoint
+from diffusion_pl.checkpoints.io import last_checkpoint, previous_checkpoint
 
 
 class Saves(Callback):
@@ -468,7 +468,7 @@ def test_a_worker_that_is_killed_is_told_in_one_line(tmp_path: Path) -> None:
 def test_sample_told_to_stop_keeps_the_block_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
 ) -> None:
-    from diffusion_pl.module import DiffusionModule
+    from diffusion_pl.training import DiffusionModule
 
     fit(tmp_path)
     call = ("sample", "--ckpt_path", "runs/run", "--num_samples", 1000, "--batch_size", 256, "--output")
@@ -491,7 +491,7 @@ def test_sample_told_to_stop_keeps_the_block_and_goes_on(
 
 
 def test_other_commands_end_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_pl.module import DiffusionModule
+    from diffusion_pl.training import DiffusionModule
 
     fit(tmp_path)
     config = tiny_config(tmp_path)

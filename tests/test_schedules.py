@@ -28,8 +28,9 @@ from diffusion_pl.schedules import (
     SigmoidBetas,
     SubVP,
     ZeroTerminalSNR,
+    posterior,
+    transition,
 )
-from diffusion_pl.transitions import posterior, transition
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 

@@ -9,17 +9,24 @@ import torch
 from conftest import array, samplers
 from torch import Tensor, nn
 
-from diffusion_pl.denoiser import Denoiser, NetworkDenoiser
-from diffusion_pl.grids import Grid, UniformGrid
-from diffusion_pl.guidance import AutoGuided, ClassifierFree, ClassifierGuided, Thresholded
-from diffusion_pl.inverse import Gray, Reconstructing
-from diffusion_pl.loss import DenoisingLoss
+from diffusion_pl.denoisers import (
+    AutoGuided,
+    ClassifierFree,
+    ClassifierGuided,
+    Data,
+    Denoiser,
+    Epsilon,
+    Gray,
+    NetworkDenoiser,
+    Prediction,
+    Reconstructing,
+    Thresholded,
+    V,
+)
+from diffusion_pl.losses import SNR, DenoisingLoss, UniformTimes
 from diffusion_pl.networks import LinearAttentionUNet
-from diffusion_pl.parameterizations import Data, Epsilon, Prediction, V
-from diffusion_pl.samplers import DDIM, Sampler
+from diffusion_pl.samplers import DDIM, Grid, Sampler, UniformGrid
 from diffusion_pl.schedules import VP
-from diffusion_pl.times import UniformTimes
-from diffusion_pl.weightings import SNR
 
 Build = Callable[[Grid], Sampler]
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from diffusion_pl.evaluation.features import cached
-from diffusion_pl.output_folder import UNFINISHED, OutputFolder
-from diffusion_pl.storage import Lock, claim_folder, copy_file, write_file, write_json
+from diffusion_pl.runtime.output_folder import UNFINISHED, OutputFolder
+from diffusion_pl.runtime.storage import Lock, claim_folder, copy_file, write_file, write_json
 
 FORK = multiprocessing.get_context("fork")
 

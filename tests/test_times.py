@@ -9,9 +9,9 @@ import torch
 from conftest import array, instances
 from scipy import stats
 
-from diffusion_pl.schedules import VE, VP, Cosine, Karras, LinearBetas, Rectified, Schedule, SubVP
-from diffusion_pl.times import (
+from diffusion_pl.losses import (
     GridTimes,
+    Likelihood,
     LikelihoodTimes,
     LogitNormalTimes,
     LogNormalTimes,
@@ -19,7 +19,7 @@ from diffusion_pl.times import (
     TimeSampler,
     UniformTimes,
 )
-from diffusion_pl.weightings import Likelihood
+from diffusion_pl.schedules import VE, VP, Cosine, Karras, LinearBetas, Rectified, Schedule, SubVP
 
 N = 20_000
 every_law = pytest.mark.parametrize("law", instances(TimeSampler))

@@ -6,8 +6,7 @@ import torch
 from conftest import SCHEDULES, array
 from torch.distributions import Normal, kl_divergence
 
-from diffusion_pl.schedules import VP, Kernel, LinearBetas, Rectified, Schedule
-from diffusion_pl.transitions import gaussian_kl, posterior, transition
+from diffusion_pl.schedules import VP, Kernel, LinearBetas, Rectified, Schedule, gaussian_kl, posterior, transition
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 PAIRS = [(0.0213, 0.0307), (0.1057, 0.5071), (0.5071, 0.5173), (0.3307, 0.9137)]

@@ -10,16 +10,11 @@ from conftest import GaussianFlow, array
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from diffusion_pl.denoiser import NetworkDenoiser
-from diffusion_pl.grids import UniformGrid
-from diffusion_pl.loss import DenoisingLoss
-from diffusion_pl.parameterizations import Data, Epsilon, Parameterization, Prediction, V
-from diffusion_pl.samplers import DDIM, Ancestral
+from diffusion_pl.denoisers import Data, Epsilon, NetworkDenoiser, Parameterization, Prediction, V
+from diffusion_pl.losses import SNR, DenoisingLoss, GridTimes, LossSecondMoment, UniformTimes, VarianceBound
+from diffusion_pl.samplers import DDIM, Ancestral, UniformGrid
 from diffusion_pl.schedules import VP, LinearBetas
 from diffusion_pl.tensors import SampleNoise
-from diffusion_pl.times import GridTimes, LossSecondMoment, UniformTimes
-from diffusion_pl.variance import VarianceBound
-from diffusion_pl.weightings import SNR
 
 N = 20
 TABLE = LinearBetas(N, 0.005, 0.3)

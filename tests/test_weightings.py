@@ -10,8 +10,8 @@ from conftest import INNER, SCHEDULES, array, instances
 from scipy.integrate import quad
 from torch.distributions import Normal, kl_divergence
 
+from diffusion_pl.losses import P2, SNR, ChainELBO, FlowMatching, Likelihood, MinSNR, SoftMinSNR, Weighting
 from diffusion_pl.schedules import VE, VP, Cosine, Karras, LinearBetas, Rectified, Schedule, SubVP
-from diffusion_pl.weightings import P2, SNR, ChainELBO, FlowMatching, Likelihood, MinSNR, SoftMinSNR, Weighting
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 every_weighting = pytest.mark.parametrize("weighting", instances(Weighting))

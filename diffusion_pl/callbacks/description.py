@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from .. import __version__
 from ..data.base import say
 from ..data.splits import SHUFFLED
-from ..lean import LeanCallback
+from ..training import LeanCallback
 
 #: Parts of the configuration that give the weights their meaning.
 _MEANING = ("model.network", "model.schedule", "model.parameterization", "model.noise_input")

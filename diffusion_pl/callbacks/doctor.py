@@ -12,20 +12,15 @@ from torch.optim import Optimizer
 
 from .. import checks
 from ..checks import CHECKS, Finding
-from ..classifier import NoisyClassifier
-from ..console import EXPECTED
 from ..data import DataModule
-from ..denoiser import NoiseInput
-from ..grids import LeadingGrid, RespacedGrid, TrailingGrid
-from ..lean import LeanCallback
-from ..lr_schedulers import advance, make_scheduler
+from ..denoisers import NoiseInput
+from ..losses import GridTimes, LossSecondMoment, TimeSampler
 from ..metrics.extractors import URL
-from ..module import DiffusionModule
-from ..samplers import Sampler
+from ..runtime.errors import EXPECTED
+from ..samplers import LeadingGrid, RespacedGrid, Sampler, TrailingGrid
 from ..schedules import BetaTable
 from ..tensors import per_sample
-from ..times import GridTimes, LossSecondMoment, TimeSampler
-from ..trainable import Trainable
+from ..training import DiffusionModule, LeanCallback, NoisyClassifier, Trainable, advance, make_scheduler
 from .ema import ema_of, judged_weights
 from .generation import GenerationMetrics
 

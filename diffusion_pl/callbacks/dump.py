@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from ..checkpoints import write
-from ..trainable import Trainable
+from ..checkpoints.io import write
+from ..training import Trainable
 from .description import Description
 from .step_seed import run_seed
 

@@ -9,9 +9,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from ..lean import LeanCallback
-from ..provenance import parallel
-from ..trainable import Trainable
+from ..runtime.provenance import parallel
+from ..training import LeanCallback, Trainable
 
 
 class EMA(LeanCallback):

@@ -11,7 +11,7 @@ from ..data import Images
 from ..evaluation import to_features, width_of
 from ..metrics import FeatureStatistics, InceptionV3
 from ..metrics.generation import check_names, enough, scores
-from ..module import DiffusionModule
+from ..training import DiffusionModule
 from .measurement import Measurement
 
 

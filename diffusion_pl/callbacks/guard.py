@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from ..lean import LeanCallback
-from ..trainable import Trainable, logs_now
+from ..training import LeanCallback, Trainable, logs_now
 from .dump import write_dump
 
 _COUNTS = ("skipped", "in_a_row", "spikes", "scaler_skipped")

@@ -6,11 +6,10 @@ from torch import Tensor
 
 from ..data import Images
 from ..evaluation import memory
-from ..lean import LeanCallback
-from ..loggers import tell
-from ..module import DiffusionModule
+from ..runtime.loggers import tell
 from ..samplers import Sampler, Samples
 from ..tensors import SampleNoise
+from ..training import DiffusionModule, LeanCallback
 from .ema import ema_of, judged_weights
 from .images import film_frames, log_film, log_image
 

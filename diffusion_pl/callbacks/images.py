@@ -8,10 +8,10 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
 from ..data import DataModule
-from ..loggers import tell, writing
+from ..runtime.loggers import tell, writing
+from ..runtime.storage import write_file
 from ..samplers import Path
 from ..schedules import Schedule
-from ..storage import write_file
 
 FRAMES = 60  # of a film, at most
 

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from ..data import DataModule
 from ..evaluation import block_of, count, surprise, unit_of
 from ..likelihood import FlowLikelihood
-from ..module import DiffusionModule
+from ..training import DiffusionModule
 from .measurement import Measurement
 
 

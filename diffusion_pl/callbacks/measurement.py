@@ -10,9 +10,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from ..lean import LeanCallback
-from ..loggers import tell
-from ..module import DiffusionModule
+from ..runtime.loggers import tell
+from ..training import DiffusionModule, LeanCallback
 from .ema import judged_weights
 
 #: Of each trainer, the step at which a value was measured last.

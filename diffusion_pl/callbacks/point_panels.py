@@ -7,11 +7,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ..data import Points
-from ..denoiser import Denoiser
-from ..lean import LeanCallback
-from ..module import DiffusionModule
-from ..oracles import empirical
+from ..denoisers import Denoiser, empirical
 from ..tensors import SampleNoise
+from ..training import DiffusionModule, LeanCallback
 from .ema import judged_weights
 from .images import log_image
 

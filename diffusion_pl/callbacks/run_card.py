@@ -12,12 +12,12 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from .. import provenance
-from ..cards import CARD, one_line, plain, read_card, write_card
 from ..data.base import classes_named
-from ..lean import LeanCallback
-from ..loggers import identities_of
-from ..storage import numbered
+from ..runtime import provenance
+from ..runtime.loggers import identities_of
+from ..runtime.run_card import CARD, one_line, plain, read_card, write_card
+from ..runtime.storage import numbered
+from ..training import LeanCallback
 
 
 class RunCard(LeanCallback):

@@ -11,15 +11,14 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from ..bounds import check_room
-from ..checkpoints import read_part
+from ..checkpoints.io import read_part
 from ..data import DataModule
-from ..drawing import not_finite, steps_hint
-from ..lean import LeanCallback
-from ..module import DiffusionModule
-from ..storage import write_file
+from ..runtime.bounds import check_room
+from ..runtime.drawing import not_finite, steps_hint
+from ..runtime.signals import AfterBlock
+from ..runtime.storage import write_file
+from ..training import DiffusionModule, LeanCallback
 from .progress import StepProgress
-from .signals import AfterBlock
 
 
 class Drawn(NamedTuple):

@@ -2,7 +2,6 @@
 
 import contextlib
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -11,10 +10,10 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from ..checkpoints import LAST, PREVIOUS, AtomicCheckpointIO
-from ..lean import LeanCallback
-from ..loggers import LogError, in_order, writing
-from .signals import Agreement, Signals, Wish, requeue, stop
+from ..checkpoints.io import AtomicCheckpointIO, last_checkpoint
+from ..runtime.loggers import LogError, in_order, writing
+from ..runtime.signals import Agreement, Signals, Wish, requeue, stop
+from ..training import LeanCallback
 
 
 class Saver(LeanCallback, Checkpoint):
@@ -126,16 +125,6 @@ class Saver(LeanCallback, Checkpoint):
         io = trainer.strategy.checkpoint_io
         with io.in_background() if in_background and isinstance(io, AtomicCheckpointIO) else nullcontext():
             trainer.save_checkpoint(last_checkpoint(trainer.default_root_dir))
-
-
-def last_checkpoint(run: str | Path) -> Path:
-    """Where a run's newest checkpoint lies."""
-    return Path(run) / "checkpoints" / LAST
-
-
-def previous_checkpoint(run: str | Path) -> Path:
-    """Where the one before lies."""
-    return Path(run) / "checkpoints" / PREVIOUS
 
 
 def _overtake(trainer: Trainer) -> None:

@@ -5,11 +5,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from ..lean import LeanCallback
 from ..metrics import BinnedMean
-from ..module import DiffusionModule
 from ..tensors import mix
-from ..trainable import VAL_BINS
+from ..training import DiffusionModule, LeanCallback
+from ..training.base import VAL_BINS
 
 LEAST, MOST = 256, 1000  # draws; between them, as many as examples are held out
 

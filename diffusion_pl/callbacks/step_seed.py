@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from ..lean import LeanCallback
 from ..tensors import mix
+from ..training import LeanCallback
 
 
 class StepSeed(LeanCallback):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.base import classes_named, count
-from ..denoiser import NoiseInput
+from ..denoisers import NoiseInput
+from ..losses import TimeSampler
 from ..networks import Embedding
 from ..schedules import Schedule
-from ..times import TimeSampler
 from .base import Finding
 
 _LARGEST = 5000  # of c_noise

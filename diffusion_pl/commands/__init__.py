@@ -9,8 +9,8 @@ from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import auto_cli
 
-from ..parsing import RaisingParser, UsageError, types_of
-from ..stopping import stoppable
+from ..runtime.parsing import RaisingParser, UsageError, types_of
+from ..runtime.stopping import stoppable
 
 #: Words of Python cannot name its functions and parameters: `from_` is the option --from.  Nor can what a function
 #: computes have the name of a parameter: `data_` is --data.

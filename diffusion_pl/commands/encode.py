@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..grids import Grid
-from ..samplers import Sampler
+from ..samplers import Grid, Sampler
 
 
 def encode(
@@ -47,10 +46,10 @@ def encode(
     import numpy as np
     import torch
 
+    from ..checkpoints.loading import load
     from ..data.base import count
-    from ..drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite, slerp
-    from ..loading import load
-    from ..output_folder import OutputFolder
+    from ..runtime.drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite, slerp
+    from ..runtime.output_folder import OutputFolder
 
     model, data = load(ckpt_path, weights)
     model.sampler = rule = choose_sampler(model, sampler, grid, steps)

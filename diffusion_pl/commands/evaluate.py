@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..elbo import ChainBound, ContinuousBound
-from ..grids import Grid
-from ..likelihood import FlowLikelihood
+from ..likelihood import ChainBound, ContinuousBound, FlowLikelihood
 from ..metrics import InceptionV3
-from ..samplers import Sampler
+from ..samplers import Grid, Sampler
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -90,16 +88,16 @@ def evaluate(
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     from .. import __version__, evaluation
-    from ..console import quiet
+    from ..checkpoints.loading import load
     from ..data import Images
-    from ..drawing import choose_sampler, describe, device_of, guide, not_finite_error
     from ..evaluation.features import write_reference
-    from ..launch import part, place
-    from ..limits import check_devices
-    from ..loading import load
     from ..metrics.extractors import identity
-    from ..output_folder import OutputFolder
-    from ..storage import write_json
+    from ..runtime.drawing import choose_sampler, describe, device_of, guide, not_finite_error
+    from ..runtime.errors import quiet
+    from ..runtime.limits import check_devices
+    from ..runtime.output_folder import OutputFolder
+    from ..runtime.processes import part, place
+    from ..runtime.storage import write_json
 
     quiet()
     check_devices(devices, device_of(accelerator).type, "devices")

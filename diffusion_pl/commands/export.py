@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from ..grids import Grid
-from ..samplers import Sampler
+from ..samplers import Grid, Sampler
 
 
 def export(
@@ -39,13 +38,13 @@ def export(
     """
     import logging
 
-    from ..checkpoints import read_hashed
-    from ..console import quiet
-    from ..drawing import choose_sampler
+    from ..checkpoints.io import read_hashed
+    from ..checkpoints.loading import diffusion_model, from_content
     from ..interop import WRITERS
     from ..interop.model_card import find_figures, find_run, model_card
-    from ..loading import diffusion_model, from_content
-    from ..output_folder import OutputFolder
+    from ..runtime.drawing import choose_sampler
+    from ..runtime.errors import quiet
+    from ..runtime.output_folder import OutputFolder
 
     quiet()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

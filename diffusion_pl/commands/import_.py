@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..data import DataModule
-from ..storage import remove_stale
+from ..runtime.storage import remove_stale
 
 #: Options of the command itself; all others are a reader's.
 SHARED = ("from_", "path", "output", "data", "trust_pickle")
@@ -95,7 +95,7 @@ def import_(
             raise ValueError(f"{name} must be from 1 to 100,000, got {options[name]}")
     import inspect
 
-    from ..checkpoints import write
+    from ..checkpoints.io import write
     from ..interop import READERS, to_checkpoint
     from ..interop.foreign import default_data, described
 

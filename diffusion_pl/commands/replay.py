@@ -21,10 +21,10 @@ def replay(
     """
     import math
 
-    from ..console import quiet
-    from ..drawing import device_of
-    from ..replaying import read_dump
-    from ..replaying import replay as replay_share
+    from ..callbacks.replaying import read_dump
+    from ..callbacks.replaying import replay as replay_share
+    from ..runtime.drawing import device_of
+    from ..runtime.errors import quiet
 
     quiet()
     content = read_dump(dump)

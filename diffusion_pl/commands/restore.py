@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from ..grids import Grid
-from ..samplers import Sampler
+from ..samplers import Grid, Sampler
 
 
 def restore(
@@ -63,12 +62,12 @@ def restore(
     import torch
 
     from .. import plots
+    from ..checkpoints.loading import load
     from ..data.base import count
     from ..data.images import Images
-    from ..drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite
-    from ..inverse import Coarse, Gray, Masked, Operator, Reconstructing
-    from ..loading import load
-    from ..output_folder import OutputFolder
+    from ..denoisers import Coarse, Gray, Masked, Operator, Reconstructing
+    from ..runtime.drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite
+    from ..runtime.output_folder import OutputFolder
     from ..samplers import Replacement
 
     model, data = load(ckpt_path, weights)

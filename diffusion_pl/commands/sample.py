@@ -5,12 +5,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..grids import Grid
-from ..samplers import Sampler
+from ..samplers import Grid, Sampler
 
 if TYPE_CHECKING:
     from ..data import DataModule
-    from ..module import DiffusionModule
+    from ..training import DiffusionModule
 
 
 def sample(
@@ -70,14 +69,22 @@ def sample(
         raise ValueError(f"seed must not be negative, got {seed}")
     from .. import __version__
     from ..callbacks.sample_writer import draw, gathered
-    from ..console import quiet
+    from ..checkpoints.loading import load
     from ..data.base import classes_named, count
-    from ..drawing import choose_sampler, describe, device_of, fingerprint, guide, not_finite_error, read_latents
-    from ..launch import part, place
-    from ..limits import check_devices
-    from ..loading import load
-    from ..output_folder import OutputFolder
-    from ..storage import write_json
+    from ..runtime.drawing import (
+        choose_sampler,
+        describe,
+        device_of,
+        fingerprint,
+        guide,
+        not_finite_error,
+        read_latents,
+    )
+    from ..runtime.errors import quiet
+    from ..runtime.limits import check_devices
+    from ..runtime.output_folder import OutputFolder
+    from ..runtime.processes import part, place
+    from ..runtime.storage import write_json
 
     quiet()
     model, data = load(ckpt_path, weights, data_)

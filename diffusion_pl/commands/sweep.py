@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..grids import Grid
-from ..samplers import Sampler
+from ..samplers import Grid, Sampler
 
 
 def sweep(
@@ -56,14 +55,21 @@ def sweep(
     from tqdm import tqdm
 
     from .. import plots
-    from ..checkpoints import checkpoint_at
+    from ..checkpoints.io import checkpoint_at
+    from ..checkpoints.loading import load
     from ..data.base import count
-    from ..drawing import choose_sampler, describe, device_of, guide, not_finite, not_finite_error, refuse_not_finite
-    from ..grids import same_ends
-    from ..loading import load
     from ..metrics import SlicedWasserstein
-    from ..output_folder import OutputFolder
-    from ..samplers import Heun
+    from ..runtime.drawing import (
+        choose_sampler,
+        describe,
+        device_of,
+        guide,
+        not_finite,
+        not_finite_error,
+        refuse_not_finite,
+    )
+    from ..runtime.output_folder import OutputFolder
+    from ..samplers import Heun, same_ends
 
     model, data = load(ckpt_path, weights, data_)
     guide(model, scale, cond=cond, names=data.class_names)

@@ -18,10 +18,10 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> None:
         run: Folder of the run, such as runs/digits-vp.
         evaluation: evaluation.json of the run, one or more; None: RUN/evaluation/evaluation.json.
     """
-    from ..cards import read_card
-    from ..drawing import fingerprint
     from ..evaluation import Band, error_of, incomparable, read_figures
-    from ..run_folder import was_killed
+    from ..runtime.drawing import fingerprint
+    from ..runtime.run_card import read_card
+    from ..runtime.run_folder import was_killed
 
     expected = {name: Band(**told) for name, told in (read_card(run).get("config", {}).get("expected") or {}).items()}
     if not expected:

@@ -1,10 +1,10 @@
 """Figures that say how they came about: of samples, of the likelihood of data, and how they are compared."""
 
-from .bands import Band, check_names, incomparable
-from .density import BoundRows, LikelihoodRows, block_of, count, surprise, unit_of
+from .expected import Band, check_names, incomparable
 from .features import Reference, memory, read_reference, reference_rows, statistics, to_features, width_of
-from .figures import Figure, compare_figures, differences, error_of, figure, read_figures, table
-from .measured import elbo, nll, of_samples
+from .likelihood import BoundRows, LikelihoodRows, block_of, count, surprise, unit_of
+from .report import Figure, compare_figures, differences, error_of, figure, read_figures, table
+from .results import elbo, nll, of_samples
 
 __all__ = [
     "Band",

@@ -19,8 +19,8 @@ from ..data import DataModule, Images
 from ..metrics.extractors import extract, identity
 from ..metrics.generation import FeatureStatistics, Moments
 from ..metrics.neighbours import Nearest, NearestNeighbours, memorisation
-from ..reading import check, reading
-from ..storage import write_file
+from ..runtime.reading import check, reading
+from ..runtime.storage import write_file
 
 
 def to_features(data: DataModule, extractor: nn.Module | None) -> Callable[[Tensor], Tensor]:

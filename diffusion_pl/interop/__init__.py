@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import DataModule
-from ..module import DiffusionModule
+from ..training import DiffusionModule
 from . import diffusers, graphs, lucidrains, openai, safetensors, score_sde, to_diffusers
 from .foreign import Foreign, to_checkpoint
 

@@ -18,10 +18,10 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from .. import __version__
-from ..drawing import fingerprint
-from ..loading import rebuild
-from ..module import DiffusionModule
-from ..trainable import Shape
+from ..checkpoints.loading import rebuild
+from ..runtime.drawing import fingerprint
+from ..training import DiffusionModule
+from ..training.base import Shape
 from .keys import Source, take
 
 Spec = dict[str, Any]

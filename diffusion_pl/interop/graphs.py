@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data import DataModule
-from ..module import DiffusionModule
 from ..tensors import per_sample
+from ..training import DiffusionModule
 from .keys import needs
 
 ONNX, PROGRAM, GRID = "model.onnx", "model.pt2", "grid.csv"

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cards import CARD, read_card
-from ..drawing import describe
 from ..evaluation import error_of, read_figures
-from ..module import DiffusionModule
+from ..runtime.drawing import describe
+from ..runtime.run_card import CARD, read_card
+from ..training import DiffusionModule
 from . import to_diffusers
 
 TAGS = {
@@ -52,7 +52,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from diffusion_pl.loading import rebuild
+from diffusion_pl.checkpoints.loading import rebuild
 
 config = json.loads(Path("config.json").read_text(encoding="utf-8"))
 model, data = rebuild(config, config["data_state"])

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cards import plain
 from ..data import DataModule
-from ..module import DiffusionModule
+from ..runtime.run_card import plain
+from ..training import DiffusionModule
 from .keys import needs
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

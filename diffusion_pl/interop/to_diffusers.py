@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import parameterizations
 from ..data import DataModule
-from ..denoiser import ScaledTime
-from ..grids import Grid, LeadingGrid, RespacedGrid, TrailingGrid
-from ..module import DiffusionModule
+from ..denoisers import ScaledTime, parameterizations
 from ..networks import Sinusoidal, UNet
-from ..samplers import DDIM, Ancestral
+from ..samplers import DDIM, Ancestral, Grid, LeadingGrid, RespacedGrid, TrailingGrid
 from ..schedules import BetaTable, Schedule
+from ..training import DiffusionModule
 from .diffusers import ANY_CLASS, DOWN, PADDINGS, UP, WEIGHTS, modules
 from .foreign import Spec
 from .keys import needs, sources

@@ -7,6 +7,18 @@ from .ddim import DDIM
 from .deis import DEIS
 from .dpmpp import DPMpp, DPMppSingle
 from .euler_maruyama import EulerMaruyama
+from .grids import (
+    ExplicitGrid,
+    Grid,
+    KarrasGrid,
+    LeadingGrid,
+    LogSNRGrid,
+    RespacedGrid,
+    TrailingGrid,
+    UniformGrid,
+    few_steps,
+    same_ends,
+)
 from .heun import Heun
 from .predictor_corrector import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
 from .replacement import Replacement
@@ -23,15 +35,25 @@ __all__ = [
     "DPMpp",
     "DPMppSingle",
     "EulerMaruyama",
+    "ExplicitGrid",
+    "Grid",
     "Heun",
+    "KarrasGrid",
     "Langevin",
+    "LeadingGrid",
+    "LogSNRGrid",
     "Noise",
     "Path",
     "PredictorCorrector",
     "Replacement",
+    "RespacedGrid",
     "ReverseDiffusion",
     "Run",
     "Sampler",
     "Samples",
+    "TrailingGrid",
     "UniPC",
+    "UniformGrid",
+    "few_steps",
+    "same_ends",
 ]

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from ..grids import Grid
 from ..ode import TABLEAUS, State, check_tolerance, solve
 from ..tensors import per_sample
 from .base import Run, Sampler
+from .grids import Grid
 
 
 class AdaptiveODE(Sampler):

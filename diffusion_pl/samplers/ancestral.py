@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..grids import Grid
+from ..schedules import interpolate_variance, posterior, transition
 from ..tensors import combine
-from ..transitions import posterior, transition
-from ..variance import learned
 from .base import Run, Sampler
+from .grids import Grid
 
 
 class Ancestral(Sampler):
@@ -40,4 +39,4 @@ class Ancestral(Sampler):
             return combine(*mean, (std, run.noise(x_t))), None
         if prediction.v is None:
             raise ValueError("Ancestral: the network tells no variance: give variance: 0 (β̃) or 1 (β)")
-        return combine(*mean) + torch.sqrt(learned(prediction.v, small, large)) * run.noise(x_t), None
+        return combine(*mean) + torch.sqrt(interpolate_variance(prediction.v, small, large)) * run.noise(x_t), None

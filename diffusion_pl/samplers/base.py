@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..grids import Grid
-from ..parameterizations import Prediction
+from ..denoisers import Denoiser, Prediction
 from ..schedules import Kernel, Schedule
+from .grids import Grid
 
 #: Standard normal noise shaped like its argument; `tensors.SampleNoise` makes it independent of the batch.
 Noise = Callable[[Tensor], Tensor]

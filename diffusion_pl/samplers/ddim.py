@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..grids import Grid
+from ..schedules import posterior
 from ..tensors import combine
-from ..transitions import posterior
 from .base import Run, Sampler
+from .grids import Grid
 
 
 class DDIM(Sampler):

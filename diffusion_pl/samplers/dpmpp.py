@@ -14,9 +14,9 @@ Reference: Lu et al., "DPM-Solver++", arXiv 2211.01095, Eq. 8–14 and Alg. 1–
 import torch
 from torch import Tensor
 
-from ..grids import Grid
 from ..tensors import combine
 from .base import Estimate, Run, Sampler, within_reach
+from .grids import Grid
 
 
 class DPMpp(Sampler):

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..grids import Grid
 from ..tensors import combine
 from .base import Run, Sampler
+from .grids import Grid
 
 
 class EulerMaruyama(Sampler):

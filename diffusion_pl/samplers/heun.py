@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..grids import Grid
+from ..schedules import transition
 from ..tensors import combine
-from ..transitions import transition
 from .base import Run, Sampler
+from .grids import Grid
 
 
 class Heun(Sampler):

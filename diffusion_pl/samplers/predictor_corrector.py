@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..grids import Grid
+from ..schedules import transition
 from ..tensors import per_sample
-from ..transitions import transition
 from .base import Run, Sampler
+from .grids import Grid
 from .reverse_diffusion import ReverseDiffusion
 
 

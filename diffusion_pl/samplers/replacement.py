@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inverse import Operator
-from ..transitions import transition
+from ..denoisers import Operator
+from ..schedules import transition
 from .base import Run, Sampler
 
 

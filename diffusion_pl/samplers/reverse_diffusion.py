@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..schedules import transition
 from ..tensors import combine
-from ..transitions import transition
 from .base import Run, Sampler
 
 

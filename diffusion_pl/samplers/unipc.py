@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..grids import Grid
 from ..tensors import combine
 from .base import Estimate, Run, Sampler, within_reach
+from .grids import Grid
 
 
 class Last(NamedTuple):

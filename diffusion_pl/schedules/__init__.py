@@ -7,6 +7,7 @@ from .linear_logsnr import LinearLogSNR
 from .rectified import Rectified
 from .subvp import SubVP
 from .table import BetaTable, CosineBetas, LinearBetas, QuadraticBetas, SigmoidAlphaBars, SigmoidBetas, ZeroTerminalSNR
+from .transitions import Posterior, Transition, gaussian_kl, interpolate_variance, posterior, transition
 from .ve import VE
 from .vp import VP
 
@@ -20,11 +21,17 @@ __all__ = [
     "Kernel",
     "LinearBetas",
     "LinearLogSNR",
+    "Posterior",
     "QuadraticBetas",
     "Rectified",
     "Schedule",
     "SigmoidAlphaBars",
     "SigmoidBetas",
     "SubVP",
+    "Transition",
     "ZeroTerminalSNR",
+    "gaussian_kl",
+    "interpolate_variance",
+    "posterior",
+    "transition",
 ]

@@ -1,0 +1,1 @@
+"""Checkpoint files: writing, reading, and the model that one describes."""

@@ -1,0 +1,269 @@
+"""From a checkpoint alone to a model that samples.
+
+A checkpoint names classes, and a stranger's may name any: only those of diffusion_pl, torch.nn and torch.optim are
+looked up, and those of packages that the variable DIFFUSION_PL_TRUST lists; nothing else is imported, let alone called.
+"""
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonargparse._common
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from torch import Tensor
+
+from .. import __version__
+from ..data import DataModule
+from ..runtime.bounds import check_plain, limited
+from ..runtime.reading import check, reading
+from ..runtime.run_card import read_card
+from ..training import DiffusionModule, NoisyClassifier, Trainable
+from .io import read_hashed
+
+TRUST = "DIFFUSION_PL_TRUST"
+_TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
+
+
+def load(
+    path: str | Path, weights: str = "ema", data: Mapping[str, Any] | None = None
+) -> tuple[DiffusionModule, DataModule]:
+    """Model and data of a checkpoint, rebuilt from the configuration inside it.
+
+    The data are read (`setup`) if `data` asks for them, or if the run is one of this machine; nothing is downloaded
+    unless `data` says ``download: true``.
+
+    Args:
+        path: a checkpoint that `fit` wrote.
+        weights: "ema" (the first average; the raw weights where there is none), "raw", or "ema:0.999" for one of
+            several.
+        data: options of the data that take the place of the checkpoint's, such as ``{"path": "images"}``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, damaged, made by other means, of another version, or without these
+            weights.
+    """
+    content, sha256 = read_hashed(path)
+    found, dataset = from_content(content, path, weights, data)
+    found.sha256 = sha256
+    return diffusion_model(found, path), dataset
+
+
+def diffusion_model(model: Trainable, path: str | Path) -> DiffusionModule:
+    """The model itself, if it is one that samples; else ValueError."""
+    if not isinstance(model, DiffusionModule):
+        raise ValueError(f"{path} is a {type(model).__name__}, not a diffusion model: it can be given as --classifier")
+    return model
+
+
+def load_classifier(path: str | Path) -> tuple[NoisyClassifier, list[str] | None]:
+    """The classifier of a checkpoint, with its first average, or its raw weights if it has none; names of classes."""
+    checkpoint, sha256 = read_hashed(path)
+    averages = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadows", {})
+    model, data = from_content(checkpoint, path, "ema" if averages else "raw")
+    if not isinstance(model, NoisyClassifier):
+        raise ValueError(
+            f"{path} is a {type(model).__name__}, not a classifier: train one as configs/digits/classifier.yaml"
+        )
+    model.sha256 = sha256
+    return model, data.class_names
+
+
+def from_content(
+    checkpoint: dict[str, Any], path: str | Path, weights: str, options: Mapping[str, Any] | None = None
+) -> tuple[Trainable, DataModule]:
+    """The same from the content of a checkpoint, or of a dump of `Guard`, that was read from path."""
+    description = checkpoint.get("diffusion_pl")
+    if description is None:
+        raise ValueError(f"{path} carries no configuration: it was not written by `python -m diffusion_pl fit`")
+    with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
+        check_plain(description, "its configuration")
+        check(checkpoint, _KIND)
+    state = checkpoint["state_dict"]
+    try:
+        # Generously: some networks make parameters that they replace, and types differ in size.
+        with limited(4 * len(state) + 100, sum(32 * tensor.numel() for tensor in state.values()) + 2**20):
+            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, Path(path))
+    except (ArgumentError, TypeError, KeyError, ImportError) as error:
+        denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
+        if denied:
+            raise ValueError(f"{path} asks for {denied[1]}, {_refusal(denied[1])}") from error
+        version = description.get("version")
+        reason = " ".join(str(error).split())
+        if options:
+            found = re.search(
+                r"Problem with given class_path '[\w.]+': (?:- )?(.+?)(?: - Expected a| Given value|$)", reason
+            )
+            raise ValueError(f"--data.{found[1] if found else reason}") from error
+        if version == __version__:
+            raise ValueError(f"{path}: its configuration cannot be used: {reason}") from error
+        raise ValueError(f"{path} was written by diffusion_pl {version}, this is {__version__}: {reason}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is damaged: its configuration cannot be built ({reason})") from error
+    model.on_load_checkpoint(checkpoint)
+    with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
+        state, model.weights_name = select(checkpoint, weights, str(path))
+        model.load_state_dict(state)
+    # Tables may be infinite, such as one of log-SNR; and a dump is of a step that went wrong.
+    wrong = next((name for name, p in model.named_parameters() if not p.isfinite().all()), None)
+    if wrong is not None and "dump" not in checkpoint:
+        raise ValueError(
+            f"the {model.weights_name} weights of {path} are not finite ({wrong}): the training diverged. Fix: use an "
+            "earlier checkpoint"
+        )
+    if isinstance(model, DiffusionModule):
+        model.class_counts = data.class_counts
+    return model.eval(), data
+
+
+_KIND = {
+    "diffusion_pl": {"version?": (str, None), "model": dict, "data": {"class_path": str, "init_args?": (dict, None)}},
+    "state_dict": {"*": Tensor},
+    "callbacks?": {"EMA?": {"updates": int, "shadows": {"*": {"*": Tensor}}}},
+}
+
+
+def select(checkpoint: dict[str, Any], weights: str, path: str) -> tuple[dict[str, Any], str]:
+    """State dict with the chosen weights, and their name as panels and logs give it."""
+    averages = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadows", {})
+    kind, _, decay = weights.partition(":")
+    if weights == "raw" or (weights in ("ema", "ema:") and not averages):
+        return checkpoint["state_dict"], "raw"
+    if kind != "ema" or (decay and decay not in averages):
+        there = ", ".join(["raw", *(f"ema:{d}" for d in averages)])
+        raise ValueError(f"{path} has no weights {weights!r}: it holds {there}")
+    decay = decay or next(iter(averages))
+    state, shadow = checkpoint["state_dict"], averages[decay]
+    first = next(iter(shadow))
+    prefix = next(name for name in state if name.endswith(f".{first}")).removesuffix(first)  # denoiser.network.
+    return {**state, **{f"{prefix}{name}": value for name, value in shadow.items()}}, f"ema{decay}"
+
+
+def rebuild(
+    description: dict[str, Any],
+    data_state: dict[str, Any],
+    options: Mapping[str, Any] | None = None,
+    path: Path | None = None,
+) -> tuple[Trainable, DataModule]:
+    """Model and data, which need not be there.
+
+    Args:
+        description: {"model": …, "data": …}, as a configuration file spells them.
+        data_state: the data module's state_dict.
+        options: of the data, in place of the description's; None: nobody was asked.
+        path: of the checkpoint, if the description is one's; None: the data may be read.
+
+    Raises:
+        ArgumentError: it holds what is no configuration, or names a class of a package that is not trusted.
+        ValueError: the data have no such option.
+    """
+    with _trusted_only():
+        return _rebuild(description, data_state, options or {}, path)
+
+
+def _rebuild(
+    description: dict[str, Any], data_state: dict[str, Any], options: Mapping[str, Any], path: Path | None
+) -> tuple[Trainable, DataModule]:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(DataModule, "data")
+    spec = _placed(description, options)
+    data = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+    if path is not None:
+        data.unasked = "" if options else _unasked(data, description["data"], path)
+        if hasattr(data, "download"):  # what a checkpoint says is no consent
+            data.download = data.download and "download" in options
+    data.load_state_dict(data_state)  # it tells the shape, so it comes before the model
+    parser = ArgumentParser(exit_on_error=False)
+    model: dict[str, Any] = description["model"]
+    told: dict[str, Any] = {"shape": list(data.shape), "classes": data.classes}
+    if "lr_scheduler" in model.get("init_args", model):
+        # It is for training only, and version 0.1 wrote torch's schedulers without the options that they need.
+        told["lr_scheduler"] = None
+    if "class_path" in model:
+        parser.add_subclass_arguments(Trainable, "model")
+        model = {**model, "init_args": {**model.get("init_args", {}), **told}}
+    else:
+        parser.add_class_arguments(DiffusionModule, "model")
+        model = {**model, **told}
+    return parser.instantiate_classes(parser.parse_object({"model": model})).model, data
+
+
+def _placed(description: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of the data, with other options, and with paths that hold in any working directory."""
+    spec: dict[str, Any] = description["data"]
+    places = description.get("places") or {}
+    there = {name: place for name, place in places.items() if Path(str(place)).exists()}
+    return {**spec, "init_args": {**spec.get("init_args", {}), **there, **options}}
+
+
+def _unasked(data: DataModule, spec: dict[str, Any], path: Path) -> str:
+    """Why data that only the checkpoint names are not read; "" if they are: this machine's run names the same ones."""
+    kind = type(data)
+    named = _named(spec, kind)
+    if not named or any(kind.__module__ == name or kind.__module__.startswith(f"{name}.") for name in _listed()):
+        return ""
+    for folder in path.absolute().parents[:3]:
+        try:
+            theirs = read_card(folder)["config"]["data"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if theirs.get("class_path") == spec.get("class_path") and _named(theirs, kind) == named:
+            return ""
+    told = ", ".join(f"{name} {value}" for name, value in named.items())
+    first = next(iter(named))
+    return (
+        f"{path} names its data ({kind.__name__}, {told}), but is in no run folder whose card names the same, so they "
+        f"were not read. Fix: give --data.{first} PATH"
+    )
+
+
+def _named(spec: dict[str, Any], kind: type[DataModule]) -> dict[str, Any]:
+    """The options that say where the data are, unless they are the class's own defaults."""
+    known, given = inspect.signature(kind).parameters, spec.get("init_args") or {}
+    return {
+        name: given[name] for name in kind.paths if name in known and given.get(name) not in (None, known[name].default)
+    }
+
+
+def _listed() -> list[str]:
+    """The packages that the environment says are trusted."""
+    return [name.strip() for name in os.environ.get(TRUST, "").split(",") if name.strip()]
+
+
+def _refusal(name: str) -> str:
+    package = name.partition(".")[0]
+    if package in sys.stdlib_module_names:
+        return "which no model is made of: it was not looked up, and the file is not to be trusted"
+    return (
+        "which is neither diffusion_pl's nor of torch.nn or torch.optim, so it was not imported: if you trust it, set "
+        f"{TRUST}={package} in the environment"
+    )
+
+
+@contextmanager
+def _trusted_only() -> Iterator[None]:
+    """Within, jsonargparse looks up no other name, and none that is an alias of another one's (torch.nn.os.system)."""
+    settings = jsonargparse._common.parsing_settings  # set_parsing_settings adds only, it knows no way back
+    before = dict(settings)
+    try:
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_TRUSTED, *_listed()])
+        yield
+    finally:
+        settings.update(before)
+
+
+def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
+    # Lightning files it under the name of the class.
+    state: dict[str, Any] = checkpoint.get(description["data"]["class_path"].rpartition(".")[2], {})
+    return state
+
+
+def link_data(parser: ArgumentParser, place: str = "model") -> None:
+    """The model's shape and classes, at `place` in the configuration, come from the data."""
+    for name in ("shape", "classes"):
+        parser.link_arguments(f"data.{name}", f"{place}.{name}", apply_on="instantiate")

@@ -1,0 +1,115 @@
+"""The commands of the Trainer: run one, and say how it ended."""
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from ..checkpoints.io import last_checkpoint
+from ..checks import table
+from ..cli import DiffusionCLI
+from ..runtime.devices import keep_freed_memory
+from ..runtime.errors import quiet
+from ..runtime.loggers import quiet_threads
+from ..runtime.processes import end_with_parent, let_the_first_speak, lost_touch, part, place
+from ..runtime.run_card import CARD
+from ..runtime.run_folder import RunFolder
+from ..runtime.stopping import Stopped, output_may_break, stoppable
+
+
+def run_trainer(args: Sequence[str]) -> None:
+    """Run fit, validate, test or predict and say where the run is saved.
+
+    Raises:
+        SystemExit: 143 if a signal stopped the run (after saving); 128 and its number if it stopped another command.
+    """
+    quiet()
+    keep_freed_memory()
+    # Squares of tiny gradients are denormal, above all in a warm-up behind layers that start at zero, and the CPU takes
+    # twice as long over an optimizer step of such numbers.  Before any thread is started, since threads inherit it.
+    torch.set_flush_denormal(True)
+    run = RunFolder()
+    if run.inherited or "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+    kept = "finished samples are kept. Repeat the command to continue"
+    how = {"fit": "nothing was trained yet", "predict": kept}.get(
+        args[0], "nothing is kept. Repeat the command to start over"
+    )
+    try:
+        with stoppable(how), output_may_break() if args[0] == "fit" else nullcontext(), quiet_threads():
+            cli = _run(args, run)
+    finally:
+        run.close()
+        torch.set_flush_denormal(False)
+    if cli.trainer.fast_dev_run:
+        run.discard()
+    elif cli.trainer.is_global_zero:
+        print(f"run saved to {cli.folder}")
+        found = {
+            "card": cli.folder / CARD,
+            "checkpoint": last_checkpoint(cli.folder),
+            "pictures": cli.folder / "panels",
+        }
+        for what, path in found.items():
+            if path.exists():
+                print(f"  {what:<10}  {path}")
+        if any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers):
+            print(f"  dashboard   tensorboard --logdir {run.root}")
+
+
+def _run(args: Sequence[str], run: RunFolder) -> DiffusionCLI:
+    """The command itself, and what is to be said when something ends it."""
+    try:
+        cli = DiffusionCLI(list(args), run)
+        part()
+    except SIGTERMException:
+        part()
+        if run.inherited:
+            raise SystemExit(0) from None  # Lightning would take any other for a failure, and kill the first process
+        if place():
+            let_the_first_speak()
+        else:
+            assert run.path is not None
+            saved = last_checkpoint(run.path)
+            go_on = f"{saved} is saved. Resume with --ckpt_path {saved}"
+            unheard = getattr(sys.stdout, "broken", False)
+            told = f"stopped; {go_on if saved.is_file() else 'there was nothing to save yet'}"
+            print(told, file=sys.stderr if unheard else sys.stdout)
+        raise SystemExit(143) from None
+    except Stopped:
+        run.discard()
+        raise
+    except Exception as error:
+        run.discard()
+        go_on = "the last checkpoint is intact. Resume with --ckpt_path last"
+        reason = str(error).partition("\n")[0].split(". ")[0]
+        if isinstance(error, RuntimeError) and lost_touch(error):
+            raise ConnectionError(f"lost connection to another process of the run; {go_on} ({reason})") from error
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            raise OSError(
+                f"a process that reads data was ended by the system, mostly for want of memory ({reason}). Fix: lower "
+                f"data.init_args.workers or data.init_args.batch_size; {go_on}"
+            ) from error
+        raise
+    return cli
+
+
+def run_doctor(args: Sequence[str]) -> None:
+    """Print what is wrong with the run that `fit` would make of these options.
+
+    Raises:
+        SystemExit: 2 if there is an error.
+    """
+    quiet()
+    run = RunFolder()
+    try:
+        findings = DiffusionCLI(["fit", *args], run, diagnose=True).findings
+    finally:
+        run.close()
+    print(table(findings))
+    if any(finding.level == "error" for finding in findings):
+        raise SystemExit(2)

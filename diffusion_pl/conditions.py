@@ -1,0 +1,95 @@
+"""Conditions: what a model is told beside x_t and t.
+
+A data module names its conditions, a batch holds a tensor of each name, and the network gets it by that name.  The
+shape of one value says its kind:
+
+    ()              label       int64, a class number in 0 … classes − 1; −1: none
+    (D,)            vector
+    (L, D)          sequence    such as the embeddings of a text's tokens
+    (C, *sides)     image       on the same sides as x
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+KINDS = ("label", "vector", "sequence", "image")
+
+
+class Condition(NamedTuple):
+    """One condition of a model.
+
+    shape: of one example's value, without the batch;  classes: of a label, else None;  names: of the classes, in their
+    order, or () if they have none.
+    """
+
+    shape: tuple[int, ...] = ()
+    classes: int | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """label, vector, sequence or image."""
+        return KINDS[min(len(self.shape), 3)]
+
+
+Conditions = Mapping[str, Condition]
+
+
+def label(classes: int, names: Sequence[str] | None = None) -> Condition:
+    """The condition of a class label.
+
+    Raises:
+        ValueError: no classes, or not as many names.
+    """
+    if classes < 1:
+        raise ValueError(f"a label needs at least one class, got {classes}")
+    if names and len(names) != classes:
+        raise ValueError(f"a label of {classes} classes has {classes} names, got {len(names)}")
+    return Condition((), classes, tuple(names or ()))
+
+
+def null(value: Tensor) -> Tensor:
+    """The value that stands for no condition, shaped like value: −1 for labels, zeros for the other kinds."""
+    return torch.zeros_like(value) if value.is_floating_point() else torch.full_like(value, -1)
+
+
+def check_names(asked: Mapping[str, object], conditions: Conditions) -> None:
+    """Raise ValueError for a condition that the model does not have; it lists those that it has."""
+    for name in asked:
+        if name not in conditions:
+            known = ", ".join(conditions) or "none: it is unconditional, trained without labels"
+            raise ValueError(f"cond.{name}: the model has no such condition; it has {known}")
+
+
+def class_number(name: str, condition: Condition, asked: int | str) -> int:
+    """The number of a class that is given by its name or number; a name goes first.
+
+    Args:
+        name: of the condition, for messages.
+        condition: a label.
+        asked: "dress", "3" or 3.
+
+    Raises:
+        ValueError: there is no such class; the known ones are listed.
+    """
+    assert condition.classes is not None
+    names, text = list(condition.names), str(asked)
+    number = int(text) if re.fullmatch(r"[+-]?\d+", text) else None
+    if text in names:
+        return names.index(text)
+    if number is not None and 0 <= number < condition.classes:
+        return number
+    expected = f"expected a number in 0 … {condition.classes - 1}"
+    if names and names != [str(k) for k in range(condition.classes)]:
+        listed = ", ".join(f"{k} {known}" for k, known in enumerate(names[:20])) + (", …" if len(names) > 20 else "")
+        expected += f", or a name: {listed}"
+    elif number is None:
+        expected += "; the checkpoint has no names of classes"
+    near = difflib.get_close_matches(text, names, n=1) if number is None else []
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"cond.{name}: {expected}; got {text}{hint}")

@@ -1,0 +1,39 @@
+"""Denoisers D(x_t, t) = (x̂_0, ε̂): networks, wrappers that guide them, closed forms."""
+
+from .base import Denoiser, check_time
+from .closed_form import Gaussian, GaussianMixture, empirical
+from .guidance import AutoGuided, ClassifierFree, ClassifierGuided, Thresholded, add_score, extrapolate
+from .inverse_problems import Coarse, Gray, Masked, Operator, Reconstructing
+from .network import LogSNR, NetworkDenoiser, NoiseInput, ScaledTime
+from .parameterizations import EDM, Data, Epsilon, Parameterization, Prediction, Score, V, Velocity
+
+__all__ = [
+    "EDM",
+    "AutoGuided",
+    "ClassifierFree",
+    "ClassifierGuided",
+    "Coarse",
+    "Data",
+    "Denoiser",
+    "Epsilon",
+    "Gaussian",
+    "GaussianMixture",
+    "Gray",
+    "LogSNR",
+    "Masked",
+    "NetworkDenoiser",
+    "NoiseInput",
+    "Operator",
+    "Parameterization",
+    "Prediction",
+    "Reconstructing",
+    "ScaledTime",
+    "Score",
+    "Thresholded",
+    "V",
+    "Velocity",
+    "add_score",
+    "check_time",
+    "empirical",
+    "extrapolate",
+]

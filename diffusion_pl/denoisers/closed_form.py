@@ -1,0 +1,96 @@
+"""Denoisers known in closed form.  With them samplers, likelihoods and fields are checked for the right answer.
+
+For x_0 ~ N(μ, C):   x̂_0 = μ + αC (α²C + σ²I)⁻¹ (x_t − αμ)
+For a mixture:       x̂_0 = Σ_k r_k x̂_0^{(k)},   r_k ∝ w_k N(x_t; αμ_k, α²s_k² + σ²)
+
+A mixture with s = 0 is the empirical distribution of the points μ_k: its x̂_0 is the exact posterior mean that a network
+trained on those points approximates, and its field draws samples back onto them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..schedules import Schedule
+from .base import Denoiser, check_time
+from .parameterizations import Prediction
+
+
+class Gaussian(Denoiser):
+    """x_0 ~ N(mean, cov).
+
+    Args:
+        schedule: the forward process.
+        mean: (D,).
+        cov: (D, D), symmetric, positive semi-definite.
+    """
+
+    def __init__(self, schedule: Schedule, mean: Tensor, cov: Tensor) -> None:
+        super().__init__()
+        if cov.shape != (len(mean), len(mean)):
+            raise ValueError(f"mean of {len(mean)} needs a {len(mean)}x{len(mean)} covariance, got {tuple(cov.shape)}")
+        if not torch.allclose(cov, cov.T):
+            raise ValueError(f"cov must be symmetric, got {cov.tolist()}")
+        self.schedule, self.mean = schedule, mean
+        self.var, self.axes = torch.linalg.eigh(cov)
+        if self.var[0] < -1e-6 * self.var[-1].abs():
+            raise ValueError(f"cov must be positive semi-definite, got the eigenvalue {self.var[0].item()}")
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+        check_time(x_t, t)
+        alpha, sigma, *_ = self.schedule(t)
+        var_t = alpha.square() * self.var + sigma.square()  # of x_t along each axis
+        centred = (x_t - alpha * self.mean) @ self.axes
+        x_0 = self.mean + (alpha * self.var / var_t * centred) @ self.axes.T
+        # ε̂ = σ (α²C + σ²I)⁻¹ (x_t − αμ): nothing is divided by σ or α.
+        return Prediction(x_0, (sigma / var_t * centred) @ self.axes.T)
+
+
+class GaussianMixture(Denoiser):
+    """x_0 ~ Σ_k weights_k N(means_k, stds_k² I).
+
+    Args:
+        schedule: the forward process.
+        means: (K, D).
+        stds: (K,) or one number; 0: point masses.
+        weights: (K,), any positive numbers; None: equal.
+    """
+
+    def __init__(
+        self, schedule: Schedule, means: Tensor, stds: Tensor | float = 0.0, weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        if means.ndim != 2 or len(means) == 0:
+            raise ValueError(f"means must be (K, D) with K > 0, got {tuple(means.shape)}")
+        self.schedule, self.means = schedule, means
+        stds = torch.as_tensor(stds, dtype=means.dtype, device=means.device)
+        if not (stds >= 0).all():
+            raise ValueError(f"stds must be at least 0, got {stds.tolist()}")
+        self.var = stds.square().expand(len(means))
+        weights = [1.0] * len(means) if weights is None else weights
+        if len(weights) != len(means):
+            raise ValueError(f"{len(means)} means need {len(means)} weights, got {len(weights)}")
+        if not all(0 < w < float("inf") for w in weights):
+            raise ValueError(f"weights must be positive numbers, got {list(weights)}")
+        share = torch.as_tensor(weights, dtype=means.dtype, device=means.device)
+        self.log_weights = torch.log(share / share.sum())
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+        check_time(x_t, t)
+        alpha, sigma, *_ = self.schedule(t)
+        var_t = (alpha.square() * self.var + sigma.square()).expand(len(x_t), -1)  # (B, K)
+        centred = x_t[:, None, :] - (alpha * self.means if t.ndim == 0 else alpha[:, :, None] * self.means)  # (B, K, D)
+        # Differences are squared, never expanded: |x|² − 2xμ + |μ|² loses all digits at small σ.
+        distance = centred.square().sum(-1)
+        log_r = self.log_weights - 0.5 * distance / var_t - 0.5 * x_t.shape[1] * torch.log(var_t)
+        r = torch.softmax(log_r, dim=1)
+        gain = alpha * self.var / var_t  # (B, K)
+        x_0 = r @ self.means + torch.einsum("bk,bkd->bd", r * gain, centred)
+        eps = torch.einsum("bk,bkd->bd", r * (sigma / var_t), centred)
+        return Prediction(x_0, eps)
+
+
+def empirical(schedule: Schedule, points: Tensor) -> GaussianMixture:
+    """The oracle of a data set: equal point masses at points (N, D)."""
+    return GaussianMixture(schedule, points)

@@ -1,0 +1,112 @@
+"""The denoiser that a network makes.
+
+    F = network(c_in x_t, c_noise),   c_in = 1/√(α²σ_d² + σ²),   (x̂_0, ε̂) = parameterization.predict(F)
+
+c_in keeps the network's input at unit variance; it is 1 for variance-preserving schedules and unit-variance data.
+
+Reference: Karras et al., arXiv 2206.00364, Eq. 7.
+"""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from ..schedules import Kernel, Schedule
+from ..tensors import check_finite
+from .base import Denoiser, check_time
+from .parameterizations import Parameterization, Prediction
+
+
+class NoiseInput(ABC):
+    """How the network is told the noise level: c_noise."""
+
+    @abstractmethod
+    def __call__(self, kernel: Kernel, t: Tensor) -> Tensor:
+        """c_noise, shaped like t."""
+
+
+class ScaledTime(NoiseInput):
+    """c_noise = scale t + shift.
+
+    Nets trained on DDPM's steps 0 … N−1 take scale N, shift −1; score_sde's continuous nets scale 999, shift 0.
+    """
+
+    def __init__(self, scale: float = 1.0, shift: float = 0.0) -> None:
+        check_finite(scale=scale, shift=shift)
+        self.scale, self.shift = scale, shift
+
+    def __call__(self, kernel: Kernel, t: Tensor) -> Tensor:
+        return self.scale * t + self.shift
+
+
+class LogSNR(NoiseInput):
+    """c_noise = scale λ + shift; scale = −1/8 is EDM's ¼ ln σ.  Needs a finite λ wherever the network is asked."""
+
+    def __init__(self, scale: float = -0.125, shift: float = 0.0) -> None:
+        check_finite(scale=scale, shift=shift)
+        self.scale, self.shift = scale, shift
+
+    def __call__(self, kernel: Kernel, t: Tensor) -> Tensor:
+        return self.scale * kernel.logsnr + self.shift
+
+
+class NetworkDenoiser(Denoiser):
+    """A network with its process and the meaning of its output.
+
+    The network runs in its own precision (and under autocast, where that is on); kernel arithmetic and the prediction
+    are in the precision of x_t and t, float32 or float64.
+
+    Args:
+        network: forward(x: (B, *), c_noise: (B,), **cond) -> F: (B, *); or twice the channels, the second half of which
+            tells the variance of the reverse step, v = (output + 1)/2.  With an attribute self_condition that is true
+            it takes an estimate of x_0 as x_0_hat.
+        schedule, parameterization: see there.
+        noise_input: None: c_noise = t.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        noise_input: NoiseInput | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.schedule, self.parameterization = network, schedule, parameterization
+        self.noise_input = ScaledTime() if noise_input is None else noise_input
+        self.self_conditioned = bool(getattr(network, "self_condition", False))
+        # Within a tuple, so that it is not registered twice; it tells the network's type without a search at each call.
+        self._first_parameter = tuple(network.parameters())[:1]
+
+    def raw(self, x_t: Tensor, t: Tensor, kernel: Kernel, **cond: Tensor) -> tuple[Tensor, Tensor | None]:
+        """F: (B, *) at (x_t, t), the space in which the loss is taken, and v: (B, *) if the network gives one.
+
+        Args:
+            x_t, t, cond: see `forward`.
+            kernel: the schedule's at t.
+
+        Raises:
+            ValueError: t is neither () nor (B, 1, …, 1), or a scalar t outside [0, 1].
+        """
+        check_time(x_t, t)
+        c_in = self.parameterization.c_in(kernel)
+        c_noise = self.noise_input(kernel, t).reshape(-1).expand(x_t.shape[0])
+        dtype = self._first_parameter[0].dtype if self._first_parameter else x_t.dtype
+        cond = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.items()}
+        output: Tensor = self.network((c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype), **cond)
+        output = output.to(x_t.dtype)
+        if output.shape == x_t.shape:
+            return output, None
+        if output.shape == (x_t.shape[0], 2 * x_t.shape[1], *x_t.shape[2:]):
+            mean, variance = output.chunk(2, dim=1)
+            return mean, (variance + 1) / 2
+        raise ValueError(
+            f"the network makes {tuple(output.shape)} of x_t: {tuple(x_t.shape)}; it must keep the shape "
+            "(or double the channels, to tell a variance)"
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+        check_time(x_t, t)  # before a table is indexed with it
+        kernel = self.schedule(t)
+        output, v = self.raw(x_t, t, kernel, **cond)
+        return self.parameterization.predict(kernel, x_t, output)._replace(v=v)

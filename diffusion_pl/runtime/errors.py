@@ -1,0 +1,119 @@
+"""Errors as people read them: one line that says what, where and how to fix it."""
+
+import logging
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .messages import explain
+from .processes import let_the_first_speak, place
+from .startup import discard_output
+
+# What is wrong with the input comes as one of these; anything else is unexpected.
+EXPECTED = (ValueError, OSError)
+
+#: By name: whoever has to import the library of an error is slower than need be.
+_REFUSALS = ("MisconfigurationException", "UsageError", "CommError", "AuthenticationError", "MlflowException")
+_UNEXPECTED = 1  # exit status
+_INTERRUPTED = 130
+_ROOT = Path(__file__).parent
+
+
+class Status:
+    """Exit status of a guarded command."""
+
+    code = 0
+
+
+@contextmanager
+def guard(debug: bool, args: Sequence[str]) -> Iterator[Status]:
+    """Turn every exception of the block into one line on stderr and an exit status.
+
+    2: something is wrong with the input, and the line says what.  1: an unexpected error.  130: Ctrl-C.  141: the
+    reader of the output has gone.
+
+    Args:
+        debug: print the traceback as well.
+        args: the command line.
+    """
+    status = Status()
+    try:
+        yield status
+    except BrokenPipeError:
+        status.code = 141
+        discard_output()
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        status.code = _INTERRUPTED
+        print("diffusion_pl: interrupted", file=sys.stderr)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        let_the_first_speak()
+        where = f"{place()}: " if place() else ""
+        status.code, text = told(error, args)
+        text = re.sub(r"\S{300,}", lambda word: f"{word[0][:100]}…", text)  # a value that nobody wants to read
+        print(f"diffusion_pl: error: {where}{text}", file=sys.stderr)
+
+
+def told(error: Exception, args: Sequence[str]) -> tuple[int, str]:
+    """Exit status and line of an error.
+
+    Args:
+        error: any.
+        args: the command line.
+    """
+    name, text = type(error).__name__, str(error)
+    if name == "MisconfigurationException" and "could not find the monitored key" in text:
+        return 2, _monitor(text)
+    if isinstance(error, EXPECTED) or name in _REFUSALS:
+        return 2, explain(error, args)
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
+        size = text.partition("Tried to allocate ")[2].split(". ")[0]
+        of = f" (for another {size})" if size else ""
+        return 2, f"out of memory{of}. Fix: a smaller --data.batch_size or network, or --trainer.precision bf16-mixed"
+    if isinstance(error, ImportError):
+        return 2, f"a package is missing or broken: {explain(error)}"
+    if isinstance(error, RuntimeError) and "arly stopping conditioned on metric" in text:
+        return 2, _monitor(text)
+    text = " ".join(text.split())
+    text = f": {text[:300]}" if text else ""
+    hint = "run with --debug for the traceback, and report it"
+    return _UNEXPECTED, f"unexpected error: {name}{text} (at {_origin(error)}); {hint}"
+
+
+def _monitor(text: str) -> str:
+    """Lightning's messages about a metric that nobody logs, of EarlyStopping and of ModelCheckpoint."""
+    callback = "ModelCheckpoint" if "ModelCheckpoint" in text else "EarlyStopping"
+    metric = re.search(r"[`'](?:\w+\(monitor=')?([\w./@-]+)", text.replace("`ModelCheckpoint`", ""))
+    listed = re.split(r"following: |returned metrics: ", text)[-1].partition("]")[0]
+    known = [name for name in re.findall(r"[`']([^`',]+)[`']", listed) if "_t0" not in name]
+    name = metric[1] if metric else "of this name"
+    remedy = f"choose one of {', '.join(known)}" if known else "none has been logged yet"
+    return f"trainer.callbacks: {callback}: there is no metric {name} to monitor; {remedy}"
+
+
+def _origin(error: BaseException) -> str:
+    """module:line of the last of our functions on the way to an error; of the last function if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_ROOT)]
+    ours = [frame for frame in ours if Path(frame.filename).name not in ("__main__.py", "console.py")]
+    if not frames:
+        return "an unknown place"
+    frame = (ours or frames)[-1]
+    path = Path(frame.filename)
+    return f"{path.relative_to(_ROOT.parent) if ours else path.name}:{frame.lineno}"
+
+
+def quiet() -> None:
+    """Silence what the libraries say about themselves; warnings about the run stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*`weights_only` was not set.*")

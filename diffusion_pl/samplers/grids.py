@@ -1,0 +1,253 @@
+"""Sampling grids: the N times t_1 > … > t_N ≥ 0 that a sampler visits.
+
+N points are N − 1 transitions and one last denoising at t_N.  On DDPM's grid i/N that is its last step (posterior
+variance 0), on EDM's grid its last Euler step (to σ = 0): no step is special, and σ > 0 at every point.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..schedules import Schedule
+
+MOST_STEPS = 1_000_000
+
+
+class Grid(ABC):
+    """Subclasses define `times`."""
+
+    @abstractmethod
+    def times(self, schedule: Schedule) -> Tensor:
+        """(N,) decreasing times in float64 on the CPU."""
+
+    def with_steps(self, steps: int) -> "Grid":
+        """The same range with another number of points.
+
+        Raises:
+            ValueError: a grid cannot have so many, or its points are given one by one.
+        """
+        raise ValueError(f"{type(self).__name__} has a fixed number of points: choose another grid to set steps")
+
+    def __call__(self, schedule: Schedule) -> Tensor:
+        t = self.times(schedule)
+        if not (bool((t[1:] < t[:-1]).all()) and t[-1] >= 0 and t[0] <= 1):
+            raise ValueError(f"{type(self).__name__}: times must fall strictly within [0, 1], got {t.tolist()}")
+        if t[-1] == 0 and not schedule(t[-1]).sigma > 0:  # EDM's process has σ(0) = σ_min, most have none
+            raise ValueError(f"{type(self).__name__}: σ must be positive at the last time, got t=0 with σ=0")
+        return t
+
+
+class UniformGrid(Grid):
+    """N times, equally spaced: i/N for i = N … 1, or from t_max down to t_min where these are given.
+
+    Args:
+        steps: N, the number of network evaluations of a first-order sampler.
+        t_max: first time.
+        t_min: last time; 0 for processes with σ(0) > 0; None: t_max/N, also with another number of points.
+    """
+
+    def __init__(self, steps: int, t_max: float = 1.0, t_min: float | None = None) -> None:
+        _check_steps(steps)
+        _check_range(t_max, t_min, zero=True)
+        self.steps, self.t_max, self.t_min = steps, t_max, t_max / steps if t_min is None else t_min
+        self._open = t_min is None
+
+    def with_steps(self, steps: int) -> "UniformGrid":
+        return UniformGrid(steps, self.t_max, None if self._open or steps == 1 else self.t_min)
+
+    def times(self, schedule: Schedule) -> Tensor:
+        return torch.linspace(self.t_max, self.t_min, self.steps, dtype=torch.float64)
+
+
+def few_steps(grid: Grid, schedule: Schedule, steps: int, evaluations: int) -> UniformGrid:
+    """The grid that suits any process and sampler when steps are few.
+
+    Every evaluation, the last denoising included, has an equal share of t: t_n = t_1/(1 + (n − 1) evaluations), that is
+    i/n for one evaluation a step ("trailing").  benchmarks/RESULTS.md compares it with equal steps in λ and in σ^{1/7}.
+
+    Args:
+        grid: its first time is kept, but where λ = −∞, with which multistep samplers can do little: there 0.999 of it.
+        schedule: of the process.
+        steps: n, number of grid points.
+        evaluations: of the sampler in one step.
+    """
+    first = grid(schedule)[0]
+    start = float(first if schedule(first).logsnr.isfinite() else 0.999 * first)
+    return UniformGrid(steps, start, start / (1 + (steps - 1) * evaluations) if steps > 1 else None)
+
+
+def same_ends(grid: Grid, schedule: Schedule, steps: int) -> UniformGrid:
+    """`steps` equally spaced times between the first and the last of another grid."""
+    first, last = grid(schedule)[[0, -1]].tolist()
+    return UniformGrid(steps, first, last if steps > 1 and last < first else None)
+
+
+class LogSNRGrid(Grid):
+    """N times equally spaced in λ.
+
+    Reference: Lu et al., "DPM-Solver", arXiv 2206.00927, Sec. 3.4.
+
+    Args:
+        steps: N.
+        t_max: first time.  Processes with α(1) = 0 need t_max < 1, since λ(1) = −∞.
+        t_min: last time.
+    """
+
+    def __init__(self, steps: int, t_max: float = 1.0, t_min: float = 1e-3) -> None:
+        _check_steps(steps)
+        _check_range(t_max, t_min)
+        self.steps, self.t_max, self.t_min = steps, t_max, t_min
+
+    def with_steps(self, steps: int) -> "LogSNRGrid":
+        return LogSNRGrid(steps, self.t_max, self.t_min)
+
+    def times(self, schedule: Schedule) -> Tensor:
+        start, end = schedule(torch.tensor([self.t_max, self.t_min], dtype=torch.float64)).logsnr.tolist()
+        if not start > -float("inf"):
+            raise ValueError(f"LogSNRGrid: the log-SNR at t_max={self.t_max} is -inf; choose t_max < 1")
+        t = schedule.time(torch.linspace(start, end, self.steps, dtype=torch.float64))
+        t[0] = self.t_max  # exact ends
+        if self.steps > 1:
+            t[-1] = self.t_min
+        return t
+
+
+class KarrasGrid(Grid):
+    """N times at which (σ/α)^{1/ρ} is equally spaced from sigma_max to sigma_min.
+
+    Reference: Karras et al., arXiv 2206.00364, Eq. 5.
+
+    Args:
+        steps: N.
+        sigma_min: last σ/α.
+        sigma_max: first σ/α.
+        rho: how much the steps crowd at low noise.
+    """
+
+    def __init__(self, steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
+        _check_steps(steps)
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(f"need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
+        if not 0.1 <= rho <= 100:  # beyond, the powers overflow
+            raise ValueError(f"rho must be in [0.1, 100], got {rho}")
+        self.steps, self.sigma_min, self.sigma_max, self.rho = steps, sigma_min, sigma_max, rho
+
+    def with_steps(self, steps: int) -> "KarrasGrid":
+        return KarrasGrid(steps, self.sigma_min, self.sigma_max, self.rho)
+
+    def times(self, schedule: Schedule) -> Tensor:
+        ends = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        root = torch.linspace(*ends, self.steps, dtype=torch.float64)
+        return schedule.time(-2 * self.rho * torch.log(root))
+
+
+class RespacedGrid(Grid):
+    """A subset of a table's N points, both ends kept: i = 1 + round((N − 1) u^power) at equally spaced u.
+
+    Reference: Nichol & Dhariwal, arXiv 2102.09672, Sec. 4 (power 1); Song et al., arXiv 2010.02502, App. D.2 (power 2).
+
+    Args:
+        length: N, steps of the table.
+        steps: points kept.
+        power: 1 spaces them evenly, 2 quadratically (more at low noise).
+    """
+
+    def __init__(self, length: int, steps: int, power: float = 1.0) -> None:
+        _check_subset(length, steps)
+        if not 1 <= power < math.inf:
+            raise ValueError(f"power must be at least 1, got {power}")
+        self.length, self.steps, self.power = length, steps, power
+
+    def with_steps(self, steps: int) -> "RespacedGrid":
+        return RespacedGrid(self.length, steps, self.power)
+
+    def times(self, schedule: Schedule) -> Tensor:
+        u = torch.linspace(1, 0, self.steps, dtype=torch.float64)
+        index = 1 + torch.round((self.length - 1) * u**self.power)
+        for k in reversed(range(self.steps - 1)):  # rounding may merge the low end: push the earlier points up
+            index[k] = torch.maximum(index[k], index[k + 1] + 1)
+        return index / self.length
+
+
+class TrailingGrid(Grid):
+    """A subset of a table's N points: i = round(N k/n), k = n … 1.  Ends at N, as zero-terminal-SNR models need.
+
+    Reference: Lin et al., arXiv 2305.08891, Table 2.
+
+    Args:
+        length: N, steps of the table.
+        steps: n, points kept.
+    """
+
+    def __init__(self, length: int, steps: int) -> None:
+        _check_subset(length, steps)
+        self.length, self.steps = length, steps
+
+    def with_steps(self, steps: int) -> "TrailingGrid":
+        return TrailingGrid(self.length, steps)
+
+    def times(self, schedule: Schedule) -> Tensor:
+        k = torch.arange(self.steps, 0, -1, dtype=torch.float64)
+        return torch.round(self.length * k / self.steps) / self.length
+
+
+class LeadingGrid(Grid):
+    """A subset of a table's N points: i = ⌊N/n⌋ k + offset + 1, k = n − 1 … 0.  Begins below N unless n = N.
+
+    Reference: Lin et al., arXiv 2305.08891, Table 2 ("leading"), the default of diffusers.
+
+    Args:
+        length: N, steps of the table.
+        steps: n, points kept.
+        offset: added to every index, `steps_offset` of diffusers.
+    """
+
+    def __init__(self, length: int, steps: int, offset: int = 0) -> None:
+        _check_subset(length, steps)
+        if not 0 <= offset <= length - 1 - length // steps * (steps - 1):
+            raise ValueError(f"offset must leave {steps} points within a table of {length}, got {offset}")
+        self.length, self.steps, self.offset = length, steps, offset
+
+    def with_steps(self, steps: int) -> "LeadingGrid":
+        return LeadingGrid(self.length, steps, self.offset)
+
+    def times(self, schedule: Schedule) -> Tensor:
+        k = torch.arange(self.steps - 1, -1, -1, dtype=torch.float64)
+        return (self.length // self.steps * k + self.offset + 1) / self.length
+
+
+class ExplicitGrid(Grid):
+    """The given times.
+
+    Args:
+        t: decreasing, within (0, 1].
+    """
+
+    def __init__(self, t: Sequence[float]) -> None:
+        if len(t) == 0:
+            raise ValueError("ExplicitGrid needs at least one time, got none")
+        self.t = list(t)
+
+    def times(self, schedule: Schedule) -> Tensor:
+        return torch.tensor(self.t, dtype=torch.float64)
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a sampling grid needs at least one step, got steps={steps}")
+    if steps > MOST_STEPS:
+        raise ValueError(f"a sampling grid can have at most {MOST_STEPS:,} steps, got steps={steps}")
+
+
+def _check_range(t_max: float, t_min: float | None, zero: bool = False) -> None:
+    if not 0 < t_max <= 1 or (t_min is not None and not (0 < t_min < t_max or (zero and t_min == 0))):
+        raise ValueError(f"need 0 {'<=' if zero else '<'} t_min < t_max <= 1, got t_min={t_min}, t_max={t_max}")
+
+
+def _check_subset(length: int, steps: int) -> None:
+    _check_steps(steps)
+    if steps > length:
+        raise ValueError(f"cannot keep {steps} points of a table of {length}")

@@ -1,0 +1,110 @@
+"""A classifier of noisy data, log p(y | x_t), for classifier guidance."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from ..denoisers import NoiseInput, ScaledTime, check_time
+from ..losses import Losses, TimeSampler
+from ..metrics import BinnedMean
+from ..runtime.bounds import build
+from ..schedules import Schedule
+from .base import VAL_BINS, Batch, Shape, Trainable, build_network
+from .lr_schedulers import SchedulerFactory
+
+
+class NoisyClassifier(Trainable):
+    """p(y | x_t) = softmax(network(x_t/√(α² + σ²), c_noise)), trained by cross-entropy at noise levels of all kinds.
+
+    Reference: Song et al., arXiv 2011.13456, App. I; Dhariwal & Nichol, arXiv 2105.05233, Sec. 4.
+
+    Args:
+        network: makes the network from the shape of one example and the number of classes; forward(x: (B, *), c_noise:
+            (B,)) -> logits: (B, classes).  Such as diffusion_pl.networks.UNetEncoder.
+        schedule: forward process, that of the diffusion model to be guided.
+        times: law of t.
+        optimizer: of the network's parameters.
+        lr_scheduler: see DiffusionModule.
+        noise_input: how the network is told the noise level; None: t itself.
+        shape: of one example, without the batch axis; the command line takes it from the data.
+        classes: of the label; the command line takes it from the data.
+    """
+
+    def __init__(
+        self,
+        network: Callable[[Shape, int], nn.Module],
+        schedule: Schedule,
+        times: TimeSampler,
+        optimizer: Callable[[Any], Optimizer],
+        lr_scheduler: SchedulerFactory | None = None,
+        noise_input: NoiseInput | None = None,
+        shape: Shape = (2,),
+        classes: int | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler)
+        if classes is None:
+            raise ValueError("NoisyClassifier: the data have no labels: give data.init_args.conditional true")
+        self.shape, self.classes = tuple(shape), classes
+        self.classifier = build(partial(build_network, network, self.shape, classes))
+        self.schedule, self.times = schedule, times
+        self.noise_input = ScaledTime() if noise_input is None else noise_input
+        self.val_accuracy = BinnedMean(VAL_BINS)
+
+    @property
+    def network(self) -> nn.Module:
+        return self.classifier
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Logits: (B, classes).
+
+        Args:
+            x_t: (B, *).
+            t: () or (B, 1, …, 1).
+        """
+        check_time(x_t, t)
+        kernel = self.schedule(t)
+        c_in = torch.rsqrt(kernel.alpha.square() + kernel.sigma.square())
+        c_noise = self.noise_input(kernel, t).reshape(-1).expand(len(x_t)).to(x_t.device, torch.float32)
+        logits: Tensor = self.classifier((c_in * x_t).float(), c_noise)
+        return logits
+
+    def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
+        loss, _, t = self._judge(batch, generator)
+        return Losses(loss, t)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, right, _ = self._judge(batch, None)
+        self.log_step(train_loss=loss.mean(), train_accuracy=right.mean())
+        return loss.mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if len(batch["x"]):  # else it is another process's turn
+            loss, right, t = self._judge(batch, self.validation_noise(batch_idx))
+            self.val_loss.update(loss, t)
+            self.val_accuracy.update(right, t)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_bins("val_loss", self.val_loss)
+        self.log_bins("val_accuracy", self.val_accuracy)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_bins("test_loss", self.val_loss)
+        self.log_bins("test_accuracy", self.val_accuracy)
+
+    def _judge(self, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy in nats, whether the likeliest label is right, and t: (B,) each."""
+        x_0, label = batch["x"], batch["label"]
+        t, importance = self.times(self.schedule, x_0, generator)
+        eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
+        kernel = self.schedule(t)
+        logits = self(kernel.alpha * x_0 + kernel.sigma * eps, t).float()
+        weight = importance.flatten() if isinstance(importance, Tensor) else importance
+        return weight * cross_entropy(logits, label, reduction="none"), (logits.argmax(1) == label).float(), t.flatten()
