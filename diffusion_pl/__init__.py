@@ -3,7 +3,8 @@
 The theory in six lines, where each symbol lives:
 
     schedules/                       q(x_t | x_0) = N(α x_0, σ² I);  a schedule is ONE function
-                                     t ∈ [0,1] ↦ (α, σ, α', σ'),  λ = 2 log(α/σ);  SDE drift f = α'/α,  noise g² = 2σ(σ' − fσ) = −σ²λ'
+                                     t ∈ [0,1] ↦ (α, σ, α', σ'),  λ = 2 log(α/σ);
+                                     SDE drift f = α'/α,  noise g² = 2σ(σ' − fσ) = −σ²λ'
     samplers/                        ODE velocity  E[dx/dt | x_t] = α' x̂_0 + σ' ε̂,  so  dx = x̂_0 dα + ε̂ dσ
     denoisers/parameterizations.py   network output  F = p x_0 + q ε  →  x̂_0 = (q x_t − σF)/d,  ε̂ = (αF − p x_t)/d,
                                      d = αq − σp
