@@ -27,15 +27,14 @@ from lightning.pytorch.strategies import (
 
 from .callbacks import EMA, Description, Doctor, Guard, RunCard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
 from .callbacks.measurement import judge_fresh_values
-from .callbacks.sample_writer import done, gathered
-from .checkpoints.io import AtomicCheckpointIO
+from .callbacks.sample_writer import done, gathered, not_finite_error
+from .checkpoints.io import AtomicCheckpointIO, sha256_of
 from .checkpoints.loading import link_data
 from .checks import Finding
 from .data import DataModule
 from .denoisers import guidance  # noqa: F401  short names
 from .evaluation import Band, check_names
 from .runtime.config_files import OPTIONAL, SUFFIXES, check_files, config_files
-from .runtime.drawing import fingerprint, not_finite_error
 from .runtime.errors import EXPECTED
 from .runtime.limits import check
 from .runtime.loggers import custom, make_logger
@@ -196,7 +195,7 @@ class DiffusionCLI(LightningCLI):
     def _predict(self) -> None:
         """Draw samples into the run's folder; what an interrupted call has drawn is not drawn again."""
         path = self.config[self.subcommand].ckpt_path
-        call = {"checkpoint": path, "sha256": fingerprint(Path(path)), "seed": self.model.sample_seed}
+        call = {"checkpoint": path, "sha256": sha256_of(Path(path)), "seed": self.model.sample_seed}
         leader = not place() and not self._run.inherited
         remedy = "move it away, or use the command sample with --output"
         with OutputFolder(self.folder / "samples", call, leader=leader, remedy=remedy) as output:

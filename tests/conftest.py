@@ -42,6 +42,7 @@ FLOORS: dict[str, float] = {
     "samplers": 4,
     "likelihood": 4,
     "losses": 4.1,
+    "pipeline": 4.2,
     # What needs nothing of the package: files, bounds, processes, signals.
     "runtime.bounds": 4.5,
     "runtime.reading": 4.5,
@@ -52,7 +53,6 @@ FLOORS: dict[str, float] = {
     "checks": 6,
     "runtime": 6.2,
     "checkpoints.loading": 6.3,
-    "runtime.drawing": 6.4,
     "evaluation": 6.5,
     "interop": 6.55,
     "callbacks": 6.6,

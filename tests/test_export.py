@@ -13,10 +13,10 @@ from pictures_model import fit_digits
 from shell import cli, fit, no_files_change
 
 from diffusion_pl.checkpoints.io import io as checkpoints
+from diffusion_pl.checkpoints.io import sha256_of
 from diffusion_pl.checkpoints.loading import load, rebuild
 from diffusion_pl.interop.graphs import example
 from diffusion_pl.interop.model_card import model_card
-from diffusion_pl.runtime.drawing import fingerprint
 
 TARGETS = ("safetensors", "onnx", "torch_export")
 
@@ -44,7 +44,7 @@ def out(folder: Path, digits: Path) -> dict[str, Path]:
 
 
 def figures(ckpt_path: Path, **model: Any) -> dict[str, Any]:
-    judged = {"sha256": fingerprint(ckpt_path), "weights": "ema0.999", "sampler": {"class": "DDIM"}, "nfe": 4} | model
+    judged = {"sha256": sha256_of(ckpt_path), "weights": "ema0.999", "sampler": {"class": "DDIM"}, "nfe": 4} | model
     fid = {
         "value": 12.3456,
         "std": 0.5,
@@ -131,7 +131,7 @@ def test_the_card_says_what_is_known_and_nothing_else(folder: Path, digits: Path
     card = json.loads((folder / "runs/digits/card.json").read_text())
     for fact in (
         "A diffusion model of Digits (1x8x8, 10 classes): the average of the weights of decay 0.999",
-        fingerprint(folder / digits),
+        sha256_of(folder / digits),
         card["data"]["sha256"]["x"],
         "20 steps",
         "640 examples seen",

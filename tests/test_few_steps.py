@@ -13,11 +13,11 @@ import diffusers
 import pytest
 import torch
 from conftest import array
+from diffusion_pl.runtime.drawing import choose_sampler, steps_hint
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from diffusion_pl.denoisers import Denoiser, Prediction, empirical
-from diffusion_pl.runtime.drawing import choose_sampler, steps_hint
 from diffusion_pl.samplers import (
     DDIM,
     DEIS,

@@ -242,10 +242,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def verified(run: Path, figures: dict[str, Any], other: bool = False) -> Any:
-    from diffusion_pl.runtime.drawing import fingerprint
+    from diffusion_pl.checkpoints.io import sha256_of
 
     for made in figures.values():
-        made["model"]["sha256"] = "0" * 64 if other else fingerprint(run / "checkpoints" / "last.ckpt")
+        made["model"]["sha256"] = "0" * 64 if other else sha256_of(run / "checkpoints" / "last.ckpt")
     (run / "evaluation").mkdir(exist_ok=True)
     (run / "evaluation" / "evaluation.json").write_text(json.dumps({"version": "0", "figures": figures}))
     return cli(run.parent.parent, "verify", "runs/run")

@@ -11,8 +11,8 @@ from pictures_model import fit_classifier, fit_digits
 from PIL import Image
 from shell import cli, no_files_change, start
 
+from diffusion_pl.checkpoints.io import sha256_of
 from diffusion_pl.checkpoints.loading import load
-from diffusion_pl.runtime import drawing
 from diffusion_pl.runtime.output_folder import UNFINISHED
 
 CKPT = Path("runs/digits/checkpoints/last.ckpt")
@@ -59,7 +59,7 @@ def test_the_note_says_how_they_were_made(folder: Path) -> None:
         "cond": {"label": 7},
         "num_samples": 64,
     }
-    assert note["sha256"] == drawing.fingerprint(folder / CKPT)
+    assert note["sha256"] == sha256_of(folder / CKPT)
     assert note["weights"] == "ema0.999"
 
 

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from torch import Tensor
 
 from .. import __version__
+from ..conditions import Conditions, label
 from ..data import DataModule
+from ..pipeline import Pipeline
 from ..runtime.bounds import check_plain, limited
 from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
@@ -29,7 +32,16 @@ TRUST = "DIFFUSION_PL_TRUST"
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
 
 
-def load(
+def load_pipeline(
+    path: str | Path, weights: str = "ema", data: Mapping[str, Any] | None = None
+) -> tuple[Pipeline, DataModule]:
+    """What draws samples of a checkpoint, and the data that it was trained on; see `load_model`."""
+    model, dataset = load_model(path, weights, data)
+    pipeline = model.live_pipeline(dataset, model.weights_name)
+    return replace(pipeline, sha256=model.sha256), dataset
+
+
+def load_model(
     path: str | Path, weights: str = "ema", data: Mapping[str, Any] | None = None
 ) -> tuple[DiffusionModule, DataModule]:
     """Model and data of a checkpoint, rebuilt from the configuration inside it.
@@ -38,7 +50,7 @@ def load(
     unless `data` says ``download: true``.
 
     Args:
-        path: a checkpoint that `fit` wrote.
+        path: a checkpoint that `fit` wrote, or the folder of a run: its newest good one.
         weights: "ema" (the first average; the raw weights where there is none), "raw", or "ema:0.999" for one of
             several.
         data: options of the data that take the place of the checkpoint's, such as ``{"path": "images"}``.
@@ -60,8 +72,8 @@ def diffusion_model(model: Trainable, path: str | Path) -> DiffusionModule:
     return model
 
 
-def load_classifier(path: str | Path) -> tuple[NoisyClassifier, list[str] | None]:
-    """The classifier of a checkpoint, with its first average, or its raw weights if it has none; names of classes."""
+def load_classifier(path: str | Path) -> tuple[NoisyClassifier, Conditions]:
+    """The classifier of a checkpoint, with its first average, or its raw weights if it has none; and its label."""
     checkpoint, sha256 = read_hashed(path)
     averages = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadows", {})
     model, data = from_content(checkpoint, path, "ema" if averages else "raw")
@@ -70,7 +82,7 @@ def load_classifier(path: str | Path) -> tuple[NoisyClassifier, list[str] | None
             f"{path} is a {type(model).__name__}, not a classifier: train one as configs/digits/classifier.yaml"
         )
     model.sha256 = sha256
-    return model, data.class_names
+    return model, {"label": label(model.classes, data.class_names)}
 
 
 def from_content(
@@ -116,8 +128,6 @@ def from_content(
             f"the {model.weights_name} weights of {path} are not finite ({wrong}): the training diverged. Fix: use an "
             "earlier checkpoint"
         )
-    if isinstance(model, DiffusionModule):
-        model.class_counts = data.class_counts
     return model.eval(), data
 
 

@@ -18,8 +18,8 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> None:
         run: Folder of the run, such as runs/digits-vp.
         evaluation: evaluation.json of the run, one or more; None: RUN/evaluation/evaluation.json.
     """
+    from ..checkpoints.io import sha256_of
     from ..evaluation import Band, error_of, incomparable, read_figures
-    from ..runtime.drawing import fingerprint
     from ..runtime.run_card import read_card
     from ..runtime.run_folder import was_killed
 
@@ -32,7 +32,7 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> None:
     lacking = next((file for file in files if not file.is_file()), None)
     if lacking is not None:
         raise FileNotFoundError(f"no evaluation at {lacking}: make one with {how} {_options(expected)}")
-    checkpoints = {fingerprint(path) for path in sorted((run / "checkpoints").rglob("*.ckpt"))}
+    checkpoints = {sha256_of(path) for path in sorted((run / "checkpoints").rglob("*.ckpt"))}
     figures = {name: figure for file in files for name, figure in read_figures(file).items()}
 
     bad = []

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..data import DataModule
 from ..likelihood import ChainBound, ContinuousBound, FlowLikelihood, bits_per_dim, dequantized, width
+from ..pipeline import Pipeline
 from ..tensors import SampleNoise, mix
-from ..training import DiffusionModule
 
 
 class Block(NamedTuple):
@@ -26,15 +26,15 @@ class Block(NamedTuple):
     cond: dict[str, Tensor]
 
 
-def block_of(model: DiffusionModule, data: DataModule, split: str, number: int) -> Block:
+def block_of(pipeline: Pipeline, data: DataModule, split: str, number: int) -> Block:
     """The examples of one block of a split."""
-    source, size = data.part(split), model.block
+    source, size = data.part(split), pipeline.block
     numbers = range(number * size, (number + 1) * size)
     # Read without repeats, as files are, and filled up then.
     there = torch.arange(numbers.start, min(numbers.stop, len(source)))
     batch = data.on_after_batch_transfer(source.__getitems__(there), 0)
     fill = torch.arange(size).clamp(max=len(there) - 1)
-    full = {name: value[fill].to(model.device) for name, value in batch.items()}
+    full = {name: value[fill].to(pipeline.device) for name, value in batch.items()}
     return Block(numbers, full.pop("x"), full)
 
 
@@ -57,7 +57,7 @@ class Surprise(NamedTuple):
 
 
 def surprise(
-    model: DiffusionModule,
+    pipeline: Pipeline,
     data: DataModule,
     rule: FlowLikelihood,
     block: Block,
@@ -76,7 +76,7 @@ def surprise(
         for k in range(dequantizations):
             noise = SampleNoise(mix(seed, repeat, k), numbers)
             point = x.double() if delta is None else dequantized(x, delta, noise)
-            density = rule(model.guided(), point, noise, **cond)
+            density = rule(pipeline.guided, point, noise, **cond)
             densities.append(density.log_p.cpu())
             spent += density.nfe.cpu()
         log_p = torch.stack(densities).logsumexp(0) - math.log(dequantizations)
@@ -87,14 +87,15 @@ def surprise(
 class Rows(LightningModule, ABC):
     """Makes a row of numbers of each example, {"block": (K,)} -> {"index": (N,), "x": (N, columns)} in `predict`."""
 
-    def __init__(self, model: DiffusionModule, data: DataModule, split: str) -> None:
+    def __init__(self, pipeline: Pipeline, data: DataModule, split: str) -> None:
         super().__init__()
-        self.model, self.data, self.split = model, data, split
+        self.pipeline, self.data, self.split = pipeline, data, split
+        self.guided = pipeline.guided  # so that Lightning moves it
 
     @property
     def block(self) -> int:
         """How many examples at a time."""
-        return self.model.block
+        return self.pipeline.block
 
     @abstractmethod
     def rows(self, block: Block) -> Tensor:
@@ -103,7 +104,7 @@ class Rows(LightningModule, ABC):
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         if not len(batch["block"]):
             return {}
-        blocks = [block_of(self.model, self.data, self.split, k) for k in batch["block"].tolist()]
+        blocks = [block_of(self.pipeline, self.data, self.split, k) for k in batch["block"].tolist()]
         index = torch.cat([torch.tensor(block.numbers) for block in blocks])
         return {"index": index, "x": torch.cat([self.rows(block).cpu() for block in blocks]), "nfe": 0}
 
@@ -111,14 +112,12 @@ class Rows(LightningModule, ABC):
 class LikelihoodRows(Rows):
     """Of each example the values of `surprise`, then the evaluations it took."""
 
-    def __init__(
-        self, model: DiffusionModule, data: DataModule, split: str, rule: FlowLikelihood, **options: int
-    ) -> None:
-        super().__init__(model, data, split)
+    def __init__(self, pipeline: Pipeline, data: DataModule, split: str, rule: FlowLikelihood, **options: int) -> None:
+        super().__init__(pipeline, data, split)
         self.rule, self.options = rule, options
 
     def rows(self, block: Block) -> Tensor:
-        found = surprise(self.model, self.data, self.rule, block, **self.options)
+        found = surprise(self.pipeline, self.data, self.rule, block, **self.options)
         return torch.cat((found.values, found.nfe[:, None].double()), 1)
 
 
@@ -126,16 +125,16 @@ class BoundRows(Rows):
     """Of each example prior and decoder, then the terms of the diffusion, per dimension in the unit of the data."""
 
     def __init__(
-        self, model: DiffusionModule, data: DataModule, split: str, rule: ChainBound | ContinuousBound, seed: int
+        self, pipeline: Pipeline, data: DataModule, split: str, rule: ChainBound | ContinuousBound, seed: int
     ) -> None:
-        super().__init__(model, data, split)
+        super().__init__(pipeline, data, split)
         self.rule, self.seed = rule, seed
 
     def rows(self, block: Block) -> Tensor:
         numbers, x, cond = block
         scale = 1 / math.prod(self.data.shape) / (1 if self.data.levels is None else math.log(2))
         noise = SampleNoise(mix(self.seed, 1), numbers)
-        found = self.rule(self.model.guided(), x.double(), noise, self.data.levels, **cond)
+        found = self.rule(self.pipeline.guided, x.double(), noise, self.data.levels, **cond)
         return torch.cat((found.prior[:, None], found.decoder[:, None], found.terms.T), 1).double() * scale
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import error_of, read_figures
-from ..runtime.drawing import describe
+from ..pipeline import Pipeline
+from ..runtime.provenance import describe
 from ..runtime.run_card import CARD, read_card
-from ..training import DiffusionModule
 from . import to_diffusers
+from .keys import classes_of, network_of
 
 TAGS = {
     "diffusers": ["diffusers", "unconditional-image-generation"],
@@ -57,7 +58,7 @@ from diffusion_pl.checkpoints.loading import rebuild
 config = json.loads(Path("config.json").read_text(encoding="utf-8"))
 model, data = rebuild(config, config["data_state"])
 model.network.load_state_dict(load_file("model.safetensors"))
-samples = data.decode(model.eval().sample(range(4)).x_0)
+samples = model.eval().live_pipeline(data)(4)
 ```"""
 _ONNX = """```python
 import numpy as np
@@ -126,7 +127,7 @@ def find_figures(ckpt_path: Path, sha256: str, given: Path | None) -> dict[str, 
 
 def model_card(
     kind: str,
-    model: DiffusionModule,
+    pipeline: Pipeline,
     description: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
     sha256: str,
@@ -138,7 +139,7 @@ def model_card(
 
     Args:
         kind: of the export.
-        model: with the exported weights.
+        pipeline: with the exported weights.
         description: configuration of model and data, from the checkpoint.
         checkpoint: where it comes from: name, steps.
         sha256: of the checkpoint.
@@ -151,30 +152,30 @@ def model_card(
     head += [f"license: {_scalar(licence)}"] if licence else []
     head += ["tags:", *(f"- {tag}" for tag in dict.fromkeys(("diffusion", "diffusion_pl", *TAGS[kind])))]
     head += ["datasets:", f"- {HUB[data]}"] if data in HUB else []
-    shape = "x".join(map(str, model.shape))
-    parameters = sum(p.numel() for p in model.network.parameters())
+    shape = "x".join(map(str, pipeline.shape))
+    parameters = sum(p.numel() for p in network_of(pipeline).network.parameters())
     config = description["model"]
     parts = {name: _name(config[name]) for name in ("network", "schedule", "parameterization", "sampler")}
-    classes = "unconditional" if model.classes is None else f"{model.classes} classes"
+    classes = "unconditional" if classes_of(pipeline) is None else f"{classes_of(pipeline)} classes"
     lines = ["---", *head, "---", "", f"# {parts['network']} of {data}, {shape}", ""]
     lines += [
-        f"A diffusion model of {data} ({shape}, {classes}): {_weights(model.weights_name)}, as {WRITTEN[kind]}.",
+        f"A diffusion model of {data} ({shape}, {classes}): {_weights(pipeline.weights)}, as {WRITTEN[kind]}.",
         "",
     ]
-    lines += ["## Use", "", _use(kind, model), ""]
+    lines += ["## Use", "", _use(kind, pipeline), ""]
     if kind in ("onnx", "torch_export"):
-        sides = ", ".join(map(str, model.shape))
-        label = "" if model.classes is None else ", `label` (B,), int64, −1 for any class"
+        sides = ", ".join(map(str, pipeline.shape))
+        label = "" if classes_of(pipeline) is None else ", `label` (B,), int64, −1 for any class"
         lines += [
             f"Inputs: `x_t` (B, {sides}), float32; `t` (B,), float32, from 0 (data) to 1 (noise){label}. Outputs: the "
             "estimates `x_0` of the data and `eps` of the noise, alpha x_0 + sigma eps = x_t.",
             "",
         ]
     lines += ["## Model", "", "| part | options |", "|---|---|"]
-    shown = {**config, "sampler": _spec(describe(model.sampler))}  # which may be another than that of the training
+    shown = {**config, "sampler": _spec(describe(pipeline.sampler))}  # which may be another than that of the training
     lines += [f"| {name} | {_told(shown[name])} |" for name in (*parts, "noise_input", "guidance") if shown.get(name)]
     lines += [f"| parameters | {parameters:,} |", ""]
-    lines += ["## Training", "", *_training(description, checkpoint, sha256, run, model.weights_name), ""]
+    lines += ["## Training", "", *_training(description, checkpoint, sha256, run, pipeline.weights), ""]
     if figures:
         lines += [
             "## Evaluation",
@@ -186,26 +187,25 @@ def model_card(
     return "\n".join(lines)
 
 
-def _use(kind: str, model: DiffusionModule) -> str:
-    shape = ", ".join(map(str, (4, *model.shape)))
+def _use(kind: str, pipeline: Pipeline) -> str:
+    shape = ", ".join(map(str, (4, *pipeline.shape)))
     if kind == "safetensors":
         return _SAFETENSORS
     if kind == "diffusers":
-        classes = model.classes
+        classes = classes_of(pipeline)
         if classes is None:
-            pipeline = to_diffusers.pipeline(model)
-            given = to_diffusers.call(model)
-            used = given if pipeline == "DDIMPipeline" else {"num_inference_steps": given["num_inference_steps"]}
-            arguments = ", ".join(f"{name}={value}" for name, value in used.items())
-            return _DIFFUSERS.format(pipeline=pipeline, call=arguments)
+            name, given = to_diffusers.pipeline_class(pipeline), to_diffusers.call(pipeline)
+            used = given if name == "DDIMPipeline" else {"num_inference_steps": given["num_inference_steps"]}
+            arguments = ", ".join(f"{key}={value}" for key, value in used.items())
+            return _DIFFUSERS.format(pipeline=name, call=arguments)
         return _CLASSES.format(shape=shape, last=classes - 1, classes=classes)
-    start = float(model.sampler.grid(model.schedule)[0])
-    units = "  # pictures in [-1, 1]" if len(model.shape) == 3 else ""
-    loop = _LOOP.format(prior=model.schedule.prior_std(start), shape=f"({shape})", units=units)
+    start = float(pipeline.sampler.grid(pipeline.schedule)[0])
+    units = "  # pictures in [-1, 1]" if len(pipeline.shape) == 3 else ""
+    loop = _LOOP.format(prior=pipeline.schedule.prior_std(start), shape=f"({shape})", units=units)
     if kind == "onnx":
-        label = ', "label": np.zeros(len(x_t), np.int64)' if model.classes is not None else ""
+        label = ', "label": np.zeros(len(x_t), np.int64)' if classes_of(pipeline) is not None else ""
         return _ONNX.format(label=label, loop=loop)
-    label = ", torch.zeros(len(x_t), dtype=torch.int64)" if model.classes is not None else ""
+    label = ", torch.zeros(len(x_t), dtype=torch.int64)" if classes_of(pipeline) is not None else ""
     return _PROGRAM.format(label=label, loop=loop)
 
 
