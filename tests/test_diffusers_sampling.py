@@ -38,7 +38,7 @@ def ours(model: DiffusionModule, x: Tensor, steps: int | None = None) -> Tensor:
     chosen = copy.copy(model.sampler)
     if steps is not None:
         chosen.grid = chosen.grid.with_steps(steps)
-    path = chosen(model.guided(), x, path=True).path
+    path = chosen(model.live_pipeline().guided, x, path=True).path
     assert path is not None
     return path.x
 
@@ -123,7 +123,7 @@ def test_default_samples_are_those_of_the_pipeline(tmp_path: Path, kind: str) ->
     def drawn(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator)
 
-    found = model.sampler(model.guided(), x, drawn).x_0
+    found = model.sampler(model.live_pipeline().guided, x, drawn).x_0
     close((found / 2 + 0.5).clamp(0, 1), images)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from shell import cli, no_files_change, start
 
 from diffusion_pl.checkpoints.io import sha256_of
-from diffusion_pl.checkpoints.loading import load
+from diffusion_pl.checkpoints.loading import load_model
 from diffusion_pl.runtime.output_folder import UNFINISHED
 
 CKPT = Path("runs/digits/checkpoints/last.ckpt")
@@ -64,7 +64,7 @@ def test_the_note_says_how_they_were_made(folder: Path) -> None:
 
 
 def test_samples_are_the_same_to_the_last_bit_whatever_the_batch_and_the_number(folder: Path) -> None:
-    model, _ = load(folder / CKPT)
+    model, _ = load_model(folder / CKPT)
     assert model.block == 64
     whole = drawn(folder, "whole", "--num_samples", 150)
     for k, (number, batch) in enumerate([(150, 1), (70, 64), (129, 1000), (3, 2)]):
@@ -88,7 +88,7 @@ def test_two_processes_draw_the_same_bits(folder: Path) -> None:
 
 def test_an_interrupted_call_goes_on_where_it_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = drawn(folder, "uncut", "--num_samples", 200)
-    model = type(load(folder / CKPT)[0])
+    model = type(load_model(folder / CKPT)[0])
     step, calls = model.predict_step, []
 
     def failing(self: Any, batch: Any, batch_idx: int) -> Any:
