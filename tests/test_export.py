@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from pictures_model import fit_digits
 from shell import cli, fit, no_files_change
 
+import diffusion_pl
 from diffusion_pl.checkpoints import io as checkpoints
 from diffusion_pl.checkpoints.io import sha256_of
 from diffusion_pl.checkpoints.loading import load_model, rebuild
@@ -61,7 +63,7 @@ def test_onnx_denoises_any_number_of_examples(folder: Path, digits: Path, out: d
 
     model, _ = load_model(folder / digits)
     session = onnxruntime.InferenceSession(out["onnx"] / "model.onnx", providers=["CPUExecutionProvider"])
-    x_t, t, label = example(model, batch)
+    x_t, t, label = example(model.live_pipeline(), batch)
     label[0] = -1  # any class
     found = session.run(["x_0", "eps"], {"x_t": x_t.numpy(), "t": t.numpy(), "label": label.numpy()})
     with torch.no_grad():
@@ -73,7 +75,7 @@ def test_onnx_denoises_any_number_of_examples(folder: Path, digits: Path, out: d
 @pytest.mark.parametrize("batch", [1, 5])
 def test_a_program_denoises_any_number(folder: Path, digits: Path, out: dict[str, Path], batch: int) -> None:
     model, _ = load_model(folder / digits)
-    x_t, t, label = example(model, batch)
+    x_t, t, label = example(model.live_pipeline(), batch)
     x_0, eps = torch.export.load(out["torch_export"] / "model.pt2").module()(x_t, t, label)
     with torch.no_grad():
         ours = model.denoiser(x_t, t.view(-1, 1, 1, 1), label=label)
@@ -172,7 +174,7 @@ def test_points_go_out_too(tmp_path: Path) -> None:
     done = cli(tmp_path, "export", "--ckpt_path", ckpt, "--to", "torch_export", "--output", "out")
     assert done.code == 0, done.err
     model, _ = load_model(ckpt)
-    x_t, t = example(model, 7)
+    x_t, t = example(model.live_pipeline(), 7)
     x_0, _ = torch.export.load(tmp_path / "out/model.pt2").module()(x_t, t)
     with torch.no_grad():
         ours = model.live_pipeline().guided(x_t, t.view(-1, 1)).x_0
@@ -199,7 +201,6 @@ def test_a_folder_that_is_not_empty_is_left_alone(folder: Path, digits: Path, tm
     ],
 )
 def test_a_card_tells_the_kind_of_average(folder: Path, digits: Path, name: str, told: str) -> None:
-    model, _ = load_model(folder / digits)
-    model.weights_name = name
+    pipeline = replace(diffusion_pl.load(folder / digits), weights=name)
     description = checkpoints.read(folder / digits)["diffusion_pl"]
-    assert f"{told}, as safetensors" in model_card("safetensors", model, description, {"name": "last.ckpt"}, "0")
+    assert f"{told}, as safetensors" in model_card("safetensors", pipeline, description, {"name": "last.ckpt"}, "0")

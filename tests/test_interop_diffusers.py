@@ -77,7 +77,9 @@ def test_a_step_of_its_sampler_is_theirs(tmp_path: Path, large: bool) -> None:
     scheduler.set_timesteps(50)
     clipped = 0.0
     for step in (49, 20, 1):
-        run = Run(model.live_pipeline().guided, lambda x: drawn, {}, torch.tensor([step + 1, step], dtype=torch.float64) / 50)
+        run = Run(
+            model.live_pipeline().guided, lambda x: drawn, {}, torch.tensor([step + 1, step], dtype=torch.float64) / 50
+        )
         t, s = torch.tensor([step + 1, step], dtype=torch.float64) / 50
         with torch.no_grad():
             ours, _ = model.sampler.step(run, x_t, t, s, None)
