@@ -8,13 +8,11 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonargparse._common
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from .. import __version__
@@ -22,8 +20,9 @@ from ..data import DataModule
 from ..runtime.bounds import check_plain, limited
 from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
+from ..runtime.upstream.jsonargparse import imports_only
 from ..training import DiffusionModule, NoisyClassifier, Trainable
-from .io import read_hashed
+from .io import checkpoint_at, read_hashed
 
 TRUST = "DIFFUSION_PL_TRUST"
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
@@ -87,7 +86,7 @@ def from_content(
     try:
         # Generously: some networks make parameters that they replace, and types differ in size.
         with limited(4 * len(state) + 100, sum(32 * tensor.numel() for tensor in state.values()) + 2**20):
-            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, Path(path))
+            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, checkpoint_at(path))
     except (ArgumentError, TypeError, KeyError, ImportError) as error:
         denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
         if denied:
@@ -162,7 +161,7 @@ def rebuild(
         ArgumentError: it holds what is no configuration, or names a class of a package that is not trusted.
         ValueError: the data have no such option.
     """
-    with _trusted_only():
+    with imports_only([*_TRUSTED, *_listed()]):
         return _rebuild(description, data_state, options or {}, path)
 
 
@@ -243,18 +242,6 @@ def _refusal(name: str) -> str:
         "which is neither diffusion_pl's nor of torch.nn or torch.optim, so it was not imported: if you trust it, set "
         f"{TRUST}={package} in the environment"
     )
-
-
-@contextmanager
-def _trusted_only() -> Iterator[None]:
-    """Within, jsonargparse looks up no other name, and none that is an alias of another one's (torch.nn.os.system)."""
-    settings = jsonargparse._common.parsing_settings  # set_parsing_settings adds only, it knows no way back
-    before = dict(settings)
-    try:
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_TRUSTED, *_listed()])
-        yield
-    finally:
-        settings.update(before)
 
 
 def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..denoisers import Denoiser, NetworkDenoiser, NoiseInput, Parameterization
 from ..losses import DenoisingLoss, Losses
 from ..runtime.bounds import build
+from ..runtime.upstream.torch import compile_modes
 from ..samplers import Sampler, Samples
 from ..schedules import Schedule
 from ..tensors import SampleNoise
@@ -73,9 +74,7 @@ class DiffusionModule(Trainable):
                 raise ValueError(f"channels_last is for pictures (C, H, W), not for data of shape {self.shape}")
             self.denoiser.network.to(memory_format=torch.channels_last)  # convolutions hand it on to what they make
         if compile:
-            from torch._inductor import list_mode_options
-
-            modes = list(list_mode_options())
+            modes = compile_modes()
             if isinstance(compile, str) and compile not in modes:
                 raise ValueError(f"model.compile must be true, false or one of {', '.join(modes)}, got {compile}")
             # In place: the names in the state dict stay.
@@ -152,7 +151,7 @@ class DiffusionModule(Trainable):
     @property
     def labels(self) -> list[int]:
         """The labels that samples get in turn: of the classes that there are training examples of, if that is known."""
-        counts = getattr(getattr(self._trainer, "datamodule", None), "class_counts", None) or self.class_counts
+        counts = getattr(getattr(self.attached, "datamodule", None), "class_counts", None) or self.class_counts
         if counts is None or len(counts) != self.classes:  # a classifier guides, which knows other classes
             return list(range(self.classes or 0))
         return [k for k, count in enumerate(counts) if count] or list(range(len(counts)))
