@@ -105,31 +105,33 @@ ALLOWED = {
 }
 
 
+#: Functions of Python whose second argument is the name of an attribute.
+BY_NAME = ("getattr", "setattr", "hasattr", "delattr")
+
+
 def private_names(tree: ast.Module) -> set[str]:
     """The private names that a module takes from elsewhere: attributes that it does not define, and imports."""
-    defined = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    defined |= {
-        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-        if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-    }  # fmt: skip
-    defined |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    found = set[str]()
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    classes = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+    owners = {"self", "cls", *classes}
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    defined |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    found, mine = set[str](), set[str]()
+    for node in nodes:
         if isinstance(node, ast.Attribute):
-            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", *defined)
-            found |= set() if own and node.attr in defined else {node.attr}
-        elif (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and node.value.isidentifier()
-            and node.value != "_"
-        ):
-            found |= {node.value}  # for getattr and setattr
+            own = isinstance(node.value, ast.Name) and node.value.id in owners
+            (mine if own else found).add(node.attr)
+            if own and isinstance(node.ctx, ast.Store):
+                defined.add(node.attr)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BY_NAME:
+            found |= {
+                arg.value for arg in node.args[1:2] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
+            }
         elif isinstance(node, ast.Import):
             found |= {part for alias in node.names for part in alias.name.split(".")}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
-    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+    return {name for name in found | (mine - defined) if name.startswith("_") and not name.startswith("__")}
 
 
 def test_the_reader_sees_every_kind_of_private_name() -> None:
