@@ -8,14 +8,12 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jsonargparse._common
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from .. import __version__
@@ -25,8 +23,9 @@ from ..pipeline import Pipeline
 from ..runtime.bounds import check_plain, limited
 from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
+from ..runtime.upstream.jsonargparse import imports_only
 from ..training import DiffusionModule, NoisyClassifier, Trainable
-from .io import read_hashed
+from .io import checkpoint_at, read_hashed
 
 TRUST = "DIFFUSION_PL_TRUST"
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
@@ -99,7 +98,7 @@ def from_content(
     try:
         # Generously: some networks make parameters that they replace, and types differ in size.
         with limited(4 * len(state) + 100, sum(32 * tensor.numel() for tensor in state.values()) + 2**20):
-            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, Path(path))
+            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, checkpoint_at(path))
     except (ArgumentError, TypeError, KeyError, ImportError) as error:
         denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
         if denied:
@@ -117,18 +116,31 @@ def from_content(
     except (ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is damaged: its configuration cannot be built ({reason})") from error
+    model.weights_name = fill(model, checkpoint, path, weights)
+    return model.eval(), data
+
+
+def fill(model: Trainable, checkpoint: dict[str, Any], path: str | Path, weights: str) -> str:
+    """Load a checkpoint's weights into a model of its configuration.
+
+    Returns:
+        The name of the weights.
+
+    Raises:
+        ValueError: they are not there, do not fit, or are not finite.
+    """
     model.on_load_checkpoint(checkpoint)
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
-        state, model.weights_name = select(checkpoint, weights, str(path))
+        state, name = select(checkpoint, weights, str(path))
         model.load_state_dict(state)
     # Tables may be infinite, such as one of log-SNR; and a dump is of a step that went wrong.
-    wrong = next((name for name, p in model.named_parameters() if not p.isfinite().all()), None)
+    wrong = next((key for key, p in model.named_parameters() if not p.isfinite().all()), None)
     if wrong is not None and "dump" not in checkpoint:
         raise ValueError(
-            f"the {model.weights_name} weights of {path} are not finite ({wrong}): the training diverged. Fix: use an "
-            "earlier checkpoint"
+            f"the {name} weights of {path} are not finite ({wrong}): the training diverged. Fix: use an earlier "
+            "checkpoint"
         )
-    return model.eval(), data
+    return name
 
 
 _KIND = {
@@ -172,7 +184,7 @@ def rebuild(
         ArgumentError: it holds what is no configuration, or names a class of a package that is not trusted.
         ValueError: the data have no such option.
     """
-    with _trusted_only():
+    with imports_only([*_TRUSTED, *_listed()]):
         return _rebuild(description, data_state, options or {}, path)
 
 
@@ -253,18 +265,6 @@ def _refusal(name: str) -> str:
         "which is neither diffusion_pl's nor of torch.nn or torch.optim, so it was not imported: if you trust it, set "
         f"{TRUST}={package} in the environment"
     )
-
-
-@contextmanager
-def _trusted_only() -> Iterator[None]:
-    """Within, jsonargparse looks up no other name, and none that is an alias of another one's (torch.nn.os.system)."""
-    settings = jsonargparse._common.parsing_settings  # set_parsing_settings adds only, it knows no way back
-    before = dict(settings)
-    try:
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_TRUSTED, *_listed()])
-        yield
-    finally:
-        settings.update(before)
 
 
 def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from .. import __version__
 from ..data import DataModule
 from ..data.base import SPLITS
 from ..data.loader import Loader
+from .upstream.lightning import global_seed
 
 EXAMPLES = 1000  # of the data's fingerprint, at most
 _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "torch-fidelity", "numpy")
@@ -138,8 +139,7 @@ def _git(folder: Path, repository: tuple[Path, Path, Path], revision: str, *args
 
 def seeds(data: Any) -> dict[str, int | None]:
     """The run's, which seed_everything leaves in the environment, and the data's."""
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    return {"run": None if seed is None else int(seed), "data": getattr(data, "seed", None)}
+    return {"run": global_seed(), "data": getattr(data, "seed", None)}
 
 
 def fingerprint(data: Any) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from ..denoisers import Denoiser, NetworkDenoiser, NoiseInput, Parameterization
 from ..losses import DenoisingLoss, Losses
 from ..pipeline import Pipeline
 from ..runtime.bounds import build
+from ..runtime.upstream.torch import compile_modes
 from ..samplers import Sampler
 from ..schedules import Schedule
 from .base import Batch, Shape, Trainable, build_network
@@ -84,9 +85,7 @@ class DiffusionModule(Trainable):
                 raise ValueError(f"channels_last is for pictures (C, H, W), not for data of shape {self.shape}")
             self.denoiser.network.to(memory_format=torch.channels_last)  # convolutions hand it on to what they make
         if compile:
-            from torch._inductor import list_mode_options
-
-            modes = list(list_mode_options())
+            modes = compile_modes()
             if isinstance(compile, str) and compile not in modes:
                 raise ValueError(f"model.compile must be true, false or one of {', '.join(modes)}, got {compile}")
             # In place: the names in the state dict stay.
