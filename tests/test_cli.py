@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusion_pl.runtime.drawing import device_of
 from lightning.pytorch.accelerators import MPSAccelerator
 from shell import (
     LAST,
@@ -24,6 +23,7 @@ from shell import (
 )
 
 from diffusion_pl.__main__ import TRAINER_COMMANDS
+from diffusion_pl.runtime.devices import device_of
 
 
 def saved(run: Path) -> dict[str, Any]:
