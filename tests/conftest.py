@@ -59,6 +59,7 @@ FLOORS: dict[str, float] = {
     "evaluation": 6.5,
     "interop": 6.55,
     "callbacks": 6.6,
+    "evaluation.run": 6.7,
     "cli": 6.9,
     "commands": 7,
     "__main__": 7.9,

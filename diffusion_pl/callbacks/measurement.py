@@ -1,4 +1,4 @@
-"""Values that are measured every so many steps: logged once, at their own step, and judged only where they are new."""
+"""Metrics every so many steps: logged once, at their own step, and monitored only where they are new."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
@@ -9,17 +9,18 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from ..pipeline import Pipeline
 from ..runtime.loggers import tell
 from ..runtime.upstream.lightning import judge_through, save_after_validation, validated_names
-from ..training import DiffusionModule, LeanCallback
-from .ema import judged_weights
+from ..training import LeanCallback
+from .judged import judged_pipeline
 
 #: Of each trainer, the step at which a value was measured last.
 _measured: WeakKeyDictionary[Trainer, dict[str, int]] = WeakKeyDictionary()
 
 
 class Measurement(LeanCallback):
-    """Measures the EMA weights every few steps and at the end of the training.
+    """Measures the EMA weights every few steps and at the end of training.
 
     Its values go to the loggers at the step of the weights that they are of, not when Lightning logs next, and can be
     monitored by ModelCheckpoint and EarlyStopping.
@@ -36,8 +37,13 @@ class Measurement(LeanCallback):
         self.waits = True  # for its first values, in this session
 
     @abstractmethod
-    def measure(self, trainer: Trainer, model: DiffusionModule) -> dict[str, float]:
-        """The values, the same on all processes, by their names without that of the weights."""
+    def measure(self, trainer: Trainer, pipeline: Pipeline) -> dict[str, float]:
+        """The values, the same on all processes, by their names without that of the weights.
+
+        Args:
+            trainer: of the run.
+            pipeline: of the weights that are measured.
+        """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         judge_fresh_values(trainer)
@@ -58,10 +64,9 @@ class Measurement(LeanCallback):
         self.measured_step, self.waits = trainer.global_step, False
         if trainer.fast_dev_run:
             return
-        assert isinstance(model, DiffusionModule)
-        with judged_weights(trainer, model):
-            values = self.measure(trainer, model)
-            report(trainer, {f"{name}/{model.weights_name}": value for name, value in values.items()})
+        with judged_pipeline(trainer, model) as pipeline:
+            values = self.measure(trainer, pipeline)
+            report(trainer, {f"{name}/{pipeline.weights}": value for name, value in values.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {"measured_step": self.measured_step}

@@ -41,7 +41,7 @@ def export(
     from ..checkpoints.io import checkpoint_at, read_hashed
     from ..checkpoints.loading import diffusion_model, from_content
     from ..interop import WRITERS
-    from ..interop.model_card import find_figures, find_run, model_card
+    from ..interop.model_card import find_results, find_run, model_card
     from ..runtime.errors import quiet
     from ..runtime.output_folder import OutputFolder
     from .choices import choose
@@ -54,11 +54,11 @@ def export(
     model = diffusion_model(found, ckpt_path)
     model.requires_grad_(False)
     pipeline = choose(model.live_pipeline(data, model.weights_name), sampler, grid, steps)
-    figures, run = find_figures(ckpt_path, sha256, evaluation), find_run(ckpt_path)
+    results, run = find_results(ckpt_path, sha256, evaluation), find_run(ckpt_path)
     description, steps = content["diffusion_pl"], content.get("global_step")
     description.pop("places", None)  # of this machine
     told = {"name": ckpt_path.name, "steps": steps}
-    card = model_card(to, pipeline, description, told, sha256, run, figures, license)
+    card = model_card(to, pipeline, description, told, sha256, run, results, license)
     call = {"checkpoint": str(ckpt_path), "sha256": sha256, "weights": pipeline.weights, "to": to, "card": card}
     with OutputFolder(output, call) as folder:
         if folder.published is None:

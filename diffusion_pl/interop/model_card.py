@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import error_of, read_figures
+from ..evaluation import Result, number, read_results
 from ..pipeline import Pipeline
 from ..runtime.provenance import describe
 from ..runtime.run_card import CARD, read_card
@@ -23,7 +23,7 @@ TAGS = {
     "torch_export": ["pytorch"],
 }
 LIBRARY = {"diffusers": "diffusers", "onnx": "onnx"}
-_OF_TRAINING = ("train_", "seen_", "gradient_", "guard/")  # figures that say nothing of a finished model
+_OF_TRAINING = ("train_", "seen_", "gradient_", "guard/")  # metrics that say nothing of a finished model
 WRITTEN = {
     "diffusers": "a pipeline of diffusers",
     "safetensors": "safetensors for diffusion_pl",
@@ -107,22 +107,21 @@ def find_run(ckpt_path: Path) -> dict[str, Any] | None:
     return read_card(path) if path.is_file() else None
 
 
-def find_figures(ckpt_path: Path, sha256: str, given: Path | None) -> dict[str, Any]:
-    """The figures that `evaluate` measured of a checkpoint: those of a file, and of those in the folder of its run.
+def find_results(ckpt_path: Path, sha256: str, given: Path | None) -> dict[str, Result]:
+    """What `evaluate` measured of a checkpoint, by metric: in a file, and in those in the folder of its run.
 
     Raises:
         FileNotFoundError, ValueError: the file is none of `evaluate`, or is of another checkpoint.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Result] = {}
     run = ckpt_path.absolute().parent.parent
     inside = sorted(run.rglob("evaluation.json")) if (run / CARD).is_file() else []
     for path in [*inside, *([] if given is None else [given])]:
-        figures = read_figures(path)
-        ours = {name: figure for name, figure in figures.items() if figure["model"].get("sha256") == sha256}
+        ours = {name: result for name, result in read_results(path).items() if result.model["sha256"] == sha256}
         if path == given and not ours:
-            raise ValueError(f"{given} holds figures of another checkpoint than {ckpt_path}")
-        found |= ours
-    return found
+            raise ValueError(f"{given} has results of another checkpoint than {ckpt_path}")
+        results |= ours
+    return results
 
 
 def model_card(
@@ -132,7 +131,7 @@ def model_card(
     checkpoint: Mapping[str, Any],
     sha256: str,
     run: Mapping[str, Any] | None = None,
-    figures: Mapping[str, Any] | None = None,
+    results: Mapping[str, Result] | None = None,
     licence: str | None = None,
 ) -> str:
     """The text of README.md.
@@ -144,7 +143,7 @@ def model_card(
         checkpoint: where it comes from: name, steps.
         sha256: of the checkpoint.
         run: the run's card.
-        figures: of `evaluate`.
+        results: of `evaluate`, by metric.
         licence: of the weights, a name as the hub knows it.
     """
     data = _name(description["data"])
@@ -176,14 +175,14 @@ def model_card(
     lines += [f"| {name} | {_told(shown[name])} |" for name in (*parts, "noise_input", "guidance") if shown.get(name)]
     lines += [f"| parameters | {parameters:,} |", ""]
     lines += ["## Training", "", *_training(description, checkpoint, sha256, run, pipeline.weights), ""]
-    if figures:
+    if results:
         lines += [
             "## Evaluation",
             "",
-            "| figure | value | of | weights | sampler, evaluations |",
+            "| metric | value | of | weights | sampler, evaluations |",
             "|---|---|---|---|---|",
         ]
-        lines += [*(_row(name, figure) for name, figure in figures.items()), ""]
+        lines += [*(_row(name, result) for name, result in results.items()), ""]
     return "\n".join(lines)
 
 
@@ -249,13 +248,12 @@ def _training(
     return [f"* {fact}" for fact in facts]
 
 
-def _row(name: str, figure: Mapping[str, Any]) -> str:
-    judged, protocol, error = figure["model"], figure["protocol"], error_of(dict(figure))
-    spread = "" if error is None else f" ± {error:.2g}"
-    sampler = (judged.get("sampler") or {"class": "probability flow" if name == "nll" else "bound"})["class"]
-    many = f"{protocol['num_samples']:,} samples" if "num_samples" in protocol else f"{protocol['examples']:,} examples"
-    value = f"{figure['value']:.5g}{spread} {figure['unit']}".strip()
-    return f"| {name} | {value} | {many} | {judged['weights']} | {sampler}, {judged['nfe']:.4g} |"
+def _row(name: str, result: Result) -> str:
+    model = result.model
+    sampler = (model.get("sampler") or {"class": "probability flow" if name == "nll" else "bound"})["class"]
+    value = f"{number(result)} {result.unit}".strip()
+    many = f"{result.count:,} {result.counted}"
+    return f"| {name} | {value} | {many} | {model['weights']} | {sampler}, {result.nfe:.4g} |"
 
 
 def _weights(name: str) -> str:
