@@ -1,8 +1,8 @@
 """The command line over Lightning: fit, validate, test, predict.  The only file that knows of YAML.
 
 A configuration has the sections model, data, trainer, ema, saver, guard and doctor, and may state what figures are
-expected of it; `run` names the folder runs/RUN in which everything of the run lies.  The data's shape and classes are
-linked to the model, so they are written nowhere.
+expected of it; `run` names the folder runs/RUN in which everything of the run lies.  The data's shape and conditions
+are linked to the model, so they are written nowhere.
 """
 
 from collections.abc import Sequence
@@ -31,10 +31,11 @@ from .callbacks.sample_writer import done, gathered
 from .checkpoints.io import AtomicCheckpointIO
 from .checkpoints.loading import link_data
 from .checks import Finding
+from .conditions import to_plain
 from .data import DataModule
 from .denoisers import guidance  # noqa: F401  short names
 from .evaluation import Band, check_names
-from .runtime.config_files import OPTIONAL, SUFFIXES, check_files, config_files
+from .runtime.config_files import OPTIONAL, SUFFIXES, check_files, config_files, find
 from .runtime.drawing import fingerprint, not_finite_error
 from .runtime.errors import EXPECTED
 from .runtime.limits import check
@@ -137,6 +138,8 @@ class DiffusionCLI(LightningCLI):
             parser.add_lightning_class_args(Trainable, "model", subclass_mode=True)
         else:
             parser.add_lightning_class_args(DiffusionModule, "model")
+            if gives_loss(self._args):  # options of a loss without a class are DenoisingLoss's
+                parser.set_defaults({"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}})
         parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
@@ -217,6 +220,8 @@ class DiffusionCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self._dump_config()
+        if "conditions" in self.config_dump["model"]:  # Lightning adds there what is linked from the data
+            self.config_dump["model"]["conditions"] = to_plain(self.config_dump["model"]["conditions"])
         section = self._get(self.config_init, "trainer")
         if doctor := self._get(self.config_init, "doctor"):
             doctor.asked = section.precision
@@ -315,6 +320,12 @@ def names_model(args: Sequence[str]) -> bool:
         if isinstance(config, dict) and isinstance(config.get("model"), dict) and "class_path" in config["model"]:
             return True
     return False
+
+
+def gives_loss(args: Sequence[str]) -> bool:
+    """Whether the command line or a configuration says something of the loss."""
+    as_text = any(str(path).lstrip().startswith("{") or "\n" in str(path) for path in config_files(args))
+    return as_text or bool(find("model.loss", args)) or any(arg.startswith("--model.loss") for arg in args)
 
 
 def refuse_sharding(strategy: Strategy | str) -> None:

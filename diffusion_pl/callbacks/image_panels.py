@@ -4,6 +4,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from ..conditions import class_names
 from ..data import Images
 from ..evaluation import memory
 from ..runtime.loggers import tell
@@ -119,7 +120,7 @@ class ImagePanels(LeanCallback):
         parts = [f"step {trainer.global_step:,}", f"{weights} weights", "channels " + ", ".join(told[:3])]
         if constant:
             parts.append(f"{constant} of {len(x)} are ONE COLOUR")
-        names = data.class_names
+        names = class_names(data.conditions)
         named = [names[k][:20] if names else str(k) for k in model.labels[:10]]
         columns = len(x) // len(named) if named else None
         grid = plots.image_grid(data.to_uint8(x).numpy(), columns, title="  ·  ".join(parts), rows_named=named)

@@ -24,6 +24,7 @@ from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
 from ..training import DiffusionModule, NoisyClassifier, Trainable
 from .io import read_hashed
+from .migrations import named_dropout, without_classes
 
 TRUST = "DIFFUSION_PL_TRUST"
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
@@ -60,17 +61,17 @@ def diffusion_model(model: Trainable, path: str | Path) -> DiffusionModule:
     return model
 
 
-def load_classifier(path: str | Path) -> tuple[NoisyClassifier, list[str] | None]:
-    """The classifier of a checkpoint, with its first average, or its raw weights if it has none; names of classes."""
+def load_classifier(path: str | Path) -> NoisyClassifier:
+    """The classifier of a checkpoint, with its first average, or its raw weights if it has none."""
     checkpoint, sha256 = read_hashed(path)
     averages = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadows", {})
-    model, data = from_content(checkpoint, path, "ema" if averages else "raw")
+    model, _ = from_content(checkpoint, path, "ema" if averages else "raw")
     if not isinstance(model, NoisyClassifier):
         raise ValueError(
             f"{path} is a {type(model).__name__}, not a classifier: train one as configs/digits/classifier.yaml"
         )
     model.sha256 = sha256
-    return model, data.class_names
+    return model
 
 
 def from_content(
@@ -83,7 +84,7 @@ def from_content(
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
         check_plain(description, "its configuration")
         check(checkpoint, _KIND)
-    state = checkpoint["state_dict"]
+    description, state = without_classes(named_dropout(description)), checkpoint["state_dict"]
     try:
         # Generously: some networks make parameters that they replace, and types differ in size.
         with limited(4 * len(state) + 100, sum(32 * tensor.numel() for tensor in state.values()) + 2**20):
@@ -180,7 +181,7 @@ def _rebuild(
     data.load_state_dict(data_state)  # it tells the shape, so it comes before the model
     parser = ArgumentParser(exit_on_error=False)
     model: dict[str, Any] = description["model"]
-    told: dict[str, Any] = {"shape": list(data.shape), "classes": data.classes}
+    told: dict[str, Any] = {"shape": list(data.shape), "conditions": data.conditions}
     if "lr_scheduler" in model.get("init_args", model):
         # It is for training only, and version 0.1 wrote torch's schedulers without the options that they need.
         told["lr_scheduler"] = None
@@ -264,6 +265,6 @@ def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict
 
 
 def link_data(parser: ArgumentParser, place: str = "model") -> None:
-    """The model's shape and classes, at `place` in the configuration, come from the data."""
-    for name in ("shape", "classes"):
+    """The model's shape and conditions, at `place` in the configuration, come from the data."""
+    for name in ("shape", "conditions"):
         parser.link_arguments(f"data.{name}", f"{place}.{name}", apply_on="instantiate")

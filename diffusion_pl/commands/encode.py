@@ -53,7 +53,7 @@ def encode(
 
     model, data = load(ckpt_path, weights)
     model.sampler = rule = choose_sampler(model, sampler, grid, steps)
-    guide(model, cond=cond, any_label=True, names=data.class_names)
+    guide(model, cond=cond, any_label=True)
     x_0 = data.read(path)
     call: dict[str, Any] = {
         "checkpoint": str(ckpt_path),
@@ -68,7 +68,7 @@ def encode(
     with OutputFolder(output, call) as folder:
         if folder.published is None:
             model.to(device)
-            eps = rule.encode(model.guided(), x_0.to(device), **model.conditions(len(x_0))) / rule.prior(
+            eps = rule.encode(model.guided(), x_0.to(device), **model.shared_cond(len(x_0))) / rule.prior(
                 model.schedule, torch.ones(1, device=device)
             )
             way = eps
@@ -77,7 +77,7 @@ def encode(
                 arcs = [slerp(a, b, share) for a, b in pairwise(eps)]
                 way = torch.cat([*arcs, eps[-1:]])
             model.latents = way
-            every: dict[str, Any] = model.conditions(len(way))
+            every: dict[str, Any] = model.shared_cond(len(way))
             found = model.sample(range(len(way)), **every).x_0.cpu()
 
             refuse_not_finite(not_finite(eps) + not_finite(found), len(eps) + len(found))

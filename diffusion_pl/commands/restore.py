@@ -74,7 +74,7 @@ def restore(
     if not isinstance(data, Images):
         raise ValueError(f"{ckpt_path} is a model of points: only pictures can be restored")
     rule = choose_sampler(model, sampler, grid, steps)
-    guide(model, cond=cond, any_label=True, names=data.class_names)
+    guide(model, cond=cond, any_label=True)
     channels, height, width = model.shape
     operator: Operator
     if task == "inpaint":
@@ -121,7 +121,7 @@ def restore(
                 model.guidance = lambda denoiser: Reconstructing(
                     denoiser if inner is None else inner(denoiser), operator, y, data_std=std, scale=scale
                 )
-            found = model.sample(range(len(many)), seed, rule, **model.conditions(len(many))).x_0
+            found = model.sample(range(len(many)), seed, rule, **model.shared_cond(len(many))).x_0
             found = operator.consistent(found, y).cpu()
             refuse_not_finite(not_finite(found), len(found))
             kept = operator.transpose(y[::num_samples]).cpu() / operator.gram

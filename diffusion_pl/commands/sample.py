@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..conditions import class_count, class_names
 from ..samplers import Grid, Sampler
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def sample(
     quiet()
     model, data = load(ckpt_path, weights, data_)
     model.sampler = choose_sampler(model, sampler, grid, steps)
-    guide(model, scale, classifier, weak, cond, names=data.class_names)
+    guide(model, scale, classifier, weak, cond)
     if latents is not None:
         model.latents = read_latents(latents, model.shape)
         num_samples = num_samples or len(model.latents)
@@ -112,9 +113,10 @@ def sample(
     whole = {**call, "num_samples": n, "npz": npz, "film": film}
     with OutputFolder(output, whole, leader=not place()) as folder:
         if folder.published is None:
-            untrained = [k for k in range(model.classes or 0) if k not in model.labels]
+            untrained = [k for k in range(class_count(model.conditions) or 0) if k not in model.labels]
             if untrained and not cond and not place():
-                print(f"no samples of {classes_named(untrained, data.class_names)}: training had no examples of them")
+                named = classes_named(untrained, class_names(data.conditions))
+                print(f"no samples of {named}: training had no examples of them")
             with suppress(OSError, ValueError):  # the image shows the data too, where they can be read
                 data.setup("predict")
             first = draw(model, data, folder.work, device.type, devices)
@@ -140,10 +142,10 @@ def sample(
 
 def labelled(model: "DiffusionModule", data: "DataModule") -> dict[str, Any]:
     """What samples.json says of labels: those that the samples have in turn, and the names of all classes."""
-    if model.classes is None:
+    if "label" not in model.conditions:
         return {}
     label = model.sample_cond.get("label")
-    return {"labels": model.labels if label is None else [label], "class_names": data.class_names}
+    return {"labels": model.labels if label is None else [label], "class_names": class_names(data.conditions)}
 
 
 def _film(model: "DiffusionModule", data: "DataModule", output: Path, count: int) -> list[Path]:
@@ -151,7 +153,7 @@ def _film(model: "DiffusionModule", data: "DataModule", output: Path, count: int
 
     from ..callbacks.images import film_frames, save_film
 
-    cond: dict[str, Any] = model.conditions(count)
+    cond: dict[str, Any] = model.shared_cond(count)
     path = model.sample(range(count), model.sample_seed, path=True, **cond).path
     assert path is not None
     x, x_0 = (data.decode(part.cpu()).numpy() for part in (path.x, path.x_0))

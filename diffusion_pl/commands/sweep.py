@@ -72,7 +72,7 @@ def sweep(
     from ..samplers import Heun, same_ends
 
     model, data = load(ckpt_path, weights, data_)
-    guide(model, scale, cond=cond, names=data.class_names)
+    guide(model, scale, cond=cond)
     model.to(device_of(accelerator))
     try:
         if data_:
@@ -87,7 +87,7 @@ def sweep(
         found, taken = [], 0
         for start in range(0, num_samples, model.block):
             indices = range(start, min(start + model.block, num_samples))
-            samples = model.sample(indices, seed, sampler, **model.conditions(len(indices)))
+            samples = model.sample(indices, seed, sampler, **model.shared_cond(len(indices)))
             found.append(samples.x_0.cpu())
             taken = samples.nfe
         return torch.cat(found), taken

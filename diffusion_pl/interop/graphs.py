@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..conditions import class_count
 from ..data import DataModule
 from ..tensors import per_sample
 from ..training import DiffusionModule
@@ -29,7 +30,7 @@ class Graph(nn.Module):
     def __init__(self, model: DiffusionModule) -> None:
         super().__init__()
         self.denoiser = model.guided()
-        self.labelled = model.classes is not None
+        self.labelled = "label" in model.conditions
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(x̂_0, ε̂), both (B, *), from x_t: (B, *), t: (B,) and label: (B,), int64, −1 for any class."""
@@ -42,7 +43,8 @@ def example(model: DiffusionModule, batch: int = 2) -> tuple[Tensor, ...]:
     """Arguments of `Graph`: x_t, t, and label for a model of classes."""
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(batch, *model.shape, generator=generator)
-    label = () if model.classes is None else (torch.arange(batch) % model.classes,)
+    classes = class_count(model.conditions)
+    label = () if classes is None else (torch.arange(batch) % classes,)
     return x_t, torch.linspace(0.2, 0.8, batch), *label
 
 

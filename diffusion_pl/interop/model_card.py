@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..conditions import class_count
 from ..evaluation import error_of, read_figures
 from ..runtime.drawing import describe
 from ..runtime.run_card import CARD, read_card
@@ -155,7 +156,8 @@ def model_card(
     parameters = sum(p.numel() for p in model.network.parameters())
     config = description["model"]
     parts = {name: _name(config[name]) for name in ("network", "schedule", "parameterization", "sampler")}
-    classes = "unconditional" if model.classes is None else f"{model.classes} classes"
+    number = class_count(model.conditions)
+    classes = "unconditional" if number is None else f"{number} classes"
     lines = ["---", *head, "---", "", f"# {parts['network']} of {data}, {shape}", ""]
     lines += [
         f"A diffusion model of {data} ({shape}, {classes}): {_weights(model.weights_name)}, as {WRITTEN[kind]}.",
@@ -164,7 +166,7 @@ def model_card(
     lines += ["## Use", "", _use(kind, model), ""]
     if kind in ("onnx", "torch_export"):
         sides = ", ".join(map(str, model.shape))
-        label = "" if model.classes is None else ", `label` (B,), int64, −1 for any class"
+        label = ", `label` (B,), int64, −1 for any class"
         lines += [
             f"Inputs: `x_t` (B, {sides}), float32; `t` (B,), float32, from 0 (data) to 1 (noise){label}. Outputs: the "
             "estimates `x_0` of the data and `eps` of the noise, alpha x_0 + sigma eps = x_t.",
@@ -191,7 +193,7 @@ def _use(kind: str, model: DiffusionModule) -> str:
     if kind == "safetensors":
         return _SAFETENSORS
     if kind == "diffusers":
-        classes = model.classes
+        classes = class_count(model.conditions)
         if classes is None:
             pipeline = to_diffusers.pipeline(model)
             given = to_diffusers.call(model)
@@ -203,9 +205,9 @@ def _use(kind: str, model: DiffusionModule) -> str:
     units = "  # pictures in [-1, 1]" if len(model.shape) == 3 else ""
     loop = _LOOP.format(prior=model.schedule.prior_std(start), shape=f"({shape})", units=units)
     if kind == "onnx":
-        label = ', "label": np.zeros(len(x_t), np.int64)' if model.classes is not None else ""
+        label = ', "label": np.zeros(len(x_t), np.int64)' if "label" in model.conditions else ""
         return _ONNX.format(label=label, loop=loop)
-    label = ", torch.zeros(len(x_t), dtype=torch.int64)" if model.classes is not None else ""
+    label = ", torch.zeros(len(x_t), dtype=torch.int64)" if "label" in model.conditions else ""
     return _PROGRAM.format(label=label, loop=loop)
 
 

@@ -1,11 +1,10 @@
 """How a checkpoint's model is to be sampled: its sampler and guidance, or others in their place."""
 
 import copy
-import difflib
 import hashlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..checkpoints.io import checkpoint_at
 from ..checkpoints.loading import load, load_classifier
+from ..conditions import Conditions, check_names, class_number
 from ..denoisers import AutoGuided, ClassifierFree, ClassifierGuided, Denoiser
 from ..samplers import Grid, Sampler, few_steps, same_ends
 from ..schedules import Schedule
@@ -79,7 +79,6 @@ def guide(
     weak: Path | None = None,
     cond: Mapping[str, int | str] | None = None,
     any_label: bool = False,
-    names: Sequence[str] | None = None,
 ) -> None:
     """Set the guidance and the conditions under which the model samples.
 
@@ -91,39 +90,39 @@ def guide(
         cond: the conditions of all samples; a label is a class's number or its name.
         any_label: whether a model of classes is asked for any class, where no label is given; else the samples have
             the labels of all classes in turn.
-        names: of the model's classes; with a classifier, its own count.
 
     Raises:
         ValueError: a condition or a scale for a model that knows no labels, a label it has not, two kinds of guidance.
     """
     if classifier is not None and weak is not None:
         raise ValueError("give --classifier or --weak, not both")
-    classes = model.classes
+    conditions: Conditions = model.conditions
     wrap: Callable[[Denoiser], Denoiser] | None = None
     if classifier is not None:
-        guiding, names = load_classifier(classifier)
+        guiding = load_classifier(classifier)
         if guiding.shape != model.shape:
             raise ValueError(f"{classifier} classifies data of shape {guiding.shape}, the model's are {model.shape}")
-        classes = guiding.classes
+        conditions = {"label": guiding.conditions["label"]}
         model.guide = guiding  # so that it goes where the model goes
         wrap = partial(ClassifierGuided, classifier=guiding, scale=1.0 if scale is None else scale)
     elif weak is not None:
         weaker = load(weak)[0]
         if weaker.shape != model.shape:
             raise ValueError(f"{weak} is of data of shape {weaker.shape}, the model's are {model.shape}")
-        if weaker.classes != model.classes:
-            raise ValueError(f"{weak} knows {weaker.classes or 'no'} classes, the model {model.classes or 'no'}")
+        ours, theirs = ({name: c.classes for name, c in each.conditions.items()} for each in (model, weaker))
+        if theirs != ours:
+            raise ValueError(f"{weak} knows {_known(weaker.conditions)}, the model {_known(model.conditions)}")
         model.guide = weaker.denoiser
         wrap = partial(AutoGuided, weak=weaker.denoiser, scale=1.0 if scale is None else scale)
     elif scale is not None:
-        if classes is None:
+        if "label" not in conditions:
             raise ValueError(
                 f"scale {scale:g} is for a model of classes, and this one is unconditional: train it with "
                 "data.init_args.conditional true, or add --classifier or --weak"
             )
         wrap = partial(ClassifierFree, scale=scale)
-    model.sample_cond, model.classes = _numbered(cond or {}, classes, names), classes
-    if any_label and classes is not None:
+    model.sample_cond, model.conditions = _numbered(cond or {}, conditions), dict(conditions)
+    if any_label and "label" in conditions:
         model.sample_cond.setdefault("label", -1)
     if wrap is not None:
         model.guidance = wrap if model.guidance is None else partial(_both, wrap, model.guidance)
@@ -209,28 +208,16 @@ def _both(inner: Callable[[Denoiser], Denoiser], outer: Callable[[Denoiser], Den
     return outer(inner(denoiser))
 
 
-def _numbered(cond: Mapping[str, int | str], classes: int | None, names: Sequence[str] | None) -> dict[str, int]:
+def _known(conditions: Conditions) -> str:
+    return ", ".join(f"{c.classes or name} classes" for name, c in conditions.items()) or "no classes"
+
+
+def _numbered(cond: Mapping[str, int | str], conditions: Conditions) -> dict[str, int]:
     """Conditions with the numbers of classes in place of their names."""
-    unknown = next((name for name in cond if name != "label"), None)
-    if unknown is not None:
-        raise ValueError(f"cond.{unknown}: the model has no such condition, only label")
-    if "label" not in cond:
-        return {}
-    if classes is None:
-        raise ValueError("cond.label: the model is unconditional: it was trained without labels")
-    asked, names = str(cond["label"]), names or []
-    number = int(asked) if re.fullmatch(r"[+-]?\d+", asked) else None
-    if asked in names:
-        label = names.index(asked)
-        if number is not None and number != label:  # of folders 10, 20, 30 the first is meant by 10
-            print(f"cond.label {asked}: the class named {asked!r}, which is number {label}")
-        return {"label": label}
-    if number is not None and 0 <= number < classes:
-        return {"label": number}
-    near = difflib.get_close_matches(asked, names, n=1)
-    listed = ", ".join(f"{k} {name}" for k, name in enumerate(names[:20])) + (", …" if len(names) > 20 else "")
-    told = "" if number is not None else "; the checkpoint has no names of classes"
-    if names and names != [str(k) for k in range(classes)]:
-        told = f", or a name: {listed}"
-    suggestion = f"; did you mean {near[0]}?" if near and number is None else ""
-    raise ValueError(f"cond.label: expected a number in 0 … {classes - 1}{told}; got {asked}{suggestion}")
+    check_names(cond, conditions)
+    found = {name: class_number(name, conditions[name], asked) for name, asked in cond.items()}
+    for name, number in found.items():
+        asked = str(cond[name])
+        if re.fullmatch(r"[+-]?\d+", asked) and int(asked) != number:  # of folders 10, 20, 30 the first is meant by 10
+            print(f"cond.{name} {asked}: the class named {asked!r}, which is number {number}")
+    return found

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from ..conditions import Conditions, class_count
 from ..denoisers import Denoiser, NetworkDenoiser, NoiseInput, Parameterization
-from ..losses import DenoisingLoss, Losses
+from ..losses import Loss, Losses
 from ..runtime.bounds import build
 from ..samplers import Sampler, Samples
 from ..schedules import Schedule
@@ -30,11 +31,11 @@ class DiffusionModule(Trainable):
     """A diffusion model in training.
 
     Args:
-        network: makes the network from the shape of one example and the number of classes (None: unconditional); any
-            class whose first two parameters are those, such as diffusion_pl.networks.MLP.
+        network: makes the network from the shape of one example and the conditions of the data; any class whose first
+            two parameters are those, such as diffusion_pl.networks.MLP.
         schedule: forward process.
         parameterization: what the network's output means.
-        loss: law of the training times and weighting.
+        loss: what is learned, such as DenoisingLoss.
         sampler: draws the samples of `predict` and of the panels.
         optimizer: of the network's parameters.
         lr_scheduler: stepped every optimizer step: diffusion_pl.training.WarmupCosine or Warmup, or one of
@@ -45,15 +46,15 @@ class DiffusionModule(Trainable):
             max-autotune tries more kernels as well.
         channels_last: keep the pictures' channels together in memory: faster convolutions, above all under bf16.
         shape: of one example, without the batch axis; the command line takes it from the data.
-        classes: of the label, None: unconditional; the command line takes it from the data.
+        conditions: of the data, by name, None: unconditional; the command line takes them from the data.
     """
 
     def __init__(
         self,
-        network: Callable[[Shape, int | None], nn.Module],
+        network: Callable[[Shape, Conditions], nn.Module],
         schedule: Schedule,
         parameterization: Parameterization,
-        loss: DenoisingLoss,
+        loss: Loss,
         sampler: Sampler,
         optimizer: Callable[[Any], Optimizer],
         lr_scheduler: SchedulerFactory | None = None,
@@ -62,11 +63,11 @@ class DiffusionModule(Trainable):
         compile: bool | str = False,
         channels_last: bool = False,
         shape: Shape = (2,),
-        classes: int | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
-        self.shape, self.classes = tuple(shape), classes
-        made = build(partial(build_network, network, self.shape, classes))
+        self.shape, self.conditions = tuple(shape), dict(conditions or {})
+        made = build(partial(build_network, network, self.shape, self.conditions))
         self.denoiser = NetworkDenoiser(made, schedule, parameterization, noise_input)
         if channels_last:
             if len(self.shape) != 3:
@@ -99,10 +100,15 @@ class DiffusionModule(Trainable):
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
         """The loss of each example, at random times; what is in the batch beside x conditions the network."""
-        losses: Losses = self.loss(self.denoiser, x_0=batch["x"], generator=generator, **_cond(batch))
+        losses: Losses = self.loss(self.denoiser, batch["x"], _cond(batch), generator)
         return losses
 
+    def on_fit_start(self) -> None:
+        self.loss.check_conditions(self.conditions)
+        super().on_fit_start()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.check_first(batch, self.conditions)
         loss: Tensor = self.losses(batch).loss.mean()
         self.log_step(train_loss=loss)
         return loss
@@ -137,7 +143,7 @@ class DiffusionModule(Trainable):
         found = []
         for block in batch["block"].tolist():
             indices = range(block * self.block, (block + 1) * self.block)
-            options: dict[str, Any] = {"progress": progress, **self.conditions(self.block)}
+            options: dict[str, Any] = {"progress": progress, **self.shared_cond(self.block)}
             samples = self.sample(indices, self.sample_seed, **options)
             found.append((torch.tensor(indices), samples.x_0, samples.nfe))
         if not found:
@@ -145,7 +151,7 @@ class DiffusionModule(Trainable):
         index, x, nfe = zip(*found, strict=True)
         return {"index": torch.cat(index), "x": torch.cat(x), "nfe": max(nfe)}
 
-    def conditions(self, n: int) -> Batch:
+    def shared_cond(self, n: int) -> Batch:
         """The conditions of n samples, where they are the same for all."""
         return {name: torch.full((n,), value, device=self.device) for name, value in self.sample_cond.items()}
 
@@ -153,8 +159,9 @@ class DiffusionModule(Trainable):
     def labels(self) -> list[int]:
         """The labels that samples get in turn: of the classes that there are training examples of, if that is known."""
         counts = getattr(getattr(self._trainer, "datamodule", None), "class_counts", None) or self.class_counts
-        if counts is None or len(counts) != self.classes:  # a classifier guides, which knows other classes
-            return list(range(self.classes or 0))
+        classes = class_count(self.conditions)
+        if counts is None or len(counts) != classes:  # a classifier guides, which knows other classes
+            return list(range(classes or 0))
         return [k for k, count in enumerate(counts) if count] or list(range(len(counts)))
 
     def guided(self) -> Denoiser:
@@ -175,7 +182,7 @@ class DiffusionModule(Trainable):
         sampler = self.sampler if sampler is None else sampler
         denoiser = self.guided()
         noise = SampleNoise(seed, indices)
-        if self.classes is not None and "label" not in kwargs:
+        if "label" in self.conditions and "label" not in kwargs:
             labels = torch.tensor(self.labels, device=self.device)
             kwargs["label"] = labels[torch.tensor(indices, device=self.device) % len(labels)]
         eps = noise(torch.empty(len(indices), *self.shape, device=self.device))
