@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import by_class
 from PIL import Image
 from torch import Tensor
 
@@ -201,7 +202,7 @@ def test_a_checkpoint_tells_the_format_without_the_data() -> None:
 
     data = Gone()
     data.load_state_dict(state)
-    assert (data.shape, data.classes, data.levels) == ((3, 4, 6), 4, 17)
+    assert (data.shape, data.conditions, data.levels) == ((3, 4, 6), by_class(4), 17)
     assert data.decode(torch.ones(3, 4, 6)).unique().tolist() == [16]
 
 
