@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import diffusion_pl
+from diffusion_pl import conditions
+from diffusion_pl.conditions import Condition
 from diffusion_pl.denoisers import Denoiser, Gaussian, Masked, Parameterization
 from diffusion_pl.samplers import Ancestral, AnnealedLangevin, ExplicitGrid, Grid, Sampler
 from diffusion_pl.schedules import LinearBetas, Schedule
@@ -155,6 +157,11 @@ def generator(device: torch.device) -> torch.Generator:
 def array(x: Any) -> np.ndarray:
     """x as float64 numpy."""
     return x.detach().cpu().double().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64)
+
+
+def by_class(classes: int | None) -> dict[str, Condition]:
+    """The conditions of data with a label of so many classes, or of unconditional data."""
+    return {} if classes is None else {"label": conditions.label(classes)}
 
 
 def core_modules() -> Iterator[str]:

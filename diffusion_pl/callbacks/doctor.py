@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from .. import checks
 from ..checks import CHECKS, Finding
+from ..conditions import class_count, class_names
 from ..data import DataModule
 from ..denoisers import NoiseInput
-from ..losses import GridTimes, LossSecondMoment, TimeSampler
+from ..losses import DenoisingLoss, GridTimes, LossSecondMoment, TimeSampler
 from ..metrics.extractors import URL
 from ..runtime.errors import EXPECTED
 from ..samplers import LeadingGrid, RespacedGrid, Sampler, TrailingGrid
@@ -67,6 +68,8 @@ class Doctor(LeanCallback):
         findings: list[Finding] = []
         try:
             data.setup("fit")
+            if isinstance(module, DiffusionModule):
+                module.loss.check_conditions(module.conditions)
             findings += self.examine(trainer, module, data)
         except EXPECTED as error:
             findings.append(Finding("error", "data", str(error)))
@@ -94,7 +97,8 @@ class Doctor(LeanCallback):
         some = data.training_examples(256)
         scale = data.value_range, second_moment, parts.sigma_data, data.levels
         found: Checks = {"data": checks.data(some, *scale, of=len(data.part("train")))}
-        found["classes"] = checks.classes(None if data.classes is None else data.class_counts, data.class_names)
+        counts = data.class_counts if "label" in data.conditions else None
+        found["classes"] = checks.classes(counts, class_names(data.conditions))
         if not {"network", "embedding"} <= set(self.ignore):
             seen, shape = _probe(trainer, module, parts, data, t)
             found["network"] = checks.network(seen, shape)
@@ -138,7 +142,13 @@ class Parts(NamedTuple):
 
 def _parts(module: DiffusionModule | NoisyClassifier) -> Parts:
     if isinstance(module, NoisyClassifier):
-        return Parts(module.times, module.noise_input, None, lambda x_t, t, **_: module(x_t, t), (module.classes,))
+        return Parts(
+            module.times,
+            module.noise_input,
+            None,
+            lambda x_t, t, **_: module(x_t, t),
+            (class_count(module.conditions) or 0,),
+        )
     denoiser = module.denoiser
 
     def raw(x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -201,7 +211,7 @@ def _lengths(trainer: Trainer, module: DiffusionModule) -> dict[str, int]:
         lengths[type(schedule).__name__] = schedule.steps
     if isinstance(loss.times, (GridTimes, LossSecondMoment)):
         lengths[type(loss.times).__name__] = loss.times.steps
-    if loss.variance is not None:
+    if isinstance(loss, DenoisingLoss) and loss.variance is not None:
         lengths["VarianceBound"] = loss.variance.steps
     samplers = {"": module.sampler} | {
         f" of {type(callback).__name__}": callback.sampler

@@ -17,7 +17,6 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from .. import __version__
-from ..conditions import Conditions, label
 from ..data import DataModule
 from ..pipeline import Pipeline
 from ..runtime.bounds import check_plain, limited
@@ -26,6 +25,7 @@ from ..runtime.run_card import read_card
 from ..runtime.upstream.jsonargparse import imports_only
 from ..training import DiffusionModule, NoisyClassifier, Trainable
 from .io import checkpoint_at, read_hashed
+from .migrations import named_dropout, without_classes
 
 TRUST = "DIFFUSION_PL_TRUST"
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
@@ -71,17 +71,17 @@ def diffusion_model(model: Trainable, path: str | Path) -> DiffusionModule:
     return model
 
 
-def load_classifier(path: str | Path) -> tuple[NoisyClassifier, Conditions]:
-    """The classifier of a checkpoint, with its first average, or its raw weights if it has none; and its label."""
+def load_classifier(path: str | Path) -> NoisyClassifier:
+    """The classifier of a checkpoint, with its first average, or its raw weights if it has none."""
     checkpoint, sha256 = read_hashed(path)
     averages = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadows", {})
-    model, data = from_content(checkpoint, path, "ema" if averages else "raw")
+    model, _ = from_content(checkpoint, path, "ema" if averages else "raw")
     if not isinstance(model, NoisyClassifier):
         raise ValueError(
             f"{path} is a {type(model).__name__}, not a classifier: train one as configs/digits/classifier.yaml"
         )
     model.sha256 = sha256
-    return model, {"label": label(model.classes, data.class_names)}
+    return model
 
 
 def from_content(
@@ -94,7 +94,7 @@ def from_content(
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
         check_plain(description, "its configuration")
         check(checkpoint, _KIND)
-    state = checkpoint["state_dict"]
+    description, state = without_classes(named_dropout(description)), checkpoint["state_dict"]
     try:
         # Generously: some networks make parameters that they replace, and types differ in size.
         with limited(4 * len(state) + 100, sum(32 * tensor.numel() for tensor in state.values()) + 2**20):
@@ -202,7 +202,7 @@ def _rebuild(
     data.load_state_dict(data_state)  # it tells the shape, so it comes before the model
     parser = ArgumentParser(exit_on_error=False)
     model: dict[str, Any] = description["model"]
-    told: dict[str, Any] = {"shape": list(data.shape), "classes": data.classes}
+    told: dict[str, Any] = {"shape": list(data.shape), "conditions": data.conditions}
     if "lr_scheduler" in model.get("init_args", model):
         # It is for training only, and version 0.1 wrote torch's schedulers without the options that they need.
         told["lr_scheduler"] = None
@@ -274,6 +274,6 @@ def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict
 
 
 def link_data(parser: ArgumentParser, place: str = "model") -> None:
-    """The model's shape and classes, at `place` in the configuration, come from the data."""
-    for name in ("shape", "classes"):
+    """The model's shape and conditions, at `place` in the configuration, come from the data."""
+    for name in ("shape", "conditions"):
         parser.link_arguments(f"data.{name}", f"{place}.{name}", apply_on="instantiate")
