@@ -36,4 +36,4 @@ The tree, from below; a package imports only from those above it in this list:
     cli  commands
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -72,7 +72,7 @@ def evaluate(
         likelihood_split: Of the data, for nll and elbo.
         likelihood_examples: The first so many only; None: all.
         dequantizations: K noises for each example of quantised data; more than 1 is the tighter, importance-weighted.
-        bound: ContinuousBound or ChainBound (--bound.steps 1000, --bound.variance 1); None: ContinuousBound.
+        bound: ContinuousBound or ChainBound (--bound.variance 1); None: ContinuousBound.
         data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true.
         weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
         batch_size: Samples between two savings.
@@ -112,6 +112,7 @@ def evaluate(
         extractor = extractor.eval().requires_grad_(False).to(device_of(accelerator))
     told = None if extractor is None else identity(extractor)
     likelihood, bound = likelihood or FlowLikelihood(), bound or ContinuousBound()
+    bound = bound.on(model.schedule) if isinstance(bound, ChainBound) else bound
     splits = ([split] if generated and reference is None else []) + ([likelihood_split] if of_data else [])
     if splits:
         if data_:
