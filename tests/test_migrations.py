@@ -43,19 +43,14 @@ def assert_same(ours: Any, theirs: Any) -> None:
     np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
-def classifier_input() -> tuple[Tensor, Tensor]:
-    """Four noisy pictures and their times."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(4, 1, 8, 8, generator=generator), torch.tensor([0.1, 0.3, 0.6, 0.9]).reshape(4, 1, 1, 1)
-
-
 def guided(path: Path | str) -> np.ndarray:
     """Samples of the U-Net with label 3, in model units."""
     model, _ = load(path)
     model.sampler = choose_sampler(model, steps=5)
     guide(model, scale=2, cond={"label": 3})
+    cond: dict[str, Any] = model.conditions(8)
     with torch.no_grad():
-        return model.sample(range(8), 0, **model.conditions(8)).x_0.numpy()
+        return model.sample(range(8), 0, **cond).x_0.numpy()
 
 
 @pytest.fixture
@@ -167,11 +162,9 @@ def test_a_run_of_pictures_goes_on(folder: Path) -> None:
 
 def test_the_classifier_says_the_same() -> None:
     classifier, _ = load_classifier(ASSETS / "classifier" / LAST)
-    x, t = classifier_input()
     with np.load(ASSETS / "classifier/logits.npz") as expected, torch.no_grad():
-        assert np.array_equal(x, expected["x"])
-        assert np.array_equal(t, expected["t"])
-        assert_same(classifier(x, t), expected["logits"])
+        logits = classifier(torch.from_numpy(expected["x"]), torch.from_numpy(expected["t"]))
+        assert_same(logits, expected["logits"])
 
 
 def test_the_classifier_guides(folder: Path) -> None:
