@@ -14,8 +14,8 @@ import yaml
 from shell import LAST, checkpoint, cli
 from torch import Tensor
 
-from diffusion_pl.runtime.drawing import choose_sampler, guide
 from diffusion_pl.checkpoints.loading import load, load_classifier
+from diffusion_pl.runtime.drawing import choose_sampler, guide
 
 ASSETS = Path(__file__).parent / "assets/v0_1"
 

@@ -127,7 +127,7 @@ def _moved(value: Any, moved: Mapping[str, str]) -> Any:
             return part
         if id(part) not in copies:
             if isinstance(part, dict):
-                copies[id(part)] = filled = {}
+                copies[id(part)] = filled = dict[Any, Any]()
                 filled.update((key, copy(inner)) for key, inner in part.items())
             else:
                 copies[id(part)] = items = list[Any]()

@@ -221,7 +221,8 @@ def _spacing(grid: Grid, schedule: Schedule, steps: int, ddim: bool) -> dict[str
         "leading": lambda: LeadingGrid(n, offset=offset, length=steps),
         "linspace": lambda: RespacedGrid(n, length=steps),
     }
-    own = {LeadingGrid: "leading", RespacedGrid: "linspace"}.get(type(grid), "trailing")
+    kinds: dict[type[Grid], str] = {LeadingGrid: "leading", RespacedGrid: "linspace"}
+    own = kinds.get(type(grid), "trailing")
     for spacing in sorted(made, key=lambda name: name != own):
         if ddim and n < steps and (spacing == "linspace" or (spacing == "trailing" and steps % n)):
             continue
