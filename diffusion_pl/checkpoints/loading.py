@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..runtime.run_card import read_card
 from ..runtime.upstream.jsonargparse import imports_only
 from ..training import DiffusionModule, NoisyClassifier, Trainable
 from .io import checkpoint_at, read_hashed
-from .migrations import named_dropout, without_classes
+from .migrations import migrate_config
 
 TRUST = "DIFFUSION_PL_TRUST"
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
@@ -94,7 +95,7 @@ def from_content(
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
         check_plain(description, "its configuration")
         check(checkpoint, _KIND)
-    description, state = without_classes(named_dropout(description)), checkpoint["state_dict"]
+    state = checkpoint["state_dict"]
     try:
         # Generously: some networks make parameters that they replace, and types differ in size.
         with limited(4 * len(state) + 100, sum(32 * tensor.numel() for tensor in state.values()) + 2**20):
@@ -110,6 +111,8 @@ def from_content(
                 r"Problem with given class_path '[\w.]+': (?:- )?(.+?)(?: - Expected a| Given value|$)", reason
             )
             raise ValueError(f"--data.{found[1] if found else reason}") from error
+        if gone := _gone(description):
+            raise ValueError(f"{path} {gone}") from error
         if version == __version__:
             raise ValueError(f"{path}: its configuration cannot be used: {reason}") from error
         raise ValueError(f"{path} was written by diffusion_pl {version}, this is {__version__}: {reason}") from error
@@ -175,7 +178,7 @@ def rebuild(
     """Model and data, which need not be there.
 
     Args:
-        description: {"model": …, "data": …}, as a configuration file spells them.
+        description: {"model": …, "data": …}, as a configuration file spells them, one of an older version too.
         data_state: the data module's state_dict.
         options: of the data, in place of the description's; None: nobody was asked.
         path: of the checkpoint, if the description is one's; None: the data may be read.
@@ -184,6 +187,7 @@ def rebuild(
         ArgumentError: it holds what is no configuration, or names a class of a package that is not trusted.
         ValueError: the data have no such option.
     """
+    description = migrate_config(description, str(description.get("version") or ""))
     with imports_only([*_TRUSTED, *_listed()]):
         return _rebuild(description, data_state, options or {}, path)
 
@@ -265,6 +269,24 @@ def _refusal(name: str) -> str:
         "which is neither diffusion_pl's nor of torch.nn or torch.optim, so it was not imported: if you trust it, set "
         f"{TRUST}={package} in the environment"
     )
+
+
+def _gone(part: Any) -> str:
+    """Which class of a trusted package of the user's own is no longer there, and what to do; "" if none is missing."""
+    if isinstance(part, (list, tuple)):
+        return next(filter(None, map(_gone, part)), "")
+    if not isinstance(part, dict):
+        return ""
+    module, _, name = str(part.get("class_path", "")).rpartition(".")
+    if any(module == known or module.startswith(f"{known}.") for known in _listed()):
+        try:
+            getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            return (
+                f"needs the class {module}.{name}, which is missing ({error}). Fix: put {module.partition('.')[0]} "
+                "where Python finds it (PYTHONPATH), or give the class its old name again"
+            )
+    return _gone(list(part.values()))
 
 
 def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
