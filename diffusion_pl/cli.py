@@ -29,6 +29,7 @@ from .callbacks import EMA, Description, Doctor, Guard, RunCard, Saver, SeenLoss
 from .callbacks.measurement import judge_fresh_values
 from .checkpoints.io import AtomicCheckpointIO
 from .checkpoints.loading import link_data
+from .checkpoints.warm_start import WarmStart
 from .checks import Finding
 from .conditions import to_plain
 from .data import DataModule
@@ -152,6 +153,8 @@ class DiffusionCLI(LightningCLI):
         parser.add_lightning_class_args(Saver, "saver")
         parser.add_lightning_class_args(Guard, "guard")
         parser.add_lightning_class_args(Doctor, "doctor")
+        if self.command == "fit":
+            parser.add_argument("--init_from", type=WarmStart | None, default=None)
         told = "Figures that the run should reach, which `verify` looks at: {fid: {band: [3, 3.4], num_samples: …}}."
         parser.add_argument("--expected", type=dict[str, Band] | None, default=None, help=told)
         link_data(parser, "model.init_args" if self._names_model else "model")
@@ -210,11 +213,12 @@ class DiffusionCLI(LightningCLI):
         if doctor := self.config_init["doctor"]:
             doctor.asked = section.precision
         config = masked({key: value for key, value in described.items() if key not in _OF_THE_CALL})
+        card = RunCard(config, masked_arguments([self.command, *self._args]), self._start_warm())
         always: list[Callback] = [
             StepSeed(),
             SeenLoss(),
             Description({key: described[key] for key in ("model", "data")}, self._save_config),
-            RunCard(config, masked_arguments([self.command, *self._args])),
+            card,
         ]
         configured = [self.config_init[name] for name in ("ema", "saver", "guard", "doctor")]
         chosen = _as_list(section.callbacks)
@@ -247,6 +251,18 @@ class DiffusionCLI(LightningCLI):
             return trainer
         except TypeError as error:  # so Lightning refuses some values, such as devices: -3
             raise ValueError(f"trainer: {error}") from error
+
+    def _start_warm(self) -> dict[str, Any] | None:
+        """Give a new run the weights of another checkpoint, if it asks for them; a resumed one has its own."""
+        start = self.config_init.get("init_from")
+        if start is None or self.config_init["ckpt_path"] is not None:
+            return None
+        note: dict[str, Any] = start.load(self.model)
+        if not place():
+            anew = f", anew: {', '.join(note['skipped'][:8])}" if note["skipped"] else ""
+            step = "" if note["step"] is None else f" of step {note['step']:,}"
+            print(f"init_from: {note['weights']} weights{step} from {note['path']}{anew}", flush=True)
+        return note
 
     def _save_config(self, path: Path) -> None:
         # Without what belongs to the call, not to the experiment, the file can be given back as --config.
