@@ -25,7 +25,7 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
-from .callbacks import EMA, Description, Doctor, Guard, RunCard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
+from .callbacks import EMA, Description, Doctor, Guard, RunCard, SampleWriter, Saver, SeenLoss, StepProgress
 from .callbacks.measurement import judge_fresh_values
 from .callbacks.sample_writer import done, gathered
 from .checkpoints.io import AtomicCheckpointIO
@@ -187,6 +187,8 @@ class DiffusionCLI(LightningCLI):
         if self._diagnose:
             if not self.findings:  # else there is nothing to look at
                 doctor = self._get(self.config_init, "doctor") or Doctor()
+                if ema := self._get(self.config_init, "ema"):  # as its setup would
+                    self.model.averages.track(ema.averages)
                 self.findings = doctor.diagnose(self.trainer, self.model, self.datamodule)
         elif subcommand == "predict":
             self._predict()
@@ -224,7 +226,6 @@ class DiffusionCLI(LightningCLI):
         parser.callback_keys = [key for key in parser.callback_keys if self._get(self.config_init, key) is not None]
         config = masked({key: self.config_dump[key] for key in self.config_dump if key not in _OF_THE_CALL})
         always: list[Callback] = [
-            StepSeed(),
             SeenLoss(),
             Description({key: self.config_dump[key] for key in ("model", "data")}, self._save_config),
             RunCard(config, masked_arguments(self._args)),
@@ -249,9 +250,8 @@ class DiffusionCLI(LightningCLI):
                 **self._logger(),
                 **kwargs,
             )
-            # First of all, so that whatever looks at the average after a step sees it with that step; the doctor before
-            # whatever else begins.
-            trainer.callbacks.sort(key=lambda c: (not isinstance(c, EMA), not isinstance(c, Doctor)))
+            # The doctor looks before whatever else begins.
+            trainer.callbacks.sort(key=lambda c: not isinstance(c, Doctor))
             count_steps(trainer)
             judge_fresh_values(trainer)
             return trainer

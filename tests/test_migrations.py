@@ -14,8 +14,9 @@ import yaml
 from shell import LAST, checkpoint, cli
 from torch import Tensor
 
-from diffusion_pl.runtime.drawing import choose_sampler, guide
 from diffusion_pl.checkpoints.loading import load, load_classifier
+from diffusion_pl.checkpoints.migrations import averages_of_0_1
+from diffusion_pl.runtime.drawing import choose_sampler, guide
 
 ASSETS = Path(__file__).parent / "assets/v0_1"
 
@@ -62,9 +63,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def averages(content: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """Of a checkpoint, by their decays."""
-    found: dict[str, dict[str, Tensor]] = content["callbacks"]["EMA"]["shadows"]
-    return found
+    """Of a checkpoint of either version, by their decays; names are those within the network."""
+    shadows = averages_of_0_1(content)["averages"]["shadows"]
+    return {
+        decay: {name.removeprefix("denoiser.network."): value for name, value in shadow.items()}
+        for decay, shadow in shadows.items()
+    }
 
 
 def test_the_assets_are_of_that_version() -> None:

@@ -10,7 +10,6 @@ from ..runtime.loggers import tell
 from ..samplers import Sampler, Samples
 from ..tensors import SampleNoise
 from ..training import DiffusionModule, LeanCallback
-from .ema import ema_of, judged_weights
 from .images import film_frames, log_film, log_image
 
 NEIGHBOURS = 16  # pairs in the panel of nearest neighbours
@@ -74,18 +73,17 @@ class ImagePanels(LeanCallback):
             x = self._panels(trainer, _module(pl_module))
             if trainer.fast_dev_run:
                 return
-            with judged_weights(trainer, pl_module):
+            with _module(pl_module).evaluation():
                 self._neighbours(trainer, _module(pl_module), x)
                 if self.film:
                     self._film(trainer, _module(pl_module))
 
     def _panels(self, trainer: Trainer, model: DiffusionModule) -> Tensor:
         """Shows samples of the weights that are judged, which it returns, and of others worth a look."""
-        with judged_weights(trainer, model):
+        with model.evaluation():
             x = self._samples(trainer, model)
-        ema = ema_of(trainer)
-        if ema is not None and ema.young:
-            with judged_weights(trainer, model, raw=True):
+        if model.averages.young:
+            with model.evaluation(raw=True):
                 self._samples(trainer, model)
         return x
 

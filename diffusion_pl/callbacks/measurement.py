@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from ..runtime.loggers import tell
 from ..training import DiffusionModule, LeanCallback
-from .ema import judged_weights
 
 #: Of each trainer, the step at which a value was measured last.
 _measured: WeakKeyDictionary[Trainer, dict[str, int]] = WeakKeyDictionary()
@@ -59,7 +58,7 @@ class Measurement(LeanCallback):
         if trainer.fast_dev_run:
             return
         assert isinstance(model, DiffusionModule)
-        with judged_weights(trainer, model):
+        with model.evaluation():
             values = self.measure(trainer, model)
             report(trainer, {f"{name}/{model.weights_name}": value for name, value in values.items()})
 

@@ -10,7 +10,6 @@ from ..data import Points
 from ..denoisers import Denoiser, empirical
 from ..tensors import SampleNoise
 from ..training import DiffusionModule, LeanCallback
-from .ema import judged_weights
 from .images import log_image
 
 
@@ -54,12 +53,12 @@ class PointPanels(LeanCallback):
         due = step % self.every_n_steps == 0 and step not in (self._drawn_step, trainer.max_steps)
         if due and trainer.is_global_zero:
             self._drawn_step = step  # while gradients are accumulated the step stays
-            with judged_weights(trainer, pl_module):
+            with _module(pl_module).evaluation():
                 self._samples(trainer, _module(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            with judged_weights(trainer, pl_module):
+            with _module(pl_module).evaluation():
                 self._samples(trainer, _module(pl_module))
                 self._process(trainer, _module(pl_module))
 

@@ -152,7 +152,9 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def read_hashed(path: str | Path, map_location: Any = "cpu") -> tuple[dict[str, Any], str]:
-    """A checkpoint's content as this version writes it, and the SHA-256 of the very bytes that were read: a run may replace the file meanwhile.
+    """A checkpoint's content as this version writes it, and the SHA-256 of the very bytes that were read.
+
+    A run may replace the file meanwhile.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoisers import NetworkDenoiser
-from ..tensors import mean_data
+from ..tensors import Recorded, mean_data
 from .base import Losses
 from .couplings import Coupling
 from .learned_variance import VarianceBound
@@ -18,7 +18,7 @@ from .timesteps import TimeSampler
 from .weightings import Weighting
 
 
-class DenoisingLoss(nn.Module):
+class DenoisingLoss(Recorded, nn.Module):
     """Weighted denoising loss.
 
     Args:

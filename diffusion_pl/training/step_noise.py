@@ -1,24 +1,14 @@
-"""Randomness of training as a function of (seed, batch, rank)."""
+"""The randomness of a training step as a function of (seed, batch, rank).
+
+So t, ε and dropout of a step do not depend on what happened before it: a resumed run draws what the uninterrupted one
+would have drawn, no generator's state needs saving, and no two processes share their noise.
+"""
 
 import os
-from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 
 from ..tensors import mix
-from ..training import LeanCallback
-
-
-class StepSeed(LeanCallback):
-    """Reseeds torch's global generators before every training batch.
-
-    So t, ε and dropout of a step do not depend on what happened before it: a resumed run draws what the uninterrupted
-    one would have drawn, no generator's state needs saving, and no two ranks share their noise.
-    """
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        reseed(run_seed(), trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_rank, pl_module.device)
 
 
 def run_seed() -> int:
