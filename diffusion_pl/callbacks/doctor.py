@@ -136,7 +136,7 @@ class Parts(NamedTuple):
 
 def _parts(module: DiffusionModule | NoisyClassifier) -> Parts:
     if isinstance(module, NoisyClassifier):
-        return Parts(module.times, module.noise_input, None, lambda x_t, t, **_: module(x_t, t), (module.classes,))
+        return Parts(module.times, module.noise_input, None, lambda x_t, t, **_: module(x_t, t), (module.classes or 0,))
     denoiser = module.denoiser
 
     def raw(x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:

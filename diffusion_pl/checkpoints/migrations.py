@@ -163,7 +163,8 @@ def _moved(value: Any, moved: Mapping[str, str]) -> Any:
             return part
         if id(part) not in copies:
             if isinstance(part, dict):
-                copies[id(part)] = filled = {}
+                filled: Config = {}
+                copies[id(part)] = filled
                 filled.update((key, copy(inner)) for key, inner in part.items())
             else:
                 copies[id(part)] = items = list[Any]()

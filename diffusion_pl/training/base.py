@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ..data import DataModule
+from ..data import DataModule, Unknown
 from ..data.loader import Loader
 from ..losses import Losses
 from ..metrics import BinnedMean
@@ -177,7 +177,7 @@ class Trainable(Recorded, LeanHooks, LightningModule):
             ValueError: a part does not tell how it was made.
             OSError: the file cannot be written.
         """
-        content = saving.content(self, data)
+        content = saving.content(self, data or Unknown(self.shape, self.classes))
         write_file(Path(path), lambda file: torch.save(content, file))
 
     def averaged_network(self, weights: str | None = None) -> tuple[nn.Module, str]:

@@ -7,33 +7,29 @@ import functools
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from .. import __version__
-from ..data import DataModule, Unknown
+from ..data import DataModule
 from ..tensors import Recorded
-
-if TYPE_CHECKING:
-    from .base import Trainable
 
 FROM_DATA = ("shape", "classes", "conditions")  # arguments of a model that its data give
 
 
-def content(model: "Trainable", data: DataModule | None) -> dict[str, Any]:
+def content(model: LightningModule, data: DataModule) -> dict[str, Any]:
     """A checkpoint as `fit` writes it, without the optimizer's state.
 
     Args:
-        model: with its averages.
-        data: what it was trained on; None: `Unknown` of the model's shape and classes.
+        model: a `Trainable`, with its averages.
+        data: what it was trained on.
 
     Raises:
         ValueError: a part does not tell how it was made.
     """
-    if data is None:
-        data = Unknown(model.shape, model.classes)
-    spec = described(model, "model")
+    spec = describe(model, "model")
     if spec["class_path"] == "diffusion_pl.training.DiffusionModule":  # as configuration files spell it
         spec = spec["init_args"]
     whole = {
