@@ -102,7 +102,7 @@ def test_accumulated_step_is_the_step_of_the_whole_batch(tmp_path: Path) -> None
     """The mean gradient of 4 batches; SGD moves by it: compared with autograd on the same batches and noise."""
     from shell import tiny_data, tiny_module, tiny_trainer, weights
 
-    from diffusion_pl.runtime.loops import count_steps
+    from diffusion_pl.runtime.upstream.loops import count_steps
 
     class Keep(Callback):
         def __init__(self) -> None:

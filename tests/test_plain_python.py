@@ -15,7 +15,7 @@ from shell import Losses, cli, differences, environment, tiny_data, tiny_module,
 from torch import Tensor, nn
 
 from diffusion_pl.callbacks import EMA, Guard
-from diffusion_pl.checkpoints.loading import load, rebuild
+from diffusion_pl.checkpoints.loading import load_model, rebuild
 from diffusion_pl.data import Unknown
 from diffusion_pl.denoisers import NoiseInput, Parameterization
 from diffusion_pl.losses import SNR, DenoisingLoss, TimeSampler, UniformTimes, Weighting
@@ -148,12 +148,12 @@ def test_a_saved_model_is_loaded_and_samples_alike(tmp_path: Path) -> None:
     module.save(tmp_path / "alone.ckpt")
     for weights in ("ema", "raw"):
         with module.evaluation(raw=weights == "raw"):
-            x = module.sample(range(4)).x_0
-        ours, theirs = load(tmp_path / "model.ckpt", weights)
-        assert torch.equal(ours.sample(range(4)).x_0, x)
+            x = module.live_pipeline().samples(range(4)).x_0
+        ours, theirs = load_model(tmp_path / "model.ckpt", weights)
+        assert torch.equal(ours.live_pipeline().samples(range(4)).x_0, x)
         assert torch.equal(theirs.decode(x), data.decode(x))
-        alone, unknown = load(tmp_path / "alone.ckpt", weights)
-        assert torch.equal(alone.sample(range(4)).x_0, x)
+        alone, unknown = load_model(tmp_path / "alone.ckpt", weights)
+        assert torch.equal(alone.live_pipeline().samples(range(4)).x_0, x)
         assert isinstance(unknown, Unknown) and torch.equal(unknown.decode(x), x)
     args = ("--ckpt_path", "alone.ckpt", "--num_samples", 4, "--accelerator", "cpu", "--output", "out")
     done = cli(tmp_path, "sample", *args)
@@ -165,7 +165,10 @@ def test_a_saved_model_is_loaded_and_samples_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": lambda shape, classes: MLP(shape, classes)}, r"model\.network is .*<lambda>, which a file cannot"),
+        (
+            {"network": lambda shape, conditions: MLP(shape, conditions)},
+            r"model\.network is .*<lambda>, which a",
+        ),
         ({"optimizer": partial(lambda p, lr: torch.optim.SGD(p, lr), lr=0.1)}, r"model\.optimizer is partial"),
         ({"guidance": nn.Identity()}, r"model\.guidance is Identity, which a file cannot describe\. Fix: give"),
     ],

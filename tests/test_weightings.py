@@ -63,7 +63,9 @@ def test_snr_family(schedule: Schedule) -> None:
         assert (soft <= low).all()
         assert (soft >= low / 2).all()
     np.testing.assert_allclose(array(weigh(P2(k=3.0, gamma=0), schedule, t)), snr, rtol=1e-10)
-    np.testing.assert_allclose(array(weigh(P2(gamma=1), schedule, t)), array(weigh(SoftMinSNR(1), schedule, t)), rtol=1e-9)
+    np.testing.assert_allclose(
+        array(weigh(P2(gamma=1), schedule, t)), array(weigh(SoftMinSNR(1), schedule, t)), rtol=1e-9
+    )
     log = np.log(array(weigh(P2(k=0.5, gamma=2), schedule, t)))
     np.testing.assert_allclose(log, np.log(snr) - 2 * np.log(snr + 0.5), rtol=1e-8, atol=1e-8)
 
@@ -148,7 +150,9 @@ def test_likelihood_is_the_slope_of_the_snr(schedule: Schedule) -> None:
 def test_both_bounds_add_up_to_the_same_total(schedule: Schedule) -> None:
     """Σ_i w_i/T telescopes and ∫ w dt integrates to ½(SNR(s) − SNR(1)), from s = 0.1 on."""
     total = 0.5 * float(schedule(torch.tensor(0.1, dtype=torch.float64)).snr - schedule(torch.ones(())).snr)
-    integral, _ = quad(lambda t: float(weigh(Likelihood(), schedule, torch.tensor(t, dtype=torch.float64))), 0.1, 1, limit=200)
+    integral, _ = quad(
+        lambda t: float(weigh(Likelihood(), schedule, torch.tensor(t, dtype=torch.float64))), 0.1, 1, limit=200
+    )
     assert integral == pytest.approx(total, rel=1e-6)
     chain = weigh(ChainELBO(50), schedule, torch.arange(6, 51, dtype=torch.float64) / 50).mean() * 45 / 50
     assert float(chain) == pytest.approx(total, rel=1e-6)

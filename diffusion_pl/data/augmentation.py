@@ -18,6 +18,7 @@ class HorizontalFlip(Recorded):
     """Mirrors each picture with probability ½."""
 
     draws = 1
+    tells: tuple[str, ...] = ()
 
     def __call__(self, batch: Batch, u: Tensor) -> Batch:
         """batch: {"x": (B, C, H, W), …}, u: (B, 1)."""
@@ -43,6 +44,7 @@ class NonLeaky(Recorded):
     """
 
     draws = 13
+    tells: tuple[str, ...] = ("augment",)
 
     def __init__(self, p: float) -> None:
         if not 0 < p <= 1:

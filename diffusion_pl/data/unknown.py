@@ -1,6 +1,6 @@
-"""The data of a model that came without any: nothing but a shape and a number of classes."""
+"""The data of a model that came without any: nothing but a shape and the conditions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..conditions import Condition, from_plain
 from .base import DataModule
 
 
@@ -16,24 +17,22 @@ class Unknown(DataModule):
 
     Args:
         shape: of one example, without the batch axis.
-        classes: of the label; None: there is none.
+        conditions: by name, such as {"label": {"shape": [], "classes": 2, "names": []}}; None: there are none.
     """
 
-    def __init__(self, shape: Sequence[int], classes: int | None = None) -> None:
+    def __init__(self, shape: Sequence[int], conditions: Mapping[str, dict[str, Any]] | None = None) -> None:
         super().__init__()
         if not shape or min(shape) < 1:
             raise ValueError(f"Unknown: shape must be one or more sizes of at least 1, got {list(shape)}")
-        if classes is not None and classes < 1:
-            raise ValueError(f"Unknown: classes must be at least 1 or None, got {classes}")
-        self._shape, self._classes = tuple(shape), classes
+        self._shape, self._conditions = tuple(shape), from_plain(conditions or {})
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self._shape
 
     @property
-    def classes(self) -> int | None:
-        return self._classes
+    def conditions(self) -> dict[str, Condition]:
+        return self._conditions
 
     def decode(self, x: Tensor) -> Tensor:
         return x

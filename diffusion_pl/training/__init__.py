@@ -1,7 +1,7 @@
 """What Lightning trains: modules, learning-rate schedules, resuming."""
 
-from .averages import Average, Averages, ConstantDecay, HalfLife
-from .base import LeanCallback, LeanHooks, LeanProfiler, Trainable, build_network, global_batch, logs_now
+from .averages import Average, Averages, ConstantDecay, HalfLife, global_batch
+from .base import LeanCallback, LeanHooks, LeanProfiler, Trainable, build_network, logs_now
 from .classifier import NoisyClassifier
 from .lr_schedulers import SchedulerFactory, Warmup, WarmupCosine, advance, check_factory, make_scheduler
 from .module import DiffusionModule

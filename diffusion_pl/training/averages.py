@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.loader import Loader
+from ..runtime.upstream.torch import lerp_
+
 LONG = 10**18  # updates: after every warm-up
 
 
@@ -154,7 +157,7 @@ class Averages:
     def update(self) -> None:
         """Take in the weights after an optimizer step; `begin` comes before."""
         for average, shadow in self._lists:
-            torch._foreach_lerp_(shadow, self._parameters, average.rate(self.updates, self._examples))
+            lerp_(shadow, self._parameters, average.rate(self.updates, self._examples))
         self.updates += 1
 
     @property
@@ -225,3 +228,16 @@ class Averages:
     def clear(self) -> None:
         """Forget all averages, not what is tracked."""
         self.updates, self._shadows, self._lists, self._parameters, self._raw = 0, {}, [], [], {}
+
+
+def examples_per_step(trainer: Any) -> int | None:
+    """What all processes see between two optimizer steps; None: the loader does not say."""
+    batch = global_batch(trainer)
+    return None if batch is None else batch * int(trainer.accumulate_grad_batches)
+
+
+def global_batch(trainer: Any) -> int | None:
+    """Examples that all processes see between two sums of gradients, before accumulation; None: not known."""
+    loader = trainer.train_dataloader
+    # A training set smaller than one batch is one batch.
+    return min(loader.batch_size, loader.num_visits) if isinstance(loader, Loader) else None

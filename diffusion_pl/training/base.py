@@ -1,5 +1,6 @@
 """What every network in training shares: optimizer, gradient clipping, check of a checkpoint, losses by noise level."""
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.states import TrainerFn
@@ -17,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ..conditions import Conditions, check_batch, to_plain
 from ..data import DataModule, Unknown
-from ..data.loader import Loader
 from ..losses import Losses
 from ..metrics import BinnedMean
 from ..runtime.storage import write_file
+from ..runtime.upstream.lightning import QuickHookNotes, batch_number
 from ..tensors import Recorded, mix
 from . import saving
-from .averages import Averages
+from .averages import Averages, examples_per_step
 from .lr_schedulers import SchedulerFactory, check_factory, make_scheduler
 from .resuming import resume_optimizer
 from .step_noise import reseed, run_seed
@@ -35,16 +37,20 @@ Batch = dict[str, Tensor]
 VAL_BINS = 4  # equal bins of t for the validation loss
 
 
-def build_network(network: Callable[..., nn.Module], shape: Shape, classes: int | None) -> nn.Module:
+def build_network(network: Callable[..., nn.Module], shape: Shape, conditions: Conditions) -> nn.Module:
     """The network of a model for data of a shape, with a line of its own for a class that is not made for that."""
-    try:
-        return network(shape, classes)
-    except TypeError as error:
-        name = getattr(getattr(network, "func", network), "__name__", "this class")
-        args = getattr(network, "args", ())
-        name = next((arg.__name__ for arg in args if isinstance(arg, type)), name)
+    made = next((arg for arg in getattr(network, "args", ()) if isinstance(arg, type)), network)
+    name = getattr(getattr(made, "func", made), "__name__", "this class")
+    if [*inspect.signature(made).parameters][1:2] == ["classes"]:
         raise ValueError(
-            f"model.network: {name} cannot be built from the shape of the data and the number of classes: {error}"
+            f"model.network: {name}: its second parameter is now `conditions`, a dict of Condition; "
+            "conditions['label'].classes is the number"
+        )
+    try:
+        return network(shape, conditions)
+    except TypeError as error:
+        raise ValueError(
+            f"model.network: {name} cannot be built from the shape and the conditions of the data: {error}"
         ) from error
 
 
@@ -77,13 +83,14 @@ class LeanProfiler(PassThroughProfiler):
 _NOTHING = nullcontext()
 
 
-class Trainable(Recorded, LeanHooks, LightningModule):
+class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
     """Subclasses define `network`, `losses`, `training_step` and `validation_step`.
 
     What a training step draws from torch's global generator (t, ε, dropout) is a function of (seed, batch, rank).
 
     Attributes:
-        shape, classes: of one example without the batch axis, and of the label, None: unconditional.
+        shape: of one example without the batch axis.
+        conditions: of the data, by name.
         averages: of the trained parameters; none unless `averages.track` chooses some, as the EMA callback does.
 
     Args:
@@ -96,7 +103,7 @@ class Trainable(Recorded, LeanHooks, LightningModule):
     """
 
     shape: Shape
-    classes: int | None
+    conditions: Conditions
 
     def __init__(self, optimizer: Callable[[Any], Optimizer], lr_scheduler: SchedulerFactory | None) -> None:
         super().__init__()
@@ -108,15 +115,16 @@ class Trainable(Recorded, LeanHooks, LightningModule):
         self.averages = Averages()
         self._loaded_weights = "raw"  # the name of the weights that it was loaded with
         self._noise_of: tuple[int, Sequence[int], int] | None = None  # seed, batches and rank of the step replayed
+        self._checked = False  # whether a batch was seen that fits
         self._resumed: dict[str, Any] | None = None  # the checkpoint, between its loading and the optimizer's
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes around every hook, fifty times a step, which one is running; nn.Module's search for parameters
-        # and buffers in it costs a tenth of a small network's step.
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
+    @property
+    def attached(self) -> Trainer | None:
+        """The trainer that has the module, if one has."""
+        try:
+            return self.trainer
+        except RuntimeError:
+            return None
 
     @property
     @abstractmethod
@@ -177,7 +185,8 @@ class Trainable(Recorded, LeanHooks, LightningModule):
             ValueError: a part does not tell how it was made.
             OSError: the file cannot be written.
         """
-        content = saving.content(self, data or Unknown(self.shape, self.classes))
+        data = data or Unknown(self.shape, to_plain(self.conditions))
+        content = saving.content(self, data, 0 if self.attached is None else self.attached.global_step)
         write_file(Path(path), lambda file: torch.save(content, file))
 
     def averaged_network(self, weights: str | None = None) -> tuple[nn.Module, str]:
@@ -221,6 +230,13 @@ class Trainable(Recorded, LeanHooks, LightningModule):
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
         """The loss of each example of a batch, at random times; the training loss is their mean."""
 
+    def check_first(self, batch: Batch, conditions: Conditions) -> None:
+        """Raise ValueError if the first batch of a training does not hold the model's conditions."""
+        if not self._checked:
+            augmentation = getattr(getattr(self.trainer, "datamodule", None), "augmentation", None)
+            check_batch(batch, conditions, getattr(augmentation, "tells", ()))
+            self._checked = True
+
     def log_step(self, **values: Tensor) -> None:
         """Log quantities of a training step, and the learning rate, in the steps that are written at all."""
         if logs_now(self.trainer):
@@ -240,7 +256,7 @@ class Trainable(Recorded, LeanHooks, LightningModule):
         """Set torch's global generators to what the training step of this batch draws from."""
         if self._noise_of is None:
             trainer = self.trainer
-            reseed(run_seed(), trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_rank, self.device)
+            reseed(run_seed(), batch_number(trainer), trainer.global_rank, self.device)
         else:
             seed, batches, rank = self._noise_of
             reseed(seed, batches[batch_idx], rank, self.device)
@@ -257,17 +273,10 @@ class Trainable(Recorded, LeanHooks, LightningModule):
         super().on_test_model_eval()
         self.averages.swap_in(self._averaged_parameters())
 
-    def on_predict_model_eval(self) -> None:
-        super().on_predict_model_eval()
-        self.averages.swap_in(self._averaged_parameters())
-
     def on_validation_end(self) -> None:
         self.use_raw_weights()
 
     def on_test_end(self) -> None:
-        self.use_raw_weights()
-
-    def on_predict_end(self) -> None:
         self.use_raw_weights()
 
     def _warn(self, line: str) -> None:
@@ -341,7 +350,7 @@ class Trainable(Recorded, LeanHooks, LightningModule):
             checkpoint["averages"] = self.averages.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data: Any = getattr(self._trainer, "datamodule", None)
+        data: Any = getattr(self.attached, "datamodule", None)
         if hasattr(data, "check_state"):  # other data make other networks: they are the cause
             data.check_state(checkpoint.get(type(data).__qualname__, {}))
         theirs, ours = checkpoint["state_dict"], self.state_dict()
@@ -357,7 +366,7 @@ class Trainable(Recorded, LeanHooks, LightningModule):
             )
         if "averages" in checkpoint:
             self.averages.load(checkpoint["averages"])
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+        if self.attached is not None and self.attached.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint
 
     def log_bins(self, name: str, metric: BinnedMean) -> None:
@@ -374,19 +383,6 @@ class Trainable(Recorded, LeanHooks, LightningModule):
 def logs_now(trainer: Any) -> bool:
     """Whether what this step logs is written: logging costs as much as a step of a small network."""
     return bool(trainer.log_every_n_steps) and (trainer.global_step + 1) % trainer.log_every_n_steps == 0
-
-
-def examples_per_step(trainer: Any) -> int | None:
-    """What all processes see between two optimizer steps; None: the loader does not say."""
-    batch = global_batch(trainer)
-    return None if batch is None else batch * int(trainer.accumulate_grad_batches)
-
-
-def global_batch(trainer: Any) -> int | None:
-    """Examples that all processes see between two sums of gradients, before accumulation; None: not known."""
-    loader = trainer.train_dataloader
-    # A training set smaller than one batch is one batch.
-    return min(loader.batch_size, loader.num_visits) if isinstance(loader, Loader) else None
 
 
 def _size(state: dict[str, Tensor], name: str) -> str:

@@ -19,12 +19,13 @@ from ..tensors import Recorded
 FROM_DATA = ("shape", "classes", "conditions")  # arguments of a model that its data give
 
 
-def content(model: LightningModule, data: DataModule) -> dict[str, Any]:
+def content(model: LightningModule, data: DataModule, step: int) -> dict[str, Any]:
     """A checkpoint as `fit` writes it, without the optimizer's state.
 
     Args:
         model: a `Trainable`, with its averages.
         data: what it was trained on.
+        step: optimizer steps that it has taken.
 
     Raises:
         ValueError: a part does not tell how it was made.
@@ -35,7 +36,7 @@ def content(model: LightningModule, data: DataModule) -> dict[str, Any]:
     whole = {
         "pytorch-lightning_version": version("lightning"),
         "epoch": 0,
-        "global_step": 0 if model._trainer is None else model.trainer.global_step,
+        "global_step": step,
         "state_dict": {name: value.detach().cpu() for name, value in model.state_dict().items()},
         "callbacks": {},
         "optimizer_states": [],

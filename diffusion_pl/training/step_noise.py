@@ -4,16 +4,16 @@ So t, ε and dropout of a step do not depend on what happened before it: a resum
 would have drawn, no generator's state needs saving, and no two processes share their noise.
 """
 
-import os
-
 import torch
 
+from ..runtime.upstream.lightning import global_seed
+from ..runtime.upstream.torch import seed_generators
 from ..tensors import mix
 
 
 def run_seed() -> int:
     """The seed of the whole run."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
+    return global_seed() or 0
 
 
 def reseed(run_seed: int, batch: int, rank: int, device: torch.device) -> None:
@@ -25,10 +25,4 @@ def reseed(run_seed: int, batch: int, rank: int, device: torch.device) -> None:
         rank: of the process.
         device: of the step.
     """
-    seed = mix(run_seed, batch, rank)
-    # torch.manual_seed would do the same fifty times slower: it also queues a call for every absent accelerator.
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
+    seed_generators(mix(run_seed, batch, rank), device)
