@@ -27,6 +27,8 @@ from .io import read_hashed
 from .migrations import named_dropout, without_classes
 
 TRUST = "DIFFUSION_PL_TRUST"
+#: Options of a loss that are given without a class are this one's.
+DEFAULT_LOSS = {"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}}
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
 
 
@@ -190,6 +192,7 @@ def _rebuild(
         model = {**model, "init_args": {**model.get("init_args", {}), **told}}
     else:
         parser.add_class_arguments(DiffusionModule, "model")
+        parser.set_defaults(DEFAULT_LOSS)
         model = {**model, **told}
     return parser.instantiate_classes(parser.parse_object({"model": model})).model, data
 

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from .. import __version__
-from ..checkpoints.loading import rebuild
+from ..checkpoints.loading import DEFAULT_LOSS, rebuild
 from ..conditions import Condition, Conditions, class_count, label, to_plain
 from ..runtime.drawing import fingerprint
 from ..training import DiffusionModule
@@ -234,6 +234,7 @@ def complete(model: Spec) -> Spec:
     """The configuration of a model with all options spelled out, as `fit` keeps it."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DiffusionModule, "model", skip={"shape", "conditions"})
+    parser.set_defaults(DEFAULT_LOSS)
     found: Spec = _plain(parser.parse_object({"model": model}).model.as_dict())
     return found
 
