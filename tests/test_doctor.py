@@ -111,7 +111,7 @@ def test_everything_wrong_with_a_model_of_pictures_is_told_at_once(tmp_path: Pat
     expected = {
         "embedding": (
             "warning",
-            r"moves Sinusoidal by 0.00\d+ .* Fix: give model.noise_input ScaledTime with .*999",
+            r"moves Sinusoidal by 0.00\d+ .* Fix: give model.noise_input StepIndex .* ScaledTime with .*999",
         ),
         "times": ("warning", r"the sampler visits -10 … 9.12, .* never seen. Fix: .* reach nearer to t=1"),
         "precision": ("warning", r"16-mixed was asked for, but is bf16-mixed on a CPU. .*precision bf16-mixed"),

@@ -8,23 +8,25 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import jsonargparse._common
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from .. import __version__
 from ..data import DataModule
+from ..pipeline import Pipeline
 from ..runtime.bounds import check_plain, limited
 from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
+from ..runtime.upstream.jsonargparse import imports_only
 from ..training import DiffusionModule, NoisyClassifier, Trainable
-from .io import read_hashed
-from .migrations import named_dropout, without_classes
+from .io import checkpoint_at, read_hashed
+from .migrations import migrate_config
 
 TRUST = "DIFFUSION_PL_TRUST"
 #: Options of a loss that are given without a class are this one's.
@@ -32,7 +34,16 @@ DEFAULT_LOSS = {"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
 
 
-def load(
+def load_pipeline(
+    path: str | Path, weights: str = "ema", data: Mapping[str, Any] | None = None
+) -> tuple[Pipeline, DataModule]:
+    """What draws samples of a checkpoint, and the data that it was trained on; see `load_model`."""
+    model, dataset = load_model(path, weights, data)
+    pipeline = model.live_pipeline(dataset, model.weights_name)
+    return replace(pipeline, sha256=model.sha256), dataset
+
+
+def load_model(
     path: str | Path, weights: str = "ema", data: Mapping[str, Any] | None = None
 ) -> tuple[DiffusionModule, DataModule]:
     """Model and data of a checkpoint, rebuilt from the configuration inside it.
@@ -41,7 +52,7 @@ def load(
     unless `data` says ``download: true``.
 
     Args:
-        path: a checkpoint that `fit` wrote.
+        path: a checkpoint that `fit` wrote, or the folder of a run: its newest good one.
         weights: "ema" (the first average; the raw weights where there is none), "raw", or "ema:0.999" for one of
             several.
         data: options of the data that take the place of the checkpoint's, such as ``{"path": "images"}``.
@@ -86,11 +97,11 @@ def from_content(
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
         check_plain(description, "its configuration")
         check(checkpoint, _KIND)
-    description, state = without_classes(named_dropout(description)), checkpoint["state_dict"]
+    state = checkpoint["state_dict"]
     try:
         # Generously: some networks make parameters that they replace, and types differ in size.
         with limited(4 * len(state) + 100, sum(32 * tensor.numel() for tensor in state.values()) + 2**20):
-            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, Path(path))
+            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, checkpoint_at(path))
     except (ArgumentError, TypeError, KeyError, ImportError) as error:
         denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
         if denied:
@@ -102,26 +113,39 @@ def from_content(
                 r"Problem with given class_path '[\w.]+': (?:- )?(.+?)(?: - Expected a| Given value|$)", reason
             )
             raise ValueError(f"--data.{found[1] if found else reason}") from error
+        if gone := _gone(description):
+            raise ValueError(f"{path} {gone}") from error
         if version == __version__:
             raise ValueError(f"{path}: its configuration cannot be used: {reason}") from error
         raise ValueError(f"{path} was written by diffusion_pl {version}, this is {__version__}: {reason}") from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is damaged: its configuration cannot be built ({reason})") from error
+    model.weights_name = fill(model, checkpoint, path, weights)
+    return model.eval(), data
+
+
+def fill(model: Trainable, checkpoint: dict[str, Any], path: str | Path, weights: str) -> str:
+    """Load a checkpoint's weights into a model of its configuration.
+
+    Returns:
+        The name of the weights.
+
+    Raises:
+        ValueError: they are not there, do not fit, or are not finite.
+    """
     model.on_load_checkpoint(checkpoint)
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
-        state, model.weights_name = select(checkpoint, weights, str(path))
+        state, name = select(checkpoint, weights, str(path))
         model.load_state_dict(state)
     # Tables may be infinite, such as one of log-SNR; and a dump is of a step that went wrong.
-    wrong = next((name for name, p in model.named_parameters() if not p.isfinite().all()), None)
+    wrong = next((key for key, p in model.named_parameters() if not p.isfinite().all()), None)
     if wrong is not None and "dump" not in checkpoint:
         raise ValueError(
-            f"the {model.weights_name} weights of {path} are not finite ({wrong}): the training diverged. Fix: use an "
-            "earlier checkpoint"
+            f"the {name} weights of {path} are not finite ({wrong}): the training diverged. Fix: use an earlier "
+            "checkpoint"
         )
-    if isinstance(model, DiffusionModule):
-        model.class_counts = data.class_counts
-    return model.eval(), data
+    return name
 
 
 _KIND = {
@@ -156,7 +180,7 @@ def rebuild(
     """Model and data, which need not be there.
 
     Args:
-        description: {"model": …, "data": …}, as a configuration file spells them.
+        description: {"model": …, "data": …}, as a configuration file spells them, one of an older version too.
         data_state: the data module's state_dict.
         options: of the data, in place of the description's; None: nobody was asked.
         path: of the checkpoint, if the description is one's; None: the data may be read.
@@ -165,7 +189,8 @@ def rebuild(
         ArgumentError: it holds what is no configuration, or names a class of a package that is not trusted.
         ValueError: the data have no such option.
     """
-    with _trusted_only():
+    description = migrate_config(description, str(description.get("version") or ""))
+    with imports_only([*_TRUSTED, *_listed()]):
         return _rebuild(description, data_state, options or {}, path)
 
 
@@ -249,16 +274,22 @@ def _refusal(name: str) -> str:
     )
 
 
-@contextmanager
-def _trusted_only() -> Iterator[None]:
-    """Within, jsonargparse looks up no other name, and none that is an alias of another one's (torch.nn.os.system)."""
-    settings = jsonargparse._common.parsing_settings  # set_parsing_settings adds only, it knows no way back
-    before = dict(settings)
-    try:
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_TRUSTED, *_listed()])
-        yield
-    finally:
-        settings.update(before)
+def _gone(part: Any) -> str:
+    """Which class of a trusted package of the user's own is no longer there, and what to do; "" if none is missing."""
+    if isinstance(part, (list, tuple)):
+        return next(filter(None, map(_gone, part)), "")
+    if not isinstance(part, dict):
+        return ""
+    module, _, name = str(part.get("class_path", "")).rpartition(".")
+    if any(module == known or module.startswith(f"{known}.") for known in _listed()):
+        try:
+            getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            return (
+                f"needs the class {module}.{name}, which is missing ({error}). Fix: put {module.partition('.')[0]} "
+                "where Python finds it (PYTHONPATH), or give the class its old name again"
+            )
+    return _gone(list(part.values()))
 
 
 def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:

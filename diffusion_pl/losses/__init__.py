@@ -15,7 +15,7 @@ from .timesteps import (
     TimeSampler,
     UniformTimes,
 )
-from .weightings import P2, SNR, ChainELBO, FlowMatching, Likelihood, MinSNR, SoftMinSNR, Weighting
+from .weightings import P2, SNR, ChainELBO, FlowMatching, Likelihood, MinSNR, Plain, SoftMinSNR, Weighting
 
 __all__ = [
     "P2",
@@ -34,6 +34,7 @@ __all__ = [
     "Losses",
     "MinSNR",
     "MinibatchOT",
+    "Plain",
     "SoftMinSNR",
     "StratifiedTimes",
     "TimeSampler",

@@ -94,7 +94,8 @@ class DenoisingLoss(Loss):
         loss = torch.zeros_like(t.flatten())
         if self.weighting is not None:
             error = output - denoiser.parameterization.target(kernel, x_0, eps)
-            weight = self.weighting(denoiser.schedule, t, kernel) * denoiser.parameterization.c_out(kernel).square()
+            c_out = denoiser.parameterization.c_out(kernel)
+            weight = self.weighting(denoiser.schedule, t, kernel, c_out) * c_out.square()
             loss = mean_data(weight * error.square())
         if self.variance is not None:
             prediction = denoiser.parameterization.predict(kernel, x_t, output)._replace(v=v)

@@ -70,7 +70,7 @@ class NoisyClassifier(Trainable):
         check_time(x_t, t)
         kernel = self.schedule(t)
         c_in = torch.rsqrt(kernel.alpha.square() + kernel.sigma.square())
-        c_noise = self.noise_input(kernel, t).reshape(-1).expand(len(x_t)).to(x_t.device, torch.float32)
+        c_noise = self.noise_input(self.schedule, t, kernel).reshape(-1).expand(len(x_t)).to(x_t.device, torch.float32)
         logits: Tensor = self.classifier((c_in * x_t).float(), c_noise)
         return logits
 
