@@ -28,7 +28,7 @@ from lightning.pytorch.strategies import (
 from .callbacks import EMA, Description, Doctor, Guard, RunCard, Saver, SeenLoss, StepProgress
 from .callbacks.measurement import judge_fresh_values
 from .checkpoints.io import AtomicCheckpointIO
-from .checkpoints.loading import link_data
+from .checkpoints.loading import DEFAULT_LOSS, link_data
 from .checkpoints.warm_start import WarmStart
 from .checks import Finding
 from .conditions import to_plain
@@ -140,8 +140,8 @@ class DiffusionCLI(LightningCLI):
             parser.add_lightning_class_args(Trainable, "model", subclass_mode=True)
         else:
             parser.add_lightning_class_args(DiffusionModule, "model")
-            if gives_loss(self._args):  # options of a loss without a class are DenoisingLoss's
-                parser.set_defaults({"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}})
+            if gives_loss(self._args):  # else a missing loss is told as such
+                parser.set_defaults(DEFAULT_LOSS)
         parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})

@@ -29,6 +29,8 @@ from .io import FOREIGN, checkpoint_at, read_hashed
 from .migrations import migrate_config
 
 TRUST = "DIFFUSION_PL_TRUST"
+#: Options of a loss that are given without a class are this one's.
+DEFAULT_LOSS = {"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}}
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
 
 
@@ -214,7 +216,7 @@ def _rebuild(
         model = {**model, "init_args": {**model.get("init_args", {}), **told}}
     else:
         parser.add_class_arguments(DiffusionModule, "model")
-        parser.set_defaults({"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}})  # if no class is named
+        parser.set_defaults(DEFAULT_LOSS)
         model = {**model, **told}
     return parser.instantiate(parser.parse_object({"model": model})).model, data
 
