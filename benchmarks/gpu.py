@@ -189,7 +189,7 @@ def sample(bench: Bench) -> None:
     first: dict[str, float] = {}
     for mode in modes:
         model = DiffusionModule(
-            network=lambda shape, classes: bench.network("EDM"),
+            network=lambda shape, conditions: bench.network("EDM"),
             schedule=Karras(),
             parameterization=EDM(0.5),
             loss=DenoisingLoss(LogNormalTimes(), Plain()),

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import diffusion_pl
+from diffusion_pl import conditions
+from diffusion_pl.conditions import Condition
 from diffusion_pl.denoisers import EDM, Denoiser, Gaussian, Masked, Parameterization
 from diffusion_pl.losses import Weighting
 from diffusion_pl.samplers import Ancestral, AnnealedLangevin, ExplicitGrid, Grid, Sampler
@@ -43,20 +45,24 @@ FLOORS: dict[str, float] = {
     "samplers": 4,
     "likelihood": 4,
     "losses": 4.1,
+    "pipeline": 4.2,
     # What needs nothing of the package: files, bounds, processes, signals.
     "runtime.bounds": 4.5,
     "runtime.reading": 4.5,
     "runtime.storage": 4.5,
     "runtime.startup": 4.5,
+    # What touches private names of other libraries, for whoever needs it.
+    "runtime.upstream": 4.8,
     "training": 5,
     "checkpoints": 6,
     "checks": 6,
     "runtime": 6.2,
+    "runtime.upstream.loops": 6.25,
     "checkpoints.loading": 6.3,
-    "runtime.drawing": 6.4,
     "evaluation": 6.5,
     "interop": 6.55,
     "callbacks": 6.6,
+    "evaluation.run": 6.7,
     "cli": 6.9,
     "commands": 7,
     "__main__": 7.9,
@@ -156,6 +162,11 @@ def generator(device: torch.device) -> torch.Generator:
 def array(x: Any) -> np.ndarray:
     """x as float64 numpy."""
     return x.detach().cpu().double().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64)
+
+
+def by_class(classes: int | None) -> dict[str, Condition]:
+    """The conditions of data with a label of so many classes, or of unconditional data."""
+    return {} if classes is None else {"label": conditions.label(classes)}
 
 
 def core_modules() -> Iterator[str]:

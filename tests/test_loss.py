@@ -158,7 +158,7 @@ def test_drawn_losses_average_to_the_bound(times: TimeSampler) -> None:
     n, var = 40_000, 0.3
     rng = torch.Generator().manual_seed(5)
     x_0 = 0.4 + var**0.5 * torch.randn(n, 1, dtype=torch.float64, generator=rng)
-    loss = array(DenoisingLoss(times, Likelihood())(network_of(var, VP(), Epsilon()), x_0, rng).loss)
+    loss = array(DenoisingLoss(times, Likelihood())(network_of(var, VP(), Epsilon()), x_0, None, rng).loss)
     t = torch.logspace(-3, 0, 20_001, dtype=torch.float64)
     alpha, sigma, *_ = (array(v) for v in VP()(t))
     density = array(weigh(Likelihood(), VP(), t)) / (1 / var + alpha**2 / sigma**2)
@@ -181,10 +181,10 @@ def test_noise_is_fresh_standard_normal_and_from_the_generator() -> None:
     call = DenoisingLoss(GridTimes(1000), SNR())
     x_0 = torch.zeros(5000, 1)
     before = torch.get_rng_state()
-    first = call(denoiser, x_0, torch.Generator().manual_seed(1))
+    first = call(denoiser, x_0, None, torch.Generator().manual_seed(1))
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(call(denoiser, x_0, torch.Generator().manual_seed(1)).loss, first.loss)
-    assert not torch.equal(call(denoiser, x_0, torch.Generator().manual_seed(2)).loss, first.loss)
+    assert torch.equal(call(denoiser, x_0, None, torch.Generator().manual_seed(1)).loss, first.loss)
+    assert not torch.equal(call(denoiser, x_0, None, torch.Generator().manual_seed(2)).loss, first.loss)
     assert stats.kstest(array(first.loss), "chi2", args=(1,)).pvalue > 1e-3
 
 
@@ -224,7 +224,7 @@ def test_coupling_changes_the_pairing_only() -> None:
 
     denoiser = NetworkDenoiser(Zero(), VP(), Velocity())
     t = torch.tensor(0.3, dtype=torch.float64)
-    DenoisingLoss(At(t), SNR(), Spy())(denoiser, x_0, torch.Generator().manual_seed(1))
+    DenoisingLoss(At(t), SNR(), Spy())(denoiser, x_0, None, torch.Generator().manual_seed(1))
     alpha, sigma, *_ = VP()(t)
     assert not torch.equal(seen["paired"], seen["drawn"])
     np.testing.assert_allclose(array(seen["x_t"]), array(alpha * x_0 + sigma * seen["paired"]), rtol=1e-12)
@@ -244,7 +244,7 @@ def test_gradients_reach_the_network_and_conditions_too() -> None:
     denoiser = NetworkDenoiser(network, VP(), Epsilon())
     call: Callable[[], Tensor] = lambda: (  # noqa: E731
         DenoisingLoss(UniformTimes(0.1), SNR())(
-            denoiser, x_0, torch.Generator().manual_seed(0), label=label
+            denoiser, x_0, {"label": label}, torch.Generator().manual_seed(0)
         ).loss.mean()
     )
     call().backward()
@@ -275,7 +275,7 @@ def test_several_times_per_sample_are_as_many_separate_draws_with_the_same_mean(
     means = []
     for k in (1, 3):
         loss = DenoisingLoss(UniformTimes(), SNR(plus=1), times_per_sample=k)
-        losses = loss(listening, x_0, torch.Generator().manual_seed(0), label=label)
+        losses = loss(listening, x_0, {"label": label}, torch.Generator().manual_seed(0))
         assert losses.loss.shape == losses.t.shape == (k * len(x_0),)
         assert seen["label"].bincount().tolist() == [k] * len(x_0)
         assert len(losses.t.unique()) > 0.99 * k * len(x_0)

@@ -1,6 +1,6 @@
 """Losses: how a denoiser learns, from timestep distribution, weighting and coupling."""
 
-from .base import Losses
+from .base import Loss, Losses
 from .couplings import Coupling, MinibatchOT
 from .denoising import DenoisingLoss
 from .learned_variance import VarianceBound
@@ -29,6 +29,7 @@ __all__ = [
     "LikelihoodTimes",
     "LogNormalTimes",
     "LogitNormalTimes",
+    "Loss",
     "LossSecondMoment",
     "Losses",
     "MinSNR",

@@ -5,6 +5,7 @@ Nothing here names a person or a machine, and no environment variable is looked 
 
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -20,9 +21,11 @@ import torch
 from lightning.pytorch import Trainer
 
 from .. import __version__
+from ..conditions import class_count, class_names
 from ..data import DataModule
 from ..data.base import SPLITS
 from ..data.loader import Loader
+from .upstream.lightning import global_seed
 
 EXAMPLES = 1000  # of the data's fingerprint, at most
 _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "torch-fidelity", "numpy")
@@ -137,8 +140,7 @@ def _git(folder: Path, repository: tuple[Path, Path, Path], revision: str, *args
 
 def seeds(data: Any) -> dict[str, int | None]:
     """The run's, which seed_everything leaves in the environment, and the data's."""
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    return {"run": None if seed is None else int(seed), "data": getattr(data, "seed", None)}
+    return {"run": global_seed(), "data": getattr(data, "seed", None)}
 
 
 def fingerprint(data: Any) -> dict[str, Any] | None:
@@ -164,9 +166,9 @@ def fingerprint(data: Any) -> dict[str, Any] | None:
         "class": type(data).__name__,
         "splits": splits,
         "shape": list(data.shape),
-        "classes": data.classes,
+        "classes": class_count(data.conditions),
         "levels": data.levels,
-        "class_names": data.class_names,
+        "class_names": class_names(data.conditions),
         "class_counts": data.class_counts,
         "examples": len(numbers),
         "of": splits["train"],
@@ -225,3 +227,15 @@ def peak_memory() -> dict[str, int | None]:
     unit = 1 if sys.platform == "darwin" else 1024
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"rss": rss, "cuda": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None}
+
+
+def describe(thing: Any) -> Any:
+    """An object of ours as plain values: {"class": its name, and its numbers, names and parts}."""
+    if isinstance(thing, float) and not math.isfinite(thing):
+        return str(thing)  # JSON has no infinity
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    if isinstance(thing, (list, tuple)):
+        return [describe(part) for part in thing]
+    parts = {name: describe(part) for name, part in sorted(vars(thing).items()) if not name.startswith("_")}
+    return {"class": type(thing).__name__, **parts}
