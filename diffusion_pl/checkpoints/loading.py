@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import __version__
 from ..data import DataModule
 from ..pipeline import Pipeline
-from ..runtime.bounds import check_plain, limited
+from ..runtime.bounds import limited
 from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
 from ..runtime.upstream.jsonargparse import imports_only
@@ -97,7 +97,6 @@ def from_content(
             f"{path} carries no configuration: it was not written by `python -m diffusion_pl fit`. {FOREIGN}"
         )
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
-        check_plain(description, "its configuration")
         check(checkpoint, _KIND)
     state = checkpoint["state_dict"]
     try:
