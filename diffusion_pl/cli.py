@@ -28,7 +28,7 @@ from lightning.pytorch.strategies import (
 from .callbacks import EMA, Description, Doctor, Guard, RunCard, Saver, SeenLoss, StepProgress, StepSeed
 from .callbacks.measurement import judge_fresh_values
 from .checkpoints.io import AtomicCheckpointIO
-from .checkpoints.loading import link_data
+from .checkpoints.loading import LINKED, link_data
 from .checks import Finding
 from .data import DataModule
 from .denoisers import guidance  # noqa: F401  short names
@@ -201,6 +201,8 @@ class DiffusionCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         plain = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
         described: dict[str, Any] = yaml.safe_load(plain)
+        if not self._names_model:
+            described["model"] |= {name: getattr(self.datamodule, name) for name in LINKED}
         section = self.config_init["trainer"]
         if doctor := self.config_init["doctor"]:
             doctor.asked = section.precision

@@ -25,6 +25,7 @@ from ..training import DiffusionModule, NoisyClassifier, Trainable
 from .io import checkpoint_at, read_hashed
 
 TRUST = "DIFFUSION_PL_TRUST"
+LINKED = ("shape", "classes")  # what the model takes from the data
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
 
 
@@ -252,5 +253,5 @@ def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict
 
 def link_data(parser: ArgumentParser, place: str = "model") -> None:
     """The model's shape and classes, at `place` in the configuration, come from the data."""
-    for name in ("shape", "classes"):
+    for name in LINKED:
         parser.link_arguments(f"data.{name}", f"{place}.{name}", apply_on="instantiate")
