@@ -212,8 +212,8 @@ class DiffusionCLI(LightningCLI):
         plain = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
         described: dict[str, Any] = yaml.safe_load(plain)
         section, data = self.config_init["trainer"], self.config_init["data"]
-        options = described["model"].setdefault("init_args", {}) if self._names_model else described["model"]
-        options |= {"shape": list(data.shape), "conditions": to_plain(data.conditions)}  # linked, so written nowhere
+        if not self._names_model:  # linked, so written nowhere
+            described["model"] |= {"shape": list(data.shape), "conditions": to_plain(data.conditions)}
         if doctor := self.config_init["doctor"]:
             doctor.asked = section.precision
         config = masked({key: value for key, value in described.items() if key not in _OF_THE_CALL})

@@ -31,6 +31,7 @@ from .migrations import migrate_config
 TRUST = "DIFFUSION_PL_TRUST"
 #: Options of a loss that are given without a class are this one's.
 DEFAULT_LOSS = {"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}}
+LINKED = ("shape", "conditions")  # what the model takes from the data
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
 
 
@@ -298,5 +299,5 @@ def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict
 
 def link_data(parser: ArgumentParser, place: str = "model") -> None:
     """The model's shape and conditions, at `place` in the configuration, come from the data."""
-    for name in ("shape", "conditions"):
+    for name in LINKED:
         parser.link_arguments(f"data.{name}", f"{place}.{name}", apply_on="instantiate")

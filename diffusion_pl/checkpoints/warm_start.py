@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..training import Trainable
 from .io import FOREIGN, checkpoint_at, read_hashed
-from .loading import from_content, select
+from .loading import LINKED, from_content, select
 
 OPTION = "--init_from"
 _LISTED = 4  # names in a message
@@ -130,8 +130,7 @@ def _path(args: Sequence[str]) -> Path | None:
 
 def _without_links(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A section without what the data tell the model."""
-    linked = ("shape", "conditions")
-    options = {key: value for key, value in spec.get("init_args", spec).items() if key not in linked}
+    options = {key: value for key, value in spec.get("init_args", spec).items() if key not in LINKED}
     return {**spec, "init_args": options} if "init_args" in spec else options
 
 
