@@ -1,7 +1,6 @@
 """The published experiments: what each configuration builds, number by number, and `verify`."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,10 +108,9 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
 
     def made(*files: Path) -> DiffusionCLI:
-        os.environ.pop("DIFFUSION_PL_RUN", None)
         # The doctor stops at the data, which are not here.
         options = ["--trainer.accelerator", "cpu", "--data.init_args.download", "false"]
-        return DiffusionCLI(["fit", *(f"--config={file}" for file in files), *options], RunFolder(), diagnose=True)
+        return DiffusionCLI("fit", [*(f"--config={file}" for file in files), *options], RunFolder(), diagnose=True)
 
     return made
 

@@ -194,7 +194,7 @@ def test_a_weaker_model_guides(folder: Path) -> None:
         (["--sampler", "DPMpp", "--sampler.order", 7], "order must be 1, 2 or 3, got 7"),
         (["--steps", 0], "steps must be at least 1, got 0"),
         (["--cond.label", 10], "cond.label: expected a number in 0 … 9; got 10"),
-        (["--cond.lable", 1], "cond.lable: the model has no such condition, only label"),
+        (["--cond.lable", 1], "cond.lable: the model has no such condition; it has label"),
         (["--classifier", CKPT], "is a DiffusionModule, not a classifier"),
         (["--classifier", JUDGE, "--weak", CKPT], "give --classifier or --weak, not both"),
         (["--classifier", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),

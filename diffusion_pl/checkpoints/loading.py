@@ -8,25 +8,25 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import jsonargparse._common
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from .. import __version__
-from ..conditions import Conditions, label
 from ..data import DataModule
 from ..pipeline import Pipeline
 from ..runtime.bounds import check_plain, limited
 from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
+from ..runtime.upstream.jsonargparse import imports_only
 from ..training import DiffusionModule, NoisyClassifier, Trainable
-from .io import read_hashed
+from .io import checkpoint_at, read_hashed
+from .migrations import migrate_config
 
 TRUST = "DIFFUSION_PL_TRUST"
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
@@ -72,17 +72,17 @@ def diffusion_model(model: Trainable, path: str | Path) -> DiffusionModule:
     return model
 
 
-def load_classifier(path: str | Path) -> tuple[NoisyClassifier, Conditions]:
-    """The classifier of a checkpoint, with its first average, or its raw weights if it has none; and its label."""
+def load_classifier(path: str | Path) -> NoisyClassifier:
+    """The classifier of a checkpoint, with its first average, or its raw weights if it has none."""
     checkpoint, sha256 = read_hashed(path)
     averages = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadows", {})
-    model, data = from_content(checkpoint, path, "ema" if averages else "raw")
+    model, _ = from_content(checkpoint, path, "ema" if averages else "raw")
     if not isinstance(model, NoisyClassifier):
         raise ValueError(
             f"{path} is a {type(model).__name__}, not a classifier: train one as configs/digits/classifier.yaml"
         )
     model.sha256 = sha256
-    return model, {"label": label(model.classes, data.class_names)}
+    return model
 
 
 def from_content(
@@ -99,7 +99,7 @@ def from_content(
     try:
         # Generously: some networks make parameters that they replace, and types differ in size.
         with limited(4 * len(state) + 100, sum(32 * tensor.numel() for tensor in state.values()) + 2**20):
-            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, Path(path))
+            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, checkpoint_at(path))
     except (ArgumentError, TypeError, KeyError, ImportError) as error:
         denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
         if denied:
@@ -111,24 +111,39 @@ def from_content(
                 r"Problem with given class_path '[\w.]+': (?:- )?(.+?)(?: - Expected a| Given value|$)", reason
             )
             raise ValueError(f"--data.{found[1] if found else reason}") from error
+        if gone := _gone(description):
+            raise ValueError(f"{path} {gone}") from error
         if version == __version__:
             raise ValueError(f"{path}: its configuration cannot be used: {reason}") from error
         raise ValueError(f"{path} was written by diffusion_pl {version}, this is {__version__}: {reason}") from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is damaged: its configuration cannot be built ({reason})") from error
+    model.weights_name = fill(model, checkpoint, path, weights)
+    return model.eval(), data
+
+
+def fill(model: Trainable, checkpoint: dict[str, Any], path: str | Path, weights: str) -> str:
+    """Load a checkpoint's weights into a model of its configuration.
+
+    Returns:
+        The name of the weights.
+
+    Raises:
+        ValueError: they are not there, do not fit, or are not finite.
+    """
     model.on_load_checkpoint(checkpoint)
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
-        state, model.weights_name = select(checkpoint, weights, str(path))
+        state, name = select(checkpoint, weights, str(path))
         model.load_state_dict(state)
     # Tables may be infinite, such as one of log-SNR; and a dump is of a step that went wrong.
-    wrong = next((name for name, p in model.named_parameters() if not p.isfinite().all()), None)
+    wrong = next((key for key, p in model.named_parameters() if not p.isfinite().all()), None)
     if wrong is not None and "dump" not in checkpoint:
         raise ValueError(
-            f"the {model.weights_name} weights of {path} are not finite ({wrong}): the training diverged. Fix: use an "
-            "earlier checkpoint"
+            f"the {name} weights of {path} are not finite ({wrong}): the training diverged. Fix: use an earlier "
+            "checkpoint"
         )
-    return model.eval(), data
+    return name
 
 
 _KIND = {
@@ -163,7 +178,7 @@ def rebuild(
     """Model and data, which need not be there.
 
     Args:
-        description: {"model": …, "data": …}, as a configuration file spells them.
+        description: {"model": …, "data": …}, as a configuration file spells them, one of an older version too.
         data_state: the data module's state_dict.
         options: of the data, in place of the description's; None: nobody was asked.
         path: of the checkpoint, if the description is one's; None: the data may be read.
@@ -172,7 +187,8 @@ def rebuild(
         ArgumentError: it holds what is no configuration, or names a class of a package that is not trusted.
         ValueError: the data have no such option.
     """
-    with _trusted_only():
+    description = migrate_config(description, str(description.get("version") or ""))
+    with imports_only([*_TRUSTED, *_listed()]):
         return _rebuild(description, data_state, options or {}, path)
 
 
@@ -190,7 +206,7 @@ def _rebuild(
     data.load_state_dict(data_state)  # it tells the shape, so it comes before the model
     parser = ArgumentParser(exit_on_error=False)
     model: dict[str, Any] = description["model"]
-    told: dict[str, Any] = {"shape": list(data.shape), "classes": data.classes}
+    told: dict[str, Any] = {"shape": list(data.shape), "conditions": data.conditions}
     if "lr_scheduler" in model.get("init_args", model):
         # It is for training only, and version 0.1 wrote torch's schedulers without the options that they need.
         told["lr_scheduler"] = None
@@ -199,6 +215,7 @@ def _rebuild(
         model = {**model, "init_args": {**model.get("init_args", {}), **told}}
     else:
         parser.add_class_arguments(DiffusionModule, "model")
+        parser.set_defaults({"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}})  # if no class is named
         model = {**model, **told}
     return parser.instantiate_classes(parser.parse_object({"model": model})).model, data
 
@@ -255,16 +272,22 @@ def _refusal(name: str) -> str:
     )
 
 
-@contextmanager
-def _trusted_only() -> Iterator[None]:
-    """Within, jsonargparse looks up no other name, and none that is an alias of another one's (torch.nn.os.system)."""
-    settings = jsonargparse._common.parsing_settings  # set_parsing_settings adds only, it knows no way back
-    before = dict(settings)
-    try:
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_TRUSTED, *_listed()])
-        yield
-    finally:
-        settings.update(before)
+def _gone(part: Any) -> str:
+    """Which class of a trusted package of the user's own is no longer there, and what to do; "" if none is missing."""
+    if isinstance(part, (list, tuple)):
+        return next(filter(None, map(_gone, part)), "")
+    if not isinstance(part, dict):
+        return ""
+    module, _, name = str(part.get("class_path", "")).rpartition(".")
+    if any(module == known or module.startswith(f"{known}.") for known in _listed()):
+        try:
+            getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            return (
+                f"needs the class {module}.{name}, which is missing ({error}). Fix: put {module.partition('.')[0]} "
+                "where Python finds it (PYTHONPATH), or give the class its old name again"
+            )
+    return _gone(list(part.values()))
 
 
 def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
@@ -274,6 +297,6 @@ def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict
 
 
 def link_data(parser: ArgumentParser, place: str = "model") -> None:
-    """The model's shape and classes, at `place` in the configuration, come from the data."""
-    for name in ("shape", "classes"):
+    """The model's shape and conditions, at `place` in the configuration, come from the data."""
+    for name in ("shape", "conditions"):
         parser.link_arguments(f"data.{name}", f"{place}.{name}", apply_on="instantiate")

@@ -38,7 +38,7 @@ def export(
     """
     import logging
 
-    from ..checkpoints.io import read_hashed
+    from ..checkpoints.io import checkpoint_at, read_hashed
     from ..checkpoints.loading import diffusion_model, from_content
     from ..interop import WRITERS
     from ..interop.model_card import find_results, find_run, model_card
@@ -48,6 +48,7 @@ def export(
 
     quiet()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    ckpt_path = checkpoint_at(ckpt_path)
     content, sha256 = read_hashed(ckpt_path)
     found, data = from_content(content, ckpt_path, weights)
     model = diffusion_model(found, ckpt_path)

@@ -87,8 +87,8 @@ def sample(
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
     pipeline = choose(pipeline, sampler, grid, steps, scale, classifier, weak, cond).with_seed(seed)
     if latents is not None:
-        pipeline = pipeline.with_latents(read_latents(latents, pipeline.shape))
-        num_samples = num_samples or len(pipeline.latents or ())
+        eps = read_latents(latents, pipeline.shape)
+        pipeline, num_samples = pipeline.with_latents(eps), num_samples or len(eps)
     n = num_samples or default_count(pipeline)
     call: dict[str, Any] = {
         "checkpoint": str(ckpt_path),

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..conditions import Condition, Conditions, class_count
 from .base import DataModule, count, tell_differences
 from .identity import Keys, differences, identity, keys_of
 from .loader import Loader, Source, Tensors
@@ -31,7 +32,7 @@ class Points(DataModule):
     Args:
         source: What to call the data in messages.
         axes: Names of the D axes.
-        classes: Number of classes if the examples have labels.
+        conditions: Of the examples; None: none.
         batch_size: Points per batch, over all processes.
         val_fraction: Fraction of the distinct points to hold out, in [0, 1).
         repeats: Passes over a split that make one epoch; None: as many as make about 100 batches. Repeating held-out
@@ -50,7 +51,7 @@ class Points(DataModule):
         source: str,
         axes: Sequence[str],
         *,
-        classes: int | None = None,
+        conditions: Conditions | None = None,
         batch_size: int,
         val_fraction: float,
         repeats: int | None,
@@ -67,7 +68,7 @@ class Points(DataModule):
             raise ValueError(f"{type(self).__name__}: seed must not be negative, got {seed}")
         self.source = source
         self.axes = tuple(axes)
-        self._classes = classes
+        self._conditions = dict(conditions or {})
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.repeats = repeats
@@ -84,12 +85,12 @@ class Points(DataModule):
         return (len(self.axes),)
 
     @property
-    def classes(self) -> int | None:
-        return self._classes
+    def conditions(self) -> dict[str, Condition]:
+        return self._conditions
 
     @abstractmethod
     def examples(self) -> dict[str, Tensor]:
-        """All points: ``x`` of shape (N, D), float64, in the units of the file; ``label`` of shape (N,) if labelled."""
+        """All points: ``x`` of shape (N, D), float64, in the units of the file; each condition, (N, *)."""
 
     def setup(self, stage: str | None = None) -> None:
         """Read or draw the points and split them; compute the normalisation unless a checkpoint has given it."""
@@ -117,9 +118,10 @@ class Points(DataModule):
 
     @property
     def class_counts(self) -> list[int] | None:
-        if self._classes is None or self._splits is None or "label" not in self._splits[0]:
+        classes = class_count(self._conditions)
+        if classes is None or self._splits is None or "label" not in self._splits[0]:
             return None
-        counts: list[int] = self._splits[0]["label"].bincount(minlength=self._classes).tolist()
+        counts: list[int] = self._splits[0]["label"].bincount(minlength=classes).tolist()
         return counts
 
     def _held_out(self, x: Tensor) -> Tensor:

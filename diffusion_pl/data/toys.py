@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..conditions import label
 from .points import Points
 
 
@@ -33,7 +34,7 @@ class Toy(Points):
         super().__init__(
             name,
             ("x", "y"),
-            classes=classes,
+            conditions=None if classes is None else {"label": label(classes)},
             batch_size=batch_size,
             val_fraction=val_fraction,
             repeats=repeats,
@@ -47,7 +48,7 @@ class Toy(Points):
 
     def labelled(self, x: Tensor, label: Tensor) -> dict[str, Tensor]:
         """The examples, with the labels only if the data set is conditional."""
-        return {"x": x} if self.classes is None else {"x": x, "label": label}
+        return {"x": x, "label": label} if self.conditions else {"x": x}
 
 
 class Moons(Toy):

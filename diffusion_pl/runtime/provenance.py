@@ -21,9 +21,11 @@ import torch
 from lightning.pytorch import Trainer
 
 from .. import __version__
+from ..conditions import class_count, class_names
 from ..data import DataModule
 from ..data.base import SPLITS
 from ..data.loader import Loader
+from .upstream.lightning import global_seed
 
 EXAMPLES = 1000  # of the data's fingerprint, at most
 _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "torch-fidelity", "numpy")
@@ -138,8 +140,7 @@ def _git(folder: Path, repository: tuple[Path, Path, Path], revision: str, *args
 
 def seeds(data: Any) -> dict[str, int | None]:
     """The run's, which seed_everything leaves in the environment, and the data's."""
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    return {"run": None if seed is None else int(seed), "data": getattr(data, "seed", None)}
+    return {"run": global_seed(), "data": getattr(data, "seed", None)}
 
 
 def fingerprint(data: Any) -> dict[str, Any] | None:
@@ -165,9 +166,9 @@ def fingerprint(data: Any) -> dict[str, Any] | None:
         "class": type(data).__name__,
         "splits": splits,
         "shape": list(data.shape),
-        "classes": data.classes,
+        "classes": class_count(data.conditions),
         "levels": data.levels,
-        "class_names": data.class_names,
+        "class_names": class_names(data.conditions),
         "class_counts": data.class_counts,
         "examples": len(numbers),
         "of": splits["train"],
