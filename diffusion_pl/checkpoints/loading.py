@@ -25,7 +25,7 @@ from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
 from ..runtime.upstream.jsonargparse import imports_only
 from ..training import DiffusionModule, NoisyClassifier, Trainable
-from .io import checkpoint_at, read_hashed
+from .io import FOREIGN, checkpoint_at, read_hashed
 from .migrations import migrate_config
 
 TRUST = "DIFFUSION_PL_TRUST"
@@ -91,7 +91,9 @@ def from_content(
     """The same from the content of a checkpoint, or of a dump of `Guard`, that was read from path."""
     description = checkpoint.get("diffusion_pl")
     if description is None:
-        raise ValueError(f"{path} carries no configuration: it was not written by `python -m diffusion_pl fit`")
+        raise ValueError(
+            f"{path} carries no configuration: it was not written by `python -m diffusion_pl fit`. {FOREIGN}"
+        )
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
         check_plain(description, "its configuration")
         check(checkpoint, _KIND)
@@ -198,7 +200,7 @@ def _rebuild(
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DataModule, "data")
     spec = _placed(description, options)
-    data = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+    data = parser.instantiate(parser.parse_object({"data": spec})).data
     if path is not None:
         data.unasked = "" if options else _unasked(data, description["data"], path)
         if hasattr(data, "download"):  # what a checkpoint says is no consent
@@ -217,7 +219,7 @@ def _rebuild(
         parser.add_class_arguments(DiffusionModule, "model")
         parser.set_defaults({"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}})  # if no class is named
         model = {**model, **told}
-    return parser.instantiate_classes(parser.parse_object({"model": model})).model, data
+    return parser.instantiate(parser.parse_object({"model": model})).model, data
 
 
 def _placed(description: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
