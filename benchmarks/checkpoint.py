@@ -39,17 +39,15 @@ class Clock(Callback):
         self.kind, self.start = "", 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        from diffusion_pl.callbacks.ema import ema_of
+        averages: Any = pl_module.averages
+        update = averages.update
 
-        ema: Any = ema_of(trainer)
-        update = ema.on_train_batch_end
-
-        def timed(*args: Any) -> None:
+        def timed() -> None:
             start = time.perf_counter()
-            update(*args)
+            update()
             self.averages.append(time.perf_counter() - start)
 
-        ema.on_train_batch_end = timed
+        averages.update = timed
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         writer: Any = trainer.strategy.checkpoint_io

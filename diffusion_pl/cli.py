@@ -25,7 +25,7 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
-from .callbacks import EMA, Description, Doctor, Guard, RunCard, Saver, SeenLoss, StepProgress, StepSeed
+from .callbacks import EMA, Description, Doctor, Guard, RunCard, Saver, SeenLoss, StepProgress
 from .callbacks.measurement import judge_fresh_values
 from .checkpoints.io import AtomicCheckpointIO
 from .checkpoints.loading import link_data
@@ -198,8 +198,12 @@ class DiffusionCLI(LightningCLI):
 
     def diagnose(self) -> list[Finding]:
         """What the doctor finds, or why there is nothing that it could look at."""
-        doctor = Doctor() if self._refused else self.config_init["doctor"] or Doctor()
-        return self._refused or doctor.diagnose(self.trainer, self.model, self.datamodule)
+        if self._refused:
+            return self._refused
+        if ema := self.config_init["ema"]:  # as its setup would
+            self.model.averages.track(ema.averages)
+        doctor = self.config_init["doctor"] or Doctor()
+        return doctor.diagnose(self.trainer, self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         plain = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
@@ -211,7 +215,6 @@ class DiffusionCLI(LightningCLI):
             doctor.asked = section.precision
         config = masked({key: value for key, value in described.items() if key not in _OF_THE_CALL})
         always: list[Callback] = [
-            StepSeed(),
             SeenLoss(),
             Description({key: described[key] for key in ("model", "data")}, self._save_config),
             RunCard(config, masked_arguments([self.command, *self._args])),
@@ -239,9 +242,8 @@ class DiffusionCLI(LightningCLI):
                 **kwargs,
             }
             trainer = Trainer(**options)
-            # First of all, so that whatever looks at the average after a step sees it with that step; the doctor before
-            # whatever else begins.
-            trainer.callbacks.sort(key=lambda c: (not isinstance(c, EMA), not isinstance(c, Doctor)))
+            # The doctor looks before whatever else begins.
+            trainer.callbacks.sort(key=lambda c: not isinstance(c, Doctor))
             count_steps(trainer)
             judge_fresh_values(trainer)
             return trainer

@@ -1,14 +1,40 @@
-"""Shapes and noise: the few tensor habits that every floor shares.
+"""Shapes and noise, the few tensor habits that every floor shares; and objects that know how they were made.
 
 x: (B, *) has one leading batch axis and any data axes.  t broadcasts against x: () in samplers, (B, 1, …, 1) in
 training.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+
+class Recorded:
+    """Keeps the arguments of its constructor, so that a checkpoint can say how to make it again."""
+
+    _given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        made = super().__new__(cls)
+        made.__dict__["_given"] = args, kwargs  # not registered as parts of an nn.Module
+        return made
+
+    # Of a class without a constructor of its own.
+    __new__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter("cls", inspect.Parameter.POSITIONAL_ONLY)]
+    )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those arguments by name, with the defaults of what was not given."""
+        args, kwargs = self._given
+        bound = inspect.signature(type(self)).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from diffusion_pl.callbacks.step_seed import run_seed
 from diffusion_pl.conditions import Conditions
 from diffusion_pl.losses import DenoisingLoss, Losses
 from diffusion_pl.networks import MLP
 from diffusion_pl.tensors import mix
+from diffusion_pl.training import run_seed
 
 
 def batch_is_one_of(bad: Sequence[int], rank: int = 0) -> bool:

@@ -175,7 +175,7 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[str]:
 
 
 #: The parts of a checkpoint that decide what training does next.
-STATE = ("state_dict", "callbacks", "optimizer_states", "lr_schedulers", "global_step", "Datasaurus")
+STATE = ("state_dict", "averages", "callbacks", "optimizer_states", "lr_schedulers", "global_step", "Datasaurus")
 
 
 def assert_same_training(a: Path, b: Path) -> None:
@@ -294,6 +294,8 @@ class Witness(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.x.append(batch["x"].clone())
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self.seeds.append(torch.default_generator.initial_seed())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

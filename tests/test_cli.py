@@ -318,7 +318,7 @@ def test_two_processes_share_the_data_draw_their_own_noise_and_agree(tmp_path: P
     # The law of the times has learned from the losses of both.
     assert int(ranks[0]["weights"]["loss.times.seen"].sum()) == 4 * 64
     assert ranks[0]["metrics"]["val_loss/ema0.999"] == ranks[1]["metrics"]["val_loss/ema0.999"]
-    assert checkpoint(tmp_path / "runs" / "two")["callbacks"]["EMA"]["updates"] == 4
+    assert checkpoint(tmp_path / "runs" / "two")["averages"]["updates"] == 4
 
 
 @pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.slow)])

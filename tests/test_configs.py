@@ -10,6 +10,7 @@ from shell import ROOT, accept_any_cifar10, cifar10, cli, no_files_change
 from diffusion_pl import checks
 from diffusion_pl.callbacks import EMA
 from diffusion_pl.data import synthetic
+from diffusion_pl.training.averages import LONG
 
 #: In place of sizes of 64 channels and more, so that a published network runs in seconds; the slow tests run it whole.
 NARROW = {"nf": (64, 16), "width": (384, 48)}
@@ -102,8 +103,9 @@ def test_it_runs_and_its_saved_form_is_the_same_experiment(config: Path, folder:
 def test_its_average_fits_its_length(config: Path) -> None:
     """Which a trial run does not show."""
     content = yaml.safe_load(config.read_text())
-    averages = EMA(**content["ema"]).rates(content["data"]["init_args"].get("batch_size"))
-    found = checks.ema(list(averages.values()), content["trainer"]["max_steps"])
+    batch = content["data"]["init_args"].get("batch_size")
+    decays = [1 - average.rate(LONG, batch) for average in EMA(**content["ema"]).averages]
+    found = checks.ema(decays, content["trainer"]["max_steps"])
     assert {finding.level for finding in found} == {"fine"}
 
 

@@ -20,9 +20,9 @@ from shell import (
     weights,
 )
 
-from diffusion_pl.callbacks import EMA, StepSeed
-from diffusion_pl.callbacks.ema import judged_weights
-from diffusion_pl.training import DiffusionModule
+from diffusion_pl.callbacks import EMA
+from diffusion_pl.training import ConstantDecay, DiffusionModule, HalfLife
+from diffusion_pl.training.averages import LONG
 
 DECAYS = (0.999, 0.5, 0.0, 0.2)
 
@@ -54,26 +54,31 @@ def flat(parameters: dict[str, torch.Tensor]) -> np.ndarray:
 
 def recursion(history: Sequence[np.ndarray], decay: float) -> np.ndarray:
     """The average after each of the updates in history[1:], in float64."""
-    average = history[0].copy()
+    value = history[0].copy()
     for n, parameters in enumerate(history[1:]):
         d = min(decay, (1 + n) / (10 + n))
-        average = d * average + (1 - d) * parameters
-    return average
+        value = d * value + (1 - d) * parameters
+    return value
 
 
-def train(folder: Path, ema: EMA, *others: Callback, module: DiffusionModule | None = None, **options: Any) -> Trainer:
-    trainer = tiny_trainer(folder, StepSeed(), ema, *others, **options)
-    trainer.fit(module or tiny_module(), datamodule=tiny_data())
-    return trainer
+def train(folder: Path, *callbacks: Callback, module: DiffusionModule | None = None, **options: Any) -> DiffusionModule:
+    module = module or tiny_module()
+    tiny_trainer(folder, *callbacks, **options).fit(module, datamodule=tiny_data())
+    return module
+
+
+def average(module: DiffusionModule, name: str) -> dict[str, torch.Tensor]:
+    """An average of the network's parameters, by their names within the network."""
+    return {key.removeprefix("denoiser.network."): value for key, value in module.averages.of(name).items()}
 
 
 def test_every_average_is_the_recursion_in_float64(tmp_path: Path) -> None:
-    ema, recorder = EMA(DECAYS), Recorder()
-    train(tmp_path, ema, recorder, max_steps=30)
+    recorder = Recorder()
+    module = train(tmp_path, EMA(DECAYS), recorder, max_steps=30)
     assert len(recorder.history) == 31
-    assert ema.updates == 30
+    assert module.averages.updates == 30
     for decay in DECAYS:
-        ours = flat(ema.state_dict()["shadows"][str(decay)])
+        ours = flat(average(module, str(decay)))
         np.testing.assert_allclose(ours, recursion(recorder.history, decay), rtol=2e-5, atol=1e-6)
     # The test can tell: one update more or less in the warm-up, or none at all, is far outside that.
     for wrong in (recorder.history[1:], [recorder.history[0], *recorder.history]):
@@ -84,16 +89,16 @@ def test_a_half_life_counts_examples_whatever_the_batch(tmp_path: Path) -> None:
     """Half of what an average holds is half_life examples old; early on, ramp_up of what the run has seen."""
     for accumulated, batch in ((1, 32), (3, 96)):
         ema, recorder = EMA((), half_lives=(320, 10_000), ramp_up=0.5), Recorder()
-        train(tmp_path, ema, recorder, max_steps=30, accumulate_grad_batches=accumulated)
+        module = train(tmp_path, ema, recorder, max_steps=30, accumulate_grad_batches=accumulated)
         for half_life in (320, 10_000):
-            average = recorder.history[0]
+            expected = recorder.history[0]
             for n, parameters in enumerate(recorder.history[1:]):
                 life = min(half_life, 0.5 * n * batch)  # examples
                 d = 2 ** (-batch / life) if life else 0.0
-                average = d * average + (1 - d) * parameters
-            ours = flat(ema.state_dict()["shadows"][f"{half_life}examples"])
-            np.testing.assert_allclose(ours, average, rtol=2e-5, atol=1e-6)
-        assert ema.rates(batch)["320examples"] ** (320 / batch) == pytest.approx(0.5)
+                expected = d * expected + (1 - d) * parameters
+            ours = flat(average(module, f"{half_life}examples"))
+            np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-6)
+        assert (1 - ema.averages[0].rate(LONG, batch)) ** (320 / batch) == pytest.approx(0.5)
 
 
 def test_half_lives_stand_in_after_decays_and_survive_a_stop(tmp_path: Path) -> None:
@@ -102,11 +107,10 @@ def test_half_lives_stand_in_after_decays_and_survive_a_stop(tmp_path: Path) -> 
     part = fit(tmp_path, *options, run="part", trainer__max_steps=5)
     fit(tmp_path, *options, "--ckpt_path", "last", run="part", trainer__max_steps=12)
     assert_same_training(whole, part)
-    assert list(checkpoint(whole)["callbacks"]["EMA"]["shadows"]) == ["500examples"]
-    both = EMA((0.9,), half_lives=(500,))
-    assert list(both.rates(100)) == ["0.9", "500examples"]
-    trainer, module = train(tmp_path, both, max_steps=3), tiny_module()
-    with judged_weights(trainer, module):
+    assert list(checkpoint(whole)["averages"]["shadows"]) == ["500examples"]
+    module = train(tmp_path, EMA((0.9,), half_lives=(500,)), max_steps=3)
+    assert module.averages.names == ["0.9", "500examples"]
+    with module.evaluation():
         assert module.weights_name == "ema0.9"
 
 
@@ -123,17 +127,15 @@ def test_half_lives_outside_their_range_are_named(options: dict[str, Any], told:
     with pytest.raises(ValueError, match=told):
         EMA(**options)
     with pytest.raises(ValueError, match="how many a step has is not known: give decays"):
-        EMA(half_lives=(5,)).rates(None)
+        HalfLife(5).rate(0, None)
 
 
 def test_accumulated_gradients_count_as_one_update(tmp_path: Path) -> None:
-    ema, recorder = EMA((0.9,)), Recorder()
-    train(tmp_path, ema, recorder, max_steps=5, accumulate_grad_batches=3)
+    recorder = Recorder()
+    module = train(tmp_path, EMA((0.9,)), recorder, max_steps=5, accumulate_grad_batches=3)
     assert len(recorder.history) == 6
-    assert ema.updates == 5
-    np.testing.assert_allclose(
-        flat(ema.state_dict()["shadows"]["0.9"]), recursion(recorder.history, 0.9), rtol=2e-5, atol=1e-6
-    )
+    assert module.averages.updates == 5
+    np.testing.assert_allclose(flat(average(module, "0.9")), recursion(recorder.history, 0.9), rtol=2e-5, atol=1e-6)
 
 
 class Looks(Callback):
@@ -145,8 +147,10 @@ class Looks(Callback):
     def look(self, where: str, module: Any) -> None:
         self.seen[where] = module.weights_name, weights(module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         self.look("train", pl_module)
+        with pl_module.evaluation():
+            self.look("evaluated", pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.look("validation starts", pl_module)
@@ -156,9 +160,6 @@ class Looks(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.look("test", pl_module)
-
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.look("predict", pl_module)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -171,30 +172,27 @@ def test_the_first_average_is_judged_and_the_weights_come_back(tmp_path: Path, f
     callbacks = [ema, looks] if first else [looks, ema]
     trainer = tiny_trainer(tmp_path, *callbacks, max_steps=10, val_check_interval=10)
     trainer.fit(module, datamodule=tiny_data())
-    average, raw = copy.deepcopy(ema.state_dict()["shadows"]["0.9"]), looks.seen["train"][1]
-    assert not same(average, raw)
-    for where in ("validation starts", "validation ends"):
+    expected, raw = copy.deepcopy(average(module, "0.9")), looks.seen["train"][1]
+    assert not same(expected, raw)
+    for where in ("evaluated", "validation starts", "validation ends"):  # the first with the step just taken
         assert looks.seen[where][0] == "ema0.9"
-        assert same(looks.seen[where][1], average)
+        assert same(looks.seen[where][1], expected)
     assert module.weights_name == "raw"
     assert same(weights(module), raw)
 
     trainer.test(module, datamodule=tiny_data(), verbose=False)
-    trainer.predict(module, datamodule=tiny_data())
-    for where in ("test", "predict"):
-        assert looks.seen[where][0] == "ema0.9"
-        assert same(looks.seen[where][1], average)
+    assert looks.seen["test"][0] == "ema0.9"
+    assert same(looks.seen["test"][1], expected)
     assert same(weights(module), raw)
-    assert same(ema.state_dict()["shadows"]["0.9"], average)  # judging it does not change it
+    assert same(average(module, "0.9"), expected)  # evaluating it does not change it
 
 
 def test_validation_changes_nothing_in_training(tmp_path: Path) -> None:
     """Neither the weights nor the averages, bit by bit."""
     ends = []
     for every in (1, 1000):
-        ema, module = EMA(), tiny_module()
-        train(tmp_path, ema, module=module, val_check_interval=every)
-        ends.append({"raw": weights(module), "ema": ema.state_dict()})
+        module = train(tmp_path, EMA(), val_check_interval=every)
+        ends.append({"raw": weights(module), "ema": module.averages.state()})
     assert not list(differences(*ends))
 
 
@@ -215,10 +213,10 @@ def test_nothing_stands_in_before_the_first_update(tmp_path: Path) -> None:
 
 
 def test_no_decay_means_no_average(tmp_path: Path) -> None:
-    ema, looks = EMA(()), Looks()
-    train(tmp_path, ema, looks, max_steps=4, val_check_interval=4)
+    looks = Looks()
+    module = train(tmp_path, EMA(()), looks, max_steps=4, val_check_interval=4)
     assert looks.seen["validation ends"][0] == "raw"
-    assert ema.state_dict()["shadows"] == {}
+    assert module.averages.state()["shadows"] == {}
 
 
 class Fail(Callback):
@@ -238,37 +236,93 @@ def test_an_exception_while_the_average_stands_in_gives_the_weights_back(tmp_pat
 
 
 def test_swapping_in_twice_is_swapping_in_once(tmp_path: Path) -> None:
-    module, ema = tiny_module(), EMA((0.9,))
-    trainer = train(tmp_path, ema, module=module, max_steps=5)
+    module = train(tmp_path, EMA((0.9,)), max_steps=5)
     raw = weights(module)
-    with judged_weights(trainer, module):
+    with module.evaluation():
         inside = weights(module)
-        with judged_weights(trainer, module):
+        with module.evaluation():
             assert same(weights(module), inside)
+        with module.evaluation(raw=True):
+            assert module.weights_name == "raw"
+            assert same(weights(module), raw)
         assert same(weights(module), inside)
         assert module.weights_name == "ema0.9"
     assert same(weights(module), raw)
-    with pytest.raises(ValueError, match="inside"), judged_weights(trainer, module):
+    with pytest.raises(ValueError, match="inside"), module.evaluation():
         raise ValueError("inside")
     assert same(weights(module), raw)
 
 
-def test_without_the_callback_the_raw_weights_are_judged(tmp_path: Path) -> None:
-    trainer, module = tiny_trainer(tmp_path), tiny_module()
-    with judged_weights(trainer, module):
+def test_without_averages_raw_weights_are_evaluated() -> None:
+    module = tiny_module()
+    with module.evaluation():
         assert module.weights_name == "raw"
+
+
+class Saves(Callback):
+    """Writes a checkpoint at the end of a validation, while the average may still be in place."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "during.ckpt")
+
+
+def test_a_checkpoint_within_a_validation_holds_raw_weights(tmp_path: Path) -> None:
+    module = train(tmp_path, EMA((0.9,)), Saves(), max_steps=4, val_check_interval=4)
+    saved = torch.load(tmp_path / "during.ckpt", weights_only=True)
+    ours = {f"denoiser.network.{name}": p for name, p in weights(module).items()}
+    assert same({name: saved["state_dict"][name] for name in ours}, ours)
+    assert same(saved["averages"]["shadows"]["0.9"], module.averages.of("0.9"))
+
+
+def test_averages_are_tracked_without_a_callback(tmp_path: Path) -> None:
+    ends = []
+    for callbacks in ([EMA((0.9,))], []):
+        module = tiny_module()
+        module.averages.track([ConstantDecay(0.9)])
+        ends.append(train(tmp_path, *callbacks, module=module, max_steps=5).averages.state())
+    assert not list(differences(*ends))
+    with pytest.raises(ValueError, match=r"differ from each other, got 0\.9 twice"):
+        tiny_module().averages.track([ConstantDecay(0.9), ConstantDecay(0.9)])
+
+
+@pytest.mark.parametrize(
+    ("choice", "name"), [(None, "ema0.9"), ("ema", "ema0.9"), ("ema:0.5", "ema0.5"), ("raw", "raw")]
+)
+def test_the_averaged_network_is_a_copy(tmp_path: Path, choice: str | None, name: str) -> None:
+    module = train(tmp_path, EMA((0.9, 0.5)), max_steps=4)
+    raw = weights(module)
+    network, found = module.averaged_network(choice)
+    assert found == name and not network.training
+    expected = raw if name == "raw" else average(module, name.removeprefix("ema"))
+    assert same(dict(network.named_parameters()), expected)
+    for p in network.parameters():
+        p.data.zero_()
+    assert same(weights(module), raw)
+    assert module.averages.names == ["0.9", "0.5"]
+
+
+def test_unknown_averaged_weights_are_named(tmp_path: Path) -> None:
+    module = train(tmp_path, EMA((0.9,)), max_steps=1)
+    for choice in ("ema:0.5", "best", "raw:0.9"):
+        with pytest.raises(ValueError, match=rf"no weights '{choice}': it has raw, ema:0\.9"):
+            module.averaged_network(choice)
+    loaded = tiny_module()
+    loaded.load_weights(loaded.state_dict(), "ema0.9")
+    assert loaded.averaged_network()[1] == loaded.averaged_network("ema:0.9")[1] == "ema0.9"
+    with pytest.raises(ValueError, match=r"no weights 'raw': it has ema:0\.9"):
+        loaded.averaged_network("raw")
 
 
 def test_every_checkpoint_holds_raw_and_averaged_weights(tmp_path: Path) -> None:
     """Also the one written while training stops for a validation, and the last."""
     run = fit(tmp_path, "--ema.decays", "[0.9,0.5]", "--saver.every_n_steps", 20)
-    raw = {k.removeprefix("denoiser.network."): v for k, v in checkpoint(run)["state_dict"].items() if "network" in k}
-    ema = checkpoint(run)["callbacks"]["EMA"]
+    raw = {k: v for k, v in checkpoint(run)["state_dict"].items() if "network" in k}
+    ema = checkpoint(run)["averages"]
     assert ema["updates"] == 40
     assert list(ema["shadows"]) == ["0.9", "0.5"]
-    for average in ema["shadows"].values():
-        assert average.keys() == raw.keys()
-        assert all(not torch.equal(average[name], raw[name]) for name in raw)
+    for shadow in ema["shadows"].values():
+        assert shadow.keys() == raw.keys()
+        assert all(not torch.equal(shadow[name], raw[name]) for name in raw)
     # The faster average is nearer to the newest weights.
     far = {d: sum((a[name] - raw[name]).norm() for name in raw) for d, a in ema["shadows"].items()}
     assert far["0.5"] < far["0.9"]
@@ -278,18 +332,18 @@ def test_a_resumed_average_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> N
     decays = ("--ema.decays", "[0.999,0.5]")
     whole = fit(tmp_path, *decays, run="whole", trainer__max_steps=30)
     part = fit(tmp_path, *decays, run="part", trainer__max_steps=13)
-    assert checkpoint(part)["callbacks"]["EMA"]["updates"] == 13
+    assert checkpoint(part)["averages"]["updates"] == 13
     fit(tmp_path, *decays, "--ckpt_path", "last", run="part", trainer__max_steps=30)
     assert_same_training(whole, part)
 
 
 def test_a_decay_that_the_checkpoint_lacks_starts_anew_and_one_not_wanted_is_dropped(tmp_path: Path) -> None:
-    run, name = fit(tmp_path, "--ema.decays", "[0.9,0.5]", trainer__max_steps=10), "output.weight"
-    kept = checkpoint(run)["callbacks"]["EMA"]["shadows"]["0.5"][name]
-    raw = checkpoint(run)["state_dict"][f"denoiser.network.{name}"]
+    run, name = fit(tmp_path, "--ema.decays", "[0.9,0.5]", trainer__max_steps=10), "denoiser.network.output.weight"
+    kept = checkpoint(run)["averages"]["shadows"]["0.5"][name]
+    raw = checkpoint(run)["state_dict"][name]
     fit(tmp_path, "--ema.decays", "[0.5,0.99]", "--ckpt_path", "last", trainer__max_steps=11)
-    step = checkpoint(run)["state_dict"][f"denoiser.network.{name}"]
-    now = checkpoint(run)["callbacks"]["EMA"]["shadows"]
+    step = checkpoint(run)["state_dict"][name]
+    now = checkpoint(run)["averages"]["shadows"]
     assert list(now) == ["0.5", "0.99"]
     torch.testing.assert_close(now["0.5"][name], 0.5 * kept + 0.5 * step)
     torch.testing.assert_close(now["0.99"][name], 11 / 20 * raw + 9 / 20 * step)  # the warm-up is the run's
@@ -302,30 +356,26 @@ def test_a_decay_outside_its_range_is_named(decay: float) -> None:
 
 
 def test_frozen_parameters_and_buffers_are_not_averaged(tmp_path: Path) -> None:
-    module, ema = tiny_module(), EMA((0.5,))
+    module = tiny_module()
     module.network.output.bias.requires_grad_(False)
     module.network.register_buffer("constant", torch.ones(3))
-    train(tmp_path, ema, module=module, max_steps=3)
-    names = set(ema.state_dict()["shadows"]["0.5"])
+    train(tmp_path, EMA((0.5,)), module=module, max_steps=3)
+    names = set(average(module, "0.5"))
     assert names == set(weights(module)) - {"output.bias"}
 
 
 @pytest.mark.parametrize("callbacks", [[], [EMA()]], ids=["raw", "ema"])
-def test_a_judged_model_drops_nothing_out_and_each_part_gets_its_mode_back(
-    tmp_path: Path, callbacks: list[EMA]
-) -> None:
-    module, trainer = tiny_module(), tiny_trainer(tmp_path, *callbacks)
+def test_evaluation_drops_nothing_and_restores_modes(tmp_path: Path, callbacks: list[EMA]) -> None:
+    module = train(tmp_path, *callbacks, max_steps=1)
     module.train()
     module.denoiser.eval()  # somebody's choice for one part
     before = [part.training for part in module.modules()]
-    with judged_weights(trainer, module):
+    with module.evaluation():
         assert not any(part.training for part in module.modules())
     assert [part.training for part in module.modules()] == before
 
 
 def test_decays_that_hardly_differ_are_kept_apart(tmp_path: Path) -> None:
     decays = [0.9999999, 0.99999995]
-    trainer = tiny_trainer(tmp_path, EMA(decays), max_steps=1)
-    trainer.fit(tiny_module(), datamodule=tiny_data())
-    saved = trainer.callbacks[[type(c) for c in trainer.callbacks].index(EMA)].state_dict()["shadows"]
-    assert [float(name) for name in saved] == decays
+    module = train(tmp_path, EMA(decays), max_steps=1)
+    assert [float(name) for name in module.averages.names] == decays

@@ -29,13 +29,12 @@ from shell import (
 )
 from torch.optim import SGD, Adam, AdamW
 
-from diffusion_pl.callbacks import Guard, StepSeed
+from diffusion_pl.callbacks import Guard
 from diffusion_pl.callbacks.guard import RunningMedian
-from diffusion_pl.callbacks.step_seed import run_seed
 from diffusion_pl.checkpoints.io import read
 from diffusion_pl.losses import SNR, LossSecondMoment, UniformTimes
 from diffusion_pl.tensors import mix
-from diffusion_pl.training import DiffusionModule, WarmupCosine
+from diffusion_pl.training import DiffusionModule, WarmupCosine, run_seed
 
 BAD = (0, 5, 6, 7)
 OPTIMIZERS: dict[str, Any] = {
@@ -70,7 +69,7 @@ class Record(Callback):
 
 def train(folder: Path, module: DiffusionModule, guard: Guard, **options: Any) -> Record:
     record = Record()
-    trainer = tiny_trainer(folder, StepSeed(), record, guard, **({"max_steps": 12, "log_every_n_steps": 1} | options))
+    trainer = tiny_trainer(folder, record, guard, **({"max_steps": 12, "log_every_n_steps": 1} | options))
     trainer.fit(module, datamodule=tiny_data())
     return record
 

@@ -165,7 +165,7 @@ def test_it_is_the_file_as_a_whole(tmp_path: Path) -> None:
     assert "auto_normalize" in done.out
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert content["global_step"] == 5
-    assert content["callbacks"]["EMA"]["updates"] == 2
+    assert content["averages"]["updates"] == 2
     ours = load_model(tmp_path / "a.ckpt", "raw")[0]
     assert isinstance(ours.denoiser.parameterization, V)
     assert sum(p.numel() for p in ours.network.parameters()) == sum(p.numel() for p in model.parameters())

@@ -146,7 +146,7 @@ def assert_same(whole: Path, killed: Path) -> None:
         ended = {name: loops["epoch_progress"]["total"][name] for name in ("processed", "completed")}
         part["position"] = loops["state_dict"], ended, loops["epoch_loop.batch_progress"]
     assert ours["position"][0]["combined_loader"][0]["batches"] % 15 != 0  # within an epoch
-    assert len(ours["callbacks"]["EMA"]["shadows"]) == 2
+    assert len(ours["averages"]["shadows"]) == 2
     assert not list(differences(ours, theirs))
 
     values = {(tag, *point) for tag, series in scalars(whole).items() for point in series}

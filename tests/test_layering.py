@@ -166,6 +166,40 @@ def test_environment_variable_of_the_run_is_written_and_read_once() -> None:
     assert (len(written), len(removed), len(uses)) == (1, 1, 3)
 
 
+def assigned(tree: ast.AST) -> list[str]:
+    """The attributes of a model or data module that a file assigns, as it spells them."""
+    found: list[ast.expr] = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Assign, ast.Delete)):
+            found += node.targets
+        elif isinstance(node, (ast.AugAssign, ast.AnnAssign, ast.For)):
+            found.append(node.target)
+        elif isinstance(node, ast.withitem) and node.optional_vars is not None:
+            found.append(node.optional_vars)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
+            found.append(ast.Attribute(node.args[0], "…"))
+    flat = [
+        part for target in found for part in (target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target])
+    ]
+    owners = {"model", "module", "pl_module", "lightning_module", "classifier", "data", "datamodule", "dataset"}
+    return [
+        ast.unparse(part)
+        for part in flat
+        if isinstance(part, ast.Attribute) and owners & set(ast.unparse(part.value).split("."))
+    ]
+
+
+def test_the_reader_sees_every_kind_of_assignment() -> None:
+    text = "model.a = 1; x, self.data.b = 2, 3; pl_module.c += 1; setattr(trainer.datamodule, 'd', 4); self.model = 5"
+    assert assigned(ast.parse(text)) == ["model.a", "self.data.b", "pl_module.c", "trainer.datamodule.…"]
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if place(p) in ("callbacks", "commands")], ids=label)
+def test_models_and_data_are_not_set_from_outside(path: Path) -> None:
+    found = assigned(ast.parse(path.read_text(encoding="utf-8")))
+    assert not found, f"{label(path)} sets {', '.join(found)}: build a Pipeline, or give the model a method for it"
+
+
 def test_no_module_imports_itself_around_a_corner() -> None:
     def node(parts: tuple[str, ...]) -> str:
         return ".".join(parts[:-1] if parts and parts[-1] == "__init__" else parts)

@@ -42,7 +42,8 @@ def test_the_checkpoint_alone_gives_model_and_data(run: Path) -> None:
 def test_an_average_is_chosen_by_its_decay(run: Path, choice: str, name: str, decay: str) -> None:
     model, _ = load_model(run / LAST, choice)
     assert model.weights_name == name
-    assert not list(differences(weights(model), checkpoint(run)["callbacks"]["EMA"]["shadows"][decay]))
+    network = {f"denoiser.network.{key}": p for key, p in weights(model).items()}
+    assert not list(differences(network, checkpoint(run)["averages"]["shadows"][decay]))
 
 
 def test_the_raw_weights_are_those_of_the_optimizer(run: Path) -> None:

@@ -102,7 +102,6 @@ def test_accumulated_step_is_the_step_of_the_whole_batch(tmp_path: Path) -> None
     """The mean gradient of 4 batches; SGD moves by it: compared with autograd on the same batches and noise."""
     from shell import tiny_data, tiny_module, tiny_trainer, weights
 
-    from diffusion_pl.callbacks import StepSeed
     from diffusion_pl.runtime.upstream.loops import count_steps
 
     class Keep(Callback):
@@ -117,7 +116,7 @@ def test_accumulated_step_is_the_step_of_the_whole_batch(tmp_path: Path) -> None
 
     keep, module = Keep(), tiny_module(optimizer=sgd)
     before = weights(module)
-    trainer = tiny_trainer(tmp_path, StepSeed(), keep, max_steps=1, accumulate_grad_batches=4)
+    trainer = tiny_trainer(tmp_path, keep, max_steps=1, accumulate_grad_batches=4)
     count_steps(trainer)
     trainer.fit(module, datamodule=tiny_data(batch_size=71, repeats=1))
     after = weights(module)
@@ -290,7 +289,7 @@ def test_folder_of_a_run_stands_for_its_newest_good_checkpoint(tmp_path: Path) -
 def test_weights_and_samples_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = fit(tmp_path)
     content = checkpoint(run)
-    for state in (content["state_dict"], *content["callbacks"]["EMA"]["shadows"].values()):
+    for state in (content["state_dict"], *content["averages"]["shadows"].values()):
         for name, value in state.items():
             if name.endswith("bias"):
                 value.fill_(torch.nan)

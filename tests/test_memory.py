@@ -12,12 +12,12 @@ CONFIG = Path(__file__).parent.parent / "configs" / "datasaurus" / "vp.yaml"
 # Page faults of the last 60 steps of a run, in a process of its own: a run before it would have warmed its memory.
 PROGRAM = """
 import resource, sys
-from diffusion_pl import callbacks
+from diffusion_pl.training import LeanCallback
 from diffusion_pl.__main__ import main
 
 faults = []
 
-class Faults(callbacks.StepSeed):
+class Faults(LeanCallback):
     def on_train_batch_end(self, trainer, *args):
         if trainer.global_step in (40, 100):
             faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)

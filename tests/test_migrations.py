@@ -16,6 +16,7 @@ from torch import Tensor
 
 import diffusion_pl
 from diffusion_pl.checkpoints.loading import load_classifier, load_model
+from diffusion_pl.checkpoints.migrations import averages_of_0_1
 
 ASSETS = Path(__file__).parent / "assets/v0_1"
 
@@ -58,9 +59,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def averages(content: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """Of a checkpoint, by their decays."""
-    found: dict[str, dict[str, Tensor]] = content["callbacks"]["EMA"]["shadows"]
-    return found
+    """Of a checkpoint of either version, by their decays; names are those within the network."""
+    shadows = averages_of_0_1(content)["averages"]["shadows"]
+    return {
+        decay: {name.removeprefix("denoiser.network."): value for name, value in shadow.items()}
+        for decay, shadow in shadows.items()
+    }
 
 
 def test_the_assets_are_of_that_version() -> None:

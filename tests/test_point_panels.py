@@ -89,11 +89,11 @@ def test_drawing_leaves_training_alone(tmp_path: Path) -> None:
     """Weights and averages are the same bits with panels and without."""
     ends = []
     for callbacks in ([], [panels(every_n_steps=3)]):
-        module, ema = tiny_module(), EMA((0.9,))
+        module = tiny_module()
         torch.manual_seed(5)
-        tiny_trainer(tmp_path, ema, *callbacks, max_steps=1).fit(module, datamodule=tiny_data())
+        tiny_trainer(tmp_path, EMA((0.9,)), *callbacks, max_steps=1).fit(module, datamodule=tiny_data())
         assert module.weights_name == "raw"
-        ends.append((weights(module), ema.state_dict()["shadows"]["0.9"]))
+        ends.append((weights(module), module.averages.state()["shadows"]["0.9"]))
     for ours, theirs in zip(*ends, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

@@ -25,8 +25,7 @@ from shell import (
 from torch import Tensor, nn
 
 from diffusion_pl.callbacks import EMA, Description, Guard, Saver
-from diffusion_pl.callbacks.ema import judged_weights
-from diffusion_pl.training import WarmupCosine, make_scheduler
+from diffusion_pl.training import ConstantDecay, WarmupCosine, make_scheduler
 from diffusion_pl.training.resuming import resume_optimizer
 
 S = "--model.lr_scheduler"
@@ -220,21 +219,22 @@ def test_averages_that_come_and_go_are_said(begun: Path, tmp_path: Path) -> None
     done, content = resume(begun, tmp_path, "--ema.decays", "[0.5]", "--ema.half_lives", "[100]")
     new, dropped = warnings(done)
     assert "0.5, 100examples" in new and "0.9" in dropped
-    assert list(content["callbacks"]["EMA"]["shadows"]) == ["0.5", "100examples"]
+    assert list(content["averages"]["shadows"]) == ["0.5", "100examples"]
 
 
 def test_an_average_of_newly_trained_parameters_starts_at_them(tmp_path: Path) -> None:
     """Unfreezing a parameter ended a resumed run with a KeyError."""
-    ema, module = EMA((0.9,)), tiny_module()
-    shadow = weights(module)
+    module = tiny_module()
+    shadow = {f"denoiser.network.{name}": p for name, p in weights(module).items()}
     name, start = shadow.popitem()
-    ema.load_state_dict({"updates": 3, "shadows": {"0.9": shadow}})
-    trainer = tiny_trainer(tmp_path, ema, max_steps=1)
-    with judged_weights(trainer, module):
-        assert torch.equal(weights(module)[name], start)
-    trainer.fit(module, datamodule=tiny_data())
-    expected = start + (1 - 4 / 13) * (weights(module)[name] - start)
-    torch.testing.assert_close(ema.state_dict()["shadows"]["0.9"][name], expected)
+    short = name.removeprefix("denoiser.network.")
+    module.averages.track([ConstantDecay(0.9)])
+    module.averages.load({"updates": 3, "shadows": {"0.9": shadow}})
+    with module.evaluation():
+        assert torch.equal(weights(module)[short], start)
+    tiny_trainer(tmp_path, EMA((0.9,)), max_steps=1).fit(module, datamodule=tiny_data())
+    expected = start + (1 - 4 / 13) * (weights(module)[short] - start)
+    torch.testing.assert_close(module.averages.of("0.9")[name], expected)
 
 
 def test_options_of_callbacks_are_not_in_their_state() -> None:

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from shell import Losses, cli, scalars, tiny_config, tiny_data, tiny_module, tiny_trainer
 
-from diffusion_pl.callbacks import StepSeed
+from diffusion_pl.training import reseed, run_seed
 
 
 def drawn(batch: int, rank: int = 0, seed: int | None = 0) -> tuple[float, ...]:
@@ -19,10 +18,7 @@ def drawn(batch: int, rank: int = 0, seed: int | None = 0) -> tuple[float, ...]:
         patch.delenv("PL_GLOBAL_SEED", raising=False)
         if seed is not None:
             patch.setenv("PL_GLOBAL_SEED", str(seed))
-        loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=batch))
-        trainer: Any = SimpleNamespace(fit_loop=loop, global_rank=rank)
-        module: Any = SimpleNamespace(device=torch.device("cpu"))
-        StepSeed().on_train_batch_start(trainer, module, None, 0)
+        reseed(run_seed(), batch, rank, torch.device("cpu"))
         return tuple(torch.randn(3).tolist())
 
 
@@ -57,7 +53,7 @@ class Disturbance(Callback):
 def losses(folder: Path, *callbacks: Callback) -> list[float]:
     kept = Losses()
     torch.manual_seed(len(callbacks))  # nor does the generator's state at the start matter
-    tiny_trainer(folder, StepSeed(), kept, *callbacks).fit(tiny_module(), datamodule=tiny_data())
+    tiny_trainer(folder, kept, *callbacks).fit(tiny_module(), datamodule=tiny_data())
     return kept.losses
 
 

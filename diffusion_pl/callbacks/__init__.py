@@ -2,7 +2,7 @@
 
 from .description import Description
 from .doctor import Doctor
-from .ema import EMA, judged_weights
+from .ema import EMA
 from .generation import GenerationMetrics
 from .guard import Guard
 from .image_panels import ImagePanels
@@ -13,7 +13,6 @@ from .run_card import RunCard
 from .sample_writer import SampleWriter
 from .saver import Saver
 from .seen_loss import SeenLoss
-from .step_seed import StepSeed
 
 __all__ = [
     "EMA",
@@ -29,6 +28,4 @@ __all__ = [
     "Saver",
     "SeenLoss",
     "StepProgress",
-    "StepSeed",
-    "judged_weights",
 ]

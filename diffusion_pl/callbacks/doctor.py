@@ -21,7 +21,7 @@ from ..runtime.errors import EXPECTED
 from ..samplers import LeadingGrid, RespacedGrid, Sampler, TrailingGrid
 from ..tensors import per_sample
 from ..training import DiffusionModule, LeanCallback, NoisyClassifier, Trainable, advance, make_scheduler
-from .ema import ema_of, judged_weights
+from ..training.averages import LONG
 from .generation import GenerationMetrics
 
 TRIED = 10_000  # steps of a learning-rate schedule
@@ -110,10 +110,9 @@ class Doctor(LeanCallback):
         return found
 
     def _of_run(self, trainer: Trainer, module: Trainable, batch: int | None) -> Checks:
-        parameters = list(module.network.parameters())
+        parameters: list[Tensor] = list(module.trained_parameters().values())
         optimizer = module.optimizer_factory(parameters)
-        averages = ema_of(trainer)
-        decays = [] if averages is None else list(averages.rates(batch).values())
+        decays = [1 - average.rate(LONG, batch) for average in module.averages.tracked]
         asked, clips = str(self.asked), bool(trainer.gradient_clip_val)
         needed = any(isinstance(c, GenerationMetrics) and c.extractor is None for c in trainer.callbacks)
         found: Checks = {
@@ -175,7 +174,7 @@ def _probe(
         call = partial(parts.call, kernel.alpha * x_0 + kernel.sigma * eps, t, **batch)
         return call, parts.noise_input(module.schedule, t, kernel).flatten()
 
-    with judged_weights(trainer, module, raw=True), trainer.precision_plugin.forward_context():
+    with module.evaluation(raw=True), trainer.precision_plugin.forward_context():
         seen = checks.probe(module.network, *pass_at(0.5))
         sizes = {}
         for time in (float(times.min()), float(times.max())) if seen.output is not None else ():

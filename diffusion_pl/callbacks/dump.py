@@ -1,6 +1,6 @@
 """All that a training step was made of, in a file: from it the step can be done once more, to the last bit.
 
-Randomness is a function of (seed, batch, rank), see `StepSeed`, so no generator's state is needed.
+Randomness is a function of (seed, batch, rank), see `training.step_noise`, so no generator's state is needed.
 """
 
 from pathlib import Path
@@ -11,9 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ..checkpoints.io import write
-from ..training import Trainable
+from ..training import Trainable, run_seed
 from .description import Description
-from .step_seed import run_seed
 
 
 def write_dump(
@@ -84,7 +83,8 @@ def loss_value(trainer: Trainer, loss: Tensor) -> float:
 
 
 def not_finite(pl_module: LightningModule) -> list[str]:
-    """Names, within the network, of the parameters with a gradient that is not finite."""
+    """Names, within the network if they are in it, of the parameters with a gradient that is not finite."""
     assert isinstance(pl_module, Trainable)
-    named = pl_module.network.named_parameters()
-    return [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
+    short = {id(p): name for name, p in pl_module.network.named_parameters()}
+    named = pl_module.trained_parameters().items()
+    return [short.get(id(p), name) for name, p in named if p.grad is not None and not p.grad.isfinite().all()]

@@ -55,7 +55,7 @@ class Guard(LeanCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Trainable)
-        self._parameters = [p for p in pl_module.network.parameters() if p.requires_grad]
+        self._parameters = [p for p in pl_module.trained_parameters().values() if p.requires_grad]
         # Squares of large numbers of the narrow types are summed in a wider one.
         self._dtype = torch.float64 if any(p.dtype == torch.float64 for p in self._parameters) else torch.float32
         self._buffers = Buffers(pl_module)

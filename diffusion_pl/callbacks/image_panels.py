@@ -10,8 +10,7 @@ from ..pipeline import Pipeline
 from ..runtime.loggers import tell
 from ..samplers import Sampler, Samples
 from ..tensors import SampleNoise
-from ..training import LeanCallback
-from .ema import ema_of
+from ..training import DiffusionModule, LeanCallback
 from .images import film_frames, log_film, log_image
 from .judged import check_model, judged_pipeline
 
@@ -88,8 +87,7 @@ class ImagePanels(LeanCallback):
         """Shows samples of the EMA weights, which it returns, and of the raw ones while they are worth a look."""
         with judged_pipeline(trainer, module) as pipeline:
             x = self._samples(trainer, pipeline)
-        ema = ema_of(trainer)
-        if ema is not None and ema.young:
+        if isinstance(module, DiffusionModule) and module.averages.young:
             with judged_pipeline(trainer, module, raw=True) as pipeline:
                 self._samples(trainer, pipeline)
         return x

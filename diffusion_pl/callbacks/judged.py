@@ -7,14 +7,13 @@ from lightning.pytorch import LightningModule, Trainer
 
 from ..pipeline import Pipeline
 from ..training import DiffusionModule
-from .ema import judged_weights
 
 
 @contextmanager
 def judged_pipeline(trainer: Trainer, module: LightningModule, *, raw: bool = False) -> Iterator[Pipeline]:
     """Within, a pipeline of the run's EMA weights (of the raw ones, if `raw` or if there are no others)."""
     assert isinstance(module, DiffusionModule)
-    with judged_weights(trainer, module, raw=raw):
+    with module.evaluation(raw):
         yield module.live_pipeline(trainer.datamodule, module.weights_name)
 
 

@@ -15,7 +15,6 @@ from ..checkpoints.io import read
 from ..checkpoints.loading import from_content
 from ..training import LeanCallback, Trainable
 from .dump import loss_value, not_finite
-from .step_seed import reseed
 
 
 class Example(NamedTuple):
@@ -74,7 +73,7 @@ def replay(
     share = dump["ranks"][rank]
     model, _ = from_content(content, path, "raw")
     model.train()
-    model.lr_scheduler_factory = None
+    model.replay_noise(dump["seed"], share["numbers"], share["rank"])
     witness = _Witness(content, share)
     with _as_in_training(dump["threads"]):
         trainer = Trainer(
@@ -137,19 +136,16 @@ class _Witness(LeanCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Once before the step itself, which is to run as it did, with nothing hooked into the network.
         state = {name: value.clone() for name, value in pl_module.state_dict().items()}
-        self._reseed(pl_module, batch_idx)
+        assert isinstance(pl_module, Trainable)
+        pl_module.draw_step(batch_idx)
         self._look(trainer, pl_module, batch, batch_idx)
         pl_module.load_state_dict(state)
-        self._reseed(pl_module, batch_idx)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self.losses.append(loss_value(trainer, loss))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self.not_finite = not_finite(pl_module)
-
-    def _reseed(self, pl_module: LightningModule, batch_idx: int) -> None:
-        reseed(self.content["dump"]["seed"], self.share["numbers"][batch_idx], self.share["rank"], pl_module.device)
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, Trainable)

@@ -75,7 +75,7 @@ def diffusion_model(model: Trainable, path: str | Path) -> DiffusionModule:
 def load_classifier(path: str | Path) -> NoisyClassifier:
     """The classifier of a checkpoint, with its first average, or its raw weights if it has none."""
     checkpoint, sha256 = read_hashed(path)
-    averages = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadows", {})
+    averages = checkpoint.get("averages", {}).get("shadows", {})
     model, _ = from_content(checkpoint, path, "ema" if averages else "raw")
     if not isinstance(model, NoisyClassifier):
         raise ValueError(
@@ -121,7 +121,7 @@ def from_content(
     except (ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is damaged: its configuration cannot be built ({reason})") from error
-    model.weights_name = fill(model, checkpoint, path, weights)
+    fill(model, checkpoint, path, weights)
     return model.eval(), data
 
 
@@ -137,7 +137,7 @@ def fill(model: Trainable, checkpoint: dict[str, Any], path: str | Path, weights
     model.on_load_checkpoint(checkpoint)
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
         state, name = select(checkpoint, weights, str(path))
-        model.load_state_dict(state)
+        model.load_weights(state, name)
     # Tables may be infinite, such as one of log-SNR; and a dump is of a step that went wrong.
     wrong = next((key for key, p in model.named_parameters() if not p.isfinite().all()), None)
     if wrong is not None and "dump" not in checkpoint:
@@ -151,13 +151,13 @@ def fill(model: Trainable, checkpoint: dict[str, Any], path: str | Path, weights
 _KIND = {
     "diffusion_pl": {"version?": (str, None), "model": dict, "data": {"class_path": str, "init_args?": (dict, None)}},
     "state_dict": {"*": Tensor},
-    "callbacks?": {"EMA?": {"updates": int, "shadows": {"*": {"*": Tensor}}}},
+    "averages?": {"updates": int, "shadows": {"*": {"*": Tensor}}},
 }
 
 
 def select(checkpoint: dict[str, Any], weights: str, path: str) -> tuple[dict[str, Any], str]:
     """State dict with the chosen weights, and their name as panels and logs give it."""
-    averages = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadows", {})
+    averages = checkpoint.get("averages", {}).get("shadows", {})
     kind, _, decay = weights.partition(":")
     if weights == "raw" or (weights in ("ema", "ema:") and not averages):
         return checkpoint["state_dict"], "raw"
@@ -165,10 +165,7 @@ def select(checkpoint: dict[str, Any], weights: str, path: str) -> tuple[dict[st
         there = ", ".join(["raw", *(f"ema:{d}" for d in averages)])
         raise ValueError(f"{path} has no weights {weights!r}: it holds {there}")
     decay = decay or next(iter(averages))
-    state, shadow = checkpoint["state_dict"], averages[decay]
-    first = next(iter(shadow))
-    prefix = next(name for name in state if name.endswith(f".{first}")).removesuffix(first)  # denoiser.network.
-    return {**state, **{f"{prefix}{name}": value for name, value in shadow.items()}}, f"ema{decay}"
+    return {**checkpoint["state_dict"], **averages[decay]}, f"ema{decay}"
 
 
 def rebuild(

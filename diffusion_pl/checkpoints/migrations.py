@@ -89,7 +89,42 @@ def _with_options(spec: Any, options: Config) -> Config:
     return {**spec, "init_args": options} if "class_path" in spec or "init_args" in spec else options
 
 
-STEPS = (Step("0.2.0", moved=MOVED, config=(named_dropout, without_classes)),)
+def averages_of_0_1(content: Config) -> Config:
+    """The averages, which were the state of a callback and named parameters within the network.
+
+    Raises:
+        ValueError: they are of no network in the checkpoint.
+    """
+    callbacks = content.get("callbacks")
+    if not isinstance(callbacks, dict) or not isinstance(callbacks.get("EMA"), dict) or "averages" in content:
+        return content
+    saved = callbacks["EMA"]
+    shadows = saved.get("shadows")
+    if not isinstance(shadows, dict) or not all(isinstance(shadow, dict) for shadow in shadows.values()):
+        return {**content, "averages": saved}  # which is refused where its form is checked
+    names = {name for shadow in shadows.values() for name in shadow}
+    network = ""
+    if names:
+        first = min(names)
+        places = [key.removesuffix(first) for key in content["state_dict"] if key.endswith(f".{first}")]
+        found = [place for place in places if all(f"{place}{name}" in content["state_dict"] for name in names)]
+        if not found:
+            raise ValueError(f"the checkpoint is damaged: it has an average of {first}, but no such weights")
+        network = found[0]  # denoiser.network. or classifier.
+    return {
+        **content,
+        "callbacks": {name: state for name, state in callbacks.items() if name != "EMA"},
+        "averages": {
+            "updates": saved.get("updates", 0),
+            "shadows": {
+                decay: {f"{network}{name}": value for name, value in shadow.items()}
+                for decay, shadow in shadows.items()
+            },
+        },
+    }
+
+
+STEPS = (Step("0.2.0", moved=MOVED, config=(named_dropout, without_classes), content=(averages_of_0_1,)),)
 
 _PATH = re.compile(r"(?<![\w.])diffusion_pl(?:\.\w+)+(?![\w./])")
 

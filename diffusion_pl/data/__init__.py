@@ -13,6 +13,7 @@ from .mnist import MNIST, FashionMNIST
 from .picture import Picture
 from .points import Datasaurus, Points, Table
 from .toys import Checkerboard, Circles, EightGaussians, Moons, Pinwheel, SwissRoll, Toy
+from .unknown import Unknown
 
 __all__ = [
     "CIFAR10",
@@ -37,4 +38,5 @@ __all__ = [
     "SwissRoll",
     "Table",
     "Toy",
+    "Unknown",
 ]

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..tensors import Recorded
 from .loader import Batch
 
 
-class HorizontalFlip:
+class HorizontalFlip(Recorded):
     """Mirrors each picture with probability ½."""
 
     draws = 1
@@ -25,7 +26,7 @@ class HorizontalFlip:
         return {**batch, "x": torch.where(flipped, batch["x"].flip(-1), batch["x"])}
 
 
-class NonLeaky:
+class NonLeaky(Recorded):
     """Draws for each picture a geometric change and what the network is told of it.
 
     A mirror image with probability ½, and each with probability p: upside down (one time in two), zoom by 2^{a/5},

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..conditions import Condition
+from ..tensors import Recorded
 from .loader import Augmentation, Loader, Source, Tensors
 
 SPLITS = ("train", "val", "test")
 
 
-class DataModule(LightningDataModule, ABC):
+class DataModule(Recorded, LightningDataModule, ABC):
     """A data set in model units, and the way back to the units of the user's files.
 
     Batches are dictionaries: ``x`` of shape (B, *shape), float32, in model units (of order one), and one entry for each

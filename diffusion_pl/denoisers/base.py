@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from ..schedules import Schedule
+from ..tensors import Recorded
 from .parameterizations import Prediction
 
 
-class Denoiser(nn.Module, ABC):
+class Denoiser(Recorded, nn.Module, ABC):
     """Anything that estimates x_0 from x_t: a trained network, a wrapper that guides one, an oracle.
 
     Attributes:

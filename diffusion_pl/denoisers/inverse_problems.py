@@ -8,12 +8,13 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ..tensors import Recorded
 from .base import Denoiser
 from .guidance import add_score
 from .parameterizations import Prediction
 
 
-class Operator(ABC):
+class Operator(Recorded, ABC):
     """Subclasses define A, its transpose and c."""
 
     #: c in A Aᵀ = c I.

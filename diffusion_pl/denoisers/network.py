@@ -12,12 +12,12 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from ..schedules import Kernel, Schedule
-from ..tensors import check_finite
+from ..tensors import Recorded, check_finite
 from .base import Denoiser, check_time
 from .parameterizations import Parameterization, Prediction
 
 
-class NoiseInput(ABC):
+class NoiseInput(Recorded, ABC):
     """How the network is told the noise level: c_noise."""
 
     @abstractmethod

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..schedules import Kernel
+from ..tensors import Recorded
 
 
 class Prediction(NamedTuple):
@@ -29,7 +30,7 @@ class Prediction(NamedTuple):
     v: Tensor | None = None
 
 
-class Parameterization(ABC):
+class Parameterization(Recorded, ABC):
     """Subclasses define `coefficients`."""
 
     #: Standard deviation of the data that the network's input scaling c_in = 1/√(α²σ_d² + σ²) assumes.

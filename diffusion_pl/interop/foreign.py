@@ -197,7 +197,9 @@ def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[s
     trained = [name for name, p in network.named_parameters() if p.requires_grad]
     averages = {f"{decay}": taken(found, f" (average {decay})") for decay, found in foreign.averages.items()}
     rebuild(described, state)
-    shadows = {decay: {name: average[name] for name in trained} for decay, average in averages.items()}
+    shadows = {
+        decay: {f"denoiser.network.{name}": average[name] for name in trained} for decay, average in averages.items()
+    }
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     source = {"format": kind, "files": {str(f.relative_to(path.parent)): sha256_of(f) for f in files}}
     return {
@@ -205,7 +207,7 @@ def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[s
         "epoch": 0,
         "global_step": foreign.steps or 0,
         "state_dict": {f"denoiser.network.{name}": tensor for name, tensor in raw.items()},
-        "callbacks": {"EMA": {"updates": foreign.updates, "shadows": shadows}} if shadows else {},
+        **({"averages": {"updates": foreign.updates, "shadows": shadows}} if shadows else {}),
         "optimizer_states": [],
         "lr_schedulers": [],
         data["class_path"].rpartition(".")[2]: state,

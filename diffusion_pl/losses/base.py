@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..conditions import Conditions
 from ..denoisers import NetworkDenoiser
+from ..tensors import Recorded
 from .timesteps import TimeSampler
 
 
@@ -19,7 +20,7 @@ class Losses(NamedTuple):
     t: Tensor
 
 
-class Loss(nn.Module, ABC):
+class Loss(Recorded, nn.Module, ABC):
     """What a denoiser learns by.  It may hold parameters and a teacher of its own.
 
     Attributes:

@@ -5,8 +5,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ..tensors import Recorded
 
-class Coupling(ABC):
+
+class Coupling(Recorded, ABC):
     """Subclasses define `__call__`."""
 
     @abstractmethod

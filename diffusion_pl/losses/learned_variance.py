@@ -17,10 +17,10 @@ from torch import Tensor
 from ..denoisers import Prediction
 from ..likelihood import decoder_nll
 from ..schedules import Schedule, gaussian_kl, interpolate_variance, posterior, transition
-from ..tensors import mean_data
+from ..tensors import Recorded, mean_data
 
 
-class VarianceBound:
+class VarianceBound(Recorded):
     """λ L_vlb of each example, to be added to the simple loss.
 
     Args:

@@ -15,7 +15,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from ..schedules import Schedule
-from ..tensors import per_sample
+from ..tensors import Recorded, per_sample
 
 
 class Times(NamedTuple):
@@ -25,14 +25,14 @@ class Times(NamedTuple):
     importance: Tensor | float = 1.0
 
 
-class TimeSampler(ABC):
+class TimeSampler(Recorded, ABC):
     """Draws one time per example."""
 
     @abstractmethod
     def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
         """n times: (n,) in float32."""
 
-    def learn(self, t: Tensor, loss: Tensor) -> None:  # noqa: B027  most laws do not adapt
+    def learn(self, t: Tensor, loss: Tensor) -> None:
         """Told the losses of a training step, without importance: (B,) each.  Laws that adapt do so here."""
 
     def __call__(self, schedule: Schedule, x_0: Tensor, generator: torch.Generator | None = None) -> Times:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..schedules import Kernel, Schedule
+from ..tensors import Recorded
 
 
-class Weighting(ABC):
+class Weighting(Recorded, ABC):
     """w(t) on the squared error of x_0."""
 
     @abstractmethod

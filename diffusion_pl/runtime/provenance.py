@@ -25,6 +25,7 @@ from ..conditions import class_count, class_names
 from ..data import DataModule
 from ..data.base import SPLITS
 from ..data.loader import Loader
+from ..training import global_batch
 from .upstream.lightning import global_seed
 
 EXAMPLES = 1000  # of the data's fingerprint, at most
@@ -216,8 +217,7 @@ def parallel(trainer: Trainer) -> dict[str, Any]:
         "world_size": trainer.world_size,
         "num_nodes": trainer.num_nodes,
         "batch_per_process": loader.batch_size // trainer.world_size if ours else None,
-        # A training set smaller than one batch is one batch.
-        "global_batch": min(loader.batch_size, loader.num_visits) if ours else None,
+        "global_batch": global_batch(trainer),
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
     }
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..denoisers import Denoiser, Prediction
 from ..schedules import Kernel, Schedule
+from ..tensors import Recorded
 from .grids import Grid
 
 #: Standard normal noise shaped like its argument; `tensors.SampleNoise` makes it independent of the batch.
@@ -93,7 +94,7 @@ class Run:
         return self._kernels.get(t.item()) or self._denoiser.schedule(t)
 
 
-class Sampler(ABC):
+class Sampler(Recorded, ABC):
     """Subclasses define `order` and `step`.
 
     Args:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..schedules import Schedule
+from ..tensors import Recorded
 
 MOST_STEPS = 1_000_000
 
 
-class Grid(ABC):
+class Grid(Recorded, ABC):
     """Subclasses define `times`."""
 
     @abstractmethod

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ..schedules import transition
-from ..tensors import per_sample
+from ..tensors import Recorded, per_sample
 from .base import Run, Sampler
 from .grids import Grid
 from .reverse_diffusion import ReverseDiffusion
 
 
-class Corrector(ABC):
+class Corrector(Recorded, ABC):
     """Subclasses define `size`.
 
     Args:

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..tensors import Recorded
+
 
 class Kernel(NamedTuple):
     """α, σ and their time derivatives at t, all shaped like t."""
@@ -51,7 +53,7 @@ class Kernel(NamedTuple):
         return 2 * self.sigma * (self.d_sigma - self.drift * self.sigma)
 
 
-class Schedule(nn.Module, ABC):
+class Schedule(Recorded, nn.Module, ABC):
     """A forward process.  Subclasses define `forward`; a closed form of `time` is welcome."""
 
     #: N of a chain on the grid t = i/N, from which grids, times, weightings and noise inputs take it; None: continuous.

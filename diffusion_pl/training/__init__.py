@@ -1,12 +1,18 @@
 """What Lightning trains: modules, learning-rate schedules, resuming."""
 
+from .averages import Average, Averages, ConstantDecay, HalfLife, global_batch
 from .base import LeanCallback, LeanHooks, LeanProfiler, Trainable, build_network, logs_now
 from .classifier import NoisyClassifier
 from .lr_schedulers import SchedulerFactory, Warmup, WarmupCosine, advance, check_factory, make_scheduler
 from .module import DiffusionModule
+from .step_noise import reseed, run_seed
 
 __all__ = [
+    "Average",
+    "Averages",
+    "ConstantDecay",
     "DiffusionModule",
+    "HalfLife",
     "LeanCallback",
     "LeanHooks",
     "LeanProfiler",
@@ -18,6 +24,9 @@ __all__ = [
     "advance",
     "build_network",
     "check_factory",
+    "global_batch",
     "logs_now",
     "make_scheduler",
+    "reseed",
+    "run_seed",
 ]

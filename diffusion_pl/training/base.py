@@ -2,8 +2,10 @@
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +18,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ..conditions import Conditions, check_batch
+from ..conditions import Conditions, check_batch, to_plain
+from ..data import DataModule, Unknown
 from ..losses import Losses
 from ..metrics import BinnedMean
-from ..runtime.upstream.lightning import QuickHookNotes
-from ..tensors import mix
+from ..runtime.storage import write_file
+from ..runtime.upstream.lightning import QuickHookNotes, batch_number
+from ..tensors import Recorded, mix
+from . import saving
+from .averages import Averages, examples_per_step
 from .lr_schedulers import SchedulerFactory, check_factory, make_scheduler
 from .resuming import resume_optimizer
+from .step_noise import reseed, run_seed
 
 Shape = tuple[int, ...]
 Batch = dict[str, Tensor]
@@ -76,17 +83,27 @@ class LeanProfiler(PassThroughProfiler):
 _NOTHING = nullcontext()
 
 
-class Trainable(QuickHookNotes, LeanHooks, LightningModule):
+class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
     """Subclasses define `network`, `losses`, `training_step` and `validation_step`.
 
+    What a training step draws from torch's global generator (t, ε, dropout) is a function of (seed, batch, rank).
+
+    Attributes:
+        shape: of one example without the batch axis.
+        conditions: of the data, by name.
+        averages: of the trained parameters; none unless `averages.track` chooses some, as the EMA callback does.
+
     Args:
-        optimizer: of the network's parameters.
+        optimizer: of the trained parameters.
         lr_scheduler: made from the optimizer, and stepped every optimizer step; one that has a parameter total_steps is
             given the number of steps of the run.  None: a constant learning rate.
 
     Raises:
         ValueError: a scheduler that is not supported, such as ReduceLROnPlateau.
     """
+
+    shape: Shape
+    conditions: Conditions
 
     def __init__(self, optimizer: Callable[[Any], Optimizer], lr_scheduler: SchedulerFactory | None) -> None:
         super().__init__()
@@ -95,7 +112,9 @@ class Trainable(QuickHookNotes, LeanHooks, LightningModule):
         self.optimizer_factory, self.lr_scheduler_factory = optimizer, lr_scheduler
         self.val_loss = BinnedMean(VAL_BINS)
         self.sha256: str | None = None  # of the checkpoint that it was loaded from
-        self.weights_name = "raw"  # the EMA callback changes it while its averages are swapped in
+        self.averages = Averages()
+        self._loaded_weights = "raw"  # the name of the weights that it was loaded with
+        self._noise_of: tuple[int, Sequence[int], int] | None = None  # seed, batches and rank of the step replayed
         self._checked = False  # whether a batch was seen that fits
         self._resumed: dict[str, Any] | None = None  # the checkpoint, between its loading and the optimizer's
 
@@ -110,7 +129,102 @@ class Trainable(QuickHookNotes, LeanHooks, LightningModule):
     @property
     @abstractmethod
     def network(self) -> nn.Module:
-        """What is trained and averaged."""
+        """The network; other parts may learn too, see `trained_parameters`."""
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that learns, by its name in the state dict: the parameters of the network, frozen ones as well,
+        then those of other parts (a noise schedule, a loss) that are not frozen."""
+        names = {id(p): name for name, p in self.named_parameters()}
+        network = {names[id(p)]: p for p in self.network.parameters()}
+        others = {name: p for name, p in self.named_parameters() if p.requires_grad and name not in network}
+        return network | others
+
+    def _averaged_parameters(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.trained_parameters().items() if p.requires_grad}
+
+    @property
+    def weights_name(self) -> str:
+        """Of the weights that the model has at the moment: "raw", or an average's such as "ema0.999"."""
+        average = self.averages.standing_in
+        return self._loaded_weights if average is None else f"ema{average}"
+
+    def load_weights(self, state: dict[str, Tensor], name: str) -> None:
+        """Load a state dict whose trained parameters are the weights of this name, for good: averages are forgotten."""
+        self.averages.clear()
+        self.load_state_dict(state)
+        self._loaded_weights = name
+
+    def use_raw_weights(self) -> None:
+        """Give the raw weights back, if an average is in their place."""
+        self.averages.swap_out(self._averaged_parameters())
+
+    @contextmanager
+    def evaluation(self, raw: bool = False) -> Iterator[None]:
+        """Within, the model is as it is evaluated: the first average, if there is one, is in place of the weights,
+        unless `raw` ones are asked for, and nothing is dropped out."""
+        modes = {part: part.training for part in self.modules()}
+        self.eval()
+        try:
+            with self.averages.swapped(self._averaged_parameters(), not raw):
+                yield
+        finally:
+            for part, training in modes.items():
+                part.training = training
+
+    def save(self, path: str | Path, data: DataModule | None = None) -> None:
+        """Write a checkpoint of the weights and averages, from which the model can be loaded.
+
+        The configuration in it is what the parts were made with; factories must be classes, or functools.partial of
+        classes.
+
+        Args:
+            path: a file, which is replaced.
+            data: what the model was trained on, which gives samples their units; None: samples stay in model units.
+
+        Raises:
+            ValueError: a part does not tell how it was made.
+            OSError: the file cannot be written.
+        """
+        data = data or Unknown(self.shape, to_plain(self.conditions))
+        content = saving.content(self, data, 0 if self.attached is None else self.attached.global_step)
+        write_file(Path(path), lambda file: torch.save(content, file))
+
+    def averaged_network(self, weights: str | None = None) -> tuple[nn.Module, str]:
+        """A copy of the network with chosen weights, and their name; see `averaged`."""
+        return self.averaged(self.network, weights)
+
+    def averaged(self, part: nn.Module, weights: str | None = None) -> tuple[nn.Module, str]:
+        """A copy of a part of this module, such as its denoiser, with chosen weights, in evaluation mode.
+
+        Args:
+            part: any of `modules()`.
+            weights: None or "ema": the first average, or the weights as they are where there is none; "raw";
+                "ema:0.999" for one of several.
+
+        Returns:
+            The copy, and the name of its weights, such as "ema0.999".
+
+        Raises:
+            ValueError: there are no such weights.
+        """
+        names = self.averages.names
+        there: dict[str, str | None] = {self._loaded_weights.replace("ema", "ema:"): None}
+        there |= {f"ema:{name}": name for name in names}
+        first = next(iter(there)) if not names else f"ema:{names[0]}"
+        choice = first if weights in (None, "ema") else str(weights)
+        if choice not in there:
+            raise ValueError(f"the model has no weights {weights!r}: it has {', '.join(there)}")
+        chosen = there[choice]
+        with self.evaluation(raw=True):
+            copied, name = deepcopy(part), self.weights_name
+        if chosen is not None:
+            shadow, name = self.averages.of(chosen), f"ema{chosen}"
+            own = {id(p): name for name, p in self._averaged_parameters().items()}
+            with torch.no_grad():
+                for p, q in zip(part.parameters(), copied.parameters(), strict=True):
+                    if own.get(id(p)) in shadow:
+                        q.copy_(shadow[own[id(p)]])
+        return copied.eval(), name
 
     @abstractmethod
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
@@ -130,6 +244,45 @@ class Trainable(QuickHookNotes, LeanHooks, LightningModule):
                 self.log(f"{name}/raw", value, prog_bar=True)
             self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
+    def on_train_start(self) -> None:
+        averaged = self._averaged_parameters()
+        for line in self.averages.begin(averaged, examples_per_step(self.trainer)):
+            self._warn(line)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.draw_step(batch_idx)
+
+    def draw_step(self, batch_idx: int) -> None:
+        """Set torch's global generators to what the training step of this batch draws from."""
+        if self._noise_of is None:
+            trainer = self.trainer
+            reseed(run_seed(), batch_number(trainer), trainer.global_rank, self.device)
+        else:
+            seed, batches, rank = self._noise_of
+            reseed(seed, batches[batch_idx], rank, self.device)
+
+    def replay_noise(self, seed: int, batches: Sequence[int], rank: int) -> None:
+        """Draw in batch k what batch `batches[k]` of a run of this seed drew on the process of this rank."""
+        self._noise_of = seed, batches, rank
+
+    def on_validation_model_eval(self) -> None:
+        super().on_validation_model_eval()
+        self.averages.swap_in(self._averaged_parameters())
+
+    def on_test_model_eval(self) -> None:
+        super().on_test_model_eval()
+        self.averages.swap_in(self._averaged_parameters())
+
+    def on_validation_end(self) -> None:
+        self.use_raw_weights()
+
+    def on_test_end(self) -> None:
+        self.use_raw_weights()
+
+    def _warn(self, line: str) -> None:
+        if self.trainer.is_global_zero:
+            print(f"diffusion_pl: warning: {line}", flush=True)
+
     def on_validation_start(self) -> None:
         # DDP would broadcast buffers before the next forward pass, but not every process has a batch.
         if isinstance(self.trainer.model, DistributedDataParallel):
@@ -142,7 +295,7 @@ class Trainable(QuickHookNotes, LeanHooks, LightningModule):
         return torch.Generator(self.device).manual_seed(mix(number))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(self.network.parameters())
+        optimizer = self.optimizer_factory(list(self.trained_parameters().values()))
         if self.lr_scheduler_factory is None:
             return optimizer
         scheduler = make_scheduler(self.lr_scheduler_factory, optimizer, self.trainer.estimated_stepping_batches)
@@ -150,18 +303,20 @@ class Trainable(QuickHookNotes, LeanHooks, LightningModule):
 
     def on_fit_start(self) -> None:
         # Lightning has made the optimizer, and is about to load into it what the checkpoint holds.
+        self.use_raw_weights()  # an interrupted validation may have left an average
+        self._loaded_weights = "raw"
         checkpoint, self._resumed = self._resumed, None
         if checkpoint is None:
             return
         configs = self.trainer.lr_scheduler_configs
         scheduler: Any = configs[0].scheduler if configs else None
-        optimizer, parameters = self.trainer.optimizers[0], self.network.parameters()
+        optimizer, parameters = self.trainer.optimizers[0], self.trained_parameters().values()
         for lost in resume_optimizer(checkpoint, optimizer, scheduler, self.optimizer_factory, parameters):
-            if self.trainer.is_global_zero:
-                print(f"diffusion_pl: warning: {lost}", flush=True)
+            self._warn(lost)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        self.averages.update()
         # Now, not before the next backward pass: the forward pass in between can have the gradients' memory.
         self.trainer.optimizers[0].zero_grad()
 
@@ -188,6 +343,12 @@ class Trainable(QuickHookNotes, LeanHooks, LightningModule):
                 "of model.optimizer, or give precision bf16-mixed"
             ) from None
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # A callback may save while an average is in place.
+        checkpoint["state_dict"] = self.averages.with_raw(checkpoint["state_dict"])
+        if self.averages.updates:
+            checkpoint["averages"] = self.averages.state()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data: Any = getattr(self.attached, "datamodule", None)
         if hasattr(data, "check_state"):  # other data make other networks: they are the cause
@@ -203,6 +364,8 @@ class Trainable(QuickHookNotes, LeanHooks, LightningModule):
             raise ValueError(
                 f"the checkpoint is of another network: {differences[0]}{more}; use the config it was made with"
             )
+        if "averages" in checkpoint:
+            self.averages.load(checkpoint["averages"])
         if self.attached is not None and self.attached.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint
 

@@ -2,8 +2,8 @@
 
     schedule · parameterization · loss (times, weighting) · sampler · network
 
-The module owns no randomness: training draws from torch's global generator, which a callback keys to (seed, step,
-rank); validation and sampling draw from generators of their own.
+Training draws from torch's global generator, which `Trainable` keys to (seed, batch, rank) before every step;
+validation and sampling draw from generators of their own.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,65 @@
+"""The data of a model that came without any: nothing but a shape and the conditions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..conditions import Condition, from_plain
+from .base import DataModule
+
+
+class Unknown(DataModule):
+    """Data that are not there: samples stay in model units and are written as one array, samples.npz.
+
+    Args:
+        shape: of one example, without the batch axis.
+        conditions: by name, such as {"label": {"shape": [], "classes": 2, "names": []}}; None: there are none.
+    """
+
+    def __init__(self, shape: Sequence[int], conditions: Mapping[str, dict[str, Any]] | None = None) -> None:
+        super().__init__()
+        if not shape or min(shape) < 1:
+            raise ValueError(f"Unknown: shape must be one or more sizes of at least 1, got {list(shape)}")
+        self._shape, self._conditions = tuple(shape), from_plain(conditions or {})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        return self._conditions
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x
+
+    def write(self, x: Tensor, folder: Path) -> list[Path]:
+        return self.write_npz(x, folder)
+
+    def setup(self, stage: str | None = None) -> None:
+        self._refuse()
+
+    def second_moment(self) -> float:
+        self._refuse()
+
+    def training_examples(self, most: int) -> Tensor:
+        self._refuse()
+
+    def part(self, split: str) -> Any:
+        self._refuse()
+
+    def stored(self, indices: Tensor) -> dict[str, Tensor]:
+        self._refuse()
+
+    def frame(self, x: Tensor, x_0: Tensor, title: str) -> NDArray[np.uint8]:
+        self._refuse()
+
+    def read(self, path: Path) -> Tensor:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise ValueError("the checkpoint was saved without its data. Fix: save it by model.save(path, data)")

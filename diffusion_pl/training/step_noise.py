@@ -1,0 +1,28 @@
+"""The randomness of a training step as a function of (seed, batch, rank).
+
+So t, ε and dropout of a step do not depend on what happened before it: a resumed run draws what the uninterrupted one
+would have drawn, no generator's state needs saving, and no two processes share their noise.
+"""
+
+import torch
+
+from ..runtime.upstream.lightning import global_seed
+from ..runtime.upstream.torch import seed_generators
+from ..tensors import mix
+
+
+def run_seed() -> int:
+    """The seed of the whole run."""
+    return global_seed() or 0
+
+
+def reseed(run_seed: int, batch: int, rank: int, device: torch.device) -> None:
+    """Set torch's global generators to what a training step draws from.
+
+    Args:
+        run_seed: of the whole run.
+        batch: number of the batch, counted over the run from 0.
+        rank: of the process.
+        device: of the step.
+    """
+    seed_generators(mix(run_seed, batch, rank), device)
