@@ -12,7 +12,7 @@ from ..samplers import Sampler, Samples
 from ..tensors import SampleNoise
 from ..training import DiffusionModule, LeanCallback
 from .images import film_frames, log_film, log_image
-from .judged import check_model, judged_pipeline
+from .pipelines import averaged_pipeline, check_model
 
 NEIGHBOURS = 16  # pairs in the panel of nearest neighbours
 MOST_ROWS = 10  # of a panel with a row for each class
@@ -61,7 +61,7 @@ class ImagePanels(LeanCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and trainer.global_step == 0:
-            with judged_pipeline(trainer, pl_module) as pipeline:
+            with averaged_pipeline(trainer, pl_module) as pipeline:
                 self._strip(trainer, pipeline)
 
     def on_train_batch_end(  # type: ignore[no-untyped-def]
@@ -78,17 +78,17 @@ class ImagePanels(LeanCallback):
             x = self._panels(trainer, pl_module)
             if trainer.fast_dev_run:
                 return
-            with judged_pipeline(trainer, pl_module) as pipeline:
+            with averaged_pipeline(trainer, pl_module) as pipeline:
                 self._neighbours(trainer, pipeline, x)
                 if self.film:
                     self._film(trainer, pipeline)
 
     def _panels(self, trainer: Trainer, module: LightningModule) -> Tensor:
         """Shows samples of the EMA weights, which it returns, and of the raw ones while they are worth a look."""
-        with judged_pipeline(trainer, module) as pipeline:
+        with averaged_pipeline(trainer, module) as pipeline:
             x = self._samples(trainer, pipeline)
         if isinstance(module, DiffusionModule) and module.averages.young:
-            with judged_pipeline(trainer, module, raw=True) as pipeline:
+            with averaged_pipeline(trainer, module, raw=True) as pipeline:
                 self._samples(trainer, pipeline)
         return x
 

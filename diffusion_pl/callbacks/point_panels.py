@@ -12,7 +12,7 @@ from ..pipeline import Pipeline
 from ..tensors import SampleNoise
 from ..training import LeanCallback
 from .images import log_image
-from .judged import check_model, judged_pipeline
+from .pipelines import averaged_pipeline, check_model
 
 
 class PointPanels(LeanCallback):
@@ -56,12 +56,12 @@ class PointPanels(LeanCallback):
         due = step % self.every_n_steps == 0 and step not in (self._drawn_step, trainer.max_steps)
         if due and trainer.is_global_zero:
             self._drawn_step = step  # while gradients are accumulated the step stays
-            with judged_pipeline(trainer, pl_module) as pipeline:
+            with averaged_pipeline(trainer, pl_module) as pipeline:
                 self._samples(trainer, pipeline)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            with judged_pipeline(trainer, pl_module) as pipeline:
+            with averaged_pipeline(trainer, pl_module) as pipeline:
                 self._samples(trainer, pipeline)
                 self._process(trainer, pipeline)
 

@@ -33,6 +33,8 @@ from .report import table
 from .results import Result, SampleResult
 from .samples import keeps_rows, sample_results
 
+CHAIN_STEPS = 1000  # of ChainBound, where neither it nor the schedule says how many
+
 
 @dataclass(frozen=True)
 class Results:
@@ -131,6 +133,7 @@ class Evaluation:
             next(data.batches(split, 1))  # an empty one is an error now, not after the sampling
         self.made_with = {"extractor": self.extractor, "shape": list(data.shape), "levels": data.levels}
         self.reference = None if plan.reference is None else read_reference(plan.reference, self.made_with)
+        self.bound = plan.bound.on(pipeline.schedule, CHAIN_STEPS) if "elbo" in self.of_data else plan.bound
         self.examples = count(data, plan.likelihood_split, plan.likelihood_examples) if self.of_data else 0
         self.model: dict[str, Any] = {"checkpoint": checkpoint, "sha256": pipeline.sha256, "weights": pipeline.weights}
         self.model |= {"scale": scale, "seed": plan.seed}
@@ -154,7 +157,7 @@ class Evaluation:
             "reference": plan.split if self.reference is None else self.reference.note,
             "likelihood": describe(plan.likelihood) if likelihood else None,
             "dequantizations": plan.dequantizations if likelihood else None,
-            "bound": describe(plan.bound) if bound else None,
+            "bound": describe(self.bound) if bound else None,
             "examples": {"split": plan.likelihood_split, "n": self.examples} if self.of_data else None,
         }
 
@@ -201,7 +204,7 @@ class Evaluation:
             options = {"repeats": plan.repeats, "dequantizations": plan.dequantizations, "seed": plan.seed}
             tasks["nll"] = _Task(LikelihoodRows(pipeline, self.data, split, plan.likelihood, **options), self.examples)
         if "elbo" in self.of_data:
-            tasks["elbo"] = _Task(BoundRows(pipeline, self.data, split, plan.bound, plan.seed), self.examples)
+            tasks["elbo"] = _Task(BoundRows(pipeline, self.data, split, self.bound, plan.seed), self.examples)
         return tasks
 
     def _sample_results(self, drawn: Drawn) -> tuple[dict[str, SampleResult], Reference | None]:
@@ -238,7 +241,7 @@ class Evaluation:
             own = {"estimator": describe(plan.likelihood), "dequantizations": plan.dequantizations}
             results["nll"] = likelihood_result(rows["nll"], unit, {**protocol, **own}, self.model)
         if "elbo" in rows:
-            own, t = {"bound": describe(plan.bound)}, plan.bound.visited(self.pipeline.schedule)
+            own, t = {"bound": describe(self.bound)}, self.bound.visited(self.pipeline.schedule)
             results["elbo"] = bound_result(rows["elbo"], t, unit, {**protocol, **own}, self.model)
         return results
 
