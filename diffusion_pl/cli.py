@@ -26,6 +26,7 @@ from lightning.pytorch.strategies import (
 )
 
 from .callbacks import EMA, Description, Doctor, Guard, RunCard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
+from .callbacks.figures import write_samples
 from .callbacks.measurement import judge_fresh_values
 from .callbacks.sample_writer import done, gathered
 from .checkpoints.io import AtomicCheckpointIO
@@ -211,8 +212,8 @@ class DiffusionCLI(LightningCLI):
                 drawn = gathered(output.work, n)
                 told = f", {drawn.bad:,} of them NOT FINITE" if drawn.bad else ""
                 summary = f"{n:,} samples, {drawn.nfe} evaluations each{told}:"
-                write, error = self.datamodule.write, not_finite_error(drawn.bad, n)
-                output.publish(lambda stage: write(drawn.x, stage), summary, error)
+                data, error = self.datamodule, not_finite_error(drawn.bad, n)
+                output.publish(lambda stage: write_samples(data, drawn.x, stage), summary, error)
             output.show()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

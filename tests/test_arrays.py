@@ -53,11 +53,11 @@ def test_pictures_come_as_channels_first(
 ) -> None:
     data = ready(write(tmp_path, array), memory_gb=memory_gb)
     assert data.shape == expected.shape[1:]
-    assert data.levels == (65_536 if expected.dtype == np.int32 else 256)
+    assert data.units.levels == (65_536 if expected.dtype == np.int32 else 256)
     assert np.array_equal(pictures(data), expected)
     assert (pictures(data).dtype) == expected.dtype
     x = torch.from_numpy(expected)
-    assert torch.equal(data.decode(data.encode(x)), x)
+    assert torch.equal(data.decode(data.units.encode(x)), x)
 
 
 def test_an_ambiguous_order_must_be_given(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_checkpoints_state_serves_where_the_file_is_not(tmp_path: Path) -> Non
     state = ready(npy(tmp_path, X)).state_dict()
     data = Arrays(str(tmp_path / "none.npy"))
     data.load_state_dict(state)
-    assert (data.shape, data.classes, data.levels) == ((3, 8, 6), None, 256)
+    assert (data.shape, data.classes, data.units.levels) == ((3, 8, 6), None, 256)
 
 
 def test_of_an_array_on_the_disk_another_process_is_told_where_it_lies(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_byte_order_and_fortran_order_are_read(tmp_path: Path) -> None:
     deep = (X[..., 0].astype(np.uint16) * 257).astype(">u2")
     for array in (deep, np.asfortranarray(deep)):
         data = ready(npy(tmp_path, array))
-        assert data.levels == 65_536
+        assert data.units.levels == 65_536
         assert np.array_equal(pictures(data)[:, 0], deep)
 
 
@@ -240,7 +240,7 @@ def test_bits_of_uint16(tmp_path: Path) -> None:
     twelve = X[..., 0].astype(np.uint16) * 16
     path = npy(tmp_path, twelve)
     data = ready(path, bits=12)
-    assert data.levels == 4096
+    assert data.units.levels == 4096
     assert np.array_equal(pictures(data)[:, 0], twelve)
     for memory_gb in (1.0, 0.0):
         with pytest.raises(ValueError, match="beyond 11 bits: remove the option bits"):

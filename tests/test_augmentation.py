@@ -138,7 +138,7 @@ def test_training_pictures_are_changed_and_no_others(tmp_path: Path) -> None:
         assert raw["x"].dtype == torch.uint8  # integers travel
         batch = images.on_after_batch_transfer(raw, 0)
         assert batch.keys() == ({"x", "augment"} if trained else {"x"})
-        assert torch.equal(batch["x"], images.encode(raw["x"])) != trained
+        assert torch.equal(batch["x"], images.units.encode(raw["x"])) != trained
     for batch in images.batches("train", 16):
         assert batch.keys() == {"x"}
 

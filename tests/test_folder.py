@@ -58,7 +58,7 @@ def broken(path: Path, *, header: bool) -> Path:
 
 def test_sides_and_channels_are_the_pictures(flat: Path) -> None:
     data = ready(flat)
-    assert (data.shape, data.classes, data.levels) == ((3, 8, 6), None, 256)
+    assert (data.shape, data.classes, data.units.levels) == ((3, 8, 6), None, 256)
     train, val = (everything(split)["x"][:, 0, 0, 0].tolist() for split in data.splits[:2])
     assert sorted(train + val) == list(range(0, 200, 10))
     batch = next(iter(data.train_dataloader()))
@@ -130,10 +130,10 @@ def test_sixteen_bit_grey(tmp_path: Path) -> None:
     for i, value in enumerate(values):
         Image.fromarray(value).save(tmp_path / f"{i:02d}.png")
     data = ready(tmp_path, val_fraction=0.0)
-    assert (data.shape, data.levels) == ((1, 5, 7), 65_536)
+    assert (data.shape, data.units.levels) == ((1, 5, 7), 65_536)
     x = everything(data.splits[0])["x"]
     assert np.array_equal(x[:, 0].numpy(), values)
-    assert torch.equal(data.decode(data.encode(x)), x)
+    assert torch.equal(data.decode(data.units.encode(x)), x)
 
 
 @pytest.mark.parametrize("header", [True, False])

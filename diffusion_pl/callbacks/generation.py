@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from ..data import Images
+from ..data import DataModule
 from ..evaluation import to_features, width_of
 from ..metrics import FeatureStatistics, InceptionV3
 from ..metrics.generation import check_names, enough, scores
@@ -52,7 +52,7 @@ class GenerationMetrics(Measurement):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule
-        if not isinstance(data, Images) or not isinstance(pl_module, DiffusionModule):
+        if not isinstance(data, DataModule) or not data.is_image or not isinstance(pl_module, DiffusionModule):
             raise ValueError("GenerationMetrics measures models of pictures: take it out of trainer.callbacks")
         next(data.batches(self.split, 1))  # an empty split is told now
         if self.extractor is None:

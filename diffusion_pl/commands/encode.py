@@ -46,6 +46,7 @@ def encode(
     import numpy as np
     import torch
 
+    from ..callbacks.figures import write_samples
     from ..checkpoints.loading import load
     from ..data.base import count
     from ..runtime.drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite, slerp
@@ -84,7 +85,7 @@ def encode(
 
             def write(stage: Path) -> list[Path]:
                 np.savez_compressed(stage / "latents.npz", eps=eps.cpu().numpy())
-                return [stage / "latents.npz", *data.write(found, stage)]
+                return [stage / "latents.npz", *write_samples(data, found, stage)]
 
             error = (found[:: between + 1] - x_0).square().mean().sqrt().item()
             name = type(rule).__name__

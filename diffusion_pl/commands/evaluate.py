@@ -89,7 +89,6 @@ def evaluate(
         raise ValueError(f"seed must not be negative, got {seed}")
     from .. import __version__, evaluation
     from ..checkpoints.loading import load
-    from ..data import Images
     from ..evaluation.features import write_reference
     from ..metrics.extractors import identity
     from ..runtime.drawing import choose_sampler, describe, device_of, guide, not_finite_error
@@ -105,7 +104,7 @@ def evaluate(
     model.sampler = choose_sampler(model, sampler, grid, steps)
     guide(model, scale)
     model.requires_grad_(False)
-    pictures = isinstance(data, Images)
+    pictures = data.is_image
     generated, of_data = _plan(metrics, pictures, reference)
     extractor = (extractor or InceptionV3()) if pictures and generated else None
     if extractor is not None:
@@ -119,7 +118,7 @@ def evaluate(
         data.setup("fit")
     for name in splits:
         next(data.batches(name, 1))  # told now, not after the sampling
-    made_with = {"extractor": told, "shape": list(data.shape), "levels": data.levels}
+    made_with = {"extractor": told, "shape": list(data.shape), "levels": data.units.levels}
     given = None if reference is None else evaluation.read_reference(reference, made_with)
     judged: dict[str, Any] = {"checkpoint": str(ckpt_path), "sha256": model.sha256}
     judged |= {"weights": model.weights_name, "scale": scale, "seed": seed}
@@ -166,7 +165,7 @@ def evaluate(
             if generated:
                 protocol: dict[str, Any] = {"num_samples": num_samples, "units": "model units: unit variance per axis"}
                 if pictures:
-                    quantised = f"uint8, lossless, from {data.levels} levels"
+                    quantised = f"uint8, lossless, from {data.units.levels} levels"
                     protocol = {"num_samples": num_samples, "extractor": told, "quantisation": quantised}
                 sampled = {**judged, "sampler": describe(model.sampler), "nfe": rows["samples"][1]}
                 dim = evaluation.width_of(extractor, data)
@@ -175,8 +174,8 @@ def evaluate(
                 )
             if of_data:
                 _, data_note = evaluation.reference_rows(data, likelihood_split, None)
-                common = {"examples": examples, "data": data_note, "levels": data.levels}
-                common["value_range"] = None if data.value_range is None else list(data.value_range)
+                common = {"examples": examples, "data": data_note, "levels": data.units.levels}
+                common["value_range"] = None if data.units.value_range is None else list(data.units.value_range)
                 if "nll" in of_data:
                     about = {**common, "estimator": describe(likelihood), "dequantizations": dequantizations}
                     figures["nll"] = evaluation.nll(rows["nll"][0], evaluation.unit_of(data), about, judged)

@@ -62,16 +62,16 @@ def restore(
     import torch
 
     from .. import plots
+    from ..callbacks.figures import write_samples
     from ..checkpoints.loading import load
     from ..data.base import count
-    from ..data.images import Images
     from ..denoisers import Coarse, Gray, Masked, Operator, Reconstructing
     from ..runtime.drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite
     from ..runtime.output_folder import OutputFolder
     from ..samplers import Replacement
 
     model, data = load(ckpt_path, weights)
-    if not isinstance(data, Images):
+    if not data.is_image:
         raise ValueError(f"{ckpt_path} is a model of points: only pictures can be restored")
     rule = choose_sampler(model, sampler, grid, steps)
     guide(model, cond=cond, any_label=True, names=data.class_names)
@@ -131,9 +131,9 @@ def restore(
             rows = torch.cat((x_0[:, None], kept[:, None], restored), 1).flatten(0, 1)
 
             def write(stage: Path) -> list[Path]:
-                files = data.write(found, stage)
+                files = write_samples(data, found, stage)
                 title = f"{task}: image, what is known, {num_samples} restored"
-                grid_image = plots.image_grid(data.to_uint8(rows).numpy(), num_samples + 2, title=title)
+                grid_image = plots.image_grid(data.units.to_uint8(rows).numpy(), num_samples + 2, title=title)
                 plots.save_image(grid_image, stage / "grid.png")
                 return files
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .base import say
+from .decoding import Size, check_bits, check_size, resize_array
 from .images import Examples, Format, Images
 from .loader import Batch, Source, Tensors
 from .numpy_files import NumpyFile
 from .opening import MAX_PIXELS
-from .pictures import Size, check_bits, check_size, resize_array
 from .stand_ins import stand_in_hint, tell_if_stand_in
 
 Order = Literal["NHWC", "NCHW"]
@@ -68,61 +68,56 @@ class Stack:
         return {"x": x} if self.labels is None else {"x": x, "label": self.labels[indices]}
 
 
-class Arrays(Images):
+class ImageArrays(Images):
+    """Base of images in one array: (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16.
+
+    Args:
+        path: The file.
+        labels: Name of the array of labels in the file; None: no labels.
+        classes: Number of classes; None: the largest label and one.
+        order: NHWC or NCHW; None: found by the number of channels, 1, 3 or 4.
+        size: Side, or height and width, to which images are cropped in shape and resized; None: as they are.
+        memory_gb: Keep the images in memory if they take no more; else they are read from the disk as needed.
+        bits: How many bits the values of uint16 use, 9 to 16, such as 12: white is 2^bits - 1. None: 16.
+        batch_size: Images per batch, over all processes.
+        kwargs: Of `Images`: horizontal_flip, val_fraction, test_fraction, workers, repeats, seed.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        labels: str | None = None,
+        classes: int | None = None,
+        order: Order | None = None,
+        size: Size = None,
+        memory_gb: float = 2.0,
+        bits: int | None = None,
+        batch_size: int = 32,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(str(path), batch_size=batch_size, augment=0.0, **kwargs)
+        name = type(self).__name__
+        check_bits(name, bits)
+        self.label_name, self.given_classes, self.order, self.bits = labels, classes, order, bits
+        self.size, self.memory_gb = check_size(name, size), memory_gb
+
+
+class Arrays(ImageArrays):
     """Pictures in a .npy or .npz file: (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16.
 
     Args:
         path: The file.
         key: Name of the array within an .npz; None: the only one.
         labels: Name of the array of labels within the .npz, or path of another .npy; None: no labels.
-        classes: Number of classes; None: the largest label and one.
-        order: NHWC or NCHW; None: found by the number of channels, 1, 3 or 4.
-        size: Side, or height and width, to which pictures are cropped in shape and resized; None: as they are.
-        horizontal_flip: Mirror training pictures at random.
-        batch_size: Pictures per batch, over all processes.
-        val_fraction: Fraction of the pictures to hold out for validation.
-        test_fraction: Fraction to hold out for testing; with 0 the validation pictures serve.
-        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
-        memory_gb: Keep the pictures in memory if they take no more; a larger .npy is read from the disk as needed.
-        workers: Processes that read ahead where pictures are not in memory.
-        seed: Chooses the split, the order and the augmentation.
-        bits: How many bits the values of uint16 use, 9 to 16, such as 12: white is 2^bits - 1. None: 16.
+        kwargs: Of `ImageArrays` and `Images`.
     """
 
     paths = ("path", "labels")
 
-    def __init__(
-        self,
-        path: str,
-        key: str | None = None,
-        labels: str | None = None,
-        classes: int | None = None,
-        order: Order | None = None,
-        size: Size = None,
-        horizontal_flip: bool = False,
-        batch_size: int = 32,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        repeats: int | None = None,
-        memory_gb: float = 2.0,
-        workers: int = 0,
-        seed: int = 0,
-        bits: int | None = None,
-    ) -> None:
-        super().__init__(
-            str(path),
-            batch_size=batch_size,
-            horizontal_flip=horizontal_flip,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            repeats=repeats,
-            workers=workers,
-            seed=seed,
-        )
-        self.key, self.label_name, self.given_classes, self.order = key, labels, classes, order
-        self.size, self.memory_gb = check_size("Arrays", size), memory_gb
-        check_bits("Arrays", bits)
-        self.bits = bits
+    def __init__(self, path: str, key: str | None = None, **kwargs: Any) -> None:
+        super().__init__(path, **kwargs)
+        self.key = key
         self._loaded: tuple[NDArray[Any], Tensor | None] | None = None
 
     def _load(self) -> tuple[NDArray[Any], Tensor | None]:

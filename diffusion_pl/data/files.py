@@ -5,16 +5,59 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .base import say
-from .images import Format
+from .decoding import Frames, Layout, Look, Mode, Size, look, make_layout, mode_of, profile_name, sides, to_array
+from .images import Format, Images
 from .loader import Batch, Source, Subset, Tensors
-from .opening import AnyFile, Page, Unreadable, count_pages, in_parallel, opened
-from .pictures import Layout, Look, look, mode_of, profile_name, sides, to_array
+from .opening import MAX_PIXELS, AnyFile, Page, Unreadable, count_pages, in_parallel, opened
+
+
+class ImageFiles(Images):
+    """Base of images that are decoded one by one: what is done to make them alike, and where they are kept.
+
+    Images are taken as they are: without ``size`` all must have the same sides, without ``mode`` the same channels.
+
+    Args:
+        path: What to call the data in messages, and where they are.
+        size: Side, or height and width, to which images are cropped in shape and resized; None: as they are.
+        crop: Side of the centre square that is cut out before.
+        mode: L (grey), RGB or RGBA to convert to, transparency onto white; None: as they are.
+        corrupt: What to do about images that cannot be read: fail, or skip and count them.
+        memory_gb: Keep the images in memory if they take no more; else decode them anew each time.
+        workers: Processes that decode ahead where images are not in memory; None: up to four.
+        frames: Which pages of a multi-page TIFF or frames of an animation to take: all (each is an image) or first;
+            None: such files are refused.
+        bits: How many bits the values of 16-bit images use, 9 to 16, such as 12 for many cameras and scanners: white is
+            2^bits - 1. None: 16.
+        max_pixels: Number of pixels above which an image is refused.
+        batch_size: Images per batch, over all processes.
+        kwargs: Of `Images`: horizontal_flip, val_fraction, test_fraction, repeats, seed.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        size: Size = None,
+        crop: int | None = None,
+        mode: Mode | None = None,
+        corrupt: Literal["fail", "skip"] = "fail",
+        memory_gb: float = 2.0,
+        workers: int | None = None,
+        frames: Frames | None = None,
+        bits: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        batch_size: int = 32,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(str(path), workers=read_ahead(workers), batch_size=batch_size, augment=0.0, **kwargs)
+        self.corrupt, self.memory_gb = corrupt, memory_gb
+        self.layout = make_layout(type(self).__name__, mode, crop, size, frames, bits, max_pixels)
 
 
 def first_look(name: str, files: Sequence[AnyFile], layout: Layout, corrupt: str) -> tuple[tuple[int, ...], int]:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .decoding import Size, check_size, resize_array
 from .images import Examples, Format, Images
 from .loader import Tensors
-from .pictures import Size, check_size, resize_array
 from .stand_ins import tell_if_stand_in
 
 _NAME = re.compile(r"MNIST(-colored)?((?:_\d)*)")
@@ -21,25 +21,35 @@ class Torchvision(Images):
     """What torchvision's data sets in memory have in common; a concrete class defines ``dataset`` and ``inspect``.
 
     Args:
-        name: What to call the data in messages.
-        root: Folder of the files.
+        root: Folder of the files, as torchvision lays them out.
         download: Fetch the files if they are not there.
-        chosen: Classes to keep, which become 0, 1, … in this order; None: all ten.
+        classes: Classes to keep, which become 0, 1, … in this order; None: all.
         conditional: Give the classes as labels.
-        options: Of `Images`.
+        kwargs: Of `Images`: horizontal_flip, augment, batch_size, val_fraction, repeats, seed.
+
+    Attributes:
+        title: What to call the data in messages, and the folder of their files within the root.
+        kinds: Names of all ten classes.
     """
 
     grows = False
-    kinds: tuple[str, ...] = tuple("0123456789")  # names of all ten classes
+    title: str
+    kinds: tuple[str, ...] = tuple("0123456789")
 
     def __init__(
-        self, name: str, root: str, download: bool, chosen: list[int] | None, conditional: bool, **options: Any
+        self,
+        root: str = "data",
+        download: bool = True,
+        classes: list[int] | None = None,
+        conditional: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(name, **options)
-        if chosen is not None and (not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(10))):
-            raise ValueError(f"{name}: classes must be different numbers from 0 to 9, got {chosen}")
+        super().__init__(self.title, test_fraction=0.0, workers=0, **kwargs)
+        given = set(range(10)) if classes is None else set(classes)
+        if classes is not None and (not classes or len(given) < len(classes) or not given <= set(range(10))):
+            raise ValueError(f"{self.title}: classes must be different numbers from 0 to 9, got {classes}")
         self.root, self.download, self.conditional = str(root), download, conditional
-        self.chosen = list(range(10)) if chosen is None else list(chosen)
+        self.chosen = list(range(10)) if classes is None else list(classes)
 
     def labelled(self, shape: tuple[int, ...]) -> Format:
         """The format of images of this shape, with the classes that are kept if they are wanted."""
@@ -103,32 +113,24 @@ class MNIST(Torchvision):
     digit's number in it.  (Document 0, with its sectors mended: ⌊H/60°⌋, not rounded.)
 
     Args:
-        root: Folder of the files, as torchvision lays them out.
-        download: Fetch the files if they are not there.
         classes: Digits to keep, which become classes 0, 1, … in this order; None: all.
-        conditional: Give the digits as labels.
         colored: Give each digit a hue.
         name: All this as document 0 writes it: MNIST-colored_2_3 is ``classes: [2, 3], colored: true``.
-        size: Side, or height and width, to which pictures are resized; None: 28.
-        batch_size: Pictures per batch, over all processes.
-        val_fraction: Fraction of the 60,000 to hold out for validation.
-        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the split, the order and the hues.
+        size: Side, or height and width, to which images are resized; None: 28.
+        kwargs: Of `Torchvision`: download, conditional, batch_size, val_fraction, repeats, seed.
     """
+
+    title = "MNIST"
 
     def __init__(
         self,
         root: str = "data",
-        download: bool = True,
+        *,
         classes: list[int] | None = None,
-        conditional: bool = False,
         colored: bool = False,
         name: str | None = None,
         size: Size = None,
-        batch_size: int = 128,
-        val_fraction: float = 0.1,
-        repeats: int | None = None,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         if name is not None:
             match = _NAME.fullmatch(name)
@@ -138,8 +140,7 @@ class MNIST(Torchvision):
             if (classes is not None and classes != digits) or (colored and not match[1]):
                 raise ValueError(f"MNIST: name {name!r} contradicts classes or colored: give one or the other")
             classes, colored = digits, bool(match[1])
-        options = {"batch_size": batch_size, "val_fraction": val_fraction, "repeats": repeats, "seed": seed}
-        super().__init__("MNIST", root, download, classes, conditional, **options)
+        super().__init__(root, classes=classes, horizontal_flip=False, augment=0.0, **kwargs)
         self.colored, self.size = colored, check_size("MNIST", size)
 
     def inspect(self) -> Format:
@@ -163,18 +164,12 @@ class FashionMNIST(Torchvision):
     """Fashion-MNIST, 28x28: 60,000 pieces of clothing for training and validation, 10,000 for testing.
 
     Args:
-        root: Folder of the files, as torchvision lays them out.
-        download: Fetch the files if they are not there.
-        classes: Kinds to keep, which become classes 0, 1, … in this order; None: all.
-        conditional: Give the kinds as labels.
-        size: Side, or height and width, to which pictures are resized; None: 28.
-        horizontal_flip: Mirror training pictures at random.
-        batch_size: Pictures per batch, over all processes.
-        val_fraction: Fraction of the 60,000 to hold out for validation.
-        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the split and the order.
+        size: Side, or height and width, to which images are resized; None: 28.
+        kwargs: Of `Torchvision`: root, download, classes, conditional, horizontal_flip, batch_size, val_fraction,
+            repeats, seed.
     """
 
+    title = "FashionMNIST"
     kinds = (
         "T-shirt/top",
         "Trouser",
@@ -188,23 +183,8 @@ class FashionMNIST(Torchvision):
         "Ankle boot",
     )
 
-    def __init__(
-        self,
-        root: str = "data",
-        download: bool = True,
-        classes: list[int] | None = None,
-        conditional: bool = False,
-        size: Size = None,
-        horizontal_flip: bool = False,
-        batch_size: int = 128,
-        val_fraction: float = 0.1,
-        repeats: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        options = {"batch_size": batch_size, "val_fraction": val_fraction, "repeats": repeats, "seed": seed}
-        super().__init__(
-            "FashionMNIST", root, download, classes, conditional, horizontal_flip=horizontal_flip, **options
-        )
+    def __init__(self, root: str = "data", *, size: Size = None, **kwargs: Any) -> None:
+        super().__init__(root, augment=0.0, **kwargs)
         self.size = check_size("FashionMNIST", size)
 
     def inspect(self) -> Format:

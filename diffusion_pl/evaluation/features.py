@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data import DataModule, Images
+from ..data import DataModule
 from ..metrics.extractors import extract, identity
 from ..metrics.generation import FeatureStatistics, Moments
 from ..metrics.neighbours import Nearest, NearestNeighbours, memorisation
@@ -36,8 +36,7 @@ def to_features(data: DataModule, extractor: nn.Module | None) -> Callable[[Tens
         if extractor is None:
             found = x.flatten(1).float()
         else:
-            assert isinstance(data, Images)
-            features, logits = extract(extractor, data.to_uint8(torch.nan_to_num(x)))
+            features, logits = extract(extractor, data.units.to_uint8(torch.nan_to_num(x)))
             found = features if logits is None else torch.cat((features, logits), 1)
         found[bad.to(found.device)] = math.nan
         return found
@@ -59,7 +58,7 @@ def reference_rows(data: DataModule, split: str, extractor: nn.Module | None) ->
     """
     convert, digest, n = to_features(data, extractor), hashlib.sha256(), 0
     for batch in data.batches(split, 500):
-        shown = data.to_uint8(batch["x"]) if isinstance(data, Images) else batch["x"]
+        shown = data.units.to_uint8(batch["x"]) if data.is_image else batch["x"]
         digest.update(str(tuple(shown.shape[1:])).encode() + shown.contiguous().numpy().tobytes())
         n += len(shown)
     note: dict[str, Any] = {"data": type(data).__name__, "split": split, "n": n, "sha256": digest.hexdigest()}

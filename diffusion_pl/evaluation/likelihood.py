@@ -46,7 +46,7 @@ def count(data: DataModule, split: str, most: int | None) -> int:
 
 def unit_of(data: DataModule) -> str:
     """Of a likelihood of such data: bits/dim if they were quantised, else nats/dim in model units."""
-    return "nats/dim" if data.levels is None else "bits/dim"
+    return "nats/dim" if data.units.levels is None else "bits/dim"
 
 
 class Surprise(NamedTuple):
@@ -68,7 +68,7 @@ def surprise(
 ) -> Surprise:
     """−log p per dimension of a block of examples: bits of quantised data, nats of all others."""
     numbers, x, cond = block
-    delta = None if data.levels is None else width(data.levels, _range(data))
+    delta = None if data.units.levels is None else width(data.units.levels, _range(data))
     dims = math.prod(data.shape)
     every, spent = [], torch.zeros(len(x), dtype=torch.long)
     for repeat in range(repeats):
@@ -133,13 +133,13 @@ class BoundRows(Rows):
 
     def rows(self, block: Block) -> Tensor:
         numbers, x, cond = block
-        scale = 1 / math.prod(self.data.shape) / (1 if self.data.levels is None else math.log(2))
+        scale = 1 / math.prod(self.data.shape) / (1 if self.data.units.levels is None else math.log(2))
         noise = SampleNoise(mix(self.seed, 1), numbers)
-        found = self.rule(self.model.guided(), x.double(), noise, self.data.levels, **cond)
+        found = self.rule(self.model.guided(), x.double(), noise, self.data.units.levels, **cond)
         return torch.cat((found.prior[:, None], found.decoder[:, None], found.terms.T), 1).double() * scale
 
 
 def _range(data: DataModule) -> tuple[float, float]:
-    if data.value_range is None:
+    if data.units.value_range is None:
         raise ValueError(f"{type(data).__name__} tells levels but no value_range: its bits/dim are undefined")
-    return data.value_range
+    return data.units.value_range

@@ -165,7 +165,7 @@ def fingerprint(data: Any) -> dict[str, Any] | None:
         "splits": splits,
         "shape": list(data.shape),
         "classes": data.classes,
-        "levels": data.levels,
+        "levels": data.units.levels,
         "class_names": data.class_names,
         "class_counts": data.class_counts,
         "examples": len(numbers),

@@ -1,10 +1,13 @@
 """Where the behaviour of another library is changed: one named function each, with the version that was read."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import jsonargparse._typehints as typehints
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from jsonargparse._util import import_object
 
 
@@ -33,3 +36,24 @@ def _discard(parser_or_action: Any, prev_val: Any, value: Any) -> None:
 
 def _same(old: str | None, new: str) -> bool:
     return old is None or old == new or import_object(old) is import_object(new)
+
+
+@cache
+def parameters(cls: type) -> Mapping[str, inspect.Parameter]:
+    """The options that a configuration may give a class: its own, and those that its **kwargs hand on to its bases.
+
+    jsonargparse (read: 4.53) finds the latter in the source of ``super().__init__(…)``, but has no public function that
+    says what it found.  {} of what has no signature.
+    """
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    try:
+        own = inspect.signature(cls).parameters
+    except (ValueError, TypeError):
+        return {}
+    if not inspect.isclass(cls) or all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in own.values()):
+        return {name: p for name, p in own.items() if p.kind not in kinds}
+    return {
+        p.name: inspect.Parameter(p.name, inspect.Parameter.KEYWORD_ONLY, default=p.default, annotation=p.annotation)
+        for p in get_signature_parameters(cls, "__init__")
+        if p.kind not in kinds
+    }

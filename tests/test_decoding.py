@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_pl.data.pictures import Layout, check_size, look, resize_array, to_array
+from diffusion_pl.data.decoding import Layout, check_size, look, resize_array, to_array
 
 RNG = np.random.default_rng(0)
 

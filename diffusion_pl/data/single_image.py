@@ -1,15 +1,15 @@
 """One single picture, of which random crops are shown."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .decoding import Layout, Mode, Size, check_size, look, mode_of, to_array
 from .images import Examples, Format, Images
 from .loader import Batch
 from .opening import Unreadable, opened
-from .pictures import Layout, Mode, Size, check_size, look, mode_of, to_array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,10 +27,8 @@ class Picture(Images):
             as it is.
         crops: How many different crops training has; validation has a tenth of that.
         mode: L (grey), RGB or RGBA to convert to; None: as it is.
-        horizontal_flip: Mirror training crops at random.
         batch_size: Crops per batch, over all processes.
-        repeats: Passes over the training crops that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the crops, the order and the augmentation.
+        kwargs: Of `Images`: horizontal_flip, repeats, seed.
     """
 
     grows = False
@@ -42,18 +40,12 @@ class Picture(Images):
         shorter_side: int | None = 128,
         crops: int = 10_000,
         mode: Mode | None = None,
-        horizontal_flip: bool = False,
         batch_size: int = 32,
-        repeats: int | None = None,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
+        source = "the flower of scikit-learn" if path is None else str(path)
         super().__init__(
-            "the flower of scikit-learn" if path is None else str(path),
-            batch_size=batch_size,
-            horizontal_flip=horizontal_flip,
-            val_fraction=0.0,
-            repeats=repeats,
-            seed=seed,
+            source, batch_size=batch_size, augment=0.0, val_fraction=0.0, test_fraction=0.0, workers=0, **kwargs
         )
         sides = check_size("Picture", size)
         if sides is None:

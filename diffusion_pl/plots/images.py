@@ -83,10 +83,8 @@ def pairs(pictures: Array, columns: int = 8, title: str = "") -> NDArray[np.uint
 
 
 def save_image(image: Array, path: Path) -> Path:
-    """Write a picture (H, W, C) losslessly: uint8 with one or three channels, or int32 with one, of 16 bits."""
+    """Write an image (height, width, 3), uint8, losslessly."""
     from PIL import Image
 
-    if image.shape[2] == 1:
-        image = image[..., 0]
-    Image.fromarray(image if image.dtype == np.uint8 else image.astype(np.uint16)).save(path)
+    Image.fromarray(image).save(path)
     return path

@@ -1,12 +1,15 @@
 """From a picture in a file to an array of integers: modes, orientation, cropping, resizing."""
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .opening import MAX_PIXELS, Unreadable, count_pages
+from .listing import list_flat
+from .opening import MAX_PIXELS, Unreadable, count_pages, opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -206,6 +209,44 @@ def resize_array(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
         planes.append(np.asarray(cut.resize((width, height), Image.Resampling.BICUBIC)))
     stacked = np.stack(planes)
     return stacked if array.dtype == np.uint8 else stacked.round().clip(0, 65_535).astype(np.int32)
+
+
+def read_images(path: Path, shape: tuple[int, ...], bits: int | None) -> Iterator[tuple[NDArray[Any], bool]]:
+    """An image, or all of a folder (but grid.png), cropped in the middle and resized: (C, H, W), uint8 or int32.
+
+    Args:
+        path: The file or folder.
+        shape: (C, H, W) to give each; C is 1, 3 or 4.
+        bits: Of grey images of 16 bits, whose values are kept; None: all images are converted to 8 bits.
+
+    Yields:
+        Each image, and whether it has the values of 16 bits.
+
+    Raises:
+        ValueError: no such file, or not an image.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder: check the path")
+    channels, height, width = shape
+    modes: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
+    if channels not in modes:
+        raise ValueError(f"{path}: image files have 1, 3 or 4 channels, the model's data {channels}")
+    for file in list_flat(path, "grid.png") if path.is_dir() else [path]:
+        try:
+            with opened(file) as image:
+                deep = bits is not None and channels == 1 and image.mode.startswith("I")
+                layout = Layout(None if deep else modes[channels], size=(height, width), bits=bits if deep else None)
+                yield to_array(image, layout, str(file)), deep
+        except Unreadable as error:
+            raise ValueError(f"{file}: cannot be read as an image ({str(error)[:100]}): remove it") from None
+
+
+def save_png(image: NDArray[Any], path: Path) -> None:
+    """Write an image (C, H, W) losslessly: uint8 with one or three channels, or int32 with one, of 16 bits."""
+    from PIL import Image
+
+    plane = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    Image.fromarray(plane if plane.dtype == np.uint8 else plane.astype(np.uint16)).save(path)
 
 
 def _kind(picture: "Image") -> str:
