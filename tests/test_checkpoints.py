@@ -125,11 +125,11 @@ def test_being_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path) ->
     code = (
         "import os, sys, torch\n"
         "from pathlib import Path\n"
-        "from diffusion_pl import checkpoints\n"
+        "from diffusion_pl.checkpoints import io\n"
         "def save(content, file):\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), 9)\n"
         "torch.save = save\n"
-        "checkpoints.write({'state_dict': {}}, Path(sys.argv[1]))\n"
+        "io.write({'state_dict': {}}, Path(sys.argv[1]))\n"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(path)], env=environment(), capture_output=True)
     assert killed.returncode == -9, killed.stderr

@@ -12,7 +12,7 @@ import yaml
 from pictures_model import fit_digits
 from shell import cli, fit, no_files_change
 
-from diffusion_pl.checkpoints.io import io as checkpoints
+from diffusion_pl.checkpoints import io as checkpoints
 from diffusion_pl.checkpoints.loading import load, rebuild
 from diffusion_pl.interop.graphs import example
 from diffusion_pl.interop.model_card import model_card

@@ -209,8 +209,8 @@ def test_a_configuration_is_completed_as_fit_keeps_it() -> None:
     from diffusion_pl.interop.foreign import discrete, spec
 
     network, schedule = spec("networks.UNet", nf=8), spec("schedules.LinearBetas", steps=10)
-    sampler = spec("samplers.DDIM", grid=spec("grids.UniformGrid", steps=10))
-    v, snr = spec("parameterizations.V"), spec("weightings.SNR", plus=1.0)
+    sampler = spec("samplers.DDIM", grid=spec("samplers.UniformGrid", steps=10))
+    v, snr = spec("denoisers.V"), spec("losses.SNR", plus=1.0)
     found = complete(discrete(network, schedule, 10, v, snr, sampler))
     assert found["schedule"]["init_args"] == {"steps": 10, "beta_min": 1e-4, "beta_max": 0.02}
     assert found["network"]["init_args"]["ch_mult"] == [1, 2, 2, 2]

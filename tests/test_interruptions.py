@@ -21,7 +21,7 @@ from PIL import Image
 from shell import cli, tiny_config
 
 from diffusion_pl.__main__ import main
-from diffusion_pl.checkpoints.io import io as checkpoints
+from diffusion_pl.checkpoints import io as checkpoints
 from diffusion_pl.runtime.output_folder import OutputFolder
 from diffusion_pl.runtime.storage import Lock
 

@@ -15,7 +15,7 @@ LIKELIHOOD: dict[str, Any] = {
     "class_path": "Likelihood",
     "init_args": {"every_n_steps": 20, "examples": 40, "estimator": {"init_args": {"rtol": 1e-2, "atol": 1e-2}}},
 }
-LIKELIHOOD["init_args"]["estimator"]["class_path"] = "diffusion_pl.likelihood.flow.FlowLikelihood"
+LIKELIHOOD["init_args"]["estimator"]["class_path"] = "diffusion_pl.likelihood.FlowLikelihood"
 
 
 def test_two_processes_find_what_one_does_and_evaluate_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from diffusion_pl.callbacks import EMA, Description, Guard, Saver
 from diffusion_pl.callbacks.ema import judged_weights
-from diffusion_pl.training import WarmupCosine, make_scheduler, resume_optimizer
+from diffusion_pl.training import WarmupCosine, make_scheduler
+from diffusion_pl.training.resuming import resume_optimizer
 
 S = "--model.lr_scheduler"
 COSINE = {"class_path": "WarmupCosine", "init_args": {"warmup_steps": 4, "final": 0.1}}

@@ -59,9 +59,9 @@ ENDS = {
 LEAVES = {"gain": "g", "memory": "mem_kv", "frequencies": "weights"}
 #: objective -> parameterization, and the weighting of releases whose loss has no weights (p2_loss_weight_gamma 0).
 OBJECTIVES: dict[str, tuple[str, Spec]] = {
-    "pred_noise": ("Epsilon", spec("weightings.SNR")),
-    "pred_x0": ("Data", spec("weightings.P2", k=1e-12, gamma=1.0)),
-    "pred_v": ("V", spec("weightings.SNR", plus=1.0)),
+    "pred_noise": ("Epsilon", spec("losses.SNR")),
+    "pred_x0": ("Data", spec("losses.P2", k=1e-12, gamma=1.0)),
+    "pred_v": ("V", spec("losses.SNR", plus=1.0)),
 }
 #: A part of a network's name in the file that tells another class of the package -> the class.
 OTHERS = {
@@ -142,14 +142,14 @@ def read(
     steps = len(betas)
     parameterization, weighting = OBJECTIVES[objective or found or ""]
     if weight is not None:
-        weighting = spec("weightings.SNR") if learned else _weighting(betas, weight, objective or found or "")
+        weighting = spec("losses.SNR") if learned else _weighting(betas, weight, objective or found or "")
     variance = None if learned else 0.0
-    sampler = spec("samplers.Ancestral", grid=spec("grids.UniformGrid", steps=steps), variance=variance)
+    sampler = spec("samplers.Ancestral", grid=spec("samplers.UniformGrid", steps=steps), variance=variance)
     schedule = find_schedule(betas)
-    model = discrete(network, schedule, steps, spec(f"parameterizations.{parameterization}"), weighting, sampler)
+    model = discrete(network, schedule, steps, spec(f"denoisers.{parameterization}"), weighting, sampler)
     if learned:  # vb_loss_weight 0.001, of one step's bound
-        model["loss"]["variance"] = spec("variance.VarianceBound", steps=steps, weight=0.001 / steps, levels=256)
-    model["guidance"] = spec("guidance.Thresholded")
+        model["loss"]["variance"] = spec("losses.VarianceBound", steps=steps, weight=0.001 / steps, levels=256)
+    model["guidance"] = spec("denoisers.Thresholded")
     decay = assume("ema_decay", DECAY)
     if not 0 < decay < 1:
         raise ValueError(f"ema_decay must be between 0 and 1, got {decay}")
@@ -262,8 +262,8 @@ def _weighting(betas: Tensor, weight: Tensor, objective: str) -> Spec:
     snr, capped = _weights(betas, weight, objective)
     gamma = capped.max().item()
     if gamma > 0.999 * snr.max().item():
-        return spec("weightings.SNR")
-    return spec("weightings.MinSNR", gamma=round(gamma, 4))
+        return spec("losses.SNR")
+    return spec("losses.MinSNR", gamma=round(gamma, 4))
 
 
 def _network(found: Mapping[str, Tensor], assume: Assumptions, path: Path) -> tuple[Spec, int]:

@@ -130,18 +130,18 @@ def read(
     schedule = spec(f"schedules.{'LinearBetas' if betas == 'linear' else 'CosineBetas'}", steps=steps, **ends)
     learned = options["learned_variance"]
     variance = None if learned else 0.0 if assume("sigma_small", False) else 1.0
-    sampler = spec("samplers.Ancestral", grid=spec("grids.UniformGrid", steps=steps), variance=variance)
+    sampler = spec("samplers.Ancestral", grid=spec("samplers.UniformGrid", steps=steps), variance=variance)
     # The squared error of what is predicted: of x_0 itself it is 1, in terms of x_0.
-    of_data = spec("parameterizations.Data"), spec("weightings.P2", k=1e-12, gamma=1.0)
-    of_noise = spec("parameterizations.Epsilon"), spec("weightings.SNR")
+    of_data = spec("denoisers.Data"), spec("losses.P2", k=1e-12, gamma=1.0)
+    of_noise = spec("denoisers.Epsilon"), spec("losses.SNR")
     parameterization, weighting = of_data if assume("predict_xstart", False) else of_noise
     model = discrete(network, schedule, steps, parameterization, weighting, sampler)
     if learned:
-        model["loss"]["variance"] = spec("variance.VarianceBound", steps=steps, levels=256)
+        model["loss"]["variance"] = spec("losses.VarianceBound", steps=steps, levels=256)
     matters = steps != STEPS or rescale_timesteps is not None
     count = STEPS if matters and assume("rescale_timesteps", True) else steps
-    model["noise_input"] = spec("denoiser.ScaledTime", scale=float(count), shift=-count / steps)
-    model["guidance"] = spec("guidance.Thresholded")
+    model["noise_input"] = spec("denoisers.ScaledTime", scale=float(count), shift=-count / steps)
+    model["guidance"] = spec("denoisers.Thresholded")
 
     def wanted(ours: nn.Module) -> dict[str, Source]:
         table = sources(modules(depth, attends), ours)

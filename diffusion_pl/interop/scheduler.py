@@ -21,9 +21,9 @@ SCHEDULES = {
 #: prediction_type -> parameterization and weighting: of ε and v the plain squared error, of x_0 by SNR as in the
 #: package's training example.
 PREDICTIONS = {
-    "epsilon": ("Epsilon", spec("weightings.SNR")),
-    "v_prediction": ("V", spec("weightings.SNR", plus=1.0)),
-    "sample": ("Data", spec("weightings.SNR")),
+    "epsilon": ("Epsilon", spec("losses.SNR")),
+    "v_prediction": ("V", spec("losses.SNR", plus=1.0)),
+    "sample": ("Data", spec("losses.SNR")),
 }
 VARIANCES = {
     "fixed_small": 0.0,
@@ -109,7 +109,7 @@ def read(option: Options, learns: bool, pipeline: str | None) -> Process:
         notes.append(f"samples are drawn in {n} steps, as {by} does by default: sample --steps N takes another number")
     if unread:
         notes.append(f"{option.where}: not read: {unread}")
-    return Process(steps, schedule, spec(f"parameterizations.{name}"), weighting, sampler, clipped, notes)
+    return Process(steps, schedule, spec(f"denoisers.{name}"), weighting, sampler, clipped, notes)
 
 
 def _schedule(option: Options) -> tuple[int, Spec]:
@@ -177,11 +177,11 @@ def _clipping(option: Options, by_default: bool, rederived: bool) -> Spec | None
         if most < 1:
             raise option.wrong("sample_max_value", "a number from 1 on")
         if most == 1:  # which leaves nothing dynamic
-            return spec("guidance.Thresholded", low=-1.0, high=1.0, keep_eps=not rederived)
+            return spec("denoisers.Thresholded", low=-1.0, high=1.0, keep_eps=not rederived)
         options = {"quantile": float(quantile), "max_r": float(most), "keep_eps": not rederived}
-        return spec("guidance.Thresholded", low=-1.0, high=1.0, **options)
+        return spec("denoisers.Thresholded", low=-1.0, high=1.0, **options)
     if clips:
-        return spec("guidance.Thresholded", low=-float(reach), high=float(reach), keep_eps=not rederived)
+        return spec("denoisers.Thresholded", low=-float(reach), high=float(reach), keep_eps=not rederived)
     return None
 
 
@@ -191,12 +191,12 @@ def _grid(option: Options, steps: int, n: int, default: str) -> tuple[Spec, int]
     spacing = option.choice("timestep_spacing", default, *others)
     offset = option.whole("steps_offset", 0, 0, steps - 1)
     if spacing == "trailing":
-        return spec("grids.TrailingGrid", length=steps, steps=n), n
+        return spec("samplers.TrailingGrid", length=steps, steps=n), n
     if spacing == "linspace":
-        return spec("grids.RespacedGrid", length=steps, steps=n), n
+        return spec("samplers.RespacedGrid", length=steps, steps=n), n
     while steps // n * (n - 1) + offset >= steps:
         n -= 1
-    return spec("grids.LeadingGrid", length=steps, steps=n, offset=offset), n
+    return spec("samplers.LeadingGrid", length=steps, steps=n, offset=offset), n
 
 
 def _variance(option: Options, learns: bool) -> float | None:

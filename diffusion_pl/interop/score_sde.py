@@ -235,20 +235,20 @@ def _exploding(network: Spec, fourier: bool, sigmas: Tensor, unit: float, scaled
     is −ε/σ, so what it gives before it is divided by σ is −ε; the last layers' sign is changed, and it is ε.
     """
     steps = len(sigmas)
-    by_number = spec("denoiser.ScaledTime", scale=1.0 - steps, shift=steps - 1.0)
-    by_sigma = spec("denoiser.LogSNR", scale=-0.5, shift=-math.log(unit))
+    by_number = spec("denoisers.ScaledTime", scale=1.0 - steps, shift=steps - 1.0)
+    by_sigma = spec("denoisers.LogSNR", scale=-0.5, shift=-math.log(unit))
     as_noise = scaled and not fourier
-    score = spec("parameterizations.Score", unit=unit, scaled_input=False)
+    score = spec("denoisers.Score", unit=unit, scaled_input=False)
     ends = {"sigma_min": unit * float(sigmas[-1]), "sigma_max": unit * float(sigmas[0])}
     return {
         "network": network,
         "schedule": spec("schedules.VE", **ends),
-        "parameterization": spec("parameterizations.Epsilon", scaled_input=False) if as_noise else score,
+        "parameterization": spec("denoisers.Epsilon", scaled_input=False) if as_noise else score,
         "noise_input": by_sigma if fourier else by_number,
-        "loss": {"times": spec("times.UniformTimes"), "weighting": spec("weightings.SNR")},
+        "loss": {"times": spec("losses.UniformTimes"), "weighting": spec("losses.SNR")},
         "sampler": spec(
             "samplers.PredictorCorrector",
-            grid=spec("grids.UniformGrid", steps=steps, t_min=1e-5),
+            grid=spec("samplers.UniformGrid", steps=steps, t_min=1e-5),
             corrector=spec("samplers.Langevin", snr=snr),
         ),
         "optimizer": OPTIMIZER,
@@ -259,16 +259,16 @@ def _preserving(network: Spec, variant: Variant, steps: int, betas: tuple[float,
     """The configuration of a model of VP, its discrete chain, or sub-VP."""
     if variant == "ddpm":
         schedule = spec("schedules.LinearBetas", steps=steps, beta_min=betas[0] / steps, beta_max=betas[1] / steps)
-        sampler = spec("samplers.Ancestral", grid=spec("grids.UniformGrid", steps=steps), variance=1.0)
-        weighting = spec("weightings.SNR")
-        return discrete(network, schedule, steps, spec("parameterizations.Epsilon"), weighting, sampler)
+        sampler = spec("samplers.Ancestral", grid=spec("samplers.UniformGrid", steps=steps), variance=1.0)
+        weighting = spec("losses.SNR")
+        return discrete(network, schedule, steps, spec("denoisers.Epsilon"), weighting, sampler)
     kind = {"vp": "VP", "subvp": "SubVP"}[variant]
     return {
         "network": network,
         "schedule": spec(f"schedules.{kind}", beta_min=betas[0], beta_max=betas[1]),
-        "parameterization": spec("parameterizations.Epsilon", scaled_input=variant != "subvp"),
-        "noise_input": spec("denoiser.ScaledTime", scale=999.0),
-        "loss": {"times": spec("times.UniformTimes"), "weighting": spec("weightings.SNR")},
-        "sampler": spec("samplers.EulerMaruyama", grid=spec("grids.UniformGrid", steps=steps, t_min=1e-3)),
+        "parameterization": spec("denoisers.Epsilon", scaled_input=variant != "subvp"),
+        "noise_input": spec("denoisers.ScaledTime", scale=999.0),
+        "loss": {"times": spec("losses.UniformTimes"), "weighting": spec("losses.SNR")},
+        "sampler": spec("samplers.EulerMaruyama", grid=spec("samplers.UniformGrid", steps=steps, t_min=1e-3)),
         "optimizer": OPTIMIZER,
     }

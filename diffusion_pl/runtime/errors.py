@@ -20,7 +20,7 @@ EXPECTED = (ValueError, OSError)
 _REFUSALS = ("MisconfigurationException", "UsageError", "CommError", "AuthenticationError", "MlflowException")
 _UNEXPECTED = 1  # exit status
 _INTERRUPTED = 130
-_ROOT = Path(__file__).parent
+_ROOT = Path(__file__).parents[1]
 
 
 class Status:
@@ -102,7 +102,7 @@ def _origin(error: BaseException) -> str:
     """module:line of the last of our functions on the way to an error; of the last function if there is none."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_ROOT)]
-    ours = [frame for frame in ours if Path(frame.filename).name not in ("__main__.py", "console.py")]
+    ours = [frame for frame in ours if Path(frame.filename).name not in ("__main__.py", "errors.py")]
     if not frames:
         return "an unknown place"
     frame = (ours or frames)[-1]

@@ -76,7 +76,7 @@ def check(config: Any, sections: Mapping[str, type]) -> None:
     model = config.model.get("init_args", config.model)
     scheduler = str(getattr(model.get("lr_scheduler"), "class_path", ""))
     endless = config.trainer.max_steps == -1 and config.trainer.max_epochs in (-1, None)
-    if endless and scheduler.startswith("diffusion_pl.training.lr_schedulers"):
+    if endless and scheduler.startswith("diffusion_pl.training."):
         name = scheduler.rpartition(".")[2]
         raise wrong("trainer.max_steps", f"must be set, since {name} needs the length of the run, got -1")
     optimizer = model.get("optimizer")
