@@ -157,9 +157,9 @@ def test_floats_are_refused_with_how_to_convert(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "options", "message"),
     [
-        ({"a": X, "b": X}, {}, "which array holds the pictures? give key, one of 'a', 'b'"),
+        ({"a": X, "b": X}, {}, "which array holds the images? give key, one of 'a', 'b'"),
         ({"a": X}, {"key": "c"}, "has no array 'c': give key, one of 'a'"),
-        ({"a": X[0, 0]}, {}, "pictures need 3 or 4 axes, (N, H, W) or with channels, got shape (6, 3)"),
+        ({"a": X[0, 0]}, {}, "images need 3 or 4 axes, (N, H, W) or with channels, got shape (6, 3)"),
     ],
 )
 def test_which_array(arrays: Any, options: Any, message: str, tmp_path: Path) -> None:

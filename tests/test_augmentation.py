@@ -210,7 +210,7 @@ def test_mirrored_twice_is_refused(folder: Path) -> None:
 
     data = {"class_path": "CIFAR10", "init_args": {"augment": 0.1}}
     error = cli(folder, "fit", "--config", tiny_config(folder, **(CHANGES | {"data": data}))).error
-    assert "CIFAR10: augment mirrors pictures itself: give horizontal_flip: false" in error
+    assert "CIFAR10: augment mirrors images itself: give horizontal_flip: false" in error
     data["init_args"] = {"augment": 1.5, "horizontal_flip": False}
     error = cli(folder, "fit", "--config", tiny_config(folder, **(CHANGES | {"data": data}))).error
     assert "p must be in (0, 1], got 1.5" in error

@@ -231,7 +231,7 @@ def test_a_film_keeps_colours_and_plays_as_long_as_told(tmp_path: Path) -> None:
 
 
 def test_points_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ImagePanels draws pictures only: take it out of trainer\.callbacks"):
+    with pytest.raises(ValueError, match=r"ImagePanels draws images only: take it out of trainer\.callbacks"):
         tiny_trainer(tmp_path, ImagePanels()).fit(tiny_module(), datamodule=tiny_data())
 
 

@@ -53,7 +53,7 @@ class GenerationMetrics(Measurement):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule
         if not isinstance(data, DataModule) or not data.is_image or not isinstance(pl_module, DiffusionModule):
-            raise ValueError("GenerationMetrics measures models of pictures: take it out of trainer.callbacks")
+            raise ValueError("GenerationMetrics measures models of images: take it out of trainer.callbacks")
         next(data.batches(self.split, 1))  # an empty split is told now
         if self.extractor is None:
             self.extractor = InceptionV3()

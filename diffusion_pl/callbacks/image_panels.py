@@ -1,4 +1,4 @@
-"""Pictures of a model of pictures: samples as it learns, the way of the data to noise, and the way back as a film."""
+"""Figures of a model of images: samples as it learns, the way of the data to noise, and the way back as a film."""
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,21 +14,21 @@ from .ema import ema_of, judged_weights
 from .images import film_frames, log_film, log_image
 
 NEIGHBOURS = 16  # pairs in the panel of nearest neighbours
-CONSTANT = 2 / 255  # standard deviation below which a picture counts as constant: one grey level of 256
+CONSTANT = 2 / 255  # standard deviation below which an image counts as constant: one grey level of 256
 
 
 class ImagePanels(LeanCallback):
-    """Panels for pictures, as files in the run's folder and in the loggers; each says which weights it shows.
+    """Panels for images, as files in the run's folder and in the loggers; each says which weights it shows.
 
     During training: samples, always from the same latents, one row for each class if there are classes; those of the
     raw weights beside the average's while it is young.  Mean and deviation of each channel are logged beside the
-    data's, and samples that are one colour are counted.  At the start the forward process of some pictures; at the end
-    a film of x_t and of the estimate x̂_0 on the way from noise to samples, and samples beside the training pictures
-    they are nearest to, with how far they are from them beside how far held-out pictures are (memorisation).
+    data's, and samples that are one colour are counted.  At the start the forward process of some images; at the end
+    a film of x_t and of the estimate x̂_0 on the way from noise to samples, and samples beside the training images
+    they are nearest to, with how far they are from them beside how far held-out images are (memorisation).
 
     Args:
         every_n_steps: optimizer steps between two panels.
-        num_samples: pictures in a panel; with classes, rounded up to whole rows, at most 10 rows.
+        num_samples: images in a panel; with classes, rounded up to whole rows, at most 10 rows.
         sampler: draws them; None: the model's own.  A fast one keeps the panels cheap for a model that samples slowly.
         film: make the film at the end.
         strip_times: times of the forward process's panel, within (0, 1].
@@ -54,7 +54,7 @@ class ImagePanels(LeanCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(trainer.datamodule, DataModule) or not trainer.datamodule.is_image:
-            raise ValueError("ImagePanels draws pictures only: take it out of trainer.callbacks for other data")
+            raise ValueError("ImagePanels draws images only: take it out of trainer.callbacks for other data")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and trainer.global_step == 0:
@@ -127,7 +127,7 @@ class ImagePanels(LeanCallback):
         return x
 
     def _neighbours(self, trainer: Trainer, model: DiffusionModule, x: Tensor) -> None:
-        """Samples x: (N, C, H, W), those nearest to a training picture above it."""
+        """Samples x: (N, C, H, W), those nearest to a training image above it."""
         from .. import plots
 
         data, weights = _data(trainer), model.weights_name
@@ -137,17 +137,17 @@ class ImagePanels(LeanCallback):
         told = f"median distance of all {scalars[f'neighbours_{weights}/distance']:.3f}"
         if found.ratio is not None:
             scalars[f"neighbours_{weights}/memorisation"] = found.ratio
-            told += f", {found.ratio:.2f} times that of held-out pictures (near 0: copies)"
+            told += f", {found.ratio:.2f} times that of held-out images (near 0: copies)"
         tell(trainer, scalars)
         # The nearest first: a copy is not to be overlooked.
         first = found.nearest.distance.argsort()[:NEIGHBOURS]
         both = data.units.to_uint8(torch.stack((x[first], found.examples[first]), 1)).numpy()
-        title = f"step {trainer.global_step:,}  ·  {weights} weights  ·  samples above their nearest training picture"
+        title = f"step {trainer.global_step:,}  ·  {weights} weights  ·  samples above their nearest training image"
         title += f", the {len(first)} nearest of {len(x)}  ·  {told}"
         log_image(trainer, f"neighbours/{weights}", plots.pairs(both, title=title))
 
     def _moments(self, data: DataModule) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each channel over some training pictures: (C,) each."""
+        """Mean and standard deviation of each channel over some training images: (C,) each."""
         if self._data_moments is None:
             x = data.training_examples(2000)
             self._data_moments = x.mean((0, 2, 3)), x.std((0, 2, 3))
@@ -167,9 +167,9 @@ class ImagePanels(LeanCallback):
             scale = torch.sqrt(kernel.alpha.square() + kernel.sigma.square())
             columns.append(((kernel.alpha * x_0 + kernel.sigma * eps) / scale).float())
             names.append(f"{time:g}")
-        pictures = data.units.to_uint8(torch.stack(columns, 1).flatten(0, 1)).numpy()
-        title = f"forward process of training pictures, scaled to unit variance: {', '.join(names)}"
-        log_image(trainer, "forward_process", plots.image_grid(pictures, len(columns), title=title))
+        images = data.units.to_uint8(torch.stack(columns, 1).flatten(0, 1)).numpy()
+        title = f"forward process of training images, scaled to unit variance: {', '.join(names)}"
+        log_image(trainer, "forward_process", plots.image_grid(images, len(columns), title=title))
 
     def _film(self, trainer: Trainer, model: DiffusionModule) -> None:
         data = _data(trainer)

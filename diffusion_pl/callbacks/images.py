@@ -1,4 +1,4 @@
-"""Where pictures and films go: a file in the run's folder, and every logger that takes them."""
+"""Where images and films go: a file in the run's folder, and every logger that takes them."""
 
 from pathlib import Path as FilePath
 
@@ -18,7 +18,7 @@ FRAMES = 60  # of a film, at most
 
 
 def panels_folder(trainer: Trainer) -> FilePath:
-    """Where a run keeps its pictures."""
+    """Where a run keeps its images."""
     folder = FilePath(trainer.default_root_dir) / "panels"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -66,7 +66,7 @@ def log_film(trainer: Trainer, tag: str, frames: list[NDArray[np.uint8]], second
 
 
 def log_image(trainer: Trainer, tag: str, image: NDArray[np.uint8]) -> None:
-    """Write and log one picture; on the first process only.
+    """Write and log one image; on the first process only.
 
     Args:
         trainer: of the run.

@@ -1,4 +1,4 @@
-"""Pictures of a model of points: its samples as it learns, and at the end the whole process."""
+"""Figures of a model of points: its samples as it learns, and at the end the whole process."""
 
 from typing import Any
 

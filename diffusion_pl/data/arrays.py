@@ -1,4 +1,4 @@
-"""Pictures in a numpy file."""
+"""Images in a numpy file."""
 
 import hashlib
 import math
@@ -22,7 +22,7 @@ Order = Literal["NHWC", "NCHW"]
 
 
 class Stack:
-    """Pictures along the first axis of anything indexed like an array, read in one piece for a batch.
+    """Images along the first axis of anything indexed like an array, read in one piece for a batch.
 
     Args:
         array: (N, H, W), (N, H, W, C) or (N, C, H, W), integers.
@@ -104,7 +104,7 @@ class ImageArrays(Images):
 
 
 class Arrays(ImageArrays):
-    """Pictures in a .npy or .npz file: (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16.
+    """Images in a .npy or .npz file: (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16.
 
     Args:
         path: The file.
@@ -157,7 +157,7 @@ class Arrays(ImageArrays):
 
 
 def in_memory(name: str, stack: Stack, format: Format, memory_gb: float) -> Source:
-    """The pictures as tensors if these take no more than memory_gb, else the stack as it is."""
+    """The images as tensors if these take no more than memory_gb, else the stack as it is."""
     stack.name, stack.top = name, format.levels - 1
     if len(stack) * np.prod(format.shape) * (1 if format.levels <= 256 else 4) > memory_gb * 1e9:
         return stack
@@ -166,7 +166,7 @@ def in_memory(name: str, stack: Stack, format: Format, memory_gb: float) -> Sour
 
 
 def prepared(rows: NDArray[Any], order: Order | None, size: tuple[int, int] | None, top: int = 65_535) -> NDArray[Any]:
-    """Pictures as (N, C, H, W), uint8 or int32, resized."""
+    """Images as (N, C, H, W), uint8 or int32, resized."""
     if order is None:
         rows = rows[:, None]
     elif order == "NHWC":
@@ -179,11 +179,11 @@ def prepared(rows: NDArray[Any], order: Order | None, size: tuple[int, int] | No
 
 
 def order_of(name: str, shape: tuple[int, ...], order: Order | None) -> Order | None:
-    """NHWC or NCHW, given or found; None for pictures without an axis of channels."""
+    """NHWC or NCHW, given or found; None for images without an axis of channels."""
     if len(shape) == 3:
         return None
     if len(shape) != 4:
-        raise ValueError(f"{name}: pictures need 3 or 4 axes, (N, H, W) or with channels, got shape {tuple(shape)}")
+        raise ValueError(f"{name}: images need 3 or 4 axes, (N, H, W) or with channels, got shape {tuple(shape)}")
     if order is not None:
         return order
     last, second = shape[3] in (1, 3, 4), shape[1] in (1, 3, 4)
@@ -195,7 +195,7 @@ def order_of(name: str, shape: tuple[int, ...], order: Order | None) -> Order | 
 def describe(
     name: str, array: Any, order: Order | None, size: tuple[int, int] | None, bits: int | None = None
 ) -> tuple[tuple[int, int, int], int]:
-    """(C, H, W) and levels of an array of pictures, or of a dataset of HDF5."""
+    """(C, H, W) and levels of an array of images, or of a dataset of HDF5."""
     shape, dtype = array.shape, array.dtype
     if shape is None or 0 in shape:
         raise ValueError(f"{name}: holds no images, its shape is {shape}")
@@ -243,7 +243,7 @@ def check_labels(name: str, values: Any, length: int, classes: int | None) -> Te
     """Labels as (N,), int64.
 
     Raises:
-        ValueError: not one integer for each picture, or one outside 0 … classes − 1.
+        ValueError: not one integer for each image, or one outside 0 … classes − 1.
     """
     shape, kind = values.shape, values.dtype.kind
     if shape != (length,) or kind not in "iu":
@@ -271,12 +271,12 @@ def number_of_classes(labels: Tensor | None, classes: int | None) -> int | None:
 
 
 def choose(name: str, key: str | None, there: list[str], *others: str | None) -> str:
-    """Which of the named arrays holds the pictures."""
+    """Which of the named arrays holds the images."""
     candidates = [k for k in there if k not in others]
     if key is None and len(candidates) == 1:
         return candidates[0]
     if key is None or key not in there:
-        problem = "which array holds the pictures?" if key is None else f"has no array {key!r}:"
+        problem = "which array holds the images?" if key is None else f"has no array {key!r}:"
         raise ValueError(f"{name}: {problem} give key, one of {', '.join(map(repr, there))}")
     return key
 

@@ -10,10 +10,10 @@ from .mnist import Torchvision
 
 
 class CIFAR10(Torchvision):
-    """CIFAR-10, 32x32 in colour: 50,000 pictures for training, 10,000 for testing.
+    """CIFAR-10, 32x32 in colour: 50,000 images for training, 10,000 for testing.
 
     Published figures are of training on all 50,000, so by default none of them is held out, and validation takes the
-    test pictures.
+    test images.
 
     Args:
         horizontal_flip: Mirror training images at random.
@@ -43,5 +43,5 @@ class CIFAR10(Torchvision):
 
         return datasets.CIFAR10(self.root, train=train, download=download)
 
-    def pictures(self, data: Any, train: bool) -> Tensor:
+    def images(self, data: Any, train: bool) -> Tensor:
         return torch.from_numpy(data).permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: pictures without a download."""
+"""Handwritten digits that come with scikit-learn: images without a download."""
 
 from typing import Any
 

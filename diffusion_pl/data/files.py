@@ -1,4 +1,4 @@
-"""Pictures in files: looked at, checked to be alike, and decoded, at once or when asked for."""
+"""Images in files: looked at, checked to be alike, and decoded, at once or when asked for."""
 
 import math
 import os
@@ -61,18 +61,18 @@ class ImageFiles(Images):
 
 
 def first_look(name: str, files: Sequence[AnyFile], layout: Layout, corrupt: str) -> tuple[tuple[int, ...], int]:
-    """Shape (C, H, W) and levels of the first picture that can be read."""
+    """Shape (C, H, W) and levels of the first image that can be read."""
     for file in files:
         try:
-            with opened(file, layout.max_pixels) as picture:
-                seen = look(picture, pages=layout.frames is None)
+            with opened(file, layout.max_pixels) as image:
+                seen = look(image, pages=layout.frames is None)
         except Unreadable as error:
             if corrupt == "fail":
                 raise ValueError(f"{file}: cannot be read ({_short(error)}): {_REMEDY}") from None
             continue
         channels, levels = mode_of(seen, layout, str(file))
         return (channels, *sides(seen, layout)), levels
-    raise ValueError(f"{name}: none of its {len(files)} pictures can be read")
+    raise ValueError(f"{name}: none of its {len(files)} images can be read")
 
 
 class Loaded(NamedTuple):
@@ -95,13 +95,13 @@ def load(
     memory_gb: float,
     groups: Tensor | None = None,
 ) -> Loaded:
-    """The pictures, decoded if they fit in memory; what cannot be read is an error, or left out.
+    """The images, decoded if they fit in memory; what cannot be read is an error, or left out.
 
     Args:
         name: What to call the data in messages.
-        files: The pictures.
+        files: The images.
         labels: (n,), or None.
-        layout: How the pictures are made alike.
+        layout: How the images are made alike.
         format: What they must then be.
         corrupt: fail, or skip.
         memory_gb: How much memory they may take.
@@ -115,8 +115,8 @@ def load(
         groups = None if groups is None else groups[place] * (int(number.max()) + 1) + number
     bad = _check(name, files, layout, format, corrupt)
     good = [i for i in range(len(files)) if i not in bad]
-    pictures = Files(files, labels, layout, corrupt)
-    source: Source = pictures
+    images = Files(files, labels, layout, corrupt)
+    source: Source = images
     dtype = torch.uint8 if format.levels <= 256 else torch.int32
     streams = len(good) * math.prod(format.shape) * dtype.itemsize > memory_gb * 1e9
     if not streams:
@@ -124,7 +124,7 @@ def load(
 
         def decode(i: int) -> str | None:
             try:
-                x[i] = pictures.decode(i)
+                x[i] = images.decode(i)
             except Unreadable as error:
                 return _short(error)
             return None
@@ -137,7 +137,7 @@ def load(
     if corrupt == "fail":
         raise ValueError(f"{files[min(bad)]}: cannot be decoded ({bad[min(bad)]}){_more(len(bad))}: {_REMEDY}")
     if len(bad) == len(files):
-        raise ValueError(f"{name}: none of its {len(files)} pictures can be decoded")
+        raise ValueError(f"{name}: none of its {len(files)} images can be decoded")
     _tell_skipped(name, [str(files[i]) for i in sorted(bad)], len(files))
     kept = torch.tensor([i for i in range(len(files)) if i not in bad])
     labels, groups = (None if values is None else values[kept] for values in (labels, groups))
@@ -149,8 +149,8 @@ def _pages(name: str, files: Sequence[AnyFile], layout: Layout) -> tuple[list[An
 
     def count(file: AnyFile) -> int:
         try:
-            with opened(file, layout.max_pixels) as picture:
-                return count_pages(picture)
+            with opened(file, layout.max_pixels) as image:
+                return count_pages(image)
         except Unreadable:
             return 1  # reading it will say why
 
@@ -169,15 +169,15 @@ def _pages(name: str, files: Sequence[AnyFile], layout: Layout) -> tuple[list[An
 
 
 def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, corrupt: str) -> dict[int, str]:
-    """Check by their headers that all pictures are alike; what cannot be read, with reasons."""
+    """Check by their headers that all images are alike; what cannot be read, with reasons."""
 
     profiles: list[str] = []  # appended to by several threads
 
     def header(file: AnyFile) -> Look | str:
         try:
-            with opened(file, layout.max_pixels) as picture:
-                profiles.append(profile_name(picture))
-                return look(picture, pages=layout.frames is None)
+            with opened(file, layout.max_pixels) as image:
+                profiles.append(profile_name(image))
+                return look(image, pages=layout.frames is None)
         except Unreadable as error:
             return _short(error)
 
@@ -195,7 +195,7 @@ def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, 
             first = next(iter(good))
             raise ValueError(
                 f"{files[i]}: is {other} (height x width), {files[first]} is {height}x{width}: give size, for "
-                f"instance size: {min(height, width)}, to make all pictures alike"
+                f"instance size: {min(height, width)}, to make all images alike"
             )
     if good and kinds.keys() != {(channels, format.levels)}:
         counts = Counter(seen.mode for seen in good.values())
@@ -212,13 +212,13 @@ def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, 
 
 
 class Files:
-    """Pictures that are decoded when they are asked for.
+    """Images that are decoded when they are asked for.
 
     Args:
-        files: The pictures.
+        files: The images.
         labels: (n,), or None.
         layout: How they are made alike.
-        corrupt: fail, or skip: take the next picture of the same batch in place of one that cannot be decoded. (The
+        corrupt: fail, or skip: take the next image of the same batch in place of one that cannot be decoded. (The
             next of all may be held out.)
     """
 
@@ -231,8 +231,8 @@ class Files:
     def decode(self, index: int) -> Tensor:
         """(C, H, W)."""
         file = self.files[index]
-        with opened(file, self.layout.max_pixels) as picture:
-            return torch.from_numpy(to_array(picture, self.layout, str(file)).copy())
+        with opened(file, self.layout.max_pixels) as image:
+            return torch.from_numpy(to_array(image, self.layout, str(file)).copy())
 
     def __getitems__(self, indices: Tensor) -> Batch:
         good: dict[int, Tensor] = {}  # by place in the batch
@@ -244,9 +244,9 @@ class Files:
                 reason = reason or f"{self.files[i]}: cannot be decoded ({_short(error)})"
                 if self.corrupt == "fail":
                     raise ValueError(f"{reason}: {_REMEDY}") from None
-                warnings.warn(f"{self.files[i]} cannot be decoded; the next picture takes its place", stacklevel=2)
+                warnings.warn(f"{self.files[i]} cannot be decoded; the next image takes its place", stacklevel=2)
         if not good:
-            raise ValueError(f"{reason}, nor can any other picture of its batch: remove such files")
+            raise ValueError(f"{reason}, nor can any other image of its batch: remove such files")
         taken = [min(good, key=lambda other: (other - place) % len(indices)) for place in range(len(indices))]
         batch = {"x": torch.stack([good[place] for place in taken])}
         return batch if self.labels is None else {**batch, "label": self.labels[indices[taken]]}
@@ -262,7 +262,7 @@ def read_ahead(workers: int | None) -> int:
 
 def _tell_skipped(name: str, bad: list[str], total: int) -> None:
     shown = ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "")
-    say(f"{name}: {len(bad)} of {total} pictures cannot be read and are left out: {shown}")
+    say(f"{name}: {len(bad)} of {total} images cannot be read and are left out: {shown}")
 
 
 def _more(count: int) -> str:

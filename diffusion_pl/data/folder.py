@@ -1,4 +1,4 @@
-"""A folder of pictures."""
+"""A folder of images."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from .stand_ins import stand_in_hint, tell_if_stand_in
 
 
 class Folder(ImageFiles):
-    """Pictures in a folder, flat or in one folder for each class.
+    """Images in a folder, flat or in one folder for each class.
 
     A file is taken once, however many links lead to it, and files with the same bytes stay on one side of the split.
 
@@ -35,7 +35,7 @@ class Folder(ImageFiles):
         self._order: list[str] | None = []  # names of the classes in a checkpoint's order; None: that of version 0.1
 
     def _list(self) -> tuple[list[Path], list[str]]:
-        """The pictures in the order of their paths, and the names of the classes."""
+        """The images in the order of their paths, and the names of the classes."""
         if self._listing is None:
             folder = Path(self.source).expanduser()
             if not folder.is_dir():

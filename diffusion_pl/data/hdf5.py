@@ -1,4 +1,4 @@
-"""Pictures in an HDF5 file."""
+"""Images in an HDF5 file."""
 
 import math
 import os
@@ -17,7 +17,7 @@ CHUNK_CACHE = 256 * 2**20  # bytes for each process
 
 
 class HDF5(ImageArrays):
-    """Pictures in a dataset of an HDF5 file: (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16.
+    """Images in a dataset of an HDF5 file: (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16.
 
     Args:
         path: The file.
@@ -64,7 +64,7 @@ class FileStack(Stack):
     Args:
         path: The file.
         dataset: Name of the dataset.
-        length: How many pictures it has.
+        length: How many images it has.
         shape: (C, H, W) of one, as it is given.
         levels: How many values a channel can take.
     """
@@ -88,7 +88,7 @@ class FileStack(Stack):
         rows, first = [self.array[:0]], 0
         for last in ends if len(sorted_indices) else []:
             begin, end = int(sorted_indices[first]), int(sorted_indices[last]) + 1
-            # A lone picture by its number, which is h5py's fastest way.
+            # A lone image by its number, which is h5py's fastest way.
             rows.append(self.array[begin:end] if end - begin > 1 else self.array[begin][None])
             first = last + 1
         return np.concatenate(rows)

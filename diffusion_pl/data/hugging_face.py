@@ -1,4 +1,4 @@
-"""Pictures of a Hugging Face data set."""
+"""Images of a Hugging Face data set."""
 
 import io
 from pathlib import Path
@@ -19,7 +19,7 @@ class HuggingFace(ImageFiles):
         path: A folder that `save_to_disk` wrote, or a name on the hub.
         split: Which split to train on.
         test_split: Which split is for testing; None: see test_fraction.
-        image_column: Column of the pictures; None: the only one.
+        image_column: Column of the images; None: the only one.
         label_column: Column of the labels, a ClassLabel; None: no labels.
         download: Fetch the data set from the hub if it is neither a folder nor in the library's cache.
         kwargs: Of `ImageFiles` and `Images`.
@@ -67,11 +67,11 @@ class HuggingFace(ImageFiles):
     def _columns(self) -> tuple[str, str | None]:
         datasets = _library()
         features = self._table(self.split).features
-        pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-        column = self.image_column or (pictures[0] if len(pictures) == 1 else None)
-        if column is None or column not in pictures:
+        images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+        column = self.image_column or (images[0] if len(images) == 1 else None)
+        if column is None or column not in images:
             raise ValueError(
-                f"{self.source}: which column holds the pictures? Give image_column, of {', '.join(pictures) or 'none'}"
+                f"{self.source}: which column holds the images? Give image_column, of {', '.join(images) or 'none'}"
             )
         label = self.label_column
         if label is not None and not isinstance(features.get(label), datasets.ClassLabel):
@@ -84,7 +84,7 @@ class HuggingFace(ImageFiles):
         table = self._table(split)
         if not len(table):
             raise ValueError(f"{self.source}: split {split!r} is empty")
-        # Only this column, and encoded: reading a row would else decode all of its pictures.
+        # Only this column, and encoded: reading a row would else decode all of its images.
         encoded = table.select_columns([column]).cast_column(column, _library().Image(decode=False))
         return [Cell(encoded, column, i, self.source) for i in range(len(encoded))]
 
@@ -115,12 +115,12 @@ class HuggingFace(ImageFiles):
 
 
 class Cell:
-    """One encoded picture of a table.
+    """One encoded image of a table.
 
     Args:
-        table: With the column of the pictures, not decoded.
+        table: With the column of the images, not decoded.
         column: Its name.
-        row: Number of the picture.
+        row: Number of the image.
         source: What to call the table in messages.
     """
 
@@ -128,7 +128,7 @@ class Cell:
         self.table, self.column, self.row, self.source = table, column, row, source
 
     def __str__(self) -> str:
-        return f"{self.source}, picture {self.row}"
+        return f"{self.source}, image {self.row}"
 
     def open(self) -> io.BytesIO:
         entry = self.table[self.row][self.column]

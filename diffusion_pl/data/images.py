@@ -21,7 +21,7 @@ from .units import Levels
 
 
 class Format(NamedTuple):
-    """What pictures are like.
+    """What images are like.
 
     shape: (C, H, W);  classes: number of classes, None without labels;  levels: how many values a channel can take, 256
     for 8 bits and 65,536 for 16;  names: of the classes, in the order of their labels, None if they have none.
@@ -34,7 +34,7 @@ class Format(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """The pictures of a data set.
+    """The images of a data set.
 
     train: sources of {"x": integers 0 … levels − 1, (B, C, H, W)} and, with classes, {"label": int64, (B,)}; what is
     held out for validation, and for testing unless ``test`` is there, is taken of it;  labels: (n,) of ``train``, for
@@ -101,11 +101,11 @@ class Images(DataModule):
 
     @abstractmethod
     def inspect(self) -> Format:
-        """Shape, classes and levels, read from a header or the first picture."""
+        """Shape, classes and levels, read from a header or the first image."""
 
     @abstractmethod
     def examples(self) -> Examples:
-        """All pictures; called once, by ``setup``."""
+        """All images; called once, by ``setup``."""
 
     @property
     def format(self) -> Format:
@@ -164,9 +164,9 @@ class Images(DataModule):
 
     @property
     def splits(self) -> tuple[Source, Source, Source]:
-        """Training, validation and test pictures, as integers."""
+        """Training, validation and test images, as integers."""
         if self._splits is None:
-            raise RuntimeError(f"{self.source}: the pictures are not there yet: call setup() first")
+            raise RuntimeError(f"{self.source}: the images are not there yet: call setup() first")
         splits: tuple[Source, Source, Source] = self._splits
         return splits
 
@@ -187,7 +187,7 @@ class Images(DataModule):
         return {"x": warped(x, batch["warp"]) if "warp" in batch else x, **rest}
 
     def second_moment(self) -> float:
-        """Mean of x_0² per dimension over up to 10,000 training pictures."""
+        """Mean of x_0² per dimension over up to 10,000 training images."""
         train = self.splits[0]
         some = torch.arange(0, len(train), math.ceil(len(train) / 10_000))
         total = 0.0

@@ -62,7 +62,7 @@ class Torchvision(Images):
         """torchvision's data set, with ``data`` and ``targets``."""
 
     @abstractmethod
-    def pictures(self, data: Any, train: bool) -> Tensor:
+    def images(self, data: Any, train: bool) -> Tensor:
         """torchvision's array as (N, C, H, W), uint8."""
 
     def _open(self, train: bool, download: bool) -> Any:
@@ -84,8 +84,8 @@ class Torchvision(Images):
 
     def _split(self, train: bool) -> tuple[Tensors, Tensor]:
         found = self._open(train, False)
-        # Everything is drawn for the whole set first, so a choice of classes changes no picture.
-        x = self.pictures(found.data, train)
+        # Everything is drawn for the whole set first, so a choice of classes changes no image.
+        x = self.images(found.data, train)
         targets = torch.as_tensor(found.targets)
         digits = torch.isin(targets, torch.arange(10)).all()
         if len(targets) != len(x) or not len(x) or x.shape[1:] != self.shape or not digits:
@@ -152,7 +152,7 @@ class MNIST(Torchvision):
 
         return datasets.MNIST(self.root, train=train, download=download)
 
-    def pictures(self, data: Any, train: bool) -> Tensor:
+    def images(self, data: Any, train: bool) -> Tensor:
         grey = resized(data[:, None], self.size)
         if not self.colored:
             return grey
@@ -195,7 +195,7 @@ class FashionMNIST(Torchvision):
 
         return datasets.FashionMNIST(self.root, train=train, download=download)
 
-    def pictures(self, data: Any, train: bool) -> Tensor:
+    def images(self, data: Any, train: bool) -> Tensor:
         return resized(data[:, None], self.size)
 
 
@@ -203,11 +203,11 @@ def resized(x: Tensor, size: tuple[int, int] | None) -> Tensor:
     """(N, C, H, W), uint8, at other sides, antialiased."""
     if size is None or tuple(x.shape[2:]) == size:
         return x
-    return torch.from_numpy(np.stack([resize_array(picture, size) for picture in x.numpy()]))
+    return torch.from_numpy(np.stack([resize_array(image, size) for image in x.numpy()]))
 
 
 def colored(grey: Tensor, hue: Tensor) -> Tensor:
-    """Grey pictures in one hue each, full saturation: (N, 1, H, W), uint8, and degrees (N,) -> (N, 3, H, W), uint8.
+    """Grey images in one hue each, full saturation: (N, 1, H, W), uint8, and degrees (N,) -> (N, 3, H, W), uint8.
 
     Of HSV with S = 1: in the sector ⌊H/60⌋ one channel has the value, one is black, and one rises or falls with H.
     """

@@ -1,4 +1,4 @@
-"""One single picture, of which random crops are shown."""
+"""One image, of which random crops are shown."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Picture(Images):
-    """Crops of one picture.  (Document 4, which trains on one.)
+    """Crops of one image.  (Document 4, which trains on one.)
 
     Crop i of a split lies where (seed, split, i) puts it; validation sees crops that training does not.
 
     Args:
-        path: The picture; None: the photograph of a flower that comes with scikit-learn.
+        path: The image; None: the photograph of a flower that comes with scikit-learn.
         size: Side of a crop, or height and width.
-        shorter_side: Side to which the picture's shorter one is resized first, so that a crop holds more of it; None:
+        shorter_side: Side to which the image's shorter one is resized first, so that a crop holds more of it; None:
             as it is.
         crops: How many different crops training has; validation has a tenth of that.
         mode: L (grey), RGB or RGBA to convert to; None: as it is.
@@ -59,15 +59,15 @@ class Picture(Images):
         self._whole: Tensor | None = None
 
     def whole(self) -> Tensor:
-        """The picture that is cropped: (C, H, W), integers."""
+        """The image that is cropped: (C, H, W), integers."""
         if self._whole is None:
             layout = self.layout
-            picture = _flower() if self.path is None else _open(Path(self.path).expanduser())
+            image = _flower() if self.path is None else _open(Path(self.path).expanduser())
             if self.shorter_side is not None:
-                seen = look(picture)
+                seen = look(image)
                 scale = self.shorter_side / min(seen.height, seen.width)
                 layout = layout._replace(size=(round(scale * seen.height), round(scale * seen.width)))
-            array = torch.from_numpy(to_array(picture, layout, self.source).copy())
+            array = torch.from_numpy(to_array(image, layout, self.source).copy())
             if array.shape[1] < self.sides[0] or array.shape[2] < self.sides[1]:
                 raise ValueError(
                     f"{self.source}: is {array.shape[1]}x{array.shape[2]} (height x width), smaller than a crop of "
@@ -77,8 +77,8 @@ class Picture(Images):
         return self._whole
 
     def inspect(self) -> Format:
-        picture = _flower() if self.path is None else _open(Path(self.path).expanduser())
-        channels, levels = mode_of(look(picture), self.layout, self.source)
+        image = _flower() if self.path is None else _open(Path(self.path).expanduser())
+        channels, levels = mode_of(look(image), self.layout, self.source)
         return Format((channels, *self.sides), None, levels)
 
     def examples(self) -> Examples:
@@ -92,7 +92,7 @@ class Picture(Images):
 
 
 class Crops:
-    """Crops of a picture at fixed random places.
+    """Crops of an image at fixed random places.
 
     Args:
         whole: (C, H, W).

@@ -1,4 +1,4 @@
-"""Pictures: functions of arrays that return figures, and pictures side by side.  An island: it knows no model."""
+"""Figures: functions of arrays that return figures, and images side by side.  An island: it knows no model."""
 
 from .curves import schedule_panel, sweep_panel
 from .images import image_grid, pairs, save_image
