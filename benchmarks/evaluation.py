@@ -121,14 +121,14 @@ def nll(count: int = 500, std: float = 0.3) -> None:
 
 def network(ckpt_path: str | None, folder: str) -> Any:
     """Model and data of a checkpoint; of none, of one that is trained now."""
-    from diffusion_pl.checkpoints.loading import load
+    from diffusion_pl.checkpoints.loading import load_model
 
     if ckpt_path is None:
         program = (sys.executable, "-m", "diffusion_pl", "fit", "--run", "r", "--trainer.max_steps", "600")
         config = ("--config", str(ROOT / "configs/digits/vp.yaml"))
         subprocess.run((*program, *config), cwd=folder, check=True, stdout=subprocess.DEVNULL)
         ckpt_path = str(Path(folder, "runs/r/checkpoints/last.ckpt"))
-    model, data = load(Path(ckpt_path))
+    model, data = load_model(Path(ckpt_path))
     data.setup("test")
     return model.eval(), data
 

@@ -215,7 +215,7 @@ def sample_ours(network: str, evaluations: int) -> float:
         channels_last=True,
         shape=(3, SIDE, SIDE),
     ).eval()
-    return sampled(lambda: model.sample(range(BATCH)).x_0)
+    return sampled(lambda: model.live_pipeline().samples(range(BATCH)).x_0)
 
 
 def sample_diffusers(network: str, evaluations: int) -> float:

@@ -152,7 +152,7 @@ def mixture() -> None:
 
 def digits() -> None:
     """The network of configs/digits/vp.yaml."""
-    from diffusion_pl.checkpoints.loading import load
+    from diffusion_pl.checkpoints.loading import load_model
 
     with tempfile.TemporaryDirectory() as folder:
         path = os.environ.get("DIGITS_CKPT")
@@ -161,7 +161,7 @@ def digits() -> None:
             config = ("--config", str(ROOT / "configs/digits/vp.yaml"))
             subprocess.run((*program, *config), cwd=folder, check=True, stdout=subprocess.DEVNULL)
             path = str(Path(folder, "runs/r/checkpoints/last.ckpt"))
-        model, _ = load(path)
+        model, _ = load_model(path)
         latents = torch.randn(64, *model.shape, generator=torch.Generator().manual_seed(0))
         compare("digits", model.denoiser, latents)
 

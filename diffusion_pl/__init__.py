@@ -36,4 +36,28 @@ The tree, from below; a package imports only from those above it in this list:
     cli  commands
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .pipeline import Pipeline
+
 __version__ = "0.1.0"
+
+
+def load(path: "str | Path", weights: str = "ema") -> "Pipeline":
+    """What draws samples of a checkpoint: ``diffusion_pl.load("runs/digits/checkpoints/last.ckpt")(16)``.
+
+    Args:
+        path: a checkpoint that `fit`, `import` or `DiffusionModule.save` wrote, or the folder of a run: its newest good
+            checkpoint.
+        weights: "ema" (the first average; the raw weights where there is none), "raw", or "ema:0.999" for one of
+            several.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, damaged, of another package, or without these weights.
+    """
+    from .checkpoints.loading import load_pipeline  # here, for it imports torch and Lightning
+
+    return load_pipeline(path, weights)[0]

@@ -1,4 +1,4 @@
-"""The command line over Lightning: fit, validate, test, predict.  The only file that knows of YAML.
+"""The configuration of fit, validate, test and predict over Lightning.  The only file that knows of YAML.
 
 A configuration has the sections model, data, trainer, ema, saver, guard and doctor, and may state what figures are
 expected of it; `run` names the folder runs/RUN in which everything of the run lies.  The data's shape and classes are
@@ -25,10 +25,8 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
-from .callbacks import EMA, Description, Doctor, Guard, RunCard, SampleWriter, Saver, SeenLoss, StepProgress, StepSeed
-from .callbacks.figures import write_samples
+from .callbacks import EMA, Description, Doctor, Guard, RunCard, Saver, SeenLoss, StepProgress, StepSeed
 from .callbacks.measurement import judge_fresh_values
-from .callbacks.sample_writer import done, gathered
 from .checkpoints.io import AtomicCheckpointIO
 from .checkpoints.loading import link_data
 from .checks import Finding
@@ -36,23 +34,27 @@ from .data import DataModule
 from .denoisers import guidance  # noqa: F401  short names
 from .evaluation import Band, check_names
 from .runtime.config_files import OPTIONAL, SUFFIXES, check_files, config_files
-from .runtime.drawing import fingerprint, not_finite_error
 from .runtime.errors import EXPECTED
 from .runtime.limits import check
 from .runtime.loggers import custom, make_logger
-from .runtime.loops import count_steps
 from .runtime.masking import masked, masked_arguments
 from .runtime.messages import explain
-from .runtime.output_folder import OutputFolder
 from .runtime.parsing import RaisingParser, build
-from .runtime.processes import part, place
+from .runtime.processes import place
 from .runtime.run_card import CARD, read_card
 from .runtime.run_folder import RunFolder
 from .runtime.storage import write_file
-from .runtime.upstream import own_defaults
+from .runtime.upstream.jsonargparse import make_optional, own_defaults
+from .runtime.upstream.loops import count_steps
 from .training import DiffusionModule, LeanProfiler, Trainable
 
 _USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VALUE …]"
+_ABOUT = {
+    "fit": "Train a model, or resume a run with --ckpt_path.",
+    "validate": "The losses of a checkpoint on the validation split.",
+    "test": "The losses of a checkpoint on the test split.",
+    "predict": "Samples of a checkpoint, into the folder of its run.",
+}
 _DOCTOR = """Look at what fit with the same options would train: read the data, train and write nothing, and print a
 line for each check: ok, warning or error, the number found, and how to fix it. Exit status 2 if there is an error, or
 else 0. fit makes the same checks before its first step: errors stop it, warnings are printed."""
@@ -68,8 +70,7 @@ class Parser(RaisingParser, LightningArgumentParser):
         if isinstance(theclass, type) and issubclass(theclass, Logger):
             defaults = custom(theclass).defaults
             self.set_defaults(defaults)
-            for action in self._actions:
-                action.required &= action.dest not in defaults
+            make_optional(self, defaults)
         return added
 
     def instantiate(self, namespace: Any, *args: Any, **kwargs: Any) -> Any:
@@ -85,19 +86,22 @@ class Parser(RaisingParser, LightningArgumentParser):
 
 
 class DiffusionCLI(LightningCLI):
-    """LightningCLI with the callbacks that every run has, and one folder a run.
+    """What LightningCLI makes of a command line: trainer, model and data, with the callbacks that every run has, and
+    one folder a run.  Whoever makes it calls the trainer.
 
     Args:
-        args: the command line.
+        command: fit, validate, test or predict.
+        args: the command line after it.
         run: the folder of the run.
-        diagnose: only look at what the command would do; `findings` hold the outcome.
+        diagnose: only look at what the command would do; `diagnose` tells the outcome.
     """
 
-    def __init__(self, args: list[str], run: RunFolder, diagnose: bool = False) -> None:
+    def __init__(self, command: str, args: list[str], run: RunFolder, diagnose: bool = False) -> None:
         check_files(args)
-        self._names_model, self._args = names_model(args), args
-        self._diagnose, self.findings = diagnose, list[Finding]()
-        self._run = run
+        self.command, self._args, self._run = command, args, run
+        self._names_model = names_model(args)
+        self._diagnose, self._refused = diagnose, list[Finding]()
+        name, about = ("doctor", _DOCTOR) if diagnose else (command, _ABOUT[command])
         super().__init__(
             DiffusionModule,
             DataModule,
@@ -117,20 +121,16 @@ class DiffusionCLI(LightningCLI):
             save_config_callback=None,  # Description does it
             parser_class=Parser,
             parser_kwargs={
-                "prog": "diffusion_pl",
+                "prog": f"diffusion_pl {name}",
+                "usage": _USAGE.format(name),
+                "description": about,
                 "allow_abbrev": False,
-                **{name: {"usage": _USAGE.format(name)} for name in self.subcommands()},
-                **({"fit": {"usage": _USAGE.format("doctor"), "description": _DOCTOR}} if diagnose else {}),
             },
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             args=args,
+            run=False,  # nothing is trained while an object is made
         )
-
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The one that is called: the parser of each takes a fifth of a second to make."""
-        every = LightningCLI.subcommands()
-        return {name: every[name] for name in self._args[:1] if name in every} or every
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # What people come to change stands first, in the help and in the saved configuration.
@@ -152,84 +152,66 @@ class DiffusionCLI(LightningCLI):
         told = "Figures that the run should reach, which `verify` looks at: {fid: {band: [3, 3.4], num_samples: …}}."
         parser.add_argument("--expected", type=dict[str, Band] | None, default=None, help=told)
         link_data(parser, "model.init_args" if self._names_model else "model")
+        which = (
+            "A checkpoint: its file, the folder of its run (the newest good one there), last or auto: the newest of "
+        )
+        which += "this run, which auto does without where there is none."
+        parser.add_argument("--ckpt_path", type=str | Path | None, default=None, help=which)
+        skipped = {"ckpt_path", *LightningCLI.subcommands()[self.command]}
+        self._options = ["ckpt_path", *parser.add_method_arguments(Trainer, self.command, skip=skipped)]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         args, off = switched_off(args)
         with own_defaults():
             self.config = parser.parse_args(args)
-        config = self.config[self.config.subcommand]
         for name in off:
-            config[name] = None
-        check(config, SECTIONS if self._names_model else {"model": DiffusionModule, **SECTIONS})
-
-    def _parse_ckpt_path(self) -> None:
-        """What the user wrote decides, not what a checkpoint holds: Lightning would silently override it."""
+            self.config[name] = None
+        check(self.config, SECTIONS if self._names_model else {"model": DiffusionModule, **SECTIONS})
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
-        dropped = _dropped_callbacks(self._args, _as_list(config.trainer.callbacks))
+        dropped = _dropped_callbacks(self._args, _as_list(self.config.trainer.callbacks))
         if dropped and not place():
             what = f"trainer.callbacks replaces {', '.join(dropped)} of an earlier --config"
             print(f"diffusion_pl: warning: {what}; write callbacks+ to add to them", flush=True)
-        self.folder, config.ckpt_path = self._run.open(config, str(self.subcommand), claim=not self._diagnose)
+        self.folder, self.config.ckpt_path = self._run.choose(self.config, self.command, claim=not self._diagnose)
+        if not self._diagnose:
+            self._run.publish()
         self.parser.add_instantiator(self._make_logger, Logger)
         self.parser.add_instantiator(build, object)
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-            check_names(self._get(self.config_init, "expected") or {})
+            check_names(self.config_init["expected"] or {})
         except EXPECTED as error:
             if not self._diagnose:
                 raise
-            self.findings.append(Finding("error", "build", explain(error, self._args)))
+            self._refused = [Finding("error", "build", explain(error, self._args))]
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        if self._diagnose:
-            if not self.findings:  # else there is nothing to look at
-                doctor = self._get(self.config_init, "doctor") or Doctor()
-                self.findings = doctor.diagnose(self.trainer, self.model, self.datamodule)
-        elif subcommand == "predict":
-            self._predict()
-        else:
-            super()._run_subcommand(subcommand)
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the trainer's method of the command takes beside model and data: the checkpoint and others."""
+        return {name: self.config_init[name] for name in self._options}
 
-    def _predict(self) -> None:
-        """Draw samples into the run's folder; what an interrupted call has drawn is not drawn again."""
-        path = self.config[self.subcommand].ckpt_path
-        call = {"checkpoint": path, "sha256": fingerprint(Path(path)), "seed": self.model.sample_seed}
-        leader = not place() and not self._run.inherited
-        remedy = "move it away, or use the command sample with --output"
-        with OutputFolder(self.folder / "samples", call, leader=leader, remedy=remedy) as output:
-            if output.published is None:
-                self.datamodule.predict_done = done(output.work)
-                self.trainer.callbacks.append(SampleWriter(output.work))
-                super()._run_subcommand("predict")
-                part()
-                if not self.trainer.is_global_zero:
-                    return
-                n = self.datamodule.predict_samples
-                drawn = gathered(output.work, n)
-                told = f", {drawn.bad:,} of them NOT FINITE" if drawn.bad else ""
-                summary = f"{n:,} samples, {drawn.nfe} evaluations each{told}:"
-                data, error = self.datamodule, not_finite_error(drawn.bad, n)
-                output.publish(lambda stage: write_samples(data, drawn.x, stage), summary, error)
-            output.show()
+    def diagnose(self) -> list[Finding]:
+        """What the doctor finds, or why there is nothing that it could look at."""
+        doctor = Doctor() if self._refused else self.config_init["doctor"] or Doctor()
+        return self._refused or doctor.diagnose(self.trainer, self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        self._dump_config()
-        section = self._get(self.config_init, "trainer")
-        if doctor := self._get(self.config_init, "doctor"):
+        plain = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
+        described: dict[str, Any] = yaml.safe_load(plain)
+        section = self.config_init["trainer"]
+        if doctor := self.config_init["doctor"]:
             doctor.asked = section.precision
-        parser = self._parser(self.subcommand)
-        parser.callback_keys = [key for key in parser.callback_keys if self._get(self.config_init, key) is not None]
-        config = masked({key: self.config_dump[key] for key in self.config_dump if key not in _OF_THE_CALL})
+        config = masked({key: value for key, value in described.items() if key not in _OF_THE_CALL})
         always: list[Callback] = [
             StepSeed(),
             SeenLoss(),
-            Description({key: self.config_dump[key] for key in ("model", "data")}, self._save_config),
-            RunCard(config, masked_arguments(self._args)),
+            Description({key: described[key] for key in ("model", "data")}, self._save_config),
+            RunCard(config, masked_arguments([self.command, *self._args])),
         ]
+        configured = [self.config_init[name] for name in ("ema", "saver", "guard", "doctor")]
         chosen = _as_list(section.callbacks)
         if section.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in chosen):
             always.append(StepProgress())
@@ -242,14 +224,16 @@ class DiffusionCLI(LightningCLI):
         if section.accelerator == "auto" and MPSAccelerator.is_available():
             section.accelerator = "cpu"  # Apple's GPUs have no float64, in which tables of betas are kept
         try:
-            trainer = super().instantiate_trainer(
-                callbacks=[*always, *chosen],
-                plugins=[*_as_list(section.plugins), AtomicCheckpointIO()],
-                profiler=LeanProfiler() if section.profiler is None else section.profiler,
-                default_root_dir=str(self.folder),
+            options = {
+                **section,
+                "callbacks": [*always, *chosen, *(callback for callback in configured if callback is not None)],
+                "plugins": [*_as_list(section.plugins), AtomicCheckpointIO()],
+                "profiler": LeanProfiler() if section.profiler is None else section.profiler,
+                "default_root_dir": str(self.folder),
                 **self._logger(),
                 **kwargs,
-            )
+            }
+            trainer = Trainer(**options)
             # First of all, so that whatever looks at the average after a step sees it with that step; the doctor before
             # whatever else begins.
             trainer.callbacks.sort(key=lambda c: (not isinstance(c, EMA), not isinstance(c, Doctor)))
@@ -261,17 +245,17 @@ class DiffusionCLI(LightningCLI):
 
     def _save_config(self, path: Path) -> None:
         # Without what belongs to the call, not to the experiment, the file can be given back as --config.
-        config = self.config[self.subcommand].clone()
+        config = self.config.clone()
         for name in _OF_THE_CALL:
             config.pop(name, None)
-        text = self._parser(self.subcommand).dump(config, skip_none=False)
+        text = self.parser.dump(config, skip_none=False)
         plain = yaml.safe_load(text)
         if masked(plain) != plain:  # else as it is, with its order
             text = yaml.safe_dump(masked(plain), sort_keys=False)
         write_file(path, text)
 
     def _logger(self) -> dict[str, Any]:
-        if self._get(self.config, "trainer").logger is not None:
+        if self.config.trainer.logger is not None:
             return {}
         return {"logger": self._make_logger(TensorBoardLogger, **custom(TensorBoardLogger).defaults)}
 

@@ -40,6 +40,11 @@ def check_finite(**numbers: float) -> None:
             raise ValueError(f"{name} must be a finite number, got {number}")
 
 
+def not_finite(x: Tensor) -> int:
+    """How many of the examples x: (N, *) hold a number that is not finite."""
+    return int((~x.isfinite()).flatten(1).any(1).sum()) if x.is_floating_point() and len(x) else 0
+
+
 class SampleNoise:
     """Standard normal noise with one generator per sample.
 

@@ -23,7 +23,7 @@ from shell import (
 )
 
 from diffusion_pl.__main__ import TRAINER_COMMANDS
-from diffusion_pl.runtime.drawing import device_of
+from diffusion_pl.runtime.devices import device_of
 
 
 def saved(run: Path) -> dict[str, Any]:

@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import jsonargparse._typehints
 import pytest
 import yaml
 from shell import LAST, checkpoint, cli, tiny_config
-
-from diffusion_pl.runtime import upstream
 
 #: A tiny model with an option of the same name as another class has, at every depth.
 OPTIONS: dict[str, Any] = {
@@ -110,14 +107,6 @@ def test_the_same_class_spelled_differently_keeps_options(folder: Path) -> None:
     assert model["noise_input"]["init_args"]["scale"] == 999
     assert model["loss"]["init_args"]["times"]["init_args"] == {"mean": -3.0, "std": 9.0}
     assert model["optimizer"]["init_args"]["lr"] == 0.01
-
-
-def test_what_is_replaced_in_jsonargparse_is_there() -> None:
-    """A private function: an upgrade that renames it has to be noticed."""
-    before = jsonargparse._typehints.discard_init_args_on_class_path_change
-    with upstream.own_defaults():
-        assert jsonargparse._typehints.discard_init_args_on_class_path_change is upstream._discard
-    assert jsonargparse._typehints.discard_init_args_on_class_path_change is before
 
 
 # Callbacks

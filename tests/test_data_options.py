@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser
 
 from diffusion_pl import data
 from diffusion_pl.data import DataModule, Digits
-from diffusion_pl.runtime.upstream import parameters
+from diffusion_pl.runtime.upstream.jsonargparse import parameters
 
 ANY: dict[str, Any] = {"val_fraction": 0.1, "repeats": None, "seed": 0}
 POINTS = ANY | {"batch_size": 512}

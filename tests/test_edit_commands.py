@@ -151,8 +151,8 @@ def test_upscaled_pictures_have_the_means_of_the_blocks(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["--task", "colorize"], "colorize needs a model of colour pictures, this one has 1 channel(s)"),
-        (["--task", "upscale", "--factor", 3], "factor 3 does not divide the sides 8x8"),
+        (["--task", "colorize"], "colorize needs a model of colour images, this one has 1 channel(s)"),
+        (["--task", "upscale", "--factor", 3], "factor 3 does not divide height x width 8x8"),
         (["--task", "upscale", "--factor", 0], "factor must be at least 2, got 0"),
         (["--task", "sharpen"], "--task"),
         (["--repeats", 0], "repeats must be at least 1, got 0"),
@@ -168,7 +168,7 @@ def test_points_are_not_restored(folder: Path) -> None:
     told = cli(
         folder, "restore", "--ckpt_path", "runs/points/checkpoints/last.ckpt", "--path", "in", "--output", "no"
     ).error
-    assert told.endswith("is a model of points: only pictures can be restored")
+    assert told.endswith("is a model of points: only images can be restored")
 
 
 # sweep ------------------------------------------------------------------------------------------------------------

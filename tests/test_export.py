@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import yaml
 from pictures_model import fit_digits
 from shell import cli, fit, no_files_change
 
+import diffusion_pl
 from diffusion_pl.checkpoints import io as checkpoints
-from diffusion_pl.checkpoints.loading import load, rebuild
+from diffusion_pl.checkpoints.io import sha256_of
+from diffusion_pl.checkpoints.loading import load_model, rebuild
 from diffusion_pl.interop.graphs import example
 from diffusion_pl.interop.model_card import model_card
-from diffusion_pl.runtime.drawing import fingerprint
 
 TARGETS = ("safetensors", "onnx", "torch_export")
 
@@ -44,7 +46,7 @@ def out(folder: Path, digits: Path) -> dict[str, Path]:
 
 
 def figures(ckpt_path: Path, **model: Any) -> dict[str, Any]:
-    judged = {"sha256": fingerprint(ckpt_path), "weights": "ema0.999", "sampler": {"class": "DDIM"}, "nfe": 4} | model
+    judged = {"sha256": sha256_of(ckpt_path), "weights": "ema0.999", "sampler": {"class": "DDIM"}, "nfe": 4} | model
     fid = {
         "value": 12.3456,
         "std": 0.5,
@@ -59,9 +61,9 @@ def figures(ckpt_path: Path, **model: Any) -> dict[str, Any]:
 def test_onnx_denoises_any_number_of_examples(folder: Path, digits: Path, out: dict[str, Path], batch: int) -> None:
     import onnxruntime
 
-    model, _ = load(folder / digits)
+    model, _ = load_model(folder / digits)
     session = onnxruntime.InferenceSession(out["onnx"] / "model.onnx", providers=["CPUExecutionProvider"])
-    x_t, t, label = example(model, batch)
+    x_t, t, label = example(model.live_pipeline(), batch)
     label[0] = -1  # any class
     found = session.run(["x_0", "eps"], {"x_t": x_t.numpy(), "t": t.numpy(), "label": label.numpy()})
     with torch.no_grad():
@@ -72,8 +74,8 @@ def test_onnx_denoises_any_number_of_examples(folder: Path, digits: Path, out: d
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_a_program_denoises_any_number(folder: Path, digits: Path, out: dict[str, Path], batch: int) -> None:
-    model, _ = load(folder / digits)
-    x_t, t, label = example(model, batch)
+    model, _ = load_model(folder / digits)
+    x_t, t, label = example(model.live_pipeline(), batch)
     x_0, eps = torch.export.load(out["torch_export"] / "model.pt2").module()(x_t, t, label)
     with torch.no_grad():
         ours = model.denoiser(x_t, t.view(-1, 1, 1, 1), label=label)
@@ -87,7 +89,7 @@ def test_safetensors_rebuild_the_model(folder: Path, digits: Path, out: dict[str
     config = json.loads((out["safetensors"] / "config.json").read_text())
     model, data = rebuild(config, config["data_state"])
     model.network.load_state_dict(load_file(out["safetensors"] / "model.safetensors"))
-    theirs, _ = load(folder / digits)
+    theirs, _ = load_model(folder / digits)
     for (name, one), two in zip(model.network.named_parameters(), theirs.network.parameters(), strict=True):
         assert torch.equal(one, two), name
     assert data.shape == (1, 8, 8)
@@ -95,7 +97,7 @@ def test_safetensors_rebuild_the_model(folder: Path, digits: Path, out: dict[str
 
 
 def test_the_grid_is_that_of_the_sampler(folder: Path, digits: Path, out: dict[str, Path]) -> None:
-    model, _ = load(folder / digits)
+    model, _ = load_model(folder / digits)
     t, alpha, sigma = np.loadtxt(out["onnx"] / "grid.csv", delimiter=",", skiprows=1).T
     np.testing.assert_array_equal(t, model.sampler.grid(model.schedule).numpy())
     np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-12)
@@ -111,9 +113,9 @@ def test_the_code_in_the_card_draws_samples(
     exec(compile(code, "README.md", "exec"), names)
     samples = torch.as_tensor(names["samples"])
     assert samples.shape == (4, 1, 8, 8)
-    model, data = load(folder / digits)
+    model, data = load_model(folder / digits)
     if target == "safetensors":
-        torch.testing.assert_close(samples, data.decode(model.sample(range(4)).x_0))
+        torch.testing.assert_close(samples, data.decode(model.live_pipeline().samples(range(4)).x_0))
         return
     # DDIM from the same noise, all of class 0.
     x = np.random.default_rng(0).standard_normal((4, 1, 8, 8)).astype(np.float32)
@@ -131,7 +133,7 @@ def test_the_card_says_what_is_known_and_nothing_else(folder: Path, digits: Path
     card = json.loads((folder / "runs/digits/card.json").read_text())
     for fact in (
         "A diffusion model of Digits (1x8x8, 10 classes): the average of the weights of decay 0.999",
-        fingerprint(folder / digits),
+        sha256_of(folder / digits),
         card["data"]["sha256"]["x"],
         "20 steps",
         "640 examples seen",
@@ -171,14 +173,14 @@ def test_points_go_out_too(tmp_path: Path) -> None:
     ckpt = run / "checkpoints/last.ckpt"
     done = cli(tmp_path, "export", "--ckpt_path", ckpt, "--to", "torch_export", "--output", "out")
     assert done.code == 0, done.err
-    model, _ = load(ckpt)
-    x_t, t = example(model, 7)
+    model, _ = load_model(ckpt)
+    x_t, t = example(model.live_pipeline(), 7)
     x_0, _ = torch.export.load(tmp_path / "out/model.pt2").module()(x_t, t)
     with torch.no_grad():
-        ours = model.guided()(x_t, t.view(-1, 1)).x_0
+        ours = model.live_pipeline().guided(x_t, t.view(-1, 1)).x_0
     torch.testing.assert_close(x_0, ours, rtol=0, atol=1e-5)
     assert ours.abs().max() <= 1  # guidance is part of it
-    assert model.sample(range(2)).x_0.isfinite().all()
+    assert model.live_pipeline().samples(range(2)).x_0.isfinite().all()
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(folder: Path, digits: Path, tmp_path: Path) -> None:
@@ -199,7 +201,6 @@ def test_a_folder_that_is_not_empty_is_left_alone(folder: Path, digits: Path, tm
     ],
 )
 def test_a_card_tells_the_kind_of_average(folder: Path, digits: Path, name: str, told: str) -> None:
-    model, _ = load(folder / digits)
-    model.weights_name = name
+    pipeline = replace(diffusion_pl.load(folder / digits), weights=name)
     description = checkpoints.read(folder / digits)["diffusion_pl"]
-    assert f"{told}, as safetensors" in model_card("safetensors", model, description, {"name": "last.ckpt"}, "0")
+    assert f"{told}, as safetensors" in model_card("safetensors", pipeline, description, {"name": "last.ckpt"}, "0")

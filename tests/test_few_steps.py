@@ -6,7 +6,6 @@ denoiser carries samples onto digits; one of the 128 that ends at another digit 
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import diffusers
@@ -14,10 +13,11 @@ import pytest
 import torch
 from conftest import array
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffusion_pl.callbacks.sample_writer import steps_hint
 from diffusion_pl.denoisers import Denoiser, Prediction, empirical
-from diffusion_pl.runtime.drawing import choose_sampler, steps_hint
+from diffusion_pl.pipeline import Pipeline
 from diffusion_pl.samplers import (
     DDIM,
     DEIS,
@@ -149,9 +149,10 @@ def theirs(make: Callable[[], Any], process: str, steps: int) -> float:
     return error(x, process)
 
 
-def model(process: str, grid: Grid) -> Any:
-    """What `choose_sampler` needs of a model."""
-    return SimpleNamespace(schedule=SCHEDULES[process], sampler=Ancestral(grid))
+def chosen(process: str, grid: Grid, sampler: Any, new: Grid | None, steps: int | None) -> Sampler:
+    """The sampler of a pipeline that had another one on a grid."""
+    pipeline = Pipeline(Digits(SCHEDULES[process]), Ancestral(grid), (64,))
+    return pipeline.with_sampler(sampler, new, steps).sampler
 
 
 def table(process: str) -> Iterator[tuple[str, int, float, float]]:
@@ -160,9 +161,9 @@ def table(process: str) -> Iterator[tuple[str, int, float, float]]:
         for nfe in (5, 10, 20):
             points = 1 + (nfe - 1) // rule.evaluations
             taken = 1 + (points - 1) * rule.evaluations
-            chosen = choose_sampler(model(process, UniformGrid(1000)), rule.ours, None, points)
+            made = chosen(process, UniformGrid(1000), rule.ours, None, points)
             other = theirs(rule.theirs, process, points if rule.name == "Heun" else taken)
-            yield rule.name, taken, ours(chosen, process), other
+            yield rule.name, taken, ours(made, process), other
 
 
 @pytest.mark.parametrize(
@@ -190,41 +191,43 @@ def test_the_fast_denoiser_is_the_oracle() -> None:
     ids=lambda grid: type(grid).__name__,
 )
 def test_steps_choose_equal_shares_of_t(own: Grid) -> None:
-    ten = choose_sampler(model("table", own), DPMpp, None, 10).grid(LinearBetas(1000))
+    ten = chosen("table", own, DPMpp, None, 10).grid(LinearBetas(1000))
     start = float(own(LinearBetas(1000))[0])
     torch.testing.assert_close(ten, start * torch.arange(10, 0, -1, dtype=torch.float64) / 10)
-    heun = choose_sampler(model("table", own), Heun, None, 3).grid(LinearBetas(1000))
+    heun = chosen("table", own, Heun, None, 3).grid(LinearBetas(1000))
     torch.testing.assert_close(heun, start * torch.tensor([1, 0.6, 0.2], dtype=torch.float64))
 
 
 def test_a_grid_that_is_given_is_kept() -> None:
     given = LogSNRGrid(7, t_min=0.01)
-    chosen = choose_sampler(model("table", UniformGrid(1000)), DDIM, given, 12).grid
-    assert isinstance(chosen, LogSNRGrid)
-    assert (chosen.steps, chosen.t_min) == (12, 0.01)
-    assert choose_sampler(model("table", UniformGrid(1000)), DDIM, given, None).grid is given
-    assert choose_sampler(model("table", given), DDIM, None, None).grid is given
+    grid = chosen("table", UniformGrid(1000), DDIM, given, 12).grid
+    assert isinstance(grid, LogSNRGrid)
+    assert (grid.steps, grid.t_min) == (12, 0.01)
+    assert chosen("table", UniformGrid(1000), DDIM, given, None).grid is given
+    assert chosen("table", given, DDIM, None, None).grid is given
 
 
 def test_an_adaptive_solver_keeps_both_ends() -> None:
-    chosen = choose_sampler(model("edm", KarrasGrid(18)), AdaptiveODE, None, 2)
-    assert array(chosen.grid(Karras())).tolist() == pytest.approx([1.0, 0.0], abs=1e-9)
-    assert ours(choose_sampler(model("table", UniformGrid(1000)), AdaptiveODE, None, 2), "table") < 0.01
+    adaptive = chosen("edm", KarrasGrid(18), AdaptiveODE, None, 2)
+    assert array(adaptive.grid(Karras())).tolist() == pytest.approx([1.0, 0.0], abs=1e-9)
+    assert ours(chosen("table", UniformGrid(1000), AdaptiveODE, None, 2), "table") < 0.01
 
 
 def test_few_steps_start_at_a_finite_log_snr() -> None:
-    grid = choose_sampler(model("rectified", UniformGrid(50)), UniPC, None, 10).grid(Rectified())
+    grid = chosen("rectified", UniformGrid(50), UniPC, None, 10).grid(Rectified())
     assert array(grid)[[0, -1]].tolist() == pytest.approx([0.999, 0.0999])
 
 
 def test_the_hint_names_a_faster_sampler_on_a_cpu() -> None:
-    cpu, slow = torch.device("cpu"), Ancestral(UniformGrid(1000))
-    line = steps_hint(slow, LinearBetas(1000), cpu)
+    denoiser = Digits(LinearBetas(1000))
+    slow = Pipeline(denoiser, Ancestral(UniformGrid(1000)), (64,))
+    line = steps_hint(slow)
     assert line is not None
     assert "1,000 evaluations" in line
     assert "--sampler DPMpp --steps 20 is about 50 times faster" in line
-    assert steps_hint(slow, LinearBetas(1000), torch.device("meta")) is None
-    assert steps_hint(DPMpp(UniformGrid(20)), LinearBetas(1000), cpu) is None
+    assert steps_hint(slow.with_sampler(DPMpp(UniformGrid(20)))) is None
+    denoiser.register_parameter("elsewhere", nn.Parameter(torch.zeros(1, device="meta")))
+    assert steps_hint(slow) is None
 
 
 # Long steps ---------------------------------------------------------------------------------------------------------

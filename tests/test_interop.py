@@ -15,7 +15,7 @@ from PIL import Image
 from shell import cli, no_files_change
 from torch import nn
 
-from diffusion_pl.checkpoints.loading import load
+from diffusion_pl.checkpoints.loading import load_model
 from diffusion_pl.commands import named
 from diffusion_pl.interop.foreign import complete, read_tensors
 from diffusion_pl.interop.keys import Source, needs, sources, take
@@ -122,7 +122,7 @@ def test_sample_evaluate_export_and_fit_take_what_came_in(pipe: Path) -> None:
     assert "## Training" in card and "optimizer" not in card  # of which nothing is known
 
     # Training goes on with the model as it is described, from its weights.
-    before, _ = load(pipe / "a.ckpt", "raw")
+    before, _ = load_model(pipe / "a.ckpt", "raw")
     description = torch.load(pipe / "a.ckpt", weights_only=True)["diffusion_pl"]
     trainer = {"max_steps": 1, "accelerator": "cpu", "limit_val_batches": 0, "enable_progress_bar": False}
     config = {"model": description["model"], "data": description["data"], "trainer": trainer}
@@ -130,7 +130,7 @@ def test_sample_evaluate_export_and_fit_take_what_came_in(pipe: Path) -> None:
     fit = ["fit", "--config", "go_on.yaml", "--ckpt_path", "a.ckpt", "--run", "r", "--doctor.ignore", "[prior]"]
     done = cli(pipe, *fit)
     assert done.code == 0, done.err
-    after, _ = load(pipe / "runs/r/checkpoints/last.ckpt", "raw")
+    after, _ = load_model(pipe / "runs/r/checkpoints/last.ckpt", "raw")
     moved = [(a - b).abs().max().item() for a, b in zip(after.parameters(), before.parameters(), strict=True)]
     assert 0 < max(moved) < 1e-3  # one step of Adam at 1e-4
 
@@ -143,7 +143,7 @@ def test_data_that_are_at_hand_must_be_the_models(pipe: Path) -> None:
     assert error == "data: Folder has (3, 16, 16) and no classes, the model (3, 8, 8) and no"
     done = cli(pipe, "import", *OPTIONS, "--data", "Folder", "--data.path", "elsewhere")
     assert done.code == 0, done.err
-    assert load(pipe / "a.ckpt", "raw")[1].source == "elsewhere"  # type: ignore[attr-defined]
+    assert load_model(pipe / "a.ckpt", "raw")[1].source == "elsewhere"  # type: ignore[attr-defined]
 
 
 def test_options_of_other_formats_and_files_that_exist_are_refused(pipe: Path) -> None:

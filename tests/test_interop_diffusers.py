@@ -13,7 +13,7 @@ from diffusers_model import pipeline
 from shell import Outcome, cli, tiny_config
 from torch import Tensor
 
-from diffusion_pl.checkpoints.loading import load, rebuild
+from diffusion_pl.checkpoints.loading import load_model, rebuild
 from diffusion_pl.denoisers import Data, Epsilon, V
 from diffusion_pl.interop import to_diffusers
 from diffusion_pl.interop.foreign import complete
@@ -51,7 +51,7 @@ def test_it_denoises_as_theirs(tmp_path: Path, options: dict[str, Any]) -> None:
     theirs = pipeline(tmp_path, **options).unet
     done = come_in(tmp_path)
     assert done.code == 0, done.err
-    model, data = load(tmp_path / "a.ckpt", "raw")
+    model, data = load_model(tmp_path / "a.ckpt", "raw")
     assert isinstance(model.network, UNet)
     assert data.shape == model.shape
     x, steps = torch.randn(3, *model.shape), torch.tensor([0, 300, 998])
@@ -72,12 +72,14 @@ def test_a_step_of_its_sampler_is_theirs(tmp_path: Path, large: bool) -> None:
     )
     unet = pipeline(tmp_path, scheduler).unet
     assert come_in(tmp_path).code == 0
-    model, _ = load(tmp_path / "a.ckpt", "raw")
+    model, _ = load_model(tmp_path / "a.ckpt", "raw")
     x_t, drawn = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
     scheduler.set_timesteps(50)
     clipped = 0.0
     for step in (49, 20, 1):
-        run = Run(model.guided(), lambda x: drawn, {}, torch.tensor([step + 1, step], dtype=torch.float64) / 50)
+        run = Run(
+            model.live_pipeline().guided, lambda x: drawn, {}, torch.tensor([step + 1, step], dtype=torch.float64) / 50
+        )
         t, s = torch.tensor([step + 1, step], dtype=torch.float64) / 50
         with torch.no_grad():
             ours, _ = model.sampler.step(run, x_t, t, s, None)
@@ -109,7 +111,7 @@ def test_a_step_of_its_sampler_is_theirs(tmp_path: Path, large: bool) -> None:
 def test_its_process_is_theirs(tmp_path: Path, scheduler: Any, kinds: tuple[type, ...]) -> None:
     pipeline(tmp_path, scheduler)
     assert come_in(tmp_path).code == 0
-    model, _ = load(tmp_path / "a.ckpt", "raw")
+    model, _ = load_model(tmp_path / "a.ckpt", "raw")
     found = tuple(map(type, (model.schedule, model.denoiser.parameterization, model.sampler)))
     assert found == kinds
     assert (model.guidance is not None) == scheduler.config.clip_sample
@@ -123,7 +125,7 @@ def test_a_network_alone_has_the_process_of_their_defaults_and_says_so(tmp_path:
     (tmp_path / "pipe/unet").rename(tmp_path / "alone")
     done = come_in(tmp_path, "alone")
     assert "note: there is no scheduler_config.json: the process is that of DDPMScheduler's defaults" in done.out
-    assert isinstance(load(tmp_path / "a.ckpt", "raw")[0].schedule, LinearBetas)
+    assert isinstance(load_model(tmp_path / "a.ckpt", "raw")[0].schedule, LinearBetas)
 
 
 def test_weights_of_old_releases_and_in_torch_files_are_read(tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_weights_of_old_releases_and_in_torch_files_are_read(tmp_path: Path) -> 
     assert come_in(tmp_path).code == 0
     x, steps = torch.randn(2, 3, 8, 8), torch.tensor([3, 500])
     with torch.no_grad():
-        close(load(tmp_path / "a.ckpt", "raw")[0].network(x, steps.float()), theirs(x, steps).sample)
+        close(load_model(tmp_path / "a.ckpt", "raw")[0].network(x, steps.float()), theirs(x, steps).sample)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +296,7 @@ def test_what_goes_out_is_loaded_by_the_package_and_comes_back(trained: Path) ->
     assert done.code == 0, done.err
     theirs = diffusers.DDPMPipeline.from_pretrained(trained / "out")
     alone = diffusers.UNet2DModel.from_pretrained(trained / "out/unet")
-    ours, _ = load(trained / CKPT)
+    ours, _ = load_model(trained / CKPT)
     x, steps = torch.randn(2, 1, 8, 8), torch.tensor([3, 19])
     with torch.no_grad():
         eps = ours.network(x, steps.float())
@@ -310,7 +312,7 @@ def test_what_goes_out_is_loaded_by_the_package_and_comes_back(trained: Path) ->
 
     back = cli(trained, "import", "out", "--from", "diffusers", "--output", "back.ckpt", "--data", "Digits")
     assert back.code == 0, back.err
-    again, data = load(trained / "back.ckpt", "raw")
+    again, data = load_model(trained / "back.ckpt", "raw")
     assert type(data).__name__ == "Digits"
     for (name, one), two in zip(ours.network.named_parameters(), again.network.parameters(), strict=True):
         assert torch.equal(one, two), name

@@ -13,7 +13,7 @@ from denoising_diffusion_pytorch.v_param_continuous_time_gaussian_diffusion impo
 from shell import Outcome, cli
 from torch import nn
 
-from diffusion_pl.checkpoints.loading import load
+from diffusion_pl.checkpoints.loading import load_model
 from diffusion_pl.denoisers import V
 from diffusion_pl.interop.lucidrains import find_schedule, told_objective
 from diffusion_pl.networks import LinearAttentionUNet
@@ -93,7 +93,7 @@ def test_it_denoises_as_theirs(tmp_path: Path, case: str) -> None:
     x, i = torch.randn(3, 3, 8, 8), torch.tensor([0, 30, 98])
     outputs = []
     for weights, theirs in (("raw", raw), ("ema", average)):
-        model, data = load(tmp_path / "a.ckpt", weights)
+        model, data = load_model(tmp_path / "a.ckpt", weights)
         assert type(model.schedule) is schedule
         assert data.shape == (3, 8, 8)
         with torch.no_grad():
@@ -116,7 +116,7 @@ def test_a_learned_variance_comes_with_predicted_noise(tmp_path: Path, objective
     x, i = torch.randn(3, 3, 8, 8), torch.tensor([1, 30, 98])
     t = ((i + 1) / 100).view(-1, 1, 1, 1)
     for weights, theirs in (("raw", raw), ("ema", average)):
-        model, _ = load(tmp_path / "a.ckpt", weights)
+        model, _ = load_model(tmp_path / "a.ckpt", weights)
         with torch.no_grad():
             ours = model.denoiser(x, t)
             mean, _, log_variance, x_0 = theirs.eval().p_mean_variance(x=x, t=i, clip_denoised=False)
@@ -166,7 +166,7 @@ def test_it_is_the_file_as_a_whole(tmp_path: Path) -> None:
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert content["global_step"] == 5
     assert content["callbacks"]["EMA"]["updates"] == 2
-    ours = load(tmp_path / "a.ckpt", "raw")[0]
+    ours = load_model(tmp_path / "a.ckpt", "raw")[0]
     assert isinstance(ours.denoiser.parameterization, V)
     assert sum(p.numel() for p in ours.network.parameters()) == sum(p.numel() for p in model.parameters())
     assert come_in(tmp_path).error == "a.ckpt exists already: name another file with --output"
@@ -187,7 +187,7 @@ def test_release_1_8_is_the_network_of_group_norms_without_memory(tmp_path: Path
     done = come_in(tmp_path)
     assert done.code == 0, done.err
     assert "--heads 4 --sinusoidal_pos_emb_theta 10000 --groups 8 --ema_decay 0.995" in done.out
-    ours = load(tmp_path / "a.ckpt", "raw")[0].network
+    ours = load_model(tmp_path / "a.ckpt", "raw")[0].network
     assert ours.state_dict().keys() == network.state_dict().keys()
     torch.testing.assert_close(ours.state_dict()["final.norm_2.bias"], torch.arange(16.0))
 
@@ -221,7 +221,7 @@ def test_the_objective_is_known_by_the_weights_of_the_loss_and_asked_for_otherwi
     torch.save(content, tmp_path / "model-1.pt")
     assert come_in(tmp_path).error.endswith("add --objective pred_noise, pred_x0 or pred_v")
     assert come_in(tmp_path, "--objective", "pred_v", "--ema_decay", 0.99).code == 0
-    assert load(tmp_path / "a.ckpt")[0].weights_name == "ema0.99"
+    assert load_model(tmp_path / "a.ckpt")[0].weights_name == "ema0.99"
 
 
 def lacking(content: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from shell import Outcome, cli
 from torch import Tensor, nn
 
-from diffusion_pl.checkpoints.loading import load
+from diffusion_pl.checkpoints.loading import load_model
 from diffusion_pl.interop import openai
 from diffusion_pl.interop.foreign import sketch
 from diffusion_pl.interop.keys import take
@@ -208,7 +208,7 @@ def test_it_denoises_as_theirs(
     theirs = save(tmp_path / "model001000.pt", **options)
     done = come_in(tmp_path, "model001000.pt", "--betas", betas, "--steps", steps, *given)
     assert done.code == 0, done.err
-    model, data = load(tmp_path / "a.ckpt", "raw")
+    model, data = load_model(tmp_path / "a.ckpt", "raw")
     assert type(model.schedule) is {"cosine": CosineBetas, "linear": LinearBetas}[betas]
     assert data.classes == options.get("classes")
     assert torch.load(tmp_path / "a.ckpt", weights_only=True)["global_step"] == 1000
@@ -277,7 +277,7 @@ def test_an_average_is_known_by_the_name_of_its_file(tmp_path: Path) -> None:
     done = come_in(tmp_path, "ema_0.9999_050000.pt", "--betas", "cosine")
     assert done.code == 0, done.err
     assert "note: the file is an average" in done.out
-    assert load(tmp_path / "a.ckpt")[0].weights_name == "ema0.9999"
+    assert load_model(tmp_path / "a.ckpt")[0].weights_name == "ema0.9999"
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

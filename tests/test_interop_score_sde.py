@@ -12,7 +12,7 @@ from shell import Outcome, cli
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion_pl.checkpoints.loading import load
+from diffusion_pl.checkpoints.loading import load_model
 from diffusion_pl.interop import score_sde
 from diffusion_pl.interop.foreign import sketch
 from diffusion_pl.interop.keys import take
@@ -394,7 +394,7 @@ def test_it_denoises_as_theirs(tmp_path: Path, case: str) -> None:
     save(tmp_path, theirs)
     done = come_in(tmp_path, *(["--variant", variant] if not theirs.fourier else []), *given)
     assert done.code == 0, done.err
-    model, _ = load(tmp_path / "a.ckpt", "raw")
+    model, _ = load_model(tmp_path / "a.ckpt", "raw")
     assert type(model.network) is network
     assert type(model.schedule) is {"ddpm": LinearBetas, "vp": VP, "subvp": SubVP, "ve": VE}[variant]
     steps, number = 40, torch.tensor([0, 8, 39])
@@ -422,7 +422,7 @@ def test_the_list_of_averages_is_in_the_order_of_parameters(tmp_path: Path, case
     options, variant, *_ = CASES[case]
     save(tmp_path, peer(**options))
     assert come_in(tmp_path, *([] if variant == "ve" else ["--variant", variant])).code == 0
-    raw, average = load(tmp_path / "a.ckpt", "raw")[0], load(tmp_path / "a.ckpt")[0]
+    raw, average = load_model(tmp_path / "a.ckpt", "raw")[0], load_model(tmp_path / "a.ckpt")[0]
     assert average.weights_name == "ema0.9999"
     for (name, one), two in zip(raw.network.named_parameters(), average.network.parameters(), strict=True):
         torch.testing.assert_close(two, 2 * one, msg=name)
@@ -464,7 +464,7 @@ def test_an_assumption_gives_way_to_its_option(tmp_path: Path) -> None:
     done = come_in(tmp_path, "--variant", "vp", *given, *kernel)
     assert done.code == 0, done.err
     assert "assumed, since the file does not tell: --centered true --scale_by_sigma false (give" in done.out
-    model, _ = load(tmp_path / "a.ckpt", "raw")
+    model, _ = load_model(tmp_path / "a.ckpt", "raw")
     network = model.network
     assert isinstance(network, NCSNpp)
     assert network.gain == 1

@@ -9,7 +9,7 @@ import torch
 from pictures_model import digits_changes, fit_digits
 from shell import LAST, cli, scalars, start, tiny_config
 
-from diffusion_pl.checkpoints.loading import load
+from diffusion_pl.checkpoints.loading import load_model
 
 LIKELIHOOD: dict[str, Any] = {
     "class_path": "Likelihood",
@@ -72,7 +72,7 @@ def test_the_seen_loss_is_the_loss_of_the_training_split(tmp_path: Path) -> None
     fit_digits(tmp_path, conditional=False, trainer__val_check_interval=20, trainer__max_steps=60)
     found = scalars(tmp_path / "runs/digits")
     assert [s for s, _ in found["seen_loss/ema0.999"]] == [s for s, _ in found["val_loss/ema0.999"]]
-    model, data = load(tmp_path / "runs/digits" / LAST)
+    model, data = load_model(tmp_path / "runs/digits" / LAST)
     data.setup("fit")
     torch.manual_seed(0)
     with torch.no_grad():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from shell import LAST, checkpoint, differences, fit, tiny_config, weights
 
-from diffusion_pl.checkpoints.loading import load, rebuild, select
+from diffusion_pl.checkpoints.loading import load_model, rebuild, select
 from diffusion_pl.networks import MLP
 from diffusion_pl.samplers import DDIM
 from diffusion_pl.schedules import VP
@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_checkpoint_alone_gives_model_and_data(run: Path) -> None:
-    model, data = load(run / LAST)
+    model, data = load_model(run / LAST)
     assert isinstance(model.network, MLP)
     assert model.network.input.out_features == 16
     assert isinstance(model.schedule, VP)
@@ -40,13 +40,13 @@ def test_the_checkpoint_alone_gives_model_and_data(run: Path) -> None:
     ("choice", "name", "decay"), [("ema", "ema0.9", "0.9"), ("ema:0.5", "ema0.5", "0.5"), ("ema:0.9", "ema0.9", "0.9")]
 )
 def test_an_average_is_chosen_by_its_decay(run: Path, choice: str, name: str, decay: str) -> None:
-    model, _ = load(run / LAST, choice)
+    model, _ = load_model(run / LAST, choice)
     assert model.weights_name == name
     assert not list(differences(weights(model), checkpoint(run)["callbacks"]["EMA"]["shadows"][decay]))
 
 
 def test_the_raw_weights_are_those_of_the_optimizer(run: Path) -> None:
-    model, _ = load(run / LAST, "raw")
+    model, _ = load_model(run / LAST, "raw")
     assert model.weights_name == "raw"
     assert not list(differences(dict(model.state_dict()), checkpoint(run)["state_dict"]))
 
@@ -59,24 +59,24 @@ def test_buffers_come_with_every_choice(tmp_path: Path) -> None:
     run = fit(tmp_path, model__network=network, trainer__max_steps=1)
     name = "denoiser.network.input_embedding.frequencies"
     for choice in ("ema", "raw"):
-        assert torch.equal(load(run / LAST, choice)[0].state_dict()[name], checkpoint(run)["state_dict"][name])
+        assert torch.equal(load_model(run / LAST, choice)[0].state_dict()[name], checkpoint(run)["state_dict"][name])
 
 
 @pytest.mark.parametrize("choice", ["ema:0.99", "ema:", "best", ""])
 def test_weights_that_are_not_there_are_answered_with_those_that_are(run: Path, choice: str) -> None:
     if choice == "ema:":
-        assert load(run / LAST, choice)[0].weights_name == "ema0.9"
+        assert load_model(run / LAST, choice)[0].weights_name == "ema0.9"
         return
     with pytest.raises(ValueError, match=rf"has no weights '{choice}': it holds raw, ema:0.9, ema:0.5"):
-        load(run / LAST, choice)
+        load_model(run / LAST, choice)
 
 
 def test_a_run_without_averages_offers_the_raw_weights(tmp_path: Path) -> None:
     run = fit(tmp_path, "--ema.decays", "[]", trainer__max_steps=1)
-    assert load(run / LAST)[0].weights_name == "raw"
+    assert load_model(run / LAST)[0].weights_name == "raw"
     with pytest.raises(ValueError, match=r"has no weights 'ema:0\.9': it holds raw"):
-        load(run / LAST, "ema:0.9")
-    assert load(run / LAST, "raw")[0].weights_name == "raw"
+        load_model(run / LAST, "ema:0.9")
+    assert load_model(run / LAST, "raw")[0].weights_name == "raw"
 
 
 def test_a_file_that_fit_did_not_write_is_refused(run: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_file_that_fit_did_not_write_is_refused(run: Path, tmp_path: Path) -> 
     with pytest.raises(
         ValueError, match=r"carries no configuration: it was not written by `python -m diffusion_pl fit`"
     ):
-        load(tmp_path / "anonymous.ckpt")
+        load_model(tmp_path / "anonymous.ckpt")
 
 
 def test_weights_that_do_not_fit_the_configuration_are_refused(run: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(run: Path, tmp_pa
     content["diffusion_pl"]["model"]["network"]["init_args"]["width"] = 8
     torch.save(content, tmp_path / "odd.ckpt")
     with pytest.raises(ValueError, match=r"another network: .* 16 in the checkpoint, 8 here"):
-        load(tmp_path / "odd.ckpt")
+        load_model(tmp_path / "odd.ckpt")
 
 
 def test_a_configuration_is_rebuilt_as_files_spell_it(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_accumulated_step_is_the_step_of_the_whole_batch(tmp_path: Path) -> None
     from shell import tiny_data, tiny_module, tiny_trainer, weights
 
     from diffusion_pl.callbacks import StepSeed
-    from diffusion_pl.runtime.loops import count_steps
+    from diffusion_pl.runtime.upstream.loops import count_steps
 
     class Keep(Callback):
         def __init__(self) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusion_pl.drawing import choose_sampler, guide
-from diffusion_pl.loading import load, load_classifier
 from shell import LAST, checkpoint, cli
 from torch import Tensor
+
+import diffusion_pl
+from diffusion_pl.checkpoints.loading import load_classifier, load_model
 
 ASSETS = Path(__file__).parent / "assets/v0_1"
 
@@ -44,12 +45,8 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 def guided(path: Path | str) -> np.ndarray:
     """Samples of the U-Net with label 3, in model units."""
-    model, _ = load(path)
-    model.sampler = choose_sampler(model, steps=5)
-    guide(model, scale=2, cond={"label": 3})
-    cond: dict[str, Any] = model.conditions(8)
-    with torch.no_grad():
-        return model.sample(range(8), 0, **cond).x_0.numpy()
+    pipeline = diffusion_pl.load(path).with_sampler(steps=5).with_scale(2).with_cond(label=3)
+    return pipeline.samples(range(8)).x_0.numpy()
 
 
 @pytest.fixture
@@ -118,7 +115,7 @@ def test_points_are_sampled_alike(folder: Path) -> None:
 @pytest.mark.parametrize("weights", ["raw", "ema:0.9", "ema:0.99"])
 def test_each_of_its_weights_is_loaded(weights: str) -> None:
     content = checkpoint(ASSETS / "mlp")
-    model, data = load(ASSETS / "mlp" / LAST, weights)
+    model, data = load_model(ASSETS / "mlp" / LAST, weights)
     kind, _, decay = weights.partition(":")
     parameters = dict(model.network.named_parameters())
     if kind == "raw":
@@ -190,7 +187,7 @@ def test_an_exported_model_is_imported(tmp_path: Path) -> None:
     args = ("--from", "diffusers", "exported", "--output", "back.ckpt", "--data", "Digits")
     done = cli(tmp_path, "import", *args)
     assert done.code == 0, done.err
-    model, _ = load(tmp_path / "back.ckpt", "raw")
+    model, _ = load_model(tmp_path / "back.ckpt", "raw")
     found, expected = model.network.state_dict(), torch.load(ASSETS / "exported_weights.pt", weights_only=True)
     assert found.keys() == expected.keys()
     for name, value in expected.items():

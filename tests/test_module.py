@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from shell import fit, scalars, shared_keys, tiny_data, tiny_module, tiny_trainer, weights
 from torch import Tensor
 
+from diffusion_pl.callbacks.sample_writer import Drawer, draw
+from diffusion_pl.checkpoints.io import read_part
 from diffusion_pl.data import Moons, Table
 from diffusion_pl.denoisers import Denoiser, Prediction
 from diffusion_pl.samplers import DDIM, UniformGrid
@@ -131,7 +133,8 @@ def test_a_tiny_model_learns(tmp_path: Path) -> None:
     trainer.fit(module, datamodule=data)
     after = trainer.validate(module, datamodule=data, verbose=False)[0]["val_loss/raw"]
     assert after < 0.9 * before
-    samples = module.sample(range(500), sampler=DDIM(UniformGrid(20))).x_0 @ torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    pipeline = module.live_pipeline().with_sampler(DDIM(UniformGrid(20)))
+    samples = pipeline.samples(range(500)).x_0 @ torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     along, across = (samples / 2**0.5).std(0).tolist()
     assert 1 < along < 1.8  # √2
     assert across < 0.3
@@ -139,12 +142,12 @@ def test_a_tiny_model_learns(tmp_path: Path) -> None:
 
 def test_a_sample_depends_on_seed_and_index_only() -> None:
     """Up to rounding: a matrix product of another size adds up in another order."""
-    module = tiny_module()
-    together = module.sample(range(6)).x_0
-    torch.testing.assert_close(module.sample([4]).x_0, together[4:5], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(module.sample([5, 0]).x_0, together[[5, 0]], rtol=1e-5, atol=1e-5)
-    assert torch.equal(module.sample(range(6)).x_0, together)
-    assert not torch.isclose(module.sample(range(6), seed=1).x_0, together).any()
+    pipeline = tiny_module().live_pipeline()
+    together = pipeline.samples(range(6)).x_0
+    torch.testing.assert_close(pipeline.samples([4]).x_0, together[4:5], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(pipeline.samples([5, 0]).x_0, together[[5, 0]], rtol=1e-5, atol=1e-5)
+    assert torch.equal(pipeline.samples(range(6)).x_0, together)
+    assert not torch.isclose(pipeline.with_seed(1).samples(range(6)).x_0, together).any()
     assert len(together.unique(dim=0)) == 6
 
 
@@ -159,19 +162,19 @@ def test_samples_are_drawn_with_the_guidance_around_the_denoiser() -> None:
         def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
             return Prediction(torch.zeros_like(x_t), x_t / self.schedule(t).sigma)
 
-    assert tiny_module().sample(range(3)).x_0.abs().min() > 0
-    assert torch.equal(tiny_module(guidance=Nothing).sample(range(3)).x_0, torch.zeros(3, 2))
+    assert tiny_module().live_pipeline().samples(range(3)).x_0.abs().min() > 0
+    assert torch.equal(tiny_module(guidance=Nothing).live_pipeline().samples(range(3)).x_0, torch.zeros(3, 2))
 
 
 def test_prediction_hands_out_samples_by_index(tmp_path: Path) -> None:
-    module, data = tiny_module(), tiny_data(batch_size=4)
-    assert module.block == 256
-    data.predict_samples, data.predict_batch, module.sample_seed = 600, 256, 3
-    batches = tiny_trainer(tmp_path).predict(module, datamodule=data)
-    assert [batch["index"].tolist() for batch in batches] == [list(range(k, k + 256)) for k in (0, 256, 512)]
-    whole = module.sample(range(768), seed=3).x_0
-    torch.testing.assert_close(torch.cat([batch["x"] for batch in batches]), whole, rtol=1e-5, atol=1e-5)
-    assert batches[0]["nfe"] == 4
+    pipeline = tiny_module().live_pipeline().with_seed(3)
+    assert pipeline.block == 256
+    assert draw(Drawer(pipeline), 600, tmp_path, tiny_trainer(tmp_path), batch=256)
+    parts = [read_part(path) for path in sorted(tmp_path.glob("*.pt"))]
+    assert [part["index"].tolist() for part in parts] == [list(range(k, k + 256)) for k in (0, 256, 512)]
+    whole = pipeline.samples(range(768)).x_0
+    torch.testing.assert_close(torch.cat([part["x"] for part in parts]), whole, rtol=1e-5, atol=1e-5)
+    assert parts[0]["nfe"] == 4
 
 
 def test_labels_reach_the_network(tmp_path: Path) -> None:

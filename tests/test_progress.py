@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from shell import cli, fit, tiny_config, tiny_data, tiny_module, tiny_trainer
 
 from diffusion_pl.callbacks import EMA, StepProgress
+from diffusion_pl.callbacks.sample_writer import Drawer, draw
 
 
 class Terminal(io.StringIO):
@@ -67,11 +68,12 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_other_commands_count_their_batches(tmp_path: Path, stage: str) -> None:
-    data = tiny_data()
-    data.predict_samples = 768
     trainer = tiny_trainer(tmp_path, StepProgress(), enable_progress_bar=True)
     with watched() as screen:
-        getattr(trainer, stage)(tiny_module(), datamodule=data)
+        if stage == "predict":
+            draw(Drawer(tiny_module().live_pipeline()), 768, tmp_path, trainer, batch=256)
+        else:
+            getattr(trainer, stage)(tiny_module(), datamodule=tiny_data())
     name = "sample" if stage == "predict" else stage
     mine = [state for state in shown(screen) if state.startswith(f"{name}:")]
     assert re.match(rf"{name}: +0%.* 0/3 ", mine[0])

@@ -1,7 +1,6 @@
 """The published experiments: what each configuration builds, number by number, and `verify`."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,10 +108,9 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
 
     def made(*files: Path) -> DiffusionCLI:
-        os.environ.pop("DIFFUSION_PL_RUN", None)
         # The doctor stops at the data, which are not here.
         options = ["--trainer.accelerator", "cpu", "--data.init_args.download", "false"]
-        return DiffusionCLI(["fit", *(f"--config={file}" for file in files), *options], RunFolder(), diagnose=True)
+        return DiffusionCLI("fit", [*(f"--config={file}" for file in files), *options], RunFolder(), diagnose=True)
 
     return made
 
@@ -242,10 +240,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def verified(run: Path, figures: dict[str, Any], other: bool = False) -> Any:
-    from diffusion_pl.runtime.drawing import fingerprint
+    from diffusion_pl.checkpoints.io import sha256_of
 
     for made in figures.values():
-        made["model"]["sha256"] = "0" * 64 if other else fingerprint(run / "checkpoints" / "last.ckpt")
+        made["model"]["sha256"] = "0" * 64 if other else sha256_of(run / "checkpoints" / "last.ckpt")
     (run / "evaluation").mkdir(exist_ok=True)
     (run / "evaluation" / "evaluation.json").write_text(json.dumps({"version": "0", "figures": figures}))
     return cli(run.parent.parent, "verify", "runs/run")

@@ -19,7 +19,7 @@ from pictures_model import fit_digits
 from shell import checkpoint, cifar10, cli, fit, tiny_config
 
 from diffusion_pl.checkpoints.io import read_part
-from diffusion_pl.checkpoints.loading import TRUST, load
+from diffusion_pl.checkpoints.loading import TRUST, load_model
 from diffusion_pl.runtime.output_folder import UNFINISHED
 
 CONV = {"class_path": "diffusion_pl.networks.ConvUNet"}
@@ -267,12 +267,12 @@ def test_a_package_that_is_trusted_is_used(
     (tmp_path / "mine.py").write_text("from diffusion_pl.networks import MLP\n\n\nclass Net(MLP):\n    pass\n")
     path = stranger("model.network", {"class_path": "mine.Net", "init_args": {"width": 16, "depth": 1}})
     with pytest.raises(ValueError, match="set DIFFUSION_PL_TRUST=mine in the environment"):
-        load(path)
+        load_model(path)
     monkeypatch.setenv(TRUST, "other, mine")
-    assert type(load(path)[0].network).__name__ == "Net"
+    assert type(load_model(path)[0].network).__name__ == "Net"
     monkeypatch.setenv(TRUST, "other")
     with pytest.raises(ValueError, match="mine"):
-        load(path)
+        load_model(path)
     del sys.modules["mine"]
 
 
@@ -281,6 +281,6 @@ def test_a_configuration_of_ones_own_may_name_anything_also_after_loading(
 ) -> None:
     (tmp_path / "own.py").write_text("from diffusion_pl.networks import MLP\n\n\nclass Net(MLP):\n    pass\n")
     with pytest.raises(ValueError, match="stranger"):
-        load(stranger("model.network", "stranger.Net"))
+        load_model(stranger("model.network", "stranger.Net"))
     fit(tmp_path, model__network={"class_path": "own.Net", "init_args": {"width": 8}}, trainer__max_steps=1)
     del sys.modules["own"]

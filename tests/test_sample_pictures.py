@@ -11,8 +11,9 @@ from pictures_model import fit_classifier, fit_digits
 from PIL import Image
 from shell import cli, no_files_change, start
 
-from diffusion_pl.checkpoints.loading import load
-from diffusion_pl.runtime import drawing
+import diffusion_pl
+from diffusion_pl.callbacks.sample_writer import Drawer
+from diffusion_pl.checkpoints.io import sha256_of
 from diffusion_pl.runtime.output_folder import UNFINISHED
 
 CKPT = Path("runs/digits/checkpoints/last.ckpt")
@@ -59,13 +60,12 @@ def test_the_note_says_how_they_were_made(folder: Path) -> None:
         "cond": {"label": 7},
         "num_samples": 64,
     }
-    assert note["sha256"] == drawing.fingerprint(folder / CKPT)
+    assert note["sha256"] == sha256_of(folder / CKPT)
     assert note["weights"] == "ema0.999"
 
 
 def test_samples_are_the_same_to_the_last_bit_whatever_the_batch_and_the_number(folder: Path) -> None:
-    model, _ = load(folder / CKPT)
-    assert model.block == 64
+    assert diffusion_pl.load(folder / CKPT).block == 64
     whole = drawn(folder, "whole", "--num_samples", 150)
     for k, (number, batch) in enumerate([(150, 1), (70, 64), (129, 1000), (3, 2)]):
         part = drawn(folder, f"part{k}", "--num_samples", number, "--batch_size", batch)
@@ -88,8 +88,7 @@ def test_two_processes_draw_the_same_bits(folder: Path) -> None:
 
 def test_an_interrupted_call_goes_on_where_it_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = drawn(folder, "uncut", "--num_samples", 200)
-    model = type(load(folder / CKPT)[0])
-    step, calls = model.predict_step, []
+    step, calls = Drawer.predict_step, []
 
     def failing(self: Any, batch: Any, batch_idx: int) -> Any:
         calls.append(batch["block"].tolist())
@@ -98,7 +97,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(folder: Path, monkeypatch:
         return step(self, batch, batch_idx)
 
     args = ("sample", "--ckpt_path", CKPT, "--output", "cut", "--npz", "true", "--num_samples", 200, "--batch_size", 1)
-    monkeypatch.setattr(model, "predict_step", failing)
+    monkeypatch.setattr(Drawer, "predict_step", failing)
     assert cli(folder, *args).err.splitlines()[-1] == "diffusion_pl: error: the power failed"
     assert len(list((folder / "cut" / UNFINISHED).glob("*.pt"))) == 2
     # Another call may not mix its samples with these, and destroys nothing.
@@ -195,7 +194,7 @@ def test_a_weaker_model_guides(folder: Path) -> None:
         (["--sampler", "DPMpp", "--sampler.order", 7], "order must be 1, 2 or 3, got 7"),
         (["--steps", 0], "steps must be at least 1, got 0"),
         (["--cond.label", 10], "cond.label: expected a number in 0 … 9; got 10"),
-        (["--cond.lable", 1], "cond.lable: the model has no such condition, only label"),
+        (["--cond.lable", 1], "cond.lable: the model has no such condition; it has label"),
         (["--classifier", CKPT], "is a DiffusionModule, not a classifier"),
         (["--classifier", JUDGE, "--weak", CKPT], "give --classifier or --weak, not both"),
         (["--classifier", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),

@@ -468,20 +468,20 @@ def test_a_worker_that_is_killed_is_told_in_one_line(tmp_path: Path) -> None:
 def test_sample_told_to_stop_keeps_the_block_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
 ) -> None:
-    from diffusion_pl.training import DiffusionModule
+    from diffusion_pl.pipeline import Pipeline
 
     fit(tmp_path)
     call = ("sample", "--ckpt_path", "runs/run", "--num_samples", 1000, "--batch_size", 256, "--output")
     assert cli(tmp_path, *call, "whole").code == 0
-    real, drawn = DiffusionModule.sample, []
+    real, drawn = Pipeline.samples, []
 
-    def told(self: DiffusionModule, indices: Any, *args: Any, **kwargs: Any) -> Any:
+    def told(self: Pipeline, indices: Any, *args: Any, **kwargs: Any) -> Any:
         drawn.append(indices[0])
         if len(drawn) == 2:
             signal.raise_signal(number)
         return real(self, indices, *args, **kwargs)
 
-    monkeypatch.setattr(DiffusionModule, "sample", told)
+    monkeypatch.setattr(Pipeline, "samples", told)
     done = cli(tmp_path, *call, "stopped")
     assert done.code == status
     assert done.out.splitlines()[-1] == "stopped; finished samples are kept. Repeat the command to continue"
@@ -491,12 +491,13 @@ def test_sample_told_to_stop_keeps_the_block_and_goes_on(
 
 
 def test_other_commands_end_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusion_pl.pipeline import Pipeline
     from diffusion_pl.training import DiffusionModule
 
     fit(tmp_path)
     config = tiny_config(tmp_path)
     monkeypatch.setattr(DiffusionModule, "losses", lambda *args, **kwargs: signal.raise_signal(signal.SIGTERM))
-    monkeypatch.setattr(DiffusionModule, "sample", lambda *args, **kwargs: signal.raise_signal(signal.SIGHUP))
+    monkeypatch.setattr(Pipeline, "samples", lambda *args, **kwargs: signal.raise_signal(signal.SIGHUP))
     for command in ("validate", "test"):
         done = cli(tmp_path, command, "--config", config, "--ckpt_path", "runs/run")
         assert done.code == 143

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from .. import __version__
 from ..data.base import say
 from ..data.splits import SHUFFLED
-from ..runtime.upstream import parameters
+from ..runtime.upstream.jsonargparse import parameters
 from ..training import LeanCallback
 
 #: Parts of the configuration that give the weights their meaning.

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from ..runtime.provenance import parallel
+from ..runtime.upstream.torch import lerp_
 from ..training import LeanCallback, Trainable
 
 
@@ -109,7 +110,7 @@ class EMA(LeanCallback):
         ramp = 0.5 ** (1 / (self.ramp_up * n)) if n else 0.0
         for average, shadow in self._lists.items():
             most = (1 + n) / (10 + n) if average in self._decay_names else ramp
-            torch._foreach_lerp_(shadow, self._parameters, 1 - min(self._rates[average], most))
+            lerp_(shadow, self._parameters, 1 - min(self._rates[average], most))
         self.updates += 1
 
     @property

@@ -1,4 +1,4 @@
-"""FID and its kin while a model learns."""
+"""FID and other metrics of samples during training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,18 +8,19 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from ..data import DataModule
-from ..evaluation import to_features, width_of
+from ..evaluation import Features, keeps_rows, scores, warn_of_few
 from ..metrics import FeatureStatistics, InceptionV3
-from ..metrics.generation import check_names, enough, scores
+from ..metrics.generation import check_names
+from ..pipeline import Pipeline
 from ..training import DiffusionModule
 from .measurement import Measurement
 
 
 class GenerationMetrics(Measurement):
-    """Samples against the data every few steps and at the end, on the EMA weights.
+    """Samples against the data every few steps and at the end, of the EMA weights.
 
     Every process draws whole blocks of the same sequence of samples and features of its share of the data; moments are
-    summed in float64, so the values are those of one process.  The tags tell the number of samples and the weights,
+    summed in float64, so the values are those of one process.  The tags give the number of samples and the weights,
     such as fid_n1000/ema0.999, which ModelCheckpoint and EarlyStopping can monitor.
 
     Args:
@@ -44,6 +45,7 @@ class GenerationMetrics(Measurement):
         check_names(metrics)
         self.num_samples, self.split = num_samples, split
         self.metrics, self.extractor = list(metrics), extractor
+        self._features: Features | None = None
         self._reference: FeatureStatistics | None = None
 
     @property
@@ -54,37 +56,33 @@ class GenerationMetrics(Measurement):
         data = trainer.datamodule
         if not isinstance(data, DataModule) or not data.is_image or not isinstance(pl_module, DiffusionModule):
             raise ValueError("GenerationMetrics measures models of images: take it out of trainer.callbacks")
-        next(data.batches(self.split, 1))  # an empty split is told now
+        next(data.batches(self.split, 1))  # an empty split is an error now, not after some hours
         if self.extractor is None:
             self.extractor = InceptionV3()
         self.extractor.eval().requires_grad_(False).to(pl_module.device)
-        warning = enough(self.num_samples, width_of(self.extractor, data)) if "fid" in self.metrics else None
-        if warning and trainer.is_global_zero:
-            print(f"diffusion_pl: warning: {warning}", flush=True)
+        self._features = Features(data, self.extractor)
+        if "fid" in self.metrics and trainer.is_global_zero:
+            warn_of_few(self.num_samples, self._features)
 
     @torch.no_grad()
-    def measure(self, trainer: Trainer, model: DiffusionModule) -> dict[str, float]:
-        data: Any = trainer.datamodule
-        assert self.extractor is not None
-        convert, dim = to_features(data, self.extractor), width_of(self.extractor, data)
-        rank, world, size = trainer.global_rank, trainer.world_size, model.block
+    def measure(self, trainer: Trainer, pipeline: Pipeline) -> dict[str, float]:
+        features, data = self._features, trainer.datamodule
+        assert features is not None
+        rank, world, size = trainer.global_rank, trainer.world_size, pipeline.block
         if self._reference is None:
-            self._reference = FeatureStatistics(dim, keep=self.metrics != ["fid"]).to(model.device)
+            self._reference = self._empty(features, pipeline)
             for k, batch in enumerate(data.batches(self.split, 64)):
                 if k % world == rank:
-                    _add(self._reference, convert(batch["x"]), 64 * k)
-        ours = FeatureStatistics(dim, keep=self.metrics != ["fid"]).to(model.device)
-        count = -(-self.num_samples // size)
-        for k in range(rank, count, world):
+                    features.add(self._reference, features(batch["x"]), 64 * k)
+        ours = self._empty(features, pipeline)
+        for k in range(rank, -(-self.num_samples // size), world):
             with trainer.precision_plugin.forward_context():
-                x = model.sample(range(k * size, (k + 1) * size)).x_0.float()
-            _add(ours, convert(x)[: self.num_samples - k * size], k * size)
-        found = scores(self.metrics, ours, self._reference)
-        measured = {f"{name}_n{self.num_samples}": result["value"] for name, result in found.items()}
-        return measured | {f"not_finite_n{self.num_samples}": float(ours.bad)}
+                x = pipeline.samples(range(k * size, (k + 1) * size)).x_0.float()
+            features.add(ours, features(x)[: self.num_samples - k * size], k * size)
+        measured = scores(self.metrics, ours, self._reference, features)
+        bad: Any = trainer.strategy.reduce(ours.bad.clone(), reduce_op="sum")
+        values = {f"{name}_n{self.num_samples}": float(score["value"]) for name, score in measured.items()}
+        return values | {f"not_finite_n{self.num_samples}": float(bad)}
 
-
-def _add(statistics: FeatureStatistics, rows: torch.Tensor, first: int) -> None:
-    place, dim = statistics.total.device, statistics.dim
-    rows = rows.to(place)
-    statistics.update(rows[:, :dim], torch.arange(first, first + len(rows), device=place), rows[:, dim:])
+    def _empty(self, features: Features, pipeline: Pipeline) -> FeatureStatistics:
+        return FeatureStatistics(features.width, keeps_rows(self.metrics)).to(pipeline.device)

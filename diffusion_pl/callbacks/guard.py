@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from ..runtime.upstream.lightning import batch_number
+from ..runtime.upstream.torch import norms, unscales_gradients, version
 from ..training import LeanCallback, Trainable, logs_now
 from .dump import write_dump
 
@@ -62,7 +64,7 @@ class Guard(LeanCallback):
         self._batches, self._losses = [], []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._batches.append((trainer.fit_loop.epoch_loop.total_batch_idx, batch))
+        self._batches.append((batch_number(trainer), batch))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._losses.append(loss.detach())
@@ -75,7 +77,7 @@ class Guard(LeanCallback):
         step, scale, scaled = trainer.global_step, None, False
         if self._scaler is not None:
             scale = self._scaler.get_scale()
-            scaled = getattr(optimizer, "_step_supports_amp_scaling", False)  # fused: it unscales in its own step
+            scaled = unscales_gradients(optimizer)  # fused: it unscales in its own step
             norm = norm / scale if scaled else norm
         if finite and math.isfinite(norm):
             self.in_a_row = 0
@@ -109,7 +111,7 @@ class Guard(LeanCallback):
     def _look(self, trainer: Trainer, losses: Sequence[Tensor]) -> tuple[bool, float]:
         """Whether the losses are finite, and the norm of all gradients: the same on all processes."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        values = torch.stack([*torch._foreach_norm(gradients, 2, self._dtype), *losses] if gradients else [*losses])
+        values = torch.stack([*norms(gradients, self._dtype), *losses] if gradients else [*losses])
         if self._world_size > 1:  # each has a loss of its own, and none may leave a step out alone
             values = trainer.strategy.reduce(values, reduce_op="mean")
         found = values.tolist()  # the one time that the device is waited for
@@ -189,19 +191,19 @@ class Buffers:
     def __init__(self, module: nn.Module) -> None:
         self.buffers = list(module.buffers())
         self.copies = [b.clone() for b in self.buffers]
-        self.versions = [b._version for b in self.buffers]
+        self.versions = [version(b) for b in self.buffers]
 
     def keep(self) -> None:
         """The step was good."""
         for i, buffer in enumerate(self.buffers):
-            if buffer._version != self.versions[i]:
+            if version(buffer) != self.versions[i]:
                 self.copies[i].copy_(buffer)
-                self.versions[i] = buffer._version
+                self.versions[i] = version(buffer)
 
     @torch.no_grad()
     def restore(self) -> None:
         """The step was not."""
         for i, buffer in enumerate(self.buffers):
-            if buffer._version != self.versions[i]:
+            if version(buffer) != self.versions[i]:
                 buffer.copy_(self.copies[i])
-                self.versions[i] = buffer._version
+                self.versions[i] = version(buffer)

@@ -1,4 +1,4 @@
-"""Figures of a model of images: samples as it learns, the way of the data to noise, and the way back as a film."""
+"""Panels of an image model: samples during training, the forward process, and sampling as a film."""
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -6,25 +6,28 @@ from torch import Tensor
 
 from ..data import DataModule
 from ..evaluation import memory
+from ..pipeline import Pipeline
 from ..runtime.loggers import tell
 from ..samplers import Sampler, Samples
 from ..tensors import SampleNoise
-from ..training import DiffusionModule, LeanCallback
-from .ema import ema_of, judged_weights
+from ..training import LeanCallback
+from .ema import ema_of
 from .images import film_frames, log_film, log_image
+from .judged import check_model, judged_pipeline
 
 NEIGHBOURS = 16  # pairs in the panel of nearest neighbours
-CONSTANT = 2 / 255  # standard deviation below which an image counts as constant: one grey level of 256
+MOST_ROWS = 10  # of a panel with a row for each class
+CONSTANT = 2 / 255  # standard deviation below which an image counts as constant: one quantization level of 256
 
 
 class ImagePanels(LeanCallback):
-    """Panels for images, as files in the run's folder and in the loggers; each says which weights it shows.
+    """Panels of images, as files in the run's folder and in the loggers; each says which weights it shows.
 
     During training: samples, always from the same latents, one row for each class if there are classes; those of the
-    raw weights beside the average's while it is young.  Mean and deviation of each channel are logged beside the
-    data's, and samples that are one colour are counted.  At the start the forward process of some images; at the end
-    a film of x_t and of the estimate x̂_0 on the way from noise to samples, and samples beside the training images
-    they are nearest to, with how far they are from them beside how far held-out images are (memorisation).
+    raw weights beside the EMA weights' while the average is young.  Mean and deviation of each channel are logged
+    beside the data's, and constant samples are counted.  At the start the forward process of some images; at the end a
+    film of x_t and of the estimate x̂_0 from noise to samples, and samples beside their nearest training images, with
+    their distance relative to that of held-out images (memorisation).
 
     Args:
         every_n_steps: optimizer steps between two panels.
@@ -55,10 +58,12 @@ class ImagePanels(LeanCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(trainer.datamodule, DataModule) or not trainer.datamodule.is_image:
             raise ValueError("ImagePanels draws images only: take it out of trainer.callbacks for other data")
+        check_model("ImagePanels", pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and trainer.global_step == 0:
-            self._strip(trainer, _module(pl_module))
+            with judged_pipeline(trainer, pl_module) as pipeline:
+                self._strip(trainer, pipeline)
 
     def on_train_batch_end(  # type: ignore[no-untyped-def]
         self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int
@@ -67,83 +72,85 @@ class ImagePanels(LeanCallback):
         due = step % self.every_n_steps == 0 and step not in (self._drawn_step, trainer.max_steps)
         if due and trainer.is_global_zero:
             self._drawn_step = step  # while gradients are accumulated the step stays
-            self._panels(trainer, _module(pl_module))
+            self._panels(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            x = self._panels(trainer, _module(pl_module))
+            x = self._panels(trainer, pl_module)
             if trainer.fast_dev_run:
                 return
-            with judged_weights(trainer, pl_module):
-                self._neighbours(trainer, _module(pl_module), x)
+            with judged_pipeline(trainer, pl_module) as pipeline:
+                self._neighbours(trainer, pipeline, x)
                 if self.film:
-                    self._film(trainer, _module(pl_module))
+                    self._film(trainer, pipeline)
 
-    def _panels(self, trainer: Trainer, model: DiffusionModule) -> Tensor:
-        """Shows samples of the weights that are judged, which it returns, and of others worth a look."""
-        with judged_weights(trainer, model):
-            x = self._samples(trainer, model)
+    def _panels(self, trainer: Trainer, module: LightningModule) -> Tensor:
+        """Shows samples of the EMA weights, which it returns, and of the raw ones while they are worth a look."""
+        with judged_pipeline(trainer, module) as pipeline:
+            x = self._samples(trainer, pipeline)
         ema = ema_of(trainer)
         if ema is not None and ema.young:
-            with judged_weights(trainer, model, raw=True):
-                self._samples(trainer, model)
+            with judged_pipeline(trainer, module, raw=True) as pipeline:
+                self._samples(trainer, pipeline)
         return x
 
-    def _draw(self, trainer: Trainer, model: DiffusionModule, count: int, path: bool = False) -> Samples:
+    def _draw(self, trainer: Trainer, pipeline: Pipeline, count: int, path: bool = False) -> Samples:
         """`count` samples in the precision of the run; with classes, row by row."""
-        classes = len(model.labels) or 1
-        rows = min(classes, 10)
+        classes = len(_classes(pipeline)) or 1
+        rows = min(classes, MOST_ROWS)
         columns = max(1, -(-count // rows))
-        # `sample` gives index i label i of model.labels, over and over.
+        # Sample i has class number i of pipeline.classes(), over and over.
         indices = [column * classes + row for row in range(rows) for column in range(columns)]
+        if self.sampler is not None:
+            pipeline = pipeline.with_sampler(self.sampler)
         with trainer.precision_plugin.forward_context():
-            return model.sample(indices, sampler=self.sampler, path=path)
+            return pipeline.samples(indices, path=path)
 
-    def _samples(self, trainer: Trainer, model: DiffusionModule) -> Tensor:
+    def _samples(self, trainer: Trainer, pipeline: Pipeline) -> Tensor:
         from .. import plots
 
-        data, weights = _data(trainer), model.weights_name
-        x = self._draw(trainer, model, 4 if trainer.fast_dev_run else self.num_samples).x_0.float().cpu()
+        data, weights = _data(trainer), pipeline.weights
+        x = self._draw(trainer, pipeline, 4 if trainer.fast_dev_run else self.num_samples).x_0.float().cpu()
         moments = torch.stack((x.mean((0, 2, 3)), x.std((0, 2, 3))), 1)
-        wanted = torch.stack(self._moments(data), 1)
+        of_data = torch.stack(self._moments(data), 1)
         constant = int((x.flatten(2).std(2).amax(1) < CONSTANT).sum())
         scalars = {f"samples_{weights}/constant": float(constant)}
-        told = []
+        channels = []
         for channel, ((mean, std), (data_mean, data_std)) in enumerate(
-            zip(moments.tolist(), wanted.tolist(), strict=True)
+            zip(moments.tolist(), of_data.tolist(), strict=True)
         ):
             scalars[f"samples_{weights}/mean_{channel}"], scalars[f"samples_{weights}/std_{channel}"] = mean, std
             scalars[f"data/mean_{channel}"], scalars[f"data/std_{channel}"] = data_mean, data_std
-            told.append(f"{mean:+.2f} ± {std:.2f} (data {data_mean:+.2f} ± {data_std:.2f})")
+            channels.append(f"{mean:+.2f} ± {std:.2f} (data {data_mean:+.2f} ± {data_std:.2f})")
         tell(trainer, scalars)
-        parts = [f"step {trainer.global_step:,}", f"{weights} weights", "channels " + ", ".join(told[:3])]
+        parts = [f"step {trainer.global_step:,}", f"{weights} weights", "channels " + ", ".join(channels[:3])]
         if constant:
             parts.append(f"{constant} of {len(x)} are ONE COLOUR")
-        names = data.class_names
-        named = [names[k][:20] if names else str(k) for k in model.labels[:10]]
+        named = _class_names(pipeline)[:MOST_ROWS]
         columns = len(x) // len(named) if named else None
         grid = plots.image_grid(data.units.to_uint8(x).numpy(), columns, title="  ·  ".join(parts), rows_named=named)
         log_image(trainer, f"samples/{weights}", grid)
         return x
 
-    def _neighbours(self, trainer: Trainer, model: DiffusionModule, x: Tensor) -> None:
-        """Samples x: (N, C, H, W), those nearest to a training image above it."""
+    def _neighbours(self, trainer: Trainer, pipeline: Pipeline, x: Tensor) -> None:
+        """Samples x: (N, C, H, W), those that are nearest to a training image above it."""
         from .. import plots
 
-        data, weights = _data(trainer), model.weights_name
+        data, weights = _data(trainer), pipeline.weights
         x = x.clamp(*(data.units.value_range or (-torch.inf, torch.inf)))
-        found = memory(data, x)
-        scalars = {f"neighbours_{weights}/distance": float(found.nearest.distance.median())}
-        told = f"median distance of all {scalars[f'neighbours_{weights}/distance']:.3f}"
-        if found.ratio is not None:
-            scalars[f"neighbours_{weights}/memorisation"] = found.ratio
-            told += f", {found.ratio:.2f} times that of held-out images (near 0: copies)"
+        result = memory(data, x)
+        distance = float(result.nearest.distance.median())
+        scalars = {f"neighbours_{weights}/distance": distance}
+        summary = f"median distance of all {distance:.3f}"
+        if result.ratio is not None:
+            scalars[f"neighbours_{weights}/memorisation"] = result.ratio
+            summary += f", {result.ratio:.2f} times that of held-out images (near 0: copies)"
         tell(trainer, scalars)
-        # The nearest first: a copy is not to be overlooked.
-        first = found.nearest.distance.argsort()[:NEIGHBOURS]
-        both = data.units.to_uint8(torch.stack((x[first], found.examples[first]), 1)).numpy()
+        # The nearest first, so that a copy is not overlooked.
+        first = result.nearest.distance.argsort()[:NEIGHBOURS]
+        both = data.units.to_uint8(torch.stack((x[first], result.examples[first]), 1)).numpy()
         title = f"step {trainer.global_step:,}  ·  {weights} weights  ·  samples above their nearest training image"
-        title += f", the {len(first)} nearest of {len(x)}  ·  {told}"
+        title += f", the {len(first)} nearest of {len(x)}  ·  {summary}"
         log_image(trainer, f"neighbours/{weights}", plots.pairs(both, title=title))
 
     def _moments(self, data: DataModule) -> tuple[Tensor, Tensor]:
@@ -153,7 +160,7 @@ class ImagePanels(LeanCallback):
             self._data_moments = x.mean((0, 2, 3)), x.std((0, 2, 3))
         return self._data_moments
 
-    def _strip(self, trainer: Trainer, model: DiffusionModule) -> None:
+    def _strip(self, trainer: Trainer, pipeline: Pipeline) -> None:
         from .. import plots
 
         data = _data(trainer)
@@ -162,8 +169,8 @@ class ImagePanels(LeanCallback):
         columns = [x_0]
         names = ["t = 0"]
         for time in self.strip_times:
-            kernel = model.schedule(torch.tensor(time, dtype=torch.float64))
-            # At the scale of the data, or the noise of a variance-exploding process would only be clipped.
+            kernel = pipeline.schedule(torch.tensor(time, dtype=torch.float64))
+            # At the scale of the data, or the noise of a variance-exploding schedule would only be clipped.
             scale = torch.sqrt(kernel.alpha.square() + kernel.sigma.square())
             columns.append(((kernel.alpha * x_0 + kernel.sigma * eps) / scale).float())
             names.append(f"{time:g}")
@@ -171,19 +178,22 @@ class ImagePanels(LeanCallback):
         title = f"forward process of training images, scaled to unit variance: {', '.join(names)}"
         log_image(trainer, "forward_process", plots.image_grid(images, len(columns), title=title))
 
-    def _film(self, trainer: Trainer, model: DiffusionModule) -> None:
-        data = _data(trainer)
-        path = self._draw(trainer, model, min(self.num_samples, 16), path=True).path
+    def _film(self, trainer: Trainer, pipeline: Pipeline) -> None:
+        path = self._draw(trainer, pipeline, min(self.num_samples, 16), path=True).path
         assert path is not None
-        frames = film_frames(data, path, model.schedule)
-        log_film(trainer, f"film/{model.weights_name}", frames)
+        frames = film_frames(_data(trainer), path, pipeline.schedule)
+        log_film(trainer, f"film/{pipeline.weights}", frames)
 
 
-def _module(module: LightningModule) -> DiffusionModule:
-    if not isinstance(module, DiffusionModule):
-        name = type(module).__name__
-        raise ValueError(f"ImagePanels shows samples, and a {name} has none: take it out of trainer.callbacks")
-    return module
+def _classes(pipeline: Pipeline) -> list[int]:
+    """The classes that samples have in turn; [] of a model without a label."""
+    return pipeline.classes() if "label" in pipeline.conditions else []
+
+
+def _class_names(pipeline: Pipeline) -> list[str]:
+    """Their names, at most 20 characters each, or their numbers."""
+    names = pipeline.conditions["label"].names if "label" in pipeline.conditions else ()
+    return [names[k][:20] if names else str(k) for k in _classes(pipeline)]
 
 
 def _data(trainer: Trainer) -> DataModule:

@@ -1,4 +1,4 @@
-"""Where images and films go: a file in the run's folder, and every logger that takes them."""
+"""Images and films of a run: a file in its folder, and every logger that takes them."""
 
 from pathlib import Path as FilePath
 
@@ -18,7 +18,7 @@ FRAMES = 60  # of a film, at most
 
 
 def panels_folder(trainer: Trainer) -> FilePath:
-    """Where a run keeps its images."""
+    """The folder of a run's images."""
     folder = FilePath(trainer.default_root_dir) / "panels"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,8 +1,7 @@
-"""Values that are measured every so many steps: logged once, at their own step, and judged only where they are new."""
+"""Metrics every so many steps: logged once, at their own step, and monitored only where they are new."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -10,16 +9,18 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from ..pipeline import Pipeline
 from ..runtime.loggers import tell
-from ..training import DiffusionModule, LeanCallback
-from .ema import judged_weights
+from ..runtime.upstream.lightning import judge_through, save_after_validation, validated_names
+from ..training import LeanCallback
+from .judged import judged_pipeline
 
 #: Of each trainer, the step at which a value was measured last.
 _measured: WeakKeyDictionary[Trainer, dict[str, int]] = WeakKeyDictionary()
 
 
 class Measurement(LeanCallback):
-    """Measures the EMA weights every few steps and at the end of the training.
+    """Measures the EMA weights every few steps and at the end of training.
 
     Its values go to the loggers at the step of the weights that they are of, not when Lightning logs next, and can be
     monitored by ModelCheckpoint and EarlyStopping.
@@ -36,8 +37,13 @@ class Measurement(LeanCallback):
         self.waits = True  # for its first values, in this session
 
     @abstractmethod
-    def measure(self, trainer: Trainer, model: DiffusionModule) -> dict[str, float]:
-        """The values, the same on all processes, by their names without that of the weights."""
+    def measure(self, trainer: Trainer, pipeline: Pipeline) -> dict[str, float]:
+        """The values, the same on all processes, by their names without that of the weights.
+
+        Args:
+            trainer: of the run.
+            pipeline: of the weights that are measured.
+        """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         judge_fresh_values(trainer)
@@ -58,10 +64,9 @@ class Measurement(LeanCallback):
         self.measured_step, self.waits = trainer.global_step, False
         if trainer.fast_dev_run:
             return
-        assert isinstance(model, DiffusionModule)
-        with judged_weights(trainer, model):
-            values = self.measure(trainer, model)
-            report(trainer, {f"{name}/{model.weights_name}": value for name, value in values.items()})
+        with judged_pipeline(trainer, model) as pipeline:
+            values = self.measure(trainer, pipeline)
+            report(trainer, {f"{name}/{pipeline.weights}": value for name, value in values.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {"measured_step": self.measured_step}
@@ -81,15 +86,13 @@ def judge_fresh_values(trainer: Trainer) -> None:
     """Let ModelCheckpoint and EarlyStopping judge by a value only at the step at which it was measured.
 
     Lightning takes whatever was measured last: it files a checkpoint under the value of older weights, counts one value
-    several times as no improvement, and ends the run where there is none yet.  Read from lightning 2.6.6.
+    several times as no improvement, and ends the run where there is none yet.
     """
     if not any(isinstance(callback, _Noting) for callback in trainer.callbacks):
         trainer.callbacks.insert(0, _Noting())  # before those that judge
     for callback in trainer.callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-            _guard(callback, "_save_topk_checkpoint", callback.monitor)
-        elif isinstance(callback, EarlyStopping):
-            _guard(callback, "_run_early_stopping_check", callback.monitor)
+        if isinstance(callback, (ModelCheckpoint, EarlyStopping)) and callback.monitor is not None:
+            judge_through(callback, _judge_if_fresh, callback, callback.monitor)
 
 
 class _Noting(LeanCallback):
@@ -97,23 +100,17 @@ class _Noting(LeanCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            results: Any = trainer.fit_loop.epoch_loop.val_loop._results
-            _note(trainer, [value.meta.name for value in results.values()])
+            _note(trainer, validated_names(trainer))
 
 
 def _note(trainer: Trainer, names: Iterable[str]) -> None:
     _measured.setdefault(trainer, {}).update(dict.fromkeys(names, trainer.global_step))
 
 
-def _guard(callback: Any, method: str, monitor: str) -> None:
-    # A partial of what has a name, since some strategies pickle the callbacks.
-    setattr(callback, method, partial(_judge_if_fresh, getattr(type(callback), method), callback, monitor))
-
-
-def _judge_if_fresh(judge: Callable[..., None], callback: Any, monitor: str, trainer: Trainer, *args: Any) -> None:
+def _judge_if_fresh(callback: Any, monitor: str, judge: Callable[..., None], trainer: Trainer, *args: Any) -> None:
     step = _measured.get(trainer, {}).get(monitor)
     waits = any(isinstance(c, Measurement) and c.waits for c in trainer.callbacks)
     if step == trainer.global_step or (step is None and (monitor in trainer.callback_metrics or not waits)):
-        judge(callback, trainer, *args)
+        judge(trainer, *args)
     elif isinstance(callback, ModelCheckpoint) and not trainer.validating:
-        callback._defer_save_until_validation = True  # which may measure it
+        save_after_validation(callback)  # which may measure it

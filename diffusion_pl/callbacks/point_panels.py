@@ -1,4 +1,4 @@
-"""Figures of a model of points: its samples as it learns, and at the end the whole process."""
+"""Panels of a point model: samples during training, and at the end the forward process, field and trajectories."""
 
 from typing import Any
 
@@ -8,14 +8,15 @@ from torch import Tensor
 
 from ..data import DataModule
 from ..denoisers import Denoiser, empirical
+from ..pipeline import Pipeline
 from ..tensors import SampleNoise
-from ..training import DiffusionModule, LeanCallback
-from .ema import judged_weights
+from ..training import LeanCallback
 from .images import log_image
+from .judged import check_model, judged_pipeline
 
 
 class PointPanels(LeanCallback):
-    """Panels for point data, as PNG files in the run's folder and in the loggers; each says which weights it shows.
+    """Panels of points, as PNG files in the run's folder and in the loggers; each says which weights it shows.
 
     During training: samples, always from the same latents, beside the data.  At the end also the forward process, the
     learned field beside the exact one of the training points, trajectories and the schedule.
@@ -46,6 +47,7 @@ class PointPanels(LeanCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(trainer.datamodule, DataModule) or not trainer.datamodule.is_point:
             raise ValueError("PointPanels draws point data only: take it out of trainer.callbacks for other data")
+        check_model("PointPanels", pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -54,32 +56,32 @@ class PointPanels(LeanCallback):
         due = step % self.every_n_steps == 0 and step not in (self._drawn_step, trainer.max_steps)
         if due and trainer.is_global_zero:
             self._drawn_step = step  # while gradients are accumulated the step stays
-            with judged_weights(trainer, pl_module):
-                self._samples(trainer, _module(pl_module))
+            with judged_pipeline(trainer, pl_module) as pipeline:
+                self._samples(trainer, pipeline)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            with judged_weights(trainer, pl_module):
-                self._samples(trainer, _module(pl_module))
-                self._process(trainer, _module(pl_module))
+            with judged_pipeline(trainer, pl_module) as pipeline:
+                self._samples(trainer, pipeline)
+                self._process(trainer, pipeline)
 
-    def _samples(self, trainer: Trainer, model: DiffusionModule) -> None:
+    def _samples(self, trainer: Trainer, pipeline: Pipeline) -> None:
         from .. import plots
 
-        data, weights = _data(trainer), model.weights_name
+        data, weights = _data(trainer), pipeline.weights
         count = 10 if trainer.fast_dev_run else self.num_samples
-        x = model.sample(range(count)).x_0.cpu()
+        x = pipeline.samples(range(count)).x_0.cpu()
         title = f"step {trainer.global_step:,} · {weights} weights"
         decode = data.units.decode
         figure = plots.samples_panel(decode(_points(data)).numpy(), decode(x).numpy(), title)
         log_image(trainer, f"samples/{weights}", plots.to_image(figure))
 
     @torch.no_grad()
-    def _process(self, trainer: Trainer, model: DiffusionModule) -> None:
+    def _process(self, trainer: Trainer, pipeline: Pipeline) -> None:
         from .. import plots
 
         data = _data(trainer)
-        schedule, points, weights = model.schedule, _points(data), model.weights_name
+        schedule, points, weights = pipeline.schedule, _points(data), pipeline.weights
         t = torch.linspace(0, 1, 201, dtype=torch.float64)[1:-1]
         kernel = schedule(t)
         curves = plots.schedule_panel(t.numpy(), kernel.alpha.numpy(), kernel.sigma.numpy(), kernel.logsnr.numpy())
@@ -95,7 +97,7 @@ class PointPanels(LeanCallback):
             frames.append((time, (at.alpha * cloud + at.sigma * eps).numpy()))
         log_image(trainer, "forward_process", plots.to_image(plots.forward_panel(frames)))
 
-        run = model.sample(range(self.num_paths), path=True).path
+        run = pipeline.samples(range(self.num_paths), path=True).path
         assert run is not None
         paths = plots.trajectories_panel(run.t.numpy(), run.x.cpu().numpy(), points.numpy())
         log_image(trainer, f"trajectories/{weights}", plots.to_image(paths))
@@ -105,7 +107,7 @@ class PointPanels(LeanCallback):
             grid = torch.cartesian_prod(axis, axis)
             exact = empirical(schedule, points)
             fields = [
-                (time, _field(model.denoiser, grid, time).numpy(), _field(exact, grid, time).numpy())
+                (time, _field(pipeline.denoiser, grid, time).numpy(), _field(exact, grid, time).numpy())
                 for time in self.field_times
             ]
             log_image(
@@ -119,11 +121,6 @@ def _field(denoiser: Denoiser, x: Tensor, time: float) -> Tensor:
     t = torch.tensor(time, dtype=torch.float64)
     eps: Tensor = denoiser(x.to(device), t).eps
     return -eps.cpu()
-
-
-def _module(module: LightningModule) -> DiffusionModule:
-    assert isinstance(module, DiffusionModule)
-    return module
 
 
 def _data(trainer: Trainer) -> DataModule:

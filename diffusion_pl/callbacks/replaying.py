@@ -39,12 +39,15 @@ class Replay(NamedTuple):
 
 
 def read_dump(path: Path) -> dict[str, Any]:
-    """A dump's content.
+    """A dump's content; of the folder of a run, its newest dump.
 
     Raises:
         FileNotFoundError, ValueError: no such file, damaged, with code in it, or a checkpoint of another kind.
     """
-    content = read(path)
+    dumps = sorted((path / "dumps").glob("step-*.ckpt")) if path.is_dir() else [path]
+    if not dumps:
+        raise FileNotFoundError(f"no dump in {path}: a run leaves one in its folder dumps when `guard` stops it")
+    content = read(dumps[-1])
     if "dump" not in content:
         raise ValueError(f"{path} is no dump of a step: dumps are in the folder dumps of a run that stopped")
     return content

@@ -17,6 +17,7 @@ from ..runtime import provenance
 from ..runtime.loggers import identities_of
 from ..runtime.run_card import CARD, one_line, plain, read_card, write_card
 from ..runtime.storage import numbered
+from ..runtime.upstream.lightning import batches_trained
 from ..training import LeanCallback
 
 
@@ -74,7 +75,7 @@ class RunCard(LeanCallback):
         # Not earlier: a run that is refused leaves the card of the one before.
         parallel = provenance.parallel(trainer)
         self._batch = parallel["global_batch"]
-        batches = _batches(trainer)
+        batches = batches_trained(trainer)
         before = self._loaded.get("examples_seen")
         if before is None and self._batch is not None:  # a new run, or a checkpoint older than these cards
             before = batches * self._batch
@@ -184,7 +185,7 @@ class RunCard(LeanCallback):
         if self._before is None or self._batch is None:
             return None
         batches, examples = self._before
-        return None if examples is None else int(examples + (_batches(trainer) - batches) * self._batch)
+        return None if examples is None else int(examples + (batches_trained(trainer) - batches) * self._batch)
 
     def _look(self, trainer: Trainer) -> None:
         # On every process: what is averaged over all of them may have to be exchanged.
@@ -255,11 +256,6 @@ class RunCard(LeanCallback):
         if message not in self._warned:
             self._warned.add(message)
             print(f"diffusion_pl: warning: {message}", flush=True)
-
-
-def _batches(trainer: Trainer) -> int:
-    """That every process has taken a step, or a part of one, with, over all that the run was resumed from."""
-    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
 
 def _now() -> str:

@@ -1,8 +1,8 @@
 """Keeps the samples of `predict`, or what is made of them, block by block: an interruption loses at most one batch."""
 
-import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
+from tqdm import tqdm
 
 from ..checkpoints.io import read_part
-from ..data import DataModule
+from ..data.loader import Loader
+from ..pipeline import Pipeline
 from ..runtime.bounds import check_room
-from ..runtime.drawing import not_finite, steps_hint
 from ..runtime.signals import AfterBlock
 from ..runtime.storage import write_file
-from ..training import DiffusionModule, LeanCallback
+from ..tensors import not_finite
+from ..training import LeanCallback
 from .progress import StepProgress
 
 
@@ -43,12 +45,6 @@ class SampleWriter(LeanCallback):
 
     def __init__(self, parts: Path, convert: Callable[[Tensor], Tensor] | None = None) -> None:
         self.parts, self.convert = parts, convert
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.is_global_zero and isinstance(pl_module, DiffusionModule):  # before there is a progress bar
-            hint = steps_hint(pl_module.sampler, pl_module.schedule, trainer.strategy.root_device)
-            if hint is not None:
-                print(hint)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._signals = AfterBlock(trainer)
@@ -107,36 +103,128 @@ def gathered(parts: Path, num_samples: int) -> Drawn:
     return Drawn(torch.from_numpy(whole), nfe, bad)
 
 
-def draw(
-    model: LightningModule,
-    data: DataModule,
-    parts: Path,
-    accelerator: str,
-    devices: int,
-    convert: Callable[[Tensor], Tensor] | None = None,
-) -> bool:
-    """Draw what data.predict_dataloader asks for and is not in `parts` yet, on some devices.
+class Drawer(LightningModule):
+    """Draws whole blocks of a pipeline's samples in `predict`: {"block": (K,)} -> {"index": (B,), "x": (B, *), "nfe"}.
 
-    Returns:
-        Whether this is the first process, which goes on alone.
+    Args:
+        pipeline: whose networks Lightning moves to its devices.
     """
-    count, free = data.predict_samples, shutil.disk_usage(_existing(parts)).free
-    size = 4 * math.prod(getattr(model, "shape", (1,)))  # bytes, at least, that are kept of a sample
-    check_room(count * size, free, f"{count:,} samples")
-    data.predict_done = done(parts)
-    trainer = Trainer(
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.pipeline, self.guided = pipeline, pipeline.guided
+
+    @property
+    def block(self) -> int:
+        """Samples in a block."""
+        return self.pipeline.block
+
+    def on_predict_start(self) -> None:
+        if self.trainer.is_global_zero and (hint := steps_hint(self.pipeline)) is not None:
+            print(hint)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        hidden = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
+        progress = partial(tqdm, desc="steps", leave=False, dynamic_ncols=True, disable=hidden)
+        index, x, nfe = [], [], 0
+        for block in batch["block"].tolist():
+            indices = range(block * self.block, (block + 1) * self.block)
+            samples = self.pipeline.samples(indices, progress=progress)
+            index.append(torch.tensor(indices))
+            x.append(samples.x_0)
+            nfe = max(nfe, samples.nfe)
+        return {"index": torch.cat(index), "x": torch.cat(x), "nfe": nfe} if x else {}
+
+
+class _Blocks(LightningDataModule):
+    """The blocks that are not done yet, as batches {"block": (K,)}, which go to the processes whole."""
+
+    def __init__(self, count: int, size: int, batch: int, done: frozenset[int]) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.blocks = [k for k in range(-(-count // size)) if k not in done]
+        self.together = max(1, batch // size)
+
+    def predict_dataloader(self) -> Loader | list[Any]:
+        if not self.blocks:
+            return []
+        assert self.trainer is not None
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        together = min(self.together, max(1, len(self.blocks) // world_size))  # at least as many batches as processes
+        return Loader({"block": torch.tensor(self.blocks)}, together, rank=rank, world_size=world_size)
+
+
+def drawing_trainer(accelerator: str, devices: int) -> Trainer:
+    """A trainer that only predicts, on some devices, a process each."""
+    return Trainer(
         accelerator=accelerator,
         devices=devices,
         logger=False,
         enable_checkpointing=False,
         use_distributed_sampler=False,
         inference_mode=False,  # some guidance differentiates
-        callbacks=[StepProgress(), SampleWriter(parts, convert)],
+        callbacks=[StepProgress()],
     )
-    data.trainer, blocks = trainer, LightningDataModule()  # not `data`, which Lightning would set up at any rate
-    blocks.predict_dataloader = data.predict_dataloader  # type: ignore[method-assign]
-    trainer.predict(model, datamodule=blocks, return_predictions=False)
+
+
+def draw(
+    drawer: LightningModule,
+    count: int,
+    parts: Path,
+    trainer: Trainer,
+    batch: int = 250,
+    convert: Callable[[Tensor], Tensor] | None = None,
+    size: int = 4,
+) -> bool:
+    """Have the drawer make, with the trainer, what is not in `parts` yet.
+
+    Args:
+        drawer: has `block` and `predict_step`, such as Drawer.
+        count: samples, or rows, from the first on.
+        parts: see SampleWriter.
+        trainer: of `drawing_trainer`, or of a run.
+        batch: samples between two savings.
+        convert: see SampleWriter.
+        size: bytes, at least, that are kept of a sample.
+
+    Returns:
+        Whether this is the first process, which continues alone.
+
+    Raises:
+        ValueError: there is no room for so many on the disk.
+    """
+    check_room(count * size, shutil.disk_usage(_existing(parts)).free, f"{count:,} samples")
+    trainer.callbacks.append(SampleWriter(parts, convert))
+    block: Any = drawer.block
+    blocks = _Blocks(count, block, batch, done(parts))
+    trainer.predict(drawer, datamodule=blocks, return_predictions=False)
     return bool(trainer.is_global_zero)
+
+
+def steps_hint(pipeline: Pipeline) -> str | None:
+    """A line on the faster way, where sampling takes long: many evaluations on a CPU; else None."""
+    sampler = pipeline.sampler
+    evaluations = 1 + (len(sampler.grid(pipeline.schedule)) - 1) * sampler.evaluations
+    if pipeline.device.type != "cpu" or evaluations < 200 or sampler.order == 0:
+        return None
+    faster = round(evaluations / 20)
+    return f"{evaluations:,} evaluations per sample; --sampler DPMpp --steps 20 is about {faster} times faster"
+
+
+def not_finite_error(bad: int, count: int) -> str:
+    """The line about samples of which so many are not finite; "" if all are."""
+    if not bad:
+        return ""
+    return (
+        f"{bad:,} of {count:,} samples are not finite: the model or its sampler diverges. Fix: take more --steps or "
+        "another --sampler, or an earlier checkpoint"
+    )
+
+
+def refuse_not_finite(bad: int, count: int) -> None:
+    """Raise ValueError if some of the samples are not finite."""
+    if bad:
+        raise ValueError(not_finite_error(bad, count))
 
 
 def _existing(folder: Path) -> Path:

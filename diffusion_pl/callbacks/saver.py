@@ -12,7 +12,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ..checkpoints.io import AtomicCheckpointIO, last_checkpoint
 from ..runtime.loggers import LogError, in_order, writing
-from ..runtime.signals import Agreement, Signals, Wish, requeue, stop
+from ..runtime.signals import Agreement, Signals, Wish, requeue
+from ..runtime.upstream.lightning import epochs_trained, skip_signal_broadcast, stop_after_batch
+from ..runtime.upstream.torch import add_event
 from ..training import LeanCallback
 
 
@@ -57,8 +59,7 @@ class Saver(LeanCallback, Checkpoint):
         self._signals = Signals(trainer)
         self._agreement = Agreement() if trainer.world_size > 1 else None
         if self._agreement is not None:
-            # Lightning would ask the first process in every step whether it was told, and wait for the answer.
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+            skip_signal_broadcast(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -79,21 +80,21 @@ class Saver(LeanCallback, Checkpoint):
         wish = Wish.GO_ON if self._signals is None else self._signals.wish
         self._wish = wish if self._agreement is None else self._agreement(wish, pl_module.device)
         if self._wish and step != trainer.max_steps:
-            stop(trainer)
+            stop_after_batch(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Processes with fewer batches than others would not stop, but wait for the others' losses.
         if self._agreement is not None:
-            stop(trainer, False)
+            stop_after_batch(trainer, False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._agreement is not None and self._wish and trainer.global_step != trainer.max_steps:
-            stop(trainer)
+            stop_after_batch(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The end of a run that is counted in epochs, or that EarlyStopping ends, whose state is newer than that of the
         # step: before what other callbacks do at the end, which may fail.
-        if trainer.should_stop or trainer.fit_loop.epoch_progress.current.processed == trainer.max_epochs:
+        if trainer.should_stop or epochs_trained(trainer) == trainer.max_epochs:
             self._save(trainer, anew=trainer.should_stop)
             if self._signals is not None and not trainer.should_stop:
                 self._signals.end()
@@ -138,10 +139,9 @@ def _overtake(trainer: Trainer) -> None:
 
 
 def _drop_from(logger: TensorBoardLogger, step: int) -> None:
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.proto.event_pb2 import SessionLog
 
     in_order(logger)
     # What SummaryWriter(purge_step=…) writes, but the logger makes its writer before the step is known.
-    writer = logger.experiment._get_file_writer()
-    writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+    add_event(logger.experiment, step, session_log=SessionLog(status=SessionLog.START))
     logger.experiment.flush()

@@ -1,11 +1,12 @@
 """Randomness of training as a function of (seed, batch, rank)."""
 
-import os
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from ..runtime.upstream.lightning import batch_number, global_seed
+from ..runtime.upstream.torch import seed_generators
 from ..tensors import mix
 from ..training import LeanCallback
 
@@ -18,12 +19,12 @@ class StepSeed(LeanCallback):
     """
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        reseed(run_seed(), trainer.fit_loop.epoch_loop.total_batch_idx, trainer.global_rank, pl_module.device)
+        reseed(run_seed(), batch_number(trainer), trainer.global_rank, pl_module.device)
 
 
 def run_seed() -> int:
     """The seed of the whole run."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
+    return global_seed() or 0
 
 
 def reseed(run_seed: int, batch: int, rank: int, device: torch.device) -> None:
@@ -35,10 +36,4 @@ def reseed(run_seed: int, batch: int, rank: int, device: torch.device) -> None:
         rank: of the process.
         device: of the step.
     """
-    seed = mix(run_seed, batch, rank)
-    # torch.manual_seed would do the same fifty times slower: it also queues a call for every absent accelerator.
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
+    seed_generators(mix(run_seed, batch, rank), device)

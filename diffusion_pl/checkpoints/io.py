@@ -224,6 +224,12 @@ def checkpoint_at(path: str | Path) -> Path:
     raise FileNotFoundError(f"no checkpoint in {path}: give a run's folder, such as runs/NAME, or a file")
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, or of the newest checkpoint in the folder of a run; hexadecimal."""
+    with checkpoint_at(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def or_else(path: Path) -> str:
     """For a message about path: "; the newest good one is …", of the others in its folder, or nothing if none is."""
     others = [file for file in path.parent.glob("*.ckpt") if file.is_file() and file.name != path.name]

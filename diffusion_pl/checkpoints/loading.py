@@ -7,29 +7,39 @@ looked up, and those of packages that the variable DIFFUSION_PL_TRUST lists; not
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jsonargparse._common
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from .. import __version__
+from ..conditions import Conditions, label
 from ..data import DataModule
+from ..pipeline import Pipeline
 from ..runtime.bounds import check_plain, limited
 from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
-from ..runtime.upstream import parameters
+from ..runtime.upstream.jsonargparse import imports_only, parameters
 from ..training import DiffusionModule, NoisyClassifier, Trainable
-from .io import read_hashed
+from .io import checkpoint_at, read_hashed
 
 TRUST = "DIFFUSION_PL_TRUST"
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
 
 
-def load(
+def load_pipeline(
+    path: str | Path, weights: str = "ema", data: Mapping[str, Any] | None = None
+) -> tuple[Pipeline, DataModule]:
+    """What draws samples of a checkpoint, and the data that it was trained on; see `load_model`."""
+    model, dataset = load_model(path, weights, data)
+    pipeline = model.live_pipeline(dataset, model.weights_name)
+    return replace(pipeline, sha256=model.sha256), dataset
+
+
+def load_model(
     path: str | Path, weights: str = "ema", data: Mapping[str, Any] | None = None
 ) -> tuple[DiffusionModule, DataModule]:
     """Model and data of a checkpoint, rebuilt from the configuration inside it.
@@ -38,7 +48,7 @@ def load(
     unless `data` says ``download: true``.
 
     Args:
-        path: a checkpoint that `fit` wrote.
+        path: a checkpoint that `fit` wrote, or the folder of a run: its newest good one.
         weights: "ema" (the first average; the raw weights where there is none), "raw", or "ema:0.999" for one of
             several.
         data: options of the data that take the place of the checkpoint's, such as ``{"path": "images"}``.
@@ -60,8 +70,8 @@ def diffusion_model(model: Trainable, path: str | Path) -> DiffusionModule:
     return model
 
 
-def load_classifier(path: str | Path) -> tuple[NoisyClassifier, list[str] | None]:
-    """The classifier of a checkpoint, with its first average, or its raw weights if it has none; names of classes."""
+def load_classifier(path: str | Path) -> tuple[NoisyClassifier, Conditions]:
+    """The classifier of a checkpoint, with its first average, or its raw weights if it has none; and its label."""
     checkpoint, sha256 = read_hashed(path)
     averages = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadows", {})
     model, data = from_content(checkpoint, path, "ema" if averages else "raw")
@@ -70,7 +80,7 @@ def load_classifier(path: str | Path) -> tuple[NoisyClassifier, list[str] | None
             f"{path} is a {type(model).__name__}, not a classifier: train one as configs/digits/classifier.yaml"
         )
     model.sha256 = sha256
-    return model, data.class_names
+    return model, {"label": label(model.classes, data.class_names)}
 
 
 def from_content(
@@ -87,7 +97,7 @@ def from_content(
     try:
         # Generously: some networks make parameters that they replace, and types differ in size.
         with limited(4 * len(state) + 100, sum(32 * tensor.numel() for tensor in state.values()) + 2**20):
-            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, Path(path))
+            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, checkpoint_at(path))
     except (ArgumentError, TypeError, KeyError, ImportError) as error:
         denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
         if denied:
@@ -105,20 +115,31 @@ def from_content(
     except (ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is damaged: its configuration cannot be built ({reason})") from error
+    model.weights_name = fill(model, checkpoint, path, weights)
+    return model.eval(), data
+
+
+def fill(model: Trainable, checkpoint: dict[str, Any], path: str | Path, weights: str) -> str:
+    """Load a checkpoint's weights into a model of its configuration.
+
+    Returns:
+        The name of the weights.
+
+    Raises:
+        ValueError: they are not there, do not fit, or are not finite.
+    """
     model.on_load_checkpoint(checkpoint)
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
-        state, model.weights_name = select(checkpoint, weights, str(path))
+        state, name = select(checkpoint, weights, str(path))
         model.load_state_dict(state)
     # Tables may be infinite, such as one of log-SNR; and a dump is of a step that went wrong.
-    wrong = next((name for name, p in model.named_parameters() if not p.isfinite().all()), None)
+    wrong = next((key for key, p in model.named_parameters() if not p.isfinite().all()), None)
     if wrong is not None and "dump" not in checkpoint:
         raise ValueError(
-            f"the {model.weights_name} weights of {path} are not finite ({wrong}): the training diverged. Fix: use an "
-            "earlier checkpoint"
+            f"the {name} weights of {path} are not finite ({wrong}): the training diverged. Fix: use an earlier "
+            "checkpoint"
         )
-    if isinstance(model, DiffusionModule):
-        model.class_counts = data.class_counts
-    return model.eval(), data
+    return name
 
 
 _KIND = {
@@ -162,7 +183,7 @@ def rebuild(
         ArgumentError: it holds what is no configuration, or names a class of a package that is not trusted.
         ValueError: the data have no such option.
     """
-    with _trusted_only():
+    with imports_only([*_TRUSTED, *_listed()]):
         return _rebuild(description, data_state, options or {}, path)
 
 
@@ -243,18 +264,6 @@ def _refusal(name: str) -> str:
         "which is neither diffusion_pl's nor of torch.nn or torch.optim, so it was not imported: if you trust it, set "
         f"{TRUST}={package} in the environment"
     )
-
-
-@contextmanager
-def _trusted_only() -> Iterator[None]:
-    """Within, jsonargparse looks up no other name, and none that is an alias of another one's (torch.nn.os.system)."""
-    settings = jsonargparse._common.parsing_settings  # set_parsing_settings adds only, it knows no way back
-    before = dict(settings)
-    try:
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_TRUSTED, *_listed()])
-        yield
-    finally:
-        settings.update(before)
 
 
 def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:

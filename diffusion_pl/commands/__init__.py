@@ -9,8 +9,9 @@ from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import auto_cli
 
-from ..runtime.parsing import RaisingParser, UsageError, types_of
+from ..runtime.parsing import RaisingParser, UsageError
 from ..runtime.stopping import stoppable
+from ..runtime.upstream.jsonargparse import option_types
 
 #: Words of Python cannot name its functions and parameters: `from_` is the option --from.  Nor can what a function
 #: computes have the name of a parameter: `data_` is --data.
@@ -22,7 +23,7 @@ class ToolParser(RaisingParser):
     """Knows that from_ is the option --from."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        types = {_KEYWORD.sub(r"\1", name): kind for name, kind in types_of(self).items()}
+        types = {_KEYWORD.sub(r"\1", name): kind for name, kind in option_types(self).items()}
         raise UsageError(_KEYWORD.sub(r"\1", message), types) from ex
 
     def format_help(self, formatter: Any = None) -> str:

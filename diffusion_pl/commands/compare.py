@@ -4,34 +4,33 @@ from pathlib import Path
 
 
 def compare(a: Path, b: Path, metrics: list[str] | None = None) -> None:
-    """Set the figures of two evaluations side by side; refuse those that were not measured alike, and say why.
+    """Show the results of two evaluations side by side; refuse those that were not measured alike, and say why.
 
     Args:
         a: evaluation.json of one model.
-        b: That of the other.
-        metrics: Which; None: all that both have.
+        b: evaluation.json of the other.
+        metrics: Which ones; None: all that both have.
     """
-    from ..evaluation import compare_figures, differences, read_figures
+    from ..evaluation import differences, read_results, side_by_side
 
-    ours, theirs = read_figures(a), read_figures(b)
+    ours, theirs = read_results(a), read_results(b)
     names = [name for name in ours if name in theirs] if metrics is None else metrics
     for name in names:
-        lacking = next((path for path, figures in ((a, ours), (b, theirs)) if name not in figures), None)
-        if lacking is not None:
-            raise ValueError(f"{lacking} holds no {name}")
+        without = next((path for path, results in ((a, ours), (b, theirs)) if name not in results), None)
+        if without is not None:
+            raise ValueError(f"{without} has no {name}")
     if not names:
         raise ValueError(f"{a} ({', '.join(ours)}) and {b} ({', '.join(theirs)}) have no metric in common")
     refused = []
     print(f"{'':<10} {'A':>12} {'B':>12} {'B - A':>12}")
     for name in names:
-        one, other = ours[name], theirs[name]
-        why = differences(one, other)
+        why = differences(ours[name], theirs[name])
         if why:
             refused.append(f"{name} ({'; '.join(why)})")
             continue
-        print(f"{name:<10} {compare_figures(one, other)}")
+        print(f"{name:<10} {side_by_side(ours[name], theirs[name])}")
     for key in ("checkpoint", "weights", "sampler", "nfe", "seed"):
-        pair = [f[names[0]]["model"].get(key) for f in (ours, theirs)]
+        pair = [results[names[0]].model.get(key) for results in (ours, theirs)]
         if pair[0] != pair[1]:
             print(f"  {key}: {pair[0]} | {pair[1]}")
     if refused:

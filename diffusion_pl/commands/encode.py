@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..samplers import Grid, Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def encode(
@@ -47,39 +50,38 @@ def encode(
     import torch
 
     from ..callbacks.figures import write_samples
-    from ..checkpoints.loading import load
+    from ..callbacks.sample_writer import refuse_not_finite
+    from ..checkpoints.loading import load_pipeline
     from ..data.base import count
-    from ..runtime.drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite, slerp
+    from ..pipeline import slerp
+    from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
+    from ..runtime.provenance import describe
+    from ..tensors import not_finite
+    from .choices import choose
 
-    model, data = load(ckpt_path, weights)
-    model.sampler = rule = choose_sampler(model, sampler, grid, steps)
-    guide(model, cond=cond, any_label=True, names=data.class_names)
+    pipeline, data = load_pipeline(ckpt_path, weights)
+    pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond()
     x_0 = data.read(path)
     call: dict[str, Any] = {
         "checkpoint": str(ckpt_path),
-        "sha256": model.sha256,
-        "weights": model.weights_name,
+        "sha256": pipeline.sha256,
+        "weights": pipeline.weights,
         "examples": hashlib.sha256(x_0.numpy().tobytes()).hexdigest(),
-        "sampler": describe(rule),
-        "cond": model.sample_cond,
+        "sampler": describe(pipeline.sampler),
+        "cond": dict(pipeline.cond),
         "between": between,
     }
     device = device_of(accelerator)
     with OutputFolder(output, call) as folder:
         if folder.published is None:
-            model.to(device)
-            eps = rule.encode(model.guided(), x_0.to(device), **model.conditions(len(x_0))) / rule.prior(
-                model.schedule, torch.ones(1, device=device)
-            )
+            eps = pipeline.to(device).encode(x_0)
             way = eps
             if between:
                 share = torch.linspace(0, 1, between + 2, device=device)[:-1]
                 arcs = [slerp(a, b, share) for a, b in pairwise(eps)]
                 way = torch.cat([*arcs, eps[-1:]])
-            model.latents = way
-            every: dict[str, Any] = model.conditions(len(way))
-            found = model.sample(range(len(way)), **every).x_0.cpu()
+            found = pipeline.with_latents(way).samples(range(len(way))).x_0.cpu()
 
             refuse_not_finite(not_finite(eps) + not_finite(found), len(eps) + len(found))
 
@@ -88,9 +90,25 @@ def encode(
                 return [stage / "latents.npz", *write_samples(data, found, stage)]
 
             error = (found[:: between + 1] - x_0).square().mean().sqrt().item()
-            name = type(rule).__name__
+            name = type(pipeline.sampler).__name__
             folder.publish(
                 write,
                 f"{count(len(x_0), 'example')} carried to noise and back by {name}: root-mean-square error {error:.2g}",
             )
         folder.show()
+
+
+def read_latents(path: Path, shape: tuple[int, ...]) -> "Tensor":
+    """The latents that `encode` wrote: (N, *shape)."""
+    import numpy as np
+    import torch
+
+    from ..runtime.reading import reading
+
+    with reading(path, "latents.npz of `encode`"), np.load(path, allow_pickle=False) as file:
+        eps = torch.from_numpy(file["eps"])
+        if not eps.is_floating_point() or not eps.isfinite().all() or not len(eps):
+            raise ValueError(f"{eps.dtype} of shape {tuple(eps.shape)}, or not finite")
+    if eps.shape[1:] != shape:
+        raise ValueError(f"{path}: its latents are of shape {tuple(eps.shape[1:])}, the model's data of {shape}")
+    return eps.float()

@@ -38,34 +38,35 @@ def export(
     """
     import logging
 
-    from ..checkpoints.io import read_hashed
+    from ..checkpoints.io import checkpoint_at, read_hashed
     from ..checkpoints.loading import diffusion_model, from_content
     from ..interop import WRITERS
-    from ..interop.model_card import find_figures, find_run, model_card
-    from ..runtime.drawing import choose_sampler
+    from ..interop.model_card import find_results, find_run, model_card
     from ..runtime.errors import quiet
     from ..runtime.output_folder import OutputFolder
+    from .choices import choose
 
     quiet()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    ckpt_path = checkpoint_at(ckpt_path)
     content, sha256 = read_hashed(ckpt_path)
     found, data = from_content(content, ckpt_path, weights)
     model = diffusion_model(found, ckpt_path)
-    model.requires_grad_(False).cpu()
-    model.sampler = choose_sampler(model, sampler, grid, steps)
-    figures, run = find_figures(ckpt_path, sha256, evaluation), find_run(ckpt_path)
+    model.requires_grad_(False)
+    pipeline = choose(model.live_pipeline(data, model.weights_name), sampler, grid, steps)
+    results, run = find_results(ckpt_path, sha256, evaluation), find_run(ckpt_path)
     description, steps = content["diffusion_pl"], content.get("global_step")
     description.pop("places", None)  # of this machine
     told = {"name": ckpt_path.name, "steps": steps}
-    card = model_card(to, model, description, told, sha256, run, figures, license)
-    call = {"checkpoint": str(ckpt_path), "sha256": sha256, "weights": model.weights_name, "to": to, "card": card}
+    card = model_card(to, pipeline, description, told, sha256, run, results, license)
+    call = {"checkpoint": str(ckpt_path), "sha256": sha256, "weights": pipeline.weights, "to": to, "card": card}
     with OutputFolder(output, call) as folder:
         if folder.published is None:
 
             def write(stage: Path) -> list[Path]:
-                files = WRITERS[to](model, data, description, stage)
+                files = WRITERS[to](pipeline, data, description, stage)
                 (stage / "README.md").write_text(card, encoding="utf-8")
                 return [*files, stage / "README.md"]
 
-            folder.publish(write, f"{ckpt_path} ({model.weights_name} weights) for {to}:")
+            folder.publish(write, f"{ckpt_path} ({pipeline.weights} weights) for {to}:")
         folder.show()

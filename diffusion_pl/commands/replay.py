@@ -23,7 +23,7 @@ def replay(
 
     from ..callbacks.replaying import read_dump
     from ..callbacks.replaying import replay as replay_share
-    from ..runtime.drawing import device_of
+    from ..runtime.devices import device_of
     from ..runtime.errors import quiet
 
     quiet()

@@ -1,10 +1,17 @@
 """python -m diffusion_pl restore: pictures of which only a part is known."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..samplers import Grid, Sampler
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..denoisers import Operator
 
 
 def restore(
@@ -61,84 +68,104 @@ def restore(
 
     import torch
 
-    from .. import plots
     from ..callbacks.figures import write_samples
-    from ..checkpoints.loading import load
+    from ..callbacks.sample_writer import refuse_not_finite
+    from ..checkpoints.loading import load_pipeline
     from ..data.base import count
-    from ..denoisers import Coarse, Gray, Masked, Operator, Reconstructing
-    from ..runtime.drawing import choose_sampler, describe, device_of, guide, not_finite, refuse_not_finite
+    from ..denoisers import Reconstructing
+    from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
+    from ..runtime.provenance import describe
     from ..samplers import Replacement
+    from ..tensors import not_finite
+    from .choices import choose
 
-    model, data = load(ckpt_path, weights)
-    if not data.is_image:
-        raise ValueError(f"{ckpt_path} is a model of points: only pictures can be restored")
-    rule = choose_sampler(model, sampler, grid, steps)
-    guide(model, cond=cond, any_label=True, names=data.class_names)
-    channels, height, width = model.shape
-    operator: Operator
-    if task == "inpaint":
-        known = torch.zeros(1, 1, height, width)
-        known[..., : width // 2] = 1
-        if mask is not None:
-            known = (data.read(mask).mean(1, keepdim=True) > 0).float()
-            if len(known) != 1:
-                raise ValueError(f"{mask}: give one mask, not a folder of {len(known)}")
-        operator = Masked(known.to(device_of(accelerator)))
-    elif task == "colorize":
-        if channels != 3:
-            raise ValueError(f"colorize needs a model of colour pictures, this one has {channels} channel(s)")
-        operator = Gray(channels)
-    else:
-        operator = Coarse(factor)
-        if height % factor or width % factor:
-            raise ValueError(f"factor {factor} does not divide the sides {height}x{width}")
+    pipeline, data = load_pipeline(ckpt_path, weights)
+    if len(pipeline.shape) != 3:
+        raise ValueError(f"{ckpt_path} is a model of points: only images can be restored")
+    pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
+    device = device_of(accelerator)
+    known = None if task != "inpaint" else _known(pipeline.shape, None if mask is None else data.read(mask), mask)
+    operator = _operator(task, pipeline.shape, known, factor, device)
     x_0 = data.read(path)
     call = {
         "checkpoint": str(ckpt_path),
-        "sha256": model.sha256,
-        "weights": model.weights_name,
+        "sha256": pipeline.sha256,
+        "weights": pipeline.weights,
         "examples": hashlib.sha256(x_0.numpy().tobytes()).hexdigest(),
-        "operator": task if task == "colorize" else factor if task == "upscale" else known.flatten().tolist(),
+        "operator": factor if task == "upscale" else task if known is None else known.flatten().tolist(),
         "method": method,
         "repeats": repeats,
         "scale": scale,
         "num_samples": num_samples,
         "seed": seed,
-        "sampler": describe(rule),
-        "cond": model.sample_cond,
+        "sampler": describe(pipeline.sampler),
+        "cond": dict(pipeline.cond),
     }
-    device = device_of(accelerator)
     with OutputFolder(output, call) as folder:
         if folder.published is None:
-            model.to(device)
+            pipeline.to(device)
             many = x_0.repeat_interleave(num_samples, 0).to(device)
             y = operator(many)
             if method == "replacement":
-                rule = Replacement(rule, operator, y, repeats)
+                pipeline = pipeline.with_sampler(Replacement(pipeline.sampler, operator, y, repeats))
             else:
-                inner, std = model.guidance, max(0.05, x_0.square().mean().sqrt().item())
-                model.guidance = lambda denoiser: Reconstructing(
-                    denoiser if inner is None else inner(denoiser), operator, y, data_std=std, scale=scale
+                std = max(0.05, x_0.square().mean().sqrt().item())
+                pipeline = pipeline.with_wrapper(
+                    partial(Reconstructing, operator=operator, y=y, data_std=std, scale=scale)
                 )
-            found = model.sample(range(len(many)), seed, rule, **model.conditions(len(many))).x_0
-            found = operator.consistent(found, y).cpu()
+            found = operator.consistent(pipeline.samples(range(len(many))).x_0, y).cpu()
             refuse_not_finite(not_finite(found), len(found))
             kept = operator.transpose(y[::num_samples]).cpu() / operator.gram
             if task == "inpaint":
                 kept = torch.where(operator(torch.ones_like(many[:1])).cpu() > 0, kept, torch.zeros_like(kept))
-            restored = found.reshape(len(x_0), num_samples, *model.shape)
+            restored = found.reshape(len(x_0), num_samples, *pipeline.shape)
             rows = torch.cat((x_0[:, None], kept[:, None], restored), 1).flatten(0, 1)
+            title = f"{task}: image, what is known, {num_samples} restored"
 
             def write(stage: Path) -> list[Path]:
                 files = write_samples(data, found, stage)
-                title = f"{task}: image, what is known, {num_samples} restored"
-                grid_image = plots.image_grid(data.units.to_uint8(rows).numpy(), num_samples + 2, title=title)
-                plots.save_image(grid_image, stage / "grid.png")
+                _save_grid(data, rows, num_samples + 2, title, stage / "grid.png")
                 return files
 
-            folder.publish(
-                write,
-                f"{count(len(x_0), 'image')} restored {count(num_samples, 'time')} each by {method}, task {task}:",
-            )
+            summary = f"{count(len(x_0), 'image')} restored {count(num_samples, 'time')} each by {method}, task {task}:"
+            folder.publish(write, summary)
         folder.show()
+
+
+def _known(shape: tuple[int, ...], mask: "Tensor | None", path: Path | None) -> "Tensor":
+    """1 where pixels are known, else 0: (1, 1, height, width); without a mask the left half is known."""
+    import torch
+
+    if mask is None:
+        known = torch.zeros(1, 1, *shape[1:])
+        known[..., : shape[2] // 2] = 1
+        return known
+    if len(mask) != 1:
+        raise ValueError(f"{path}: give one mask, not a folder of {len(mask)}")
+    return (mask.mean(1, keepdim=True) > 0).float()
+
+
+def _operator(
+    task: str, shape: tuple[int, ...], known: "Tensor | None", factor: int, device: "torch.device"
+) -> "Operator":
+    """What a task does to an image of a shape."""
+    from ..denoisers import Coarse, Gray, Masked
+
+    channels, height, width = shape
+    if known is not None:
+        return Masked(known.to(device))
+    if task == "colorize":
+        if channels != 3:
+            raise ValueError(f"colorize needs a model of colour images, this one has {channels} channel(s)")
+        return Gray(channels)
+    operator = Coarse(factor)
+    if height % factor or width % factor:
+        raise ValueError(f"factor {factor} does not divide height x width {height}x{width}")
+    return operator
+
+
+def _save_grid(data: Any, rows: "Tensor", columns: int, title: str, path: Path) -> None:
+    from .. import plots
+
+    plots.save_image(plots.image_grid(data.units.to_uint8(rows).numpy(), columns, title=title), path)

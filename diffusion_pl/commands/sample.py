@@ -1,5 +1,6 @@
 """python -m diffusion_pl sample: samples of a checkpoint."""
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from ..samplers import Grid, Sampler
 
 if TYPE_CHECKING:
     from ..data import DataModule
-    from ..training import DiffusionModule
+    from ..pipeline import Pipeline
 
 
 def sample(
@@ -69,56 +70,51 @@ def sample(
         raise ValueError(f"seed must not be negative, got {seed}")
     from .. import __version__
     from ..callbacks.figures import write_samples
-    from ..callbacks.sample_writer import draw, gathered
-    from ..checkpoints.loading import load
-    from ..data.base import classes_named, count
-    from ..runtime.drawing import (
-        choose_sampler,
-        describe,
-        device_of,
-        fingerprint,
-        guide,
-        not_finite_error,
-        read_latents,
-    )
+    from ..callbacks.sample_writer import Drawer, draw, drawing_trainer, gathered, not_finite_error
+    from ..checkpoints.io import sha256_of
+    from ..checkpoints.loading import load_pipeline
+    from ..data.base import count
+    from ..runtime.devices import device_of
     from ..runtime.errors import quiet
     from ..runtime.limits import check_devices
     from ..runtime.output_folder import OutputFolder
     from ..runtime.processes import part, place
+    from ..runtime.provenance import describe
     from ..runtime.storage import write_json
+    from .choices import choose, default_count
+    from .encode import read_latents
 
     quiet()
-    model, data = load(ckpt_path, weights, data_)
-    model.sampler = choose_sampler(model, sampler, grid, steps)
-    guide(model, scale, classifier, weak, cond, names=data.class_names)
+    pipeline, data = load_pipeline(ckpt_path, weights, data_)
+    pipeline = choose(pipeline, sampler, grid, steps, scale, classifier, weak, cond).with_seed(seed)
     if latents is not None:
-        model.latents = read_latents(latents, model.shape)
-        num_samples = num_samples or len(model.latents)
-    data.predict_samples = n = num_samples or data.predict_samples
+        eps = read_latents(latents, pipeline.shape)
+        pipeline, num_samples = pipeline.with_latents(eps), num_samples or len(eps)
+    n = num_samples or default_count(pipeline)
     call: dict[str, Any] = {
         "checkpoint": str(ckpt_path),
-        "sha256": model.sha256,
-        "weights": model.weights_name,
-        "sampler": describe(model.sampler),
+        "sha256": pipeline.sha256,
+        "weights": pipeline.weights,
+        "sampler": describe(pipeline.sampler),
         "seed": seed,
         "scale": scale,
-        "cond": model.sample_cond,
-        "classifier": classifier and fingerprint(classifier),
-        "weak": weak and fingerprint(weak),
-        "latents": latents and fingerprint(latents),
+        "cond": dict(pipeline.cond),
+        "classifier": classifier and sha256_of(classifier),
+        "weak": weak and sha256_of(weak),
+        "latents": latents and sha256_of(latents),
     }
     device = device_of(accelerator)
     check_devices(devices, device.type, "devices")
-    data.predict_batch, model.sample_seed = batch_size, seed
     whole = {**call, "num_samples": n, "npz": npz, "film": film}
     with OutputFolder(output, whole, leader=not place()) as folder:
         if folder.published is None:
-            untrained = [k for k in range(model.classes or 0) if k not in model.labels]
-            if untrained and not cond and not place():
-                print(f"no samples of {classes_named(untrained, data.class_names)}: training had no examples of them")
+            if not place():
+                _say_untrained(pipeline)
             with suppress(OSError, ValueError):  # the image shows the data too, where they can be read
                 data.setup("predict")
-            first = draw(model, data, folder.work, device.type, devices)
+            trainer = drawing_trainer(device.type, devices)
+            size = 4 * math.prod(pipeline.shape)
+            first = draw(Drawer(pipeline), n, folder.work, trainer, batch_size, size=size)
             part()
             if not first:
                 return
@@ -127,34 +123,45 @@ def sample(
             def write(stage: Path) -> list[Path]:
                 files = data.write_npz(drawn.x, stage) if npz else write_samples(data, drawn.x, stage)
                 if film:
-                    files += _film(model, data, stage, min(n, 16 if len(model.shape) == 3 else 1000))
+                    files += _film(pipeline, data, stage, min(n, 16 if len(pipeline.shape) == 3 else 1000))
                 note = {"version": __version__, "num_samples": n, "nfe": drawn.nfe, "not_finite": drawn.bad, **call}
-                note |= labelled(model, data)
-                write_json(stage / "samples.json", note)
+                write_json(stage / "samples.json", {**note, **_labels(pipeline)})
                 return [*files, stage / "samples.json"]
 
-            weighted = f"{model.weights_name} weights"
+            weighted = f"{pipeline.weights} weights"
             summary = f"{count(n, 'sample')} of {ckpt_path} ({weighted}), {count(drawn.nfe, 'evaluation')} each:"
             folder.publish(write, summary, not_finite_error(drawn.bad, n))
         folder.show()
 
 
-def labelled(model: "DiffusionModule", data: "DataModule") -> dict[str, Any]:
+def _say_untrained(pipeline: "Pipeline") -> None:
+    """Say of which classes there are no samples, since training had no examples of them."""
+    from ..data.base import classes_named
+
+    for name, condition in pipeline.conditions.items():
+        drawn = pipeline.classes(name)
+        untrained = [k for k in range(condition.classes or 0) if k not in drawn]
+        if untrained and name not in pipeline.cond:
+            print(f"no samples of {classes_named(untrained, condition.names)}: training had no examples of them")
+
+
+def _labels(pipeline: "Pipeline") -> dict[str, Any]:
     """What samples.json says of labels: those that the samples have in turn, and the names of all classes."""
-    if model.classes is None:
+    label = pipeline.conditions.get("label")
+    if label is None:
         return {}
-    label = model.sample_cond.get("label")
-    return {"labels": model.labels if label is None else [label], "class_names": data.class_names}
+    given = pipeline.cond.get("label")
+    labels = pipeline.classes() if given is None else [given]
+    return {"labels": labels, "class_names": list(label.names) or None}
 
 
-def _film(model: "DiffusionModule", data: "DataModule", output: Path, count: int) -> list[Path]:
+def _film(pipeline: "Pipeline", data: "DataModule", output: Path, count: int) -> list[Path]:
     import numpy as np
 
     from ..callbacks.images import film_frames, save_film
 
-    cond: dict[str, Any] = model.conditions(count)
-    path = model.sample(range(count), model.sample_seed, path=True, **cond).path
+    path = pipeline.samples(range(count), path=True).path
     assert path is not None
     x, x_0 = (data.decode(part.cpu()).numpy() for part in (path.x, path.x_0))
     np.savez_compressed(output / "path.npz", t=path.t.numpy(), x=x, x_0=x_0)
-    return [save_film(film_frames(data, path, model.schedule), output / "film.gif"), output / "path.npz"]
+    return [save_film(film_frames(data, path, pipeline.schedule), output / "film.gif"), output / "path.npz"]

@@ -1,10 +1,18 @@
 """python -m diffusion_pl sweep: quality against cost, for several samplers."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..samplers import Grid, Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..data import DataModule
+    from ..metrics import SlicedWasserstein
+    from ..pipeline import Pipeline
 
 
 def sweep(
@@ -48,77 +56,49 @@ def sweep(
         raise ValueError(f"seed must not be negative, got {seed}")
     if min(nfe) < 1 or num_samples < 2:
         raise ValueError(f"nfe must be at least 1 and num_samples at least 2, got {min(nfe)} and {num_samples}")
-    import csv
-    import time
-
-    import torch
     from tqdm import tqdm
 
-    from .. import plots
+    from ..callbacks.sample_writer import not_finite_error, refuse_not_finite
     from ..checkpoints.io import checkpoint_at
-    from ..checkpoints.loading import load
+    from ..checkpoints.loading import load_pipeline
     from ..data.base import count
-    from ..metrics import SlicedWasserstein
-    from ..runtime.drawing import (
-        choose_sampler,
-        describe,
-        device_of,
-        guide,
-        not_finite,
-        not_finite_error,
-        refuse_not_finite,
-    )
+    from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
+    from ..runtime.provenance import describe
     from ..samplers import Heun, same_ends
+    from ..tensors import not_finite
+    from .choices import choose
 
-    model, data = load(ckpt_path, weights, data_)
-    guide(model, scale, cond=cond, names=data.class_names)
-    model.to(device_of(accelerator))
-    try:
-        if data_:
-            data.prepare_data()  # fetches them if --data.download says so
-        data.setup("fit")
-        distance = SlicedWasserstein(data.training_examples(10_000))
-    except (OSError, ValueError) as error:
-        print(f"no distance to the data, which are missing: {error}")
-        distance = None
-
-    def draw(sampler: Sampler) -> tuple[torch.Tensor, int]:
-        found, taken = [], 0
-        for start in range(0, num_samples, model.block):
-            indices = range(start, min(start + model.block, num_samples))
-            samples = model.sample(indices, seed, sampler, **model.conditions(len(indices)))
-            found.append(samples.x_0.cpu())
-            taken = samples.nfe
-        return torch.cat(found), taken
-
+    pipeline, data = load_pipeline(ckpt_path, weights, data_)
+    pipeline = choose(pipeline, scale=scale, cond=cond).with_seed(seed).to(device_of(accelerator))
+    distance = _distance(data, fetch=bool(data_))
     call = {
         "checkpoint": str(ckpt_path),
-        "sha256": model.sha256,
-        "weights": model.weights_name,
-        "samplers": [describe(choose_sampler(model, make, grid)) for make in samplers],
+        "sha256": pipeline.sha256,
+        "weights": pipeline.weights,
+        "samplers": [describe(pipeline.with_sampler(make, grid).sampler) for make in samplers],
         "nfe": sorted(set(nfe)),
         "num_samples": num_samples,
         "seed": seed,
         "scale": scale,
-        "cond": model.sample_cond,
+        "cond": dict(pipeline.cond),
     }
     bad, plan = 0, [(make, n) for make in samplers for n in sorted(set(nfe))]
     with OutputFolder(output, call) as folder:
         if folder.published is None:
             # The solution, to rounding and the little that the network's roughness leaves.
-            exact, _ = draw(Heun(same_ends(model.sampler.grid, model.schedule, 129)))
+            solver = Heun(same_ends(pipeline.sampler.grid, pipeline.schedule, 129))
+            exact, _, _ = _draw(pipeline.with_sampler(solver), num_samples)
             rows: list[dict[str, Any]] = []
             refuse_not_finite(not_finite(exact), num_samples)
-            for make, wanted in tqdm(plan, desc="sweep", dynamic_ncols=True):
-                sampler = choose_sampler(model, make, grid, points(make(model.sampler.grid), wanted))
-                begin = time.perf_counter()
-                x, taken = draw(sampler)
-                seconds = time.perf_counter() - begin
+            for make, most in tqdm(plan, desc="sweep", dynamic_ncols=True):
+                steps = points(pipeline.with_sampler(make).sampler, most)
+                one = pipeline.with_sampler(make, grid, steps)
+                x, taken, seconds = _draw(one, num_samples)
                 bad += not_finite(x)
                 rows.append(
                     {
-                        "sampler": name_of(sampler),
+                        "sampler": name_of(one.sampler),
                         "nfe": taken,
                         "seconds": round(seconds, 3),
                         "distance": float("nan") if distance is None else distance(x),
@@ -126,18 +106,49 @@ def sweep(
                     }
                 )
             run = checkpoint_at(ckpt_path).parent.parent.name
-            title = f"{count(num_samples, 'sample')} of {run}, {model.weights_name} weights"
-
-            def write(stage: Path) -> list[Path]:
-                with (stage / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-                    table = csv.DictWriter(file, list(rows[0]))
-                    table.writeheader()
-                    table.writerows(rows)
-                plots.save(plots.sweep_panel(rows, title), stage / "sweep.png")
-                return [stage / "sweep.csv", stage / "sweep.png"]
-
-            folder.publish(write, _table(rows), not_finite_error(bad, num_samples * len(plan)))
+            title = f"{count(num_samples, 'sample')} of {run}, {pipeline.weights} weights"
+            error = not_finite_error(bad, num_samples * len(plan))
+            folder.publish(lambda stage: _write(rows, title, stage), _table(rows), error)
         folder.show()
+
+
+def _distance(data: "DataModule", fetch: bool) -> "SlicedWasserstein | None":
+    """The distance to the training data, or None, with a line, where they are missing."""
+    from ..metrics import SlicedWasserstein
+
+    try:
+        if fetch:
+            data.prepare_data()  # downloads them if --data.download says so
+        data.setup("fit")
+        return SlicedWasserstein(data.training_examples(10_000))
+    except (OSError, ValueError) as error:
+        print(f"no distance to the data, which are missing: {error}")
+        return None
+
+
+def _draw(pipeline: "Pipeline", n: int) -> tuple["Tensor", int, float]:
+    """n samples: (n, *shape); the evaluations that each took; and the seconds of all."""
+    import torch
+
+    x, taken, begin = [], 0, time.perf_counter()
+    for first in range(0, n, pipeline.block):
+        samples = pipeline.samples(range(first, min(first + pipeline.block, n)))
+        x.append(samples.x_0.cpu())
+        taken = samples.nfe
+    return torch.cat(x), taken, time.perf_counter() - begin
+
+
+def _write(rows: list[dict[str, Any]], title: str, folder: Path) -> list[Path]:
+    import csv
+
+    from .. import plots
+
+    with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    plots.save(plots.sweep_panel(rows, title), folder / "sweep.png")
+    return [folder / "sweep.csv", folder / "sweep.png"]
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

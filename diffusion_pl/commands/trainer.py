@@ -19,6 +19,7 @@ from ..runtime.processes import end_with_parent, let_the_first_speak, lost_touch
 from ..runtime.run_card import CARD
 from ..runtime.run_folder import RunFolder
 from ..runtime.stopping import Stopped, output_may_break, stoppable
+from .predict import predict
 
 
 def run_trainer(args: Sequence[str]) -> None:
@@ -41,7 +42,7 @@ def run_trainer(args: Sequence[str]) -> None:
     )
     try:
         with stoppable(how), output_may_break() if args[0] == "fit" else nullcontext(), quiet_threads():
-            cli = _run(args, run)
+            cli = _run(args[0], args[1:], run)
     finally:
         run.close()
         torch.set_flush_denormal(False)
@@ -61,10 +62,14 @@ def run_trainer(args: Sequence[str]) -> None:
             print(f"  dashboard   tensorboard --logdir {run.root}")
 
 
-def _run(args: Sequence[str], run: RunFolder) -> DiffusionCLI:
+def _run(command: str, args: Sequence[str], run: RunFolder) -> DiffusionCLI:
     """The command itself, and what is to be said when something ends it."""
     try:
-        cli = DiffusionCLI(list(args), run)
+        cli = DiffusionCLI(command, list(args), run)
+        if command == "predict":
+            predict(cli, leader=not place() and not run.inherited)
+        else:
+            getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, **cli.options)
         part()
     except SIGTERMException:
         part()
@@ -107,7 +112,7 @@ def run_doctor(args: Sequence[str]) -> None:
     quiet()
     run = RunFolder()
     try:
-        findings = DiffusionCLI(["fit", *args], run, diagnose=True).findings
+        findings = DiffusionCLI("fit", list(args), run, diagnose=True).diagnose()
     finally:
         run.close()
     print(table(findings))

@@ -1,36 +1,48 @@
-"""Figures that say how they came about: of samples, of the likelihood of data, and how they are compared."""
+"""How good a model is: results that say how they were measured, of samples and of the likelihood of data.
+
+`diffusion_pl.evaluation.run` makes them all:  samples -> features -> metrics;  examples -> −log p and its bound.
+"""
 
 from .expected import Band, check_names, incomparable
-from .features import Reference, memory, read_reference, reference_rows, statistics, to_features, width_of
-from .likelihood import BoundRows, LikelihoodRows, block_of, count, surprise, unit_of
-from .report import Figure, compare_figures, differences, error_of, figure, read_figures, table
-from .results import elbo, nll, of_samples
+from .features import Features, Reference, memory, note_of, read_reference, reference_rows, write_reference
+from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, unit_of
+from .plan import Plan
+from .report import differences, number, side_by_side, table
+from .results import BoundResult, ExampleResult, LikelihoodResult, Result, SampleResult, from_json, read_results
+from .samples import keeps_rows, names_of, sample_results, scores, warn_of_few
 
 __all__ = [
     "Band",
+    "BoundResult",
     "BoundRows",
-    "Figure",
+    "ExampleResult",
+    "Features",
+    "LikelihoodResult",
     "LikelihoodRows",
+    "Plan",
     "Reference",
-    "block_of",
+    "Result",
+    "SampleResult",
+    "bound_result",
     "check_names",
-    "compare_figures",
     "count",
     "differences",
-    "elbo",
-    "error_of",
-    "figure",
+    "from_json",
     "incomparable",
+    "keeps_rows",
+    "likelihood_result",
     "memory",
-    "nll",
-    "of_samples",
-    "read_figures",
+    "names_of",
+    "note_of",
+    "number",
     "read_reference",
+    "read_results",
     "reference_rows",
-    "statistics",
-    "surprise",
+    "sample_results",
+    "scores",
+    "side_by_side",
     "table",
-    "to_features",
     "unit_of",
-    "width_of",
+    "warn_of_few",
+    "write_reference",
 ]

@@ -1,23 +1,23 @@
-"""What a configuration expects of its run, and whether an evaluation bears it out."""
+"""What a configuration expects of its run, and whether a result can be compared with it."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .report import Figure
+from .results import Result
 
-#: Figures of `evaluate`: of data and of samples, of pictures and of points.
+#: Metrics of `evaluate`: of data and of samples, of images and of points.
 OF_DATA = ("nll", "elbo")
-FIGURES = (*OF_DATA, "fid", "is", "kid", "energy", "mmd", "sliced", "precision", "recall")
+METRICS = (*OF_DATA, "fid", "is", "kid", "energy", "mmd", "sliced", "precision", "recall")
 
 
 @dataclass
 class Band:
-    """Where a figure of `evaluate` is expected to lie, and how it must have been measured.
+    """The expected range of a metric of `evaluate`, and how the metric must have been measured.
 
     Args:
         band: Lowest and highest value.
-        num_samples: That the figure is of; for nll and elbo, examples of the data.
+        num_samples: Number of samples; for nll and elbo, of examples of the data.
         source: Who measured it, in words.
         split: Of the data; None: train, or test for nll and elbo.
         by: Class of what measures it: the extractor of features, for nll the likelihood, for elbo the bound; None:
@@ -37,24 +37,25 @@ class Band:
         if self.num_samples < 1:
             raise ValueError(f"expected: num_samples must be at least 1, got {self.num_samples}")
 
+    def contains(self, value: float) -> bool:
+        """Whether a value is within the range."""
+        return self.band[0] <= value <= self.band[1]
+
 
 def check_names(expected: Mapping[str, Band]) -> None:
-    """Raise ValueError for a name that is no figure of `evaluate`."""
-    wrong = next((name for name in expected if name not in FIGURES), None)
+    """Raise ValueError for a name that is no metric of `evaluate`."""
+    wrong = next((name for name in expected if name not in METRICS), None)
     if wrong is not None:
-        raise ValueError(f"expected: there is no figure {wrong!r}, only {', '.join(FIGURES)}")
+        raise ValueError(f"expected: there is no metric {wrong!r}, only {', '.join(METRICS)}")
 
 
-def incomparable(name: str, band: Band, figure: Figure) -> list[str]:
-    """Why a figure cannot be held against its band, in words; empty if it can."""
-    protocol, of_data = figure["protocol"], name in OF_DATA
-    data = protocol["data"] if of_data else protocol["reference"]
-    judge = protocol.get({"nll": "estimator", "elbo": "bound"}.get(name, "extractor"))
+def incomparable(name: str, band: Band, result: Result) -> list[str]:
+    """Why a result cannot be compared with its band, in words; empty if it can."""
     default = {"nll": "FlowLikelihood", "elbo": "ContinuousBound"}.get(name, "InceptionV3")
     pairs = {
-        "samples": (protocol["examples" if of_data else "num_samples"], band.num_samples),
-        "split": (data["split"], band.split or ("test" if of_data else "train")),
+        "samples": (result.count, band.num_samples),
+        "split": (result.data["split"], band.split or ("test" if name in OF_DATA else "train")),
     }
-    if judge is not None:  # points are measured as they are
-        pairs["measured by"] = (judge["class"], band.by or default)
-    return [f"{what} {ours}, not {wanted}" for what, (ours, wanted) in pairs.items() if ours != wanted]
+    if result.measured_by is not None:  # points are measured as they are
+        pairs["measured by"] = (result.measured_by, band.by or default)
+    return [f"{what} {ours}, not {expected}" for what, (ours, expected) in pairs.items() if ours != expected]

@@ -1,11 +1,12 @@
-"""Examples as rows of features, what samples are measured against, and how near they lie to what training has seen."""
+"""Examples as rows of features, the reference of samples, and how near samples are to the training data."""
 
 import hashlib
 import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,54 +24,77 @@ from ..runtime.reading import check, reading
 from ..runtime.storage import write_file
 
 
-def to_features(data: DataModule, extractor: nn.Module | None) -> Callable[[Tensor], Tensor]:
-    """The map from examples (B, *) in model units to rows (B, F + K): features and logits; NaN where x is not finite.
+class Features:
+    """Examples as rows of features, in which generated ones are compared with real ones.
+
+        (B, *) in model units  ->  (B, F + K): features, then logits if the extractor gives some; NaN where x is not
+        finite
 
     Args:
         data: of the model.
-        extractor: of features of pictures; None: the examples themselves, for points.
+        extractor: of features of images; None: the examples themselves, for points.
     """
 
-    def rows(x: Tensor) -> Tensor:
+    def __init__(self, data: DataModule, extractor: nn.Module | None = None) -> None:
+        self.data, self.extractor = data, extractor
+
+    def __call__(self, x: Tensor) -> Tensor:
         bad = ~x.flatten(1).isfinite().all(1)
-        if extractor is None:
-            found = x.flatten(1).float()
+        if self.extractor is None:
+            rows = x.flatten(1).float()
         else:
-            features, logits = extract(extractor, data.units.to_uint8(torch.nan_to_num(x)))
-            found = features if logits is None else torch.cat((features, logits), 1)
-        found[bad.to(found.device)] = math.nan
-        return found
+            features, logits = extract(self.extractor, self.data.units.to_uint8(torch.nan_to_num(x)))
+            rows = features if logits is None else torch.cat((features, logits), 1)
+        rows[bad.to(rows.device)] = math.nan
+        return rows
 
-    return rows
+    @cached_property
+    def width(self) -> int:
+        """F, how many features there are of an example."""
+        if self.extractor is None:
+            return math.prod(self.data.shape)
+        return extract(self.extractor, torch.zeros(1, *self.data.shape, dtype=torch.uint8))[0].shape[1]
+
+    def add(self, statistics: FeatureStatistics, rows: Tensor, first: int) -> None:
+        """Add rows (B, F + K) of the examples from number `first` on, on the device of the statistics."""
+        device = statistics.total.device
+        rows = rows.to(device)
+        numbers = torch.arange(first, first + len(rows), device=device)
+        statistics.update(rows[:, : self.width], numbers, rows[:, self.width :])
+
+    def statistics(self, rows: NDArray[Any], keep: bool) -> FeatureStatistics:
+        """Of rows (N, F + K), taken in pieces; `keep` the rows themselves, as all metrics but FID need."""
+        statistics = FeatureStatistics(self.width, keep)
+        for first in range(0, len(rows), 1000):
+            self.add(statistics, torch.from_numpy(np.array(rows[first : first + 1000])), first)
+        return statistics
 
 
-def width_of(extractor: nn.Module | None, data: DataModule) -> int:
-    """F, how many features there are of an example."""
-    if extractor is None:
-        return math.prod(data.shape)
-    return extract(extractor, torch.zeros(1, *data.shape, dtype=torch.uint8))[0].shape[1]
-
-
-def reference_rows(data: DataModule, split: str, extractor: nn.Module | None) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Rows (N, F + K) of a split, and what they are of: {"data", "split", "n", "sha256"}.
-
-    Those of images are kept in the user's cache, under the hashes of the images and of the extractor.
-    """
-    convert, digest, n = to_features(data, extractor), hashlib.sha256(), 0
+def note_of(data: DataModule, split: str) -> dict[str, Any]:
+    """What tells a split of data from others: {"data", "split", "n", "sha256"}."""
+    digest, n = hashlib.sha256(), 0
     for batch in data.batches(split, 500):
         shown = data.units.to_uint8(batch["x"]) if data.is_image else batch["x"]
         digest.update(str(tuple(shown.shape[1:])).encode() + shown.contiguous().numpy().tobytes())
         n += len(shown)
-    note: dict[str, Any] = {"data": type(data).__name__, "split": split, "n": n, "sha256": digest.hexdigest()}
-    if extractor is None:
-        return torch.cat([convert(batch["x"]) for batch in data.batches(split, 500)]).numpy(), note
-    name = f"{note['sha256'][:32]}-{identity(extractor)['sha256'][:32]}.npy"
+    return {"data": type(data).__name__, "split": split, "n": n, "sha256": digest.hexdigest()}
+
+
+def reference_rows(features: Features, note: Mapping[str, Any]) -> NDArray[Any]:
+    """Rows (N, F + K) of the split that a note is of.
+
+    Those of images are kept in the user's cache, under the hashes of the images and of the extractor.
+    """
+    split, n = note["split"], note["n"]
+    if features.extractor is None:
+        return torch.cat([features(batch["x"]) for batch in features.data.batches(split, 500)]).numpy()
+    name = f"{note['sha256'][:32]}-{identity(features.extractor)['sha256'][:32]}.npy"
 
     def compute() -> NDArray[Any]:
-        batches = tqdm(data.batches(split, 64), f"features of {split}", -(-n // 64), dynamic_ncols=True)
-        return np.concatenate([convert(batch["x"]).numpy() for batch in batches])
+        batches = tqdm(features.data.batches(split, 64), f"features of {split}", -(-n // 64), dynamic_ncols=True)
+        return np.concatenate([features(batch["x"]).numpy() for batch in batches])
 
-    return cached(name, n, compute), note
+    return cached(name, n, compute)
 
 
 def cached(name: str, length: int, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
@@ -110,10 +134,10 @@ class Reference(NamedTuple):
 
 
 def write_reference(path: Path, reference: Reference, made_with: dict[str, Any]) -> None:
-    """Keep moments where the data are not at hand; `made_with` must be the same where they are read."""
+    """Save moments for where the data are not; `made_with` must be the same where they are read."""
     moments, note = reference
-    told = json.dumps({**note, **made_with})
-    np.savez(path, n=moments.n, mean=moments.mean.numpy(), cov=moments.cov.numpy(), note=told)
+    text = json.dumps({**note, **made_with})
+    np.savez(path, n=moments.n, mean=moments.mean.numpy(), cov=moments.cov.numpy(), note=text)
 
 
 def read_reference(path: Path, made_with: dict[str, Any]) -> Reference:
@@ -143,7 +167,7 @@ def read_reference(path: Path, made_with: dict[str, Any]) -> Reference:
 
 
 class Memory(NamedTuple):
-    """What `memory` finds: nearest training examples of the samples, those themselves, and the ratio of distances."""
+    """nearest: of the samples among the training examples;  examples: those;  ratio: of distances, see `memory`."""
 
     nearest: Nearest
     examples: Tensor
@@ -163,17 +187,8 @@ def memory(data: DataModule, x: Tensor, held_out: str = "val") -> Memory:
         ours.update(batch["x"])
         if others is not None:
             others.update(batch["x"])
-    # One by one and back into order: __getitems__ of files may want rising numbers without repeats.
+    # One by one and back into order: __getitems__ of files may need rising numbers without repeats.
     numbers, place = torch.unique(ours.best.place, return_inverse=True)
-    found = data.on_after_batch_transfer(data.part("train").__getitems__(numbers), 0)["x"][place]
+    examples = data.on_after_batch_transfer(data.part("train").__getitems__(numbers), 0)["x"][place]
     ratio = None if others is None else memorisation(ours.best.distance, others.best.distance)
-    return Memory(ours.best, found, ratio)
-
-
-def statistics(rows: NDArray[Any], dim: int, keep: bool) -> FeatureStatistics:
-    """Of rows (N, F + K), taken in pieces."""
-    found = FeatureStatistics(dim, keep)
-    for first in range(0, len(rows), 1000):
-        part = torch.from_numpy(np.array(rows[first : first + 1000]))
-        found.update(part[:, :dim], torch.arange(first, first + len(part)), part[:, dim:])
-    return found
+    return Memory(ours.best, examples, ratio)

@@ -1,82 +1,191 @@
-"""From rows of numbers, as they were drawn, to figures."""
+"""Results: the value of a metric with all that it depends on, as evaluation.json keeps it."""
 
-import sys
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from ..data import DataModule
-from ..metrics import FeatureStatistics, generation, points
-from .features import Reference, reference_rows, statistics
-from .report import Figure, figure
+from ..runtime.reading import Number, read_json, reading
 
 
-def of_samples(
-    names: list[str],
-    rows: NDArray[Any],
-    data: DataModule,
-    extractor: nn.Module | None,
-    dim: int,
-    split: str,
-    given: Reference | None,
-    protocol: dict[str, Any],
-    model: dict[str, Any],
-) -> tuple[dict[str, Figure], FeatureStatistics | None]:
-    """Figures of samples, rows (repeats, N, F + K), and the statistics of the data unless a reference is given."""
-    theirs, real = None, None
-    keep = names != ["fid"]
-    if given is not None:
-        protocol = {**protocol, "reference": given.note}
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The value of a metric, and all that it depends on.
+
+    Attributes:
+        value: mean over the repeats.
+        std: standard deviation over the repeats, n − 1; None of one.
+        values: of each repeat.
+        unit: "bits/dim", "nats/dim", or "" of a plain number.
+        protocol: all that must be equal for two results to be comparable: how many samples, features, data, bound.
+        model: what may differ between the models compared: checkpoint, weights, sampler, evaluations.
+    """
+
+    value: float
+    std: float | None
+    values: Sequence[float] = ()
+    unit: str
+    protocol: Mapping[str, Any]
+    model: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, values: Sequence[float], **rest: Any) -> Self:
+        """The result of some repeats; `rest` are the other attributes."""
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return cls(value=float(np.mean(values)), std=std, values=[float(value) for value in values], **rest)
+
+    @property
+    def error(self) -> float | None:
+        """What is known of the value's error: the standard deviation over repeats, if there are several."""
+        return self.std
+
+    @property
+    def count(self) -> int:
+        """How many samples or examples the value is of."""
+        number: int = self.protocol["num_samples" if "num_samples" in self.protocol else "examples"]
+        return number
+
+    @property
+    def counted(self) -> str:
+        """What `count` counts: "samples" or "examples"."""
+        return "samples" if "num_samples" in self.protocol else "examples"
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The data that the model is measured on: {"data": class, "split", …}."""
+        note: Mapping[str, Any] = self.protocol.get("reference") or self.protocol["data"]
+        return note
+
+    @property
+    def measured_by(self) -> str | None:
+        """Class of the extractor of features, of the likelihood or of the bound; None: points, taken as they are."""
+        by = next((self.protocol[name] for name in ("estimator", "bound", "extractor") if name in self.protocol), None)
+        return None if by is None else by["class"]
+
+    @property
+    def nfe(self) -> float:
+        """Evaluations of the denoiser, of a sample or an example."""
+        number: float = self.model["nfe"]
+        return number
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as evaluation.json keeps them."""
+        content = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {
+            **{name: value for name, value in content.items() if name not in _LAST},
+            **{n: content[n] for n in _LAST},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleResult(Result):
+    """A metric of samples.
+
+    Attributes:
+        not_finite: how many samples were not finite, and were left out.
+    """
+
+    not_finite: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleResult(Result):
+    """A mean over examples of data.
+
+    Attributes:
+        standard_error: over the examples; None of one.
+    """
+
+    standard_error: float | None = None
+
+    @property
+    def error(self) -> float | None:
+        """What is known of the value's error: standard deviation over repeats, else standard error over examples."""
+        return self.standard_error if self.std is None else self.std
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodResult(ExampleResult):
+    """The negative log-likelihood of data.
+
+    Attributes:
+        interval_95: lower and upper end; None of one example.
+    """
+
+    interval_95: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundResult(ExampleResult):
+    """The variational bound of the negative log-likelihood of data.
+
+    Attributes:
+        parts: prior, diffusion and decoder, whose sum is the value.
+        terms: those of the diffusion: {"t": times, "value": at each of them}.
+    """
+
+    parts: Mapping[str, float] = field(default_factory=dict)
+    terms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+_LAST = ("protocol", "model")
+_KIND = {
+    "value": (float, int),  # also one that is not finite, of a model that diverges
+    "unit": str,
+    "std": (*Number, None),
+    "protocol": {
+        "num_samples?": int,
+        "examples?": int,
+        "data?": {"data": str, "split": str},
+        "reference?": {"data": str, "split": str},
+        "extractor?": (None, {"class": str}),
+        "estimator?": {"class": str},
+        "bound?": {"class": str},
+    },
+    "model": {
+        "checkpoint?": (str, None),
+        "sha256": (str, None),
+        "weights": str,
+        "nfe": Number,
+        "sampler?": (None, {"class": str}),
+    },
+    "standard_error?": (*Number, None),
+    "not_finite?": int,
+}
+
+
+def from_json(content: Mapping[str, Any]) -> Result:
+    """The result that `Result.to_json` made these values of, of whatever version.
+
+    Raises:
+        ValueError: they do not say what the value is of.
+    """
+    protocol = content["protocol"]
+    kind: type[Result]
+    if {"num_samples", "reference"} <= protocol.keys():
+        kind = SampleResult
+    elif {"examples", "data"} <= protocol.keys():
+        kind = BoundResult if "bound" in protocol else LikelihoodResult
     else:
-        theirs, note = reference_rows(data, split, extractor)
-        protocol = {**protocol, "reference": note}
-        real = statistics(theirs, dim, keep)
-    warning = generation.enough(rows.shape[1], dim) if "fid" in names else None
-    if warning:
-        print(f"diffusion_pl: warning: {warning}", file=sys.stderr)
-    values: dict[str, list[float]] = {}
-    notes: dict[str, dict[str, Any]] = {}
-    bad = 0
-    for part in rows:
-        own = statistics(part, dim, keep)
-        bad += int(own.bad)
-        if extractor is None:
-            measured = points.scores(names, own.kept()[0], torch.from_numpy(np.array(theirs)))
-        elif given is not None:
-            measured = {"fid": {"value": generation.fid(own.compute(), given.moments)}}
-        else:
-            assert real is not None
-            measured = generation.scores(names, own, real)
-        for name, result in measured.items():
-            values.setdefault(name, []).append(result.pop("value"))
-            notes[name] = {k: v for k, v in result.items() if not k.startswith("std")}
-    return {n: figure(v, "", {**protocol, **notes[n]}, model, not_finite=bad) for n, v in values.items()}, real
+        raise ValueError("neither samples and reference nor examples and data are given")
+    return kind(**{part.name: content[part.name] for part in fields(kind) if part.name in content})
 
 
-def nll(rows: NDArray[Any], unit: str, protocol: dict[str, Any], model: dict[str, Any]) -> Figure:
-    """Of rows (N, repeats + 1): values and evaluations."""
-    each, nfe, n = rows[:, :-1], rows[:, -1], len(rows)
-    error = float(each.mean(1).std(ddof=1)) / n**0.5 if n > 1 else None
-    middle = float(each.mean())
-    interval = None if error is None else [middle - 1.96 * error, middle + 1.96 * error]
-    about = {**model, "nfe": float(nfe.mean())}
-    return figure(each.mean(0).tolist(), unit, protocol, about, standard_error=error, interval_95=interval)
+def read_results(path: Path) -> dict[str, Result]:
+    """The results in an evaluation.json, by metric.
 
-
-def elbo(rows: NDArray[Any], t: Tensor, unit: str, protocol: dict[str, Any], model: dict[str, Any]) -> Figure:
-    """Of rows (N, 2 + K): prior, decoder, and the terms of the diffusion at t: (K,)."""
-    n, total = len(rows), rows.sum(1)
-    terms = rows[:, 2:].mean(0)
-    parts = {"prior": rows[:, 0].mean(), "diffusion": terms.sum(), "decoder": rows[:, 1].mean()}
-    return figure(
-        [float(total.mean())],
-        unit,
-        protocol,
-        {**model, "nfe": len(terms) + 1},
-        standard_error=float(total.std(ddof=1)) / n**0.5 if n > 1 else None,
-        parts={name: float(value) for name, value in parts.items()},
-        terms={"t": t.tolist(), "value": terms.tolist()},
-    )
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is another one, or damaged.
+    """
+    with reading(path, "evaluation.json of `evaluate`"):
+        contents = read_json(path, {"figures": {"*": _KIND}})["figures"]
+        results = {}
+        for name, content in contents.items():
+            try:
+                results[name] = from_json(content)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+    return results

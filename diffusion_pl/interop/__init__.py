@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data import DataModule
-from ..training import DiffusionModule
+from ..pipeline import Pipeline
 from . import diffusers, graphs, lucidrains, openai, safetensors, score_sde, to_diffusers
 from .foreign import Foreign, to_checkpoint
 
 Reader = Callable[..., Foreign]
-Writer = Callable[[DiffusionModule, DataModule, Mapping[str, Any], Path], list[Path]]
+Writer = Callable[[Pipeline, DataModule, Mapping[str, Any], Path], list[Path]]
 
 #: What can be read: name -> read(path, trust_pickle, options of the format).
 READERS: dict[str, Reader] = {
@@ -19,7 +19,7 @@ READERS: dict[str, Reader] = {
     "lucidrains": lucidrains.read,
     "openai": openai.read,
 }
-#: What can be written: name -> write(model, data, description, folder) -> the files.
+#: What can be written: name -> write(pipeline, data, description, folder) -> the files.
 WRITERS: dict[str, Writer] = {
     "diffusers": to_diffusers.write,
     "safetensors": safetensors.write,

@@ -18,8 +18,8 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from .. import __version__
+from ..checkpoints.io import sha256_of
 from ..checkpoints.loading import rebuild
-from ..runtime.drawing import fingerprint
 from ..training import DiffusionModule
 from ..training.base import Shape
 from .keys import Source, take
@@ -193,7 +193,7 @@ def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[s
     rebuild(described, state)
     shadows = {decay: {name: average[name] for name in trained} for decay, average in averages.items()}
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    source = {"format": kind, "files": {str(f.relative_to(path.parent)): fingerprint(f) for f in files}}
+    source = {"format": kind, "files": {str(f.relative_to(path.parent)): sha256_of(f) for f in files}}
     return {
         "pytorch-lightning_version": version("lightning"),
         "epoch": 0,

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data import DataModule
+from ..pipeline import Pipeline
 from ..tensors import per_sample
-from ..training import DiffusionModule
-from .keys import needs
+from .keys import classes_of, needs
 
 ONNX, PROGRAM, GRID = "model.onnx", "model.pt2", "grid.csv"
 
@@ -26,10 +26,10 @@ ONNX, PROGRAM, GRID = "model.onnx", "model.pt2", "grid.csv"
 class Graph(nn.Module):
     """A denoiser with one time for each example, and labels where it takes them."""
 
-    def __init__(self, model: DiffusionModule) -> None:
+    def __init__(self, pipeline: Pipeline) -> None:
         super().__init__()
-        self.denoiser = model.guided()
-        self.labelled = model.classes is not None
+        self.denoiser = pipeline.guided
+        self.labelled = classes_of(pipeline) is not None
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(x̂_0, ε̂), both (B, *), from x_t: (B, *), t: (B,) and label: (B,), int64, −1 for any class."""
@@ -38,30 +38,31 @@ class Graph(nn.Module):
         return found.x_0, found.eps
 
 
-def example(model: DiffusionModule, batch: int = 2) -> tuple[Tensor, ...]:
+def example(pipeline: Pipeline, batch: int = 2) -> tuple[Tensor, ...]:
     """Arguments of `Graph`: x_t, t, and label for a model of classes."""
     generator = torch.Generator().manual_seed(0)
-    x_t = torch.randn(batch, *model.shape, generator=generator)
-    label = () if model.classes is None else (torch.arange(batch) % model.classes,)
+    x_t = torch.randn(batch, *pipeline.shape, generator=generator)
+    classes = classes_of(pipeline)
+    label = () if classes is None else (torch.arange(batch) % classes,)
     return x_t, torch.linspace(0.2, 0.8, batch), *label
 
 
-def write_program(model: DiffusionModule, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_program(pipeline: Pipeline, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write model.pt2, which torch.export.load reads, with any number of examples, and grid.csv."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program(model), folder / PROGRAM)
-    return [folder / PROGRAM, write_grid(model, folder)]
+    torch.export.save(program(pipeline), folder / PROGRAM)
+    return [folder / PROGRAM, write_grid(pipeline, folder)]
 
 
-def write_onnx(model: DiffusionModule, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_onnx(pipeline: Pipeline, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write model.onnx with any number of examples, inputs x_t, t (and label), outputs x_0 and eps, and grid.csv."""
     onnx, _ = needs("onnx", "onnx"), needs("onnxscript", "onnx")  # the second for torch's exporter
     folder.mkdir(parents=True, exist_ok=True)
-    names = ["x_t", "t", "label"][: len(example(model))]
+    names = ["x_t", "t", "label"][: len(example(pipeline))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            program(model),
+            program(pipeline),
             (),
             folder / ONNX,
             input_names=names,
@@ -71,12 +72,12 @@ def write_onnx(model: DiffusionModule, data: DataModule, description: Mapping[st
             verbose=False,
         )
     onnx.checker.check_model(folder / ONNX)
-    return [folder / ONNX, write_grid(model, folder)]
+    return [folder / ONNX, write_grid(pipeline, folder)]
 
 
-def program(model: DiffusionModule) -> torch.export.ExportedProgram:
+def program(pipeline: Pipeline) -> torch.export.ExportedProgram:
     """The traced denoiser, its batch axis free."""
-    graph, arguments = Graph(model).eval(), example(model)
+    graph, arguments = Graph(pipeline).eval(), example(pipeline)
     with torch.no_grad():
         graph(*arguments)  # what is computed once and kept must not be kept from the tracing
         batch = torch.export.Dim("batch")
@@ -84,10 +85,10 @@ def program(model: DiffusionModule) -> torch.export.ExportedProgram:
         return torch.export.export(graph, arguments, dynamic_shapes=shapes)
 
 
-def write_grid(model: DiffusionModule, folder: Path) -> Path:
+def write_grid(pipeline: Pipeline, folder: Path) -> Path:
     """The times of the model's sampler with α and σ there, in the order in which it visits them."""
-    t = model.sampler.grid(model.schedule)
-    kernel = model.schedule(t)
+    t = pipeline.sampler.grid(pipeline.schedule)
+    kernel = pipeline.schedule(t)
     table = torch.stack((t, kernel.alpha, kernel.sigma), 1).numpy()
     np.savetxt(folder / GRID, table, delimiter=",", header="t,alpha,sigma", comments="", fmt="%.17g")
     return folder / GRID

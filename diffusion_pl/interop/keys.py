@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..denoisers import NetworkDenoiser
+from ..pipeline import Pipeline
+
 _SHOWN = 10  # names in a message
 
 
@@ -111,3 +114,15 @@ def _squeezed(tensor: Tensor) -> list[int]:
 
 def _size(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
+
+
+def network_of(pipeline: Pipeline) -> NetworkDenoiser:
+    """The denoiser of a pipeline as what a network makes; ValueError for any other, which no format holds."""
+    if not isinstance(pipeline.denoiser, NetworkDenoiser):
+        raise ValueError(f"only a network can be exported, not a {type(pipeline.denoiser).__name__}")
+    return pipeline.denoiser
+
+
+def classes_of(pipeline: Pipeline) -> int | None:
+    """How many classes the model's label has; None: it is unconditional."""
+    return pipeline.conditions["label"].classes if "label" in pipeline.conditions else None

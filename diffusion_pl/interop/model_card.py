@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import error_of, read_figures
-from ..runtime.drawing import describe
+from ..evaluation import Result, number, read_results
+from ..pipeline import Pipeline
+from ..runtime.provenance import describe
 from ..runtime.run_card import CARD, read_card
-from ..training import DiffusionModule
 from . import to_diffusers
+from .keys import classes_of, network_of
 
 TAGS = {
     "diffusers": ["diffusers", "unconditional-image-generation"],
@@ -22,7 +23,7 @@ TAGS = {
     "torch_export": ["pytorch"],
 }
 LIBRARY = {"diffusers": "diffusers", "onnx": "onnx"}
-_OF_TRAINING = ("train_", "seen_", "gradient_", "guard/")  # figures that say nothing of a finished model
+_OF_TRAINING = ("train_", "seen_", "gradient_", "guard/")  # metrics that say nothing of a finished model
 WRITTEN = {
     "diffusers": "a pipeline of diffusers",
     "safetensors": "safetensors for diffusion_pl",
@@ -57,7 +58,7 @@ from diffusion_pl.checkpoints.loading import rebuild
 config = json.loads(Path("config.json").read_text(encoding="utf-8"))
 model, data = rebuild(config, config["data_state"])
 model.network.load_state_dict(load_file("model.safetensors"))
-samples = data.decode(model.eval().sample(range(4)).x_0)
+samples = model.eval().live_pipeline(data)(4)
 ```"""
 _ONNX = """```python
 import numpy as np
@@ -106,44 +107,43 @@ def find_run(ckpt_path: Path) -> dict[str, Any] | None:
     return read_card(path) if path.is_file() else None
 
 
-def find_figures(ckpt_path: Path, sha256: str, given: Path | None) -> dict[str, Any]:
-    """The figures that `evaluate` measured of a checkpoint: those of a file, and of those in the folder of its run.
+def find_results(ckpt_path: Path, sha256: str, given: Path | None) -> dict[str, Result]:
+    """What `evaluate` measured of a checkpoint, by metric: in a file, and in those in the folder of its run.
 
     Raises:
         FileNotFoundError, ValueError: the file is none of `evaluate`, or is of another checkpoint.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Result] = {}
     run = ckpt_path.absolute().parent.parent
     inside = sorted(run.rglob("evaluation.json")) if (run / CARD).is_file() else []
     for path in [*inside, *([] if given is None else [given])]:
-        figures = read_figures(path)
-        ours = {name: figure for name, figure in figures.items() if figure["model"].get("sha256") == sha256}
+        ours = {name: result for name, result in read_results(path).items() if result.model["sha256"] == sha256}
         if path == given and not ours:
-            raise ValueError(f"{given} holds figures of another checkpoint than {ckpt_path}")
-        found |= ours
-    return found
+            raise ValueError(f"{given} has results of another checkpoint than {ckpt_path}")
+        results |= ours
+    return results
 
 
 def model_card(
     kind: str,
-    model: DiffusionModule,
+    pipeline: Pipeline,
     description: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
     sha256: str,
     run: Mapping[str, Any] | None = None,
-    figures: Mapping[str, Any] | None = None,
+    results: Mapping[str, Result] | None = None,
     licence: str | None = None,
 ) -> str:
     """The text of README.md.
 
     Args:
         kind: of the export.
-        model: with the exported weights.
+        pipeline: with the exported weights.
         description: configuration of model and data, from the checkpoint.
         checkpoint: where it comes from: name, steps.
         sha256: of the checkpoint.
         run: the run's card.
-        figures: of `evaluate`.
+        results: of `evaluate`, by metric.
         licence: of the weights, a name as the hub knows it.
     """
     data = _name(description["data"])
@@ -151,61 +151,60 @@ def model_card(
     head += [f"license: {_scalar(licence)}"] if licence else []
     head += ["tags:", *(f"- {tag}" for tag in dict.fromkeys(("diffusion", "diffusion_pl", *TAGS[kind])))]
     head += ["datasets:", f"- {HUB[data]}"] if data in HUB else []
-    shape = "x".join(map(str, model.shape))
-    parameters = sum(p.numel() for p in model.network.parameters())
+    shape = "x".join(map(str, pipeline.shape))
+    parameters = sum(p.numel() for p in network_of(pipeline).network.parameters())
     config = description["model"]
     parts = {name: _name(config[name]) for name in ("network", "schedule", "parameterization", "sampler")}
-    classes = "unconditional" if model.classes is None else f"{model.classes} classes"
+    classes = "unconditional" if classes_of(pipeline) is None else f"{classes_of(pipeline)} classes"
     lines = ["---", *head, "---", "", f"# {parts['network']} of {data}, {shape}", ""]
     lines += [
-        f"A diffusion model of {data} ({shape}, {classes}): {_weights(model.weights_name)}, as {WRITTEN[kind]}.",
+        f"A diffusion model of {data} ({shape}, {classes}): {_weights(pipeline.weights)}, as {WRITTEN[kind]}.",
         "",
     ]
-    lines += ["## Use", "", _use(kind, model), ""]
+    lines += ["## Use", "", _use(kind, pipeline), ""]
     if kind in ("onnx", "torch_export"):
-        sides = ", ".join(map(str, model.shape))
-        label = "" if model.classes is None else ", `label` (B,), int64, −1 for any class"
+        sides = ", ".join(map(str, pipeline.shape))
+        label = "" if classes_of(pipeline) is None else ", `label` (B,), int64, −1 for any class"
         lines += [
             f"Inputs: `x_t` (B, {sides}), float32; `t` (B,), float32, from 0 (data) to 1 (noise){label}. Outputs: the "
             "estimates `x_0` of the data and `eps` of the noise, alpha x_0 + sigma eps = x_t.",
             "",
         ]
     lines += ["## Model", "", "| part | options |", "|---|---|"]
-    shown = {**config, "sampler": _spec(describe(model.sampler))}  # which may be another than that of the training
+    shown = {**config, "sampler": _spec(describe(pipeline.sampler))}  # which may be another than that of the training
     lines += [f"| {name} | {_told(shown[name])} |" for name in (*parts, "noise_input", "guidance") if shown.get(name)]
     lines += [f"| parameters | {parameters:,} |", ""]
-    lines += ["## Training", "", *_training(description, checkpoint, sha256, run, model.weights_name), ""]
-    if figures:
+    lines += ["## Training", "", *_training(description, checkpoint, sha256, run, pipeline.weights), ""]
+    if results:
         lines += [
             "## Evaluation",
             "",
-            "| figure | value | of | weights | sampler, evaluations |",
+            "| metric | value | of | weights | sampler, evaluations |",
             "|---|---|---|---|---|",
         ]
-        lines += [*(_row(name, figure) for name, figure in figures.items()), ""]
+        lines += [*(_row(name, result) for name, result in results.items()), ""]
     return "\n".join(lines)
 
 
-def _use(kind: str, model: DiffusionModule) -> str:
-    shape = ", ".join(map(str, (4, *model.shape)))
+def _use(kind: str, pipeline: Pipeline) -> str:
+    shape = ", ".join(map(str, (4, *pipeline.shape)))
     if kind == "safetensors":
         return _SAFETENSORS
     if kind == "diffusers":
-        classes = model.classes
+        classes = classes_of(pipeline)
         if classes is None:
-            pipeline = to_diffusers.pipeline(model)
-            given = to_diffusers.call(model)
-            used = given if pipeline == "DDIMPipeline" else {"num_inference_steps": given["num_inference_steps"]}
-            arguments = ", ".join(f"{name}={value}" for name, value in used.items())
-            return _DIFFUSERS.format(pipeline=pipeline, call=arguments)
+            name, given = to_diffusers.pipeline_class(pipeline), to_diffusers.call(pipeline)
+            used = given if name == "DDIMPipeline" else {"num_inference_steps": given["num_inference_steps"]}
+            arguments = ", ".join(f"{key}={value}" for key, value in used.items())
+            return _DIFFUSERS.format(pipeline=name, call=arguments)
         return _CLASSES.format(shape=shape, last=classes - 1, classes=classes)
-    start = float(model.sampler.grid(model.schedule)[0])
-    units = "  # pictures in [-1, 1]" if len(model.shape) == 3 else ""
-    loop = _LOOP.format(prior=model.schedule.prior_std(start), shape=f"({shape})", units=units)
+    start = float(pipeline.sampler.grid(pipeline.schedule)[0])
+    units = "  # pictures in [-1, 1]" if len(pipeline.shape) == 3 else ""
+    loop = _LOOP.format(prior=pipeline.schedule.prior_std(start), shape=f"({shape})", units=units)
     if kind == "onnx":
-        label = ', "label": np.zeros(len(x_t), np.int64)' if model.classes is not None else ""
+        label = ', "label": np.zeros(len(x_t), np.int64)' if classes_of(pipeline) is not None else ""
         return _ONNX.format(label=label, loop=loop)
-    label = ", torch.zeros(len(x_t), dtype=torch.int64)" if model.classes is not None else ""
+    label = ", torch.zeros(len(x_t), dtype=torch.int64)" if classes_of(pipeline) is not None else ""
     return _PROGRAM.format(label=label, loop=loop)
 
 
@@ -249,13 +248,12 @@ def _training(
     return [f"* {fact}" for fact in facts]
 
 
-def _row(name: str, figure: Mapping[str, Any]) -> str:
-    judged, protocol, error = figure["model"], figure["protocol"], error_of(dict(figure))
-    spread = "" if error is None else f" ± {error:.2g}"
-    sampler = (judged.get("sampler") or {"class": "probability flow" if name == "nll" else "bound"})["class"]
-    many = f"{protocol['num_samples']:,} samples" if "num_samples" in protocol else f"{protocol['examples']:,} examples"
-    value = f"{figure['value']:.5g}{spread} {figure['unit']}".strip()
-    return f"| {name} | {value} | {many} | {judged['weights']} | {sampler}, {judged['nfe']:.4g} |"
+def _row(name: str, result: Result) -> str:
+    model = result.model
+    sampler = (model.get("sampler") or {"class": "probability flow" if name == "nll" else "bound"})["class"]
+    value = f"{number(result)} {result.unit}".strip()
+    many = f"{result.count:,} {result.counted}"
+    return f"| {name} | {value} | {many} | {model['weights']} | {sampler}, {result.nfe:.4g} |"
 
 
 def _weights(name: str) -> str:

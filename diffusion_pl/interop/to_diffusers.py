@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ..data import DataModule
 from ..denoisers import ScaledTime, parameterizations
 from ..networks import Sinusoidal, UNet
+from ..pipeline import Pipeline
 from ..samplers import DDIM, Ancestral, Grid, LeadingGrid, RespacedGrid, TrailingGrid
 from ..schedules import BetaTable, Schedule
-from ..training import DiffusionModule
 from .diffusers import ANY_CLASS, DOWN, PADDINGS, UP, WEIGHTS, modules
 from .foreign import Spec
-from .keys import needs, sources
+from .keys import needs, network_of, sources
 from .scheduler import CALL, PREDICTIONS, SCHEDULES, VARIANCES
 
 #: Options of UNet that UNet2DModel has no other value of.
@@ -33,11 +33,11 @@ HELD = {
 }
 
 
-def write(model: DiffusionModule, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
+def write(pipeline: Pipeline, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write the network and the process of a model.
 
     Args:
-        model: with the weights to write.
+        pipeline: with the weights to write.
         data: of the model.
         description: its configuration, as the checkpoint has it.
         folder: where to.
@@ -50,10 +50,10 @@ def write(model: DiffusionModule, data: DataModule, description: Mapping[str, An
     """
     save_file = needs("safetensors.torch", "diffusers").save_file
     config = description["model"]
-    network, tensors = _network(model, config["network"])
-    scheduler = _scheduler(model, config)
+    network, tensors = _network(pipeline, config["network"])
+    scheduler = _scheduler(pipeline, config)
     index = {
-        "_class_name": pipeline(model),
+        "_class_name": pipeline_class(pipeline),
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", "UNet2DModel"],
     }
@@ -66,8 +66,8 @@ def write(model: DiffusionModule, data: DataModule, description: Mapping[str, An
     return [folder / name for name in (*contents, f"unet/{WEIGHTS}")]
 
 
-def _network(model: DiffusionModule, config: Spec) -> tuple[Spec, dict[str, Tensor]]:
-    unet = model.network
+def _network(pipeline: Pipeline, config: Spec) -> tuple[Spec, dict[str, Tensor]]:
+    unet = network_of(pipeline).network
     if not isinstance(unet, UNet):
         raise ValueError(f"diffusers' UNet2DModel can hold a UNet only, not a {type(unet).__name__}")
     option = _options(config)
@@ -76,7 +76,7 @@ def _network(model: DiffusionModule, config: Spec) -> tuple[Spec, dict[str, Tens
             raise ValueError(f"UNet with {name} {option[name]} cannot be held by UNet2DModel, only {name} {value}")
     if option["fourier"]:
         raise ValueError(f"UNet with fourier {option['fourier']} cannot be held by UNet2DModel")
-    channels, height, width = model.shape
+    channels, height, width = pipeline.shape
     attends = [height >> level in option["attn_resolutions"] for level in range(len(option["ch_mult"]))]
     if any(attends) and option["up_attention"] != "every_block":
         raise ValueError("UNet with up_attention once_per_level cannot be held by UNet2DModel, only every_block")
@@ -140,37 +140,40 @@ def _freq_shift(unet: UNet, nf: int) -> float:
     return round(shift) if abs(shift - round(shift)) < 1e-9 else shift
 
 
-def _scheduler(model: DiffusionModule, config: Spec) -> dict[str, Any]:
-    schedule, noise_input = model.schedule, model.denoiser.noise_input
+def _scheduler(pipeline: Pipeline, config: Spec) -> dict[str, Any]:
+    schedule, noise_input = pipeline.schedule, network_of(pipeline).noise_input
     if not isinstance(schedule, BetaTable):
         raise ValueError(f"diffusers' DDPMScheduler needs a table of betas, this model has {type(schedule).__name__}")
     steps = schedule.steps
     if not isinstance(noise_input, ScaledTime) or (noise_input.scale, noise_input.shift) != (steps, -1):
         raise ValueError(f"diffusers tells its networks the step: noise_input must be ScaledTime({steps}, -1)")
     kinds = {getattr(parameterizations, name): theirs for theirs, (name, _) in PREDICTIONS.items()}
-    prediction = kinds.get(type(model.denoiser.parameterization))
+    prediction = kinds.get(type(network_of(pipeline).parameterization))
     if prediction is None:
-        told = type(model.denoiser.parameterization).__name__
+        told = type(network_of(pipeline).parameterization).__name__
         raise ValueError(f"diffusers knows no parameterization {told}, only Epsilon, V and Data")
-    sampling = _sampling(model, steps, _options(config["network"])["learned_variance"])
+    sampling = _sampling(pipeline, steps, _options(config["network"])["learned_variance"])
     return {
         "num_train_timesteps": steps,
         **_betas(schedule, config["schedule"]),
         "prediction_type": prediction,
         **_clipping(config.get("guidance")),
         **sampling,
-        CALL: call(model),
+        CALL: call(pipeline),
     }
 
 
-def _sampling(model: DiffusionModule, steps: int, learns: bool) -> dict[str, Any]:
+def _sampling(pipeline: Pipeline, steps: int, learns: bool) -> dict[str, Any]:
     """Class of the scheduler, and its options of the rule and the grid."""
-    sampler, fix = model.sampler, f"Fix: add --sampler DDIM --grid TrailingGrid --grid.length {steps} --grid.steps 50"
+    sampler, fix = (
+        pipeline.sampler,
+        f"Fix: add --sampler DDIM --grid TrailingGrid --grid.length {steps} --grid.steps 50",
+    )
     if type(sampler) not in (DDIM, Ancestral):
         raise ValueError(
             f"diffusers has schedulers that sample as DDIM and Ancestral do, not as {type(sampler).__name__}. {fix}"
         )
-    spacing = _spacing(sampler.grid, model.schedule, steps, isinstance(sampler, DDIM))
+    spacing = _spacing(sampler.grid, pipeline.schedule, steps, isinstance(sampler, DDIM))
     if spacing is None:
         raise ValueError(
             f"diffusers' {type(sampler).__name__} cannot visit the times of this {type(sampler.grid).__name__}, only "
@@ -192,7 +195,7 @@ def _sampling(model: DiffusionModule, steps: int, learns: bool) -> dict[str, Any
         raise ValueError(
             f"Ancestral: variance: expected {expected}, got {sampler.variance}: DDPMScheduler has no other"
         )
-    if sampler.variance != 0 and float(sampler.grid(model.schedule)[-1]) * steps > 1.5:
+    if sampler.variance != 0 and float(sampler.grid(pipeline.schedule)[-1]) * steps > 1.5:
         raise ValueError(
             "diffusers' DDPMScheduler adds noise to the samples unless its last timestep is 0. "
             f"Fix: add --steps {steps}"
@@ -225,17 +228,17 @@ def _spacing(grid: Grid, schedule: Schedule, steps: int, ddim: bool) -> dict[str
     return None
 
 
-def pipeline(model: DiffusionModule) -> str:
+def pipeline_class(pipeline: Pipeline) -> str:
     """The class of diffusers' pipeline that samples as the model does."""
-    return "DDIMPipeline" if isinstance(model.sampler, DDIM) else "DDPMPipeline"
+    return "DDIMPipeline" if isinstance(pipeline.sampler, DDIM) else "DDPMPipeline"
 
 
-def call(model: DiffusionModule) -> dict[str, Any]:
+def call(pipeline: Pipeline) -> dict[str, Any]:
     """The arguments with which `DDIMPipeline` is to be called; no file of diffusers has them."""
-    keeps = model.guidance is None or getattr(model.guided(), "keep_eps", False)
+    keeps = pipeline.guidance is None or getattr(pipeline.guided, "keep_eps", False)
     return {
-        "num_inference_steps": len(model.sampler.grid(model.schedule)),
-        "eta": float(getattr(model.sampler, "eta", 0.0)),
+        "num_inference_steps": len(pipeline.sampler.grid(pipeline.schedule)),
+        "eta": float(getattr(pipeline.sampler, "eta", 0.0)),
         "use_clipped_model_output": not keeps,
     }
 

@@ -28,7 +28,7 @@ def variance_scaling_(weight: Tensor, scale: float = 1.0) -> None:
 
     Reference: Ho et al.'s initialisation of DDPM (arXiv 2006.11239).
     """
-    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
+    fan_in, fan_out = weight[0].numel(), weight[:, 0].numel()
     bound = math.sqrt(3 * (scale or 1e-10) / ((fan_in + fan_out) / 2))
     nn.init.uniform_(weight, -bound, bound)
 

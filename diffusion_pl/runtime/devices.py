@@ -1,7 +1,12 @@
-"""Memory of a training loop on the CPU."""
+"""Devices by their names, and memory of a training loop on the CPU."""
 
 import contextlib
 import ctypes
+
+import torch
+
+from .limits import check_accelerator
+from .parsing import wrong
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -17,3 +22,15 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The torch device of "cpu", "gpu" (or "cuda"), "mps", or "auto": a GPU of CUDA where there is one, else cpu.
+
+    Apple's GPUs (mps) have no float64, in which tables of betas are kept.
+    """
+    device = check_accelerator(accelerator, "accelerator")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise wrong("accelerator", f"{accelerator} cannot be used: {str(error).splitlines()[0]}") from error

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from .masking import MASK
 from .parsing import wrong
-from .upstream import parameters
+from .upstream.jsonargparse import parameters
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 MAX_LR = 1000.0

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from .upstream.torch import add_event, event_file, writes_events
+
 
 class Custom(NamedTuple):
     """What a logger is given unless the user says otherwise; {folder} stands for the run's folder, {run} for its name.
@@ -142,7 +144,7 @@ def quiet_threads() -> Iterator[None]:
     before = threading.excepthook
 
     def hook(args: Any) -> None:
-        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+        if not (isinstance(args.exc_value, OSError) and writes_events(args.thread)):
             before(args)
 
     threading.excepthook = hook
@@ -157,8 +159,7 @@ def in_order(logger: TensorBoardLogger) -> None:
 
     They bear the time of their making, and the clock may have been set back since.
     """
-    writer: Any = logger.experiment._get_file_writer()
-    newest = Path(writer.event_writer._file_name)
+    newest = event_file(logger.experiment)
     others = sorted(path for path in newest.parent.glob("events.out.tfevents.*") if path.name != newest.name)
     if not others or others[-1].name < newest.name:
         return
@@ -205,7 +206,7 @@ def _hand_over(logger: Logger, tag: str, path: Path, step: int) -> None:
             width, height = opened.size
         content = path.read_bytes()
         picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
-        logger.experiment._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
+        add_event(logger.experiment, step, summary=Summary(value=[Summary.Value(tag=tag, image=picture)]))
     elif isinstance(logger, MLFlowLogger):
         logger.experiment.log_artifact(logger.run_id, str(path), path.parent.name)
     elif path.suffix == ".gif" and hasattr(logger, "log_video"):

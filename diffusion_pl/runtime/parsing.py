@@ -1,12 +1,12 @@
 """What jsonargparse is made to do here: raise its errors with the types of its options, and prefer our short names."""
 
-import argparse
 import re
 import textwrap
 from typing import Any, NoReturn
 
-import jsonargparse._typehints as _typehints
 from jsonargparse import ArgumentParser
+
+from .upstream.jsonargparse import option_types, prefer_package
 
 _INDENT = " " * 24  # of an option's text in the help
 _KNOWN = re.compile(r"known\s+subclasses:\s+([^)]*)\)")
@@ -46,23 +46,10 @@ class RaisingParser(ArgumentParser):
     """A parser that raises UsageError, and whose help names our classes and few others."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UsageError(message, types_of(self)) from ex
+        raise UsageError(message, option_types(self)) from ex
 
     def format_help(self, formatter: Any = None) -> str:
         return _KNOWN.sub(_ours_only, super().format_help(formatter))
-
-
-def types_of(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Type of each option of a parser and of its subcommands, by dotted name."""
-    found: dict[str, Any] = {}
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action._name_parser_map.values():
-                found |= types_of(inner)
-        elif action.option_strings and action.dest not in ("help", "print_config", argparse.SUPPRESS):
-            name = next((o for o in action.option_strings if o.startswith("--")), "").lstrip("-")
-            found[name.rstrip("+")] = getattr(action, "_typehint", getattr(action, "type", None))
-    return found
 
 
 def _ours_only(listing: re.Match[str]) -> str:
@@ -72,14 +59,4 @@ def _ours_only(listing: re.Match[str]) -> str:
     return "\n".join(textwrap.wrap(text, 80, initial_indent=_INDENT, subsequent_indent=_INDENT)).removeprefix(_INDENT)
 
 
-_all_subclasses = _typehints.get_all_subclass_paths
-
-
-def _our_names_first(cls: type, *args: Any, **kwargs: Any) -> list[str]:
-    """As jsonargparse's, without other packages' classes that share a short name with one of ours, such as MLP."""
-    paths = _all_subclasses(cls, *args, **kwargs)
-    ours = {path.rpartition(".")[2] for path in paths if path.startswith("diffusion_pl.")}
-    return [path for path in paths if path.startswith("diffusion_pl.") or path.rpartition(".")[2] not in ours]
-
-
-_typehints.get_all_subclass_paths = _our_names_first  # read in jsonargparse 4.53: the one place that resolves names
+prefer_package("diffusion_pl")

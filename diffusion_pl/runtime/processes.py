@@ -14,6 +14,8 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+from .upstream.torch import has_agent_store, meet_at_own_store
+
 TIMEOUT = 300.0  # seconds; from the first process to the last that comes: the imports of one may take a minute longer
 GRACE = 2.0  # seconds that a process goes on after the one that started it has ended
 SKEW = 10.0  # seconds by which processes that fail or stop alike may differ; one takes some to leave torch
@@ -60,8 +62,8 @@ def find_peers(nodes: int) -> Peers | None:
             there = kind()
             if there.world_size() == 1:
                 return None
-            served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            return Peers(there.global_rank(), there.world_size(), there.main_address, there.main_port, served)
+            first, size = there.global_rank(), there.world_size()
+            return Peers(first, size, there.main_address, there.main_port, has_agent_store())
     if nodes == 1:
         return None
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
@@ -120,7 +122,7 @@ def agree(decide: Callable[[], dict[str, Any]], peers: Peers | None) -> dict[str
         let_the_first_speak()
         raise SystemExit(2)
     if peers.served:
-        os.environ |= {"MASTER_PORT": str(told["port"]), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        meet_at_own_store(told["port"])
     answer: dict[str, Any] = told["answer"]
     return answer
 

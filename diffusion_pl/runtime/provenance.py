@@ -5,6 +5,7 @@ Nothing here names a person or a machine, and no environment variable is looked 
 
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -23,6 +24,7 @@ from .. import __version__
 from ..data import DataModule
 from ..data.base import SPLITS
 from ..data.loader import Loader
+from .upstream.lightning import global_seed
 
 EXAMPLES = 1000  # of the data's fingerprint, at most
 _PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "torch-fidelity", "numpy")
@@ -137,8 +139,7 @@ def _git(folder: Path, repository: tuple[Path, Path, Path], revision: str, *args
 
 def seeds(data: Any) -> dict[str, int | None]:
     """The run's, which seed_everything leaves in the environment, and the data's."""
-    seed = os.environ.get("PL_GLOBAL_SEED")
-    return {"run": None if seed is None else int(seed), "data": getattr(data, "seed", None)}
+    return {"run": global_seed(), "data": getattr(data, "seed", None)}
 
 
 def fingerprint(data: Any) -> dict[str, Any] | None:
@@ -225,3 +226,15 @@ def peak_memory() -> dict[str, int | None]:
     unit = 1 if sys.platform == "darwin" else 1024
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"rss": rss, "cuda": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None}
+
+
+def describe(thing: Any) -> Any:
+    """An object of ours as plain values: {"class": its name, and its numbers, names and parts}."""
+    if isinstance(thing, float) and not math.isfinite(thing):
+        return str(thing)  # JSON has no infinity
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    if isinstance(thing, (list, tuple)):
+        return [describe(part) for part in thing]
+    parts = {name: describe(part) for name, part in sorted(vars(thing).items()) if not name.startswith("_")}
+    return {"class": type(thing).__name__, **parts}

@@ -15,26 +15,30 @@ from .storage import Lock, claim_folder, numbered
 
 RUNS = Path("runs")  # unless trainer.default_root_dir names another folder
 LOCK = ".lock"
-_VARIABLE = "DIFFUSION_PL_RUN"  # tells the processes that Lightning starts which folder the first one chose
+_VARIABLE = "DIFFUSION_PL_RUN"  # by which the first process of a run tells the others which folder it chose
 
 
 class RunFolder:
-    """runs/NAME, or NAME-2, NAME-3 … where those are taken.
+    """runs/NAME, or NAME-2, NAME-3 … where those are taken: chosen, published to the run's other processes, discarded.
 
     Attributes:
-        path: the folder; None before `open`.
+        path: the folder; None before `choose`.
         root: the folder of all runs: trainer.default_root_dir, or runs.
-        inherited: whether another process of the run has chosen it.
     """
 
     def __init__(self) -> None:
         self.path: Path | None = None
         self.root = RUNS
-        self.inherited = _VARIABLE in os.environ
+        self._published = os.environ.get(_VARIABLE)
         self._new = False
         self._lock: Lock | None = None
 
-    def open(self, config: Any, command: str, claim: bool) -> tuple[Path, str | None]:
+    @property
+    def inherited(self) -> bool:
+        """Whether another process of the run has chosen and published the folder."""
+        return self._published is not None
+
+    def choose(self, config: Any, command: str, claim: bool) -> tuple[Path, str | None]:
         """The folder, and the checkpoint to begin with, if any; the same in all processes of the run.
 
         Args:
@@ -52,8 +56,11 @@ class RunFolder:
         else:
             found = agree(lambda: self._find(config, command, claim), find_peers(config.trainer.num_nodes))
         self.path = Path(found["folder"])
-        os.environ[_VARIABLE] = str(self.path)
         return self.path, found["ckpt_path"]
+
+    def publish(self) -> None:
+        """Tell the processes that Lightning will start from this one which folder was chosen, until `close`."""
+        os.environ[_VARIABLE] = str(self.path)
 
     def close(self) -> None:
         """Let other processes have the folder."""
@@ -77,7 +84,8 @@ class RunFolder:
         root = self.root
         ckpt_path, resumed = config.ckpt_path, config.ckpt_path in ("last", "auto")
         name = config.run or _default_name(config, root)
-        folder = Path(os.environ[_VARIABLE]) if self.inherited else _folder_of(config, root)
+        folder = _folder_of(config, root) if self._published is None else Path(self._published)
+        fresh = folder is None and not resumed
         if folder is None:
             folder = newest(name, root) if resumed else next(f for f in numbered(root, name) if not f.exists())
         if ckpt_path == "auto":
@@ -91,13 +99,14 @@ class RunFolder:
         if command != "fit" and ckpt_path is None:
             raise ValueError(f"{command} needs trained weights: add --ckpt_path last (or a checkpoint's path)")
         if claim:
-            folder = self._claim(folder, name, command, resumed)
+            folder = self._claim(folder, name if fresh else None, command)
         return {"folder": str(folder), "ckpt_path": ckpt_path}
 
-    def _claim(self, folder: Path, name: str, command: str, resumed: bool) -> Path:
-        new = False
-        if not folder.exists() and not resumed:
-            folder, new = claim_folder(self.root, name), True  # which may be another by now
+    def _claim(self, folder: Path, name: str | None, command: str) -> Path:
+        """Make the folder, or the first free one of a name for a new run, and lock it for fit."""
+        new = name is not None
+        if name is not None:  # another run that begins at the same time may have made it meanwhile
+            folder = claim_folder(self.root, name)
         else:
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(parents=True)

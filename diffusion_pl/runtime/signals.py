@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from .stopping import STOPPING, Stopped, numbers, stop_now
+from .upstream.lightning import signal_started_processes, stop_after_batch
 
 
 class Wish(IntEnum):
@@ -59,7 +59,7 @@ class Signals:
             if self._trainer.is_global_zero:
                 print("\nstopping after this step (once more: at once)", flush=True)
         if self._trainer.validating and self._trainer.world_size == 1:
-            stop(self._trainer)
+            stop_after_batch(self._trainer)
 
 
 class AfterBlock:
@@ -86,9 +86,7 @@ class AfterBlock:
         if self._number is not None:
             stop_now(number, frame)
         self._number = number
-        launcher = self._trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(number)
+        signal_started_processes(self._trainer, number)
         if self._trainer.is_global_zero:
             print("\nstopping after these samples (once more: at once)", flush=True)
 
@@ -126,11 +124,6 @@ class Agreement:
         self._work.synchronize() if isinstance(self._work, torch.cuda.Event) else self._work.wait()
         self._work = None
         return Wish(int(self._flag.item()))
-
-
-def stop(trainer: Trainer, now: bool = True) -> None:
-    """Let Lightning end the fit after the batch at hand, where resuming is exact; or, with now=False, not yet."""
-    trainer._signal_connector.received_sigterm = now
 
 
 def requeue() -> str:

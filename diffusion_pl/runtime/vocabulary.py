@@ -7,7 +7,7 @@ import types as python_types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin
 
-from .upstream import parameters
+from .upstream.jsonargparse import parameters
 
 Types = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.states import TrainerFn
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from ..losses import Losses
 from ..metrics import BinnedMean
+from ..runtime.upstream.lightning import QuickHookNotes
 from ..tensors import mix
 from .lr_schedulers import SchedulerFactory, check_factory, make_scheduler
 from .resuming import resume_optimizer
@@ -69,7 +70,7 @@ class LeanProfiler(PassThroughProfiler):
 _NOTHING = nullcontext()
 
 
-class Trainable(LeanHooks, LightningModule):
+class Trainable(QuickHookNotes, LeanHooks, LightningModule):
     """Subclasses define `network`, `losses`, `training_step` and `validation_step`.
 
     Args:
@@ -91,13 +92,13 @@ class Trainable(LeanHooks, LightningModule):
         self.weights_name = "raw"  # the EMA callback changes it while its averages are swapped in
         self._resumed: dict[str, Any] | None = None  # the checkpoint, between its loading and the optimizer's
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes around every hook, fifty times a step, which one is running; nn.Module's search for parameters
-        # and buffers in it costs a tenth of a small network's step.
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
+    @property
+    def attached(self) -> Trainer | None:
+        """The trainer that has the module, if one has."""
+        try:
+            return self.trainer
+        except RuntimeError:
+            return None
 
     @property
     @abstractmethod
@@ -174,7 +175,7 @@ class Trainable(LeanHooks, LightningModule):
             ) from None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data: Any = getattr(self._trainer, "datamodule", None)
+        data: Any = getattr(self.attached, "datamodule", None)
         if hasattr(data, "check_state"):  # other data make other networks: they are the cause
             data.check_state(checkpoint.get(type(data).__qualname__, {}))
         theirs, ours = checkpoint["state_dict"], self.state_dict()
@@ -188,7 +189,7 @@ class Trainable(LeanHooks, LightningModule):
             raise ValueError(
                 f"the checkpoint is of another network: {differences[0]}{more}; use the config it was made with"
             )
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+        if self.attached is not None and self.attached.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint
 
     def log_bins(self, name: str, metric: BinnedMean) -> None:

@@ -6,24 +6,36 @@ The module owns no randomness: training draws from torch's global generator, whi
 rank); validation and sampling draw from generators of their own.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
+from ..conditions import label
 from ..denoisers import Denoiser, NetworkDenoiser, NoiseInput, Parameterization
 from ..losses import DenoisingLoss, Losses
+from ..pipeline import Pipeline
 from ..runtime.bounds import build
-from ..samplers import Sampler, Samples
+from ..runtime.upstream.torch import compile_modes
+from ..samplers import Sampler
 from ..schedules import Schedule
-from ..tensors import SampleNoise
 from .base import Batch, Shape, Trainable, build_network
 from .lr_schedulers import SchedulerFactory
+
+
+class DataLike(Protocol):
+    """What a pipeline needs of a data module."""
+
+    @property
+    def class_counts(self) -> list[int] | None: ...
+
+    @property
+    def class_names(self) -> list[str] | None: ...
+
+    def decode(self, x: Tensor) -> Tensor: ...
 
 
 class DiffusionModule(Trainable):
@@ -73,19 +85,12 @@ class DiffusionModule(Trainable):
                 raise ValueError(f"channels_last is for pictures (C, H, W), not for data of shape {self.shape}")
             self.denoiser.network.to(memory_format=torch.channels_last)  # convolutions hand it on to what they make
         if compile:
-            from torch._inductor import list_mode_options
-
-            modes = list(list_mode_options())
+            modes = compile_modes()
             if isinstance(compile, str) and compile not in modes:
                 raise ValueError(f"model.compile must be true, false or one of {', '.join(modes)}, got {compile}")
             # In place: the names in the state dict stay.
             self.denoiser.network.compile(mode=compile if isinstance(compile, str) else None)
         self.loss, self.sampler, self.guidance = loss, sampler, guidance
-        self.sample_seed = 0  # of the sequence that `predict` draws
-        self.sample_cond: dict[str, int] = {}  # of all its samples
-        self.class_counts: list[int] | None = None  # training examples of each class, where a checkpoint tells them
-        self.guide: nn.Module | None = None  # what guides them, such as a classifier
-        self.latents: Tensor | None = None  # their starts in units of the prior, (N, *shape); None: drawn
 
     @property
     def network(self) -> nn.Module:
@@ -121,67 +126,32 @@ class DiffusionModule(Trainable):
     def on_test_epoch_end(self) -> None:
         self.log_bins("test_loss", self.val_loss)
 
-    @property
-    def block(self) -> int:
-        """How many samples `predict` draws at a time: always as many, or rounding would differ with the number.
-
-        A power of two that keeps a block's memory bounded and the processor busy.
-        """
-        most = (1 << 12 if self.device.type == "cpu" else 1 << 18) // math.prod(self.shape)
-        return 1 << min(8, max(4, most.bit_length() - 1))
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Samples of some blocks, in model units: {"block": (K,)} -> {"index": (B,), "x": (B, *), "nfe"}."""
-        hidden = self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero
-        progress = partial(tqdm, desc="steps", leave=False, dynamic_ncols=True, disable=hidden)
-        found = []
-        for block in batch["block"].tolist():
-            indices = range(block * self.block, (block + 1) * self.block)
-            options: dict[str, Any] = {"progress": progress, **self.conditions(self.block)}
-            samples = self.sample(indices, self.sample_seed, **options)
-            found.append((torch.tensor(indices), samples.x_0, samples.nfe))
-        if not found:
-            return {}
-        index, x, nfe = zip(*found, strict=True)
-        return {"index": torch.cat(index), "x": torch.cat(x), "nfe": max(nfe)}
-
-    def conditions(self, n: int) -> Batch:
-        """The conditions of n samples, where they are the same for all."""
-        return {name: torch.full((n,), value, device=self.device) for name, value in self.sample_cond.items()}
-
-    @property
-    def labels(self) -> list[int]:
-        """The labels that samples get in turn: of the classes that there are training examples of, if that is known."""
-        counts = getattr(getattr(self._trainer, "datamodule", None), "class_counts", None) or self.class_counts
-        if counts is None or len(counts) != self.classes:  # a classifier guides, which knows other classes
-            return list(range(self.classes or 0))
-        return [k for k, count in enumerate(counts) if count] or list(range(len(counts)))
-
-    def guided(self) -> Denoiser:
-        """The denoiser as samplers get it, within the module's guidance."""
-        return self.denoiser if self.guidance is None else self.guidance(self.denoiser)
-
-    def sample(self, indices: Sequence[int], seed: int = 0, sampler: Sampler | None = None, **kwargs: Any) -> Samples:
-        """Samples with the module's (or the given) sampler; sample i depends on (seed, i) only.
-
-        Of a model of classes, sample i has label i of `labels`, over and over, unless a label is among kwargs.
+    def live_pipeline(self, data: DataLike | None = None, weights: str = "raw") -> Pipeline:
+        """The network itself, with the weights that it has at this moment, as what draws samples.
 
         Args:
-            indices: which samples of the infinite sequence that the seed stands for.
-            seed: of that sequence.
-            sampler: None: the module's.
-            kwargs: see `Sampler.__call__`: path, progress, conditions.
+            data: gives the units, and the classes that there are examples of; None: model units, all classes.
+            weights: their name.
         """
-        sampler = self.sampler if sampler is None else sampler
-        denoiser = self.guided()
-        noise = SampleNoise(seed, indices)
-        if self.classes is not None and "label" not in kwargs:
-            labels = torch.tensor(self.labels, device=self.device)
-            kwargs["label"] = labels[torch.tensor(indices, device=self.device) % len(labels)]
-        eps = noise(torch.empty(len(indices), *self.shape, device=self.device))
-        if self.latents is not None:
-            eps = self.latents[torch.tensor(indices) % len(self.latents)].to(eps)
-        return sampler(denoiser, sampler.prior(self.schedule, eps), noise=noise, **kwargs)
+        counts = None if data is None else data.class_counts
+        turns = {}
+        if counts and len(counts) == self.classes:
+            turns = {"label": tuple(k for k, count in enumerate(counts) if count)}
+        names = None if data is None else data.class_names
+        return Pipeline(
+            self.denoiser,
+            self.sampler,
+            self.shape,
+            {} if self.classes is None else {"label": label(self.classes, names)},
+            self.guidance,
+            turns=turns,
+            decode=_same if data is None else data.decode,
+            weights=weights,
+        )
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _cond(batch: Batch) -> dict[str, Any]:

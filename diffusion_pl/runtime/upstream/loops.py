@@ -2,7 +2,8 @@
 
 Lightning counts batches: it validates every so many of them, and takes a step at the end of an epoch however few it has
 accumulated.  Where it resumes depends on the hook in which the checkpoint was written, and what was still due at that
-step (a validation, the end of the run) is done twice or never.  Read from lightning 2.6.6.
+step (a validation, the end of the run) is done twice or never.  All classes of loops are private: `_FitLoop`,
+`_TrainingEpochLoop`.  Read: lightning 2.6.6.
 """
 
 import math
@@ -16,7 +17,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
-from .run_card import done_in
+from ..run_card import done_in
 
 
 class EpochLoop(_TrainingEpochLoop):

@@ -1,0 +1,76 @@
+"""What the sampling commands share: their options, made into a pipeline."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..checkpoints.loading import load_classifier, load_pipeline
+from ..pipeline import Pipeline
+from ..samplers import Grid, Sampler
+
+
+def choose(
+    pipeline: Pipeline,
+    sampler: Callable[[Grid], Sampler] | None = None,
+    grid: Grid | None = None,
+    steps: int | None = None,
+    scale: float | None = None,
+    classifier: Path | None = None,
+    weak: Path | None = None,
+    cond: Mapping[str, str] | None = None,
+) -> Pipeline:
+    """The pipeline with what a command line asks for; None everywhere: the pipeline itself.
+
+    Args:
+        pipeline: of a checkpoint.
+        sampler, grid, steps: see Pipeline.with_sampler.
+        scale: w; None: 1.
+        classifier: checkpoint of a NoisyClassifier, for classifier guidance.
+        weak: checkpoint of a weaker model, for autoguidance.
+        cond: the conditions of all samples; a label is a class's number or its name.
+
+    Raises:
+        ValueError: a condition or a scale for an unconditional model, an unknown class, two kinds of guidance.
+    """
+    if classifier is not None and weak is not None:
+        raise ValueError("give --classifier or --weak, not both")
+    found = pipeline
+    if sampler is not None or grid is not None or steps is not None:
+        found = found.with_sampler(sampler, grid, steps)
+    if classifier is not None:
+        found = _classified(found, classifier, 1.0 if scale is None else scale)
+    elif weak is not None:
+        found = _away_from(found, weak, 1.0 if scale is None else scale)
+    elif scale is not None:
+        if not found.conditions:
+            raise ValueError(
+                f"scale {scale:g} is for a model of classes, and this one is unconditional: train it with "
+                "data.init_args.conditional true, or add --classifier or --weak"
+            )
+        found = found.with_scale(scale)
+    return found.with_cond(**(cond or {}))
+
+
+def default_count(pipeline: Pipeline) -> int:
+    """How many samples are drawn if nobody says: 64 images, 1,000 points."""
+    return 64 if len(pipeline.shape) > 1 else 1000
+
+
+def _classified(pipeline: Pipeline, path: Path, scale: float) -> Pipeline:
+    classifier, conditions = load_classifier(path)
+    if classifier.shape != pipeline.shape:
+        raise ValueError(f"{path} classifies data of shape {classifier.shape}, the model's are {pipeline.shape}")
+    return pipeline.with_classifier(classifier, conditions, scale)
+
+
+def _away_from(pipeline: Pipeline, path: Path, scale: float) -> Pipeline:
+    weak, _ = load_pipeline(path)
+    if weak.shape != pipeline.shape:
+        raise ValueError(f"{path} is of data of shape {weak.shape}, the model's are {pipeline.shape}")
+    ours, theirs = ({name: c.classes for name, c in some.conditions.items()} for some in (pipeline, weak))
+    if theirs != ours:
+        raise ValueError(f"{path} knows {_listed(theirs)}, the model {_listed(ours)}")
+    return pipeline.with_weak(weak.denoiser, scale)
+
+
+def _listed(classes: Mapping[str, int | None]) -> str:
+    return ", ".join(f"{count} classes" if name == "label" else name for name, count in classes.items()) or "no classes"

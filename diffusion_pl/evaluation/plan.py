@@ -1,0 +1,72 @@
+"""What an evaluation measures, and how."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from ..likelihood import ChainBound, ContinuousBound, FlowLikelihood
+from .expected import OF_DATA
+from .samples import names_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured, and how.
+
+    Args:
+        metrics: of images fid, is, kid, prc (precision and recall); of points energy, mmd, sliced, prc; of both nll and
+            elbo; None: all but the last two.
+        num_samples: in each repeat, at least 2.
+        repeats: sets of other samples (and of other noise of the likelihood), for a mean and a standard deviation.
+        seed: of samples and noise.
+        extractor: of features of images, see diffusion_pl.metrics; None: InceptionV3.
+        reference: reference.npz of another evaluation, in place of the data; for fid alone.
+        split: of the data that samples are measured against.
+        likelihood: how nll is integrated.
+        likelihood_split: of the data, for nll and elbo.
+        likelihood_examples: the first so many of that split; None: all.
+        dequantizations: noises for each example of quantized data.
+        bound: of elbo.
+        batch_size: samples between two savings.
+    """
+
+    metrics: tuple[str, ...] | None = None
+    num_samples: int = 1000
+    repeats: int = 1
+    seed: int = 0
+    extractor: nn.Module | None = None
+    reference: Path | None = None
+    split: str = "train"
+    likelihood: FlowLikelihood = field(default_factory=FlowLikelihood)
+    likelihood_split: str = "test"
+    likelihood_examples: int | None = None
+    dequantizations: int = 1
+    bound: ChainBound | ContinuousBound = field(default_factory=ContinuousBound)
+    batch_size: int = 250
+
+    def __post_init__(self) -> None:
+        least = {"num_samples": 2, "repeats": 1, "dequantizations": 1, "batch_size": 1, "likelihood_examples": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"{name} must be at least {smallest}, got {value}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+    def names(self, images: bool) -> tuple[list[str], list[str]]:
+        """The metrics of samples and those of data, of images or of points.
+
+        Raises:
+            ValueError: there is no such metric, or it needs more than the moments of a reference.
+        """
+        known = [*names_of(images), *OF_DATA]
+        names = list(names_of(images)) if self.metrics is None else list(dict.fromkeys(self.metrics))
+        wrong = next((name for name in names if name not in known), None)
+        if wrong is not None or not names:
+            kind = "images" if images else "points"
+            raise ValueError(f"there is no metric {wrong!r} of {kind}, only {', '.join(known)}")
+        of_samples = [name for name in names if name not in OF_DATA]
+        if self.reference is not None and of_samples not in ([], ["fid"]):
+            raise ValueError("reference holds moments only: --metrics fid (and nll, elbo); the others need the data")
+        return of_samples, [name for name in names if name in OF_DATA]

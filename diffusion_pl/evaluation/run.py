@@ -1,0 +1,253 @@
+"""Evaluation of a model: a plan, carried out on a pipeline and its data, gives results.
+
+samples   -> features -> fid, is, kid, precision, recall; of points energy, mmd, sliced, precision, recall
+examples  -> −log p (nll), its variational bound (elbo)
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from lightning.pytorch import LightningModule
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .. import __version__
+from ..callbacks.sample_writer import Drawer, Drawn, draw, drawing_trainer, gathered, not_finite_error
+from ..data import DataModule
+from ..metrics import FeatureStatistics, InceptionV3
+from ..metrics.extractors import identity
+from ..metrics.generation import Moments
+from ..pipeline import Pipeline
+from ..runtime.devices import device_of
+from ..runtime.processes import part
+from ..runtime.provenance import describe
+from ..runtime.storage import write_json
+from .features import Features, Reference, note_of, read_reference, reference_rows, write_reference
+from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, unit_of
+from .plan import Plan
+from .report import table
+from .results import Result, SampleResult
+from .samples import keeps_rows, sample_results
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a plan.
+
+    Attributes:
+        metrics: each result by its metric; prc is two, precision and recall.
+        reference: of the data, where fid was measured against them; None: no fid, or a reference was given.
+        made_with: what must be the same where the reference is used.
+    """
+
+    metrics: Mapping[str, Result]
+    reference: Reference | None
+    made_with: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Result:
+        return self.metrics[name]
+
+    def __str__(self) -> str:
+        return table(self.metrics)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the samples, in a line; "" if all are finite."""
+        of_samples = [result for result in self.metrics.values() if isinstance(result, SampleResult)]
+        bad = max((result.not_finite for result in of_samples), default=0)
+        return not_finite_error(bad, max((r.count * len(r.values) for r in of_samples), default=0))
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write evaluation.json and, if there is one, reference.npz; the files written."""
+        figures = {name: result.to_json() for name, result in self.metrics.items()}
+        write_json(folder / "evaluation.json", {"version": __version__, "figures": figures})
+        if self.reference is None:
+            return [folder / "evaluation.json"]
+        write_reference(folder / "reference.npz", self.reference, dict(self.made_with))
+        return [folder / "evaluation.json", folder / "reference.npz"]
+
+
+def run(
+    pipeline: Pipeline,
+    data: DataModule,
+    plan: Plan | None = None,
+    *,
+    checkpoint: str | None = None,
+    scale: float | None = None,
+    accelerator: str = "auto",
+) -> Results:
+    """Measure a model on one device, keeping nothing on disk; see `Evaluation`."""
+    evaluation = Evaluation(pipeline, data, plan or Plan(), checkpoint, scale, accelerator)
+    with TemporaryDirectory(prefix="diffusion_pl-") as folder:
+        results = evaluation.run(Path(folder))
+    assert results is not None
+    return results
+
+
+class Evaluation:
+    """A plan for a pipeline and its data, checked, so that what is wrong shows before anything is drawn.
+
+    Args:
+        pipeline: with sampler, guidance and conditions as they are to be measured.
+        data: of the model; they are read (`setup`) if the plan needs them.
+        plan: what is measured.
+        checkpoint: name of the pipeline's checkpoint, for the record.
+        scale: of the pipeline's guidance, for the record; None: none.
+        accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
+        prepare: whether the data may fetch what they need first (`prepare_data`).
+
+    Raises:
+        ValueError: the plan does not suit the data, a split is empty, or the reference was made otherwise.
+        FileNotFoundError: the reference or the data are missing.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        data: DataModule,
+        plan: Plan,
+        checkpoint: str | None = None,
+        scale: float | None = None,
+        accelerator: str = "auto",
+        prepare: bool = False,
+    ) -> None:
+        self.pipeline, self.data, self.plan = pipeline.with_seed(plan.seed), data, plan
+        self.device = device_of(accelerator)
+        images = data.is_image
+        self.of_samples, self.of_data = plan.names(images)
+        self.features = Features(data, self._extractor() if images and self.of_samples else None)
+        self.extractor = None if self.features.extractor is None else identity(self.features.extractor)
+        splits = [plan.split] if self.of_samples and plan.reference is None else []
+        splits += [plan.likelihood_split] if self.of_data else []
+        if splits and prepare:
+            data.prepare_data()
+        if splits:
+            data.setup("fit")
+        for split in splits:
+            next(data.batches(split, 1))  # an empty one is an error now, not after the sampling
+        self.made_with = {"extractor": self.extractor, "shape": list(data.shape), "levels": data.units.levels}
+        self.reference = None if plan.reference is None else read_reference(plan.reference, self.made_with)
+        self.examples = count(data, plan.likelihood_split, plan.likelihood_examples) if self.of_data else 0
+        self.model: dict[str, Any] = {"checkpoint": checkpoint, "sha256": pipeline.sha256, "weights": pipeline.weights}
+        self.model |= {"scale": scale, "seed": plan.seed}
+
+    def _extractor(self) -> nn.Module:
+        extractor = self.plan.extractor or InceptionV3()
+        return extractor.eval().requires_grad_(False).to(self.device)
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """Everything that the results depend on, as plain values."""
+        plan = self.plan
+        likelihood, bound = "nll" in self.of_data, "elbo" in self.of_data
+        return {
+            **self.model,
+            "metrics": [*self.of_samples, *self.of_data],
+            "repeats": plan.repeats,
+            "sampler": describe(self.pipeline.sampler) if self.of_samples else None,
+            "num_samples": plan.num_samples if self.of_samples else None,
+            "extractor": self.extractor,
+            "reference": plan.split if self.reference is None else self.reference.note,
+            "likelihood": describe(plan.likelihood) if likelihood else None,
+            "dequantizations": plan.dequantizations if likelihood else None,
+            "bound": describe(plan.bound) if bound else None,
+            "examples": {"split": plan.likelihood_split, "n": self.examples} if self.of_data else None,
+        }
+
+    def run(self, work: Path, devices: int = 1) -> Results | None:
+        """Draw everything, on all devices, then measure it, on one.
+
+        Args:
+            work: folder for what is drawn, from which an interrupted call continues.
+            devices: how many of them draw, a process each.
+
+        Returns:
+            None in all processes but the first, which measures alone.
+        """
+        tasks = self._tasks()
+        first = True
+        for name, task in tasks.items():
+            trainer = drawing_trainer(self.device.type, devices)
+            first = draw(task.drawer, task.n, work / name, trainer, task.batch, task.convert, task.size)
+        part()
+        if not first:
+            return None
+        drawn = {name: gathered(work / name, task.n) for name, task in tasks.items()}
+        metrics: dict[str, Result] = {}
+        reference = None
+        if "samples" in drawn:
+            of_samples, reference = self._sample_results(drawn["samples"])
+            metrics |= of_samples
+        metrics |= self._data_results({name: drawn[name].x.numpy() for name in self.of_data})
+        return Results(metrics, reference, self.made_with)
+
+    @property
+    def _padded(self) -> int:
+        """Samples drawn for a repeat: as many whole blocks as hold its samples."""
+        return -(-self.plan.num_samples // self.pipeline.block) * self.pipeline.block
+
+    def _tasks(self) -> dict[str, "_Task"]:
+        """What is to be drawn, by the name of its folder."""
+        plan, pipeline, split = self.plan, self.pipeline, self.plan.likelihood_split
+        tasks = {}
+        if self.of_samples:
+            n, size = plan.repeats * self._padded, 4 * math.prod(pipeline.shape)
+            tasks["samples"] = _Task(Drawer(pipeline), n, plan.batch_size, self.features, size)
+        if "nll" in self.of_data:
+            options = {"repeats": plan.repeats, "dequantizations": plan.dequantizations, "seed": plan.seed}
+            tasks["nll"] = _Task(LikelihoodRows(pipeline, self.data, split, plan.likelihood, **options), self.examples)
+        if "elbo" in self.of_data:
+            tasks["elbo"] = _Task(BoundRows(pipeline, self.data, split, plan.bound, plan.seed), self.examples)
+        return tasks
+
+    def _sample_results(self, drawn: Drawn) -> tuple[dict[str, SampleResult], Reference | None]:
+        """The results of samples, and the reference if fid was measured against the data."""
+        plan, data = self.plan, self.data
+        protocol: dict[str, Any] = {"num_samples": plan.num_samples}
+        if self.extractor is None:
+            protocol["units"] = "model units: unit variance per axis"
+        else:
+            protocol["extractor"] = self.extractor
+            protocol["quantisation"] = f"uint8, lossless, from {data.units.levels} levels"
+        if self.reference is None:
+            note = note_of(data, plan.split)
+            statistics = self.features.statistics(reference_rows(self.features, note), keeps_rows(self.of_samples))
+            against: FeatureStatistics | Moments = statistics
+            made = Reference(statistics.compute(), note) if "fid" in self.of_samples else None
+        else:
+            (against, note), made = self.reference, None
+        samples = drawn.x.numpy().reshape(plan.repeats, self._padded, -1)[:, : plan.num_samples]
+        model = {**self.model, "sampler": describe(self.pipeline.sampler), "nfe": drawn.nfe}
+        protocol["reference"] = note
+        return sample_results(self.of_samples, samples, self.features, against, protocol, model), made
+
+    def _data_results(self, rows: Mapping[str, NDArray[Any]]) -> dict[str, Result]:
+        """The results of data from the rows of their examples, by metric."""
+        if not rows:
+            return {}
+        plan, data, unit = self.plan, self.data, unit_of(self.data)
+        protocol: dict[str, Any] = {"examples": self.examples, "data": note_of(data, plan.likelihood_split)}
+        protocol["levels"] = data.units.levels
+        protocol["value_range"] = None if data.units.value_range is None else list(data.units.value_range)
+        results: dict[str, Result] = {}
+        if "nll" in rows:
+            own = {"estimator": describe(plan.likelihood), "dequantizations": plan.dequantizations}
+            results["nll"] = likelihood_result(rows["nll"], unit, {**protocol, **own}, self.model)
+        if "elbo" in rows:
+            own, t = {"bound": describe(plan.bound)}, plan.bound.visited(self.pipeline.schedule)
+            results["elbo"] = bound_result(rows["elbo"], t, unit, {**protocol, **own}, self.model)
+        return results
+
+
+class _Task(NamedTuple):
+    """n rows that a drawer makes, `batch` of them between two savings; convert and size: see `draw`."""
+
+    drawer: LightningModule
+    n: int
+    batch: int = 1
+    convert: Callable[[Tensor], Tensor] | None = None
+    size: int = 4

@@ -1,0 +1,320 @@
+"""Pipeline: everything that a sample depends on, in one frozen object.
+
+    sample i = sampler(guided denoiser, prior std · ε_i, noise_i | condition_i),    ε_i and noise_i from (seed, i) alone
+
+So sample i is the same whatever the number of samples, of batches and of processes.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .conditions import Conditions, check_names, class_number
+from .denoisers import AutoGuided, ClassifierFree, ClassifierGuided, Denoiser
+from .samplers import Grid, Sampler, Samples, few_steps, same_ends
+from .schedules import Schedule
+from .tensors import SampleNoise
+
+Wrapper = Callable[[Denoiser], Denoiser]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pipeline:
+    """A denoiser with all that is needed to draw samples from it.  It is never changed: `with_…` returns another one.
+
+        pipe = diffusion_pl.load("runs/digits/checkpoints/last.ckpt")
+        images = pipe(16, steps=10, label=3, scale=2.0, seed=1)    # in the units of the data
+        x_0 = pipe.samples(range(16)).x_0                          # in model units
+
+    Args:
+        denoiser: of the model, unguided.
+        sampler: draws the samples.
+        shape: of one sample, without the batch.
+        conditions: of the denoiser.
+        guidance: wraps the denoiser, such as Thresholded; None: nothing.
+        guides: other wrappers, inside of `guidance`, applied in their order.
+        cond: values of conditions that all samples have: a class number, −1 for none.
+        turns: by the name of a label condition, the classes that samples get in turn where no value is given; a label
+            that is not in it takes all of its classes.
+        seed: of the infinite sequence of samples.
+        latents: where the samples start, in units of the prior, (N, *shape), over and over; None: drawn.
+        decode: model units -> the units of the data, (N, *shape); the default leaves model units.
+        weights: name of the denoiser's weights, "raw" or such as "ema0.9999".
+        sha256: of the checkpoint that the weights are from, hexadecimal; None: of none.
+    """
+
+    denoiser: Denoiser
+    sampler: Sampler
+    shape: tuple[int, ...]
+    conditions: Conditions = field(default_factory=dict)
+    guidance: Wrapper | None = None
+    guides: tuple[Wrapper, ...] = ()
+    cond: Mapping[str, int] = field(default_factory=dict)
+    turns: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    seed: int = 0
+    latents: Tensor | None = None
+    decode: Callable[[Tensor], Tensor] = _same
+    weights: str = "raw"
+    sha256: str | None = None
+
+    def __repr__(self) -> str:
+        conditions = ", ".join(self.conditions) or "unconditional"
+        return (
+            f"Pipeline({type(self.denoiser).__name__}, {self.weights} weights, {type(self.sampler).__name__}, "
+            f"shape {self.shape}, {conditions}, seed {self.seed})"
+        )
+
+    @property
+    def schedule(self) -> Schedule:
+        """The forward process."""
+        return self.denoiser.schedule
+
+    @cached_property
+    def guided(self) -> Denoiser:
+        """The denoiser as the sampler gets it, within all that guides it."""
+        denoiser = self.denoiser
+        for wrap in (*self.guides, *(() if self.guidance is None else (self.guidance,))):
+            denoiser = wrap(denoiser)
+        return denoiser
+
+    @property
+    def device(self) -> torch.device:
+        """Where the samples are drawn."""
+        return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
+
+    def to(self, device: torch.device | str) -> "Pipeline":
+        """This pipeline, its networks moved to a device, as by nn.Module.to."""
+        self.guided.to(device)
+        return self
+
+    @property
+    def block(self) -> int:
+        """How many samples are drawn at a time: always as many, or rounding would differ with their number.
+
+        A power of two that keeps a block's memory bounded and the processor busy.
+        """
+        most = (1 << 12 if self.device.type == "cpu" else 1 << 18) // math.prod(self.shape)
+        return 1 << min(8, max(4, most.bit_length() - 1))
+
+    def with_seed(self, seed: int) -> "Pipeline":
+        """Draws another sequence of samples."""
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        return replace(self, seed=seed)
+
+    def with_latents(self, latents: Tensor) -> "Pipeline":
+        """Starts from given latents in units of the prior: (N, *shape)."""
+        if tuple(latents.shape[1:]) != self.shape or not len(latents):
+            raise ValueError(f"latents must be (N, {', '.join(map(str, self.shape))}), got {tuple(latents.shape)}")
+        return replace(self, latents=latents)
+
+    def with_sampler(
+        self,
+        sampler: Sampler | Callable[[Grid], Sampler] | None = None,
+        grid: Grid | None = None,
+        steps: int | None = None,
+    ) -> "Pipeline":
+        """Draws with another sampler, grid or number of steps, where these are given.
+
+        Args:
+            sampler: itself, or a class or function that makes it from a grid; None: the present one.
+            grid: None: without `steps` that of the sampler, with `steps` the one that suits few (`few_steps`).
+            steps: number of grid times; None: as the grid has.
+        """
+        make: Callable[[Grid], Sampler]
+        if sampler is None or isinstance(sampler, Sampler):
+            given = self.sampler if sampler is None else sampler
+            own, make = given.grid, partial(_regridded, given)
+        else:
+            own, make = self.sampler.grid, sampler
+        if steps is not None and grid is not None:
+            grid = grid.with_steps(steps)
+        elif steps is not None:
+            like = _made(make, own)
+            if like.order == 0:  # its error does not depend on the times between the ends
+                grid = same_ends(own, self.schedule, steps)
+            else:
+                grid = few_steps(own, self.schedule, steps, like.evaluations)
+        return replace(self, sampler=_made(make, grid or own))
+
+    def with_scale(self, scale: float) -> "Pipeline":
+        """Guides by the model's own conditions with scale w; w = 1 is the plain conditional model.
+
+        Raises:
+            ValueError: the model is unconditional.
+        """
+        if not self.conditions:
+            raise ValueError(f"scale {scale:g} is for a model with conditions, and this one is unconditional")
+        return replace(self, guides=(*self.guides, partial(ClassifierFree, scale=scale)))
+
+    def with_classifier(self, classifier: nn.Module, conditions: Conditions, scale: float = 1.0) -> "Pipeline":
+        """Guides by a classifier of noisy data, whose labels the samples have.
+
+        Args:
+            classifier: (x_t, t) ↦ logits, see `ClassifierGuided`.
+            conditions: the label that it predicts.
+            scale: w; 1 is the posterior.
+        """
+        wrap = partial(ClassifierGuided, classifier=classifier, scale=scale)
+        return replace(self, guides=(*self.guides, wrap), conditions=conditions, turns={})
+
+    def with_weak(self, weak: Denoiser, scale: float = 1.0) -> "Pipeline":
+        """Guides away from a weaker model of the same data with scale w; w = 1 is the model as it is."""
+        return replace(self, guides=(*self.guides, partial(AutoGuided, weak=weak, scale=scale)))
+
+    def with_wrapper(self, wrap: Wrapper) -> "Pipeline":
+        """Wraps the denoiser once more, outside of everything else."""
+        inner = self.guidance
+        return replace(self, guidance=wrap if inner is None else lambda denoiser: wrap(inner(denoiser)))
+
+    def with_cond(self, **cond: int | str | None) -> "Pipeline":
+        """Gives all samples a condition.
+
+        Args:
+            cond: of a label a class by number or name; None: no class, the unconditional estimate.
+
+        Raises:
+            ValueError: the model has no such condition or class; the message lists those that it has.
+        """
+        return replace(self, cond={**self.cond, **self._numbers(cond)})
+
+    def without_cond(self) -> "Pipeline":
+        """Takes all labels that have no value yet as none, in place of all classes in turn."""
+        return replace(
+            self, cond={**{name: -1 for name, c in self.conditions.items() if c.kind == "label"}, **self.cond}
+        )
+
+    def _numbers(self, cond: Mapping[str, int | str | None]) -> dict[str, int]:
+        check_names(cond, self.conditions)
+        return {
+            name: -1 if value is None else class_number(name, self.conditions[name], value)
+            for name, value in cond.items()
+        }
+
+    def classes(self, name: str = "label") -> list[int]:
+        """The classes that samples get in turn."""
+        return list(self.turns.get(name) or range(self.conditions[name].classes or 0))
+
+    def values(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The conditions of some samples: (len(indices),) each.
+
+        Raises:
+            ValueError: a condition has no value.
+        """
+        at, found = torch.tensor(indices, device=self.device), {}
+        for name, condition in self.conditions.items():
+            if name in self.cond:
+                found[name] = torch.full((len(at),), self.cond[name], device=self.device)
+            elif condition.kind == "label":
+                classes = torch.tensor(self.classes(name), device=self.device)
+                found[name] = classes[at % len(classes)]
+            else:
+                raise ValueError(f"cond.{name}: a value is missing, the model needs one ({condition.kind})")
+        return found
+
+    def samples(
+        self,
+        indices: Sequence[int],
+        *,
+        path: bool = False,
+        progress: Callable[[Any], Any] = iter,
+        **cond: Tensor,
+    ) -> Samples:
+        """Samples in model units, x_0: (len(indices), *shape).
+
+        Args:
+            indices: which ones of the infinite sequence that the seed stands for.
+            path: keep x and x̂_0 at every time of the grid.
+            progress: wraps the sequence of steps, for a progress bar.
+            cond: values of conditions, (len(indices), …) each; where none is given, see `values`.
+        """
+        check_names(cond, self.conditions)
+        given = {name: value.to(self.device) for name, value in cond.items()}
+        missing = replace(self, conditions={k: c for k, c in self.conditions.items() if k not in given})
+        noise = SampleNoise(self.seed, indices)
+        # Drawn in any case, so that the noise of a stochastic sampler does not depend on the latents.
+        eps = noise(torch.empty(len(indices), *self.shape, device=self.device))
+        if self.latents is not None:
+            eps = self.latents[torch.tensor(indices) % len(self.latents)].to(eps)
+        x_T = self.sampler.prior(self.schedule, eps)
+        found: Samples = self.sampler(
+            self.guided, x_T, noise, path=path, progress=progress, **missing.values(indices), **given
+        )
+        return found
+
+    def draw(self, n: int, **options: Any) -> Iterator[Samples]:
+        """The first n samples and those that fill the last block, block by block, in model units."""
+        for first in range(0, n, self.block):
+            yield self.samples(range(first, first + self.block), **options)
+
+    def __call__(
+        self,
+        n: int = 16,
+        *,
+        steps: int | None = None,
+        scale: float | None = None,
+        seed: int | None = None,
+        **cond: int | str | None,
+    ) -> Tensor:
+        """The first n samples, in the units of the data, on the CPU: (n, *shape).
+
+        Args:
+            n: how many.
+            steps: see `with_sampler`.
+            scale: see `with_scale`.
+            seed: of the sequence of samples; None: the pipeline's.
+            cond: see `with_cond`, such as label=3 or label="dress".
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        pipe = self.with_cond(**cond)
+        pipe = pipe if steps is None else pipe.with_sampler(steps=steps)
+        pipe = pipe if scale is None else pipe.with_scale(scale)
+        pipe = pipe if seed is None else pipe.with_seed(seed)
+        x = torch.cat([block.x_0.cpu() for block in pipe.draw(n)])
+        return self.decode(x[:n])
+
+    def encode(self, x_0: Tensor) -> Tensor:
+        """The latents, in units of the prior, that the samples x_0 come from: (N, *shape) in model units.
+
+        Raises:
+            ValueError: the sampler draws noise.
+        """
+        x_T = self.sampler.encode(self.guided, x_0.to(self.device), **self.values(range(len(x_0))))
+        return x_T / self.sampler.prior(self.schedule, torch.ones(1, device=self.device))
+
+
+def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """The points at `share`: (K,) of the way from a to b: (*), on the arc around the origin: (K, *).
+
+    Between latents the straight line would pass through points of too small a norm, which no sample comes from.
+    """
+    cosine = (a * b).sum() / (a.norm() * b.norm())
+    angle = torch.acos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))
+    share = share.reshape(-1, *[1] * a.ndim)
+    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+
+
+def _regridded(sampler: Sampler, grid: Grid) -> Sampler:
+    other = copy(sampler)
+    other.grid = grid
+    return other
+
+
+def _made(make: Callable[[Grid], Sampler], grid: Grid) -> Sampler:
+    try:
+        return make(grid)
+    except TypeError as error:
+        if "abstract" not in str(error):
+            raise
+        raise ValueError("sampler: Sampler is abstract, choose one such as DDIM, Heun, DPMpp") from None
