@@ -178,7 +178,7 @@ def sample(bench: Bench) -> None:
     from functools import partial
 
     from diffusion_pl.denoisers import EDM, LogSNR
-    from diffusion_pl.losses import SNR, DenoisingLoss, LogNormalTimes
+    from diffusion_pl.losses import DenoisingLoss, LogNormalTimes, Plain
     from diffusion_pl.samplers import DPMpp, Heun, KarrasGrid
     from diffusion_pl.schedules import Karras
     from diffusion_pl.training import DiffusionModule
@@ -189,10 +189,10 @@ def sample(bench: Bench) -> None:
     first: dict[str, float] = {}
     for mode in modes:
         model = DiffusionModule(
-            network=lambda shape, classes: bench.network("EDM"),
+            network=lambda shape, conditions: bench.network("EDM"),
             schedule=Karras(),
             parameterization=EDM(0.5),
-            loss=DenoisingLoss(LogNormalTimes(), SNR(plus=4)),
+            loss=DenoisingLoss(LogNormalTimes(), Plain()),
             sampler=heun,
             optimizer=torch.optim.Adam,
             noise_input=LogSNR(),

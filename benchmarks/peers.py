@@ -209,7 +209,7 @@ def sample_ours(network: str, evaluations: int) -> float:
         schedule=LinearBetas(1000),
         parameterization=Epsilon(),
         loss=DenoisingLoss(GridTimes(1000), SNR()),
-        sampler=DDIM(RespacedGrid(1000, evaluations)),
+        sampler=DDIM(RespacedGrid(evaluations, length=1000)),
         optimizer=torch.optim.Adam,
         noise_input=ScaledTime(1000, -1),
         channels_last=True,

@@ -18,8 +18,8 @@ A published method is a row of five choices:
     DDPM                LinearBetas(1000)   Epsilon           GridTimes           SNR              Ancestral
     DDPM on the bound   LinearBetas(1000)   Epsilon           GridTimes           ChainELBO        Ancestral
     score SDE           VP / SubVP / VE     Epsilon           UniformTimes        SNR, Likelihood  EulerMaruyama
-    cosine + v          Cosine              V                 UniformTimes        SNR(1), MinSNR   DDIM
-    EDM                 Karras(.002, 80)    EDM(.5)           LogNormalTimes      SNR(4)           Heun(KarrasGrid(18))
+    cosine + v          Cosine              V                 UniformTimes        Plain, MinSNR    DDIM
+    EDM                 Karras(.002, 80)    EDM(.5)           LogNormalTimes      Plain            Heun(KarrasGrid(18))
     rectified flow      Rectified           Velocity          Uniform, LogitN.    FlowMatching     DDIM, Heun
 
 The tree, from below; a package imports only from those above it in this list:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from .pipeline import Pipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(path: "str | Path", weights: str = "ema") -> "Pipeline":

@@ -69,8 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     say_loading()
     prepare_home()
     # Imported here: they bring torch.
+    from .checkpoints.migrations import migrate_text
     from .runtime.errors import guard
 
+    args, rest = [migrate_text(arg) for arg in args], [migrate_text(arg) for arg in rest]
     with guard(debug, args) as status:
         if command in TOOLS:
             from .commands import run_tool

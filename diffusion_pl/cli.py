@@ -1,8 +1,8 @@
 """The configuration of fit, validate, test and predict over Lightning.  The only file that knows of YAML.
 
 A configuration has the sections model, data, trainer, ema, saver, guard and doctor, and may state what figures are
-expected of it; `run` names the folder runs/RUN in which everything of the run lies.  The data's shape and classes are
-linked to the model, so they are written nowhere.
+expected of it; `run` names the folder runs/RUN in which everything of the run lies.  The data's shape and conditions
+are linked to the model, so they are written nowhere.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from .checks import Finding
 from .data import DataModule
 from .denoisers import guidance  # noqa: F401  short names
 from .evaluation import Band, check_names
-from .runtime.config_files import OPTIONAL, SUFFIXES, check_files, config_files
+from .runtime.config_files import OPTIONAL, SUFFIXES, check_files, config_files, find
 from .runtime.errors import EXPECTED
 from .runtime.limits import check
 from .runtime.loggers import custom, make_logger
@@ -138,6 +138,8 @@ class DiffusionCLI(LightningCLI):
             parser.add_lightning_class_args(Trainable, "model", subclass_mode=True)
         else:
             parser.add_lightning_class_args(DiffusionModule, "model")
+            if gives_loss(self._args):  # options of a loss without a class are DenoisingLoss's
+                parser.set_defaults({"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}})
         parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
@@ -300,6 +302,12 @@ def names_model(args: Sequence[str]) -> bool:
         if isinstance(config, dict) and isinstance(config.get("model"), dict) and "class_path" in config["model"]:
             return True
     return False
+
+
+def gives_loss(args: Sequence[str]) -> bool:
+    """Whether the command line or a configuration says something of the loss."""
+    as_text = any(str(path).lstrip().startswith("{") or "\n" in str(path) for path in config_files(args))
+    return as_text or bool(find("model.loss", args)) or any(arg.startswith("--model.loss") for arg in args)
 
 
 def refuse_sharding(strategy: Strategy | str) -> None:

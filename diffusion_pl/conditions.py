@@ -11,8 +11,8 @@ shape of one value says its kind:
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,28 @@ def label(classes: int, names: Sequence[str] | None = None) -> Condition:
     return Condition((), classes, tuple(names or ()))
 
 
+def class_count(conditions: Conditions) -> int | None:
+    """Number of classes of the label; None: there is no label."""
+    return conditions["label"].classes if "label" in conditions else None
+
+
+def class_names(conditions: Conditions) -> list[str] | None:
+    """Names of the label's classes, in their order; None: there is no label, or its classes have no names."""
+    return list(conditions["label"].names) or None if "label" in conditions else None
+
+
+def to_plain(conditions: Conditions) -> dict[str, Any]:
+    """Conditions as plain values, as a checkpoint keeps them: {"label": {"shape": [], "classes": 2, "names": […]}}."""
+    return {
+        name: {"shape": list(c.shape), "classes": c.classes, "names": list(c.names)} for name, c in conditions.items()
+    }
+
+
+def from_plain(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Condition]:
+    """The inverse of `to_plain`."""
+    return {name: Condition(tuple(c["shape"]), c["classes"], tuple(c["names"])) for name, c in plain.items()}
+
+
 def null(value: Tensor) -> Tensor:
     """The value that stands for no condition, shaped like value: −1 for labels, zeros for the other kinds."""
     return torch.zeros_like(value) if value.is_floating_point() else torch.full_like(value, -1)
@@ -64,6 +86,28 @@ def check_names(asked: Mapping[str, object], conditions: Conditions) -> None:
         if name not in conditions:
             known = ", ".join(conditions) or "none: it is unconditional, trained without labels"
             raise ValueError(f"cond.{name}: the model has no such condition; it has {known}")
+
+
+def check_batch(batch: Mapping[str, Tensor], conditions: Conditions, others: Collection[str] = ()) -> None:
+    """Raise ValueError unless a batch holds x, a value of each condition in its shape, and nothing else.
+
+    Args:
+        batch: {"x": (B, *), …}.
+        conditions: of the model.
+        others: names that may also be there, such as what an augmentation tells the network.
+    """
+    known = ", ".join(conditions) or "none"
+    unknown = [name for name in batch if name != "x" and name not in conditions and name not in others]
+    missing = [name for name in conditions if name not in batch]
+    remedy = "Fix: build the model with conditions=data.conditions"
+    if unknown:
+        raise ValueError(f"the batch holds {', '.join(unknown)}, the model's conditions are: {known}. {remedy}")
+    if missing:
+        raise ValueError(f"the batch lacks {', '.join(missing)}, the model's conditions are: {known}. {remedy}")
+    for name, condition in conditions.items():
+        shape, expected = tuple(batch[name].shape), (len(batch["x"]), *condition.shape)
+        if shape != expected:
+            raise ValueError(f"the batch's {name} is of shape {shape}, expected {expected}. {remedy}")
 
 
 def class_number(name: str, condition: Condition, asked: int | str) -> int:

@@ -22,7 +22,10 @@ import torch
 from torch import Tensor, nn
 
 import diffusion_pl
-from diffusion_pl.denoisers import Denoiser, Gaussian, Masked, Parameterization
+from diffusion_pl import conditions
+from diffusion_pl.conditions import Condition
+from diffusion_pl.denoisers import EDM, Denoiser, Gaussian, Masked, Parameterization
+from diffusion_pl.losses import Weighting
 from diffusion_pl.samplers import Ancestral, AnnealedLangevin, ExplicitGrid, Grid, Sampler
 from diffusion_pl.schedules import LinearBetas, Schedule
 
@@ -74,6 +77,7 @@ ISLANDS: dict[str, set[str]] = {
 }
 
 NOTHING = torch.zeros(1, 2)
+NETWORK = EDM(0.5)
 
 #: Constructor arguments, a list of variants by class name; a class that is not here is built without arguments (grids:
 #: with steps, samplers: with a grid).
@@ -84,6 +88,9 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "ChainELBO": [{"steps": 1000}, {"steps": 10}],
     "P2": [{}, {"k": 0.5, "gamma": 0.5}],
     "EDM": [{}, {"sigma_data": 2.0}],
+    "GridTimes": [{"steps": 1000}],
+    "VarianceBound": [{"steps": 1000}],
+    "StepIndex": [{"steps": 1000}],
     "UniformGrid": [{"steps": 8}, {"steps": 8, "t_max": 0.9, "t_min": 0.01}],
     "LogSNRGrid": [{"steps": 8, "t_max": 0.99}],
     "KarrasGrid": [{"steps": 8, "sigma_min": 0.02, "sigma_max": 40.0}],
@@ -155,6 +162,11 @@ def generator(device: torch.device) -> torch.Generator:
 def array(x: Any) -> np.ndarray:
     """x as float64 numpy."""
     return x.detach().cpu().double().numpy() if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64)
+
+
+def by_class(classes: int | None) -> dict[str, Condition]:
+    """The conditions of data with a label of so many classes, or of unconditional data."""
+    return {} if classes is None else {"label": conditions.label(classes)}
 
 
 def core_modules() -> Iterator[str]:
@@ -278,6 +290,12 @@ class GaussianFlow:
         _, axes = np.linalg.eigh(self.cov)
         widths = [np.diag(axes.T @ c @ axes) for c in (cov_t, cov_s)]
         return mean_s + (x_t - mean_t) @ (axes * np.sqrt(widths[1] / widths[0])) @ axes.T
+
+
+def weigh(weighting: Weighting, schedule: Schedule, t: Tensor, parameterization: Parameterization = NETWORK) -> Tensor:
+    """w(t), for a network of this parameterization."""
+    kernel = schedule(t)
+    return weighting(schedule, t, kernel, parameterization.c_out(kernel))
 
 
 def explicit(grid: Grid, schedule: Schedule) -> ExplicitGrid:

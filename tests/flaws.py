@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from diffusion_pl.callbacks.step_seed import run_seed
+from diffusion_pl.conditions import Conditions
 from diffusion_pl.losses import DenoisingLoss, Losses
 from diffusion_pl.networks import MLP
 from diffusion_pl.tensors import mix
@@ -43,12 +44,12 @@ class FlawedMLP(MLP):
     def __init__(
         self,
         shape: tuple[int, ...],
-        classes: int | None = None,
+        conditions: Conditions | None = None,
         kind: str = "output",
         bad: Sequence[int] = (),
         rank: int = 0,
     ) -> None:
-        super().__init__(shape, classes, width=16, depth=1)
+        super().__init__(shape, conditions, width=16, depth=1)
         self.blocks.append(Flaw(kind, bad, rank))
 
 

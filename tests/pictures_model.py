@@ -26,7 +26,7 @@ def digits_changes(conditional: bool = True, **changes: Any) -> dict[str, Any]:
         "model__network": NETWORK,
         "model__noise_input": TIME,
         "model__sampler": {"class_path": "DDIM", "init_args": {"grid": grid}},
-        "model__loss__label_dropout": 0.2 if conditional else 0.0,
+        "model__loss__dropout": {"label": 0.2} if conditional else {},
         "data": {**DIGITS, "init_args": {**DIGITS["init_args"], "conditional": conditional}},
         "trainer__max_steps": 20,
     }

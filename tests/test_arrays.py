@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import by_class
 
 from diffusion_pl.data import Arrays
 from diffusion_pl.data.arrays import Stack
@@ -99,11 +100,11 @@ def test_labels_from_the_same_file_or_another(tmp_path: Path) -> None:
     ):
         for memory_gb in (0.0, 1.0):
             data = ready(path, labels=labels, memory_gb=memory_gb)
-            assert data.classes == 3
+            assert data.conditions == by_class(3)
             batch = next(iter(data.train_dataloader()))
             for x, label in zip(batch["x"], batch["label"], strict=True):
                 assert label == y[next(i for i in range(20) if np.array_equal(X[i].transpose(2, 0, 1), x))]
-    assert ready(path, labels=labels, classes=5).classes == 5
+    assert ready(path, labels=labels, classes=5).conditions == by_class(5)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_a_checkpoints_state_serves_where_the_file_is_not(tmp_path: Path) -> Non
     state = ready(npy(tmp_path, X)).state_dict()
     data = Arrays(str(tmp_path / "none.npy"))
     data.load_state_dict(state)
-    assert (data.shape, data.classes, data.units.levels) == ((3, 8, 6), None, 256)
+    assert (data.shape, data.conditions, data.units.levels) == ((3, 8, 6), {}, 256)
 
 
 def test_of_an_array_on_the_disk_another_process_is_told_where_it_lies(tmp_path: Path) -> None:

@@ -176,9 +176,7 @@ def test_unscaled_time_hardly_moves_the_transformers_embedding(features: int) ->
     moved = float(found.what.split(" by ")[1].split()[0])
     assert moved == pytest.approx(0.01 * 0.999 * sinusoidal_speed(features), rel=0.03)
     assert found.level == "warning"
-    assert (
-        found.fix == "give model.noise_input ScaledTime with scale 999 (or, for DDPM's N steps, scale N and shift -1)"
-    )
+    assert found.fix == "give model.noise_input StepIndex for a beta table, else ScaledTime with scale 999"
 
 
 def test_only_22_of_128_features_see_unscaled_time() -> None:

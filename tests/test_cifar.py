@@ -22,7 +22,7 @@ def test_all_training_pictures_are_trained_on_and_validation_takes_the_test_pict
     data = CIFAR10(str(root), conditional=True, download=False)
     data.prepare_data()
     data.setup()
-    assert (data.shape, data.classes) == ((3, 32, 32), 10)
+    assert (data.shape, data.conditions["label"].classes) == ((3, 32, 32), 10)
     assert [len(split) for split in data.splits] == [100, 20, 20]
     first = pickle.loads((root / "cifar-10-batches-py/data_batch_1").read_bytes())
     batch = data.splits[0].__getitems__(torch.arange(20))

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import by_class
 from pictures_model import fit_classifier
 from shell import cli, fit, scalars
 from torch import Tensor, nn
 
+from diffusion_pl.conditions import Condition, Conditions
 from diffusion_pl.losses import UniformTimes
 from diffusion_pl.networks import UNetEncoder
 from diffusion_pl.schedules import VP
@@ -18,9 +20,10 @@ from diffusion_pl.training import NoisyClassifier
 class Linear(nn.Module):
     """Logits linear in x, with weights of the noise level's own: enough for two Gaussians."""
 
-    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(self, shape: tuple[int, ...], conditions: Conditions) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, classes))
+        number = conditions["label"].classes or 0
+        self.hidden = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, number))
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         out: Tensor = self.hidden(torch.cat((x, c_noise[:, None]), 1))
@@ -30,7 +33,9 @@ class Linear(nn.Module):
 def test_it_learns_the_posterior_of_two_gaussians() -> None:
     """x_0 ~ N(±1, 0.25): log p(1 | x_t) − log p(0 | x_t) = 2 α x_t/(0.25 α² + σ²)."""
     torch.manual_seed(0)
-    model = NoisyClassifier(Linear, VP(), UniformTimes(), partial(torch.optim.Adam, lr=3e-3), shape=(1,), classes=2)
+    model = NoisyClassifier(
+        Linear, VP(), UniformTimes(), partial(torch.optim.Adam, lr=3e-3), shape=(1,), conditions=by_class(2)
+    )
     optimizer = model.optimizer_factory(model.network.parameters())
     for _ in range(1500):
         label = torch.randint(2, (512,))
@@ -80,13 +85,14 @@ def test_panels_of_samples_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_encoder_gives_logits_of_any_sides_it_can_halve() -> None:
-    net = UNetEncoder((3, 16, 8), 5, nf=8, ch_mult=[1, 2], num_res_blocks=1, attn_resolutions=[8])
+    net = UNetEncoder((3, 16, 8), by_class(5), nf=8, ch_mult=[1, 2], num_res_blocks=1, attn_resolutions=[8])
     assert net(torch.randn(4, 3, 16, 8), torch.rand(4)).shape == (4, 5)
     assert net(torch.randn(2, 3, 8, 12), torch.rand(2)).shape == (2, 5)
     with pytest.raises(ValueError, match="nearest valid size is 16x8"):
-        UNetEncoder((3, 17, 8), 5, nf=8, ch_mult=[1, 2], attn_resolutions=[])
-    with pytest.raises(ValueError, match="classes must be at least 1, got 0"):
-        UNetEncoder((3, 16, 8), 0, nf=8, ch_mult=[1, 2], attn_resolutions=[])
+        UNetEncoder((3, 17, 8), by_class(5), nf=8, ch_mult=[1, 2], attn_resolutions=[])
+    for conditions, message in (({"label": Condition((), 0)}, "at least 1, got 0"), ({}, "the data have none")):
+        with pytest.raises(ValueError, match=message):
+            UNetEncoder((3, 16, 8), conditions, nf=8, ch_mult=[1, 2], attn_resolutions=[])
 
 
 def test_a_model_given_by_an_unknown_class_is_one_line(tmp_path: Path) -> None:

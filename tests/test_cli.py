@@ -192,7 +192,7 @@ def test_the_shape_and_classes_come_from_the_data(tmp_path: Path) -> None:
     moons = {"class_path": "Moons", "init_args": {"num_points": 200, "conditional": True, "batch_size": 32}}
     run = fit(tmp_path, data=moons, trainer__max_steps=1)
     assert checkpoint(run)["state_dict"]["denoiser.network.label.table.weight"].shape == (3, 16)
-    assert not {"shape", "classes"} & saved(run)["model"].keys()
+    assert not {"shape", "conditions"} & saved(run)["model"].keys()
 
 
 def test_the_checkpoint_does_not_override_what_the_user_wrote(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Union, get_args, get_origin
 
 import pytest
 import torch
-from conftest import ARGUMENTS, classes, label, takes_grid, variants
+from conftest import ARGUMENTS, classes, label, takes_grid, variants, weigh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +49,7 @@ def check_times(times: TimeSampler) -> None:
 
 def check_weighting(weighting: Weighting) -> None:
     schedule = VP()
-    weight = weighting(schedule, T, schedule(T))
+    weight = weigh(weighting, schedule, T)
     assert weight.isfinite().all()
     assert (weight >= 0).all()
 
@@ -73,7 +73,7 @@ def check_sampler(sampler: Sampler) -> None:
 
 
 def check_noise_input(noise_input: NoiseInput) -> None:
-    assert noise_input(VP()(T), T).isfinite().all()
+    assert noise_input(VP(), T, VP()(T)).isfinite().all()
 
 
 def check_any(thing: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from shell import LAST, Outcome, checkpoint, cli, tiny_config
 
+from diffusion_pl.conditions import class_count, class_names, from_plain
 from diffusion_pl.data import Arrays, Folder, Table
 from diffusion_pl.data.folder import natural_order
 from diffusion_pl.data.identity import differences, identity, keys_of
@@ -58,7 +59,7 @@ def parts(data: Any) -> list[dict[int, int]]:
 
 
 def as_written_by_0_1(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: state[name] for name in ("shape", "classes", "levels")}
+    return {"shape": state["shape"], "classes": class_count(from_plain(state["conditions"])), "levels": state["levels"]}
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +108,9 @@ def test_natural_order() -> None:
 
 def test_class_folders_are_numbered_in_natural_order(tmp_path: Path) -> None:
     data = ready(numbered(tmp_path))
-    assert data.class_names is None
+    assert class_names(data.conditions) is None
     data = ready(tmp_path, conditional=True)
-    assert data.class_names == [str(k) for k in range(11)]
+    assert class_names(data.conditions) == [str(k) for k in range(11)]
     every: dict[int, int] = {}
     for part in parts(data):
         every |= part
@@ -119,7 +120,7 @@ def test_class_folders_are_numbered_in_natural_order(tmp_path: Path) -> None:
 def test_names_are_in_checkpoint_card_and_samples(run: Path) -> None:
     names = [str(k) for k in range(11)]
     state = checkpoint(run / "runs/run")["Folder"]
-    assert (state["class_names"], sum(state["class_counts"])) == (names, 33)
+    assert (state["conditions"]["label"]["names"], sum(state["class_counts"])) == (names, 33)
     card = read_card(run / "runs/run")
     assert card["data"]["class_names"] == names
     assert "classes: " not in (run / "fit.txt").read_text()  # they are their own numbers
@@ -158,7 +159,7 @@ def test_a_run_of_0_1_keeps_its_order_and_its_split(tmp_path: Path, capsys: pyte
         assert parts(data)[1] == OLD_SPLIT
         assert "classes are numbered as in the checkpoint, in the order 0, 1, 10, 2" in capsys.readouterr().out
         state = data.state_dict()
-        assert state["class_names"] == sorted(map(str, range(11)))
+        assert state["conditions"]["label"]["names"] == sorted(map(str, range(11)))
         again = ready(tmp_path, state, conditional=True)  # and hands both on
         assert parts(again) == parts(data)
         assert capsys.readouterr().out == ""

@@ -18,6 +18,7 @@ from diffusion_pl.denoisers import (
     NoiseInput,
     Parameterization,
     ScaledTime,
+    StepIndex,
     V,
 )
 from diffusion_pl.schedules import VE, VP, Karras, LinearBetas, Rectified, Schedule
@@ -94,6 +95,7 @@ def test_edm_input_is_that_of_the_paper() -> None:
     [
         (None, [0.001, 0.5, 1.0]),
         (ScaledTime(1000, -1), [0, 499, 999]),
+        (StepIndex(1000), [0, 499, 999]),
         (ScaledTime(999), [0.999, 499.5, 999]),
         (LogSNR(1.0), [2 * math.log(5000), 0.0, -2 * math.log(2)]),
     ],

@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 import yaml
+from conftest import by_class
 from diffusers_model import HO, bring_in, pipeline
 from shell import cli, tiny_config
 from test_interop_diffusers import DDPM, export, sampler, unet
@@ -279,7 +280,7 @@ def test_exported_classes_come_back(tmp_path: Path) -> None:
     config = yaml.safe_load(tiny_config(tmp_path, **DDPM).read_text())
     export(config, tmp_path / "pipe", classes=10)
     model, _ = bring_in(None, tmp_path)
-    assert model.classes == 10
+    assert model.conditions == by_class(10)
     assert json.loads((tmp_path / "pipe/unet/config.json").read_text())["num_class_embeds"] == 11
 
 

@@ -3,13 +3,14 @@
 import torch
 from sklearn.datasets import load_digits
 
+from diffusion_pl.conditions import label
 from diffusion_pl.data import Digits
 
 
 def test_the_digits_have_17_levels_which_all_come_back() -> None:
     data = Digits(val_fraction=0.0)
     data.setup()
-    assert (data.shape, data.classes, data.units.levels) == ((1, 8, 8), None, 17)
+    assert (data.shape, data.conditions, data.units.levels) == ((1, 8, 8), {}, 17)
     x = data.splits[0].__getitems__(torch.arange(1797))["x"]
     assert torch.equal(x[:, 0].double(), torch.from_numpy(load_digits().images))
     encoded = data.units.encode(x)
@@ -21,7 +22,7 @@ def test_labels_are_the_digits_and_the_split_is_stratified() -> None:
     plain, labelled = Digits(), Digits(conditional=True)
     for data in (plain, labelled):
         data.setup()
-    assert labelled.classes == 10
+    assert labelled.conditions == {"label": label(10, "0123456789")}
     whole = torch.from_numpy(load_digits().target).bincount()
     for k, share in ((0, 0.9), (1, 0.1)):
         indices = torch.arange(len(plain.splits[k]))

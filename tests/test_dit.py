@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import by_class
 from torch import Tensor, nn
 
+from diffusion_pl.conditions import Conditions
 from diffusion_pl.networks.dit import Block, DiT, positions
 
 
@@ -30,13 +32,13 @@ def counted(width: int, depth: int, channels: int, patch: int, classes: int) -> 
 )
 def test_the_published_sizes(width: int, depth: int, heads: int, parameters: int, published: float) -> None:
     with torch.device("meta"):
-        network = DiT((4, 32, 32), 1000, 2, width, depth, heads)
+        network = DiT((4, 32, 32), by_class(1000), 2, width, depth, heads)
     assert sum(p.numel() for p in network.parameters()) == parameters == counted(width, depth, 4, 2, 1000)
     assert parameters == pytest.approx(published, rel=5e-3)  # as the paper rounds
 
 
-def small(classes: int | None = None, **options: Any) -> DiT:
-    return DiT((3, 8, 12), classes, **({"patch_size": 4, "width": 16, "depth": 2, "heads": 2} | options))
+def small(conditions: Conditions | None = None, **options: Any) -> DiT:
+    return DiT((3, 8, 12), conditions, **({"patch_size": 4, "width": 16, "depth": 2, "heads": 2} | options))
 
 
 def test_a_fresh_network_says_nothing_and_its_blocks_change_nothing() -> None:
@@ -62,7 +64,7 @@ def test_the_parameters_count_what_the_options_say() -> None:
     block = size(depth=3) - size()
     assert size(depth=5) == size() + 3 * block
     assert size(mlp_ratio=2.0) == size() - 2 * 2 * (2 * 16 * 16) - 2 * 2 * 16
-    assert size(classes=5) == size() + 6 * 16
+    assert size(conditions=by_class(5)) == size() + 6 * 16
     assert size(time_features=10) == size() - 246 * 16
     assert size(patch_size=2) == size() - (48 - 12) * (16 + 16 + 1)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diffusion_pl import checks
 from diffusion_pl.callbacks import EMA, Doctor
 from diffusion_pl.checks import CHECKS
+from diffusion_pl.conditions import Conditions
 from diffusion_pl.data import Points
 from diffusion_pl.samplers import DDIM, UniformGrid
 from diffusion_pl.schedules import VE, VP, Cosine, Karras, LinearBetas, Rectified, Schedule, SubVP
@@ -110,7 +111,7 @@ def test_everything_wrong_with_a_model_of_pictures_is_told_at_once(tmp_path: Pat
     expected = {
         "embedding": (
             "warning",
-            r"moves Sinusoidal by 0.00\d+ .* Fix: give model.noise_input ScaledTime with .*999",
+            r"moves Sinusoidal by 0.00\d+ .* Fix: give model.noise_input StepIndex .* ScaledTime with .*999",
         ),
         "times": ("warning", r"the sampler visits -10 … 9.12, .* never seen. Fix: .* reach nearer to t=1"),
         "precision": ("warning", r"16-mixed was asked for, but is bf16-mixed on a CPU. .*precision bf16-mixed"),
@@ -132,7 +133,7 @@ def test_everything_wrong_with_a_model_of_pictures_is_told_at_once(tmp_path: Pat
 class Pairs(nn.Module):
     """Makes two of one."""
 
-    def __init__(self, shape: tuple[int, ...], classes: int | None = None) -> None:
+    def __init__(self, shape: tuple[int, ...], conditions: Conditions | None = None) -> None:
         super().__init__()
         self.linear = nn.Linear(2, 3)
 

@@ -187,7 +187,13 @@ def test_the_fast_denoiser_is_the_oracle() -> None:
 
 @pytest.mark.parametrize(
     "own",
-    [UniformGrid(1000), UniformGrid(1000, t_min=1e-3), RespacedGrid(1000, 50), LogSNRGrid(20), KarrasGrid(18, 0.02)],
+    [
+        UniformGrid(1000),
+        UniformGrid(1000, t_min=1e-3),
+        RespacedGrid(50, length=1000),
+        LogSNRGrid(20),
+        KarrasGrid(18, 0.02),
+    ],
     ids=lambda grid: type(grid).__name__,
 )
 def test_steps_choose_equal_shares_of_t(own: Grid) -> None:

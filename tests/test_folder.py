@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion_pl.conditions import label
 from diffusion_pl.data import Folder
 
 RNG = np.random.default_rng(0)
@@ -58,7 +59,7 @@ def broken(path: Path, *, header: bool) -> Path:
 
 def test_sides_and_channels_are_the_pictures(flat: Path) -> None:
     data = ready(flat)
-    assert (data.shape, data.classes, data.units.levels) == ((3, 8, 6), None, 256)
+    assert (data.shape, data.conditions, data.units.levels) == ((3, 8, 6), {}, 256)
     train, val = (everything(split)["x"][:, 0, 0, 0].tolist() for split in data.splits[:2])
     assert sorted(train + val) == list(range(0, 200, 10))
     batch = next(iter(data.train_dataloader()))
@@ -74,12 +75,12 @@ def test_other_files_and_hidden_ones_are_left_alone(flat: Path) -> None:
 
 def test_a_hidden_folder_is_no_class(sorted_by_class: Path) -> None:
     save(sorted_by_class / ".thumbnails" / "small.png")
-    assert ready(sorted_by_class, conditional=True).classes == 2
+    assert ready(sorted_by_class, conditional=True).conditions["label"].classes == 2
 
 
 def test_class_folders_are_labels_and_every_class_is_in_each_split(sorted_by_class: Path) -> None:
     data = ready(sorted_by_class, conditional=True, test_fraction=0.2)
-    assert (data.classes, data.class_names) == (2, ["cat", "dog"])
+    assert data.conditions == {"label": label(2, ["cat", "dog"])}
     counts = torch.zeros(2, dtype=torch.int64)
     for split in data.splits:
         batch = everything(split)
@@ -91,7 +92,7 @@ def test_class_folders_are_labels_and_every_class_is_in_each_split(sorted_by_cla
 
 def test_without_conditional_the_folders_are_only_searched(sorted_by_class: Path) -> None:
     data = ready(sorted_by_class)
-    assert data.classes is None
+    assert data.conditions == {}
     assert sum(map(len, data.splits[:2])) == 40
 
 

@@ -84,16 +84,16 @@ def test_karras_grid_outside_the_process_is_refused() -> None:
 
 
 def test_respaced_grids_keep_points_of_the_table() -> None:
-    t = array(RespacedGrid(1000, 5)(VP()))
+    t = array(RespacedGrid(5, length=1000)(VP()))
     np.testing.assert_allclose(t * 1000, [1000, 750.25, 500.5, 250.75, 1], atol=0.51)  # 1 + 999 k/4, rounded either way
-    quadratic = array(RespacedGrid(1000, 5, power=2.0)(VP())) * 1000
+    quadratic = array(RespacedGrid(5, power=2.0, length=1000)(VP())) * 1000
     np.testing.assert_allclose(quadratic, [1000, 563, 251, 63, 1], atol=0.51)
     # Crowded ends stay distinct: 100 points, 40 of them with index below 1 + 99 (39/39)² …
-    crowded = array(RespacedGrid(100, 40, power=4.0)(VP())) * 100
+    crowded = array(RespacedGrid(40, power=4.0, length=100)(VP())) * 100
     assert np.allclose(crowded, crowded.round())
     assert len(set(crowded.round())) == 40
     assert (crowded.max(), crowded.min()) == (100, 1)
-    everything = array(RespacedGrid(30, 30, power=3.0)(VP())) * 30
+    everything = array(RespacedGrid(30, power=3.0, length=30)(VP())) * 30
     np.testing.assert_allclose(everything, np.arange(30, 0, -1), rtol=1e-12)
 
 
@@ -101,26 +101,26 @@ def test_respaced_grids_keep_points_of_the_table() -> None:
 @given(st.integers(1, 300), st.data(), st.floats(1, 6))
 def test_any_respacing_is_a_subset_of_the_table(length: int, data: st.DataObject, power: float) -> None:
     steps = data.draw(st.integers(1, length))
-    for grid in (RespacedGrid(length, steps, power), TrailingGrid(length, steps)):
+    for grid in (RespacedGrid(steps, power=power, length=length), TrailingGrid(steps, length=length)):
         index = array(grid(VP())) * length
         np.testing.assert_allclose(index, index.round(), atol=1e-9)
         assert len(set(index.round())) == steps
         assert index.max() == pytest.approx(length)
         assert index.min() > 0.5
     if steps > 1:
-        assert array(RespacedGrid(length, steps, power)(VP())).min() == pytest.approx(1 / length)
+        assert array(RespacedGrid(steps, power=power, length=length)(VP())).min() == pytest.approx(1 / length)
 
 
 @pytest.mark.parametrize(("length", "steps"), [(1000, 10), (1000, 50), (1000, 999), (100, 7), (6, 6)])
 def test_trailing_grid_is_lins(length: int, steps: int) -> None:
     """Lin et al., Table 2: round(arange(T, 0, −T/S)), 1-based."""
     expected = np.round(np.arange(length, 0, -length / steps))[:steps]
-    np.testing.assert_allclose(array(TrailingGrid(length, steps)(VP())) * length, expected, atol=1e-9)
+    np.testing.assert_allclose(array(TrailingGrid(steps, length=length)(VP())) * length, expected, atol=1e-9)
 
 
 def test_trailing_grid_starts_where_nothing_is_left() -> None:
     table = ZeroTerminalSNR(LinearBetas())
-    assert table(TrailingGrid(1000, 10)(table)[0]).snr < 1e-11
+    assert table(TrailingGrid(10, length=1000)(table)[0]).snr < 1e-11
 
 
 def test_explicit_grid() -> None:
@@ -161,11 +161,11 @@ def test_logsnr_grid_says_what_to_do_at_infinity() -> None:
         (lambda: KarrasGrid(5, 0, 1), "sigma_min=0"),
         (lambda: KarrasGrid(5, math.nan, 1), "nan"),
         (lambda: KarrasGrid(5, rho=-7), "-7"),
-        (lambda: RespacedGrid(10, 0), "steps=0"),
-        (lambda: RespacedGrid(10, 11), "11 points of a table of 10"),
-        (lambda: RespacedGrid(10, 5, power=0.5), "0.5"),
-        (lambda: TrailingGrid(10, 20), "20 points of a table of 10"),
-        (lambda: TrailingGrid(10, -1), "steps=-1"),
+        (lambda: RespacedGrid(0, length=10), "steps=0"),
+        (lambda: RespacedGrid(11, length=10), "11 points of a table of 10"),
+        (lambda: RespacedGrid(5, power=0.5, length=10), "0.5"),
+        (lambda: TrailingGrid(20, length=10), "20 points of a table of 10"),
+        (lambda: TrailingGrid(-1, length=10), "steps=-1"),
         (lambda: ExplicitGrid([]), "at least one time"),
     ],
 )

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import by_class
 
 from diffusion_pl.data import HDF5
 from diffusion_pl.data.hdf5 import FileStack
@@ -34,7 +35,7 @@ def ready(path: str, dataset: str = "imgs", **options: Any) -> HDF5:
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 def test_pictures_and_labels(path: str, memory_gb: float) -> None:
     data = ready(path, labels="group/labels", val_fraction=0.0, memory_gb=memory_gb)
-    assert (data.shape, data.classes, data.units.levels) == ((3, 8, 6), 4, 256)
+    assert (data.shape, data.conditions, data.units.levels) == ((3, 8, 6), by_class(4), 256)
     indices = torch.tensor([7, 2, 7, 29, 0, 2])
     batch = data.splits[0].__getitems__(indices)
     assert np.array_equal(batch["x"].numpy(), X.transpose(0, 3, 1, 2)[indices])

@@ -35,7 +35,7 @@ def ready(path: str, **options: Any) -> HuggingFace:
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 def test_pictures_labels_and_a_test_split(path: str, memory_gb: float) -> None:
     data = ready(path, label_column="kind", test_split="held", memory_gb=memory_gb)
-    assert (data.shape, data.classes) == ((3, 8, 6), 2)
+    assert (data.shape, data.conditions["label"].classes) == ((3, 8, 6), 2)
     indices = torch.tensor([7, 2, 7, 19])
     batch = data.splits[0].__getitems__(indices)
     assert np.array_equal(batch["x"].numpy(), X.transpose(0, 3, 1, 2)[indices])
@@ -140,4 +140,4 @@ def test_a_checkpoints_state_serves_where_the_folder_is_not(path: str) -> None:
     state = ready(path, label_column="kind").state_dict()
     data = HuggingFace("/nowhere/at/all", label_column="kind")
     data.load_state_dict(state)
-    assert (data.shape, data.classes) == ((3, 8, 6), 2)
+    assert (data.shape, data.conditions["label"].classes) == ((3, 8, 6), 2)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import by_class
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from shell import images, scalars, tiny_data, tiny_module, tiny_trainer
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from diffusion_pl.callbacks import EMA, ImagePanels
 from diffusion_pl.callbacks.images import log_film
+from diffusion_pl.conditions import Conditions
 from diffusion_pl.data.images import Examples, Format, Images
 from diffusion_pl.data.loader import Tensors
 from diffusion_pl.samplers import DDIM, UniformGrid
@@ -30,7 +32,7 @@ class Blobs(Images):
         self.number = classes
 
     def inspect(self) -> Format:
-        return Format((3, 4, 6), self.number)
+        return Format((3, 4, 6), by_class(self.number))
 
     def examples(self) -> Examples:
         x = torch.randint(0, 256, (60, 3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -44,7 +46,7 @@ class Blobs(Images):
 class Tiny(nn.Module):
     """One convolution; with classes, their brightness. It keeps the labels it was asked for."""
 
-    def __init__(self, shape: tuple[int, ...], classes: int | None = None) -> None:
+    def __init__(self, shape: tuple[int, ...], conditions: Conditions | None = None) -> None:
         super().__init__()
         self.conv = nn.Conv2d(shape[0], shape[0], 3, padding=1)
         self.labels: list[list[int]] = []
@@ -62,7 +64,7 @@ SHORT: dict[str, Any] = {"num_samples": 6, "strip_times": (0.1, 0.5)}
 def train(
     folder: Path, *, steps: int = 20, classes: int | None = None, ema: tuple[float, ...] = (0.5,), **options: Any
 ) -> DiffusionModule:
-    module = tiny_module(network=Tiny, shape=(3, 4, 6), classes=classes)
+    module = tiny_module(network=Tiny, shape=(3, 4, 6), conditions=by_class(classes))
     callbacks = [EMA(ema), ImagePanels(**({"every_n_steps": 10} | SHORT | options))]
     logger = TensorBoardLogger(str(folder), "", "")
     trainer = tiny_trainer(folder, *callbacks, max_steps=steps, logger=logger)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import by_class
 from PIL import Image
 from torch import Tensor
 
@@ -93,7 +94,7 @@ def test_splits_are_disjoint_complete_and_seeded() -> None:
 
 def test_every_class_gives_its_share() -> None:
     labels = torch.tensor([0] * 30 + [1] * 9 + [2])
-    data = ready(labels=labels, format=Format((3, 4, 6), 3), val_fraction=0.1)
+    data = ready(labels=labels, format=Format((3, 4, 6), by_class(3)), val_fraction=0.1)
     train, val, test = ([int(labels[i]) for i in numbers(split)] for split in data.splits)
     assert [val.count(k) for k in range(3)] == [3, 1, 0]  # a class of one picture keeps it for training
     assert [train.count(k) for k in range(3)] == [27, 8, 1]
@@ -126,7 +127,7 @@ def test_without_validation_there_are_no_batches_of_it() -> None:
 
 def test_batches_are_integers_until_they_are_on_the_device() -> None:
     labels = torch.arange(40) % 4
-    data = ready(labels=labels, format=Format((3, 4, 6), 4))
+    data = ready(labels=labels, format=Format((3, 4, 6), by_class(4)))
     batch = next(iter(data.train_dataloader()))
     assert (batch["x"].dtype, batch["x"].shape) == (torch.uint8, (8, 3, 4, 6))
     scaled = data.on_after_batch_transfer(batch, 0)
@@ -192,7 +193,7 @@ def test_samples_that_png_cannot_hold_are_written_as_an_array(tmp_path: Path) ->
 
 def test_a_checkpoint_tells_the_format_without_the_data() -> None:
     labels = torch.arange(40) % 4
-    state = ready(labels=labels, format=Format((3, 4, 6), 4, 17)).state_dict()
+    state = ready(labels=labels, format=Format((3, 4, 6), by_class(4), 17)).state_dict()
 
     class Gone(Pictures):
         def inspect(self) -> Format:
@@ -200,17 +201,17 @@ def test_a_checkpoint_tells_the_format_without_the_data() -> None:
 
     data = Gone()
     data.load_state_dict(state)
-    assert (data.shape, data.classes, data.units.levels) == ((3, 4, 6), 4, 17)
+    assert (data.shape, data.conditions, data.units.levels) == ((3, 4, 6), by_class(4), 17)
     assert data.decode(torch.ones(3, 4, 6)).unique().tolist() == [16]
 
 
 def test_a_checkpoint_of_other_pictures_is_refused() -> None:
     state = ready().state_dict()
-    other = ready(format=Format((1, 4, 6), None, 17))
+    other = ready(format=Format((1, 4, 6), levels=17))
     assert other.shape == (1, 4, 6)
     with pytest.raises(ValueError, match="images are 3 x 4 x 6 with 256 levels and no classes, these are 1 x 4"):
         other.load_state_dict(state)
-    later = Pictures(format=Format((1, 4, 6), None, 17))
+    later = Pictures(format=Format((1, 4, 6), levels=17))
     later.load_state_dict(state)
     with pytest.raises(ValueError, match="use the data the checkpoint was trained on"):
         later.setup()

@@ -9,11 +9,13 @@ import diffusers
 import pytest
 import torch
 import yaml
+from conftest import by_class
 from diffusers_model import pipeline
 from shell import Outcome, cli, tiny_config
 from torch import Tensor
 
 from diffusion_pl.checkpoints.loading import load_model, rebuild
+from diffusion_pl.conditions import to_plain
 from diffusion_pl.denoisers import Data, Epsilon, V
 from diffusion_pl.interop import to_diffusers
 from diffusion_pl.interop.foreign import complete
@@ -55,8 +57,8 @@ def test_it_denoises_as_theirs(tmp_path: Path, options: dict[str, Any]) -> None:
     assert isinstance(model.network, UNet)
     assert data.shape == model.shape
     x, steps = torch.randn(3, *model.shape), torch.tensor([0, 300, 998])
-    label = {} if data.classes is None else {"label": torch.tensor([0, 4, 2])}
-    told = {} if data.classes is None else {"class_labels": label["label"]}
+    label = {} if not data.conditions else {"label": torch.tensor([0, 4, 2])}
+    told = {} if not data.conditions else {"class_labels": label["label"]}
     with torch.no_grad():
         ours = model.denoiser(x, ((steps + 1) / 1000).view(-1, 1, 1, 1), **label)
         close(ours.eps, theirs(x, steps, **told).sample)
@@ -357,7 +359,7 @@ def test_what_it_cannot_hold_does_not_go_out(tmp_path: Path, changes: dict[str, 
 def export(config: dict[str, Any], folder: Path, classes: int | None = None) -> DiffusionModule:
     """Write an untrained model of 8x8 images, as `export --to diffusers` does."""
     described = {"model": complete(config["model"]), "data": config["data"]}
-    model, data = rebuild(described, {"shape": [1, 8, 8], "classes": classes, "levels": 16})
+    model, data = rebuild(described, {"shape": [1, 8, 8], "conditions": to_plain(by_class(classes)), "levels": 16})
     assert isinstance(model, DiffusionModule)
     to_diffusers.write(model.eval().requires_grad_(False), data, described, folder)
     return model

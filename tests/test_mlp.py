@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import by_class
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
+from diffusion_pl.conditions import Condition
 from diffusion_pl.networks import MLP, Blind, Fourier, Identity
 from diffusion_pl.networks.mlp import Block
 
@@ -59,7 +61,7 @@ def test_only_a_blind_network_ignores_the_noise_level() -> None:
 
 
 def test_points_do_not_influence_each_other() -> None:
-    network = MLP((2,), input_embedding=Fourier, time_embedding=Fourier, classes=3)
+    network = MLP((2,), input_embedding=Fourier, time_embedding=Fourier, conditions=by_class(3))
     x, c_noise, label = torch.randn(6, 2), torch.rand(6), torch.tensor([0, 1, 2, 3, 0, 1])
     assert torch.allclose(network(x, c_noise, label)[3:4], network(x[3:4], c_noise[3:4], label[3:4]), atol=1e-6)
 
@@ -99,12 +101,12 @@ def test_frequencies_travel_in_the_checkpoint_and_are_not_trained() -> None:
 
 
 def test_classes_change_the_output_and_no_label_means_any_class() -> None:
-    network = MLP((2,), classes=3)
+    network = MLP((2,), conditions=by_class(3))
     x, c_noise = torch.randn(1, 2).expand(4, 2), torch.full((4,), 0.5)
     outputs = network(x, c_noise, torch.arange(4))
     assert len({tuple(output) for output in outputs.tolist()}) == 4
     assert torch.equal(network(x, c_noise), network(x, c_noise, torch.full((4,), 3)))
-    with pytest.raises(ValueError, match="got labels but was built without classes"):
+    with pytest.raises(ValueError, match="got labels but was built without conditions"):
         MLP((2,))(x, c_noise, torch.arange(4))
 
 
@@ -128,9 +130,9 @@ def test_embeddings_are_chosen_by_class_in_yaml() -> None:
     parser.add_class_arguments(Holder, "model")
     config = parser.parse_args([f"--model={yaml.safe_dump(yaml.safe_load(text))}"])
     factory = parser.instantiate(config).model.network
-    network = factory((3,), classes=2)
+    network = factory((3,), conditions=by_class(2))
     assert isinstance(network, MLP)
-    assert (network.input_embedding.width, network.time_embedding.width, network.classes) == (24, 0, 2)
+    assert (network.input_embedding.width, network.time_embedding.width, network.label.classes) == (24, 0, 2)
     assert network(torch.randn(4, 3), torch.rand(4)).shape == (4, 3)
     assert factory((3,)).input_embedding is not network.input_embedding
 
@@ -142,7 +144,7 @@ def test_embeddings_are_chosen_by_class_in_yaml() -> None:
         (lambda: MLP(()), r"got \(\)"),
         (lambda: MLP((2,), width=0), "width and depth must be at least 1, got width 0, depth 3"),
         (lambda: MLP((2,), depth=-1), "got width 128, depth -1"),
-        (lambda: MLP((2,), classes=0), "classes must be at least 1, or None"),
+        (lambda: MLP((2,), {"label": Condition((), 0)}), "MLP: label: classes must be at least 1, got 0"),
         (lambda: Fourier(2, features=7), "Fourier: features must be an even number, half sines, half cosines, got 7"),
         (lambda: Fourier(2, features=0), "got 0"),
         (lambda: Fourier(2, scale=0.0), "Fourier: scale must be positive and finite, got 0"),

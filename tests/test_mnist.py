@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_pl.conditions import label
 from diffusion_pl.data import MNIST, FashionMNIST, synthetic
 from diffusion_pl.data.mnist import colored
 
@@ -51,7 +52,7 @@ def raw(root: Path, kind: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("kind", "name"), [(MNIST, "MNIST"), (FashionMNIST, "FashionMNIST")])
 def test_the_files_are_read_as_they_are_without_a_network(root: Path, kind: Any, name: str) -> None:
     data = ready(root, kind, conditional=True, val_fraction=0.0)
-    assert (data.shape, data.classes, data.units.levels) == ((1, 28, 28), 10, 256)
+    assert (data.shape, data.conditions["label"].classes, data.units.levels) == ((1, 28, 28), 10, 256)
     for split, file in ((data.splits[0], "train"), (data.splits[2], "t10k")):
         x, y = raw(root, name, file)
         assert np.array_equal(everything(split)["x"][:, 0].numpy(), x)
@@ -70,7 +71,7 @@ def test_chosen_classes_are_counted_from_0_in_the_given_order(root: Path) -> Non
     data = ready(root, classes=[7, 2], conditional=True, val_fraction=0.0)
     x, y = raw(root, "MNIST", "train")
     kept = np.isin(y, [7, 2])
-    assert data.classes == 2
+    assert data.conditions == {"label": label(2, "72")}
     assert np.array_equal(everything(data.splits[0])["x"][:, 0].numpy(), x[kept])
     assert np.array_equal(everything(data.splits[0])["label"].numpy(), (y[kept] == 2).astype(int))
     assert "label" not in everything(ready(root, classes=[7, 2]).splits[0])
@@ -91,7 +92,7 @@ def test_hues_are_those_of_hsv(hue: float) -> None:
 def test_colours_belong_to_the_picture_and_not_to_the_choice_of_classes(root: Path) -> None:
     whole = ready(root, colored=True, conditional=True, val_fraction=0.0)
     twos = ready(root, classes=[2], colored=True, val_fraction=0.0)
-    assert (twos.shape, twos.classes) == ((3, 28, 28), None)
+    assert (twos.shape, twos.conditions) == ((3, 28, 28), {})
     for k in (0, 2):
         batch = everything(whole.splits[k])
         assert torch.equal(everything(twos.splits[k])["x"], batch["x"][batch["label"] == 2])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import by_class
 from lightning.pytorch import Callback, LightningModule, Trainer
 from shell import fit, scalars, shared_keys, tiny_data, tiny_module, tiny_trainer, weights
 from torch import Tensor
@@ -179,8 +180,8 @@ def test_prediction_hands_out_samples_by_index(tmp_path: Path) -> None:
 
 def test_labels_reach_the_network(tmp_path: Path) -> None:
     sgd = partial(torch.optim.SGD, lr=0.1)
-    module, data = tiny_module(classes=2, optimizer=sgd), Moons(batch_size=64, conditional=True)
-    assert data.classes == 2
+    module, data = tiny_module(conditions=by_class(2), optimizer=sgd), Moons(batch_size=64, conditional=True)
+    assert data.conditions == by_class(2)
     before = weights(module)["label.table.weight"]
     tiny_trainer(tmp_path, max_steps=2).fit(module, datamodule=data)
     moved = (weights(module)["label.table.weight"] != before).any(1)

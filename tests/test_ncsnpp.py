@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import by_class
 from scipy.signal import convolve2d
 from torch import Tensor, nn
 
@@ -331,7 +332,7 @@ def test_checkpointing_computes_blocks_twice_with_the_same_gradients() -> None:
 
 
 def test_without_time_it_ignores_the_noise_level_but_not_the_class() -> None:
-    network = small((3, 8, 8), 3, time_conditional=False, init_scale=1.0)
+    network = small((3, 8, 8), by_class(3), time_conditional=False, init_scale=1.0)
     x, c_noise, label = torch.randn(2, 3, 8, 8), torch.rand(2), torch.tensor([0, 1])
     assert torch.equal(network(x, c_noise, label), network(x, c_noise + 1, label))
     assert not torch.allclose(network(x, c_noise, label), network(x, c_noise, label.flip(0)))

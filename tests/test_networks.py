@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import by_class
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
+from diffusion_pl.conditions import Condition
 from diffusion_pl.networks import ConvUNet, DiT, Fourier, LinearAttentionUNet, NCSNpp, UNet
 
 Factory = Callable[..., nn.Module]
@@ -69,7 +71,7 @@ def _any_level(make: Factory) -> dict[str, Any]:
 
 @every_network
 def test_the_examples_of_a_batch_do_not_see_each_other(make: Factory) -> None:
-    network = stirred(make, (3, 8, 8), 4).double()
+    network = stirred(make, (3, 8, 8), by_class(4)).double()
     x, c_noise = (value.double() for value in batch(4))
     label = torch.tensor([0, 1, 4, 2])
     together = network(x, c_noise, label)
@@ -80,7 +82,7 @@ def test_the_examples_of_a_batch_do_not_see_each_other(make: Factory) -> None:
 
 @every_network
 def test_noise_level_and_class_are_heard(make: Factory) -> None:
-    network = stirred(make, (3, 8, 8), 4)
+    network = stirred(make, (3, 8, 8), by_class(4))
     x, c_noise = batch(1)
     shown = [network(x, c_noise + shift, torch.tensor([k])) for shift, k in ((0, 0), (0.5, 0), (0, 1))]
     assert (shown[0] - shown[1]).abs().max() > 1e-3
@@ -89,20 +91,20 @@ def test_noise_level_and_class_are_heard(make: Factory) -> None:
 
 @every_network
 def test_no_label_is_the_label_past_the_last(make: Factory) -> None:
-    network = stirred(make, (3, 8, 8), 4)
+    network = stirred(make, (3, 8, 8), by_class(4))
     x, c_noise = batch()
     assert torch.equal(network(x, c_noise), network(x, c_noise, torch.tensor([4, 4])))
 
 
 @every_network
 def test_labels_for_a_network_without_classes_are_refused(make: Factory) -> None:
-    with pytest.raises(ValueError, match="got labels but was built without classes: give the number of classes"):
+    with pytest.raises(ValueError, match="got labels but was built without conditions: give it the data's"):
         make((3, 8, 8))(*batch(), torch.tensor([0, 1]))
 
 
 @every_network
 def test_every_parameter_is_trained(make: Factory) -> None:
-    network = stirred(make, (3, 8, 8), 4)
+    network = stirred(make, (3, 8, 8), by_class(4))
     network(*batch(), torch.tensor([0, 4])).square().sum().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not without
@@ -170,8 +172,8 @@ def test_sides_that_cannot_be_halved_are_refused_with_the_nearest_that_can(make:
 
 @every_network
 def test_classes_below_one_are_refused(make: Factory) -> None:
-    with pytest.raises(ValueError, match="classes must be at least 1, or None for no condition, got 0"):
-        make((3, 8, 8), 0)
+    with pytest.raises(ValueError, match="label: classes must be at least 1, got 0"):
+        make((3, 8, 8), {"label": Condition((), 0)})
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ def test_it_is_built_from_yaml(path: str, args: dict[str, Any]) -> None:
     if path not in ("DiT",):
         args = {**args, "time_embedding": embedding}
     config = parser.parse_object({"network": {"class_path": f"diffusion_pl.networks.{path}", "init_args": args}})
-    network = parser.instantiate(config).network((3, 8, 8), 3)
+    network = parser.instantiate(config).network((3, 8, 8), by_class(3))
     assert network(*batch(), torch.tensor([0, 3])).shape == (2, 3, 8, 8)
     if path != "DiT":
         assert any(isinstance(module, Fourier) for module in network.modules())

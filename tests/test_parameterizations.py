@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import INNER, SCHEDULES, array, instances
+from conftest import INNER, SCHEDULES, array, instances, weigh
 
 from diffusion_pl.denoisers import EDM, Data, Epsilon, Parameterization, Score, V, Velocity
-from diffusion_pl.losses import SNR, FlowMatching
+from diffusion_pl.losses import SNR, FlowMatching, Plain
 from diffusion_pl.schedules import VP, Cosine, Karras, Rectified, Schedule, SubVP
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
@@ -131,14 +131,18 @@ def test_weights_in_network_space_are_one(schedule: Schedule) -> None:
         (SNR(1 / 9), EDM(3.0)),
         (FlowMatching(), Velocity()),
     ):
-        effective = weighting(schedule, t) * parameterization.c_out(kernel).square()
+        effective = weigh(weighting, schedule, t) * parameterization.c_out(kernel).square()
         np.testing.assert_allclose(array(effective), 1, rtol=1e-9)
+        plain = weigh(Plain(), schedule, t, parameterization)
+        np.testing.assert_allclose(array(plain), array(weigh(weighting, schedule, t)), rtol=1e-9)
 
 
 @pytest.mark.parametrize("schedule", [VP(), Cosine()], ids=["VP", "Cosine"])
 def test_v_loss_is_snr_plus_one_where_variance_is_preserved(schedule: Schedule) -> None:
-    effective = SNR(1)(schedule, times()) * V().c_out(schedule(times())).square()
+    effective = weigh(SNR(1), schedule, times()) * V().c_out(schedule(times())).square()
     np.testing.assert_allclose(array(effective), 1, rtol=1e-9)
+    plain = weigh(Plain(), schedule, times(), V())
+    np.testing.assert_allclose(array(plain), array(weigh(SNR(1), schedule, times())), rtol=1e-9)
 
 
 @every_schedule
@@ -151,7 +155,7 @@ def test_weights_in_network_space_are_one_in_single_precision(
     schedule: Schedule, weighting: SNR, parameterization: Parameterization
 ) -> None:
     t = torch.tensor([1e-5, 1e-4, 1e-2, 0.5, 0.97])
-    effective = weighting(schedule, t) * parameterization.c_out(schedule(t)).square()
+    effective = weigh(weighting, schedule, t) * parameterization.c_out(schedule(t)).square()
     np.testing.assert_allclose(array(effective), 1, rtol=1e-4)
 
 

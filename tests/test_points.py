@@ -73,7 +73,7 @@ def test_the_datasaurus_is_split_and_normalised_per_axis() -> None:
     assert data.train_points.mean(0).tolist() == pytest.approx([0, 0], abs=1e-6)
     assert data.train_points.std(0, correction=0).tolist() == pytest.approx([1, 1], abs=1e-6)
     assert data.second_moment() == pytest.approx(1, abs=1e-6)
-    assert (data.classes, data.units.value_range, data.units.levels) == (None, None, None)
+    assert (data.conditions, data.units.value_range, data.units.levels) == ({}, None, None)
 
 
 def test_decode_undoes_encode_and_leads_back_to_the_file() -> None:
@@ -218,10 +218,10 @@ def test_conditional_toys_label_their_parts(toy: Any) -> None:
     data.setup()
     batch = next(iter(data.train_dataloader()))
     assert batch["label"].dtype == torch.int64
-    assert batch["label"].unique().tolist() == list(range(data.classes))
+    assert batch["label"].unique().tolist() == list(range(data.conditions["label"].classes))
     plain = toy(num_points=2000)
     plain.setup()
-    assert plain.classes is None
+    assert plain.conditions == {}
     assert torch.equal(plain.train_points, data.train_points)
 
 

@@ -89,8 +89,8 @@ def test_the_card_of_a_run_tells_what_the_run_did(tmp_path: Path, monkeypatch: p
     assert told[0] == "run: runs/run"
     assert "  card        runs/run/card.json" in done.out.splitlines()
     assert (card["run"], card["config_file"], card["command"]) == ("runs/run", "runs/run/config.yaml", COMMAND)
-    linked = {name: card["config"]["model"].pop(name) for name in ("shape", "classes")}  # come from the data
-    assert linked == {"shape": [2], "classes": None}
+    linked = {name: card["config"]["model"].pop(name) for name in ("shape", "conditions")}  # come from the data
+    assert linked == {"shape": [2], "conditions": {}}
     assert card["config"] == yaml.safe_load((run / "config.yaml").read_text())
     assert {"model", "data", "trainer", "ema", "saver", "guard", "doctor", "seed_everything"} <= card["config"].keys()
     assert not {"sesame", "Ada"} & set(re.findall(r"\w+", (run / "card.json").read_text()))

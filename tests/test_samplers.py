@@ -278,7 +278,7 @@ def test_paths_converge_on_a_mixture(build: Build, schedule: Schedule) -> None:
 @pytest.mark.parametrize("variance", [0.0, 1.0])
 @pytest.mark.parametrize(
     "grid",
-    [UniformGrid(40), RespacedGrid(40, 9), RespacedGrid(40, 9, 2.0), TrailingGrid(40, 8)],
+    [UniformGrid(40), RespacedGrid(9, length=40), RespacedGrid(9, power=2.0, length=40), TrailingGrid(8, length=40)],
     ids=["all", "respaced", "quadratic", "trailing"],
 )
 def test_ancestral_is_ddpm(grid: Grid, variance: float) -> None:

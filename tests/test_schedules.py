@@ -127,7 +127,6 @@ def test_prior_is_the_marginal_of_unit_data(schedule: Schedule) -> None:
     for t in (1.0, 0.5071):
         alpha, sigma, *_ = (float(v) for v in schedule(torch.tensor(t, dtype=torch.float64)))
         assert schedule.prior_std(t) == pytest.approx(math.hypot(alpha, sigma), rel=1e-12)
-    assert schedule.remedy
 
 
 # Published SDEs ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import array, samplers
+from conftest import array, by_class, samplers
 from torch import Tensor, nn
 
 from diffusion_pl.denoisers import (
@@ -84,7 +84,7 @@ def steps(n: int, meaning: Any = None, **kwargs: Any) -> tuple[Linear, list[int]
     rng = torch.Generator().manual_seed(0)
     for k in range(n):
         before = len(network.calls)
-        loss(denoiser, normal(3, 2, seed=k), rng, **kwargs)
+        loss(denoiser, normal(3, 2, seed=k), kwargs, rng)
         counts.append(len(network.calls) - before)
     return network, counts
 
@@ -120,7 +120,7 @@ def test_the_estimate_is_held_fixed_by_the_gradient() -> None:
     x_0, seed = normal(5, 2), 0
     while True:
         network.calls.clear()
-        losses = call(denoiser, x_0, torch.Generator().manual_seed(seed))
+        losses = call(denoiser, x_0, None, torch.Generator().manual_seed(seed))
         if len(network.calls) == 2:
             break
         seed += 1
@@ -142,11 +142,11 @@ def test_the_estimate_is_held_fixed_by_the_gradient() -> None:
 def test_withheld_labels_are_withheld_from_both_passes() -> None:
     network = Linear()
     denoiser = NetworkDenoiser(network, VP(), Data())
-    loss, rng = DenoisingLoss(UniformTimes(0.1), SNR(), label_dropout=0.5), torch.Generator().manual_seed(0)
+    loss, rng = DenoisingLoss(UniformTimes(0.1), SNR(), dropout={"label": 0.5}), torch.Generator().manual_seed(0)
     pairs = 0
     for _ in range(20):
         network.calls.clear()
-        loss(denoiser, normal(16, 2), rng, label=torch.arange(16))
+        loss(denoiser, normal(16, 2), {"label": torch.arange(16)}, rng)
         if len(network.calls) == 2:
             pairs += 1
             assert torch.equal(network.calls[0]["label"], network.calls[1]["label"])
@@ -157,13 +157,13 @@ def test_withheld_labels_are_withheld_from_both_passes() -> None:
 def test_validation_with_a_generator_is_the_same_each_time() -> None:
     network = Linear()
     denoiser = NetworkDenoiser(network, VP(), Data()).eval()
-    loss = DenoisingLoss(UniformTimes(0.1), SNR(), label_dropout=0.4)
+    loss = DenoisingLoss(UniformTimes(0.1), SNR(), dropout={"label": 0.4})
     before, label = torch.get_rng_state(), torch.arange(32)
 
     def epoch(seed: int) -> tuple[Tensor, list[bool]]:
         network.calls.clear()
         rng = torch.Generator().manual_seed(seed)
-        found = torch.cat([loss(denoiser, normal(32, 2), rng, label=label).loss for _ in range(8)])
+        found = torch.cat([loss(denoiser, normal(32, 2), {"label": label}, rng).loss for _ in range(8)])
         return found, [call["x_0_hat"] is not None for call in network.calls]
 
     (one, told), (again, told_again), (other, _) = epoch(3), epoch(3), epoch(4)
@@ -241,7 +241,7 @@ def test_a_weaker_model_without_self_conditioning_is_told_no_estimate() -> None:
 
 def unet() -> LinearAttentionUNet:
     torch.manual_seed(0)
-    return LinearAttentionUNet((1, 8, 8), classes=3, dim=8, dim_mults=(1, 2), self_condition=True)
+    return LinearAttentionUNet((1, 8, 8), conditions=by_class(3), dim=8, dim_mults=(1, 2), self_condition=True)
 
 
 def test_a_real_network_trains_and_samples_on_its_estimates() -> None:
@@ -255,7 +255,7 @@ def test_a_real_network_trains_and_samples_on_its_estimates() -> None:
     assert not torch.allclose(none, ones, atol=1e-3)
     rng = torch.Generator().manual_seed(0)
     for _ in range(4):
-        losses = DenoisingLoss(UniformTimes(), SNR())(denoiser, x_t, rng, label=torch.tensor([0, -1]))
+        losses = DenoisingLoss(UniformTimes(), SNR())(denoiser, x_t, {"label": torch.tensor([0, -1])}, rng)
         losses.loss.mean().backward()
     assert DDIM(UniformGrid(3))(denoiser, x_t).x_0.isfinite().all()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import array, instances
+from conftest import array, instances, weigh
 from scipy import stats
 
 from diffusion_pl.losses import (
@@ -139,7 +139,7 @@ def test_likelihood_times_are_uniform_in_logsnr(schedule: Schedule, t_min: float
 def integrand(schedule: Schedule, t: torch.Tensor) -> torch.Tensor:
     """The likelihood loss of the best denoiser for N(0, ½) data: w(t) Var[x_0 | x_t]."""
     alpha, sigma, *_ = schedule(t)
-    return Likelihood()(schedule, t) * 0.5 * sigma**2 / (0.5 * alpha**2 + sigma**2)
+    return weigh(Likelihood(), schedule, t) * 0.5 * sigma**2 / (0.5 * alpha**2 + sigma**2)
 
 
 @likely

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import by_class
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -270,7 +271,7 @@ def test_dropout_works_in_training_only() -> None:
 
 def test_without_time_it_ignores_the_noise_level_but_not_the_class() -> None:
     torch.manual_seed(0)
-    network = small((3, 8, 8), 3, time_conditional=False)
+    network = small((3, 8, 8), by_class(3), time_conditional=False)
     with torch.no_grad():
         for p in network.parameters():
             p.add_(0.3 * torch.randn_like(p))
@@ -386,7 +387,7 @@ def test_attention_once_per_level_is_every_block_without_all_but_the_last() -> N
 
 
 def test_the_state_dict_lists_the_blocks_in_the_order_in_which_they_run() -> None:
-    network = small((3, 8, 8), 3)
+    network = small((3, 8, 8), by_class(3))
     tops = list(dict.fromkeys(name.split(".")[0] for name in network.state_dict()))
     assert tops == ["time", "label", "stem", "down", "middle", "up", "norm", "output"]
 

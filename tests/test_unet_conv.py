@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import by_class
 from torch import Tensor, nn
 
 from diffusion_pl.networks.embeddings import Fourier
@@ -35,9 +36,9 @@ def test_it_has_exactly_its_size() -> None:
 
 
 def test_a_time_embedding_and_classes_bring_their_own_width() -> None:
-    network = ConvUNet((1, 8, 8), 5, (4, 8), 2, time_size=10)
+    network = ConvUNet((1, 8, 8), by_class(5), (4, 8), 2, time_size=10)
     assert sum(p.numel() for p in network.parameters()) == counted((4, 8), 10, 1) + 6 * 10
-    network = ConvUNet((1, 8, 8), 5, (4, 8), 2, time_embedding=partial(Fourier, features=12))
+    network = ConvUNet((1, 8, 8), by_class(5), (4, 8), 2, time_embedding=partial(Fourier, features=12))
     assert sum(p.numel() for p in network.parameters()) == counted((4, 8), 12, 1) + 6 * 12
 
 
@@ -93,7 +94,7 @@ def test_bypasses_join_levels_of_one_size_innermost_first() -> None:
 
 def test_every_parameter_is_trained() -> None:
     torch.manual_seed(0)
-    network = ConvUNet((3, 8, 8), 3)
+    network = ConvUNet((3, 8, 8), by_class(3))
     network(torch.randn(2, 3, 8, 8), torch.rand(2), torch.tensor([0, 3])).square().sum().backward()
     assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import by_class
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
@@ -59,7 +60,7 @@ def test_it_has_exactly_its_size() -> None:
     [
         ({"self_condition": True}, 49 * 3 * 16),
         ({"learned_variance": True}, 3 * 16 + 3),
-        ({"classes": 5}, 6 * 64),
+        ({"conditions": by_class(5)}, 6 * 64),
         ({"time_embedding": LearnedFourier}, 8 + 64 * (17 - 16)),
         ({"time_embedding": partial(LearnedFourier, features=4)}, 2 + 64 * (5 - 16)),
     ],

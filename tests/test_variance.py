@@ -265,7 +265,7 @@ def test_half_of_the_steps_are_given_the_networks_own_estimate() -> None:
     denoiser = NetworkDenoiser(network, VP(), Data())
     loss, rng = DenoisingLoss(UniformTimes(), SNR()), torch.Generator().manual_seed(0)
     for _ in range(400):
-        loss(denoiser, torch.ones(3, 2), rng)
+        loss(denoiser, torch.ones(3, 2), None, rng)
     told = [call for call in network.calls if call["x_0_hat"] is not None]
     assert 0.4 < len(told) / 400 < 0.6
     assert len(network.calls) == 400 + len(told)  # a first pass for each of these, and for these alone
@@ -279,7 +279,7 @@ def test_the_coin_is_of_the_generator() -> None:
         network = Network(True)
         loss, rng = DenoisingLoss(UniformTimes(), SNR()), torch.Generator().manual_seed(5)
         for _ in range(20):
-            loss(NetworkDenoiser(network, VP(), Data()), torch.ones(3, 2), rng)
+            loss(NetworkDenoiser(network, VP(), Data()), torch.ones(3, 2), None, rng)
         return [call["x_0_hat"] is not None for call in network.calls]
 
     assert pattern() == pattern()
@@ -301,9 +301,10 @@ def test_sampling_hands_every_evaluation_the_estimate_before() -> None:
 
 def test_labels_are_withheld_at_the_given_rate() -> None:
     network = Network()
-    loss = DenoisingLoss(UniformTimes(), SNR(), label_dropout=0.3)
+    loss = DenoisingLoss(UniformTimes(), SNR(), dropout={"label": 0.3})
     label = torch.arange(20_000) % 7
-    loss(NetworkDenoiser(network, VP(), Data()), torch.ones(20_000, 2), torch.Generator().manual_seed(0), label=label)
+    denoiser, rng = NetworkDenoiser(network, VP(), Data()), torch.Generator().manual_seed(0)
+    loss(denoiser, torch.ones(20_000, 2), {"label": label}, rng)
     told = network.calls[0]["label"]
     withheld = told == -1
     assert float(withheld.float().mean()) == pytest.approx(0.3, abs=0.015)
@@ -312,5 +313,5 @@ def test_labels_are_withheld_at_the_given_rate() -> None:
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])
 def test_a_bad_rate_is_refused(dropout: float) -> None:
-    with pytest.raises(ValueError, match="label_dropout must be in"):
-        DenoisingLoss(UniformTimes(), SNR(), label_dropout=dropout)
+    with pytest.raises(ValueError, match="dropout of label must be in"):
+        DenoisingLoss(UniformTimes(), SNR(), dropout={"label": dropout})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from conftest import INNER, SCHEDULES, array, instances
+from conftest import INNER, SCHEDULES, array, instances, weigh
 from scipy.integrate import quad
 from torch.distributions import Normal, kl_divergence
 
@@ -24,18 +24,18 @@ def times(dtype: torch.dtype = torch.float64) -> torch.Tensor:
 @every_schedule
 @every_weighting
 def test_weights_are_positive_and_shaped_like_t(schedule: Schedule, weighting: Weighting) -> None:
-    plain = weighting(schedule, times())
+    plain = weigh(weighting, schedule, times())
     assert (plain > 0).all()
     assert plain.isfinite().all()
-    assert torch.equal(weighting(schedule, times().reshape(4, 2, 1, 1)), plain.reshape(4, 2, 1, 1))
-    assert weighting(schedule, times()[2]).shape == ()
+    assert torch.equal(weigh(weighting, schedule, times().reshape(4, 2, 1, 1)), plain.reshape(4, 2, 1, 1))
+    assert weigh(weighting, schedule, times()[2]).shape == ()
 
 
 @every_schedule
 @every_weighting
 def test_weights_go_on_to_the_end(schedule: Schedule, weighting: Weighting) -> None:
     """t = 1 is drawn by discrete times; α = 0 there for some processes, and no weight may become 0/0."""
-    end, before = weighting(schedule, torch.tensor([1.0, 1 - 1e-8], dtype=torch.float64))
+    end, before = weigh(weighting, schedule, torch.tensor([1.0, 1 - 1e-8], dtype=torch.float64))
     assert end.item() == pytest.approx(before.item(), rel=1e-4, abs=1e-7)
 
 
@@ -43,7 +43,7 @@ def test_weights_go_on_to_the_end(schedule: Schedule, weighting: Weighting) -> N
 @every_weighting
 def test_weights_in_single_precision(schedule: Schedule, weighting: Weighting) -> None:
     t = torch.tensor([1.03e-5, 1e-3, *INNER])
-    single, double = weighting(schedule, t), weighting(schedule, t.double())
+    single, double = weigh(weighting, schedule, t), weigh(weighting, schedule, t.double())
     assert single.dtype == torch.float32
     np.testing.assert_allclose(array(single), array(double), rtol=2e-3)
 
@@ -53,23 +53,25 @@ def test_snr_family(schedule: Schedule) -> None:
     t = times()
     kernel = schedule(t)
     snr = array(kernel.alpha) ** 2 / array(kernel.sigma) ** 2
-    np.testing.assert_allclose(array(SNR()(schedule, t)), snr, rtol=1e-10)
-    np.testing.assert_allclose(array(SNR(2.5)(schedule, t)), snr + 2.5, rtol=1e-10)
+    np.testing.assert_allclose(array(weigh(SNR(), schedule, t)), snr, rtol=1e-10)
+    np.testing.assert_allclose(array(weigh(SNR(2.5), schedule, t)), snr + 2.5, rtol=1e-10)
     for gamma in (0.7, 5.0):
         low = np.minimum(snr, gamma)
-        np.testing.assert_allclose(array(MinSNR(gamma)(schedule, t)), low, rtol=1e-10)
-        soft = array(SoftMinSNR(gamma)(schedule, t))
+        np.testing.assert_allclose(array(weigh(MinSNR(gamma), schedule, t)), low, rtol=1e-10)
+        soft = array(weigh(SoftMinSNR(gamma), schedule, t))
         np.testing.assert_allclose(1 / soft, 1 / snr + 1 / gamma, rtol=1e-9)  # harmonic
         assert (soft <= low).all()
         assert (soft >= low / 2).all()
-    np.testing.assert_allclose(array(P2(k=3.0, gamma=0)(schedule, t)), snr, rtol=1e-10)
-    np.testing.assert_allclose(array(P2(gamma=1)(schedule, t)), array(SoftMinSNR(1)(schedule, t)), rtol=1e-9)
-    log = np.log(array(P2(k=0.5, gamma=2)(schedule, t)))
+    np.testing.assert_allclose(array(weigh(P2(k=3.0, gamma=0), schedule, t)), snr, rtol=1e-10)
+    np.testing.assert_allclose(
+        array(weigh(P2(gamma=1), schedule, t)), array(weigh(SoftMinSNR(1), schedule, t)), rtol=1e-9
+    )
+    log = np.log(array(weigh(P2(k=0.5, gamma=2), schedule, t)))
     np.testing.assert_allclose(log, np.log(snr) - 2 * np.log(snr + 0.5), rtol=1e-8, atol=1e-8)
 
 
 def test_p2_of_a_variance_preserving_process_is_alpha_squared() -> None:
-    np.testing.assert_allclose(array(P2()(VP(), times())), array(VP()(times()).alpha) ** 2, rtol=1e-9)
+    np.testing.assert_allclose(array(weigh(P2(), VP(), times())), array(VP()(times()).alpha) ** 2, rtol=1e-9)
 
 
 @every_schedule
@@ -82,7 +84,7 @@ def test_flow_matching_weighs_the_error_of_the_velocity(schedule: Schedule) -> N
         return kernel.d_alpha * guess + kernel.d_sigma * (x_t - kernel.alpha * guess) / kernel.sigma
 
     change = (velocity(x_0 + delta) - velocity(x_0)) / delta
-    np.testing.assert_allclose(array(FlowMatching()(schedule, t)), array(change) ** 2, rtol=1e-7)
+    np.testing.assert_allclose(array(weigh(FlowMatching(), schedule, t)), array(change) ** 2, rtol=1e-7)
 
 
 # Likelihood bounds ------------------------------------------------------------------------------------------------
@@ -96,7 +98,7 @@ def test_chain_elbo_is_the_kl_of_each_step(table: LinearBetas) -> None:
     alpha_bar = np.cumprod(1 - beta)
     before = np.concatenate([[1.0], alpha_bar[:-1]])
     t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-    weight = array(ChainELBO(steps)(table, t))
+    weight = array(weigh(ChainELBO(steps), table, t))
     x_0, guess = 0.8, 0.35
     for i in range(1, steps):  # code index: step i + 1
         x_t = math.sqrt(alpha_bar[i]) * x_0 + 0.4
@@ -118,7 +120,7 @@ def test_chain_elbo_is_ddpms_weight_of_the_noise() -> None:
     tilde = beta[1:] * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:])
     published = beta[1:] ** 2 / (2 * tilde * (1 - beta[1:]) * (1 - alpha_bar[1:]))
     t = torch.arange(2, 1001, dtype=torch.float64) / 1000
-    on_eps = array(ChainELBO(1000)(LinearBetas(1000), t)) * (1 - alpha_bar[1:]) / alpha_bar[1:] / 1000
+    on_eps = array(weigh(ChainELBO(1000), LinearBetas(1000), t)) * (1 - alpha_bar[1:]) / alpha_bar[1:] / 1000
     np.testing.assert_allclose(on_eps, published, rtol=1e-6)
 
 
@@ -127,8 +129,8 @@ def test_chain_elbo_is_ddpms_weight_of_the_noise() -> None:
 )
 def test_likelihood_is_the_limit_of_the_chain(schedule: Schedule) -> None:
     t = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    limit = array(Likelihood()(schedule, t))
-    error = np.array([array(ChainELBO(steps)(schedule, t)) / limit - 1 for steps in (1000, 2000, 4000)])
+    limit = array(weigh(Likelihood(), schedule, t))
+    error = np.array([array(weigh(ChainELBO(steps), schedule, t)) / limit - 1 for steps in (1000, 2000, 4000)])
     np.testing.assert_allclose(np.log2(error[:-1] / error[1:]), 1, atol=0.05)  # first order in 1/T
     assert abs(error[-1]).max() < 0.02
 
@@ -138,7 +140,7 @@ def test_likelihood_is_the_slope_of_the_snr(schedule: Schedule) -> None:
     t = times().requires_grad_()
     kernel = schedule(t)
     (slope,) = torch.autograd.grad((kernel.alpha / kernel.sigma).square().sum(), t)
-    weight = array(Likelihood()(schedule, t))
+    weight = array(weigh(Likelihood(), schedule, t))
     np.testing.assert_allclose(weight, -0.5 * array(slope), rtol=1e-8)
     # Song et al.: g² on the score; an x_0 error δ is a score error αδ/σ².
     np.testing.assert_allclose(weight, array(0.5 * kernel.diffusion_sq * kernel.alpha**2 / kernel.sigma**4), rtol=1e-8)
@@ -148,9 +150,11 @@ def test_likelihood_is_the_slope_of_the_snr(schedule: Schedule) -> None:
 def test_both_bounds_add_up_to_the_same_total(schedule: Schedule) -> None:
     """Σ_i w_i/T telescopes and ∫ w dt integrates to ½(SNR(s) − SNR(1)), from s = 0.1 on."""
     total = 0.5 * float(schedule(torch.tensor(0.1, dtype=torch.float64)).snr - schedule(torch.ones(())).snr)
-    integral, _ = quad(lambda t: float(Likelihood()(schedule, torch.tensor(t, dtype=torch.float64))), 0.1, 1, limit=200)
+    integral, _ = quad(
+        lambda t: float(weigh(Likelihood(), schedule, torch.tensor(t, dtype=torch.float64))), 0.1, 1, limit=200
+    )
     assert integral == pytest.approx(total, rel=1e-6)
-    chain = ChainELBO(50)(schedule, torch.arange(6, 51, dtype=torch.float64) / 50).mean() * 45 / 50
+    chain = weigh(ChainELBO(50), schedule, torch.arange(6, 51, dtype=torch.float64) / 50).mean() * 45 / 50
     assert float(chain) == pytest.approx(total, rel=1e-6)
 
 

@@ -53,13 +53,22 @@ class Description(LeanCallback):
         if theirs is None:
             return
         for path in _MEANING:
-            difference = first_difference(_at(theirs, path), _at(self.config, path), path)
+            before, now = (_spelled_out(_at(config, path), pl_module) for config in (theirs, self.config))
+            difference = first_difference(before, now, path)
             if difference:
                 raise ValueError(
                     f"the checkpoint is of another configuration: {difference}; use the config it was made with"
                 )
         if trainer is not None and trainer.state.fn == "fit":
             _compare_data(theirs["data"], self.config["data"], getattr(trainer, "datamodule", None), checkpoint)
+
+
+def _spelled_out(spec: Any, module: Any) -> Any:
+    """A part of a model with the numbers that its schedule gives: StepIndex is what ScaledTime was for, in 0.1."""
+    if not isinstance(spec, dict) or spec.get("class_path") != "diffusion_pl.denoisers.StepIndex":
+        return spec
+    steps = (spec.get("init_args") or {}).get("steps") or module.schedule.steps
+    return {"class_path": "diffusion_pl.denoisers.ScaledTime", "init_args": {"scale": float(steps), "shift": -1.0}}
 
 
 def places(spec: dict[str, Any], data: Any) -> dict[str, str]:

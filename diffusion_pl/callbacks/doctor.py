@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 
 from .. import checks
 from ..checks import CHECKS, Finding
+from ..conditions import class_count, class_names
 from ..data import DataModule
-from ..denoisers import NoiseInput
-from ..losses import GridTimes, LossSecondMoment, TimeSampler
+from ..denoisers import NoiseInput, StepIndex
+from ..losses import ChainELBO, DenoisingLoss, GridTimes, LossSecondMoment, TimeSampler
 from ..metrics.extractors import URL
 from ..runtime.errors import EXPECTED
 from ..samplers import LeadingGrid, RespacedGrid, Sampler, TrailingGrid
-from ..schedules import BetaTable
 from ..tensors import per_sample
 from ..training import DiffusionModule, LeanCallback, NoisyClassifier, Trainable, advance, make_scheduler
 from .ema import ema_of, judged_weights
@@ -67,6 +67,8 @@ class Doctor(LeanCallback):
         findings: list[Finding] = []
         try:
             data.setup("fit")
+            if isinstance(module, DiffusionModule):
+                module.loss.check_conditions(module.conditions)
             findings += self.examine(trainer, module, data)
         except EXPECTED as error:
             findings.append(Finding("error", "data", str(error)))
@@ -94,7 +96,8 @@ class Doctor(LeanCallback):
         some = data.training_examples(256)
         scale = data.units.value_range, second_moment, parts.sigma_data, data.units.levels
         found: Checks = {"data": checks.data(some, *scale, of=len(data.part("train")))}
-        found["classes"] = checks.classes(None if data.classes is None else data.class_counts, data.class_names)
+        counts = data.class_counts if "label" in data.conditions else None
+        found["classes"] = checks.classes(counts, class_names(data.conditions))
         if not {"network", "embedding"} <= set(self.ignore):
             seen, shape = _probe(trainer, module, parts, data, t)
             found["network"] = checks.network(seen, shape)
@@ -138,7 +141,13 @@ class Parts(NamedTuple):
 
 def _parts(module: DiffusionModule | NoisyClassifier) -> Parts:
     if isinstance(module, NoisyClassifier):
-        return Parts(module.times, module.noise_input, None, lambda x_t, t, **_: module(x_t, t), (module.classes,))
+        return Parts(
+            module.times,
+            module.noise_input,
+            None,
+            lambda x_t, t, **_: module(x_t, t),
+            (class_count(module.conditions) or 0,),
+        )
     denoiser = module.denoiser
 
     def raw(x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
@@ -164,7 +173,7 @@ def _probe(
         t = per_sample(torch.full((len(x_0),), time, device=module.device), x_0)
         kernel = module.schedule(t)
         call = partial(parts.call, kernel.alpha * x_0 + kernel.sigma * eps, t, **batch)
-        return call, parts.noise_input(kernel, t).flatten()
+        return call, parts.noise_input(module.schedule, t, kernel).flatten()
 
     with judged_weights(trainer, module, raw=True), trainer.precision_plugin.forward_context():
         seen = checks.probe(module.network, *pass_at(0.5))
@@ -195,14 +204,17 @@ def _learning_rate(module: Trainable, optimizer: Optimizer, max_steps: int) -> I
 
 
 def _lengths(trainer: Trainer, module: DiffusionModule) -> dict[str, int]:
-    """Who counts how many steps of a table."""
-    lengths, schedule, loss = {}, module.schedule, module.loss
-    if isinstance(schedule, BetaTable):
-        lengths[type(schedule).__name__] = schedule.steps
+    """Who counts how many steps of a table, by a number of its own."""
+    schedule, loss = module.schedule, module.loss
+    lengths: dict[str, int | None] = {type(schedule).__name__: schedule.steps}
     if isinstance(loss.times, (GridTimes, LossSecondMoment)):
         lengths[type(loss.times).__name__] = loss.times.steps
-    if loss.variance is not None:
+    if isinstance(loss, DenoisingLoss) and loss.variance is not None:
         lengths["VarianceBound"] = loss.variance.steps
+    if isinstance(loss.weighting, ChainELBO):
+        lengths["ChainELBO"] = loss.weighting.steps
+    if isinstance(module.denoiser.noise_input, StepIndex):
+        lengths["StepIndex"] = module.denoiser.noise_input.steps
     samplers = {"": module.sampler} | {
         f" of {type(callback).__name__}": callback.sampler
         for callback in trainer.callbacks
@@ -211,4 +223,4 @@ def _lengths(trainer: Trainer, module: DiffusionModule) -> dict[str, int]:
     for owner, sampler in samplers.items():
         if isinstance(sampler.grid, (LeadingGrid, RespacedGrid, TrailingGrid)):
             lengths[f"{type(sampler.grid).__name__}{owner}"] = sampler.grid.length
-    return lengths
+    return {name: steps for name, steps in lengths.items() if steps is not None}

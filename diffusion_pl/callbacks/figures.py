@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import plots
+from ..conditions import class_count
 from ..data import DataModule
 from ..data.base import count
 
@@ -58,7 +59,7 @@ def frame(data: DataModule, x: Tensor, x_0: Tensor, title: str) -> NDArray[np.ui
 
 def _columns(data: DataModule) -> int | None:
     """Columns of a grid in which each class has one: samples have the labels of the trained classes in turn."""
-    shown = sum(map(bool, data.class_counts)) if data.class_counts else data.classes
+    shown = sum(map(bool, data.class_counts)) if data.class_counts else class_count(data.conditions)
     return shown if shown and shown <= WIDEST else None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ..conditions import class_names
 from ..data.base import classes_named
 from ..runtime import provenance
 from ..runtime.loggers import identities_of
@@ -86,7 +87,7 @@ class RunCard(LeanCallback):
         folder = Path(trainer.default_root_dir)
         print(f"run: {folder}", flush=True)
         data = getattr(trainer, "datamodule", None)
-        names = getattr(data, "class_names", None)
+        names = class_names(getattr(data, "conditions", {}))
         if names is not None and names != [str(k) for k in range(len(names))]:
             print(classes_named(range(len(names)), names), flush=True)
         facts = {

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..runtime.reading import check, reading
 from ..runtime.storage import copy_file, write_file
+from .migrations import migrate_checkpoint
 
 #: Names of a run's newest checkpoint and of the one before: what replaces the first makes it the second.
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -151,11 +152,14 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def read_hashed(path: str | Path, map_location: Any = "cpu") -> tuple[dict[str, Any], str]:
-    """A checkpoint's content, and the SHA-256 of the very bytes that were read: a run may replace the file meanwhile.
+    """A checkpoint's content as this version writes it, and the SHA-256 of the very bytes that were read.
+
+    A run may replace the file meanwhile.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, not a checkpoint, or holds objects of classes, none of which is made.
+        ValueError: it is damaged, not a checkpoint, of a newer version, or holds objects of classes, none of which is
+            made.
     """
     path = checkpoint_at(path)
     if not path.is_file():
@@ -178,7 +182,7 @@ def read_hashed(path: str | Path, map_location: Any = "cpu") -> tuple[dict[str, 
             raise ValueError(f"{path} is damaged or not a checkpoint ({reason}){or_else(path)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of a training run: it has no state_dict")
-    return checkpoint, sha256
+    return migrate_checkpoint(checkpoint, path), sha256
 
 
 def read_part(path: Path) -> dict[str, Any]:

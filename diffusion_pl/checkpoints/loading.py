@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from .. import __version__
-from ..conditions import Conditions, label
 from ..data import DataModule
 from ..pipeline import Pipeline
 from ..runtime.bounds import check_plain, limited
@@ -25,6 +25,7 @@ from ..runtime.run_card import read_card
 from ..runtime.upstream.jsonargparse import imports_only, parameters
 from ..training import DiffusionModule, NoisyClassifier, Trainable
 from .io import checkpoint_at, read_hashed
+from .migrations import migrate_config
 
 TRUST = "DIFFUSION_PL_TRUST"
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
@@ -70,17 +71,17 @@ def diffusion_model(model: Trainable, path: str | Path) -> DiffusionModule:
     return model
 
 
-def load_classifier(path: str | Path) -> tuple[NoisyClassifier, Conditions]:
-    """The classifier of a checkpoint, with its first average, or its raw weights if it has none; and its label."""
+def load_classifier(path: str | Path) -> NoisyClassifier:
+    """The classifier of a checkpoint, with its first average, or its raw weights if it has none."""
     checkpoint, sha256 = read_hashed(path)
     averages = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadows", {})
-    model, data = from_content(checkpoint, path, "ema" if averages else "raw")
+    model, _ = from_content(checkpoint, path, "ema" if averages else "raw")
     if not isinstance(model, NoisyClassifier):
         raise ValueError(
             f"{path} is a {type(model).__name__}, not a classifier: train one as configs/digits/classifier.yaml"
         )
     model.sha256 = sha256
-    return model, {"label": label(model.classes, data.class_names)}
+    return model
 
 
 def from_content(
@@ -109,6 +110,8 @@ def from_content(
                 r"Problem with given class_path '[\w.]+': (?:- )?(.+?)(?: - Expected a| Given value|$)", reason
             )
             raise ValueError(f"--data.{found[1] if found else reason}") from error
+        if gone := _gone(description):
+            raise ValueError(f"{path} {gone}") from error
         if version == __version__:
             raise ValueError(f"{path}: its configuration cannot be used: {reason}") from error
         raise ValueError(f"{path} was written by diffusion_pl {version}, this is {__version__}: {reason}") from error
@@ -174,7 +177,7 @@ def rebuild(
     """Model and data, which need not be there.
 
     Args:
-        description: {"model": …, "data": …}, as a configuration file spells them.
+        description: {"model": …, "data": …}, as a configuration file spells them, one of an older version too.
         data_state: the data module's state_dict.
         options: of the data, in place of the description's; None: nobody was asked.
         path: of the checkpoint, if the description is one's; None: the data may be read.
@@ -183,6 +186,7 @@ def rebuild(
         ArgumentError: it holds what is no configuration, or names a class of a package that is not trusted.
         ValueError: the data have no such option.
     """
+    description = migrate_config(description, str(description.get("version") or ""))
     with imports_only([*_TRUSTED, *_listed()]):
         return _rebuild(description, data_state, options or {}, path)
 
@@ -201,7 +205,7 @@ def _rebuild(
     data.load_state_dict(data_state)  # it tells the shape, so it comes before the model
     parser = ArgumentParser(exit_on_error=False)
     model: dict[str, Any] = description["model"]
-    told: dict[str, Any] = {"shape": list(data.shape), "classes": data.classes}
+    told: dict[str, Any] = {"shape": list(data.shape), "conditions": data.conditions}
     if "lr_scheduler" in model.get("init_args", model):
         # It is for training only, and version 0.1 wrote torch's schedulers without the options that they need.
         told["lr_scheduler"] = None
@@ -266,6 +270,24 @@ def _refusal(name: str) -> str:
     )
 
 
+def _gone(part: Any) -> str:
+    """Which class of a trusted package of the user's own is no longer there, and what to do; "" if none is missing."""
+    if isinstance(part, (list, tuple)):
+        return next(filter(None, map(_gone, part)), "")
+    if not isinstance(part, dict):
+        return ""
+    module, _, name = str(part.get("class_path", "")).rpartition(".")
+    if any(module == known or module.startswith(f"{known}.") for known in _listed()):
+        try:
+            getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            return (
+                f"needs the class {module}.{name}, which is missing ({error}). Fix: put {module.partition('.')[0]} "
+                "where Python finds it (PYTHONPATH), or give the class its old name again"
+            )
+    return _gone(list(part.values()))
+
+
 def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
     # Lightning files it under the name of the class.
     state: dict[str, Any] = checkpoint.get(description["data"]["class_path"].rpartition(".")[2], {})
@@ -273,6 +295,6 @@ def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict
 
 
 def link_data(parser: ArgumentParser, place: str = "model") -> None:
-    """The model's shape and classes, at `place` in the configuration, come from the data."""
-    for name in ("shape", "classes"):
+    """The model's shape and conditions, at `place` in the configuration, come from the data."""
+    for name in ("shape", "conditions"):
         parser.link_arguments(f"data.{name}", f"{place}.{name}", apply_on="instantiate")

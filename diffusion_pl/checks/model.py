@@ -14,6 +14,7 @@ from ..losses import TimeSampler
 from ..networks import Embedding
 from ..schedules import Schedule
 from .base import Finding
+from .remedies import faster_embedding, noisier_end
 
 _LARGEST = 5000  # of c_noise
 _LOUDEST = 100.0  # root mean square of an untrained network's output
@@ -58,7 +59,7 @@ def prior(schedule: Schedule, second_moment: float, t: float, sampler: str, max_
         f"{type(schedule).__name__} does not end in noise: at t={t:g}{start}, the signal-to-noise ratio is still "
         f"{snr:.2g} for these data (root mean square {math.sqrt(second_moment):.3g}), {kl:.2g} nats per dimension "
         f"from the prior that sampling starts from (at most {max_kl:g})",
-        schedule.remedy if t == 1 else f"let the sampler's grid start at t=1, or {schedule.remedy}",
+        noisier_end(schedule) if t == 1 else f"let the sampler's grid start at t=1, or {noisier_end(schedule)}",
     )
 
 
@@ -239,7 +240,7 @@ def embedding(
     levels = schedule(t).logsnr
     ends = float(levels.min().clamp(min=-30)), float(levels.max().clamp(max=30))
     at = schedule.time(torch.linspace(*ends, 101, dtype=torch.float64))
-    c_noise = noise_input(schedule(at), at).float().to(device)
+    c_noise = noise_input(schedule, at, schedule(at)).float().to(device)
     c_noise = c_noise[c_noise.isfinite()]
     if (c_noise.abs() > _LARGEST).any():
         what = f"the network's c_noise is {c_noise.min():.3g} … {c_noise.max():.3g}, beyond ±{_LARGEST}"
@@ -256,7 +257,7 @@ def embedding(
         yield Finding("fine", "embedding", what)
     else:
         what += ", so the network can hardly tell noise levels apart"
-        yield Finding("warning", "embedding", what, found.remedy)
+        yield Finding("warning", "embedding", what, faster_embedding(found))
 
 
 def times(schedule: Schedule, t: Tensor, grid: Tensor, second_moment: float, max_kl: float) -> Iterator[Finding]:

@@ -56,10 +56,10 @@ def default_count(pipeline: Pipeline) -> int:
 
 
 def _classified(pipeline: Pipeline, path: Path, scale: float) -> Pipeline:
-    classifier, conditions = load_classifier(path)
+    classifier = load_classifier(path)
     if classifier.shape != pipeline.shape:
         raise ValueError(f"{path} classifies data of shape {classifier.shape}, the model's are {pipeline.shape}")
-    return pipeline.with_classifier(classifier, conditions, scale)
+    return pipeline.with_classifier(classifier, classifier.conditions, scale)
 
 
 def _away_from(pipeline: Pipeline, path: Path, scale: float) -> Pipeline:

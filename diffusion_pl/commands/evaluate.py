@@ -62,7 +62,7 @@ def evaluate(
         likelihood_split: Split of the data for nll and elbo.
         likelihood_examples: Number of examples, the first of that split; None: all.
         dequantizations: Noises K for each example of quantized data; more than 1 is tighter, importance-weighted.
-        bound: ContinuousBound or ChainBound (--bound.steps 1000, --bound.variance 1); None: ContinuousBound.
+        bound: ContinuousBound or ChainBound (--bound.variance 1); None: ContinuousBound.
         data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true.
         weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         batch_size: Number of samples between two savings.

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..conditions import Condition, label
 from .base import say
 from .decoding import Size, check_bits, check_size, resize_array
 from .images import Examples, Format, Images
@@ -142,7 +143,7 @@ class Arrays(ImageArrays):
     def inspect(self) -> Format:
         array, labels = self._load()
         shape, levels = describe(self.source, array, self.order, self.size, self.bits)
-        return Format(shape, number_of_classes(labels, self.given_classes), levels)
+        return Format(shape, conditions_of(labels, self.given_classes), levels)
 
     def examples(self) -> Examples:
         tell_if_stand_in(Path(self.source).expanduser())
@@ -265,9 +266,9 @@ def check_labels(name: str, values: Any, length: int, classes: int | None) -> Te
     return torch.from_numpy(values.astype(np.int64))
 
 
-def number_of_classes(labels: Tensor | None, classes: int | None) -> int | None:
-    """As given, or the largest label and one; None without labels."""
-    return None if labels is None else classes or int(labels.max()) + 1
+def conditions_of(labels: Tensor | None, classes: int | None) -> dict[str, Condition]:
+    """A label of as many classes as given, or of the largest label and one; {} without labels."""
+    return {} if labels is None else {"label": label(classes or int(labels.max()) + 1)}
 
 
 def choose(name: str, key: str | None, there: list[str], *others: str | None) -> str:

@@ -17,6 +17,7 @@ class HorizontalFlip:
     """Mirrors each image with probability ½."""
 
     draws = 1
+    tells: tuple[str, ...] = ()
 
     def __call__(self, batch: Batch, u: Tensor) -> Batch:
         """batch: {"x": (B, C, H, W), …}, u: (B, 1)."""
@@ -42,6 +43,7 @@ class NonLeaky:
     """
 
     draws = 13
+    tells: tuple[str, ...] = ("augment",)
 
     def __init__(self, p: float) -> None:
         if not 0 < p <= 1:

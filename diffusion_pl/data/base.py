@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..conditions import Condition
 from .loader import Augmentation, Loader, Source, Tensors
 from .units import Units
 
@@ -23,8 +24,8 @@ class DataModule(LightningDataModule, ABC):
     Batches are dictionaries: ``x`` of shape (B, *shape), float32, in model units (of order one), and one entry for each
     condition, such as ``label`` of shape (B,), int64.
 
-    Whatever ``shape``, ``classes`` and ``units`` need belongs in ``state_dict`` as plain numbers, lists or tensors: a
-    module rebuilt from its hyper-parameters and that state must decode samples on a machine where the data are not.
+    Whatever ``shape``, ``conditions`` and ``units`` need is in ``state_dict`` as plain values or tensors: a module
+    rebuilt from its hyper-parameters and that state must decode samples on a machine where the data are not.
 
     Args:
         source: What to call the data in messages; "": the name of the class.
@@ -101,18 +102,13 @@ class DataModule(LightningDataModule, ABC):
         """Shape of one example, without the batch; known before ``setup``."""
 
     @property
-    @abstractmethod
-    def classes(self) -> int | None:
-        """Number of classes when batches hold a ``label``, else None."""
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """Names of the classes in the order of their labels; None if there are none."""
-        return None
+    def conditions(self) -> dict[str, Condition]:
+        """What batches hold beside ``x``, by name; {}: nothing, the data are unconditional.  Known before ``setup``."""
+        return {}
 
     @property
     def class_counts(self) -> list[int] | None:
-        """Training examples of each class; None without classes, or if they are not known without the data."""
+        """Training examples of each class; None without labels, or if they are not known without the data."""
         return None
 
     def setup(self, stage: str | None = None) -> None:
@@ -125,7 +121,7 @@ class DataModule(LightningDataModule, ABC):
             raise ValueError(self.unasked)
 
     def check_state(self, state_dict: dict[str, Any]) -> None:
-        """Raise ValueError if these data are of another shape or other classes than a checkpoint's."""
+        """Raise ValueError if these data are of another shape or other conditions than a checkpoint's."""
 
     def decode(self, x: Tensor) -> Tensor:
         """Model units -> units of the user's files (`units`). x: (*, *shape) -> the same shape."""

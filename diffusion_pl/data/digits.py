@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from ..conditions import label
 from .images import Examples, Format, Images
 from .loader import Tensors
 
@@ -23,12 +24,12 @@ class Digits(Images):
         self.conditional = conditional
 
     def inspect(self) -> Format:
-        return Format((1, 8, 8), 10, 17, tuple("0123456789")) if self.conditional else Format((1, 8, 8), None, 17)
+        return Format((1, 8, 8), {"label": label(10, "0123456789")} if self.conditional else {}, 17)
 
     def examples(self) -> Examples:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         x = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
-        label = torch.from_numpy(digits.target)
-        return Examples(Tensors({"x": x, "label": label} if self.conditional else {"x": x}), label)
+        labels = torch.from_numpy(digits.target)
+        return Examples(Tensors({"x": x, "label": labels} if self.conditional else {"x": x}), labels)

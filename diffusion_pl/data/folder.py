@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conditions import label
 from .base import say
 from .files import ImageFiles, first_look, load
-from .images import Examples, Format
+from .images import Examples, Format, format_of
 from .listing import Listing, copies, describe_rest, list_images
 from .opening import endings
 from .stand_ins import stand_in_hint, tell_if_stand_in
@@ -72,7 +73,7 @@ class Folder(ImageFiles):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict and self.conditional:
-            self._order = state_dict.get("class_names")
+            self._order = format_of(state_dict).names
             if self._listing is not None and self._listing[1] != self._order:
                 self._listing = self._examples = None
         super().load_state_dict(state_dict)
@@ -80,7 +81,7 @@ class Folder(ImageFiles):
     def inspect(self) -> Format:
         files, names = self._list()
         shape, levels = first_look(self.source, files, self.layout, self.corrupt)
-        return Format(shape, len(names) or None, levels, tuple(names) or None)
+        return Format(shape, {"label": label(len(names), names)} if names else {}, levels)
 
     def examples(self) -> Examples:
         files, names = self._list()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import ImageArrays, Stack, check_labels, describe, in_memory, number_of_classes, order_of, same_values
+from .arrays import ImageArrays, Stack, check_labels, conditions_of, describe, in_memory, order_of, same_values
 from .images import Examples, Format
 from .opening import Unreadable, regular
 from .stand_ins import stand_in_hint, tell_if_stand_in
@@ -49,7 +49,7 @@ class HDF5(ImageArrays):
 
     def inspect(self) -> Format:
         stack = self._stack()
-        return Format(stack.shape, number_of_classes(stack.labels, self.given_classes), stack.levels)
+        return Format(stack.shape, conditions_of(stack.labels, self.given_classes), stack.levels)
 
     def examples(self) -> Examples:
         tell_if_stand_in(Path(self.source).expanduser())

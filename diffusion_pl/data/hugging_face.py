@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..conditions import label
 from .arrays import check_labels, same_values
 from .files import ImageFiles, Loaded, first_look, load
 from .images import Examples, Format
@@ -89,12 +90,12 @@ class HuggingFace(ImageFiles):
         return [Cell(encoded, column, i, self.source) for i in range(len(encoded))]
 
     def inspect(self) -> Format:
-        _, label = self._columns()
+        _, column = self._columns()
         shape, levels = first_look(self.source, self._cells(self.split), self.layout, self.corrupt)
-        if label is None:
-            return Format(shape, None, levels)
-        names = self._table(self.split).features[label].names
-        return Format(shape, len(names), levels, tuple(names))
+        if column is None:
+            return Format(shape, levels=levels)
+        names = self._table(self.split).features[column].names
+        return Format(shape, {"label": label(len(names), names)}, levels)
 
     def examples(self) -> Examples:
         train = self._source(self.split)
@@ -105,12 +106,12 @@ class HuggingFace(ImageFiles):
         return Examples(train.source, train.labels, test.source if test else None, groups)
 
     def _source(self, split: str) -> Loaded:
-        _, label = self._columns()
+        _, column = self._columns()
         table, cells = self._table(split), self._cells(split)
         labels = None
-        if label is not None:
-            values = np.asarray(table[label][:])
-            labels = check_labels(f"{self.source}, {split}", values, len(table), self.classes)
+        if column is not None:
+            values = np.asarray(table[column][:])
+            labels = check_labels(f"{self.source}, {split}", values, len(table), self.conditions["label"].classes)
         return load(self.source, cells, labels, self.layout, self.format, self.corrupt, self.memory_gb)
 
 

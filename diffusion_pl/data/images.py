@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..conditions import Condition, Conditions, class_count, class_names, from_plain, label, to_plain
 from .augmentation import HorizontalFlip, NonLeaky, warped
 from .base import SPLITS, DataModule, check_fraction, tell_differences
 from .decoding import read_images, save_png
@@ -23,24 +25,33 @@ from .units import Levels
 class Format(NamedTuple):
     """What images are like.
 
-    shape: (C, H, W);  classes: number of classes, None without labels;  levels: how many values a channel can take, 256
-    for 8 bits and 65,536 for 16;  names: of the classes, in the order of their labels, None if they have none.
+    shape: (C, H, W);  conditions: what batches hold beside the images;  levels: how many values a channel can take, 256
+    for 8 bits and 65,536 for 16.
     """
 
     shape: tuple[int, ...]
-    classes: int | None = None
+    conditions: Conditions = MappingProxyType({})
     levels: int = 256
-    names: tuple[str, ...] | None = None
+
+    @property
+    def names(self) -> list[str] | None:
+        """Of the classes, None if they have none."""
+        return class_names(self.conditions)
+
+    @property
+    def kinds(self) -> dict[str, Condition]:
+        """The conditions without the names of their classes."""
+        return {name: condition._replace(names=()) for name, condition in self.conditions.items()}
 
 
 class Examples(NamedTuple):
     """The images of a data set.
 
-    train: sources of {"x": integers 0 … levels − 1, (B, C, H, W)} and, with classes, {"label": int64, (B,)}; what is
-    held out for validation, and for testing unless ``test`` is there, is taken of it;  labels: (n,) of ``train``, for
-    the stratified split, None without classes;  test: the set's own test split;  groups: (n,) int64 of ``train``,
-    images with the same number (copies of one file) stay on one side of the split, None: each is a group of its own;
-    names: of the n images of ``train``, such as paths within a folder, None: their numbers.
+    train: sources of {"x": integers 0 … levels − 1, (B, C, H, W)} and the conditions, such as {"label": int64, (B,)};
+    what is held out for validation, and for testing unless ``test`` is there, is taken of it;  labels: (n,) of
+    ``train``, for the stratified split, None without classes;  test: the set's own test split;  groups: (n,) int64 of
+    ``train``, images with the same number (copies of one file) stay on one side of the split, None: each is a group of
+    its own;  names: of the n images of ``train``, such as paths within a folder, None: their numbers.
     """
 
     train: Source
@@ -101,7 +112,7 @@ class Images(DataModule):
 
     @abstractmethod
     def inspect(self) -> Format:
-        """Shape, classes and levels, read from a header or the first image."""
+        """Shape, conditions and levels, read from a header or the first image."""
 
     @abstractmethod
     def examples(self) -> Examples:
@@ -109,7 +120,7 @@ class Images(DataModule):
 
     @property
     def format(self) -> Format:
-        """Shape, classes and levels, from the checkpoint where one was loaded, else from the data."""
+        """Shape, conditions and levels, from the checkpoint where one was loaded, else from the data."""
         if self._format is None:
             super().setup()  # refuses what nobody asked for
             self._format = self.inspect()
@@ -120,16 +131,12 @@ class Images(DataModule):
         return self.format.shape
 
     @property
-    def classes(self) -> int | None:
-        return self.format.classes
+    def conditions(self) -> dict[str, Condition]:
+        return dict(self.format.conditions)
 
     @property
     def units(self) -> Levels:
         return Levels(self.format.levels)
-
-    @property
-    def class_names(self) -> list[str] | None:
-        return None if self.format.names is None else list(self.format.names)
 
     @property
     def class_counts(self) -> list[int] | None:
@@ -156,8 +163,9 @@ class Images(DataModule):
             raise ValueError(f"{self.source}: {len(train)} image(s) leave none to train on. Fix: lower val_fraction")
         rest, val, held_out = (Subset(train, part) for part in parts)
         self._splits = rest, val, test or (held_out if len(held_out) else val)
-        if self.classes is not None and labels is not None:
-            self._class_counts = labels[parts[0]].bincount(minlength=self.classes).tolist()
+        classes = class_count(self.conditions)
+        if classes is not None and labels is not None:
+            self._class_counts = labels[parts[0]].bincount(minlength=classes).tolist()
         if "identity" in self._theirs:
             found = differences(self._theirs["identity"], keys_of(names, len(train)), names is not None, train)
             tell_differences(self.source, found)
@@ -227,8 +235,8 @@ class Images(DataModule):
         return [folder / (names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}")]
 
     def state_dict(self) -> dict[str, Any]:
-        shape, classes, levels, _ = self.format
-        state = {"shape": list(shape), "classes": classes, "levels": levels, "class_names": self.class_names}
+        shape, conditions, levels = self.format
+        state = {"shape": list(shape), "conditions": to_plain(conditions), "levels": levels}
         state["class_counts"] = self._class_counts
         if self._examples is None:  # the data were not read
             return state
@@ -242,7 +250,7 @@ class Images(DataModule):
         if not state_dict:
             return
         ours, there = self._format, self._splits is not None
-        self._format = _format(state_dict)
+        self._format = format_of(state_dict)
         self._theirs, self._class_counts = state_dict, state_dict.get("class_counts")
         if there:  # split them anew, as the checkpoint's were
             self._splits = None
@@ -251,14 +259,14 @@ class Images(DataModule):
             self._same(ours)
 
     def check_state(self, state_dict: dict[str, Any]) -> None:
-        theirs = _format(state_dict) if state_dict else self.format
-        if theirs[:3] != self.format[:3]:
+        theirs = format_of(state_dict) if state_dict else self.format
+        if not _alike(theirs, self.format):
             self._same(self.format, theirs)
 
     def _same(self, ours: Format, theirs: Format | None = None) -> None:
         """Raise ValueError if these images are not like the checkpoint's."""
         theirs = theirs or self.format
-        if ours[:3] != theirs[:3]:
+        if not _alike(ours, theirs):
             lost, new = (sorted(set(a.names or ()) - set(b.names or ())) for a, b in ((theirs, ours), (ours, theirs)))
             named = "".join(
                 f", {what}: {', '.join(names)}" for what, names in (("missing", lost), ("new", new)) if names
@@ -275,11 +283,23 @@ class Images(DataModule):
             )
 
 
-def _format(state: dict[str, Any]) -> Format:
-    names = state.get("class_names")
-    return Format(tuple(state["shape"]), state["classes"], state["levels"], names and tuple(names))
+def format_of(state: dict[str, Any]) -> Format:
+    """The format in a state dict of `Images`."""
+    if "conditions" in state:
+        conditions = from_plain(state["conditions"])
+    else:  # of version 0.1
+        classes = state["classes"]
+        conditions = {} if classes is None else {"label": label(classes, state.get("class_names"))}
+    return Format(tuple(state["shape"]), conditions, state["levels"])
+
+
+def _alike(ours: Format, theirs: Format) -> bool:
+    """Whether all but the names of classes is the same."""
+    return (ours.shape, ours.kinds, ours.levels) == (theirs.shape, theirs.kinds, theirs.levels)
 
 
 def _words(format: Format) -> str:
-    (c, h, w), classes, levels, _ = format
-    return f"{c} x {h} x {w} with {levels} levels and {'no' if classes is None else classes} classes"
+    (c, h, w), conditions, levels = format
+    classes = class_count(conditions) or "no"
+    others = "".join(f", {name} {list(c.shape)}" for name, c in conditions.items() if name != "label")
+    return f"{c} x {h} x {w} with {levels} levels and {classes} classes{others}"

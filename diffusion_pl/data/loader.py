@@ -69,6 +69,7 @@ class Augmentation(Protocol):
     """A random change of a batch, as a function of uniform numbers: the same on any number of processes."""
 
     draws: int  # numbers that it needs for each example
+    tells: tuple[str, ...]  # names of what it adds to the batch for the network
 
     def __call__(self, batch: Batch, u: Tensor) -> Batch:
         """batch of B examples, u ~ U[0, 1): (B, draws)."""

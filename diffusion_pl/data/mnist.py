@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..conditions import label
 from .decoding import Size, check_size, resize_array
 from .images import Examples, Format, Images
 from .loader import Tensors
@@ -55,7 +56,7 @@ class Torchvision(Images):
         """The format of images of this shape, with the classes that are kept if they are wanted."""
         if not self.conditional:
             return Format(shape)
-        return Format(shape, len(self.chosen), names=tuple(self.kinds[k] for k in self.chosen))
+        return Format(shape, {"label": label(len(self.chosen), [self.kinds[k] for k in self.chosen])})
 
     @abstractmethod
     def dataset(self, train: bool, download: bool) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conditions import Condition, Conditions, class_count
 from .base import DataModule, tell_differences
 from .identity import Keys, differences, identity, keys_of
 from .loader import Loader, Source, Tensors
@@ -30,7 +31,7 @@ class Points(DataModule):
     Args:
         source: What to call the data in messages.
         axes: Names of the D axes.
-        classes: Number of classes if the examples have labels.
+        conditions: Of the examples; None: none.
         batch_size: Points per batch, over all processes.
         val_fraction: Fraction of the distinct points to hold out, in [0, 1).
         kwargs: Other options of `DataModule`.
@@ -41,14 +42,14 @@ class Points(DataModule):
         source: str,
         axes: Sequence[str],
         *,
-        classes: int | None = None,
+        conditions: Conditions | None = None,
         batch_size: int = 512,
         val_fraction: float = 0.1,
         **kwargs: Any,
     ) -> None:
         super().__init__(source, batch_size=batch_size, val_fraction=val_fraction, **kwargs)
         self.axes = tuple(axes)
-        self._classes = classes
+        self._conditions = dict(conditions or {})
         self._units: Standardized | None = None
 
     @property
@@ -62,12 +63,12 @@ class Points(DataModule):
         return self._units
 
     @property
-    def classes(self) -> int | None:
-        return self._classes
+    def conditions(self) -> dict[str, Condition]:
+        return self._conditions
 
     @abstractmethod
     def examples(self) -> dict[str, Tensor]:
-        """All points: ``x`` of shape (N, D), float64, in the units of the file; ``label`` of shape (N,) if labelled."""
+        """All points: ``x`` of shape (N, D), float64, in the units of the file; each condition, (N, *)."""
 
     def setup(self, stage: str | None = None) -> None:
         """Read or draw the points and split them; compute the normalisation unless a checkpoint has given it."""
@@ -95,9 +96,10 @@ class Points(DataModule):
 
     @property
     def class_counts(self) -> list[int] | None:
-        if self._classes is None or self._splits is None or "label" not in self._splits[0]:
+        classes = class_count(self._conditions)
+        if classes is None or self._splits is None or "label" not in self._splits[0]:
             return None
-        counts: list[int] = self._splits[0]["label"].bincount(minlength=self._classes).tolist()
+        counts: list[int] = self._splits[0]["label"].bincount(minlength=classes).tolist()
         return counts
 
     def _held_out(self, x: Tensor) -> Tensor:
@@ -217,7 +219,7 @@ class Datasaurus(Points):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__("Datasaurus", ("x", "y"), classes=None, **kwargs)
+        super().__init__("Datasaurus", ("x", "y"), conditions=None, **kwargs)
 
     def examples(self) -> dict[str, Tensor]:
         return {"x": read_columns(files("diffusion_pl.data") / "datasaurus.csv", self.axes)}
@@ -241,7 +243,7 @@ class Table(Points):
         path = str(path)  # a Path among the hyper-parameters would make the checkpoint unreadable without full pickle
         if isinstance(columns, str) or not columns or len(set(columns)) != len(columns):
             raise ValueError(f"Table: columns must be a list of one or more different column names, got {columns!r}")
-        super().__init__(path, columns, classes=None, **kwargs)
+        super().__init__(path, columns, conditions=None, **kwargs)
         self.where = dict(where or {})
 
     def examples(self) -> dict[str, Tensor]:

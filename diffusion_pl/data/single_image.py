@@ -79,7 +79,7 @@ class Picture(Images):
     def inspect(self) -> Format:
         image = _flower() if self.path is None else _open(Path(self.path).expanduser())
         channels, levels = mode_of(look(image), self.layout, self.source)
-        return Format((channels, *self.sides), None, levels)
+        return Format((channels, *self.sides), levels=levels)
 
     def examples(self) -> Examples:
         whole = self.whole()

@@ -47,7 +47,8 @@ def divide(
         ValueError: the checkpoint's rule is not known.
     """
     noted = theirs.get("split") or {}
-    old = bool(theirs) and "class_names" not in theirs  # of version 0.1, which had one rule, and no groups
+    # Of the first version, which had one rule, and no groups.
+    old = bool(theirs) and not {"class_names", "conditions"} & theirs.keys()
     rule = noted.get("rule", HASHED if grows and not old else SHUFFLED)
     seed, exceptions = noted.get("seed", seed), noted.get("exceptions")
     grouped = noted.get("grouped", not old)

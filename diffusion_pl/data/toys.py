@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conditions import label
 from .points import Points
 
 
@@ -34,7 +35,8 @@ class Toy(Points):
             raise ValueError(f"{name}: num_points must be at least 2, got {num_points}")
         if not 0 <= noise < math.inf:
             raise ValueError(f"{name}: noise must be a finite number and not negative, got {noise}")
-        super().__init__(name, ("x", "y"), classes=self.parts if conditional else None, **kwargs)
+        conditions = {"label": label(self.parts)} if conditional else None
+        super().__init__(name, ("x", "y"), conditions=conditions, **kwargs)
         self.num_points = num_points
         self.noise = noise
 
@@ -43,7 +45,7 @@ class Toy(Points):
 
     def labelled(self, x: Tensor, label: Tensor) -> dict[str, Tensor]:
         """The examples, with the labels only if the data set is conditional."""
-        return {"x": x} if self.classes is None else {"x": x, "label": label}
+        return {"x": x, "label": label} if self.conditions else {"x": x}
 
 
 class Moons(Toy):

@@ -4,7 +4,7 @@ from .base import Denoiser, check_time
 from .closed_form import Gaussian, GaussianMixture, empirical
 from .guidance import AutoGuided, ClassifierFree, ClassifierGuided, Thresholded, add_score, extrapolate
 from .inverse_problems import Coarse, Gray, Masked, Operator, Reconstructing
-from .network import LogSNR, NetworkDenoiser, NoiseInput, ScaledTime
+from .network import LogSNR, NetworkDenoiser, NoiseInput, ScaledTime, StepIndex
 from .parameterizations import EDM, Data, Epsilon, Parameterization, Prediction, Score, V, Velocity
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Reconstructing",
     "ScaledTime",
     "Score",
+    "StepIndex",
     "Thresholded",
     "V",
     "Velocity",

@@ -5,11 +5,12 @@ classifier       ∇log p(x_t) + w ∇log p(y | x_t)                        w = 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from ..conditions import null
 from ..schedules import Kernel
 from ..tensors import per_sample
 from .base import Denoiser
@@ -68,16 +69,18 @@ class Thresholded(Denoiser):
 
 
 class ClassifierFree(Denoiser):
-    """Extrapolates from the estimate without the label to the one with it, inside an interval of noise levels.
+    """Extrapolates from the estimate without some conditions to the one with them, inside an interval of noise levels.
 
     Reference: Ho & Salimans, arXiv 2207.12598, Eq. 6 (their w is w − 1 here); Kynkäänniemi et al., arXiv 2404.07724
     (interval); Lin et al., arXiv 2305.08891, Sec. 3.4 (rescaling, here of x̂_0).
 
     Args:
-        denoiser: of a model trained with label dropout; label −1 asks it for the estimate without.
+        denoiser: of a model trained with dropout of these conditions; their null (label −1, else 0) asks it for the
+            estimate without.
         scale: w; 1 is the conditional model as it is, 0 the unconditional one.
         sigma_min, sigma_max: range of σ/α in which there is guidance; elsewhere w = 1.
         rescale: how far, from 0 to 1, the guided x̂_0 takes on the standard deviation of the one without guidance.
+        drop: names of the conditions that the estimate without guidance lacks; it keeps the others.
     """
 
     def __init__(
@@ -87,24 +90,29 @@ class ClassifierFree(Denoiser):
         sigma_min: float = 0.0,
         sigma_max: float = float("inf"),
         rescale: float = 0.0,
+        drop: Sequence[str] = ("label",),
     ) -> None:
         super().__init__()
         _check_interval(scale, sigma_min, sigma_max)
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale must be in [0, 1], got {rescale}")
+        if isinstance(drop, str) or not drop:
+            raise ValueError(f"ClassifierFree: drop must be a list of one or more conditions, got {drop!r}")
         self.denoiser, self.schedule, self.self_conditioned = denoiser, denoiser.schedule, denoiser.self_conditioned
         self.scale, self.sigma_min, self.sigma_max, self.rescale = scale, sigma_min, sigma_max, rescale
+        self.drop = tuple(drop)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
-        if "label" not in cond:
-            raise ValueError("ClassifierFree: guidance needs labels, and got none")
+        missing = [name for name in self.drop if name not in cond]
+        if missing:
+            known = ", ".join(name for name in cond if name != "x_0_hat") or "none"
+            raise ValueError(f"ClassifierFree: guidance drops {', '.join(missing)}, the conditions are: {known}")
         kernel = self.schedule(t)
         guided = _inside(kernel.sigma / kernel.alpha, self.sigma_min, self.sigma_max)
         if self.scale == 1 or not guided.any():
             return self.denoiser(x_t, t, **cond)  # type: ignore[no-any-return]
         # Both in one call of the network.
-        twice = {name: torch.cat((value, value)) for name, value in cond.items()}
-        twice["label"] = torch.cat((cond["label"], torch.full_like(cond["label"], -1)))
+        twice = {name: torch.cat((value, null(value) if name in self.drop else value)) for name, value in cond.items()}
         both: Prediction = self.denoiser(torch.cat((x_t, x_t)), t if t.ndim == 0 else torch.cat((t, t)), **twice)
         (x_0, other_x_0), (eps, other_eps) = both.x_0.chunk(2), both.eps.chunk(2)
         plain = Prediction(x_0, eps, None if both.v is None else both.v.chunk(2)[0])

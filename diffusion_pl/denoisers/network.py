@@ -21,21 +21,34 @@ class NoiseInput(ABC):
     """How the network is told the noise level: c_noise."""
 
     @abstractmethod
-    def __call__(self, kernel: Kernel, t: Tensor) -> Tensor:
-        """c_noise, shaped like t."""
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+        """c_noise, shaped like t; kernel is the schedule's at t."""
+
+
+class StepIndex(NoiseInput):
+    """c_noise = N t − 1: the index 0 … N−1 of a chain's step, which DDPM's networks are told.
+
+    Args:
+        steps: N; None: the schedule's.
+    """
+
+    def __init__(self, steps: int | None = None) -> None:
+        if steps is not None and steps < 1:
+            raise ValueError(f"StepIndex needs at least one step, got steps={steps}")
+        self.steps = steps
+
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+        return float(schedule.chain_steps(self.steps, "StepIndex")) * t - 1.0
 
 
 class ScaledTime(NoiseInput):
-    """c_noise = scale t + shift.
-
-    Nets trained on DDPM's steps 0 … N−1 take scale N, shift −1; score_sde's continuous nets scale 999, shift 0.
-    """
+    """c_noise = scale t + shift; score_sde's continuous nets take scale 999, shift 0."""
 
     def __init__(self, scale: float = 1.0, shift: float = 0.0) -> None:
         check_finite(scale=scale, shift=shift)
         self.scale, self.shift = scale, shift
 
-    def __call__(self, kernel: Kernel, t: Tensor) -> Tensor:
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
         return self.scale * t + self.shift
 
 
@@ -46,7 +59,7 @@ class LogSNR(NoiseInput):
         check_finite(scale=scale, shift=shift)
         self.scale, self.shift = scale, shift
 
-    def __call__(self, kernel: Kernel, t: Tensor) -> Tensor:
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
         return self.scale * kernel.logsnr + self.shift
 
 
@@ -90,7 +103,7 @@ class NetworkDenoiser(Denoiser):
         """
         check_time(x_t, t)
         c_in = self.parameterization.c_in(kernel)
-        c_noise = self.noise_input(kernel, t).reshape(-1).expand(x_t.shape[0])
+        c_noise = self.noise_input(self.schedule, t, kernel).reshape(-1).expand(x_t.shape[0])
         dtype = self._first_parameter[0].dtype if self._first_parameter else x_t.dtype
         cond = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.items()}
         output: Tensor = self.network((c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype), **cond)

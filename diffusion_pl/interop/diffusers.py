@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..conditions import label
 from ..networks import UNet
 from . import hub, scheduler
 from .foreign import Foreign, Spec, discrete, picture_shape, read_tensors, spec
@@ -151,8 +152,9 @@ def read(path: Path, trust_pickle: bool = False, size: list[int] | None = None) 
 
     def check(header: Mapping[str, Tensor]) -> None:
         _check_blocks(header, option, len(attends))
+        conditions = {} if classes is None else {"label": label(classes)}
         with torch.device("meta"):  # nothing is built at size before the file is known to hold it
-            like = UNet(shape, classes, **{**network["init_args"], "time_embedding": None})
+            like = UNet(shape, conditions, **{**network["init_args"], "time_embedding": None})
             take(header, wanted(like), like, str(folder))
 
     return Foreign(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..checkpoints.io import sha256_of
 from ..checkpoints.loading import rebuild
+from ..conditions import Condition, Conditions, class_count, label, to_plain
 from ..training import DiffusionModule
 from ..training.base import Shape
 from .keys import Source, take
@@ -49,6 +50,11 @@ class Foreign(NamedTuple):
     notes: tuple[str, ...] = ()
     folder: Path | None = None
 
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        """Of the model: the label, without names, that `classes` says."""
+        return {} if self.classes is None else {"label": label(self.classes)}
+
 
 def spec(name: str, **options: Any) -> Spec:
     """A class of ours with its options, as a configuration spells it: spec("schedules.VP", beta_max=20.0)."""
@@ -62,7 +68,7 @@ def discrete(network: Spec, schedule: Spec, steps: int, parameterization: Spec, 
         "schedule": schedule,
         "parameterization": parameterization,
         "noise_input": spec("denoisers.ScaledTime", scale=float(steps), shift=-1.0),
-        "loss": {"times": spec("losses.GridTimes", steps=steps), "weighting": weighting},
+        "loss": spec("losses.DenoisingLoss", times=spec("losses.GridTimes", steps=steps), weighting=weighting),
         "sampler": sampler,
         "optimizer": OPTIMIZER,
     }
@@ -178,7 +184,7 @@ def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[s
         ValueError: the tensors do not fit.
     """
     path = foreign.folder or path
-    state = {"shape": list(foreign.shape), "classes": foreign.classes, "levels": 256, "class_names": None}
+    state = {"shape": list(foreign.shape), "conditions": to_plain(foreign.conditions), "levels": 256}
     described = {"model": complete(foreign.model), "data": data}
     # Without memory first: sizes that a few tensors promise are compared with all of them before they are built.
     network = sketch(foreign)
@@ -214,11 +220,11 @@ def sketch(foreign: Foreign) -> nn.Module:
         ValueError: there is none of these sizes.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--network", type=Callable[[Shape, int | None], nn.Module])
+    parser.add_argument("--network", type=Callable[[Shape, Conditions], nn.Module])
     try:
         with torch.device("meta"):
             factory = parser.instantiate(parser.parse_object({"network": foreign.model["network"]})).network
-            network: nn.Module = factory(foreign.shape, foreign.classes)
+            network: nn.Module = factory(foreign.shape, foreign.conditions)
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond what torch counts
         raise ValueError(f"no network can be built of the file's sizes: {str(error).splitlines()[0]}") from error
     return network
@@ -227,7 +233,7 @@ def sketch(foreign: Foreign) -> nn.Module:
 def complete(model: Spec) -> Spec:
     """The configuration of a model with all options spelled out, as `fit` keeps it."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(DiffusionModule, "model", skip={"shape", "classes"})
+    parser.add_class_arguments(DiffusionModule, "model", skip={"shape", "conditions"})
     found: Spec = _plain(parser.parse_object({"model": model}).model.as_dict())
     return found
 
@@ -254,9 +260,10 @@ def described(factory: Callable[[], Any], foreign: Foreign) -> Spec:
     data = factory()
     kind = type(data)
     with suppress(OSError):  # they need not be at hand
-        if (tuple(data.shape), data.classes) != (foreign.shape, foreign.classes):
+        classes = class_count(data.conditions)
+        if (tuple(data.shape), classes) != (foreign.shape, foreign.classes):
             raise ValueError(
-                f"data: {kind.__name__} has {tuple(data.shape)} and {data.classes or 'no'} classes, the model "
+                f"data: {kind.__name__} has {tuple(data.shape)} and {classes or 'no'} classes, the model "
                 f"{foreign.shape} and {foreign.classes or 'no'}"
             )
     options = getattr(factory, "keywords", {})

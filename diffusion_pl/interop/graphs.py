@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..conditions import class_count
 from ..data import DataModule
 from ..pipeline import Pipeline
 from ..tensors import per_sample
-from .keys import classes_of, needs
+from .keys import needs
 
 ONNX, PROGRAM, GRID = "model.onnx", "model.pt2", "grid.csv"
 
@@ -29,7 +30,7 @@ class Graph(nn.Module):
     def __init__(self, pipeline: Pipeline) -> None:
         super().__init__()
         self.denoiser = pipeline.guided
-        self.labelled = classes_of(pipeline) is not None
+        self.labelled = class_count(pipeline.conditions) is not None
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(x̂_0, ε̂), both (B, *), from x_t: (B, *), t: (B,) and label: (B,), int64, −1 for any class."""
@@ -42,7 +43,7 @@ def example(pipeline: Pipeline, batch: int = 2) -> tuple[Tensor, ...]:
     """Arguments of `Graph`: x_t, t, and label for a model of classes."""
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(batch, *pipeline.shape, generator=generator)
-    classes = classes_of(pipeline)
+    classes = class_count(pipeline.conditions)
     label = () if classes is None else (torch.arange(batch) % classes,)
     return x_t, torch.linspace(0.2, 0.8, batch), *label
 

@@ -121,8 +121,3 @@ def network_of(pipeline: Pipeline) -> NetworkDenoiser:
     if not isinstance(pipeline.denoiser, NetworkDenoiser):
         raise ValueError(f"only a network can be exported, not a {type(pipeline.denoiser).__name__}")
     return pipeline.denoiser
-
-
-def classes_of(pipeline: Pipeline) -> int | None:
-    """How many classes the model's label has; None: it is unconditional."""
-    return pipeline.conditions["label"].classes if "label" in pipeline.conditions else None

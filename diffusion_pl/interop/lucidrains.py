@@ -148,7 +148,9 @@ def read(
     schedule = find_schedule(betas)
     model = discrete(network, schedule, steps, spec(f"denoisers.{parameterization}"), weighting, sampler)
     if learned:  # vb_loss_weight 0.001, of one step's bound
-        model["loss"]["variance"] = spec("losses.VarianceBound", steps=steps, weight=0.001 / steps, levels=256)
+        model["loss"]["init_args"]["variance"] = spec(
+            "losses.VarianceBound", steps=steps, weight=0.001 / steps, levels=256
+        )
     model["guidance"] = spec("denoisers.Thresholded")
     decay = assume("ema_decay", DECAY)
     if not 0 < decay < 1:

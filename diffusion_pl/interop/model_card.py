@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..conditions import class_count
 from ..evaluation import Result, number, read_results
 from ..pipeline import Pipeline
 from ..runtime.provenance import describe
 from ..runtime.run_card import CARD, read_card
 from . import to_diffusers
-from .keys import classes_of, network_of
+from .keys import network_of
 
 TAGS = {
     "diffusers": ["diffusers", "unconditional-image-generation"],
@@ -155,7 +156,9 @@ def model_card(
     parameters = sum(p.numel() for p in network_of(pipeline).network.parameters())
     config = description["model"]
     parts = {name: _name(config[name]) for name in ("network", "schedule", "parameterization", "sampler")}
-    classes = "unconditional" if classes_of(pipeline) is None else f"{classes_of(pipeline)} classes"
+    classes = (
+        "unconditional" if class_count(pipeline.conditions) is None else f"{class_count(pipeline.conditions)} classes"
+    )
     lines = ["---", *head, "---", "", f"# {parts['network']} of {data}, {shape}", ""]
     lines += [
         f"A diffusion model of {data} ({shape}, {classes}): {_weights(pipeline.weights)}, as {WRITTEN[kind]}.",
@@ -164,7 +167,7 @@ def model_card(
     lines += ["## Use", "", _use(kind, pipeline), ""]
     if kind in ("onnx", "torch_export"):
         sides = ", ".join(map(str, pipeline.shape))
-        label = "" if classes_of(pipeline) is None else ", `label` (B,), int64, −1 for any class"
+        label = ", `label` (B,), int64, −1 for any class"
         lines += [
             f"Inputs: `x_t` (B, {sides}), float32; `t` (B,), float32, from 0 (data) to 1 (noise){label}. Outputs: the "
             "estimates `x_0` of the data and `eps` of the noise, alpha x_0 + sigma eps = x_t.",
@@ -191,7 +194,7 @@ def _use(kind: str, pipeline: Pipeline) -> str:
     if kind == "safetensors":
         return _SAFETENSORS
     if kind == "diffusers":
-        classes = classes_of(pipeline)
+        classes = class_count(pipeline.conditions)
         if classes is None:
             name, given = to_diffusers.pipeline_class(pipeline), to_diffusers.call(pipeline)
             used = given if name == "DDIMPipeline" else {"num_inference_steps": given["num_inference_steps"]}
@@ -202,9 +205,9 @@ def _use(kind: str, pipeline: Pipeline) -> str:
     units = "  # pictures in [-1, 1]" if len(pipeline.shape) == 3 else ""
     loop = _LOOP.format(prior=pipeline.schedule.prior_std(start), shape=f"({shape})", units=units)
     if kind == "onnx":
-        label = ', "label": np.zeros(len(x_t), np.int64)' if classes_of(pipeline) is not None else ""
+        label = ', "label": np.zeros(len(x_t), np.int64)' if class_count(pipeline.conditions) is not None else ""
         return _ONNX.format(label=label, loop=loop)
-    label = ", torch.zeros(len(x_t), dtype=torch.int64)" if classes_of(pipeline) is not None else ""
+    label = ", torch.zeros(len(x_t), dtype=torch.int64)" if class_count(pipeline.conditions) is not None else ""
     return _PROGRAM.format(label=label, loop=loop)
 
 

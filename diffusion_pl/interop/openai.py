@@ -137,7 +137,7 @@ def read(
     parameterization, weighting = of_data if assume("predict_xstart", False) else of_noise
     model = discrete(network, schedule, steps, parameterization, weighting, sampler)
     if learned:
-        model["loss"]["variance"] = spec("losses.VarianceBound", steps=steps, levels=256)
+        model["loss"]["init_args"]["variance"] = spec("losses.VarianceBound", steps=steps, levels=256)
     matters = steps != STEPS or rescale_timesteps is not None
     count = STEPS if matters and assume("rescale_timesteps", True) else steps
     model["noise_input"] = spec("denoisers.ScaledTime", scale=float(count), shift=-count / steps)

@@ -245,7 +245,7 @@ def _exploding(network: Spec, fourier: bool, sigmas: Tensor, unit: float, scaled
         "schedule": spec("schedules.VE", **ends),
         "parameterization": spec("denoisers.Epsilon", scaled_input=False) if as_noise else score,
         "noise_input": by_sigma if fourier else by_number,
-        "loss": {"times": spec("losses.UniformTimes"), "weighting": spec("losses.SNR")},
+        "loss": spec("losses.DenoisingLoss", times=spec("losses.UniformTimes"), weighting=spec("losses.SNR")),
         "sampler": spec(
             "samplers.PredictorCorrector",
             grid=spec("samplers.UniformGrid", steps=steps, t_min=1e-5),
@@ -268,7 +268,7 @@ def _preserving(network: Spec, variant: Variant, steps: int, betas: tuple[float,
         "schedule": spec(f"schedules.{kind}", beta_min=betas[0], beta_max=betas[1]),
         "parameterization": spec("denoisers.Epsilon", scaled_input=variant != "subvp"),
         "noise_input": spec("denoisers.ScaledTime", scale=999.0),
-        "loss": {"times": spec("losses.UniformTimes"), "weighting": spec("losses.SNR")},
+        "loss": spec("losses.DenoisingLoss", times=spec("losses.UniformTimes"), weighting=spec("losses.SNR")),
         "sampler": spec("samplers.EulerMaruyama", grid=spec("samplers.UniformGrid", steps=steps, t_min=1e-3)),
         "optimizer": OPTIMIZER,
     }

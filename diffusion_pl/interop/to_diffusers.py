@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import DataModule
-from ..denoisers import ScaledTime, parameterizations
+from ..denoisers import NoiseInput, ScaledTime, StepIndex, parameterizations
 from ..networks import Sinusoidal, UNet
 from ..pipeline import Pipeline
 from ..samplers import DDIM, Ancestral, Grid, LeadingGrid, RespacedGrid, TrailingGrid
@@ -145,8 +145,10 @@ def _scheduler(pipeline: Pipeline, config: Spec) -> dict[str, Any]:
     if not isinstance(schedule, BetaTable):
         raise ValueError(f"diffusers' DDPMScheduler needs a table of betas, this model has {type(schedule).__name__}")
     steps = schedule.steps
-    if not isinstance(noise_input, ScaledTime) or (noise_input.scale, noise_input.shift) != (steps, -1):
-        raise ValueError(f"diffusers tells its networks the step: noise_input must be ScaledTime({steps}, -1)")
+    if not _is_index(noise_input, steps):
+        raise ValueError(
+            f"diffusers tells its networks the step: noise_input must be StepIndex({steps}), or ScaledTime({steps}, -1)"
+        )
     kinds = {getattr(parameterizations, name): theirs for theirs, (name, _) in PREDICTIONS.items()}
     prediction = kinds.get(type(network_of(pipeline).parameterization))
     if prediction is None:
@@ -163,12 +165,16 @@ def _scheduler(pipeline: Pipeline, config: Spec) -> dict[str, Any]:
     }
 
 
+def _is_index(noise_input: NoiseInput, steps: int) -> bool:
+    """Whether the network is told the index of a chain of so many steps."""
+    if isinstance(noise_input, StepIndex):
+        return noise_input.steps in (None, steps)
+    return isinstance(noise_input, ScaledTime) and (noise_input.scale, noise_input.shift) == (steps, -1)
+
+
 def _sampling(pipeline: Pipeline, steps: int, learns: bool) -> dict[str, Any]:
     """Class of the scheduler, and its options of the rule and the grid."""
-    sampler, fix = (
-        pipeline.sampler,
-        f"Fix: add --sampler DDIM --grid TrailingGrid --grid.length {steps} --grid.steps 50",
-    )
+    sampler, fix = pipeline.sampler, "Fix: add --sampler DDIM --grid TrailingGrid --grid.steps 50"
     if type(sampler) not in (DDIM, Ancestral):
         raise ValueError(
             f"diffusers has schedulers that sample as DDIM and Ancestral do, not as {type(sampler).__name__}. {fix}"
@@ -211,11 +217,12 @@ def _spacing(grid: Grid, schedule: Schedule, steps: int, ddim: bool) -> dict[str
         return None
     offset = last if isinstance(grid, LeadingGrid) or last <= 1 else 0
     made: dict[str, Callable[[], Grid]] = {
-        "trailing": lambda: TrailingGrid(steps, n),
-        "leading": lambda: LeadingGrid(steps, n, offset),
-        "linspace": lambda: RespacedGrid(steps, n),
+        "trailing": lambda: TrailingGrid(n, length=steps),
+        "leading": lambda: LeadingGrid(n, offset=offset, length=steps),
+        "linspace": lambda: RespacedGrid(n, length=steps),
     }
-    own = {LeadingGrid: "leading", RespacedGrid: "linspace"}.get(type(grid), "trailing")
+    kinds: dict[type[Grid], str] = {LeadingGrid: "leading", RespacedGrid: "linspace"}
+    own = kinds.get(type(grid), "trailing")
     for spacing in sorted(made, key=lambda name: name != own):
         if ddim and n < steps and (spacing == "linspace" or (spacing == "trailing" and steps % n)):
             continue

@@ -60,25 +60,42 @@ class ChainBound:
     Reference: Ho et al., arXiv 2006.11239, Eq. 5; Nichol & Dhariwal, arXiv 2102.09672, Eq. 4–7 and 15.
 
     Args:
-        steps: T; the table's own for a beta table.
+        steps: T; None: the schedule's.
         variance: v; 0 is β̃ ("fixed small"), 1 is β ("fixed large"); None: as the network learned it.
         times: how many of the steps are visited, t = 1/T always and among them: an unbiased estimate from strata of
             equally many steps, a random one of each; None: all.
     """
 
-    def __init__(self, steps: int = 1000, variance: float | None = 0.0, times: int | None = None) -> None:
-        if steps < 2:
+    def __init__(self, steps: int | None = None, variance: float | None = 0.0, times: int | None = None) -> None:
+        if steps is not None and steps < 2:
             raise ValueError(f"ChainBound: steps must be at least 2, got {steps}")
         if variance is not None and not 0 <= variance <= 1:
-            raise ValueError(f"ChainBound: variance must be in [0, 1], or be null for a learned one, got {variance}")
-        if times is not None and not 2 <= times <= steps:
-            raise ValueError(f"ChainBound: times must be in 2 … {steps} (its steps), got {times}")
-        self.steps, self.variance, self.times = steps, variance, steps if times is None else times
+            raise ValueError(f"ChainBound: variance must be in [0, 1], or None for a learned one, got {variance}")
+        if times is not None:
+            _check_times(times, max(times, 2) if steps is None else steps)
+        self.steps, self.variance, self.times = steps, variance, times
+
+    def on(self, schedule: Schedule) -> "ChainBound":
+        """The same bound with the numbers that a schedule gives written out.
+
+        Raises:
+            ValueError: neither the bound nor the schedule has steps, or fewer than are to be visited.
+        """
+        steps, times = self._counts(schedule)
+        return ChainBound(steps, self.variance, times)
+
+    def _counts(self, schedule: Schedule) -> tuple[int, int]:
+        """T, and how many of the steps are visited."""
+        steps = schedule.chain_steps(self.steps, "ChainBound")
+        times = steps if self.times is None else self.times
+        _check_times(times, steps)
+        return steps, times
 
     def visited(self, schedule: Schedule) -> Tensor:
         """t of the terms, the middles of their strata: (K,), float64."""
-        middle = torch.arange(self.times - 1, dtype=torch.float64) + 0.5
-        return (middle * (self.steps - 1) / (self.times - 1) + 1.5) / self.steps
+        steps, times = self._counts(schedule)
+        middle = torch.arange(times - 1, dtype=torch.float64) + 0.5
+        return (middle * (steps - 1) / (times - 1) + 1.5) / steps
 
     @torch.no_grad()
     def __call__(
@@ -98,19 +115,22 @@ class ChainBound:
             ValueError: variance None of a network that tells none; data that are not on the levels.
         """
         _check_levels(x_0, levels)
-        count, visited = self.steps - 1, self.times - 1
+        steps, times = self._counts(denoiser.schedule)
+        count, visited = steps - 1, times - 1
         share, t = count / visited, self.visited(denoiser.schedule)
         levels_of_t = list(t.unbind())
         if visited < count:
             index = (_jittered(noise, x_0, visited) * share).floor().clamp(max=count - 1)
-            levels_of_t = [per_sample(column, x_0) for column in ((index + 2) / self.steps).unbind(1)]
-        terms = torch.stack([share * self._kl(denoiser, x_0, time, noise, cond) for time in levels_of_t])
-        decoder = self._decoder(denoiser, x_0, noise, levels, cond)
-        return Bound(_prior(denoiser.schedule, x_0), terms.sum(0), decoder, t, terms, self.times)
+            levels_of_t = [per_sample(column, x_0) for column in ((index + 2) / steps).unbind(1)]
+        terms = torch.stack([share * self._kl(denoiser, x_0, time, 1 / steps, noise, cond) for time in levels_of_t])
+        decoder = self._decoder(denoiser, x_0, 1 / steps, noise, levels, cond)
+        return Bound(_prior(denoiser.schedule, x_0), terms.sum(0), decoder, t, terms, times)
 
-    def _kl(self, denoiser: Denoiser, x_0: Tensor, t: Tensor, noise: Noise, cond: dict[str, Tensor]) -> Tensor:
-        """KL(q(x_s|x_t,x_0) ‖ p(x_s|x_t)): (B,).  t: () or (B, 1, …, 1)."""
-        at_s, at_t = denoiser.schedule(t - 1 / self.steps), denoiser.schedule(t)
+    def _kl(
+        self, denoiser: Denoiser, x_0: Tensor, t: Tensor, step: float, noise: Noise, cond: dict[str, Tensor]
+    ) -> Tensor:
+        """KL(q(x_s|x_t,x_0) ‖ p(x_s|x_t)), s = t − step: (B,).  t: () or (B, 1, …, 1)."""
+        at_s, at_t = denoiser.schedule(t - step), denoiser.schedule(t)
         exact, large = posterior(at_s, at_t), _like(x_0, transition(at_s, at_t).sigma_sq)
         _, prediction = _denoised(denoiser, x_0, t, noise, cond)
         small = _like(x_0, exact.var)
@@ -119,10 +139,10 @@ class ChainBound:
         return _total(gaussian_kl(gap, small, torch.zeros_like(gap), self._var(prediction, small, large)))
 
     def _decoder(
-        self, denoiser: Denoiser, x_0: Tensor, noise: Noise, levels: int | None, cond: dict[str, Tensor]
+        self, denoiser: Denoiser, x_0: Tensor, step: float, noise: Noise, levels: int | None, cond: dict[str, Tensor]
     ) -> Tensor:
-        """−log p(x_0|x_t) at t = 1/T: (B,)."""
-        t = torch.tensor(1 / self.steps, dtype=torch.float64)
+        """−log p(x_0|x_t) at the first step, t = 1/T: (B,)."""
+        t = torch.tensor(step, dtype=torch.float64)
         first, second = denoiser.schedule(t), denoiser.schedule(2 * t)
         _, prediction = _denoised(denoiser, x_0, t, noise, cond)
         small = posterior(first, second).var
@@ -233,6 +253,11 @@ def _like(x: Tensor, value: Tensor) -> Tensor:
 def _total(x: Tensor) -> Tensor:
     """Sum over all data axes: (B, *) -> (B,)."""
     return x.flatten(1).sum(1)
+
+
+def _check_times(times: int, steps: int) -> None:
+    if not 2 <= times <= steps:
+        raise ValueError(f"ChainBound: times must be in 2 … {steps} (its steps), got {times}")
 
 
 def _check_levels(x_0: Tensor, levels: int | None) -> None:

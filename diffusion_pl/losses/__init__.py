@@ -1,6 +1,6 @@
 """Losses: how a denoiser learns, from timestep distribution, weighting and coupling."""
 
-from .base import Losses
+from .base import Loss, Losses
 from .couplings import Coupling, MinibatchOT
 from .denoising import DenoisingLoss
 from .learned_variance import VarianceBound
@@ -15,7 +15,7 @@ from .timesteps import (
     TimeSampler,
     UniformTimes,
 )
-from .weightings import P2, SNR, ChainELBO, FlowMatching, Likelihood, MinSNR, SoftMinSNR, Weighting
+from .weightings import P2, SNR, ChainELBO, FlowMatching, Likelihood, MinSNR, Plain, SoftMinSNR, Weighting
 
 __all__ = [
     "P2",
@@ -29,10 +29,12 @@ __all__ = [
     "LikelihoodTimes",
     "LogNormalTimes",
     "LogitNormalTimes",
+    "Loss",
     "LossSecondMoment",
     "Losses",
     "MinSNR",
     "MinibatchOT",
+    "Plain",
     "SoftMinSNR",
     "StratifiedTimes",
     "TimeSampler",

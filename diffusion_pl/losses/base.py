@@ -1,8 +1,15 @@
-"""What every loss returns."""
+"""What a loss is, and what it returns."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from ..conditions import Conditions
+from ..denoisers import NetworkDenoiser
+from .timesteps import TimeSampler
 
 
 class Losses(NamedTuple):
@@ -10,3 +17,33 @@ class Losses(NamedTuple):
 
     loss: Tensor
     t: Tensor
+
+
+class Loss(nn.Module, ABC):
+    """What a denoiser learns by.  It may hold parameters and a teacher of its own.
+
+    Attributes:
+        times: timestep distribution.
+    """
+
+    times: TimeSampler
+
+    @abstractmethod
+    def forward(
+        self,
+        denoiser: NetworkDenoiser,
+        x_0: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Losses:
+        """Losses of a batch.
+
+        Args:
+            denoiser: in training.
+            x_0: (B, *).
+            cond: conditions of the network by name, (B, *) each; None: none.
+            generator: of t, ε and whatever else is random; None: torch's global one.
+        """
+
+    def check_conditions(self, conditions: Conditions) -> None:
+        """Raise ValueError if the loss names a condition that the model does not have."""

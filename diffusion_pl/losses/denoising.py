@@ -6,19 +6,22 @@ error of x_0 tiny.
 Reference: Ho et al., arXiv 2006.11239, Eq. 14; Karras et al., arXiv 2206.00364, Eq. 8.
 """
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping
 
+import torch
+from torch import Tensor
+
+from ..conditions import Conditions, null
 from ..denoisers import NetworkDenoiser
-from ..tensors import mean_data
-from .base import Losses
+from ..tensors import mean_data, per_sample
+from .base import Loss, Losses
 from .couplings import Coupling
 from .learned_variance import VarianceBound
 from .timesteps import TimeSampler
 from .weightings import Weighting
 
 
-class DenoisingLoss(nn.Module):
+class DenoisingLoss(Loss):
     """Weighted denoising loss.
 
     Args:
@@ -27,8 +30,9 @@ class DenoisingLoss(nn.Module):
         coupling: pairs noise with examples; None: independently.
         times_per_sample: K, how many (t, ε) each example of a batch is shown with; the expected loss is the same for
             any K.  Where examples are few or dear to load, it buys a larger batch.
-        label_dropout: probability with which an example's label is withheld (label −1), so that the network also learns
-            the estimate without, for classifier-free guidance (Ho & Salimans, arXiv 2207.12598: 0.1 to 0.2).
+        dropout: {condition: probability that an example's value is replaced by its null}, so that the network also
+            learns the estimate without it, for classifier-free guidance (Ho & Salimans, arXiv 2207.12598: label 0.1 to
+            0.2); each is drawn by itself.  None: no condition is dropped.
         variance: adds the bound that teaches a network of learned variance; None: nothing.
 
     A network with self_condition gets, in half of the steps, its own estimate of x_0 from a first, untrained pass
@@ -41,30 +45,37 @@ class DenoisingLoss(nn.Module):
         weighting: Weighting | None,
         coupling: Coupling | None = None,
         times_per_sample: int = 1,
-        label_dropout: float = 0.0,
+        dropout: dict[str, float] | None = None,
         variance: VarianceBound | None = None,
     ) -> None:
         super().__init__()
         if times_per_sample < 1:
             raise ValueError(f"DenoisingLoss: times_per_sample must be at least 1, got {times_per_sample}")
-        if not 0 <= label_dropout < 1:
-            raise ValueError(f"DenoisingLoss: label_dropout must be in [0, 1), got {label_dropout}")
+        for name, probability in (dropout or {}).items():
+            if not 0 <= probability < 1:
+                raise ValueError(f"DenoisingLoss: dropout of {name} must be in [0, 1), got {probability}")
         if weighting is None and (variance is None or not variance.mean):
             raise ValueError("DenoisingLoss: without a weighting the mean is taught by VarianceBound with mean: true")
         self.times, self.weighting, self.coupling, self.variance = times, weighting, coupling, variance
-        self.times_per_sample, self.label_dropout = times_per_sample, label_dropout
+        self.times_per_sample, self.dropout = times_per_sample, dict(dropout or {})
+
+    def check_conditions(self, conditions: Conditions) -> None:
+        for name in self.dropout:
+            if name not in conditions:
+                known = ", ".join(conditions) or "none"
+                raise ValueError(
+                    f"model.loss.dropout.{name}: the model has no such condition; it has {known}. Fix: remove it, or "
+                    "give data that have it"
+                )
 
     def forward(
-        self, denoiser: NetworkDenoiser, x_0: Tensor, generator: torch.Generator | None = None, **cond: Tensor
+        self,
+        denoiser: NetworkDenoiser,
+        x_0: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
     ) -> Losses:
-        """Losses of a batch.
-
-        Args:
-            denoiser: in training.
-            x_0: (B, *).
-            generator: of t and ε; None: torch's global one.
-            cond: handed to the network.
-        """
+        cond = dict(cond or {})
         if self.times_per_sample > 1:
             # Whole copies one after the other, so that stratified times spread over each of them.
             x_0 = torch.cat([x_0] * self.times_per_sample)
@@ -75,7 +86,7 @@ class DenoisingLoss(nn.Module):
             eps = self.coupling(x_0, eps)
         kernel = denoiser.schedule(t)
         x_t = kernel.alpha * x_0 + kernel.sigma * eps
-        cond = self._withheld(cond, generator)
+        cond = self._dropped(cond, generator)
         if denoiser.self_conditioned and _coin(0.5, 1, x_0.device, generator):
             with torch.no_grad():
                 cond["x_0_hat"] = denoiser(x_t, t, **cond).x_0
@@ -83,7 +94,8 @@ class DenoisingLoss(nn.Module):
         loss = torch.zeros_like(t.flatten())
         if self.weighting is not None:
             error = output - denoiser.parameterization.target(kernel, x_0, eps)
-            weight = self.weighting(denoiser.schedule, t, kernel) * denoiser.parameterization.c_out(kernel).square()
+            c_out = denoiser.parameterization.c_out(kernel)
+            weight = self.weighting(denoiser.schedule, t, kernel, c_out) * c_out.square()
             loss = mean_data(weight * error.square())
         if self.variance is not None:
             prediction = denoiser.parameterization.predict(kernel, x_t, output)._replace(v=v)
@@ -92,13 +104,14 @@ class DenoisingLoss(nn.Module):
             self.times.learn(t.flatten(), loss.detach())
         return Losses(importance.flatten() * loss if isinstance(importance, Tensor) else importance * loss, t.flatten())
 
-    def _withheld(self, cond: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
-        """The conditions, some labels of which are −1."""
-        label = cond.get("label")
-        if label is None or self.label_dropout == 0:
-            return cond
-        dropped = _coin(self.label_dropout, len(label), label.device, generator)
-        return {**cond, "label": torch.where(dropped, torch.full_like(label, -1), label)}
+    def _dropped(self, cond: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
+        """The conditions, some values of which are null."""
+        for name, probability in self.dropout.items():
+            if probability > 0 and name in cond:
+                value = cond[name]
+                dropped = per_sample(_coin(probability, len(value), value.device, generator), value)
+                cond = {**cond, name: torch.where(dropped, null(value), value)}
+        return cond
 
 
 def _coin(probability: float, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:

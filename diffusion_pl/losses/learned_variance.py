@@ -24,15 +24,17 @@ class VarianceBound:
     """λ L_vlb of each example, to be added to the simple loss.
 
     Args:
-        steps: N of the chain; the training times are to be those of its grid (GridTimes).
+        steps: N of the chain; None: the schedule's.  The training times are to be those of its grid (GridTimes).
         weight: λ.
         levels: of the data in [−1, 1], 256 for 8-bit pictures, whose last step is judged by the probability of their
             level; None: by the density.
         mean: let the bound train the mean too: with weight 1 and no other loss, the objective L_vlb.
     """
 
-    def __init__(self, steps: int = 1000, weight: float = 0.001, levels: int | None = None, mean: bool = False) -> None:
-        if steps < 2:
+    def __init__(
+        self, steps: int | None = None, weight: float = 0.001, levels: int | None = None, mean: bool = False
+    ) -> None:
+        if steps is not None and steps < 2:
             raise ValueError(f"VarianceBound: steps must be at least 2, got {steps}")
         if not weight > 0:
             raise ValueError(f"VarianceBound: weight must be positive, got {weight}")
@@ -51,17 +53,18 @@ class VarianceBound:
         """
         if prediction.v is None:
             raise ValueError("VarianceBound: the network tells no variance: build it with learned_variance: true")
-        first = t * self.steps < 1.5
+        steps = schedule.chain_steps(self.steps, "VarianceBound")
+        first = t * steps < 1.5
         # The first step has β̃ = 0; that of the second stands in for it (Nichol & Dhariwal's clipping).
-        end = torch.where(first, t + 1 / self.steps, t)
-        at_s, at_t = schedule(end - 1 / self.steps), schedule(end)
+        end = torch.where(first, t + 1 / steps, t)
+        at_s, at_t = schedule(end - 1 / steps), schedule(end)
         exact = posterior(at_s, at_t)
         large = torch.where(first, schedule(t).sigma.square(), transition(at_s, at_t).sigma_sq)
         var = interpolate_variance(prediction.v, exact.var, large)
         x_0_hat = prediction.x_0 if self.mean else prediction.x_0.detach()
         mean, guess = (exact.from_t * x_t + exact.from_0 * x for x in (x_0, x_0_hat))
         nats = torch.where(first, self._decoder(x_0, x_0_hat, var), gaussian_kl(mean, exact.var, guess, var))
-        return self.weight * self.steps / math.log(2) * mean_data(nats)
+        return self.weight * steps / math.log(2) * mean_data(nats)
 
     def _decoder(self, x_0: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """−log p(x_0 | x_t) in nats, elementwise."""

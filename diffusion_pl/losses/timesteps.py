@@ -79,16 +79,17 @@ class GridTimes(TimeSampler):
     """t uniform on {1/N, 2/N, …, 1}: DDPM's discrete steps.
 
     Args:
-        steps: N, that of the beta table.
+        steps: N; None: the schedule's.
     """
 
-    def __init__(self, steps: int = 1000) -> None:
-        if steps < 1:
+    def __init__(self, steps: int | None = None) -> None:
+        if steps is not None and steps < 1:
             raise ValueError(f"GridTimes needs at least one step, got steps={steps}")
         self.steps = steps
 
     def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
-        return Times(torch.randint(1, self.steps + 1, (n,), device=device, generator=generator) / self.steps)
+        steps = schedule.chain_steps(self.steps, "GridTimes")
+        return Times(torch.randint(1, steps + 1, (n,), device=device, generator=generator) / steps)
 
 
 class LogNormalTimes(TimeSampler):

@@ -19,24 +19,34 @@ class Weighting(ABC):
     """w(t) on the squared error of x_0."""
 
     @abstractmethod
-    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
-        """w, shaped like t; kernel is the schedule's at t."""
-
-    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel | None = None) -> Tensor:
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel, c_out: Tensor) -> Tensor:
         """w, shaped like t.
 
         Args:
             schedule: the forward process.
             t: any shape.
-            kernel: the schedule's at t, if the caller has it at hand already.
+            kernel: the schedule's at t.
+            c_out: the parameterization's at t, of the network's output.
         """
-        return self.weight(schedule, t, schedule(t) if kernel is None else kernel)
+
+
+class Plain(Weighting):
+    """w = 1/c_out²: the unweighted squared error ‖F − F*‖² of the network's output.
+
+    For Epsilon it is DDPM's simple loss, SNR; for V of a variance-preserving process SNR + 1; for EDM SNR + 1/σ_d²; for
+    Velocity flow matching's.
+
+    Reference: Karras et al., arXiv 2206.00364, Table 1: λ(σ) = 1/c_out²; Ho et al., arXiv 2006.11239, Eq. 14.
+    """
+
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel, c_out: Tensor) -> Tensor:
+        return c_out.square().reciprocal()
 
 
 class SNR(Weighting):
-    """w = SNR + plus: DDPM's simple loss (0), the v loss (1), EDM's loss (1/σ_d² = 4).
+    """w = SNR + plus: DDPM's simple loss (0), the v loss of a variance-preserving process (1).
 
-    Reference: arXiv 2006.11239, Eq. 14; arXiv 2202.00512; arXiv 2206.00364, Table 1.
+    Reference: Ho et al., arXiv 2006.11239, Eq. 14; Salimans & Ho, arXiv 2202.00512, Sec. 4.
 
     Args:
         plus: constant added to the SNR.
@@ -46,7 +56,7 @@ class SNR(Weighting):
         _positive("plus", plus, zero=True)
         self.plus = plus
 
-    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel, c_out: Tensor) -> Tensor:
         return kernel.snr + self.plus
 
 
@@ -63,7 +73,7 @@ class MinSNR(Weighting):
         _positive("gamma", gamma)
         self.gamma = gamma
 
-    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel, c_out: Tensor) -> Tensor:
         return kernel.snr.clamp(max=self.gamma)
 
 
@@ -80,7 +90,7 @@ class SoftMinSNR(Weighting):
         _positive("gamma", gamma)
         self.gamma = gamma
 
-    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel, c_out: Tensor) -> Tensor:
         return self.gamma * torch.sigmoid(kernel.logsnr - math.log(self.gamma))
 
 
@@ -99,7 +109,7 @@ class P2(Weighting):
         _positive("gamma", gamma, zero=True)
         self.k, self.gamma = k, gamma
 
-    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel, c_out: Tensor) -> Tensor:
         snr = kernel.snr
         return snr / (self.k + snr) ** self.gamma
 
@@ -110,7 +120,7 @@ class FlowMatching(Weighting):
     Reference: Lipman et al., arXiv 2210.02747, Eq. 14.
     """
 
-    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel, c_out: Tensor) -> Tensor:
         return (kernel.d_alpha - kernel.alpha * kernel.d_sigma / kernel.sigma).square()
 
 
@@ -120,7 +130,7 @@ class Likelihood(Weighting):
     Reference: Song et al., arXiv 2101.09258, Thm. 1 (weight g² on the score); Kingma et al., arXiv 2107.00630, Eq. 17.
     """
 
-    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel, c_out: Tensor) -> Tensor:
         alpha, sigma, d_alpha, d_sigma = kernel
         return alpha / sigma * (alpha * d_sigma / sigma - d_alpha) / sigma  # 0, not 0/0, where α = 0
 
@@ -133,19 +143,21 @@ class ChainELBO(Weighting):
     Reference: Ho et al., arXiv 2006.11239, Eq. 8; Kingma et al., arXiv 2107.00630, Eq. 13.
 
     Args:
-        steps: T.
+        steps: T; None: the schedule's.
     """
 
-    def __init__(self, steps: int = 1000) -> None:
-        _positive("steps", steps)
+    def __init__(self, steps: int | None = None) -> None:
+        if steps is not None:
+            _positive("steps", steps)
         self.steps = steps
 
-    def weight(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
-        first = t * self.steps < 1.5
-        at_s = schedule(torch.where(first, t, t - 1 / self.steps))
+    def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel, c_out: Tensor) -> Tensor:
+        steps = schedule.chain_steps(self.steps, "ChainELBO")
+        first = t * steps < 1.5
+        at_s = schedule(torch.where(first, t, t - 1 / steps))
         # SNR(s) − SNR(t) = −SNR(s) expm1(λ_t − λ_s), which also holds where α_t = 0.
         share = torch.where(first, torch.ones_like(t), -torch.expm1(kernel.logsnr - at_s.logsnr))
-        return 0.5 * self.steps * at_s.snr * share
+        return 0.5 * steps * at_s.snr * share
 
 
 def _positive(name: str, value: float, zero: bool = False) -> None:

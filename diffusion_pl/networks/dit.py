@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..conditions import Conditions
+from .conditioning import LabelEmbedding
 from .embeddings import Sinusoidal
-from .layers import LabelEmbedding, image_shape
+from .layers import image_shape
 
 
 class Block(nn.Module):
@@ -50,7 +52,7 @@ class DiT(nn.Module):
     Args:
         shape: Shape of one example, (C, H, W); sides divisible by ``patch_size``.  Pictures of other sides so divisible
             may be given later.
-        classes: Number of classes of a conditional network. Label ``classes`` (one past the last) means "any class".
+        conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         patch_size: Side of a patch.
         width: Channels of a token; divisible by 4 and by ``heads``.
         depth: Number of blocks.
@@ -65,7 +67,7 @@ class DiT(nn.Module):
     def __init__(
         self,
         shape: tuple[int, ...],
-        classes: int | None = None,
+        conditions: Conditions | None = None,
         patch_size: int = 2,
         width: int = 192,
         depth: int = 6,
@@ -87,7 +89,7 @@ class DiT(nn.Module):
         self.patch_size, self.channels = patch_size, channels
         self.embedding = Sinusoidal(1, time_features)
         self.time = nn.Sequential(nn.Linear(time_features, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = LabelEmbedding("DiT", classes, width)
+        self.label = LabelEmbedding("DiT", conditions, width)
         self.patch = nn.Linear(channels * patch_size**2, width)
         grid = positions(height // patch_size, across // patch_size, width)
         self.register_buffer("positions", grid, persistent=False)
@@ -122,7 +124,7 @@ class DiT(nn.Module):
             label: Classes, int64, (B,); −1 or None means any class.
 
         Raises:
-            ValueError: sides that patches do not fill, or labels without classes.
+            ValueError: sides that patches do not fill, or labels for a network without conditions.
         """
         image_shape("DiT", x.shape[1:], self.patch_size, "give another patch_size")
         p = self.patch_size

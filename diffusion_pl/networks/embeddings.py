@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,6 @@ class Embedding(nn.Module, ABC):
     """A map of numbers to features, coordinate by coordinate: (B, dim) -> (B, ``width``)."""
 
     width: int
-    #: How noise levels that lie too close together are told apart; completes "Fix: …".
-    remedy: ClassVar[str] = "give model.noise_input with a larger scale"
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +65,6 @@ class Fourier(Embedding):
     """
 
     frequencies: Tensor
-    remedy = "raise scale of the time_embedding, or give model.noise_input with a larger scale"
 
     def __init__(self, dim: int, features: int = 64, scale: float = 1.0, seed: int = 0) -> None:
         super().__init__()
@@ -88,8 +84,8 @@ class Fourier(Embedding):
 class Sinusoidal(Embedding):
     """The transformer's encoding of one number: sin(ω_i x), cos(ω_i x), ω_i = max_period^(−i/(n−1)), i = 0 … n − 1.
 
-    Made for integer steps 0 … 999: a number in [0, 1] hardly moves it, so a schedule's t must reach it scaled, through
-    ``noise_input: ScaledTime`` with scale 1000 and shift −1 (DDPM's steps) or scale 999 (score_sde's continuous time).
+    Made for integer steps 0 … 999: a number in [0, 1] hardly moves it, so a schedule's t must reach it scaled, as the
+    noise inputs StepIndex (DDPM's steps) and ScaledTime with scale 999 (score_sde's continuous time) do.
 
     Reference: Vaswani et al., arXiv 1706.03762, Sec. 3.5, with the frequencies of Ho et al.'s code.
 
@@ -98,8 +94,6 @@ class Sinusoidal(Embedding):
         features: 2n, an even number: half sines, half cosines.
         max_period: 2π times this is the longest period.
     """
-
-    remedy = "give model.noise_input ScaledTime with scale 999 (or, for DDPM's N steps, scale N and shift -1)"
 
     def __init__(self, dim: int = 1, features: int = 128, max_period: float = 10_000.0) -> None:
         super().__init__()

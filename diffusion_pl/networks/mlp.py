@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..conditions import Conditions
+from .conditioning import LabelEmbedding
 from .embeddings import Embedding, Identity
-from .layers import LabelEmbedding
 
 
 class Block(nn.Module):
@@ -31,7 +32,7 @@ class MLP(nn.Module):
 
     Args:
         shape: Shape of one example, (D,).
-        classes: Number of classes of a conditional network. Label ``classes`` (one past the last) means "any class".
+        conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         width: Width of the hidden layers.
         depth: Number of residual blocks.
         input_embedding: Embedding of the D coordinates; None takes them as they are.
@@ -41,7 +42,7 @@ class MLP(nn.Module):
     def __init__(
         self,
         shape: tuple[int, ...],
-        classes: int | None = None,
+        conditions: Conditions | None = None,
         width: int = 128,
         depth: int = 3,
         input_embedding: Callable[[int], Embedding] | None = None,
@@ -53,10 +54,9 @@ class MLP(nn.Module):
         if width < 1 or depth < 1:
             raise ValueError(f"MLP: width and depth must be at least 1, got width {width}, depth {depth}")
         (dim,) = shape
-        self.classes = classes
         self.input_embedding = (input_embedding or Identity)(dim)
         self.time_embedding = (time_embedding or Identity)(1)
-        self.label = LabelEmbedding("MLP", classes, width)
+        self.label = LabelEmbedding("MLP", conditions, width)
         self.input = nn.Linear(self.input_embedding.width + self.time_embedding.width, width)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
         self.output = nn.Linear(width, dim)

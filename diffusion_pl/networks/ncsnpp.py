@@ -10,11 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..conditions import Conditions
 from . import resnet
 from .biggan import BigGANBlock, Direction
+from .conditioning import LabelEmbedding
 from .embeddings import Embedding
 from .fir import FIR, Down, Mean2x2, Resampling, Up
-from .layers import LabelEmbedding, image_shape
+from .layers import image_shape
 from .resnet import AttentionBlock, ResBlock, conv, group_norm
 from .unet import TimeFeatures, attending, check
 
@@ -46,7 +48,7 @@ class NCSNpp(nn.Module):
     Args:
         shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
             sides so divisible may be given later.
-        classes: Number of classes of a conditional network. Label ``classes`` (one past the last) means "any class".
+        conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         nf: Channels of the first level.
         ch_mult: Channels of each level, in units of ``nf``.
         num_res_blocks: Residual blocks of a level; 8 in the deep variants.
@@ -74,7 +76,7 @@ class NCSNpp(nn.Module):
     def __init__(
         self,
         shape: tuple[int, ...],
-        classes: int | None = None,
+        conditions: Conditions | None = None,
         nf: int = 128,
         ch_mult: Sequence[int] = (1, 2, 2, 2),
         num_res_blocks: int = 4,
@@ -112,8 +114,8 @@ class NCSNpp(nn.Module):
         width = 4 * nf
         self.act = resnet.ACTIVATIONS[activation]
         self.time = TimeFeatures(nf, time_embedding, activation, augment_dim) if time_conditional else None
-        self.label = LabelEmbedding("NCSNpp", classes, width)
-        told = width if time_conditional or classes is not None else 0
+        self.label = LabelEmbedding("NCSNpp", conditions, width)
+        told = width if time_conditional or self.label.classes is not None else 0
         self.resampling: Resampling = FIR(fir_kernel) if fir else Mean2x2()
         self.gain = math.sqrt(0.5) if skip_rescale else 1.0
         self.progressive, self.progressive_input = progressive, progressive_input

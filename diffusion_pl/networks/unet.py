@@ -14,9 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..conditions import Conditions
 from . import resnet
+from .conditioning import LabelEmbedding
 from .embeddings import Embedding, Sinusoidal
-from .layers import LabelEmbedding, image_shape
+from .layers import image_shape
 from .resnet import AttentionBlock, Downsample, ResBlock, Upsample, conv, group_norm, linear
 
 
@@ -36,7 +38,7 @@ class UNet(nn.Module):
     Args:
         shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
             sides so divisible may be given later.
-        classes: Number of classes of a conditional network. Label ``classes`` (one past the last) means "any class".
+        conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         nf: Channels of the first level.
         ch_mult: Channels of each level, in units of ``nf``.
         num_res_blocks: Residual blocks of a level.
@@ -65,7 +67,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         shape: tuple[int, ...],
-        classes: int | None = None,
+        conditions: Conditions | None = None,
         nf: int = 128,
         ch_mult: Sequence[int] = (1, 2, 2, 2),
         num_res_blocks: int = 2,
@@ -104,8 +106,8 @@ class UNet(nn.Module):
         width = 4 * nf
         self.act = resnet.ACTIVATIONS[activation]
         self.time = TimeFeatures(nf, time_embedding, activation) if time_conditional else None
-        self.label = LabelEmbedding("UNet", classes, width)
-        told = width if time_conditional or classes is not None else 0
+        self.label = LabelEmbedding("UNet", conditions, width)
+        told = width if time_conditional or self.label.classes is not None else 0
 
         norm = partial(group_norm, groups=groups, eps=norm_eps)
 

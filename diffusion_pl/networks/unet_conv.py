@@ -6,8 +6,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ..conditions import Conditions
+from .conditioning import LabelEmbedding
 from .embeddings import Embedding, Sinusoidal
-from .layers import LabelEmbedding, image_shape
+from .layers import image_shape
 
 
 class ConvBlock(nn.Sequential):
@@ -82,7 +84,7 @@ class ConvUNet(nn.Module):
     Args:
         shape: Shape of one example, (C, H, W); sides divisible by 2 for each level.  Pictures of other sides so
             divisible may be given later.
-        classes: Number of classes of a conditional network. Label ``classes`` (one past the last) means "any class".
+        conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         channels: Channels before the first level and after each.
         groups: Of the group norms; must divide all channels.
         time_size: Length of the time features; a ``time_embedding`` brings its own.
@@ -92,7 +94,7 @@ class ConvUNet(nn.Module):
     def __init__(
         self,
         shape: tuple[int, ...],
-        classes: int | None = None,
+        conditions: Conditions | None = None,
         channels: Sequence[int] = (8, 16, 32, 64),
         groups: int = 4,
         time_size: int = 16,
@@ -109,7 +111,7 @@ class ConvUNet(nn.Module):
         colours, _, _ = image_shape("ConvUNet", shape, self.factor)
         self.embedding = Sinusoidal(1, time_size) if time_embedding is None else time_embedding(1)
         width = self.embedding.width
-        self.label = LabelEmbedding("ConvUNet", classes, width)
+        self.label = LabelEmbedding("ConvUNet", conditions, width)
         self.stem = ConvBlock(colours, channels[0], groups)
         pairs = list(pairwise(channels))
         self.down = nn.ModuleList(DownLevel(a, b, width, groups) for a, b in pairs)
@@ -125,7 +127,7 @@ class ConvUNet(nn.Module):
             label: Classes, int64, (B,); −1 or None means any class.
 
         Raises:
-            ValueError: sides that cannot be halved once for each level, or labels without classes.
+            ValueError: sides that cannot be halved once for each level, or labels for a network without conditions.
         """
         image_shape("ConvUNet", x.shape[1:], self.factor)
         time = self.label(self.embedding(c_noise.float().unsqueeze(1)).to(x.dtype), label)

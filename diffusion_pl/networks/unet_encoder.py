@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..conditions import Conditions
 from . import resnet
+from .conditioning import predicted_classes
 from .embeddings import Embedding
 from .layers import image_shape
 from .resnet import AttentionBlock, Downsample, ResBlock, conv, group_norm, linear
@@ -19,14 +21,14 @@ class UNetEncoder(nn.Module):
 
     Args:
         shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.
-        classes: Number of classes.
+        conditions: Of the data; the logits are of the classes of ``label``, and others are ignored.
         nf, ch_mult, num_res_blocks, attn_resolutions, dropout, activation, time_embedding: See UNet.
     """
 
     def __init__(
         self,
         shape: tuple[int, ...],
-        classes: int,
+        conditions: Conditions,
         nf: int = 64,
         ch_mult: Sequence[int] = (1, 2, 2, 2),
         num_res_blocks: int = 2,
@@ -37,8 +39,7 @@ class UNetEncoder(nn.Module):
     ) -> None:
         super().__init__()
         check("UNetEncoder", nf, ch_mult, num_res_blocks, dropout)
-        if classes < 1:
-            raise ValueError(f"UNetEncoder: classes must be at least 1, got {classes}")
+        classes = predicted_classes("UNetEncoder", conditions)
         self.factor = 2 ** (len(ch_mult) - 1)
         channels, height, _ = image_shape("UNetEncoder", shape, self.factor)
         attends = attending("UNetEncoder", height, len(ch_mult), attn_resolutions)

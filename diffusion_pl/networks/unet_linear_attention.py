@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..conditions import Conditions
+from .conditioning import LabelEmbedding
 from .embeddings import Embedding, Sinusoidal
-from .layers import LabelEmbedding, image_shape
+from .layers import image_shape
 
 
 class LearnedFourier(Embedding):
@@ -136,7 +138,7 @@ class LinearAttentionUNet(nn.Module):
     Args:
         shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
             sides so divisible may be given later.
-        classes: Number of classes of a conditional network. Label ``classes`` (one past the last) means "any class".
+        conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         dim: Channels of the first level.
         dim_mults: Channels of each level, in units of ``dim``.
         heads: Heads of every attention.
@@ -153,7 +155,7 @@ class LinearAttentionUNet(nn.Module):
     def __init__(
         self,
         shape: tuple[int, ...],
-        classes: int | None = None,
+        conditions: Conditions | None = None,
         dim: int = 64,
         dim_mults: Sequence[int] = (1, 2, 4, 8),
         heads: int = 4,
@@ -188,7 +190,7 @@ class LinearAttentionUNet(nn.Module):
         width = 4 * dim
         self.embedding = Sinusoidal(1, dim) if time_embedding is None else time_embedding(1)
         self.time = nn.Sequential(nn.Linear(self.embedding.width, width), nn.GELU(), nn.Linear(width, width))
-        self.label = LabelEmbedding(name, classes, width)
+        self.label = LabelEmbedding(name, conditions, width)
         self.stem = nn.Conv2d(channels * (1 + self_condition), dim, 7, padding=3)
 
         def attention(level: int, c: int) -> nn.Module:

@@ -267,7 +267,7 @@ def _children(parts: Sequence[str], types: Types, args: Sequence[str] = ()) -> s
     named = [c for c in classes if given and c.__name__ == given.rpartition(".")[2]]
     for cls in named or classes:
         found |= {name for name in parameters(cls) if not name.startswith("_")}
-    return found - {"shape", "classes"} if key == "model.network" else found
+    return found - {"shape", "conditions"} if key == "model.network" else found
 
 
 def _given(key: str, args: Sequence[str]) -> str | None:

@@ -4,8 +4,10 @@ import re
 import textwrap
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
+from ..checkpoints.migrations import migrate_config, migrate_text
 from .upstream.jsonargparse import option_types, prefer_package
 
 _INDENT = " " * 24  # of an option's text in the help
@@ -42,8 +44,27 @@ def build(cls: type, *args: Any, **kwargs: Any) -> Any:
         raise
 
 
+#: How configuration files are read: as YAML, those of older versions too.
+MODE = "diffusion_pl"
+
+
+def _load(text: str) -> Any:
+    value = get_loader("yaml")(migrate_text(text))
+    return migrate_config(value) if isinstance(value, dict) else value
+
+
+set_loader(MODE, _load, (yaml.YAMLError,))
+
+
 class RaisingParser(ArgumentParser):
-    """A parser that raises UsageError, and whose help names our classes and few others."""
+    """A parser that reads files of older versions, raises UsageError, and whose help names our classes and few others.
+
+    Args:
+        args, parser_mode, kwargs: as ArgumentParser's.
+    """
+
+    def __init__(self, *args: Any, parser_mode: str = MODE, **kwargs: Any) -> None:
+        super().__init__(*args, parser_mode=parser_mode, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(message, option_types(self)) from ex

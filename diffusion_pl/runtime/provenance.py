@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from .. import __version__
+from ..conditions import class_count, class_names
 from ..data import DataModule
 from ..data.base import SPLITS
 from ..data.loader import Loader
@@ -165,9 +166,9 @@ def fingerprint(data: Any) -> dict[str, Any] | None:
         "class": type(data).__name__,
         "splits": splits,
         "shape": list(data.shape),
-        "classes": data.classes,
+        "classes": class_count(data.conditions),
         "levels": data.units.levels,
-        "class_names": data.class_names,
+        "class_names": class_names(data.conditions),
         "class_counts": data.class_counts,
         "examples": len(numbers),
         "of": splits["train"],

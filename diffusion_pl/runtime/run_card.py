@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.migrations import migrate_config
 from .reading import Number, read_json, reading
 from .storage import write_file
 
@@ -31,7 +32,7 @@ _KIND = {
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
-    """The run card that lies at path, or in the folder of a run.
+    """The run card at path, or in the folder of a run; its configuration as this version spells it.
 
     Raises:
         FileNotFoundError: there is none.
@@ -45,6 +46,8 @@ def read_card(path: str | Path) -> dict[str, Any]:
             card: dict[str, Any] = read_json(path, _KIND)
             if not card["sessions"]:
                 raise ValueError("it has no sessions")
+            if "config" in card:
+                card["config"] = migrate_config(card["config"])
     except FileNotFoundError:
         raise FileNotFoundError(f"no run card at {path}") from None
     return card

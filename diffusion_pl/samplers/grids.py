@@ -150,26 +150,27 @@ class RespacedGrid(Grid):
     Reference: Nichol & Dhariwal, arXiv 2102.09672, Sec. 4 (power 1); Song et al., arXiv 2010.02502, App. D.2 (power 2).
 
     Args:
-        length: N, steps of the table.
         steps: points kept.
         power: 1 spaces them evenly, 2 quadratically (more at low noise).
+        length: N, steps of the table; None: the schedule's.
     """
 
-    def __init__(self, length: int, steps: int, power: float = 1.0) -> None:
+    def __init__(self, steps: int, *, power: float = 1.0, length: int | None = None) -> None:
         _check_subset(length, steps)
         if not 1 <= power < math.inf:
             raise ValueError(f"power must be at least 1, got {power}")
-        self.length, self.steps, self.power = length, steps, power
+        self.steps, self.power, self.length = steps, power, length
 
     def with_steps(self, steps: int) -> "RespacedGrid":
-        return RespacedGrid(self.length, steps, self.power)
+        return RespacedGrid(steps, power=self.power, length=self.length)
 
     def times(self, schedule: Schedule) -> Tensor:
+        length = _table_length(self, self.length, self.steps, schedule)
         u = torch.linspace(1, 0, self.steps, dtype=torch.float64)
-        index = 1 + torch.round((self.length - 1) * u**self.power)
+        index = 1 + torch.round((length - 1) * u**self.power)
         for k in reversed(range(self.steps - 1)):  # rounding may merge the low end: push the earlier points up
             index[k] = torch.maximum(index[k], index[k + 1] + 1)
-        return index / self.length
+        return index / length
 
 
 class TrailingGrid(Grid):
@@ -178,20 +179,21 @@ class TrailingGrid(Grid):
     Reference: Lin et al., arXiv 2305.08891, Table 2.
 
     Args:
-        length: N, steps of the table.
         steps: n, points kept.
+        length: N, steps of the table; None: the schedule's.
     """
 
-    def __init__(self, length: int, steps: int) -> None:
+    def __init__(self, steps: int, *, length: int | None = None) -> None:
         _check_subset(length, steps)
-        self.length, self.steps = length, steps
+        self.steps, self.length = steps, length
 
     def with_steps(self, steps: int) -> "TrailingGrid":
-        return TrailingGrid(self.length, steps)
+        return TrailingGrid(steps, length=self.length)
 
     def times(self, schedule: Schedule) -> Tensor:
+        length = _table_length(self, self.length, self.steps, schedule)
         k = torch.arange(self.steps, 0, -1, dtype=torch.float64)
-        return torch.round(self.length * k / self.steps) / self.length
+        return torch.round(length * k / self.steps) / length
 
 
 class LeadingGrid(Grid):
@@ -200,23 +202,25 @@ class LeadingGrid(Grid):
     Reference: Lin et al., arXiv 2305.08891, Table 2 ("leading"), the default of diffusers.
 
     Args:
-        length: N, steps of the table.
         steps: n, points kept.
         offset: added to every index, `steps_offset` of diffusers.
+        length: N, steps of the table; None: the schedule's.
     """
 
-    def __init__(self, length: int, steps: int, offset: int = 0) -> None:
+    def __init__(self, steps: int, *, offset: int = 0, length: int | None = None) -> None:
         _check_subset(length, steps)
-        if not 0 <= offset <= length - 1 - length // steps * (steps - 1):
-            raise ValueError(f"offset must leave {steps} points within a table of {length}, got {offset}")
-        self.length, self.steps, self.offset = length, steps, offset
+        if length is not None:
+            _check_offset(length, steps, offset)
+        self.steps, self.offset, self.length = steps, offset, length
 
     def with_steps(self, steps: int) -> "LeadingGrid":
-        return LeadingGrid(self.length, steps, self.offset)
+        return LeadingGrid(steps, offset=self.offset, length=self.length)
 
     def times(self, schedule: Schedule) -> Tensor:
+        length = _table_length(self, self.length, self.steps, schedule)
+        _check_offset(length, self.steps, self.offset)
         k = torch.arange(self.steps - 1, -1, -1, dtype=torch.float64)
-        return (self.length // self.steps * k + self.offset + 1) / self.length
+        return (length // self.steps * k + self.offset + 1) / length
 
 
 class ExplicitGrid(Grid):
@@ -247,7 +251,19 @@ def _check_range(t_max: float, t_min: float | None, zero: bool = False) -> None:
         raise ValueError(f"need 0 {'<=' if zero else '<'} t_min < t_max <= 1, got t_min={t_min}, t_max={t_max}")
 
 
-def _check_subset(length: int, steps: int) -> None:
+def _table_length(grid: Grid, length: int | None, steps: int, schedule: Schedule) -> int:
+    """N of the table that a grid keeps so many points of."""
+    number = schedule.chain_steps(length, type(grid).__name__, "length")
+    _check_subset(number, steps)
+    return number
+
+
+def _check_subset(length: int | None, steps: int) -> None:
     _check_steps(steps)
-    if steps > length:
+    if length is not None and steps > length:
         raise ValueError(f"cannot keep {steps} points of a table of {length}")
+
+
+def _check_offset(length: int, steps: int, offset: int) -> None:
+    if not 0 <= offset <= length - 1 - length // steps * (steps - 1):
+        raise ValueError(f"offset must leave {steps} points within a table of {length}, got {offset}")

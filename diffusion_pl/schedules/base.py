@@ -11,7 +11,7 @@ diffusion models", arXiv 2107.00630, App. A (f and g² from α and σ).
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,8 @@ class Kernel(NamedTuple):
 class Schedule(nn.Module, ABC):
     """A forward process.  Subclasses define `forward`; a closed form of `time` is welcome."""
 
-    #: How a person brings the end of this process closer to pure noise; completes "Fix: …".
-    remedy: ClassVar[str] = "choose a schedule that ends nearer to pure noise"
+    #: N of a chain on the grid t = i/N, from which grids, times, weightings and noise inputs take it; None: continuous.
+    steps: int | None = None
 
     @abstractmethod
     def forward(self, t: Tensor) -> Kernel:
@@ -73,6 +73,24 @@ class Schedule(nn.Module, ABC):
             early = self(middle).logsnr > target  # λ still too large: the answer is later
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
         return ((low + high) / 2).to(logsnr.dtype)
+
+    def chain_steps(self, steps: int | None, owner: str, name: str = "steps") -> int:
+        """Number of steps of the chain: the given one, or else the schedule's own.
+
+        Args:
+            steps: as given to the owner; None: not given.
+            owner: class that asks, for the message.
+            name: its option, for the message.
+
+        Raises:
+            ValueError: neither is there.
+        """
+        number = self.steps if steps is None else steps
+        if number is None:
+            raise ValueError(
+                f"{owner}: {name} is missing: {type(self).__name__} has no steps of its own. Fix: set {name}"
+            )
+        return number
 
     def prior_std(self, t: float = 1.0) -> float:
         """Standard deviation of the noise that sampling starts from at t: that of unit-variance data there, √(α² + σ²).

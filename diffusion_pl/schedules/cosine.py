@@ -20,8 +20,6 @@ class Cosine(Schedule):
         logsnr_min: λ(1).
     """
 
-    remedy = "lower logsnr_min (-20 is usual)"
-
     def __init__(self, logsnr_max: float = 20.0, logsnr_min: float = -20.0) -> None:
         super().__init__()
         check(logsnr_min < logsnr_max, f"need logsnr_min < logsnr_max, got {logsnr_min} and {logsnr_max}")

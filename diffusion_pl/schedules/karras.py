@@ -19,8 +19,6 @@ class Karras(Schedule):
         rho: how much the steps crowd at low noise; 1 = equal steps in σ.
     """
 
-    remedy = "raise sigma_max (80 is usual) or scale the data down"
-
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> None:
         super().__init__()
         check_sigmas(sigma_min, sigma_max)

@@ -20,8 +20,6 @@ class LinearLogSNR(Schedule):
         logsnr_min: λ(1), −γ_max; −5 in the paper, which leaves a trace of the data, counted by the bound.
     """
 
-    remedy = "lower logsnr_min"
-
     def __init__(self, logsnr_max: float = 13.3, logsnr_min: float = -10.0) -> None:
         super().__init__()
         ordered = -math.inf < logsnr_min < logsnr_max < math.inf

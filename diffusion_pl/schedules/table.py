@@ -25,7 +25,7 @@ class BetaTable(Schedule):
         betas: β_i ∈ (0, 1).
     """
 
-    remedy = "raise beta_max or steps (keep beta_max * steps near 20), or wrap the table in ZeroTerminalSNR"
+    steps: int
 
     def __init__(self, betas: Sequence[float]) -> None:
         super().__init__()
@@ -118,8 +118,6 @@ class CosineBetas(BetaTable):
         max_beta: the cap, reached at the end only.
     """
 
-    remedy = "raise steps or max_beta"
-
     def __init__(self, steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> None:
         _check_steps(steps)
         check(offset >= 0, f"offset must not be negative, got {offset}")
@@ -140,8 +138,6 @@ class SigmoidAlphaBars(BetaTable):
         temperature: τ; larger is closer to linear.
         max_beta: the cap, reached at the end only.
     """
-
-    remedy = "raise steps or max_beta"
 
     def __init__(
         self, steps: int = 1000, start: float = -3, end: float = 3, temperature: float = 1.0, max_beta: float = 0.999

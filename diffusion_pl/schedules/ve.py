@@ -19,8 +19,6 @@ class VE(Schedule):
         sigma_max: σ(1); the largest distance between two examples is a good choice (arXiv 2006.09011).
     """
 
-    remedy = "raise sigma_max or scale the data down"
-
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
         super().__init__()
         check_sigmas(sigma_min, sigma_max)

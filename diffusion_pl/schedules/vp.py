@@ -22,8 +22,6 @@ class VP(Schedule):
         beta_max: β(1).
     """
 
-    remedy = "raise beta_max (20 is usual)"
-
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
         super().__init__()
         check_betas(beta_min, beta_max)

@@ -1,5 +1,6 @@
 """What every network in training shares: optimizer, gradient clipping, check of a checkpoint, losses by noise level."""
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ..conditions import Conditions, check_batch
 from ..losses import Losses
 from ..metrics import BinnedMean
 from ..runtime.upstream.lightning import QuickHookNotes
@@ -28,16 +30,20 @@ Batch = dict[str, Tensor]
 VAL_BINS = 4  # equal bins of t for the validation loss
 
 
-def build_network(network: Callable[..., nn.Module], shape: Shape, classes: int | None) -> nn.Module:
+def build_network(network: Callable[..., nn.Module], shape: Shape, conditions: Conditions) -> nn.Module:
     """The network of a model for data of a shape, with a line of its own for a class that is not made for that."""
-    try:
-        return network(shape, classes)
-    except TypeError as error:
-        name = getattr(getattr(network, "func", network), "__name__", "this class")
-        args = getattr(network, "args", ())
-        name = next((arg.__name__ for arg in args if isinstance(arg, type)), name)
+    made = next((arg for arg in getattr(network, "args", ()) if isinstance(arg, type)), network)
+    name = getattr(getattr(made, "func", made), "__name__", "this class")
+    if [*inspect.signature(made).parameters][1:2] == ["classes"]:
         raise ValueError(
-            f"model.network: {name} cannot be built from the shape of the data and the number of classes: {error}"
+            f"model.network: {name}: its second parameter is now `conditions`, a dict of Condition; "
+            "conditions['label'].classes is the number"
+        )
+    try:
+        return network(shape, conditions)
+    except TypeError as error:
+        raise ValueError(
+            f"model.network: {name} cannot be built from the shape and the conditions of the data: {error}"
         ) from error
 
 
@@ -90,6 +96,7 @@ class Trainable(QuickHookNotes, LeanHooks, LightningModule):
         self.val_loss = BinnedMean(VAL_BINS)
         self.sha256: str | None = None  # of the checkpoint that it was loaded from
         self.weights_name = "raw"  # the EMA callback changes it while its averages are swapped in
+        self._checked = False  # whether a batch was seen that fits
         self._resumed: dict[str, Any] | None = None  # the checkpoint, between its loading and the optimizer's
 
     @property
@@ -108,6 +115,13 @@ class Trainable(QuickHookNotes, LeanHooks, LightningModule):
     @abstractmethod
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
         """The loss of each example of a batch, at random times; the training loss is their mean."""
+
+    def check_first(self, batch: Batch, conditions: Conditions) -> None:
+        """Raise ValueError if the first batch of a training does not hold the model's conditions."""
+        if not self._checked:
+            augmentation = getattr(getattr(self.trainer, "datamodule", None), "augmentation", None)
+            check_batch(batch, conditions, getattr(augmentation, "tells", ()))
+            self._checked = True
 
     def log_step(self, **values: Tensor) -> None:
         """Log quantities of a training step, and the learning rate, in the steps that are written at all."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from ..conditions import Conditions
 from ..denoisers import NoiseInput, ScaledTime, check_time
 from ..losses import Losses, TimeSampler
 from ..metrics import BinnedMean
@@ -24,33 +25,33 @@ class NoisyClassifier(Trainable):
     Reference: Song et al., arXiv 2011.13456, App. I; Dhariwal & Nichol, arXiv 2105.05233, Sec. 4.
 
     Args:
-        network: makes the network from the shape of one example and the number of classes; forward(x: (B, *), c_noise:
-            (B,)) -> logits: (B, classes).  Such as diffusion_pl.networks.UNetEncoder.
+        network: makes the network from the shape of one example and the conditions of the data; forward(x: (B, *),
+            c_noise: (B,)) -> logits: (B, classes of the label).  Such as diffusion_pl.networks.UNetEncoder.
         schedule: forward process, that of the diffusion model to be guided.
         times: law of t.
         optimizer: of the network's parameters.
         lr_scheduler: see DiffusionModule.
         noise_input: how the network is told the noise level; None: t itself.
         shape: of one example, without the batch axis; the command line takes it from the data.
-        classes: of the label; the command line takes it from the data.
+        conditions: of the data, with a label; the command line takes them from the data.
     """
 
     def __init__(
         self,
-        network: Callable[[Shape, int], nn.Module],
+        network: Callable[[Shape, Conditions], nn.Module],
         schedule: Schedule,
         times: TimeSampler,
         optimizer: Callable[[Any], Optimizer],
         lr_scheduler: SchedulerFactory | None = None,
         noise_input: NoiseInput | None = None,
         shape: Shape = (2,),
-        classes: int | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
-        if classes is None:
+        if not conditions or "label" not in conditions:
             raise ValueError("NoisyClassifier: the data have no labels: give data.init_args.conditional true")
-        self.shape, self.classes = tuple(shape), classes
-        self.classifier = build(partial(build_network, network, self.shape, classes))
+        self.shape, self.conditions = tuple(shape), dict(conditions)
+        self.classifier = build(partial(build_network, network, self.shape, self.conditions))
         self.schedule, self.times = schedule, times
         self.noise_input = ScaledTime() if noise_input is None else noise_input
         self.val_accuracy = BinnedMean(VAL_BINS)
@@ -69,7 +70,7 @@ class NoisyClassifier(Trainable):
         check_time(x_t, t)
         kernel = self.schedule(t)
         c_in = torch.rsqrt(kernel.alpha.square() + kernel.sigma.square())
-        c_noise = self.noise_input(kernel, t).reshape(-1).expand(len(x_t)).to(x_t.device, torch.float32)
+        c_noise = self.noise_input(self.schedule, t, kernel).reshape(-1).expand(len(x_t)).to(x_t.device, torch.float32)
         logits: Tensor = self.classifier((c_in * x_t).float(), c_noise)
         return logits
 
@@ -78,6 +79,7 @@ class NoisyClassifier(Trainable):
         return Losses(loss, t)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.check_first(batch, self.conditions)
         loss, right, _ = self._judge(batch, None)
         self.log_step(train_loss=loss.mean(), train_accuracy=right.mean())
         return loss.mean()

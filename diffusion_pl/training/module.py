@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..conditions import label
+from ..conditions import Conditions, class_count
 from ..denoisers import Denoiser, NetworkDenoiser, NoiseInput, Parameterization
-from ..losses import DenoisingLoss, Losses
+from ..losses import Loss, Losses
 from ..pipeline import Pipeline
 from ..runtime.bounds import build
 from ..runtime.upstream.torch import compile_modes
@@ -32,9 +32,6 @@ class DataLike(Protocol):
     @property
     def class_counts(self) -> list[int] | None: ...
 
-    @property
-    def class_names(self) -> list[str] | None: ...
-
     def decode(self, x: Tensor) -> Tensor: ...
 
 
@@ -42,11 +39,11 @@ class DiffusionModule(Trainable):
     """A diffusion model in training.
 
     Args:
-        network: makes the network from the shape of one example and the number of classes (None: unconditional); any
-            class whose first two parameters are those, such as diffusion_pl.networks.MLP.
+        network: makes the network from the shape of one example and the conditions of the data; any class whose first
+            two parameters are those, such as diffusion_pl.networks.MLP.
         schedule: forward process.
         parameterization: what the network's output means.
-        loss: law of the training times and weighting.
+        loss: what is learned, such as DenoisingLoss.
         sampler: draws the samples of `predict` and of the panels.
         optimizer: of the network's parameters.
         lr_scheduler: stepped every optimizer step: diffusion_pl.training.WarmupCosine or Warmup, or one of
@@ -57,15 +54,15 @@ class DiffusionModule(Trainable):
             max-autotune tries more kernels as well.
         channels_last: keep the pictures' channels together in memory: faster convolutions, above all under bf16.
         shape: of one example, without the batch axis; the command line takes it from the data.
-        classes: of the label, None: unconditional; the command line takes it from the data.
+        conditions: of the data, by name, None: unconditional; the command line takes them from the data.
     """
 
     def __init__(
         self,
-        network: Callable[[Shape, int | None], nn.Module],
+        network: Callable[[Shape, Conditions], nn.Module],
         schedule: Schedule,
         parameterization: Parameterization,
-        loss: DenoisingLoss,
+        loss: Loss,
         sampler: Sampler,
         optimizer: Callable[[Any], Optimizer],
         lr_scheduler: SchedulerFactory | None = None,
@@ -74,11 +71,11 @@ class DiffusionModule(Trainable):
         compile: bool | str = False,
         channels_last: bool = False,
         shape: Shape = (2,),
-        classes: int | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
-        self.shape, self.classes = tuple(shape), classes
-        made = build(partial(build_network, network, self.shape, classes))
+        self.shape, self.conditions = tuple(shape), dict(conditions or {})
+        made = build(partial(build_network, network, self.shape, self.conditions))
         self.denoiser = NetworkDenoiser(made, schedule, parameterization, noise_input)
         if channels_last:
             if len(self.shape) != 3:
@@ -104,10 +101,15 @@ class DiffusionModule(Trainable):
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
         """The loss of each example, at random times; what is in the batch beside x conditions the network."""
-        losses: Losses = self.loss(self.denoiser, x_0=batch["x"], generator=generator, **_cond(batch))
+        losses: Losses = self.loss(self.denoiser, batch["x"], _cond(batch), generator)
         return losses
 
+    def on_fit_start(self) -> None:
+        self.loss.check_conditions(self.conditions)
+        super().on_fit_start()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.check_first(batch, self.conditions)
         loss: Tensor = self.losses(batch).loss.mean()
         self.log_step(train_loss=loss)
         return loss
@@ -135,14 +137,13 @@ class DiffusionModule(Trainable):
         """
         counts = None if data is None else data.class_counts
         turns = {}
-        if counts and len(counts) == self.classes:
+        if counts and len(counts) == class_count(self.conditions):
             turns = {"label": tuple(k for k, count in enumerate(counts) if count)}
-        names = None if data is None else data.class_names
         return Pipeline(
             self.denoiser,
             self.sampler,
             self.shape,
-            {} if self.classes is None else {"label": label(self.classes, names)},
+            self.conditions,
             self.guidance,
             turns=turns,
             decode=_same if data is None else data.decode,
