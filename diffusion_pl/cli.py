@@ -30,6 +30,7 @@ from .callbacks.measurement import judge_fresh_values
 from .checkpoints.io import AtomicCheckpointIO
 from .checkpoints.loading import link_data
 from .checks import Finding
+from .conditions import to_plain
 from .data import DataModule
 from .denoisers import guidance  # noqa: F401  short names
 from .evaluation import Band, check_names
@@ -203,7 +204,9 @@ class DiffusionCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         plain = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
         described: dict[str, Any] = yaml.safe_load(plain)
-        section = self.config_init["trainer"]
+        section, data = self.config_init["trainer"], self.config_init["data"]
+        options = described["model"].setdefault("init_args", {}) if self._names_model else described["model"]
+        options |= {"shape": list(data.shape), "conditions": to_plain(data.conditions)}  # linked, so written nowhere
         if doctor := self.config_init["doctor"]:
             doctor.asked = section.precision
         config = masked({key: value for key, value in described.items() if key not in _OF_THE_CALL})

@@ -162,7 +162,7 @@ def test_a_checkpoint_outside_of_a_run_has_a_card_of_its_own_facts(tmp_path: Pat
     assert "| fid | 12.346 ± 0.5 |" in (tmp_path / "out2/README.md").read_text()
     (tmp_path / "evaluation.json").write_text(json.dumps({"figures": figures(folder / digits, sha256="0")}))
     error = cli(tmp_path, "export", *given, *more, "out3").error
-    assert error == "evaluation.json holds figures of another checkpoint than alone.ckpt"
+    assert error == "evaluation.json has results of another checkpoint than alone.ckpt"
     assert not (tmp_path / "out3").exists()
 
 

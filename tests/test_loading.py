@@ -33,7 +33,7 @@ def test_the_checkpoint_alone_gives_model_and_data(run: Path) -> None:
     assert model.shape == data.shape == (2,)
     # The units are those of training, without reading the data.
     assert data.decode(torch.zeros(1, 2))[0].tolist() == pytest.approx(checkpoint(run)["Datasaurus"]["mean"], rel=1e-5)
-    model.sample(range(2))
+    model.live_pipeline(data).samples(range(2))
 
 
 @pytest.mark.parametrize(

@@ -207,12 +207,13 @@ def _lengths(trainer: Trainer, module: DiffusionModule) -> dict[str, int]:
     """Who counts how many steps of a table, by a number of its own."""
     schedule, loss = module.schedule, module.loss
     lengths: dict[str, int | None] = {type(schedule).__name__: schedule.steps}
-    if isinstance(loss.times, (GridTimes, LossSecondMoment)):
-        lengths[type(loss.times).__name__] = loss.times.steps
-    if isinstance(loss, DenoisingLoss) and loss.variance is not None:
-        lengths["VarianceBound"] = loss.variance.steps
-    if isinstance(loss.weighting, ChainELBO):
-        lengths["ChainELBO"] = loss.weighting.steps
+    if isinstance(loss, DenoisingLoss):
+        if isinstance(loss.times, (GridTimes, LossSecondMoment)):
+            lengths[type(loss.times).__name__] = loss.times.steps
+        if loss.variance is not None:
+            lengths["VarianceBound"] = loss.variance.steps
+        if isinstance(loss.weighting, ChainELBO):
+            lengths["ChainELBO"] = loss.weighting.steps
     if isinstance(module.denoiser.noise_input, StepIndex):
         lengths["StepIndex"] = module.denoiser.noise_input.steps
     samplers = {"": module.sampler} | {

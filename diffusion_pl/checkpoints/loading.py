@@ -214,6 +214,7 @@ def _rebuild(
         model = {**model, "init_args": {**model.get("init_args", {}), **told}}
     else:
         parser.add_class_arguments(DiffusionModule, "model")
+        parser.set_defaults({"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}})  # if no class is named
         model = {**model, **told}
     return parser.instantiate_classes(parser.parse_object({"model": model})).model, data
 
