@@ -72,7 +72,7 @@ FLOORS: dict[str, float] = {
 #: Side floors: what each may import of the package besides itself; floors 5 and up may import them.
 ISLANDS: dict[str, set[str]] = {
     "networks": {"tensors", "conditions"},
-    "data": {"tensors", "conditions", "plots"},
+    "data": {"tensors", "conditions"},
     "metrics": set(),
     "plots": set(),
 }

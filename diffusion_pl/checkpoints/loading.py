@@ -4,7 +4,6 @@ A checkpoint names classes, and a stranger's may name any: only those of diffusi
 looked up, and those of packages that the variable DIFFUSION_PL_TRUST lists; nothing else is imported, let alone called.
 """
 
-import inspect
 import os
 import re
 import sys
@@ -23,7 +22,7 @@ from ..pipeline import Pipeline
 from ..runtime.bounds import limited
 from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
-from ..runtime.upstream.jsonargparse import imports_only
+from ..runtime.upstream.jsonargparse import imports_only, parameters
 from ..training import DiffusionModule, NoisyClassifier, Trainable
 from .io import FOREIGN, checkpoint_at, read_hashed
 from .migrations import migrate_config
@@ -252,7 +251,7 @@ def _unasked(data: DataModule, spec: dict[str, Any], path: Path) -> str:
 
 def _named(spec: dict[str, Any], kind: type[DataModule]) -> dict[str, Any]:
     """The options that say where the data are, unless they are the class's own defaults."""
-    known, given = inspect.signature(kind).parameters, spec.get("init_args") or {}
+    known, given = parameters(kind), spec.get("init_args") or {}
     return {
         name: given[name] for name in kind.paths if name in known and given.get(name) not in (None, known[name].default)
     }
