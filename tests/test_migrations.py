@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusion_pl.drawing import choose_sampler, guide
-from diffusion_pl.loading import load, load_classifier
 from shell import LAST, checkpoint, cli
 from torch import Tensor
+
+from diffusion_pl.drawing import choose_sampler, guide
+from diffusion_pl.loading import load, load_classifier
 
 ASSETS = Path(__file__).parent / "assets/v0_1"
 

@@ -45,7 +45,7 @@ KINDS = {"VP", "Rectified", "Karras", "LinearBetas"}
 
 
 def crossed(rules: list[Any], kinds: Collection[str] = KINDS) -> Any:
-    """Each rule on a schedule of each of the kinds, and DDIM and DPMpp on all of them; the other pairs are slow tests."""
+    """Each rule on a schedule of each of the kinds, DDIM and DPMpp on all of them; the other pairs are slow tests."""
     return pytest.mark.parametrize(
         ("build", "schedule"),
         [
