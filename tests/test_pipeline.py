@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from shell import environment
+from shell import environment, tiny_data, tiny_module, tiny_trainer
 from torch import Tensor
 
 import diffusion_pl
+from diffusion_pl.callbacks import EMA
 from diffusion_pl.conditions import Condition, label
 from diffusion_pl.denoisers import Denoiser, Gaussian, Prediction, Thresholded
 from diffusion_pl.pipeline import Pipeline, slerp
@@ -169,6 +170,26 @@ def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path: Path, name: str, me
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         diffusion_pl.load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_in_python_gives_its_ema_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, data = tiny_module(), tiny_data()
+    tiny_trainer(tmp_path, EMA(decays=[0.9]), max_steps=5).fit(module, datamodule=data)
+    pipe, raw = module.pipeline(), module.pipeline("raw")
+    assert (pipe.weights, raw.weights) == ("ema0.9", "raw")
+    assert "pipeline: ema0.9 weights" in capsys.readouterr().out
+    shadow, own = module.averages.of("0.9"), dict(module.named_parameters())
+    name = next(iter(shadow))
+    inner = name.removeprefix("denoiser.")
+    assert torch.equal(dict(pipe.denoiser.named_parameters())[inner], shadow[name])
+    assert torch.equal(dict(raw.denoiser.named_parameters())[inner], own[name])
+    before = pipe(4)
+    assert before.mean() > 5  # in the units of the table
+    with torch.no_grad():
+        own[name].add_(1)
+    assert torch.equal(pipe(4), before)  # a copy
+    with pytest.raises(ValueError, match=r"has no weights 'ema:0\.5'"):
+        module.pipeline("ema:0.5")
 
 
 def test_the_package_is_imported_without_torch() -> None:

@@ -14,7 +14,7 @@ def averaged_pipeline(trainer: Trainer, module: LightningModule, *, raw: bool = 
     """Within, a pipeline of the run's EMA weights (of the raw ones, if `raw` or if there are no others)."""
     assert isinstance(module, DiffusionModule)
     with module.evaluation(raw):
-        yield module.live_pipeline(trainer.datamodule, module.weights_name)
+        yield module.live_pipeline(trainer.datamodule)
 
 
 def check_model(callback: str, module: LightningModule) -> None:

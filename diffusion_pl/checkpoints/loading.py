@@ -39,7 +39,7 @@ def load_pipeline(
 ) -> tuple[Pipeline, DataModule]:
     """What draws samples of a checkpoint, and the data that it was trained on; see `load_model`."""
     model, dataset = load_model(path, weights, data)
-    pipeline = model.live_pipeline(dataset, model.weights_name)
+    pipeline = model.live_pipeline(dataset)
     return replace(pipeline, sha256=model.sha256), dataset
 
 

@@ -30,8 +30,8 @@ def predict(cli: DiffusionCLI, leader: bool) -> None:
     data.setup("predict")
     if (state := content.get(type(data).__name__)) is not None:
         data.load_state_dict(state)
-    weights = fill(model, content, path, "ema")
-    pipeline = model.eval().live_pipeline(data, weights)
+    fill(model, content, path, "ema")
+    pipeline = model.eval().live_pipeline(data)
     call = {"checkpoint": path, "sha256": sha256, "seed": pipeline.seed}
     remedy = "move it away, or use the command sample with --output"
     with OutputFolder(cli.folder / "samples", call, leader=leader, remedy=remedy) as output:

@@ -89,3 +89,13 @@ class Standardized(Units):
     def decode(self, x: Tensor) -> Tensor:
         """Model units -> user's units, in the type of x. x: (*, D)."""
         return x * self.std.to(x) + self.mean.to(x)
+
+
+class ModelUnits(Units):
+    """Of data whose own units are not known: what the model was trained on."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x
