@@ -159,7 +159,7 @@ class ChainBound:
         if self.variance is not None:
             return small ** (1 - self.variance) * large**self.variance
         if prediction.v is None:
-            raise ValueError("ChainBound: the network tells no variance: give variance: 0 (β̃) or 1 (β)")
+            raise ValueError("ChainBound: the network tells no variance. Fix: set variance to 0 (β̃) or 1 (β)")
         return interpolate_variance(prediction.v, small, large)
 
 
