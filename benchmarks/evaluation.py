@@ -151,7 +151,7 @@ def digits(ckpt_path: str | None = None, rounds: int = 3) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         trained, data = network(ckpt_path, folder)
-    delta = width(data.levels, data.value_range)
+    delta = width(data.units.levels, data.units.value_range)
     x = dequantized(next(data.batches("test", EXAMPLES))["x"], delta, SampleNoise(0, range(EXAMPLES)))
     signs = torch.where(SampleNoise(1, range(EXAMPLES))(x) < 0, -1.0, 1.0).to(x)
     dims = x[0].numel()

@@ -169,7 +169,7 @@ def test_moments_of_channels_are_logged_beside_the_datas(run: Path) -> None:
     logged = scalars(run)
     data = Blobs()
     data.setup()
-    x = data.encode(data.splits[0].__getitems__(torch.arange(len(data.splits[0])))["x"])
+    x = data.units.encode(data.splits[0].__getitems__(torch.arange(len(data.splits[0])))["x"])
     for channel in range(3):
         assert logged[f"data/mean_{channel}"][-1][1] == pytest.approx(x[:, channel].mean().item(), abs=1e-5)
         assert logged[f"data/std_{channel}"][-1][1] == pytest.approx(x[:, channel].std().item(), abs=1e-5)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from conftest import weigh
 from shell import ROOT, cli, fit
 from torch import nn
 
@@ -67,13 +68,13 @@ PUBLISHED = {
         62_758_787, 2e-4, 5000, 128, 1_300_000, "0.999", 0.1, 1, VE, ("Uniform", "SNR"), "PredictorCorrector", 1999
     ),
     "edm": Row(
-        *(55_733_891, 1e-3, 19_531, 512, 390_625, "500000examples", 0.13, None, EDM, ("LogNormal", "SNR")),
+        *(55_733_891, 1e-3, 19_531, 512, 390_625, "500000examples", 0.13, None, EDM, ("LogNormal", "Plain")),
         *("Heun", 35),
         augment=0.12,
         flip=False,
     ),
     "edm_conditional": Row(
-        *(55_739_523, 1e-3, 19_531, 512, 390_625, "500000examples", 0.13, None, EDM, ("LogNormal", "SNR")),
+        *(55_739_523, 1e-3, 19_531, 512, 390_625, "500000examples", 0.13, None, EDM, ("LogNormal", "Plain")),
         *("Heun", 35, True, 0.12, False),
     ),
     "vdm": Row(
@@ -167,11 +168,17 @@ def test_it_builds_the_published_experiment(name: str, build: Any) -> None:
 
 def test_what_is_particular_to_one_of_them(build: Any) -> None:
     improved, bound = (build(CIFAR10 / f"{name}.yaml").model for name in ("improved_ddpm", "improved_ddpm_vlb"))
-    variance = [(m.loss.variance.steps, m.loss.variance.weight, m.loss.variance.mean) for m in (improved, bound)]
+    variance = [
+        (m.schedule.chain_steps(m.loss.variance.steps, "it"), m.loss.variance.weight, m.loss.variance.mean)
+        for m in (improved, bound)
+    ]
     assert variance == [(4000, 0.001, False), (4000, 1.0, True)]
     assert improved.sampler.variance is None and bound.sampler.variance is None
     edm = build(CIFAR10 / "edm.yaml").model
-    assert (edm.loss.times.mean, edm.loss.times.std, edm.loss.weighting.plus) == (-1.2, 1.2, 4)
+    assert (edm.loss.times.mean, edm.loss.times.std) == (-1.2, 1.2)
+    t = torch.linspace(0, 1, 9, dtype=torch.float64)
+    snr_plus_4 = edm.schedule(t).snr + 4  # the paper's λ(σ) = (σ² + σ_d²)/(σσ_d)²
+    torch.testing.assert_close(weigh(edm.loss.weighting, edm.schedule, t, edm.denoiser.parameterization), snr_plus_4)
     assert edm.denoiser.parameterization.sigma_data == 0.5
     sigma = edm.schedule(edm.sampler.grid(edm.schedule)).sigma
     assert sigma[[0, 1, -1]].tolist() == pytest.approx([80, 57.586, 0.002], rel=1e-4)  # the paper's steps at ρ = 7

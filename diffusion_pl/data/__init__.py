@@ -10,8 +10,8 @@ from .hugging_face import HuggingFace
 from .images import Images
 from .loader import Loader
 from .mnist import MNIST, FashionMNIST
-from .picture import Picture
 from .points import Datasaurus, Points, Table
+from .single_image import Picture
 from .toys import Checkerboard, Circles, EightGaussians, Moons, Pinwheel, SwissRoll, Toy
 from .unknown import Unknown
 

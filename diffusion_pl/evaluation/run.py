@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..callbacks.sample_writer import Drawer, Drawn, draw, drawing_trainer, gathered, not_finite_error
-from ..data import DataModule, Images
+from ..data import DataModule
 from ..metrics import FeatureStatistics, InceptionV3
 from ..metrics.extractors import identity
 from ..metrics.generation import Moments
@@ -119,7 +119,7 @@ class Evaluation:
     ) -> None:
         self.pipeline, self.data, self.plan = pipeline.with_seed(plan.seed), data, plan
         self.device = device_of(accelerator)
-        images = isinstance(data, Images)
+        images = data.is_image
         self.of_samples, self.of_data = plan.names(images)
         self.features = Features(data, self._extractor() if images and self.of_samples else None)
         self.extractor = None if self.features.extractor is None else identity(self.features.extractor)
@@ -131,7 +131,7 @@ class Evaluation:
             data.setup("fit")
         for split in splits:
             next(data.batches(split, 1))  # an empty one is an error now, not after the sampling
-        self.made_with = {"extractor": self.extractor, "shape": list(data.shape), "levels": data.levels}
+        self.made_with = {"extractor": self.extractor, "shape": list(data.shape), "levels": data.units.levels}
         self.reference = None if plan.reference is None else read_reference(plan.reference, self.made_with)
         self.bound = plan.bound.on(pipeline.schedule, CHAIN_STEPS) if "elbo" in self.of_data else plan.bound
         self.examples = count(data, plan.likelihood_split, plan.likelihood_examples) if self.of_data else 0
@@ -215,7 +215,7 @@ class Evaluation:
             protocol["units"] = "model units: unit variance per axis"
         else:
             protocol["extractor"] = self.extractor
-            protocol["quantisation"] = f"uint8, lossless, from {data.levels} levels"
+            protocol["quantisation"] = f"uint8, lossless, from {data.units.levels} levels"
         if self.reference is None:
             note = note_of(data, plan.split)
             statistics = self.features.statistics(reference_rows(self.features, note), keeps_rows(self.of_samples))
@@ -234,8 +234,8 @@ class Evaluation:
             return {}
         plan, data, unit = self.plan, self.data, unit_of(self.data)
         protocol: dict[str, Any] = {"examples": self.examples, "data": note_of(data, plan.likelihood_split)}
-        protocol["levels"] = data.levels
-        protocol["value_range"] = None if data.value_range is None else list(data.value_range)
+        protocol["levels"] = data.units.levels
+        protocol["value_range"] = None if data.units.value_range is None else list(data.units.value_range)
         results: dict[str, Result] = {}
         if "nll" in rows:
             own = {"estimator": describe(plan.likelihood), "dequantizations": plan.dequantizations}
