@@ -76,8 +76,9 @@ def test_run_in_python_gives_what_the_command_writes(
     folder: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    options = ("--likelihood_split", "val", "--likelihood_examples", 3, "--bound.times", 4, "--accelerator", "cpu")
-    expected = evaluate(folder, digits, "command", *IMAGES, "--metrics", "fid", "elbo", *options)
+    options = ("--likelihood_split", "val", "--likelihood_examples", 3, "--accelerator", "cpu")
+    bound = ("--bound", "ContinuousBound", "--bound.times", 4)
+    expected = evaluate(folder, digits, "command", *IMAGES, "--metrics", "fid", "elbo", *options, *bound)
     pipeline, data = load_pipeline(digits)
     plan = Plan(
         metrics=("fid", "elbo"),
