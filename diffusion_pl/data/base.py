@@ -184,49 +184,7 @@ class DataModule(Recorded, LightningDataModule, ABC):
         np.savez_compressed(folder / "samples.npz", x=self.array(x))
         return [folder / "samples.npz"]
 
-    #: How many samples `predict` draws, how many between two savings, and which blocks of them are there already.
-    predict_samples: int = 1000
-    predict_batch: int = 250
-    predict_done: frozenset[int] = frozenset()
-
-    def predict_dataloader(self) -> Loader | list[Any]:
-        """Blocks of samples to draw, batches {"block": (K,)}; a block is as many samples as the model draws at once."""
-        assert self.trainer is not None
-        size: Any = self.trainer.lightning_module.block
-        blocks = [k for k in range(-(-self.predict_samples // size)) if k not in self.predict_done]
-        if not blocks:
-            return []
-        # Batches go to the processes whole, so there are at least as many of them as processes.
-        together = max(1, min(self.predict_batch // size, len(blocks) // self.trainer.world_size))
-        return self.loader({"block": torch.tensor(blocks)}, together, train=False)
-
-    def train_dataloader(self) -> Loader:
-        return self.loader(
-            self.part("train"),
-            self.batch_size,
-            train=True,
-            repeats=self.passes(),
-            seed=self.seed,
-            augmentation=self.augmentation,
-            workers=self.workers,
-        )
-
-    def val_dataloader(self) -> Loader | list[Any]:
-        return self.evaluation_loader("val")
-
-    def test_dataloader(self) -> Loader | list[Any]:
-        return self.evaluation_loader("test")
-
-    def evaluation_loader(self, split: str, repeats: int = 1) -> Loader | list[Any]:
-        """All of a split in order, so many times; [] if it is empty."""
-        part = self.part(split)
-        if not len(part):
-            return []
-        return self.loader(part, self.batch_size, train=False, repeats=repeats, workers=self.workers)
-
-    def passes(self) -> int:
-        """Passes over the training examples that make one epoch."""
-        return self.repeats or max(1, round(100 * self.batch_size / len(self.part("train"))))
+    batch_size: int
 
     def loader(
         self,

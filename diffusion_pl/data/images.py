@@ -79,7 +79,6 @@ class Images(DataModule):
         kwargs: Of `DataModule`: batch_size, val_fraction, repeats, seed.
     """
 
-    predict_samples = 64
     grows = True
 
     def __init__(
