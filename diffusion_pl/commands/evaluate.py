@@ -8,6 +8,7 @@ from torch import nn
 
 from ..likelihood import ChainBound, ContinuousBound, FlowLikelihood
 from ..metrics import InceptionV3
+from ..runtime.bounds import check_counts
 from ..samplers import Grid, Sampler
 
 
@@ -69,9 +70,7 @@ def evaluate(
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
         devices: Number of devices, a process each.
     """
-    for name, value in {"devices": devices, "steps": steps}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_counts(devices=devices, steps=steps)
     from ..checkpoints.loading import load_pipeline
     from ..evaluation import Plan
     from ..evaluation.run import Evaluation

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..data import DataModule
 from ..runtime.storage import remove_stale
+
+if TYPE_CHECKING:
+    from ..interop.foreign import Foreign
 
 #: Options of the command itself; all others are a reader's.
 SHARED = ("from_", "path", "output", "data", "trust_pickle")
@@ -87,12 +90,7 @@ def import_(
             of people you trust.
     """
     options = {name: value for name, value in locals().items() if name not in SHARED and value is not None}
-    if output.exists():
-        remove_stale(output)
-        raise ValueError(f"{output} exists already: name another file with --output")
-    for name in ("steps", "heads", "num_head_channels", "num_heads_upsample", "groups"):
-        if not 1 <= options.get(name, 1) <= 100_000:
-            raise ValueError(f"{name} must be from 1 to 100,000, got {options[name]}")
+    _check_options(options, output)
     import inspect
 
     from ..checkpoints.io import write
@@ -100,19 +98,35 @@ def import_(
     from ..interop.foreign import default_data, described
 
     reader = READERS[from_]
-    strange = next((name for name in options if name not in inspect.signature(reader).parameters), None)
-    if strange is not None:
-        raise ValueError(f"--{strange} is not for --from {from_}")
+    unsupported = next((name for name in options if name not in inspect.signature(reader).parameters), None)
+    if unsupported is not None:
+        raise ValueError(f"--{unsupported} is not for --from {from_}")
     foreign = reader(path, trust_pickle, **options)
     config = default_data(foreign.shape, foreign.classes) if data is None else described(data, foreign)
     checkpoint = to_checkpoint(foreign, config, path, from_)
     write(checkpoint, output, replace=False)
+    data_name = config["class_path"].rpartition(".")[2]
+    _print_summary(path, foreign, f"{data_name}{'' if data else ' (a guess: --data says otherwise)'}", output)
+
+
+def _check_options(options: dict[str, Any], output: Path) -> None:
+    """Raise ValueError if the output exists, or a count is not from 1 to 100,000."""
+    if output.exists():
+        remove_stale(output)
+        raise ValueError(f"{output} exists already: name another file with --output")
+    for name in ("steps", "heads", "num_head_channels", "num_heads_upsample", "groups"):
+        if not 1 <= options.get(name, 1) <= 100_000:
+            raise ValueError(f"{name} must be from 1 to 100,000, got {options[name]}")
+
+
+def _print_summary(path: Path, foreign: "Foreign", data: str, output: Path) -> None:
+    """Say what was read from `path` and written to `output`; data: the data module of the checkpoint, in words."""
     network, process = (foreign.model[part]["class_path"].rpartition(".")[2] for part in ("network", "schedule"))
-    sides = "x".join(map(str, foreign.shape))
+    shape = "x".join(map(str, foreign.shape))
     count = sum(tensor.numel() for tensor in foreign.raw.values())
     kept = ["raw", *(f"ema:{decay}" for decay in foreign.averages)]
-    print(f"{path}: {network} of {sides} under {process}, {count:,} numbers, weights {' and '.join(kept)}")
+    print(f"{path}: {network} of {shape} under {process}, {count:,} numbers, weights {' and '.join(kept)}")
     for note in foreign.notes:
         print(f"  note: {note}")
-    print(f"  data: {config['class_path'].rpartition('.')[2]}{'' if data else ' (a guess: --data says otherwise)'}")
+    print(f"  data: {data}")
     print(f"  {output}    python -m diffusion_pl sample --ckpt_path {output}")

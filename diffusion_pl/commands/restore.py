@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..runtime.bounds import check_counts
 from ..samplers import Grid, Sampler
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..denoisers import Operator
+    from ..pipeline import Pipeline
 
 
 def restore(
@@ -61,22 +63,15 @@ def restore(
     """
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    for name, value in (("num_samples", num_samples), ("repeats", repeats)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_counts(num_samples=num_samples, repeats=repeats)
     import hashlib
 
-    import torch
-
-    from ..callbacks.figures import write_samples
     from ..callbacks.sample_writer import refuse_not_finite
     from ..checkpoints.loading import load_pipeline
     from ..data.base import count
-    from ..denoisers import Reconstructing
     from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
     from ..runtime.provenance import describe
-    from ..samplers import Replacement
     from ..tensors import not_finite
     from .choices import choose
 
@@ -104,30 +99,18 @@ def restore(
     }
     with OutputFolder(output, call) as folder:
         if folder.published is None:
-            pipeline.to(device)
             many = x_0.repeat_interleave(num_samples, 0).to(device)
             y = operator(many)
+            pipeline = pipeline.to(device)
             if method == "replacement":
-                pipeline = pipeline.with_sampler(Replacement(pipeline.sampler, operator, y, repeats))
+                pipeline = _replacing(pipeline, operator, y, repeats)
             else:
-                std = max(0.05, x_0.square().mean().sqrt().item())
-                pipeline = pipeline.with_wrapper(
-                    partial(Reconstructing, operator=operator, y=y, data_std=std, scale=scale)
-                )
-            found = operator.consistent(pipeline.samples(range(len(many))).x_0, y).cpu()
-            refuse_not_finite(not_finite(found), len(found))
-            kept = operator.transpose(y[::num_samples]).cpu() / operator.gram
-            if task == "inpaint":
-                kept = torch.where(operator(torch.ones_like(many[:1])).cpu() > 0, kept, torch.zeros_like(kept))
-            restored = found.reshape(len(x_0), num_samples, *pipeline.shape)
-            rows = torch.cat((x_0[:, None], kept[:, None], restored), 1).flatten(0, 1)
+                pipeline = _guided(pipeline, operator, y, x_0, scale)
+            restored = operator.consistent(pipeline.samples(range(len(many))).x_0, y).cpu()
+            refuse_not_finite(not_finite(restored), len(restored))
+            rows = _grid_rows(x_0, operator, y, restored, masked=task == "inpaint")
             title = f"{task}: image, what is known, {num_samples} restored"
-
-            def write(stage: Path) -> list[Path]:
-                files = write_samples(data, found, stage)
-                _save_grid(data, rows, num_samples + 2, title, stage / "grid.png")
-                return files
-
+            write = partial(_write, data, restored, rows, num_samples + 2, title)
             summary = f"{count(len(x_0), 'image')} restored {count(num_samples, 'time')} each by {method}, task {task}:"
             folder.publish(write, summary)
         folder.show()
@@ -165,7 +148,48 @@ def _operator(
     return operator
 
 
-def _save_grid(data: Any, rows: "Tensor", columns: int, title: str, path: Path) -> None:
-    from .. import plots
+def _replacing(pipeline: "Pipeline", operator: "Operator", y: "Tensor", repeats: int) -> "Pipeline":
+    """The pipeline whose sampler puts the known part y, noised, in its place at every time."""
+    from ..samplers import Replacement
 
-    plots.save_image(plots.image_grid(data.units.to_uint8(rows).numpy(), columns, title=title), path)
+    return pipeline.with_sampler(Replacement(pipeline.sampler, operator, y, repeats))
+
+
+def _guided(pipeline: "Pipeline", operator: "Operator", y: "Tensor", x_0: "Tensor", scale: float) -> "Pipeline":
+    """The pipeline whose denoiser is pulled towards what is known, y; x_0: the images, for the scale of the data."""
+    from ..denoisers import Reconstructing
+
+    data_std = max(0.05, x_0.square().mean().sqrt().item())
+    return pipeline.with_wrapper(partial(Reconstructing, operator=operator, y=y, data_std=data_std, scale=scale))
+
+
+def _grid_rows(x_0: "Tensor", operator: "Operator", y: "Tensor", restored: "Tensor", masked: bool) -> "Tensor":
+    """Each image, what was kept of it, and its restored samples: (N · (2 + K), C, H, W).
+
+    Args:
+        x_0: images, (N, C, H, W).
+        operator: what the task does to an image.
+        y: measurements, operator(image), K equal ones per image.
+        restored: samples, (N · K, C, H, W).
+        masked: whether the operator masks pixels; the unknown ones are shown as 0.
+    """
+    import torch
+
+    num_samples = len(restored) // len(x_0)
+    kept = operator.transpose(y[::num_samples]).cpu() / operator.gram
+    if masked:
+        ones = torch.ones_like(x_0[:1], device=y.device)
+        kept = torch.where(operator(ones).cpu() > 0, kept, torch.zeros_like(kept))
+    samples = restored.reshape(len(x_0), num_samples, *x_0.shape[1:])
+    return torch.cat((x_0[:, None], kept[:, None], samples), 1).flatten(0, 1)
+
+
+def _write(data: Any, restored: "Tensor", rows: "Tensor", columns: int, title: str, stage: Path) -> list[Path]:
+    """Write the restored images, and grid.png of the rows, into the folder `stage`; the files in order."""
+    from .. import plots
+    from ..callbacks.figures import write_samples
+
+    files = write_samples(data, restored, stage)
+    grid = plots.image_grid(data.units.to_uint8(rows).numpy(), columns, title=title)
+    plots.save_image(grid, stage / "grid.png")
+    return files

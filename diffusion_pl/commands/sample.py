@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.bounds import check_counts
 from ..samplers import Grid, Sampler
 
 if TYPE_CHECKING:
+    from ..callbacks.sample_writer import Drawn
     from ..data import DataModule
     from ..pipeline import Pipeline
 
@@ -62,15 +65,10 @@ def sample(
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
         devices: On how many of them, a process each.
     """
-    numbers = {"num_samples": num_samples, "batch_size": batch_size, "steps": steps, "devices": devices}
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_counts(num_samples=num_samples, batch_size=batch_size, steps=steps, devices=devices)
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    from .. import __version__
-    from ..callbacks.figures import write_samples
-    from ..callbacks.sample_writer import Drawer, draw, drawing_trainer, gathered, not_finite_error
+    from ..callbacks.sample_writer import not_finite_error
     from ..checkpoints.io import sha256_of
     from ..checkpoints.loading import load_pipeline
     from ..data.base import count
@@ -78,9 +76,8 @@ def sample(
     from ..runtime.errors import quiet
     from ..runtime.limits import check_devices
     from ..runtime.output_folder import OutputFolder
-    from ..runtime.processes import part, place
+    from ..runtime.processes import place
     from ..runtime.provenance import describe
-    from ..runtime.storage import write_json
     from .choices import choose, default_count
     from .encode import read_latents
 
@@ -108,30 +105,48 @@ def sample(
     whole = {**call, "num_samples": n, "npz": npz, "film": film}
     with OutputFolder(output, whole, leader=not place()) as folder:
         if folder.published is None:
-            if not place():
-                _say_untrained(pipeline)
-            with suppress(OSError, ValueError):  # the image shows the data too, where they can be read
-                data.setup("predict")
-            trainer = drawing_trainer(device.type, devices)
-            size = 4 * math.prod(pipeline.shape)
-            first = draw(Drawer(pipeline), n, folder.work, trainer, batch_size, size=size)
-            part()
-            if not first:
+            drawn = _drawn(pipeline, data, n, folder.work, device.type, devices, batch_size)
+            if drawn is None:
                 return
-            drawn = gathered(folder.work, n)
-
-            def write(stage: Path) -> list[Path]:
-                files = data.write_npz(drawn.x, stage) if npz else write_samples(data, drawn.x, stage)
-                if film:
-                    files += _film(pipeline, data, stage, min(n, 16 if len(pipeline.shape) == 3 else 1000))
-                note = {"version": __version__, "num_samples": n, "nfe": drawn.nfe, "not_finite": drawn.bad, **call}
-                write_json(stage / "samples.json", {**note, **_labels(pipeline)})
-                return [*files, stage / "samples.json"]
-
+            write = partial(_write, pipeline, data, drawn, call, npz, film)
             weighted = f"{pipeline.weights} weights"
             summary = f"{count(n, 'sample')} of {ckpt_path} ({weighted}), {count(drawn.nfe, 'evaluation')} each:"
             folder.publish(write, summary, not_finite_error(drawn.bad, n))
         folder.show()
+
+
+def _drawn(
+    pipeline: "Pipeline", data: "DataModule", n: int, work: Path, accelerator: str, devices: int, batch_size: int
+) -> "Drawn | None":
+    """Draw n samples on all devices, kept in the folder `work`; None in every process but the first."""
+    from ..callbacks.sample_writer import Drawer, draw, drawing_trainer, gathered
+    from ..runtime.processes import part, place
+
+    if not place():
+        _say_untrained(pipeline)
+    with suppress(OSError, ValueError):  # the image shows the data too, where they can be read
+        data.setup("predict")
+    trainer = drawing_trainer(accelerator, devices)
+    first = draw(Drawer(pipeline), n, work, trainer, batch_size, size=4 * math.prod(pipeline.shape))
+    part()
+    return gathered(work, n) if first else None
+
+
+def _write(
+    pipeline: "Pipeline", data: "DataModule", drawn: "Drawn", call: dict[str, Any], npz: bool, film: bool, stage: Path
+) -> list[Path]:
+    """Write the samples, the film if it is asked for, and samples.json into the folder `stage`; the files in order."""
+    from .. import __version__
+    from ..callbacks.figures import write_samples
+    from ..runtime.storage import write_json
+
+    n = len(drawn.x)
+    files = data.write_npz(drawn.x, stage) if npz else write_samples(data, drawn.x, stage)
+    if film:
+        files += _film(pipeline, data, stage, min(n, 16 if len(pipeline.shape) == 3 else 1000))
+    note = {"version": __version__, "num_samples": n, "nfe": drawn.nfe, "not_finite": drawn.bad, **call}
+    write_json(stage / "samples.json", {**note, **_labels(pipeline)})
+    return [*files, stage / "samples.json"]
 
 
 def _say_untrained(pipeline: "Pipeline") -> None:

@@ -20,6 +20,13 @@ class TooLarge(ValueError):
     """Something is larger than a bound."""
 
 
+def check_counts(**counts: int | None) -> None:
+    """Raise ValueError for a count below 1, by its name; None stands for a default."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
 def check_plain(value: Any, name: str) -> None:
     """Check that plain values are of a configuration's size, counting what is shared as often as it occurs.
 
