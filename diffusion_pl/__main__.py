@@ -1,4 +1,4 @@
-"""python -m diffusion_pl: answers at once what needs no torch, then hands over to the command."""
+"""python -m diffusion_pl: answers at once what needs no torch, then runs the command."""
 
 import difflib
 import os
@@ -17,15 +17,15 @@ TRAINER_COMMANDS = {
 }
 TOOLS = {
     "sample": "any number of samples of a checkpoint, which needs nothing else",
-    "evaluate": "figures of a checkpoint that say how they were measured: FID and others, likelihood, its bound",
-    "verify": "whether a run's figures lie where its configuration expects them",
+    "evaluate": "metrics of a checkpoint, with how they were measured: FID and others, likelihood, its bound",
+    "verify": "whether a run's metrics are in the bands that its configuration expects",
     "compare": "two evaluations side by side, where they can be compared",
-    "sweep": "quality of samplers against the evaluations they take",
-    "encode": "the noise that pictures or points come from, and what lies between them",
-    "restore": "pictures of which only a part is known: inpaint, colorize, upscale",
+    "sweep": "quality of samplers against their number of function evaluations (NFE)",
+    "encode": "the noise that images or points come from, and interpolation between them",
+    "restore": "images of which only a part is known: inpaint, colorize, upscale",
     "import": "a model that was trained with another package",
     "export": "a model for another package: diffusers, safetensors, ONNX, torch.export",
-    "replay": "the step at which a run stopped since its numbers went wrong, once more",
+    "replay": "the step at which a run stopped since its loss or gradients were not finite, once more",
 }
 COMMANDS = TRAINER_COMMANDS | TOOLS
 
@@ -36,7 +36,7 @@ USAGE = "usage: python -m diffusion_pl COMMAND [options]    (COMMAND --help list
 EXAMPLES = """examples:
   python -m diffusion_pl fit --config configs/datasaurus/vp.yaml
   python -m diffusion_pl fit --config configs/datasaurus/vp.yaml --trainer.max_steps 2000 --model.optimizer.lr 1e-3
-  python -m diffusion_pl fit --config configs/datasaurus/vp.yaml --ckpt_path last      # go on where it stopped
+  python -m diffusion_pl fit --config configs/datasaurus/vp.yaml --ckpt_path last      # resume where it stopped
   python -m diffusion_pl sample --ckpt_path runs/datasaurus-vp/checkpoints/last.ckpt --num_samples 4000 --output samples
   tensorboard --logdir runs
 

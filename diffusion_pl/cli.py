@@ -1,8 +1,8 @@
 """The configuration of fit, validate, test and predict over Lightning.  The only file that knows of YAML.
 
-A configuration has the sections model, data, trainer, ema, saver, guard and doctor, and may state what figures are
-expected of it; `run` names the folder runs/RUN in which everything of the run lies.  The data's shape and conditions
-are linked to the model, so they are written nowhere.
+A configuration has the sections model, data, trainer, ema, saver, guard and doctor, and may state which metrics
+are expected of it; `run` names the folder runs/RUN that everything of the run is saved to.  The data's shape and
+conditions are linked to the model, so they are written nowhere.
 """
 
 from collections.abc import Sequence
@@ -58,8 +58,8 @@ _ABOUT = {
     "predict": "Samples of a checkpoint, into the folder of its run.",
 }
 _DOCTOR = """Look at what fit with the same options would train: read the data, train and write nothing, and print a
-line for each check: ok, warning or error, the number found, and how to fix it. Exit status 2 if there is an error, or
-else 0. fit makes the same checks before its first step: errors stop it, warnings are printed."""
+line for each check: ok, warning or error, the measured value, and how to fix it. Exit status 2 if there is an error,
+or else 0. fit makes the same checks before its first step: errors stop it, warnings are printed."""
 SECTIONS: dict[str, type] = {"trainer": Trainer, "ema": EMA, "saver": Saver, "guard": Guard, "doctor": Doctor}
 _OF_THE_CALL = ("config", "ckpt_path", "weights_only")  # not of the experiment
 
@@ -95,7 +95,7 @@ class DiffusionCLI(LightningCLI):
         command: fit, validate, test or predict.
         args: the command line after it.
         run: the folder of the run.
-        diagnose: only look at what the command would do; `diagnose` tells the outcome.
+        diagnose: only check what the command would do; `diagnose` returns the findings.
     """
 
     def __init__(self, command: str, args: list[str], run: RunFolder, diagnose: bool = False) -> None:
@@ -140,7 +140,7 @@ class DiffusionCLI(LightningCLI):
             parser.add_lightning_class_args(Trainable, "model", subclass_mode=True)
         else:
             parser.add_lightning_class_args(DiffusionModule, "model")
-            if gives_loss(self._args):  # else a missing loss is told as such
+            if gives_loss(self._args):  # else the message is that the loss is missing
                 parser.set_defaults(DEFAULT_LOSS)
         parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
         parser.add_lightning_class_args(Trainer, "trainer")
@@ -155,13 +155,13 @@ class DiffusionCLI(LightningCLI):
         parser.add_lightning_class_args(Doctor, "doctor")
         if self.command == "fit":
             parser.add_argument("--init_from", type=WarmStart | None, default=None)
-        told = "Figures that the run should reach, which `verify` looks at: {fid: {band: [3, 3.4], num_samples: …}}."
-        parser.add_argument("--expected", type=dict[str, Band] | None, default=None, help=told)
+        bands = "Metrics that the run should reach, which `verify` compares: {fid: {band: [3, 3.4], num_samples: …}}."
+        parser.add_argument("--expected", type=dict[str, Band] | None, default=None, help=bands)
         link_data(parser, "model.init_args" if self._names_model else "model")
         which = (
             "A checkpoint: its file, the folder of its run (the newest good one there), last or auto: the newest of "
         )
-        which += "this run, which auto does without where there is none."
+        which += "this run; auto starts a new run where there is none."
         parser.add_argument("--ckpt_path", type=str | Path | None, default=None, help=which)
         skipped = {"ckpt_path", *LightningCLI.subcommands()[self.command]}
         self._options = ["ckpt_path", *parser.add_method_arguments(Trainer, self.command, skip=skipped)]
@@ -196,11 +196,11 @@ class DiffusionCLI(LightningCLI):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the trainer's method of the command takes beside model and data: the checkpoint and others."""
+        """What the trainer's method of the command takes besides model and data: the checkpoint and others."""
         return {name: self.config_init[name] for name in self._options}
 
     def diagnose(self) -> list[Finding]:
-        """What the doctor finds, or why there is nothing that it could look at."""
+        """The doctor's findings, or the error that ended the construction of model and data."""
         if self._refused:
             return self._refused
         if ema := self.config_init["ema"]:  # as its setup would
@@ -234,7 +234,7 @@ class DiffusionCLI(LightningCLI):
             )
         refuse_sharding(section.strategy)
         if section.accelerator == "auto" and MPSAccelerator.is_available():
-            section.accelerator = "cpu"  # Apple's GPUs have no float64, in which tables of betas are kept
+            section.accelerator = "cpu"  # Apple's GPUs have no float64, in which beta schedules are kept
         try:
             options = {
                 **section,
@@ -246,7 +246,7 @@ class DiffusionCLI(LightningCLI):
                 **kwargs,
             }
             trainer = Trainer(**options)
-            # The doctor looks before whatever else begins.
+            # The doctor runs before every other callback.
             trainer.callbacks.sort(key=lambda c: not isinstance(c, Doctor))
             count_steps(trainer)
             judge_fresh_values(trainer)
@@ -285,7 +285,7 @@ class DiffusionCLI(LightningCLI):
     def _make_logger(self, kind: type[Logger], **options: Any) -> Logger:
         try:
             identities = read_card(self.folder / CARD).get("logged_to", {})
-        except (OSError, ValueError):  # a new run; or the card is damaged, which RunCard tells
+        except (OSError, ValueError):  # a new run; or the card is damaged, which RunCard reports
             identities = {}
         return make_logger(kind, self.folder, str(self.folder.relative_to(self._run.root)), identities, **options)
 
@@ -318,7 +318,7 @@ def names_model(args: Sequence[str]) -> bool:
     for path in config_files(args):
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError:  # told, with its place, when it is parsed
+        except yaml.YAMLError:  # reported, with its line, when it is parsed
             continue
         if isinstance(config, dict) and isinstance(config.get("model"), dict) and "class_path" in config["model"]:
             return True
@@ -347,7 +347,7 @@ def _dropped_callbacks(args: Sequence[str], kept: list[Any]) -> list[str]:
     """Names of the callbacks in the configuration files that a later list took the place of; none if it is empty."""
     named: list[str] = []
     for path in config_files(args):
-        with suppress(yaml.YAMLError, AttributeError, UnicodeDecodeError):  # told when it is parsed
+        with suppress(yaml.YAMLError, AttributeError, UnicodeDecodeError):  # reported when it is parsed
             trainer = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("trainer") or {}
             named += [_class_name(entry) for key in ("callbacks", "callbacks+") for entry in _as_list(trainer.get(key))]
     names = {_class_name(entry) for entry in kept}

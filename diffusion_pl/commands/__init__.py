@@ -63,33 +63,33 @@ def named(args: Sequence[str], required: Sequence[str], several: Sequence[str]) 
         required: names of options.
         several: names of options that take lists.
     """
-    found: list[str] = []
+    arguments: list[str] = []
     missing = [name for name in required if not any(arg.partition("=")[0] == f"--{name}" for arg in args)]
     option: str | None = None  # to which the next value belongs
     for arg in args:
         if arg.startswith("--"):
             name, equals, _ = arg[2:].partition("=")
             option = None if equals else name
-            found.append(arg)
+            arguments.append(arg)
         elif option is None and missing and not arg.startswith("-"):
-            found += [f"--{missing.pop(0)}", arg]
+            arguments += [f"--{missing.pop(0)}", arg]
         else:
-            found.append(arg)
+            arguments.append(arg)
             option = option if option in several else None
-    return found
+    return arguments
 
 
 def lists(args: Sequence[str], options: Sequence[str]) -> list[str]:
     """The values that follow each of the options, as in --nfe 5 10 20, made one: --nfe [5, 10, 20]."""
-    found: list[str] = []
+    arguments: list[str] = []
     values: list[str] = []
     for arg in [*args, "--"]:
         if not arg.startswith("--"):
             values.append(arg)
             continue
-        several = bool(found) and found[-1].removeprefix("--") in options
+        several = bool(arguments) and arguments[-1].removeprefix("--") in options
         joined = values[0] if len(values) == 1 and values[0].startswith("[") else f"[{', '.join(values)}]"
-        found += [joined] if several and values else values
+        arguments += [joined] if several and values else values
         values = []
-        found.append(arg)
-    return found[:-1]
+        arguments.append(arg)
+    return arguments[:-1]

@@ -1,4 +1,4 @@
-"""What the sampling commands share: their options, made into a pipeline."""
+"""What the sampling commands share: a pipeline with their options."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,32 +26,31 @@ def choose(
         scale: w; None: 1.
         classifier: checkpoint of a NoisyClassifier, for classifier guidance.
         weak: checkpoint of a weaker model, for autoguidance.
-        cond: the conditions of all samples; a label is a class's number or its name.
+        cond: the conditions of all samples; a label is the index of a class or its name.
 
     Raises:
         ValueError: a condition or a scale for an unconditional model, an unknown class, two kinds of guidance.
     """
     if classifier is not None and weak is not None:
         raise ValueError("give --classifier or --weak, not both")
-    found = pipeline
     if sampler is not None or grid is not None or steps is not None:
-        found = found.with_sampler(sampler, grid, steps)
+        pipeline = pipeline.with_sampler(sampler, grid, steps)
     if classifier is not None:
-        found = _classified(found, classifier, 1.0 if scale is None else scale)
+        pipeline = _classified(pipeline, classifier, 1.0 if scale is None else scale)
     elif weak is not None:
-        found = _away_from(found, weak, 1.0 if scale is None else scale)
+        pipeline = _away_from(pipeline, weak, 1.0 if scale is None else scale)
     elif scale is not None:
-        if not found.conditions:
+        if not pipeline.conditions:
             raise ValueError(
                 f"scale {scale:g} is for a model of classes, and this one is unconditional: train it with "
                 "data.init_args.conditional true, or add --classifier or --weak"
             )
-        found = found.with_scale(scale)
-    return found.with_cond(**(cond or {}))
+        pipeline = pipeline.with_scale(scale)
+    return pipeline.with_cond(**(cond or {}))
 
 
 def default_count(pipeline: Pipeline) -> int:
-    """How many samples are drawn if nobody says: 64 images, 1,000 points."""
+    """Default number of samples: 64 images, 1,000 points."""
     return 64 if len(pipeline.shape) > 1 else 1000
 
 
@@ -66,9 +65,9 @@ def _away_from(pipeline: Pipeline, path: Path, scale: float) -> Pipeline:
     weak, _ = load_pipeline(path)
     if weak.shape != pipeline.shape:
         raise ValueError(f"{path} is of data of shape {weak.shape}, the model's are {pipeline.shape}")
-    ours, theirs = ({name: c.classes for name, c in some.conditions.items()} for some in (pipeline, weak))
-    if theirs != ours:
-        raise ValueError(f"{path} knows {_listed(theirs)}, the model {_listed(ours)}")
+    classes, weak_classes = ({name: c.classes for name, c in each.conditions.items()} for each in (pipeline, weak))
+    if weak_classes != classes:
+        raise ValueError(f"{path} knows {_listed(weak_classes)}, the model {_listed(classes)}")
     return pipeline.with_weak(weak.denoiser, scale)
 
 

@@ -24,21 +24,20 @@ def encode(
 ) -> None:
     """Carry examples to noise by the probability-flow ODE, and back.
 
-    Writes latents.npz, which `sample --latents` turns into samples again, and the examples as they come back; says how
-    far these are off.  With --between 7 also the ways between each two neighbours, seven samples on each: interpolation
-    along the arc of their latents.
+    Writes latents.npz, which `sample --latents` turns into samples again, and the reconstructed examples; prints their
+    root-mean-square error.  With --between 7 also interpolates between each two neighbours, seven samples each, along
+    the arc of their latents.
 
     Args:
         ckpt_path: A checkpoint of a run.
-        path: A picture or a folder of them; of points, a table with the columns of the data.
+        path: An image or a folder of them; of points, a table with the columns of the data.
         output: Folder for the files.
-        sampler: A deterministic rule, such as Heun or DDIM; None: the checkpoint's.
-        grid: Another grid of times.
-        steps: Number of points of the grid, with equal shares of t if --grid is not given; the more, the nearer the
-            examples come back.
+        sampler: A deterministic sampler, such as Heun or DDIM; None: the checkpoint's.
+        grid: Grid of times in place of the sampler's.
+        steps: Number of grid times, with equal shares of t if --grid is not given; the more, the smaller the error.
         cond: Condition, as --cond.label 3 or --cond.label NAME; None: of any class.
-        between: Samples between each two examples.
-        weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
+        between: Number of samples between each two examples, at least 0.
+        weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
     """
     if between < 0:
@@ -76,20 +75,20 @@ def encode(
     with OutputFolder(output, call) as folder:
         if folder.published is None:
             eps = pipeline.to(device).encode(x_0)
-            way = eps
+            latents = eps
             if between:
-                share = torch.linspace(0, 1, between + 2, device=device)[:-1]
-                arcs = [slerp(a, b, share) for a, b in pairwise(eps)]
-                way = torch.cat([*arcs, eps[-1:]])
-            found = pipeline.with_latents(way).samples(range(len(way))).x_0.cpu()
+                fractions = torch.linspace(0, 1, between + 2, device=device)[:-1]
+                arcs = [slerp(a, b, fractions) for a, b in pairwise(eps)]
+                latents = torch.cat([*arcs, eps[-1:]])
+            decoded = pipeline.with_latents(latents).samples(range(len(latents))).x_0.cpu()
 
-            refuse_not_finite(not_finite(eps) + not_finite(found), len(eps) + len(found))
+            refuse_not_finite(not_finite(eps) + not_finite(decoded), len(eps) + len(decoded))
 
             def write(stage: Path) -> list[Path]:
                 np.savez_compressed(stage / "latents.npz", eps=eps.cpu().numpy())
-                return [stage / "latents.npz", *write_samples(data, found, stage)]
+                return [stage / "latents.npz", *write_samples(data, decoded, stage)]
 
-            error = (found[:: between + 1] - x_0).square().mean().sqrt().item()
+            error = (decoded[:: between + 1] - x_0).square().mean().sqrt().item()
             name = type(pipeline.sampler).__name__
             folder.publish(
                 write,

@@ -21,20 +21,20 @@ def export(
     """Write a checkpoint's model for another package, with a README.md that says what it is and how to load it.
 
     The README.md is a model card as the Hugging Face hub shows it: what the checkpoint, the card of its run and its
-    evaluations tell, and nothing else.
+    evaluations contain, and nothing else.
 
     Args:
         ckpt_path: A checkpoint of a run, or an imported one.
-        to: diffusers (a folder for DDPMPipeline.from_pretrained; a UNet on a table of betas), safetensors (weights, and
+        to: diffusers (a folder for DDPMPipeline.from_pretrained; a UNet on a beta schedule), safetensors (weights, and
             config.json to rebuild the model from), onnx (the denoiser: x_t, t to the estimates of data and noise),
             torch_export (the same as a program of PyTorch).  All but the second take any number of examples at once.
         output: Folder for the files.
-        sampler: Another rule than the checkpoint's, as of `sample`; diffusers has DDIM and Ancestral.
-        grid: Another grid of times, such as TrailingGrid.
-        steps: Number of points of the grid.
-        weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
+        sampler: Sampler in place of the checkpoint's, as of `sample`; diffusers has DDIM and Ancestral.
+        grid: Grid of times in place of the sampler's, such as TrailingGrid.
+        steps: Number of grid times.
+        weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         evaluation: evaluation.json of this checkpoint, for the card; None: those in the folder of its run.
-        license: Of the weights, for the card, such as mit; None: not said.
+        license: License of the weights, for the card, such as mit; None: not stated.
     """
     import logging
 
@@ -50,15 +50,15 @@ def export(
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     ckpt_path = checkpoint_at(ckpt_path)
     content, sha256 = read_hashed(ckpt_path)
-    found, data = from_content(content, ckpt_path, weights)
-    model = diffusion_model(found, ckpt_path)
+    module, data = from_content(content, ckpt_path, weights)
+    model = diffusion_model(module, ckpt_path)
     model.requires_grad_(False)
     pipeline = choose(model.live_pipeline(data), sampler, grid, steps)
     results, run = find_results(ckpt_path, sha256, evaluation), find_run(ckpt_path)
     description, steps = content["diffusion_pl"], content.get("global_step")
     description.pop("places", None)  # of this machine
-    told = {"name": ckpt_path.name, "steps": steps}
-    card = model_card(to, pipeline, description, told, sha256, run, results, license)
+    origin = {"name": ckpt_path.name, "steps": steps}
+    card = model_card(to, pipeline, description, origin, sha256, run, results, license)
     call = {"checkpoint": str(ckpt_path), "sha256": sha256, "weights": pipeline.weights, "to": to, "card": card}
     with OutputFolder(output, call) as folder:
         if folder.published is None:

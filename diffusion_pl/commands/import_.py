@@ -49,8 +49,8 @@ def import_(
     """Turn a model of another package into a checkpoint that sample, evaluate, sweep, export and fit take.
 
     Every tensor of the file is used and has the shape that it must have, or nothing is written and the first ten that
-    do not fit are named.  What the file does not tell is assumed as the other package does by default, and printed as
-    options: give the option to change it.  An option that does not apply to the file is refused.
+    do not fit are named.  What the file does not contain is assumed as the other package does by default, and printed
+    as options: give the option to change it.  An option that does not apply to the file is refused.
 
     Args:
         from_: diffusers (folder of UNet2DModel or of a DDPMPipeline), score_sde (checkpoint.pth of score_sde_pytorch:
@@ -59,11 +59,11 @@ def import_(
             guided-diffusion, without resblock_updown).
         path: The folder or file.
         output: The checkpoint to write, such as imported.ckpt.
-        size: Side of the images, or height and width; only diffusers' files tell it.
-        variant: Of score_sde, the process: ddpm (discrete steps), vp, subvp or ve.
-        objective: Of lucidrains, what the network predicts, where the file does not tell.
-        ema_decay: Of lucidrains, the decay of the average, default 0.995.
-        betas: Of openai, the noise schedule of the training.
+        size: Height and width of the images, one number if they are equal; only diffusers' files contain it.
+        variant: Of score_sde, the noise schedule: ddpm (discrete steps), vp, subvp or ve.
+        objective: Of lucidrains, what the network predicts, where the file does not say.
+        ema_decay: Of lucidrains, the decay of the EMA weights, default 0.995.
+        betas: Of openai, the beta schedule of the training.
         steps: Of openai, diffusion_steps, default 1000.
         heads: Of openai and of old releases of lucidrains, attention heads, default 4.
         num_head_channels: Of openai, channels of an attention head, in place of heads.
@@ -84,7 +84,7 @@ def import_(
         fir_kernel: Of score_sde, config.model.fir_kernel, default [1,3,3,1].
         dropout: Of score_sde and openai, dropout of the training, default 0.1 and 0.
         snr: Of score_sde, config.sampling.snr of the corrector of ve, default 0.16.
-        data: The data that the model is of, such as Folder; its options as --data.path.  None: CIFAR10 for 3x32x32,
+        data: Data of the model, such as Folder; its options as --data.path.  None: CIFAR10 for 3x32x32,
             else a Folder named pictures, which evaluate looks for.
         trust_pickle: Read a file that holds more than tensors and plain values.  Such a file can run any code: only
             of people you trust.
@@ -121,11 +121,11 @@ def _check_options(options: dict[str, Any], output: Path) -> None:
 
 def _print_summary(path: Path, foreign: "Foreign", data: str, output: Path) -> None:
     """Say what was read from `path` and written to `output`; data: the data module of the checkpoint, in words."""
-    network, process = (foreign.model[part]["class_path"].rpartition(".")[2] for part in ("network", "schedule"))
+    network, schedule = (foreign.model[part]["class_path"].rpartition(".")[2] for part in ("network", "schedule"))
     shape = "x".join(map(str, foreign.shape))
     count = sum(tensor.numel() for tensor in foreign.raw.values())
     kept = ["raw", *(f"ema:{decay}" for decay in foreign.averages)]
-    print(f"{path}: {network} of {shape} under {process}, {count:,} numbers, weights {' and '.join(kept)}")
+    print(f"{path}: {network} of {shape} under {schedule}, {count:,} numbers, weights {' and '.join(kept)}")
     for note in foreign.notes:
         print(f"  note: {note}")
     print(f"  data: {data}")

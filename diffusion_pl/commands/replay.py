@@ -8,16 +8,16 @@ SHOWN = 10  # parameters and examples
 def replay(
     dump: Path, precision: str | None = None, accelerator: str | None = None, detect_anomaly: bool = False
 ) -> None:
-    """Do the step of a dump once more, and say where its numbers go wrong.
+    """Repeat the step of a dump, and print where its values stop being finite.
 
     A run that `guard` stopped leaves a dump in its folder, runs/RUN/dumps; nothing else is needed.  On the same device
     and in the same precision the step is the same to the last bit; the exit status is 1 if it is not.
 
     Args:
-        dump: The file.
-        precision: Another than the run's, such as 32-true or bf16-mixed, to see whether it is to blame.
-        accelerator: Another than the run's, such as cpu.
-        detect_anomaly: Let torch name the operation whose gradient is not a number.
+        dump: File of the dump, or folder of the run.
+        precision: Precision in place of the run's, such as 32-true or bf16-mixed, to see whether it is the cause.
+        accelerator: Accelerator in place of the run's, such as cpu.
+        detect_anomaly: Let torch name the operation whose gradient is NaN.
     """
     import math
 
@@ -28,17 +28,17 @@ def replay(
 
     quiet()
     content = read_dump(dump)
-    about = content["dump"]
-    accelerator = accelerator or about["accelerator"]
+    step = content["dump"]
+    accelerator = accelerator or step["accelerator"]
     device_of(accelerator)
-    precision = precision or about["precision"]
-    several = len(about["ranks"]) > 1 or any(len(share["batches"]) > 1 for share in about["ranks"])
-    processes = f", {about['world_size']} processes" if about["world_size"] > 1 else ""
-    print(f"{dump}: step {about['step']}, {precision} on {accelerator}{processes}")
+    precision = precision or step["precision"]
+    several = len(step["ranks"]) > 1 or any(len(share["batches"]) > 1 for share in step["ranks"])
+    processes = f", {step['world_size']} processes" if step["world_size"] > 1 else ""
+    print(f"{dump}: step {step['step']}, {precision} on {accelerator}{processes}")
 
     shares = []
     same = True
-    for share in about["ranks"]:
+    for share in step["ranks"]:
         shares.append(replay_share(content, dump, share["rank"], precision, accelerator, detect_anomaly))
         for k, (now, then) in enumerate(zip(shares[-1].losses, share["losses"], strict=True)):
             same &= now == then or (math.isnan(now) and math.isnan(then))
@@ -53,7 +53,7 @@ def replay(
         print(f"backward     {anomaly}")
     if not anomalies:
         names = list(dict.fromkeys(name for s in shares for name in s.not_finite))
-        same &= set(names) == set(about["not_finite"])
+        same &= set(names) == set(step["not_finite"])
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         print(
             f"gradients    {len(names)} parameters' not finite{': ' if names else ''}{', '.join(names[:SHOWN])}{more}"

@@ -1,4 +1,4 @@
-"""python -m diffusion_pl restore: pictures of which only a part is known."""
+"""python -m diffusion_pl restore: images of which only a part is known."""
 
 from collections.abc import Callable
 from functools import partial
@@ -35,30 +35,30 @@ def restore(
     weights: str = "ema",
     accelerator: str = "auto",
 ) -> None:
-    """Fill in what is missing of pictures with samples of a model that was never trained for it.
+    """Fill in the missing parts of images with samples of a model that was never trained for it.
 
-    The picture is spoiled by the task (masked, made gray, or averaged over blocks), and restored `num_samples` times.
-    In grid.png each row begins with the picture and what was kept of it.
+    The task degrades the image (masks it, makes it gray, or averages it over blocks), and it is restored `num_samples`
+    times.  In grid.png each row begins with the image and what was kept of it.
 
     Args:
-        ckpt_path: A checkpoint of a run on pictures.
-        path: A picture or a folder of them, whole or spoiled.
+        ckpt_path: A checkpoint of a run on images.
+        path: An image or a folder of them, whole or degraded.
         task: inpaint what the mask does not keep; colorize from the mean of the channels; upscale from blocks.
-        mask: Picture that is white where pixels are known; None: the left half.
-        factor: Side of the blocks for upscale.
+        mask: Image that is white where pixels are known; None: the left half.
+        factor: Height and width of the blocks for upscale, in pixels.
         method: replacement puts the known part, noised, in its place at every time; gradient pulls the estimate of the
-            picture towards what is known, and differentiates the network.
+            image towards what is known, and differentiates the network.
         repeats: For replacement, how often each step is taken back and again, so that both parts agree ("RePaint"); 10
             is usual.
         scale: For gradient, its factor.
-        num_samples: For each picture.
+        num_samples: Number of samples of each image.
         output: Folder for the files.
-        seed: Of the samples.
-        sampler: Another rule than the checkpoint's; with --method replacement a stochastic one, such as Ancestral.
-        grid: Another grid of times.
-        steps: Number of points of the grid; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
+        seed: Seed of the samples, at least 0.
+        sampler: Sampler in place of the checkpoint's; with --method replacement a stochastic one, such as Ancestral.
+        grid: Grid of times in place of the sampler's.
+        steps: Number of grid times; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
         cond: Condition, as --cond.label 3 or --cond.label NAME; None: of any class.
-        weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
+        weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
     """
     if seed < 0:

@@ -39,31 +39,31 @@ def sample(
 ) -> None:
     """Draw samples from a checkpoint and write them in the units of its data.
 
-    Points become samples.csv (with a header) and samples.png; pictures a PNG each, and grid.png; samples.json says how
-    they were made.  Sample i is the same to the last bit whatever the number of samples, batches and processes; of a
-    model of classes the samples have the labels of all classes in turn, unless --cond.label is given.  A call that was
-    interrupted goes on where it stopped when it is repeated.
+    Points are saved to samples.csv (with a header) and samples.png; images to a PNG each, and grid.png; samples.json
+    says how they were made.  Sample i is the same to the last bit for any number of samples, batches and processes; of
+    a model with classes the samples have the labels of all classes in turn, unless --cond.label is given.  A call that
+    was interrupted continues where it stopped when it is repeated.
 
     Args:
         ckpt_path: A checkpoint of a run; it says which model, data and sampler it belongs to.
-        num_samples: How many; None: 1,000 points or 64 pictures.
+        num_samples: Number of samples; None: 1,000 points or 64 images.
         output: Folder for the files.
-        seed: Of the samples.
-        sampler: Another rule than the checkpoint's, such as DPMpp; its own options as --sampler.order 3.
-        grid: Another grid of times, such as KarrasGrid; its own options as --grid.rho 7.
-        steps: Number of points of the grid; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
-        scale: Guidance w: of the label (1 is the plain model), of --classifier, or away from --weak.
+        seed: Seed of the samples, at least 0.
+        sampler: Sampler in place of the checkpoint's, such as DPMpp; its own options as --sampler.order 3.
+        grid: Grid of times in place of the sampler's, such as KarrasGrid; its own options as --grid.rho 7.
+        steps: Number of grid times; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
+        scale: Guidance scale w: of the label (1 is the plain model), of --classifier, or away from --weak.
         cond: Condition of all samples, as --cond.label 3 or --cond.label NAME.
         classifier: Checkpoint of a classifier of noisy data, for classifier guidance.
         weak: Checkpoint of a weaker model of the same data, for autoguidance.
-        latents: File that `encode` wrote, to begin from instead of noise.
+        latents: File that `encode` wrote, to start from instead of noise.
         data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true.
-        weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
-        npz: Write pictures or points as one array, samples.npz.
-        film: Also write film.gif, the way of the first samples from noise, and path.npz with t, x and x_0 along it.
-        batch_size: How many between two savings; at once as many are drawn as always, or rounding would differ.
+        weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        npz: Write images or points as one array, samples.npz.
+        film: Also write film.gif, the first samples from noise to data, and path.npz with t, x and x_0 along the way.
+        batch_size: Number of samples between two savings; the number drawn at once stays, so that rounding does.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
-        devices: On how many of them, a process each.
+        devices: Number of devices, a process each.
     """
     check_counts(num_samples=num_samples, batch_size=batch_size, steps=steps, devices=devices)
     if seed < 0:

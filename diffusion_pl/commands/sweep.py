@@ -29,25 +29,25 @@ def sweep(
     weights: str = "ema",
     accelerator: str = "auto",
 ) -> None:
-    """Compare samplers at equal numbers of evaluations, from the same latents.
+    """Compare samplers at equal numbers of function evaluations (NFE), from the same latents.
 
-    For each: the evaluations it took (at most as many as asked for; AdaptiveODE takes what it needs), seconds, the
-    sliced Wasserstein distance of its samples to the training data (where these are at hand), and the root-mean-square
-    distance to the exact solution of the ODE from the same latents (which of a stochastic sampler says nothing).
+    For each: the NFE it took (at most as many as asked for; AdaptiveODE takes what it needs), seconds, the sliced
+    Wasserstein distance of its samples to the training data (if these are not missing), and the root-mean-square
+    distance to the exact solution of the ODE from the same latents (meaningless for a stochastic sampler).
     Writes sweep.csv and sweep.png.
 
     Args:
         ckpt_path: A checkpoint of a run.
         samplers: Names, such as DDIM Heun DPMpp; with options as '{class_path: DPMpp, init_args: {order: 3}}'.
-        nfe: Numbers of evaluations, such as 5 10 20 50.
-        grid: A grid of times, such as KarrasGrid; the number of its points is set for each.  None: equal shares of t.
-        num_samples: For each.
+        nfe: Numbers of function evaluations, such as 5 10 20 50.
+        grid: Grid of times, such as KarrasGrid; its number of times is set for each.  None: equal shares of t.
+        num_samples: Number of samples of each sampler, at least 2.
         output: Folder for the files.
-        seed: Of the latents.
-        scale: Guidance w of a model of classes.
+        seed: Seed of the latents, at least 0.
+        scale: Guidance scale w of a model with classes; 1 is the plain model.
         cond: Condition of all samples, as --cond.label 3 or --cond.label NAME.
         data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true.
-        weights: "ema" (the run's first average), "raw", or "ema:0.999" for one of several averages.
+        weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
     """
     if not samplers or not nfe:
@@ -127,7 +127,7 @@ def _distance(data: "DataModule", fetch: bool) -> "SlicedWasserstein | None":
 
 
 def _draw(pipeline: "Pipeline", n: int) -> tuple["Tensor", int, float]:
-    """n samples: (n, *shape); the evaluations that each took; and the seconds of all."""
+    """n samples: (n, *shape); the NFE that each took; and the seconds of all."""
     import torch
 
     x, taken, begin = [], 0, time.perf_counter()
@@ -159,7 +159,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def points(sampler: Sampler, nfe: int) -> int:
-    """The most grid points that take no more than nfe evaluations; two for a sampler that chooses its own steps."""
+    """The largest number of grid times within an NFE; two for a sampler that chooses its own steps."""
     return 2 if sampler.order == 0 else 1 + (nfe - 1) // sampler.evaluations
 
 
@@ -168,6 +168,6 @@ def name_of(sampler: Sampler) -> str:
     import inspect
 
     parameters = inspect.signature(type(sampler)).parameters
-    given = {name: vars(sampler).get(name, p.default) for name, p in parameters.items() if name != "grid"}
-    told = [f"{k}={v}" for k, v in given.items() if v != parameters[k].default and isinstance(v, (int, float, str))]
-    return type(sampler).__name__ + (f"({', '.join(told)})" if told else "")
+    values = {name: vars(sampler).get(name, p.default) for name, p in parameters.items() if name != "grid"}
+    options = [f"{k}={v}" for k, v in values.items() if v != parameters[k].default and isinstance(v, (int, float, str))]
+    return type(sampler).__name__ + (f"({', '.join(options)})" if options else "")

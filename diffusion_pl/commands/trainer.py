@@ -27,22 +27,22 @@ def run_trainer(args: Sequence[str]) -> None:
     """Run fit, validate, test or predict and say where the run is saved.
 
     Raises:
-        SystemExit: 143 if a signal stopped the run (after saving); 128 and its number if it stopped another command.
+        SystemExit: 143 if a signal stopped the run (after saving); 128 + its number if it stopped another command.
     """
     quiet()
     keep_freed_memory()
     # Squares of tiny gradients are denormal, above all in a warm-up behind layers that start at zero, and the CPU takes
-    # twice as long over an optimizer step of such numbers.  Before any thread is started, since threads inherit it.
+    # twice as long over an optimizer step of such values.  Before any thread is started, since threads inherit it.
     torch.set_flush_denormal(True)
     run = RunFolder()
     if run.inherited or "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     kept = "finished samples are kept. Repeat the command to continue"
-    how = {"fit": "nothing was trained yet", "predict": kept}.get(
+    message = {"fit": "nothing was trained yet", "predict": kept}.get(
         args[0], "nothing is kept. Repeat the command to start over"
     )
     try:
-        with stoppable(how), output_may_break() if args[0] == "fit" else nullcontext(), quiet_threads():
+        with stoppable(message), output_may_break() if args[0] == "fit" else nullcontext(), quiet_threads():
             cli = _run(args[0], args[1:], run)
     finally:
         run.close()
@@ -51,20 +51,20 @@ def run_trainer(args: Sequence[str]) -> None:
         run.discard()
     elif cli.trainer.is_global_zero:
         print(f"run saved to {cli.folder}")
-        found = {
+        outputs = {
             "card": cli.folder / CARD,
             "checkpoint": last_checkpoint(cli.folder),
-            "pictures": cli.folder / "panels",
+            "images": cli.folder / "panels",
         }
-        for what, path in found.items():
+        for name, path in outputs.items():
             if path.exists():
-                print(f"  {what:<10}  {path}")
+                print(f"  {name:<10}  {path}")
         if any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers):
             print(f"  dashboard   tensorboard --logdir {run.root}")
 
 
 def _run(command: str, args: Sequence[str], run: RunFolder) -> DiffusionCLI:
-    """The command itself, and what is to be said when something ends it."""
+    """Run the command, and print how to resume it when something ends it."""
     try:
         with warm_started(args) if command == "fit" else nullcontext(list(args)) as options:
             cli = DiffusionCLI(command, options, run)
@@ -82,24 +82,24 @@ def _run(command: str, args: Sequence[str], run: RunFolder) -> DiffusionCLI:
         else:
             assert run.path is not None
             saved = last_checkpoint(run.path)
-            go_on = f"{saved} is saved. Resume with --ckpt_path {saved}"
-            unheard = getattr(sys.stdout, "broken", False)
-            told = f"stopped; {go_on if saved.is_file() else 'there was nothing to save yet'}"
-            print(told, file=sys.stderr if unheard else sys.stdout)
+            resume = f"{saved} is saved. Resume with --ckpt_path {saved}"
+            broken = getattr(sys.stdout, "broken", False)
+            message = f"stopped; {resume if saved.is_file() else 'there was nothing to save yet'}"
+            print(message, file=sys.stderr if broken else sys.stdout)
         raise SystemExit(143) from None
     except Stopped:
         run.discard()
         raise
     except Exception as error:
         run.discard()
-        go_on = "the last checkpoint is intact. Resume with --ckpt_path last"
+        resume = "the last checkpoint is intact. Resume with --ckpt_path last"
         reason = str(error).partition("\n")[0].split(". ")[0]
         if isinstance(error, RuntimeError) and lost_touch(error):
-            raise ConnectionError(f"lost connection to another process of the run; {go_on} ({reason})") from error
+            raise ConnectionError(f"lost connection to another process of the run; {resume} ({reason})") from error
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise OSError(
                 f"a process that reads data was ended by the system, mostly for want of memory ({reason}). Fix: lower "
-                f"data.init_args.workers or data.init_args.batch_size; {go_on}"
+                f"data.init_args.workers or data.init_args.batch_size; {resume}"
             ) from error
         raise
     return cli
