@@ -1,4 +1,4 @@
-"""What Lightning runs beside the training loop."""
+"""Callbacks that Lightning runs during training, validation and sampling."""
 
 from .description import Description
 from .doctor import Doctor

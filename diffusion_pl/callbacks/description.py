@@ -40,7 +40,7 @@ class Description(LeanCallback):
         if trainer.is_global_zero and not trainer.fast_dev_run:
             folder = Path(trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / "config.yaml").exists():  # else the run goes on, and some loggers refuse other values
+            if not (folder / "config.yaml").exists():  # else the run is resumed, and some loggers refuse other values
                 for logger in trainer.loggers:
                     logger.log_hyperparams(self.config)
             self.save(folder / "config.yaml")
@@ -49,22 +49,22 @@ class Description(LeanCallback):
         checkpoint["diffusion_pl"] = {"version": __version__, **self.config, "places": self._places}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        theirs = checkpoint.get("diffusion_pl")
-        if theirs is None:
+        saved = checkpoint.get("diffusion_pl")
+        if saved is None:
             return
         for path in _MEANING:
-            before, now = (_spelled_out(_at(config, path), pl_module) for config in (theirs, self.config))
+            before, now = (_spelled_out(_at(config, path), pl_module) for config in (saved, self.config))
             difference = first_difference(before, now, path)
             if difference:
                 raise ValueError(
                     f"the checkpoint is of another configuration: {difference}; use the config it was made with"
                 )
         if trainer is not None and trainer.state.fn == "fit":
-            _compare_data(theirs["data"], self.config["data"], getattr(trainer, "datamodule", None), checkpoint)
+            _compare_data(saved["data"], self.config["data"], getattr(trainer, "datamodule", None), checkpoint)
 
 
 def _spelled_out(spec: Any, module: Any) -> Any:
-    """A part of a model with the numbers that its schedule gives: StepIndex is what ScaledTime was for, in 0.1."""
+    """A part of a model with the values that its schedule gives: StepIndex replaces ScaledTime of version 0.1."""
     if not isinstance(spec, dict) or spec.get("class_path") != "diffusion_pl.denoisers.StepIndex":
         return spec
     steps = (spec.get("init_args") or {}).get("steps") or module.schedule.steps
@@ -72,47 +72,50 @@ def _spelled_out(spec: Any, module: Any) -> Any:
 
 
 def places(spec: dict[str, Any], data: Any) -> dict[str, str]:
-    """The options that name files or folders of this machine, as absolute paths: those that are there."""
+    """The options that name existing files or folders of this machine, as absolute paths."""
     given, names = spec.get("init_args") or {}, getattr(data, "paths", ())
-    found = {name: Path(given[name]).expanduser() for name in names if isinstance(given.get(name), str)}
-    return {name: str(path.absolute()) for name, path in found.items() if path.exists()}
+    files = {name: Path(given[name]).expanduser() for name in names if isinstance(given.get(name), str)}
+    return {name: str(path.absolute()) for name, path in files.items() if path.exists()}
 
 
-def _compare_data(theirs: dict[str, Any], ours: dict[str, Any], data: Any, checkpoint: dict[str, Any]) -> None:
-    """Say which options of the data are others than the checkpoint's; its split stays."""
-    if theirs["class_path"] != ours["class_path"]:
-        there, here = (spec["class_path"].rpartition(".")[2] for spec in (theirs, ours))
-        say(f"data: {here} here, {there} in the checkpoint: its scaling, split and class names are not carried over")
+def _compare_data(saved: dict[str, Any], current: dict[str, Any], data: Any, checkpoint: dict[str, Any]) -> None:
+    """Print which options of the data differ from the checkpoint's; its split stays."""
+    if saved["class_path"] != current["class_path"]:
+        saved_class, current_class = (spec["class_path"].rpartition(".")[2] for spec in (saved, current))
+        kinds = f"{current_class} here, {saved_class} in the checkpoint"
+        say(f"data: {kinds}: its scaling, split and class names are not carried over")
         return
-    before, now = (spec.get("init_args") or {} for spec in (theirs, ours))
-    before = {**_defaults(ours), **before} if now else before
-    changed = [name for name in now if name in before and before[name] != now[name]]
+    saved_options, current_options = (spec.get("init_args") or {} for spec in (saved, current))
+    saved_options = {**_defaults(current), **saved_options} if current_options else saved_options
+    changed = [
+        name for name in current_options if name in saved_options and saved_options[name] != current_options[name]
+    ]
     if changed:
-        told = ", ".join(f"{name} is {now[name]}, was {before[name]}" for name in changed)
-        say(f"data: {told} in the checkpoint{'; the split of the checkpoint stays' if 'seed' in changed else ''}")
-    state = checkpoint.get(ours["class_path"].rpartition(".")[2])
+        changes = ", ".join(f"{name} is {current_options[name]}, was {saved_options[name]}" for name in changed)
+        say(f"data: {changes} in the checkpoint{'; the split of the checkpoint stays' if 'seed' in changed else ''}")
+    state = checkpoint.get(current["class_path"].rpartition(".")[2])
     if "seed" in changed and state and "split" not in state:  # of version 0.1, which did not note it
-        data.load_state_dict({**state, "split": {"rule": SHUFFLED, "seed": before["seed"], "grouped": False}})
+        data.load_state_dict({**state, "split": {"rule": SHUFFLED, "seed": saved_options["seed"], "grouped": False}})
 
 
-def first_difference(theirs: Any, ours: Any, path: str) -> str | None:
+def first_difference(saved: Any, current: Any, path: str) -> str | None:
     """Where two plain values first differ, in words; None if nowhere.
 
-    An option that a class did not have yet when the checkpoint was written had there what is its default now.
+    An option that a class did not have yet when the checkpoint was written has its present default there.
     """
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        if "init_args" in ours and theirs.get("class_path") == ours["class_path"]:
-            theirs = {**theirs, "init_args": {**_defaults(ours), **theirs.get("init_args", {})}}
-        for key in sorted(theirs.keys() | ours.keys()):
-            difference = first_difference(theirs.get(key), ours.get(key), f"{path}.{key}")
+    if isinstance(saved, dict) and isinstance(current, dict):
+        if "init_args" in current and saved.get("class_path") == current["class_path"]:
+            saved = {**saved, "init_args": {**_defaults(current), **saved.get("init_args", {})}}
+        for key in sorted(saved.keys() | current.keys()):
+            difference = first_difference(saved.get(key), current.get(key), f"{path}.{key}")
             if difference:
                 return difference
         return None
-    return None if theirs == ours else f"{path} is {theirs} in the checkpoint, {ours} here"
+    return None if saved == current else f"{path} is {saved} in the checkpoint, {current} here"
 
 
 def _defaults(spec: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that a configuration gives a class."""
+    """Defaults of the options that a configuration gives a class."""
     module, _, name = spec["class_path"].rpartition(".")
     known = parameters(getattr(import_module(module), name))
     given = spec["init_args"]

@@ -32,12 +32,12 @@ Checks = dict[str, Iterator[Finding]]
 class Doctor(LeanCallback):
     """Looks at a run before its first step: stops `fit` on errors, prints warnings, and is silent if all is well.
 
-    The command `doctor` prints all that it finds and trains nothing.
+    The command `doctor` prints all findings and trains nothing.
 
     Args:
-        max_kl: largest mismatch accepted between the end of the process and the noise that sampling starts from, nats
-            per dimension.
-        ignore: checks to leave out: prior, data, classes, network, embedding, times, tables, validation, lr, ema,
+        max_kl: largest mismatch accepted between the end of the forward process and the noise that sampling starts
+            from, nats per dimension.
+        ignore: checks to skip: prior, data, classes, network, embedding, times, tables, validation, lr, ema,
             precision, disk, metrics.
     """
 
@@ -48,7 +48,7 @@ class Doctor(LeanCallback):
         if unknown:
             raise ValueError(f"doctor.ignore: there is no check {unknown[0]!r}, there are {', '.join(CHECKS)}")
         self.max_kl, self.ignore = max_kl, list(ignore)
-        self.asked: Any = None  # the precision that the configuration names; Lightning may take another
+        self.asked: Any = None  # the precision of the configuration; Lightning may choose another
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule
@@ -59,11 +59,11 @@ class Doctor(LeanCallback):
         errors = [finding for finding in findings if finding.level == "error"]
         if errors:
             names = ", ".join(dict.fromkeys(finding.name for finding in errors))
-            told = "; and ".join(map(str, errors))
-            raise ValueError(f"{told}; or go on regardless with --doctor.ignore '[{names}]'")
+            messages = "; and ".join(map(str, errors))
+            raise ValueError(f"{messages}; or go on regardless with --doctor.ignore '[{names}]'")
 
     def diagnose(self, trainer: Trainer, module: LightningModule, data: DataModule) -> list[Finding]:
-        """All findings on a run that is not to be; whatever cannot even be read is one of them."""
+        """All findings on a run that will not be trained; data that cannot be read are one of them."""
         findings: list[Finding] = []
         try:
             data.setup("fit")
@@ -76,60 +76,60 @@ class Doctor(LeanCallback):
 
     def examine(self, trainer: Trainer, module: LightningModule, data: Any) -> Iterator[Finding]:
         """The findings of all checks that apply and are not ignored."""
-        found: Checks = {}
+        findings: Checks = {}
         if isinstance(data, DataModule) and isinstance(module, (DiffusionModule, NoisyClassifier)):
-            found |= self._of_model(trainer, module, data)
+            findings |= self._of_model(trainer, module, data)
         if isinstance(data, DataModule):
-            wanted = bool(trainer.limit_val_batches) and bool(trainer.val_check_interval)
+            validates = bool(trainer.limit_val_batches) and bool(trainer.val_check_interval)
             every = trainer.val_check_interval if isinstance(trainer.val_check_interval, int) else None
-            found["validation"] = checks.validation(len(data.part("val")), wanted, every)
+            findings["validation"] = checks.validation(len(data.part("val")), validates, every)
         if isinstance(module, Trainable):
             batch = data.batch_size * trainer.accumulate_grad_batches if isinstance(data, DataModule) else None
-            found |= self._of_run(trainer, module, batch)
+            findings |= self._of_run(trainer, module, batch)
         for name in CHECKS:
-            if name in found:
-                yield from (Finding("fine", name, "ignored"),) if name in self.ignore else found[name]
+            if name in findings:
+                yield from (Finding("fine", name, "ignored"),) if name in self.ignore else findings[name]
 
     def _of_model(self, trainer: Trainer, module: DiffusionModule | NoisyClassifier, data: DataModule) -> Checks:
         parts, schedule = _parts(module), module.schedule
         second_moment, t = data.second_moment(), checks.draw_times(parts.times, schedule)
-        some = data.training_examples(256)
+        examples = data.training_examples(256)
         scale = data.units.value_range, second_moment, parts.sigma_data, data.units.levels
-        found: Checks = {"data": checks.data(some, *scale, of=len(data.part("train")))}
+        findings: Checks = {"data": checks.data(examples, *scale, of=len(data.part("train")))}
         counts = data.class_counts if "label" in data.conditions else None
-        found["classes"] = checks.classes(counts, class_names(data.conditions))
+        findings["classes"] = checks.classes(counts, class_names(data.conditions))
         if not {"network", "embedding"} <= set(self.ignore):
-            seen, shape = _probe(trainer, module, parts, data, t)
-            found["network"] = checks.network(seen, shape)
-            found["embedding"] = checks.embedding(seen.embedding, parts.noise_input, schedule, t, module.device)
+            result, shape = _probe(trainer, module, parts, data, t)
+            findings["network"] = checks.network(result, shape)
+            findings["embedding"] = checks.embedding(result.embedding, parts.noise_input, schedule, t, module.device)
         if isinstance(module, DiffusionModule):
             grid, sampler = module.sampler.grid(schedule), type(module.sampler).__name__
-            found["prior"] = checks.prior(schedule, second_moment, float(grid[0]), sampler, self.max_kl)
-            found["times"] = checks.times(schedule, t, grid, second_moment, self.max_kl)
-            found["tables"] = checks.tables(_lengths(trainer, module))
-        return found
+            findings["prior"] = checks.prior(schedule, second_moment, float(grid[0]), sampler, self.max_kl)
+            findings["times"] = checks.times(schedule, t, grid, second_moment, self.max_kl)
+            findings["tables"] = checks.tables(_lengths(trainer, module))
+        return findings
 
     def _of_run(self, trainer: Trainer, module: Trainable, batch: int | None) -> Checks:
         parameters: list[Tensor] = list(module.trained_parameters().values())
         optimizer = module.optimizer_factory(parameters)
         decays = [1 - average.rate(LONG, batch) for average in module.averages.tracked]
-        asked, clips = str(self.asked), bool(trainer.gradient_clip_val)
+        requested, clips = str(self.asked), bool(trainer.gradient_clip_val)
         needed = any(isinstance(c, GenerationMetrics) and c.extractor is None for c in trainer.callbacks)
-        found: Checks = {
-            "precision": checks.precision(trainer.precision, asked, optimizer, clips, decays),
+        findings: Checks = {
+            "precision": checks.precision(trainer.precision, requested, optimizer, clips, decays),
             "lr": _learning_rate(module, optimizer, trainer.max_steps),
             "metrics": checks.metrics(needed, URL, checks.unreachable),
         }
         if not trainer.fast_dev_run:
-            found["ema"] = checks.ema(decays, trainer.max_steps)
+            findings["ema"] = checks.ema(decays, trainer.max_steps)
             if trainer.checkpoint_callbacks:
-                found["disk"] = checks.disk(Path(trainer.default_root_dir), parameters, len(decays), optimizer)
-        return found
+                findings["disk"] = checks.disk(Path(trainer.default_root_dir), parameters, len(decays), optimizer)
+        return findings
 
 
 class Parts(NamedTuple):
-    """What a model of any kind has: the law of its times, how its network is told them, the scale that the network's
-    input is made for, how it is called, and the shape that it makes of an example."""
+    """What a model of any kind has: its timestep distribution, the noise input of its network, the scale that the
+    network's input is made for, a call of the network, and the output shape of one example."""
 
     times: TimeSampler
     noise_input: NoiseInput
@@ -159,9 +159,9 @@ def _probe(
     trainer: Trainer, module: DiffusionModule | NoisyClassifier, parts: Parts, data: DataModule, times: Tensor
 ) -> tuple[checks.Probe, tuple[int, ...]]:
     """A pass of two training examples at t = ½, with the size of the output at the ends of training's times, and the
-    shape that the output is to have."""
+    expected shape of the output."""
     stored, change = data.part("train").__getitems__(torch.arange(min(2, len(data.part("train"))))), data.augmentation
-    if change is not None:  # for what it tells the network; the numbers must not be training's
+    if change is not None:  # for the conditions that it adds; its random draws must not be training's
         stored = change(stored, torch.full((len(stored["x"]), change.draws), 0.5))
     batch = {name: value.to(module.device) for name, value in data.on_after_batch_transfer(stored, 0).items()}
     x_0 = batch.pop("x")
@@ -175,18 +175,18 @@ def _probe(
         return call, parts.noise_input(module.schedule, t, kernel).flatten()
 
     with module.evaluation(raw=True), trainer.precision_plugin.forward_context():
-        seen = checks.probe(module.network, *pass_at(0.5))
+        result = checks.probe(module.network, *pass_at(0.5))
         sizes = {}
-        for time in (float(times.min()), float(times.max())) if seen.output is not None else ():
+        for time in (float(times.min()), float(times.max())) if result.output is not None else ():
             call, c_noise = pass_at(time)
             output = checks.probe(module.network, call, c_noise).output
             if output is not None:
                 sizes[float(c_noise[0])] = float(output.float().square().mean().sqrt())
-    return seen._replace(sizes=sizes), (len(x_0), *parts.shape)
+    return result._replace(sizes=sizes), (len(x_0), *parts.shape)
 
 
 def _learning_rate(module: Trainable, optimizer: Optimizer, max_steps: int) -> Iterator[Finding]:
-    """The check of the learning rates of the first steps of a run, by an optimizer that takes none."""
+    """The check of the learning rates of the first steps of a run; the optimizer takes no step."""
     group, rates, steps = optimizer.param_groups[0], [], max_steps if max_steps > 0 else TRIED
     own = float(group["lr"])
     if module.lr_scheduler_factory is not None:
@@ -203,7 +203,7 @@ def _learning_rate(module: Trainable, optimizer: Optimizer, max_steps: int) -> I
 
 
 def _lengths(trainer: Trainer, module: DiffusionModule) -> dict[str, int]:
-    """Who counts how many steps of a table, by a number of its own."""
+    """The number of steps of a beta schedule that each part of the run has as an option of its own."""
     schedule, loss = module.schedule, module.loss
     lengths: dict[str, int | None] = {type(schedule).__name__: schedule.steps}
     if isinstance(loss, DenoisingLoss):

@@ -1,4 +1,4 @@
-"""All that a training step was made of, in a file: from it the step can be done once more, to the last bit.
+"""Everything that a training step was computed from, in a file: with it the step can be repeated to the last bit.
 
 Randomness is a function of (seed, batch, rank), see `training.step_noise`, so no generator's state is needed.
 """
@@ -23,8 +23,8 @@ def write_dump(
     Args:
         trainer: with the step's gradients in place.
         pl_module: what is trained.
-        batches: of this process in this step, as the training step got them, each with its number over the run.
-        losses: what the backward pass began with, of each.
+        batches: of this process in this step, as the training step got them, each with its index over the run.
+        losses: of each batch, what the backward pass started from.
 
     Returns:
         The file.
@@ -52,7 +52,7 @@ def write_dump(
 
 
 def _content(trainer: Trainer, pl_module: LightningModule, shares: list[Any]) -> dict[str, Any]:
-    """Laid out as a checkpoint, so that the same functions read it."""
+    """In the format of a checkpoint, so that the same functions read it."""
     content: dict[str, Any] = {
         "state_dict": {name: value.detach().cpu() for name, value in pl_module.state_dict().items()},
         "dump": {
@@ -77,7 +77,7 @@ def _content(trainer: Trainer, pl_module: LightningModule, shares: list[Any]) ->
 
 
 def loss_value(trainer: Trainer, loss: Tensor) -> float:
-    """The training step's loss from what the backward pass begins with: scaled in float16, divided by accumulation."""
+    """The training step's loss from what the backward pass starts from: scaled in float16, divided by accumulation."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return loss.item() * trainer.accumulate_grad_batches / (1 if scaler is None else scaler.get_scale())
 

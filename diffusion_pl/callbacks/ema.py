@@ -1,4 +1,4 @@
-"""Which averages of the weights a run keeps."""
+"""Which EMA weights a run keeps."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from ..training import Average, ConstantDecay, HalfLife, LeanCallback, Trainable
 
 
 class EMA(LeanCallback):
-    """Lets the module keep averages θ̄ ← d θ̄ + (1 − d) θ of all that it learns, several at once.
+    """Lets the module keep EMA weights θ̄ ← d θ̄ + (1 − d) θ of all trained parameters, several at once.
 
-    An average is given by its decay d in a step, or by its half-life in examples, which means the same for any batch:
+    An average has a decay d per step, or a half-life in examples, which means the same for any batch size:
     d = ½^(batch / half-life).
 
     Warm-up, so that the random start is forgotten: at update n the decay is at most (1 + n)/(10 + n), that of a
-    half-life at most ½^(1/(ramp_up n)).  The first average, decays before half-lives, stands in for the weights in
+    half-life at most ½^(1/(ramp_up n)).  The first average, decays before half-lives, replaces the weights in
     validation, test and panels; before its first update nothing is swapped.  A checkpoint's state_dict always holds
     the raw weights, its entry "averages" the averages.
 
@@ -23,7 +23,7 @@ class EMA(LeanCallback):
     Args:
         decays: d of each average; empty: none.
         half_lives: of further averages, in examples; 500,000 in EDM.
-        ramp_up: no half-life is longer than this fraction of what the run has seen.
+        ramp_up: no half-life is longer than this fraction of the examples seen so far.
     """
 
     def __init__(

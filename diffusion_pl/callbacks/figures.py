@@ -1,4 +1,4 @@
-"""Figures of samples, chosen by what the data are: grids of images, scatter plots of points."""
+"""Figures of samples, by the kind of data: grids of images, scatter plots of points."""
 
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def _columns(data: DataModule) -> int | None:
 
 
 def _known(data: DataModule, like: NDArray[Any]) -> NDArray[Any]:
-    """Training points in the user's units, (N, D); none if the data were not read."""
+    """Training points in the user's units, (N, D); N = 0 if the data were not read."""
     if not data.loaded:
         return like[:0]
     return data.stored(torch.arange(len(data.part("train"))))["x"].numpy()

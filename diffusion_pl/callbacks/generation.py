@@ -19,12 +19,12 @@ from .measurement import Measurement
 class GenerationMetrics(Measurement):
     """Samples against the data every few steps and at the end, of the EMA weights.
 
-    Every process draws whole blocks of the same sequence of samples and features of its share of the data; moments are
-    summed in float64, so the values are those of one process.  The tags give the number of samples and the weights,
-    such as fid_n1000/ema0.999, which ModelCheckpoint and EarlyStopping can monitor.
+    Every process draws whole blocks of the same sequence of samples, and computes features of its share of the data;
+    moments are summed in float64, so the values are those of one process.  The tags give the number of samples and the
+    weights, such as fid_n1000/ema0.999, which ModelCheckpoint and EarlyStopping can monitor.
 
     Args:
-        every_n_steps: optimizer steps between two evaluations.
+        every_n_steps: optimizer steps between two measurements.
         num_samples: at least 2; the same samples as those of `evaluate`.
         metrics: of fid, is, kid, prc.
         extractor: network of features, see diffusion_pl.metrics; None: InceptionV3.
@@ -74,13 +74,13 @@ class GenerationMetrics(Measurement):
             for k, batch in enumerate(data.batches(self.split, 64)):
                 if k % world == rank:
                     features.add(self._reference, features(batch["x"]), 64 * k)
-        ours = self._empty(features, pipeline)
+        generated = self._empty(features, pipeline)
         for k in range(rank, -(-self.num_samples // size), world):
             with trainer.precision_plugin.forward_context():
                 x = pipeline.samples(range(k * size, (k + 1) * size)).x_0.float()
-            features.add(ours, features(x)[: self.num_samples - k * size], k * size)
-        measured = scores(self.metrics, ours, self._reference, features)
-        bad: Any = trainer.strategy.reduce(ours.bad.clone(), reduce_op="sum")
+            features.add(generated, features(x)[: self.num_samples - k * size], k * size)
+        measured = scores(self.metrics, generated, self._reference, features)
+        bad: Any = trainer.strategy.reduce(generated.bad.clone(), reduce_op="sum")
         values = {f"{name}_n{self.num_samples}": float(score["value"]) for name, score in measured.items()}
         return values | {f"not_finite_n{self.num_samples}": float(bad)}
 

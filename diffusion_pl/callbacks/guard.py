@@ -1,4 +1,4 @@
-"""Numbers that go wrong while a model learns: steps that are not finite are left out, spikes are told."""
+"""Losses and gradients that are not finite: such steps are skipped; spikes of the gradient norm are reported."""
 
 import math
 from bisect import bisect_left, insort
@@ -22,21 +22,21 @@ WINDOW = 100  # steps: of the running median, and between two lines about the sa
 
 
 class Guard(LeanCallback):
-    """Looks before every optimizer step whether loss and gradients are finite.
+    """Checks before every optimizer step whether loss and gradients are finite.
 
-    A step that is not is left out: weights, buffers, the optimizer's moments and its count stay as they are, to the
-    last bit; only the learning rate and the number of the step go on.  After `stop_after` such steps in a row the run
-    ends, and runs/RUN/dumps/step-N.ckpt holds what `python -m diffusion_pl replay` needs to do that step once more.
+    A step that is not is skipped: weights, buffers, the optimizer's moments and its count stay as they are, to the last
+    bit; only the learning rate and the step count advance.  After `stop_after` such steps in a row the run ends, and
+    runs/RUN/dumps/step-N.ckpt holds what `python -m diffusion_pl replay` needs to repeat that step.
 
-    In float16 the gradients of some steps overflow until the scale of the loss is right.  The scaler leaves those out
-    itself; they are counted apart, and end the run only when the scale has fallen below 1.
+    In float16 the gradients of some steps overflow until the scale of the loss is right.  The scaler skips those
+    itself; they are counted separately, and end the run only when the scale has fallen below 1.
 
     Logged: gradient_norm/raw (before clipping), guard/skipped_steps, guard/spikes, in float16 scaler/scale and
     scaler/skipped_steps.
 
     Args:
-        stop_after: how many steps in a row may be left out before the run ends.
-        spike: a gradient norm larger than this many times the median of the last 100 steps is told and counted.
+        stop_after: number of skipped steps in a row after which the run ends, at least 1.
+        spike: a gradient norm larger than this many times the median of the last 100 steps is reported and counted.
     """
 
     state_key = "Guard"
@@ -49,14 +49,14 @@ class Guard(LeanCallback):
         self.stop_after, self.spike = stop_after, spike
         self.skipped = self.in_a_row = self.spikes = self.scaler_skipped = 0
         self._norms = RunningMedian(WINDOW)
-        self._told: dict[str, int] = {}  # at which step a line of each kind was last printed
-        self._batches: list[tuple[int, Any]] = []  # with their numbers, and the losses: of the step under way
+        self._reported_at: dict[str, int] = {}  # step at which a line of each kind was last printed
+        self._batches: list[tuple[int, Any]] = []  # with their indices, and the losses: of the current step
         self._losses: list[Tensor] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Trainable)
         self._parameters = [p for p in pl_module.trained_parameters().values() if p.requires_grad]
-        # Squares of large numbers of the narrow types are summed in a wider one.
+        # Squares of large values of the narrow types are summed in a wider one.
         self._dtype = torch.float64 if any(p.dtype == torch.float64 for p in self._parameters) else torch.float32
         self._buffers = Buffers(pl_module)
         self._world_size = trainer.world_size
@@ -95,9 +95,9 @@ class Guard(LeanCallback):
             if self.in_a_row >= self.stop_after:
                 steps = f"{self.in_a_row} steps in a row" if self.in_a_row > 1 else "one step"
                 self._stop(trainer, pl_module, batches, losses, f"{what} not finite in {steps}, at last in step {step}")
-            self._tell(trainer, "skip", f"{what} not finite: the step is left out ({self.skipped} so far)")
+            self._report(trainer, "skip", f"{what} not finite: the step is left out ({self.skipped} so far)")
             if scaled:
-                self._scaler.unscale_(optimizer)  # else it would miss its own look at the gradients
+                self._scaler.unscale_(optimizer)  # else it would miss its own check of the gradients
             for p in self._parameters:
                 p.grad = None
             self._buffers.restore()
@@ -112,25 +112,25 @@ class Guard(LeanCallback):
         """Whether the losses are finite, and the norm of all gradients: the same on all processes."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         values = torch.stack([*norms(gradients, self._dtype), *losses] if gradients else [*losses])
-        if self._world_size > 1:  # each has a loss of its own, and none may leave a step out alone
+        if self._world_size > 1:  # each has a loss of its own, and none may skip a step alone
             values = trainer.strategy.reduce(values, reduce_op="mean")
-        found = values.tolist()  # the one time that the device is waited for
-        return all(map(math.isfinite, found[len(gradients) :])), math.hypot(*found[: len(gradients)])
+        numbers = values.tolist()  # the only synchronization with the device
+        return all(map(math.isfinite, numbers[len(gradients) :])), math.hypot(*numbers[: len(gradients)])
 
     def _compare(self, trainer: Trainer, norm: float) -> None:
-        """Tell and count a spike."""
+        """Report and count a spike."""
         median = self._norms.median
         if median is not None and norm > self.spike * median:
             self.spikes += 1
             ratio = f"{norm / median:.0f} times" if median else "far from"
             text = f"gradient norm {norm:.3g}, {ratio} the median of the last {WINDOW} ({self.spikes} spikes so far)"
-            self._tell(trainer, "spike", text)
+            self._report(trainer, "spike", text)
         self._norms.add(norm)
 
-    def _tell(self, trainer: Trainer, kind: str, text: str) -> None:
+    def _report(self, trainer: Trainer, kind: str, text: str) -> None:
         step = trainer.global_step
-        if trainer.is_global_zero and step - self._told.get(kind, -WINDOW) >= WINDOW:
-            self._told[kind] = step
+        if trainer.is_global_zero and step - self._reported_at.get(kind, -WINDOW) >= WINDOW:
+            self._reported_at[kind] = step
             tqdm.write(f"step {step}: {text}")
 
     def _stop(
@@ -164,29 +164,29 @@ class Guard(LeanCallback):
 
 
 class RunningMedian:
-    """Median of the last `size` numbers: a sorted list beside the queue, so that a number costs two bisections."""
+    """Median of the last `size` values: a sorted list next to the queue, so that a value costs two bisections."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.queue: deque[float] = deque()
         self._sorted: list[float] = []
 
-    def add(self, number: float) -> None:
+    def add(self, value: float) -> None:
         if len(self.queue) == self.size:
             del self._sorted[bisect_left(self._sorted, self.queue.popleft())]
-        self.queue.append(number)
-        insort(self._sorted, number)
+        self.queue.append(value)
+        insort(self._sorted, value)
 
     @property
     def median(self) -> float | None:
-        """None until there are `size` numbers."""
+        """None until there are `size` values."""
         if len(self.queue) < self.size:
             return None
         return (self._sorted[(self.size - 1) // 2] + self._sorted[self.size // 2]) / 2
 
 
 class Buffers:
-    """A module's buffers as they were before the step under way; most never change, which torch's version tells."""
+    """A module's buffers as they were before the current step; most never change, as torch's version counter shows."""
 
     def __init__(self, module: nn.Module) -> None:
         self.buffers = list(module.buffers())

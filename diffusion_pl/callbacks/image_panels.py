@@ -23,9 +23,9 @@ class ImagePanels(LeanCallback):
     """Panels of images, as files in the run's folder and in the loggers; each says which weights it shows.
 
     During training: samples, always from the same latents, one row for each class if there are classes; those of the
-    raw weights beside the EMA weights' while the average is young.  Mean and deviation of each channel are logged
-    beside the data's, and constant samples are counted.  At the start the forward process of some images; at the end a
-    film of x_t and of the estimate x̂_0 from noise to samples, and samples beside their nearest training images, with
+    raw weights next to the EMA weights' while the average is young.  Mean and deviation of each channel are logged next
+    to the data's, and constant samples are counted.  At the start the forward process of some images; at the end a film
+    of x_t and of the estimate x̂_0 from noise to samples, and samples above their nearest training images, with
     their distance relative to that of held-out images (memorisation).
 
     Args:
@@ -97,7 +97,7 @@ class ImagePanels(LeanCallback):
         classes = len(_classes(pipeline)) or 1
         rows = min(classes, MOST_ROWS)
         columns = max(1, -(-count // rows))
-        # Sample i has class number i of pipeline.classes(), over and over.
+        # Sample i has class i of pipeline.classes(), in turn.
         indices = [column * classes + row for row in range(rows) for column in range(columns)]
         if self.sampler is not None:
             pipeline = pipeline.with_sampler(self.sampler)
@@ -189,7 +189,7 @@ def _classes(pipeline: Pipeline) -> list[int]:
 
 
 def _class_names(pipeline: Pipeline) -> list[str]:
-    """Their names, at most 20 characters each, or their numbers."""
+    """Their names, at most 20 characters each, or their indices."""
     names = pipeline.conditions["label"].names if "label" in pipeline.conditions else ()
     return [names[k][:20] if names else str(k) for k in _classes(pipeline)]
 

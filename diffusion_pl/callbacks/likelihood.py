@@ -17,12 +17,12 @@ class Likelihood(Measurement):
     """−log p per dimension of held-out data, every few steps, at the end and in `test`, of the EMA weights.
 
     The tags give the unit, the number of examples and the weights, such as bits_per_dim_n256/ema0.999, which
-    ModelCheckpoint and EarlyStopping can monitor; beside it the standard error and the evaluations of an example.
-    Continuous data have nats_per_dim instead, in model units.  Examples, noise and probes are always the same, shared
-    out to all processes in blocks: the values are those of `evaluate --metrics nll`, on any number of processes.
+    ModelCheckpoint and EarlyStopping can monitor; the standard error and the NFE of an example are logged as well.
+    Continuous data have nats_per_dim instead, in model units.  Examples, noise and probes are always the same,
+    divided among all processes in blocks: the values are those of `evaluate --metrics nll`, on any number of processes.
 
     Args:
-        every_n_steps: optimizer steps between two evaluations.
+        every_n_steps: optimizer steps between two measurements.
         examples: the first so many of the split.
         split: of the data; `test` takes its own.
         estimator: how it is integrated; None: FlowLikelihood().
@@ -70,9 +70,9 @@ class Likelihood(Measurement):
         # Every example in its own place, so that the mean is that of one process to the last bit.
         rows: Any = torch.zeros(n, 2, dtype=torch.float64, device=pipeline.device)
         for k in range(trainer.global_rank, -(-n // source.block), trainer.world_size):
-            numbers, values = source.rows_of(k)
-            kept = numbers < n
-            rows[numbers[kept]] = values[kept].to(rows)
+            indices, values = source.rows_of(k)
+            kept = indices < n
+            rows[indices[kept]] = values[kept].to(rows)
         rows = trainer.strategy.reduce(rows, reduce_op="sum")
         result = likelihood_result(rows.cpu().numpy(), unit_of(data), {}, {})
         name = result.unit.replace("/", "_per_")

@@ -83,13 +83,13 @@ def report(trainer: Trainer, values: dict[str, float]) -> None:
 
 
 def judge_fresh_values(trainer: Trainer) -> None:
-    """Let ModelCheckpoint and EarlyStopping judge by a value only at the step at which it was measured.
+    """Let ModelCheckpoint and EarlyStopping compare a value only at the step at which it was measured.
 
-    Lightning takes whatever was measured last: it files a checkpoint under the value of older weights, counts one value
+    Lightning takes the last measurement: it files a checkpoint under the value of older weights, counts one value
     several times as no improvement, and ends the run where there is none yet.
     """
     if not any(isinstance(callback, _Noting) for callback in trainer.callbacks):
-        trainer.callbacks.insert(0, _Noting())  # before those that judge
+        trainer.callbacks.insert(0, _Noting())  # before those that monitor a value
     for callback in trainer.callbacks:
         if isinstance(callback, (ModelCheckpoint, EarlyStopping)) and callback.monitor is not None:
             judge_through(callback, _judge_if_fresh, callback, callback.monitor)

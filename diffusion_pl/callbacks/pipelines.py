@@ -18,7 +18,7 @@ def averaged_pipeline(trainer: Trainer, module: LightningModule, *, raw: bool = 
 
 
 def check_model(callback: str, module: LightningModule) -> None:
-    """Raise ValueError if a module has no samples, which a callback needs."""
+    """Raise ValueError if a module is no diffusion model, which a callback needs."""
     if not isinstance(module, DiffusionModule):
         kind = type(module).__name__
         raise ValueError(f"{callback} needs a diffusion model, got a {kind}: take it out of trainer.callbacks")

@@ -18,8 +18,8 @@ from .pipelines import averaged_pipeline, check_model
 class PointPanels(LeanCallback):
     """Panels of points, as PNG files in the run's folder and in the loggers; each says which weights it shows.
 
-    During training: samples, always from the same latents, beside the data.  At the end also the forward process, the
-    learned field beside the exact one of the training points, trajectories and the schedule.
+    During training: samples, always from the same latents, next to the data.  At the end also the forward process, the
+    learned field next to the exact one of the training points, trajectories and the noise schedule.
 
     Args:
         every_n_steps: optimizer steps between two sample panels.

@@ -99,7 +99,7 @@ class StepProgress(LeanCallback, ProgressBar):
         metrics = self.get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         self._bar.n = trainer.global_step
-        # The end of a line is cut off in a narrow terminal: what tells most comes first.
+        # The end of a line is cut off in a narrow terminal: the most important value comes first.
         metrics = dict(sorted(metrics.items(), key=lambda item: not item[0].startswith("val_loss")))
         self._bar.set_postfix(metrics, refresh=False)
         self._bar.refresh()

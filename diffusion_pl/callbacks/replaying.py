@@ -1,4 +1,4 @@
-"""A training step done once more, from a dump of `Guard`: what in it is not finite, and where that begins."""
+"""A training step repeated from a dump of `Guard`: which of its values are not finite, and which was the first."""
 
 import warnings
 from collections.abc import Iterator
@@ -28,12 +28,12 @@ class Example(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """What was found in a process's share of a step."""
+    """The result of a process's share of a step."""
 
     losses: list[float]  # of each batch
     not_finite: list[str]  # parameters with such a gradient
     examples: list[Example]
-    first: str | None  # what, in the order of the computation, is the first that is not finite
+    first: str | None  # the first value, in the order of the computation, that is not finite
     anomaly: str | None  # what torch's anomaly detection says of the backward pass, if it was asked
 
 
@@ -65,9 +65,9 @@ def replay(
     Args:
         content: of the dump.
         path: where it was read.
-        rank: which process's.
+        rank: of the process.
         precision, accelerator: other than those of the dump.
-        detect_anomaly: let torch name the operation whose gradient is not a number.
+        detect_anomaly: let torch name the operation whose gradient is NaN.
     """
     dump = content["dump"]
     share = dump["ranks"][rank]
@@ -150,29 +150,29 @@ class _Witness(LeanCallback):
     def _look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, Trainable)
         rank = self.share["rank"]
-        found = [f"{name} of the batch" for name, value in batch.items() if _bad(value)]
-        with trainer.precision_plugin.train_step_context(), _watched(pl_module.network, found):
+        names = [f"{name} of the batch" for name, value in batch.items() if _bad(value)]
+        with trainer.precision_plugin.train_step_context(), _watched(pl_module.network, names):
             loss, t = pl_module.losses(batch)
         if _bad(loss):
-            found.append("the loss, but nothing in the network")
-        if found and self.first is None:
-            self.first = found[0]
+            names.append("the loss, but nothing in the network")
+        if names and self.first is None:
+            self.first = names[0]
         rows = enumerate(zip(t.tolist(), loss.tolist(), strict=True))
         size = len(batch["x"])  # an example may be there several times, each with a time of its own
         self.examples += [Example(rank, batch_idx, i % size, time, value) for i, (time, value) in rows]
 
 
 @contextmanager
-def _watched(network: nn.Module, found: list[str]) -> Iterator[None]:
-    """Note in `found` what is not finite: the network's input, and what its parts return, in this order."""
+def _watched(network: nn.Module, names: list[str]) -> Iterator[None]:
+    """Append to `names` what is not finite: the network's input, and what its parts return, in this order."""
 
     def before(part: nn.Module, args: Any, kwargs: Any) -> None:
         if _bad([args, kwargs]):
-            found.append("the network's input")
+            names.append("the network's input")
 
     def after(name: str, part: nn.Module, output: Any) -> None:
         if _bad(output):
-            found.append(f"the output of {name or 'the network'} ({type(part).__name__})")
+            names.append(f"the output of {name or 'the network'} ({type(part).__name__})")
 
     handles = [network.register_forward_pre_hook(before, with_kwargs=True)]
     for name, part in network.named_modules():
@@ -186,7 +186,7 @@ def _watched(network: nn.Module, found: list[str]) -> Iterator[None]:
 
 
 def _bad(value: Any) -> bool:
-    """Whether a number in it is not finite."""
+    """Whether a value in it is not finite."""
     if isinstance(value, Tensor):
         return not value.isfinite().all()
     if isinstance(value, dict):
@@ -196,7 +196,7 @@ def _bad(value: Any) -> bool:
 
 @contextmanager
 def _as_in_training(threads: int) -> Iterator[None]:
-    """What rounds sums on the CPU: number of threads, and denormal numbers taken for zero as `fit` does."""
+    """What rounding on the CPU depends on: the number of threads, and denormal values flushed to zero as in `fit`."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)

@@ -1,4 +1,4 @@
-"""The run card: what was run, on what, how it ended and what came out, in one file beside the checkpoints."""
+"""The run card: what was run, on what, how it ended and what came out, in one file next to the checkpoints."""
 
 import contextlib
 import os
@@ -23,10 +23,10 @@ from ..training import LeanCallback
 
 
 class RunCard(LeanCallback):
-    """Keeps card.json in the run's folder: written when `fit` starts, with every checkpoint, and at the end, whatever
-    it is.  `validate` and `test` append their figures to the card of their run.
+    """Keeps card.json in the run's folder: written when `fit` starts, with every checkpoint, and at the end, also after
+    an error.  `validate` and `test` append their metrics to the card of their run.
 
-    The card is plain JSON; numbers that are not finite are strings, times UTC, durations seconds, memory bytes:
+    The card is plain JSON; values that are not finite are strings, times UTC, durations seconds, memory bytes:
 
         status, error       "running", "finished", "stopped" (by a signal), or "failed" and then the error in one line
         run, config_file    the folder, and the file with the resolved configuration, which is also here as `config`
@@ -39,7 +39,7 @@ class RunCard(LeanCallback):
                             that the model was trained with, over all that it was resumed from
         wall_seconds        from the set-up of the data to the end, over all sessions in this folder
         peak_memory         of the last session, on the first process
-        metrics             the newest, {"step", "values"}, under their tags, which tell the weights
+        metrics             the newest, {"step", "values"}, under their tags, which name the weights
         validated_step      after which the last validation came to its end: one that is due later is still to be made
         sessions            one a call of fit: start, end, status ("killed" if it wrote no end), error, from_step,
                             to_step, world_size, resumed_from, wall_seconds, and `then`: what of the above, from `run`
@@ -48,7 +48,7 @@ class RunCard(LeanCallback):
         init_from           of a run that began with another one's weights: path, sha256, weights, step, skipped
 
     Environment variables are not written, nor names of people or machines.  If the card cannot be written, a warning
-    says so, and the run goes on.
+    says so, and the run continues.
 
     Args:
         config: the resolved configuration, plain values.
@@ -125,7 +125,7 @@ class RunCard(LeanCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["examples_seen"] = self._examples(trainer)
         if self._running:
-            # The card of a run that is killed shall tell as much as the checkpoint from which it will be resumed.
+            # The card of a killed run must contain as much as the checkpoint from which it will be resumed.
             self._look(trainer)
             self._refresh(trainer)
 
@@ -190,7 +190,7 @@ class RunCard(LeanCallback):
         return {**head, **facts, **now, **kept, "sessions": [*sessions, session], "config": config}
 
     def _examples(self, trainer: Trainer) -> int | None:
-        """That the model has seen up to now; None if nobody knows the size of the batches."""
+        """Number of examples that the model has seen so far; None if the batch size is unknown."""
         if self._before is None or self._batch is None:
             return None
         batches, examples = self._before
@@ -205,7 +205,7 @@ class RunCard(LeanCallback):
         if self._card is None:
             return
         session = self._card["sessions"][-1]
-        # An error after the end of the training is one; nothing mends a run that failed or was stopped.
+        # An error after the end of training still counts; the status of a failed or stopped run stays.
         if session["status"] == "running" or (session["status"] == "finished" and status == "failed"):
             session |= {"status": status, "error": error}
             self._refresh(trainer)

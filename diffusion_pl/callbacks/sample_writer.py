@@ -26,8 +26,8 @@ from .progress import StepProgress
 class Drawn(NamedTuple):
     """What a `SampleWriter` kept.
 
-    x: (N, *), in order, on disk, for it may not fit into memory;  nfe: evaluations that each sample took;  bad: how
-    many samples are not finite.
+    x: (N, *), in order, on disk, since it may not fit into memory;  nfe: function evaluations of each sample;  bad:
+    number of samples that are not finite.
     """
 
     x: Tensor
@@ -62,7 +62,7 @@ class SampleWriter(LeanCallback):
             return
         content = {"block": batch["block"].cpu(), **{name: _cpu(value) for name, value in outputs.items()}}
         if self.convert is not None:
-            # Block by block, or rounding would differ with the number of processes.
+            # Block by block, or rounding would depend on the number of processes.
             blocks = content["x"].chunk(len(content["block"]))
             content["x"] = torch.cat([self.convert(x) for x in blocks])
         path = self.parts / f"{int(batch['block'][0]):08d}.pt"
@@ -87,20 +87,20 @@ def gathered(parts: Path, num_samples: int) -> Drawn:
     Raises:
         ValueError: some are missing.
     """
-    whole, nfe, count, bad = None, 0, 0, 0
+    x, nfe, count, bad = None, 0, 0, 0
     for path in sorted(parts.glob("*.pt")):
         part = read_part(path)
         nfe = max(nfe, part["nfe"])
-        wanted = part["index"] < num_samples
-        rows = part["x"][wanted].numpy()
-        if whole is None:
-            whole = np.lib.format.open_memmap(parts / "all.npy", "w+", rows.dtype, (num_samples, *rows.shape[1:]))
-        whole[part["index"][wanted].numpy()] = rows
+        kept = part["index"] < num_samples
+        rows = part["x"][kept].numpy()
+        if x is None:
+            x = np.lib.format.open_memmap(parts / "all.npy", "w+", rows.dtype, (num_samples, *rows.shape[1:]))
+        x[part["index"][kept].numpy()] = rows
         count += len(rows)
-        bad += not_finite(part["x"][wanted])
-    if whole is None or count < num_samples:
+        bad += not_finite(part["x"][kept])
+    if x is None or count < num_samples:
         raise ValueError(f"{parts} holds {count} of {num_samples} samples. Fix: repeat the call to draw the rest")
-    return Drawn(torch.from_numpy(whole), nfe, bad)
+    return Drawn(torch.from_numpy(x), nfe, bad)
 
 
 class Drawer(LightningModule):
@@ -201,7 +201,7 @@ def draw(
 
 
 def steps_hint(pipeline: Pipeline) -> str | None:
-    """A line on the faster way, where sampling takes long: many evaluations on a CPU; else None."""
+    """A line about a faster sampler, where sampling takes long: a high NFE on a CPU; else None."""
     sampler = pipeline.sampler
     evaluations = 1 + (len(sampler.grid(pipeline.schedule)) - 1) * sampler.evaluations
     if pipeline.device.type != "cpu" or evaluations < 200 or sampler.order == 0:
@@ -211,7 +211,7 @@ def steps_hint(pipeline: Pipeline) -> str | None:
 
 
 def not_finite_error(bad: int, count: int) -> str:
-    """The line about samples of which so many are not finite; "" if all are."""
+    """The line that `bad` of `count` samples are not finite; "" if all are finite."""
     if not bad:
         return ""
     return (

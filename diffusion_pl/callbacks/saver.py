@@ -1,4 +1,4 @@
-"""Keeps the newest checkpoint of a run, whatever ends it."""
+"""Keeps the newest checkpoint of a run, however it ends."""
 
 import contextlib
 from contextlib import nullcontext
@@ -19,15 +19,15 @@ from ..training import LeanCallback
 
 
 class Saver(LeanCallback, Checkpoint):
-    """Writes checkpoints/last.ckpt in the run's folder every few steps, at the end, and when the run is told to stop.
+    """Writes checkpoints/last.ckpt in the run's folder every few steps, at the end, and when a signal stops the run.
 
-    The one before stays beside it as previous.ckpt.  Every few steps training waits for a copy to host memory only, as
+    The one before stays next to it as previous.ckpt.  Every few steps training waits for a copy to host memory only, as
     large as the file, which a thread then writes; the last checkpoint of a run is waited for.  If one cannot be
     written, the run ends with the next step: it would train on without a way back, and the last good one is whole.
 
     Ctrl-C, SIGTERM, SIGHUP, SIGXCPU, SIGUSR1 and SIGUSR2, and a reader of the output that goes away, let the current
-    step finish, save and end; a second Ctrl-C ends at once.  Of several processes it does not matter which is told: all
-    end after the same step, the one that follows.  A SLURM job that is told by SIGUSR1 is requeued as well.
+    step finish, save and end; a second Ctrl-C ends at once.  Of several processes any can get the signal: all end
+    after the same step, the next one.  A SLURM job that gets SIGUSR1 is requeued as well.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.
@@ -129,7 +129,7 @@ class Saver(LeanCallback, Checkpoint):
 
 
 def _overtake(trainer: Trainer) -> None:
-    """Tell TensorBoard to drop what the run logged beyond the checkpoint that it goes on from: it comes again."""
+    """Let TensorBoard drop what the run logged after the checkpoint that it resumes from: it is logged again."""
     if trainer.global_step == 0 or not trainer.is_global_zero:
         return
     for logger in trainer.loggers:

@@ -1,4 +1,4 @@
-"""The loss of the data that training has seen, beside the validation loss: how far apart they are is overfitting."""
+"""The loss of the training data, next to the validation loss: their difference shows overfitting."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from ..tensors import mix
 from ..training import DiffusionModule, LeanCallback
 from ..training.base import VAL_BINS
 
-LEAST, MOST = 256, 1000  # draws; between them, as many as examples are held out
+LEAST, MOST = 256, 1000  # draws; between them, as many as validation examples
 
 
 class SeenLoss(LeanCallback):
     """seen_loss, in total and by noise level, after each validation: the same loss, weights and bins as val_loss, of
     examples spread over the training split, again and again if they are few, without augmentation.
 
-    At low noise a model can only know what it has seen, so there the two part first.
+    At low noise a model can only know what it has seen, so there the two differ first.
     """
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -30,13 +30,13 @@ class SeenLoss(LeanCallback):
         if trainer.fast_dev_run:
             count = min(count, size)
         seen = BinnedMean(VAL_BINS).to(pl_module.device)
-        for number in range(rank, -(-count // size), world):
-            places = torch.arange(number * size, min((number + 1) * size, count)) * len(source) // count
-            places, back = torch.unique(places, return_inverse=True)  # files may want numbers without repeats
-            found = source.__getitems__(places).items()
-            batch = {name: value[back].to(pl_module.device) for name, value in found}
+        for k in range(rank, -(-count // size), world):
+            indices = torch.arange(k * size, min((k + 1) * size, count)) * len(source) // count
+            indices, inverse = torch.unique(indices, return_inverse=True)  # files may need indices without repeats
+            columns = source.__getitems__(indices).items()
+            batch = {name: value[inverse].to(pl_module.device) for name, value in columns}
             batch = data.on_after_batch_transfer(batch, 0)
-            generator = torch.Generator(pl_module.device).manual_seed(mix(number))
+            generator = torch.Generator(pl_module.device).manual_seed(mix(k))
             with trainer.precision_plugin.forward_context():
                 losses = pl_module.losses(batch, generator)
             seen.update(losses.loss, losses.t)

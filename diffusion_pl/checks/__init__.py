@@ -1,7 +1,7 @@
-"""Before step 1: what can be known of a run that has not begun.
+"""Before step 1: checks of a run that has not started.
 
-Each check is a function of what it looks at and yields findings: what was found, with its numbers, and how to fix it.
-An error spoils a run or ends it; a warning is worth a thought.  The thresholds are given with their reasons.
+Each check is a function of the parts that it checks and yields findings: what is wrong, with values, and how to fix
+it.  An error spoils a run or ends it; a warning may do so.  The thresholds are given with their reasons.
 """
 
 from .base import CHECKS, Finding, table

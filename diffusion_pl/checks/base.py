@@ -1,9 +1,9 @@
-"""What a check yields, and how a person reads it."""
+"""What a check yields, and how it is printed."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-#: In the order in which they are told.
+#: In the order in which they are printed.
 CHECKS = (
     "prior",
     "data",
@@ -22,7 +22,7 @@ CHECKS = (
 
 
 class Finding(NamedTuple):
-    """One line of the outcome: how grave, of which check, what was found, and how to fix it ("" if nothing is)."""
+    """One line of the result: level, name of the check, what was found, and how to fix it ("" if nothing is wrong)."""
 
     level: Literal["fine", "warning", "error"]
     name: str

@@ -1,4 +1,4 @@
-"""Do process, data, network and noise levels fit each other?"""
+"""Do noise schedule, data, network and noise levels fit each other?"""
 
 import math
 import re
@@ -39,8 +39,8 @@ def prior_mismatch(schedule: Schedule, second_moment: float, t: float = 1.0) -> 
 def prior(schedule: Schedule, second_moment: float, t: float, sampler: str, max_kl: float) -> Iterator[Finding]:
     """Does the forward process end where sampling will start?
 
-    A model never sees pure noise in training if its process keeps some of the data to the end; samples then start from
-    a place it does not know.
+    A model never sees pure noise in training if its forward process keeps some of the data to the end; samples then
+    start from inputs that it was not trained on.
 
     Args:
         schedule, second_moment, t: see `prior_mismatch`.
@@ -77,7 +77,7 @@ def data(
 
     Args:
         x_0: training examples in model units, (N, *).
-        value_range: what the data declare.
+        value_range: that the data declare.
         second_moment: E x_0² per dimension.
         sigma_data: that the parameterization assumes; None: there is none.
         levels: of quantised data, over the whole range; None: they are not quantised.
@@ -92,17 +92,19 @@ def data(
         return
     low, high, rms = float(x_0.min()), float(x_0.max()), math.sqrt(second_moment)
     looked_at = f", of which {len(x_0):,} were looked at, are" if len(x_0) < of else " is" if of == 1 else " are"
-    seen = f"{count(of, 'training example')}{looked_at} in [{low:.3g}, {high:.3g}]"
+    examples = f"{count(of, 'training example')}{looked_at} in [{low:.3g}, {high:.3g}]"
     if value_range and not value_range[0] - 1e-3 <= low <= high <= value_range[1] + 1e-3:
         declared = "[{:g}, {:g}]".format(*value_range)
-        yield Finding("error", "data", f"{seen}, the data declare {declared}", "correct their scaling or value_range")
+        yield Finding(
+            "error", "data", f"{examples}, the data declare {declared}", "correct their scaling or value_range"
+        )
     elif value_range and levels and high - low < (value_range[1] - value_range[0]) / 4:
         yield _narrow(low, high, value_range, levels)
     elif sigma_data is not None and not sigma_data / 3 <= rms <= 3 * sigma_data:
         what = f"the training data have a root mean square of {rms:.3g}, the parameterization assumes {sigma_data:g}"
         yield Finding("warning", "data", what, f"scale them, or give EDM with sigma_data {rms:.2g}")
     else:
-        yield Finding("fine", "data", f"{seen}, root mean square {rms:.3g}")
+        yield Finding("fine", "data", f"{examples}, root mean square {rms:.3g}")
 
 
 def _narrow(low: float, high: float, value_range: tuple[float, float], levels: int) -> Finding:
@@ -121,13 +123,13 @@ def _narrow(low: float, high: float, value_range: tuple[float, float], levels: i
 
 
 def classes(counts: Sequence[int] | None, names: Sequence[str] | None) -> Iterator[Finding]:
-    """Does every class have something to be learned from?
+    """Does every class have training examples?
 
     Args:
         counts: training examples of each class; None: there are no classes.
         names: of the classes, None if they have none.
     """
-    empty = [k for k, number in enumerate(counts or ()) if not number]
+    empty = [k for k, n_examples in enumerate(counts or ()) if not n_examples]
     if counts is None:
         yield Finding("fine", "classes", "none")
     elif empty:
@@ -135,9 +137,9 @@ def classes(counts: Sequence[int] | None, names: Sequence[str] | None) -> Iterat
         fix = "let labels be 0, 1, 2, … without gaps, or leave it: such classes are not sampled unless asked for"
         yield Finding("warning", "classes", what, fix)
     else:
-        told = count(len(counts), "class") if len(counts) == 1 else f"{len(counts):,} classes"
+        text = count(len(counts), "class") if len(counts) == 1 else f"{len(counts):,} classes"
         few, many = min(counts), max(counts)
-        yield Finding("fine", "classes", f"{told}, {few:,} to {many:,} training examples each")
+        yield Finding("fine", "classes", f"{text}, {few:,} to {many:,} training examples each")
 
 
 class Probe(NamedTuple):
@@ -157,15 +159,15 @@ def probe(network: nn.Module, call: Callable[[], Tensor], c_noise: Tensor) -> Pr
     Args:
         network: in evaluation mode; if it is compiled, it is not now.
         call: makes the pass.
-        c_noise: noise levels that the network is told in it, (B,), by which the embedding is known.
+        c_noise: noise levels that the network gets in it, (B,), by which the embedding is recognized.
     """
-    found: list[Embedding] = []
+    embeddings: list[Embedding] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        given = inputs[0].double().cpu()
-        if given.shape == (len(c_noise), 1) and torch.allclose(given[:, 0], c_noise.double().cpu(), rtol=0.01):
+        values = inputs[0].double().cpu()
+        if values.shape == (len(c_noise), 1) and torch.allclose(values[:, 0], c_noise.double().cpu(), rtol=0.01):
             assert isinstance(module, Embedding)
-            found.append(module)
+            embeddings.append(module)
 
     hooks = [module.register_forward_hook(note) for module in network.modules() if isinstance(module, Embedding)]
     output, error = None, ""
@@ -182,29 +184,29 @@ def probe(network: nn.Module, call: Callable[[], Tensor], c_noise: Tensor) -> Pr
     finally:
         for hook in hooks:
             hook.remove()
-    return Probe(output, error, found[0] if found else None)
+    return Probe(output, error, embeddings[0] if embeddings else None)
 
 
-def network(seen: Probe, shape: tuple[int, ...]) -> Iterator[Finding]:
-    """Does the network take the data, keep their shape, and give numbers of order one at all noise levels?
+def network(result: Probe, shape: tuple[int, ...]) -> Iterator[Finding]:
+    """Does the network accept the data, keep their shape, and return values of order one at all noise levels?
 
-    What it is to learn has a root mean square of about one; an untrained network whose output has 100 does not get
+    Its training target has a root mean square of about one; an untrained network whose output has 100 does not get
     there: its input is out of range.
 
     Args:
-        seen: of two examples.
+        result: of two examples.
         shape: that the output must have.
     """
-    if seen.output is None:
-        yield Finding("error", "network", seen.error)
-    elif seen.output.shape != shape:
-        what = f"the network makes {tuple(seen.output.shape)} where {shape} is needed"
+    if result.output is None:
+        yield Finding("error", "network", result.error)
+    elif result.output.shape != shape:
+        what = f"the network makes {tuple(result.output.shape)} where {shape} is needed"
         yield Finding("error", "network", what, "choose another network")
-    elif not seen.output.isfinite().all():
+    elif not result.output.isfinite().all():
         what = "the untrained network's output is not finite"
         yield Finding("error", "network", what, "look at its initialisation and noise_input")
-    elif any(not size <= _LOUDEST for size in seen.sizes.values()):
-        c_noise, size = next((c, size) for c, size in seen.sizes.items() if not size <= _LOUDEST)
+    elif any(not size <= _LOUDEST for size in result.sizes.values()):
+        c_noise, size = next((c, size) for c, size in result.sizes.items() if not size <= _LOUDEST)
         what = f"the untrained network's output has a root mean square of {size:.3g} at c_noise {c_noise:.3g}"
         yield Finding("warning", "network", what, "set model.noise_input to the c_noise that the network is made for")
     else:
@@ -212,27 +214,27 @@ def network(seen: Probe, shape: tuple[int, ...]) -> Iterator[Finding]:
 
 
 def draw_times(times: TimeSampler, schedule: Schedule) -> Tensor:
-    """Some thousand times as training draws them: (4096,), float64, the same in each call."""
+    """Times from the timestep distribution of training: (4096,), float64, the same in each call."""
     generator = torch.Generator().manual_seed(0)
     return times.draw(schedule, 4096, torch.device("cpu"), generator).t.double()
 
 
 @torch.no_grad()
 def embedding(
-    found: Embedding | None, noise_input: NoiseInput, schedule: Schedule, t: Tensor, device: torch.device
+    module: Embedding | None, noise_input: NoiseInput, schedule: Schedule, t: Tensor, device: torch.device
 ) -> Iterator[Finding]:
-    """Can the network tell neighbouring noise levels apart?
+    """Can the network distinguish neighbouring noise levels?
 
     The mean distance that a hundredth of the log-SNR range moves the embedding, in units of its norm.  The
     transformer's embedding of t ∈ [0, 1] moves 0.2 to 0.3 %, that of steps up to 1000 some 60 %, t itself 3 %.  Below
     0.5 % the whole way from noise to data is shorter than half the norm: nearly all features stay what they are.
 
-    Beyond ±5000 no common network has been trained: steps of a table go up to 1000, some to 4000, a log-SNR or log σ is
-    of order one.  Such numbers come of a scale that belongs to another noise input.
+    Beyond ±5000 no common network has been trained: steps of a beta schedule go up to 1000, some to 4000, a log-SNR or
+    log σ is of order one.  Such values come from a scale that belongs to another noise input.
 
     Args:
-        found: the noise level's embedding.
-        noise_input: how the network is told the noise level.
+        module: the noise level's embedding.
+        noise_input: how the network gets the noise level.
         schedule: the forward process.
         t: training times, (n,).
         device: of the embedding.
@@ -247,24 +249,25 @@ def embedding(
         fix = f"set scale and shift of model.noise_input to values for {type(noise_input).__name__}"
         yield Finding("warning", "embedding", what, fix)
         return
-    if found is None or found.width == 0:
+    if module is None or module.width == 0:
         yield Finding("fine", "embedding", "none of the noise level")
         return
-    features = found(c_noise.unsqueeze(1)).double()
+    features = module(c_noise.unsqueeze(1)).double()
     moved = float((features[1:] - features[:-1]).norm(dim=1).mean() / features.square().sum(1).mean().sqrt())
-    what = f"a hundredth of the log-SNR range moves {type(found).__name__} by {moved:.2g} of its norm (at least 0.005)"
+    what = f"a hundredth of the log-SNR range moves {type(module).__name__} by {moved:.2g} of its norm (at least 0.005)"
     if moved >= 0.005:
         yield Finding("fine", "embedding", what)
     else:
         what += ", so the network can hardly tell noise levels apart"
-        yield Finding("warning", "embedding", what, faster_embedding(found))
+        yield Finding("warning", "embedding", what, faster_embedding(module))
 
 
 def times(schedule: Schedule, t: Tensor, grid: Tensor, second_moment: float, max_kl: float) -> Iterator[Finding]:
     """Does training see the noise levels that sampling visits?
 
-    Accepted is a tenth of the grid's log-SNR range beyond the times drawn: a law with tails reaches a little less far
-    than EDM's grid.  Levels that the prior check would take for pure noise, SNR < 2 max_kl, do not count.
+    Accepted is a tenth of the grid's log-SNR range beyond the times drawn: a timestep distribution with tails reaches
+    a little less far than EDM's grid.  Levels that the prior check would take for pure noise, SNR < 2 max_kl, do not
+    count.
 
     Args:
         schedule: the forward process.
@@ -291,10 +294,10 @@ def times(schedule: Schedule, t: Tensor, grid: Tensor, second_moment: float, max
 
 
 def tables(lengths: Mapping[str, int]) -> Iterator[Finding]:
-    """Do all that count steps of a table count the same?  lengths: {name: steps}."""
-    told = ", ".join(f"{name} {steps}" for name, steps in lengths.items())
+    """Do all parts have the same number of steps of the beta schedule?  lengths: {name: steps}."""
+    each = ", ".join(f"{name} {steps}" for name, steps in lengths.items())
     if len(set(lengths.values())) > 1:
-        what = f"the numbers of steps differ: {told}, so training and sampling stand at different points of the process"
+        what = f"the numbers of steps differ: {each}, so training and sampling stand at different points of the process"
         yield Finding("warning", "tables", what, "give all of them the steps of the table")
     else:
-        yield Finding("fine", "tables", f"steps: {told}" if told else "none: continuous time")
+        yield Finding("fine", "tables", f"steps: {each}" if each else "none: continuous time")

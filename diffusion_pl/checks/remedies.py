@@ -1,4 +1,4 @@
-"""What a person changes, of a part that is known: completes "Fix: …".  A subclass has the remedy of its base."""
+"""What to change, by the class of a part: completes "Fix: …".  A subclass has the remedy of its base."""
 
 from collections.abc import Mapping
 
@@ -41,7 +41,7 @@ def noisier_end(schedule: Schedule) -> str:
 
 
 def faster_embedding(embedding: Embedding) -> str:
-    """How noise levels whose features are too close together are told apart."""
+    """How the features of neighbouring noise levels become more different."""
     return _of(embedding, _FASTER_EMBEDDING)
 
 

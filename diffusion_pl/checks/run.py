@@ -1,4 +1,4 @@
-"""Does what the model needs fit the run: its length, its arithmetic, its place?"""
+"""Does the run fit the model: its length, its precision, its disk?"""
 
 import math
 import shutil
@@ -15,20 +15,20 @@ from ..data.base import count
 from .base import Finding
 
 
-def validation(examples: int, wanted: bool, every: int | None = None) -> Iterator[Finding]:
+def validation(examples: int, enabled: bool, every: int | None = None) -> Iterator[Finding]:
     """Is there something to validate on?
 
     Args:
         examples: of the validation split.
-        wanted: whether there are to be validations.
+        enabled: whether the run validates.
         every: optimizer steps between two, None: counted otherwise.
     """
-    if wanted and not examples:
+    if enabled and not examples:
         fix = "raise data.init_args.val_fraction, or give --trainer.limit_val_batches 0"
         yield Finding("warning", "validation", "the validation split is empty: no val_loss will be measured", fix)
     else:
         when = "" if every is None else f", every {every:,} optimizer steps"
-        yield Finding("fine", "validation", f"{count(examples, 'example')}{when}" if wanted else "not wanted")
+        yield Finding("fine", "validation", f"{count(examples, 'example')}{when}" if enabled else "not enabled")
 
 
 def learning_rate(rates: Sequence[float], own: float, steps: int) -> Iterator[Finding]:
@@ -53,20 +53,20 @@ def learning_rate(rates: Sequence[float], own: float, steps: int) -> Iterator[Fi
         what = f"the learning rate is below {1e-4 * top:.1g} in {small:,} of the first {len(rates):,} steps"
         yield Finding("warning", "lr", what, fix)
     else:
-        seen = f" in the first {len(rates):,} steps" if len(rates) not in (0, steps) else ""
-        what = f"{min(rates, default=own):.3g} … {top:.3g}{seen}"
+        part = f" in the first {len(rates):,} steps" if len(rates) not in (0, steps) else ""
+        what = f"{min(rates, default=own):.3g} … {top:.3g}{part}"
         yield Finding("fine", "lr", what)
 
 
 def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:
-    """Do the averages' memories fit the run?
+    """Do the memories of the EMA weights fit the run?
 
     The warm-up lets an average forget the random start in any run, but N steps give it a memory of (10 + N)/9 at most:
     in less than one time constant 1/(1 − d), a ninth of what its name says.  A decay below ½ weighs the last step more
     than all others together: no average, but most likely 1 − d.
 
     Args:
-        decays: d of each average.
+        decays: d of each of the EMA weights.
         max_steps: optimizer steps of the run, −1: unknown.
     """
     for d in decays:
@@ -87,21 +87,21 @@ def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:
 
 
 def precision(
-    precision: str, asked: str, optimizer: Optimizer, clips: bool, decays: Sequence[float]
+    precision: str, requested: str, optimizer: Optimizer, clips: bool, decays: Sequence[float]
 ) -> Iterator[Finding]:
-    """Does the arithmetic carry what is done in it?
+    """Is the precision sufficient for the weights and their averages?
 
     A step of an average by less than half the spacing of the weights' type, 1 − d < ε/2, is rounded away.
 
     Args:
         precision: the trainer's.
-        asked: the configuration's.
+        requested: the configuration's.
         optimizer: of the run.
         clips: whether gradients are clipped.
-        decays: of the averages.
+        decays: of the EMA weights.
     """
-    if asked in ("16", "16-mixed") and precision == "bf16-mixed":
-        what = "16-mixed was asked for, but is bf16-mixed on a CPU"
+    if requested in ("16", "16-mixed") and precision == "bf16-mixed":
+        what = "16-mixed was requested for, but is bf16-mixed on a CPU"
         yield Finding("warning", "precision", what, "give --trainer.precision bf16-mixed")
     elif precision == "16-mixed" and clips and optimizer.defaults.get("fused"):
         what = "gradients in float16 cannot be clipped for a fused optimizer"
@@ -126,13 +126,13 @@ def precision(
 def disk(folder: Path, parameters: Iterable[Tensor], averages: int, optimizer: Optimizer) -> Iterator[Finding]:
     """Is there room for three checkpoints: the last, the one that replaces it, and one that is kept as the best?
 
-    A checkpoint holds the weights, each average, and what the optimizer keeps of each weight: two numbers for Adam and
-    its kin, else one.  Less than twice the room is a warning: others write there too.
+    A checkpoint holds the weights, each of the EMA weights, and what the optimizer keeps of each weight: two values for
+    Adam and its variants, else one.  Less than twice the room is a warning: others write there too.
 
     Args:
         folder: of the run; it need not be there.
         parameters: of the network.
-        averages: their number.
+        averages: number of EMA weights.
         optimizer: of the run.
     """
     weights = sum(p.numel() * p.element_size() for p in parameters)
@@ -146,12 +146,12 @@ def disk(folder: Path, parameters: Iterable[Tensor], averages: int, optimizer: O
 
 
 def metrics(needed: bool, url: str, reachable: Callable[[str], str]) -> Iterator[Finding]:
-    """Can the weights of the network that judges samples be had?
+    """Are the weights of the feature network of GenerationMetrics available?
 
     Args:
         needed: whether a callback measures with InceptionV3.
         url: of its weights, which are downloaded once.
-        reachable: says why a URL cannot be had, "" if it can.
+        reachable: says why a URL cannot be fetched, "" if it can.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not needed or file.is_file():
