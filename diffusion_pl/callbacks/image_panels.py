@@ -7,7 +7,7 @@ from torch import Tensor
 from ..data import DataModule
 from ..evaluation import memory
 from ..pipeline import Pipeline
-from ..runtime.loggers import tell
+from ..runtime.loggers import log_now
 from ..samplers import Sampler, Samples
 from ..tensors import SampleNoise
 from ..training import DiffusionModule, LeanCallback
@@ -120,7 +120,7 @@ class ImagePanels(LeanCallback):
             scalars[f"samples_{weights}/mean_{channel}"], scalars[f"samples_{weights}/std_{channel}"] = mean, std
             scalars[f"data/mean_{channel}"], scalars[f"data/std_{channel}"] = data_mean, data_std
             channels.append(f"{mean:+.2f} ± {std:.2f} (data {data_mean:+.2f} ± {data_std:.2f})")
-        tell(trainer, scalars)
+        log_now(trainer, scalars)
         parts = [f"step {trainer.global_step:,}", f"{weights} weights", "channels " + ", ".join(channels[:3])]
         if constant:
             parts.append(f"{constant} of {len(x)} are ONE COLOUR")
@@ -143,7 +143,7 @@ class ImagePanels(LeanCallback):
         if result.ratio is not None:
             scalars[f"neighbours_{weights}/memorisation"] = result.ratio
             summary += f", {result.ratio:.2f} times that of held-out images (near 0: copies)"
-        tell(trainer, scalars)
+        log_now(trainer, scalars)
         # The nearest first, so that a copy is not overlooked.
         first = result.nearest.distance.argsort()[:NEIGHBOURS]
         both = data.units.to_uint8(torch.stack((x[first], result.examples[first]), 1)).numpy()

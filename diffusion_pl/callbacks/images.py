@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
 from ..data import DataModule
-from ..runtime.loggers import tell, writing
+from ..runtime.loggers import log_now, writing
 from ..runtime.storage import write_file
 from ..samplers import Path
 from ..schedules import Schedule
@@ -62,7 +62,7 @@ def log_film(trainer: Trainer, tag: str, frames: list[NDArray[np.uint8]], second
         path = _path(trainer, tag, "gif")
         with writing(path):
             save_film(frames, path, seconds)
-        tell(trainer, files={tag: path})
+        log_now(trainer, files={tag: path})
 
 
 def log_image(trainer: Trainer, tag: str, image: NDArray[np.uint8]) -> None:
@@ -80,7 +80,7 @@ def log_image(trainer: Trainer, tag: str, image: NDArray[np.uint8]) -> None:
     path = _path(trainer, tag, "png")
     with writing(path):
         write_file(path, lambda file: Image.fromarray(image).save(file, "PNG"))
-    tell(trainer, files={tag: path})
+    log_now(trainer, files={tag: path})
 
 
 def _path(trainer: Trainer, tag: str, ending: str) -> FilePath:

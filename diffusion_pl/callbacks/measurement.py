@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from ..pipeline import Pipeline
-from ..runtime.loggers import tell
+from ..runtime.loggers import log_now
 from ..runtime.upstream.lightning import judge_through, save_after_validation, validated_names
 from ..training import LeanCallback
 from .pipelines import averaged_pipeline
@@ -77,7 +77,7 @@ class Measurement(LeanCallback):
 
 def report(trainer: Trainer, values: dict[str, float]) -> None:
     """Log values of the present step, now, and let callbacks monitor them."""
-    tell(trainer, values)
+    log_now(trainer, values)
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
     _note(trainer, values)
 

@@ -1,4 +1,4 @@
-"""Bounds that are checked before anything is built: what no machine can hold, or what no experiment has, is refused."""
+"""Bounds that are checked before anything is built: what no machine can hold, or no experiment has, is refused."""
 
 import math
 import os
@@ -72,7 +72,7 @@ def limited(tensors: int, size: int) -> Iterator[None]:
 
 
 def build(make: Callable[[], nn.Module]) -> nn.Module:
-    """The network that `make` makes, after it was made once without memory to see its size.
+    """The network that `make` returns, after it was made once on the meta device to get its size.
 
     Raises:
         TooLarge: it has more parameter tensors than any network, or needs more memory than this machine has; or more
@@ -100,7 +100,9 @@ def build(make: Callable[[], nn.Module]) -> nn.Module:
             make()
     except TooLarge:
         raise
-    except Exception as error:  # some networks cannot be made without numbers; whether they can be made is seen below
+    except (
+        Exception
+    ) as error:  # some networks cannot be made without values; the call below shows whether they can be made
         if isinstance(error, (OverflowError, MemoryError)) or "overflow" in str(error):
             raise TooLarge(f"the network is too large: {str(error).splitlines()[0]}") from error
     finally:

@@ -1,6 +1,6 @@
 """Configuration files as text: is this one readable, and on which line is a key?
 
-jsonargparse reads values; it forgets where they were.  Here the files are read once more, as nodes with line numbers.
+jsonargparse reads values without their lines.  Here the files are read once more, as nodes with line numbers.
 """
 
 import difflib
@@ -73,7 +73,7 @@ def check_files(args: Sequence[str]) -> None:
             kind = "a list" if isinstance(root, SequenceNode) else f"the text {str(root.value)[:40]!r}"
             raise ValueError(f"{path}: expected sections such as model, data, trainer, got {kind}")
         _refuse_duplicates(path, root)
-        with suppress(yaml.YAMLError):  # of a value that is no such date, for example: told when it is parsed
+        with suppress(yaml.YAMLError):  # of a value that is no such date, for example: reported when it is parsed
             check_plain(yaml.safe_load(text), str(path))
         for key, value in root.value:
             if key.value in SECTIONS and not isinstance(value, MappingNode) and not _is_reference(key.value, value):
@@ -111,20 +111,20 @@ def read_text(path: Path) -> str:
 def find(key: str, args: Sequence[str]) -> list[Entry]:
     """Where a dotted key is set in the configuration files: in the last file first, by its whole path."""
     parts = [part for part in key.split(".") if part != "init_args"]
-    found: list[Entry] = []
+    entries: list[Entry] = []
     for path in reversed(config_files(args)):
         try:
             root = _compose(path, read_text(path))
         except (OSError, ValueError):
             continue
         if root is not None:
-            found += _walk(path, root, root.start_mark.line + 1, parts)
-    return found
+            entries += _walk(path, root, root.start_mark.line + 1, parts)
+    return entries
 
 
 def find_class(name: str, args: Sequence[str]) -> list[Entry]:
     """Where the configuration files name a class, in the last file first."""
-    found = []
+    entries = []
     for path in reversed(config_files(args)):
         try:
             root = _compose(path, read_text(path))
@@ -138,8 +138,8 @@ def find_class(name: str, args: Sequence[str]) -> list[Entry]:
             elif isinstance(node, MappingNode):
                 nodes += [(value, _below(key, str(part.value))) for part, value in node.value]
             elif isinstance(node, ScalarNode) and str(node.value).rpartition(".")[2] == name:
-                found.append(Entry(path, node.start_mark.line + 1, node, key))
-    return found
+                entries.append(Entry(path, node.start_mark.line + 1, node, key))
+    return entries
 
 
 def _below(key: str, part: str) -> str:

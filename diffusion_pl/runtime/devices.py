@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
 def device_of(accelerator: str) -> torch.device:
     """The torch device of "cpu", "gpu" (or "cuda"), "mps", or "auto": a GPU of CUDA where there is one, else cpu.
 
-    Apple's GPUs (mps) have no float64, in which tables of betas are kept.
+    Apple's GPUs (mps) have no float64, in which beta schedules are kept.
     """
     device = check_accelerator(accelerator, "accelerator")
     try:

@@ -1,4 +1,4 @@
-"""Errors as people read them: one line that says what, where and how to fix it."""
+"""Errors as one line that says what is wrong, where and how to fix it."""
 
 import logging
 import re
@@ -13,10 +13,10 @@ from .messages import explain
 from .processes import let_the_first_speak, place
 from .startup import discard_output
 
-# What is wrong with the input comes as one of these; anything else is unexpected.
+# Errors of the input are of these classes; any other is unexpected.
 EXPECTED = (ValueError, OSError)
 
-#: By name: whoever has to import the library of an error is slower than need be.
+#: By name, since importing their libraries takes time.
 _REFUSALS = ("MisconfigurationException", "UsageError", "CommError", "AuthenticationError", "MlflowException")
 _UNEXPECTED = 1  # exit status
 _INTERRUPTED = 130
@@ -56,16 +56,16 @@ def guard(debug: bool, args: Sequence[str]) -> Iterator[Status]:
             traceback.print_exc()
         let_the_first_speak()
         where = f"{place()}: " if place() else ""
-        status.code, text = told(error, args)
-        text = re.sub(r"\S{300,}", lambda word: f"{word[0][:100]}…", text)  # a value that nobody wants to read
+        status.code, text = status_and_line(error, args)
+        text = re.sub(r"\S{300,}", lambda word: f"{word[0][:100]}…", text)  # a value too long to print
         print(f"diffusion_pl: error: {where}{text}", file=sys.stderr)
 
 
-def told(error: Exception, args: Sequence[str]) -> tuple[int, str]:
+def status_and_line(error: Exception, args: Sequence[str]) -> tuple[int, str]:
     """Exit status and line of an error.
 
     Args:
-        error: any.
+        error: of any class.
         args: the command line.
     """
     name, text = type(error).__name__, str(error)
@@ -99,19 +99,19 @@ def _monitor(text: str) -> str:
 
 
 def _origin(error: BaseException) -> str:
-    """module:line of the last of our functions on the way to an error; of the last function if there is none."""
+    """module:line of the last function of this package on the way to an error; else of the last function."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_ROOT)]
-    ours = [frame for frame in ours if Path(frame.filename).name not in ("__main__.py", "errors.py")]
+    own_frames = [frame for frame in frames if Path(frame.filename).is_relative_to(_ROOT)]
+    own_frames = [frame for frame in own_frames if Path(frame.filename).name not in ("__main__.py", "errors.py")]
     if not frames:
         return "an unknown place"
-    frame = (ours or frames)[-1]
+    frame = (own_frames or frames)[-1]
     path = Path(frame.filename)
-    return f"{path.relative_to(_ROOT.parent) if ours else path.name}:{frame.lineno}"
+    return f"{path.relative_to(_ROOT.parent) if own_frames else path.name}:{frame.lineno}"
 
 
 def quiet() -> None:
-    """Silence what the libraries say about themselves; warnings about the run stay."""
+    """Silence the libraries' messages about themselves; warnings about the run stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")

@@ -25,7 +25,7 @@ _FROM_1: tuple[_Test, str] = (lambda n: n >= 1, "at least 1")
 _POSITIVE: tuple[_Test, str] = (lambda n: n > 0, "above 0")
 _FROM_0: tuple[_Test, str] = (lambda n: 0 <= n < math.inf, "at least 0")
 _LENGTH: tuple[_Test, str] = (lambda n: n >= 1 or n == -1, "at least 1, or -1 for no limit")
-#: Of options of the trainer that are numbers: what holds for them, in words.
+#: Numeric options of the trainer: the condition on each, and its words.
 _TRAINER: dict[str, tuple[_Test, str]] = {
     "max_steps": _LENGTH,
     "max_epochs": _LENGTH,
@@ -118,7 +118,7 @@ def check_devices(devices: int | None, accelerator: str, option: str) -> None:
     """Refuse to start more processes than a machine can hold.
 
     Args:
-        devices: number of processes; None or below 1 is not looked at.
+        devices: number of processes; None or below 1 is not checked.
         accelerator: "cpu" or "cuda".
         option: for the message.
     """
@@ -202,12 +202,12 @@ def check_accelerator(accelerator: str, option: str) -> str:
 
 def _check_class(cls: Any, values: Any, key: str) -> None:
     """Refuse null for parameters that cannot be None, and masked secrets, at any depth."""
-    ours = inspect.isclass(cls) and cls.__module__.startswith("diffusion_pl.")
+    of_package = inspect.isclass(cls) and cls.__module__.startswith("diffusion_pl.")
     known = parameters(cls)
     for name, value in dict(vars(values)).items():
         parameter = known.get(name)
         where = f"{key}.{name}"
-        if value is None and ours and parameter is not None and not _takes_none(parameter):
+        if value is None and of_package and parameter is not None and not _takes_none(parameter):
             raise wrong(where, f"expected {_kind(parameter.annotation)}, got null")
         if isinstance(value, str) and MASK in value:
             raise wrong(where, f"the secret was masked when this file was saved; set it again as --{where}")

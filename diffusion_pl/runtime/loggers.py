@@ -1,7 +1,7 @@
-"""Lightning's loggers as runs here have them: what they write lies in the run's folder, and one function feeds them.
+"""Lightning's loggers with the defaults of this package: what they write is saved to the run's folder.
 
-What is measured with `self.log` reaches every logger by Lightning.  Everything else goes through `tell`: scalars that a
-callback finds between steps, and pictures and films, which are files in the run's folder first of all.
+Lightning sends the values of `self.log` to every logger.  Everything else goes through `log_now`: scalars that a
+callback measures between steps, and images and films, which are saved to the run's folder first.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from .upstream.torch import add_event, event_file, writes_events
 class Custom(NamedTuple):
     """What a logger is given unless the user says otherwise; {folder} stands for the run's folder, {run} for its name.
 
-    package: the extra that it needs;  identity: the argument by which a resumed run goes on in the same place.
+    package: the extra that it needs;  identity: the argument by which a resumed run continues in the same place.
     """
 
     defaults: dict[str, Any]
@@ -46,8 +46,8 @@ LEFTOVERS = ("events.*", "hparams.yaml", "csv", "mlruns")
 
 
 def custom(kind: type[Logger]) -> Custom:
-    """What holds for a class of loggers."""
-    return next((found for known, found in CUSTOMS.items() if issubclass(kind, known)), Custom({}))
+    """The defaults of a class of loggers."""
+    return next((defaults for known, defaults in CUSTOMS.items() if issubclass(kind, known)), Custom({}))
 
 
 def make_logger(kind: type[Logger], folder: Path, run: str, identities: Mapping[str, str], **options: Any) -> Logger:
@@ -69,7 +69,7 @@ def make_logger(kind: type[Logger], folder: Path, run: str, identities: Mapping[
     }
     if known.identity and options.get(known.identity) is None and kind.__name__ in identities:
         options[known.identity] = identities[kind.__name__]
-    # MLflow wants to be told that a store of files, which needs no database, is meant.
+    # Without this variable MLflow refuses a store of files, which needs no database.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     try:
         logger = kind(**options)
@@ -157,7 +157,7 @@ def quiet_threads() -> Iterator[None]:
 def in_order(logger: TensorBoardLogger) -> None:
     """Let the event files of former sessions stand before this one's, by whose names TensorBoard reads them.
 
-    They bear the time of their making, and the clock may have been set back since.
+    Their names contain the time of their creation, and the clock may have been set back since.
     """
     newest = event_file(logger.experiment)
     others = sorted(path for path in newest.parent.glob("events.out.tfevents.*") if path.name != newest.name)
@@ -175,8 +175,10 @@ def identities_of(trainer: Trainer) -> dict[str, str]:
     return {kind.__name__: str(logger.version) for logger, kind in named if custom(kind).identity}
 
 
-def tell(trainer: Trainer, scalars: Mapping[str, float] | None = None, files: Mapping[str, Path] | None = None) -> None:
-    """Hand scalars and pictures of the present step to every logger that takes them; on the first process only.
+def log_now(
+    trainer: Trainer, scalars: Mapping[str, float] | None = None, files: Mapping[str, Path] | None = None
+) -> None:
+    """Send scalars and images of the current step to every logger that accepts them; on the first process only.
 
     Args:
         trainer: of the run.
@@ -191,12 +193,12 @@ def tell(trainer: Trainer, scalars: Mapping[str, float] | None = None, files: Ma
             logger.log_metrics(dict(scalars), step)
         with writing(f"the logs of {type(logger).__name__} in {trainer.default_root_dir}"):
             for tag, path in (files or {}).items():
-                _hand_over(logger, tag, path, step)
+                _log_file(logger, tag, path, step)
         logger.save()
 
 
-def _hand_over(logger: Logger, tag: str, path: Path, step: int) -> None:
-    """One picture or film, if the logger takes such; else it lies in the run's folder."""
+def _log_file(logger: Logger, tag: str, path: Path, step: int) -> None:
+    """One image or film, if the logger accepts such files; else it is only in the run's folder."""
     if isinstance(logger, TensorBoardLogger):
         from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -205,8 +207,8 @@ def _hand_over(logger: Logger, tag: str, path: Path, step: int) -> None:
         with Image.open(path, formats=("PNG", "GIF")) as opened:
             width, height = opened.size
         content = path.read_bytes()
-        picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
-        add_event(logger.experiment, step, summary=Summary(value=[Summary.Value(tag=tag, image=picture)]))
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
+        add_event(logger.experiment, step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
     elif isinstance(logger, MLFlowLogger):
         logger.experiment.log_artifact(logger.run_id, str(path), path.parent.name)
     elif path.suffix == ".gif" and hasattr(logger, "log_video"):

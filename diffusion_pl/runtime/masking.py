@@ -34,14 +34,14 @@ def masked_text(text: str) -> str:
 
 def masked_arguments(arguments: Sequence[str]) -> list[str]:
     """A command line without secrets."""
-    found: list[str] = []
+    shown: list[str] = []
     name = ""
     for argument in arguments:
         option, equals, value = argument.partition("=")
         if argument.startswith("--"):
             name = option.lstrip("-") if not equals else ""
-            found.append(f"{option}={masked(value, option)}" if equals else argument)
+            shown.append(f"{option}={masked(value, option)}" if equals else argument)
         else:
-            found.append(masked(argument, name))
+            shown.append(masked(argument, name))
             name = ""
-    return found
+    return shown

@@ -1,4 +1,4 @@
-"""An error in one line: where it is (option, or file and line), what is wrong, and the likeliest correction."""
+"""An error in one line: where it is (option, or file and line), what is wrong, and the most likely correction."""
 
 import difflib
 import re
@@ -11,7 +11,7 @@ from .phrases import causes_of, phrase, split_key
 from .upstream.jsonargparse import parameters
 from .vocabulary import Types, all_classes, bases_at, branches, class_names, classes_at
 
-#: Names that other programs use -> ours, the first of which that the command has is suggested.
+#: Our options, and names that other programs use for them; the first option that the command has is suggested.
 _SYNONYMS = {
     "ckpt_path": "checkpoint ckpt checkpoint_path model_path resume resume_from weights_path pretrained load",
     "trainer.max_epochs": "epochs num_epochs",
@@ -64,7 +64,7 @@ def _place_of_class(cls: type, text: str, args: Sequence[str]) -> str:
     entries = find_class(name, args)
     keys = [key.removesuffix(".class_path") for key in keys] or [entry.key for entry in entries]
     keys = keys or ([name.lower()] if name.lower() in SECTIONS else [])
-    if len(set(keys)) != 1:  # nobody knows which of them
+    if len(set(keys)) != 1:  # it is unknown which of them
         return ""
     key = keys[0]
     mentioned = [p for p in parameters(cls) if re.search(rf"\b{p}\b", text)]
@@ -72,12 +72,12 @@ def _place_of_class(cls: type, text: str, args: Sequence[str]) -> str:
     places = {p: place for p, place in places.items() if place != f"{key}.{p}"}
     if len(places) == 1 and len(mentioned) == 1:
         return next(iter(places.values()))
-    found = _place(key, args)
-    return found if found != key or places else ""
+    place_of_class = _place(key, args)
+    return place_of_class if place_of_class != key or places else ""
 
 
 def one_line(message: str, args: Sequence[str] = (), types: Types | None = None) -> str:
-    """A message of jsonargparse (or any other) in one line, with the place and the likeliest correction.
+    """A message of jsonargparse (or any other) in one line, with the place and the most likely correction.
 
     Args:
         message: as raised.
@@ -101,9 +101,9 @@ def one_line(message: str, args: Sequence[str] = (), types: Types | None = None)
         inner, rest = split_key(causes[0])
         key = ".".join(filter(None, (key, inner)))
         given = re.search(r"Given value: (.*)", rest) or given
-        found = causes_of(rest)
-        causes, before = found, causes
-        if found in ([rest], before):
+        inner_causes = causes_of(rest)
+        causes, before = inner_causes, causes
+        if inner_causes in ([rest], before):
             break
     if len(causes) > 1:
         causes = [cause for cause in causes if not cause.startswith("Not a valid subclass")] or causes
@@ -130,7 +130,7 @@ def one_line(message: str, args: Sequence[str] = (), types: Types | None = None)
             else (f"{_place(key, args)}: {text}")
         )
     unknown = re.search(r"(unknown key|there is no class) ([^\s;]+)", text)
-    if not key and not types:  # not of the command line: what it is of stands in the message, such as a checkpoint
+    if not key and not types:  # not of the command line: the message names its source, such as a checkpoint
         return text
     if unknown is None:
         return ": ".join(filter(None, (_place(key, args, text), text)))
@@ -142,23 +142,23 @@ def one_line(message: str, args: Sequence[str] = (), types: Types | None = None)
     odd = _first_unknown(parts, types, args)
     key = ".".join(parts[: odd + 1] if types else parts)
     near = nearest(parts[odd], _children(parts[:odd], types, args) - {parts[odd]})
-    if near is None and odd == 0:  # maybe an option that belongs into a section
+    if near is None and odd == 0:  # maybe an option of a section
         near = _by_last_name(parts, types, args)
     return ": ".join(filter(None, (_place(key, args), "unknown key"))) + _did_you_mean(near)
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name that is most like another, whatever the case of letters and signs between them."""
+    """The most similar name; the case of letters and the signs between them do not count."""
     known = {_plain(n): n for n in sorted(names, reverse=True)}
-    wanted = _plain(name)
-    if not wanted:
+    plain_name = _plain(name)
+    if not plain_name:
         return None
-    if wanted in known:
-        return known[wanted]
+    if plain_name in known:
+        return known[plain_name]
     # 0.6 suggests maxsteps for max_step, not band for wandb: what begins alike comes before what is spelled alike.
-    if len(wanted) > 2 and (begins := [n for n in known if n.startswith(wanted)]):
+    if len(plain_name) > 2 and (begins := [n for n in known if n.startswith(plain_name)]):
         return known[min(begins, key=len)]
-    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.65)
+    close = difflib.get_close_matches(plain_name, known, n=1, cutoff=0.65)
     if close:
         return known[close[0]]
     return None
@@ -187,8 +187,8 @@ def _unknown_option(token: str, types: Types, args: Sequence[str]) -> str:
     odd = _first_unknown(parts, types, args)
     near = None
     if odd:
-        found = nearest(parts[odd], _children(parts[:odd], types, args))
-        near = None if found is None else ".".join([*parts[:odd], found, *parts[odd + 1 :]])
+        part = nearest(parts[odd], _children(parts[:odd], types, args))
+        near = None if part is None else ".".join([*parts[:odd], part, *parts[odd + 1 :]])
     near = near or _by_last_name(parts, types, args)
     return f"unknown option {option}" + _did_you_mean(near and f"--{near}")
 
@@ -200,11 +200,13 @@ def _by_last_name(parts: Sequence[str], types: Types, args: Sequence[str]) -> st
     if len(parts) == 1:
         if near := next((key for key in known if "." not in key and _plain(key) == _plain(name)), None):
             return near
-        for ours, others in _SYNONYMS.items():
-            if name.lower().replace("-", "_") in others.split() and (ours in known or ours.split(".")[0] in known):
-                full = ours if ours in known or ours == "cond.label" else None
-                if full:
-                    return full
+        for option, other_names in _SYNONYMS.items():
+            if name.lower().replace("-", "_") in other_names.split() and (
+                option in known or option.split(".")[0] in known
+            ):
+                suggestion = option if option in known or option == "cond.label" else None
+                if suggestion:
+                    return suggestion
     same = [key for key in known if _plain(key.rpartition(".")[2]) == _plain(name)]
     if same:
         order = ("", "trainer", "model", "data")
@@ -224,9 +226,9 @@ def _unknown_class(text: str, name: str, key: str, types: Types) -> str:
     if not bases and kind is not None:
         return f"{short} is a class of another kind"
     if bases and short not in names and kind is not None:
-        wanted = " or ".join(dict.fromkeys(base.__name__ for base in bases))
+        expected = " or ".join(dict.fromkeys(base.__name__ for base in bases))
         known = ", ".join(sorted(names)[:12])
-        return f"{short} is a class of another kind, expected a {wanted}" + (f" such as {known}" if known else "")
+        return f"{short} is a class of another kind, expected a {expected}" + (f" such as {known}" if known else "")
     near = nearest(short, names)
     if near is None and 0 < len(names) <= 20:
         return f"{text}; choose one of {', '.join(sorted(names))}"
@@ -248,7 +250,7 @@ def _options(types: Types, args: Sequence[str]) -> Iterator[str]:
 
 
 def _first_unknown(parts: Sequence[str], types: Types, args: Sequence[str]) -> int:
-    """Which part of a dotted key is the first that there is not."""
+    """Index of the first part of a dotted key that does not exist."""
     for n in range(len(parts)):
         if parts[n] not in _children(parts[:n], types, args):
             return n
@@ -259,15 +261,15 @@ def _children(parts: Sequence[str], types: Types, args: Sequence[str] = ()) -> s
     """The names that may follow a dotted key: options of the command, or parameters of the class that is there."""
     key = ".".join(parts)
     prefix = f"{key}." if key else ""
-    found = {name.removeprefix(prefix).split(".")[0] for name in types if name.startswith(prefix) and name != key}
+    names = {name.removeprefix(prefix).split(".")[0] for name in types if name.startswith(prefix) and name != key}
     if not parts:
-        return found
+        return names
     given = _given(key, args)
     classes = classes_at(parts, types)
     named = [c for c in classes if given and c.__name__ == given.rpartition(".")[2]]
     for cls in named or classes:
-        found |= {name for name in parameters(cls) if not name.startswith("_")}
-    return found - {"shape", "conditions"} if key == "model.network" else found
+        names |= {name for name in parameters(cls) if not name.startswith("_")}
+    return names - {"shape", "conditions"} if key == "model.network" else names
 
 
 def _given(key: str, args: Sequence[str]) -> str | None:

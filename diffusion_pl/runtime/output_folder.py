@@ -47,7 +47,7 @@ class OutputFolder:
 
     The folder must be new or empty, or hold what an unfinished or finished call with the same content left.  The
     results are written to a hidden folder within and moved into place when they are complete, so a call that is
-    repeated after an interruption, at whatever moment, ends with the same files.  If the work fails before anything was
+    repeated after an interruption, at any moment, ends with the same files.  If the work fails before anything was
     kept, all that was made is removed.
 
     Args:
@@ -57,7 +57,7 @@ class OutputFolder:
         remedy: what the user can do if the folder holds something else.
 
     Attributes:
-        work: hidden folder for what shall survive an interruption; it is removed at the end.
+        work: hidden folder for files that are kept after an interruption; it is removed at the end.
         published: the results, once they are in place; None before.
 
     Raises:
@@ -94,17 +94,17 @@ class OutputFolder:
         self.close()
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Release the folder for other processes."""
         if self._lock is not None:
             self._lock.release()
 
     def publish(self, write: Callable[[Path], list[Path]], summary: str, error: str = "") -> None:
-        """Write the results and move them into place; `published` tells of them from then on.
+        """Write the results and move them into place; `published` is set from then on.
 
         Args:
-            write: writes them into the folder that it is given and returns them as they shall be shown.
+            write: writes them into the given folder and returns them in the order in which they are shown.
             summary: what the call did, to be printed.
-            error: why the results are not to be relied on, although they are written; "" if they are.
+            error: why the results are wrong, although they are written; "" if they are not.
 
         Raises:
             OSError: they cannot be written; the same call can be repeated and will finish them.
@@ -147,7 +147,7 @@ class OutputFolder:
                     self._finish()
             else:
                 self._check_empty()
-                if any(path.name != _LOCK for path in self.work.iterdir()):  # who knows of which call
+                if any(path.name != _LOCK for path in self.work.iterdir()):  # of an unknown call
                     raise ValueError(f"{self.work} holds something without a note of its call: {self.remedy}")
                 write_json(self.work / _CALL, self.call)
         except BaseException:
@@ -170,23 +170,23 @@ class OutputFolder:
 
     def _check_empty(self) -> None:
         if self.folder.is_dir():
-            there = next((path.name for path in sorted(self.folder.iterdir()) if path.name != UNFINISHED), None)
-            if there is not None:
-                raise ValueError(f"{self.folder} is not empty (it holds {there}): {self.remedy}")
+            content = next((path.name for path in sorted(self.folder.iterdir()) if path.name != UNFINISHED), None)
+            if content is not None:
+                raise ValueError(f"{self.folder} is not empty (it holds {content}): {self.remedy}")
         elif self.folder.exists() or self.folder.is_symlink():
             raise ValueError(f"{self.folder} is a file, not a folder: {self.remedy}")
 
-    def _compare(self, theirs: dict[str, Any], state: str) -> None:
-        for name in sorted(theirs.keys() | self.call.keys()):
-            if theirs.get(name) != self.call.get(name):
+    def _compare(self, earlier: dict[str, Any], state: str) -> None:
+        for name in sorted(earlier.keys() | self.call.keys()):
+            if earlier.get(name) != self.call.get(name):
                 repeat = "repeat that call to finish it, or " if state == "unfinished" else ""
-                values = f"{name} {_short(theirs.get(name))}, now {_short(self.call.get(name))}"
+                values = f"{name} {_short(earlier.get(name))}, now {_short(self.call.get(name))}"
                 raise ValueError(
                     f"{self.folder} holds the {state} results of another call ({values}): {repeat}{self.remedy}"
                 )
 
     def _finish(self) -> None:
-        """Move what is complete into place.  It can be interrupted anywhere and begun again."""
+        """Move what is complete into place.  It can be interrupted anywhere and repeated."""
         ready = _read_json(self.work / _READY, _SHOWN)
         stage = self.work / "files"
         for file in sorted(path for path in stage.rglob("*") if not path.is_dir()):
@@ -211,7 +211,7 @@ class OutputFolder:
             return
         shutil.rmtree(self.work, ignore_errors=True)
         if self._made:
-            with contextlib.suppress(OSError):  # somebody put something there
+            with contextlib.suppress(OSError):  # another process put something there
                 self.folder.rmdir()
 
 

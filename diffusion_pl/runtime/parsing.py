@@ -1,4 +1,4 @@
-"""What jsonargparse is made to do here: raise its errors with the types of its options, and prefer our short names."""
+"""Our parsers: jsonargparse that raises its errors with the types of its options, and prefers our short names."""
 
 import re
 import textwrap
@@ -14,7 +14,7 @@ _INDENT = " " * 24  # of an option's text in the help
 _KNOWN = re.compile(r"known\s+subclasses:\s+([^)]*)\)")
 
 
-BUILT = "built"  # attribute of an error: the class that refused to be built
+BUILT = "built"  # attribute of an error: the class whose construction raised it
 
 
 class UsageError(ValueError):
@@ -35,7 +35,7 @@ def wrong(key: str, text: str) -> UsageError:
 
 
 def build(cls: type, *args: Any, **kwargs: Any) -> Any:
-    """Make an instance for jsonargparse; an error remembers of which class."""
+    """Make an instance for jsonargparse; an error has the class as its attribute BUILT."""
     try:
         return cls(*args, **kwargs)
     except ValueError as error:

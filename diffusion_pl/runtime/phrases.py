@@ -1,9 +1,9 @@
-"""What jsonargparse says, in our words."""
+"""Messages of jsonargparse, in our words."""
 
 import re
 
 _GOT = r"Got value: (?:Namespace\(class_path=')?([\w.]+).*"
-#: What jsonargparse says, and what is printed.
+#: Patterns of its messages, and what is printed instead.
 _PHRASES = (
     (r"Expected a dot import path string:\s*$", "expected a class, got nothing"),
     (r"Expected a dot import path string: (.+)", r"there is no class \1"),
@@ -29,7 +29,7 @@ _PHRASES = (
     (r"Expected a typing\.Literal\[(.+)\]", r"expected one of \1"),
     (r"(-?\d+) is not in bounds, numpy accepts from (\d+) to (\d+)", r"seed_everything must be in [\2, \3], got \1"),
 )
-#: Branches of a union that tell nothing.
+#: Branches of a union without information.
 _NOISE = re.compile(
     r"Expected a path but|Expected a <class 'NoneType'>|Does not validate|a class path \(str\)|a dict with"
 )
@@ -38,14 +38,14 @@ _NOISE = re.compile(
 def split_key(message: str) -> tuple[str, str]:
     """The dotted key that the message begins with, over all its levels, and the rest."""
     keys = []
-    while found := re.match(r'\s*Parser key "([^"]+)":\s*', message):
-        keys.append(found[1])
-        message = message[found.end() :]
+    while key := re.match(r'\s*Parser key "([^"]+)":\s*', message):
+        keys.append(key[1])
+        message = message[key.end() :]
     return ".".join(keys), message
 
 
 def causes_of(message: str) -> list[str]:
-    """The branches of a union that tell something; the whole message if it has none."""
+    """The branches of a union with information; the whole message if it has none."""
     causes: list[str] = []
     for item in _items(message):
         if item.startswith("Does not validate"):
@@ -66,15 +66,15 @@ def _items(text: str) -> list[str]:
     indents = [len(line) - len(line.lstrip()) for line in lines]
     marks = [n for n, line in enumerate(lines) if line.lstrip().startswith("- ") and n]
     outer = [n for n in marks if indents[n] == min(indents[m] for m in marks)]
-    found = []
+    items = []
     for n in outer:
         item = [lines[n].lstrip()[2:]]
         for m in range(n + 1, len(lines)):
             if lines[m].strip() and (m in outer or indents[m] < indents[n]):
                 break
             item.append(lines[m])
-        found.append("\n".join(item))
-    return found
+        items.append("\n".join(item))
+    return items
 
 
 def phrase(cause: str) -> str:

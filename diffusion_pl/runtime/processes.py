@@ -1,8 +1,8 @@
-"""One run in many processes: they agree on where it lies, speak with one voice and end together.
+"""One run in many processes: they agree on its folder, one of them prints, and they end together.
 
 Lightning starts the processes of one machine itself; torchrun and SLURM start them from outside, on any number of
 machines.  Lightning brings them together when training begins.  This module is for what comes before that, and for
-what must work when they can no longer talk.
+what must work when they can no longer communicate.
 """
 
 import json
@@ -17,15 +17,15 @@ from uuid import uuid4
 from .upstream.torch import has_agent_store, meet_at_own_store
 
 TIMEOUT = 300.0  # seconds; from the first process to the last that comes: the imports of one may take a minute longer
-GRACE = 2.0  # seconds that a process goes on after the one that started it has ended
-SKEW = 10.0  # seconds by which processes that fail or stop alike may differ; one takes some to leave torch
+GRACE = 2.0  # seconds that a process continues after the one that started it has ended
+SKEW = 10.0  # seconds by which processes that fail or stop together may differ; leaving torch takes some
 _keep: list[
     Any
 ] = []  # whoever hosts a store keeps it, for torch to find it there when it brings the processes together
 
 
 class Peers(NamedTuple):
-    """The processes that decide before Lightning has brought them together.
+    """The processes that agree before Lightning has connected them.
 
     Attributes:
         rank, world: which of them this is, and how many there are.
@@ -59,11 +59,11 @@ def find_peers(nodes: int) -> Peers | None:
 
     for kind in (TorchElasticEnvironment, SLURMEnvironment):  # in Lightning's order
         if kind.detect():
-            there = kind()
-            if there.world_size() == 1:
+            environment = kind()
+            if environment.world_size() == 1:
                 return None
-            first, size = there.global_rank(), there.world_size()
-            return Peers(first, size, there.main_address, there.main_port, has_agent_store())
+            first, size = environment.global_rank(), environment.world_size()
+            return Peers(first, size, environment.main_address, environment.main_port, has_agent_store())
     if nodes == 1:
         return None
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
@@ -99,18 +99,18 @@ def agree(decide: Callable[[], dict[str, Any]], peers: Peers | None) -> dict[str
         _keep.append(server)
         store = PrefixStore("diffusion_pl", server)
         if not first:
-            told = _ask(store, peers.rank)
+            message = _receive(store, peers.rank)
         else:
-            told = {"answer": None, "port": peers.port}
+            message = {"answer": None, "port": peers.port}
             try:
-                told["answer"] = decide()
+                message["answer"] = decide()
             except Exception:
-                _tell(store, peers.world, told)
+                _send(store, peers.world, message)
                 raise
             if peers.served:
                 _keep.append(TCPStore(peers.address, 0, is_master=True, **common))
-                told["port"] = _keep[-1].port
-            _tell(store, peers.world, told)
+                message["port"] = _keep[-1].port
+            _send(store, peers.world, message)
     except TooFew as error:
         raise OSError(f"{error} of {peers.world} processes did not come to {meeting}: {hint}") from error
     except DistError as error:
@@ -118,12 +118,12 @@ def agree(decide: Callable[[], dict[str, Any]], peers: Peers | None) -> dict[str
         raise OSError(
             f"process {peers.rank} of {peers.world} cannot meet the others at {meeting}: {hint} ({reason})"
         ) from error
-    if told["answer"] is None:
+    if message["answer"] is None:
         let_the_first_speak()
         raise SystemExit(2)
     if peers.served:
-        meet_at_own_store(told["port"])
-    answer: dict[str, Any] = told["answer"]
+        meet_at_own_store(message["port"])
+    answer: dict[str, Any] = message["answer"]
     return answer
 
 
@@ -131,19 +131,19 @@ class TooFew(Exception):
     """How many processes did not come within TIMEOUT."""
 
 
-def _ask(store: Any, rank: int) -> dict[str, Any]:
-    """In all but the first process: what that tells."""
-    ticket = uuid4().hex  # what a former attempt left in the store is of other tickets
+def _receive(store: Any, rank: int) -> dict[str, Any]:
+    """In all but the first process: receive its message."""
+    ticket = uuid4().hex  # a former attempt used other tickets
     store.set(f"ticket of {rank}", ticket)
-    told: dict[str, Any] = json.loads(store.get(f"for {ticket}"))
-    store.set(f"{told['sender']} was heard by {rank}", "")
-    return told
+    message: dict[str, Any] = json.loads(store.get(f"for {ticket}"))
+    store.set(f"{message['sender']} was heard by {rank}", "")
+    return message
 
 
-def _tell(store: Any, world: int, told: dict[str, Any]) -> None:
-    """In the first process: tell the others, and wait until each has heard it.
+def _send(store: Any, world: int, message: dict[str, Any]) -> None:
+    """In the first process: send a message to the others, and wait until each has received it.
 
-    From here on they need this process no more: if it fails now, so do they, by themselves.
+    After that they do not need this process: if it fails now, they fail by themselves.
     """
     sender, end = uuid4().hex, time.monotonic() + TIMEOUT
     waiting = set(range(1, world))
@@ -154,23 +154,23 @@ def _tell(store: Any, world: int, told: dict[str, Any]) -> None:
             if store.check([f"{sender} was heard by {rank}"]):
                 waiting.remove(rank)
             elif store.check([f"ticket of {rank}"]):  # maybe an old one, soon to be replaced
-                store.set(f"for {store.get(f'ticket of {rank}').decode()}", json.dumps({**told, "sender": sender}))
+                store.set(f"for {store.get(f'ticket of {rank}').decode()}", json.dumps({**message, "sender": sender}))
         time.sleep(0.05)
 
 
 def let_the_first_speak() -> None:
     """Before ending with an error: where all processes do, the launcher ends the others when the first has ended.
 
-    So the error is told once.  Whoever is still there after SKEW is alone with its own.
+    So the error is printed once.  A process that still runs after SKEW prints its own error.
     """
     if place():
         time.sleep(SKEW)
 
 
 def part() -> None:
-    """End what the processes had in common: from here on each is alone, no metric waits for the others.
+    """Disconnect the processes: from here on no metric waits for the others.
 
-    Left to the interpreter's end, in whatever order, torch's threads may take the process down with them.
+    If this is left to the interpreter's end, torch's threads may crash the process.
     """
     import torch
 
@@ -180,7 +180,7 @@ def part() -> None:
 
 
 def lost_touch(error: RuntimeError) -> bool:
-    """Whether it says that the processes can no longer talk, mostly because one of them has ended."""
+    """Whether an error says that the processes are disconnected, mostly because one of them has ended."""
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "/gloo/" in str(error)  # gloo has no class of its own
@@ -189,7 +189,7 @@ def lost_touch(error: RuntimeError) -> bool:
 def end_with_parent() -> None:
     """Let this process end with the one that started it.
 
-    A process that waits for others in a collective of a GPU waits for ten minutes, whatever happened to them.
+    A process that waits for others in a collective of a GPU waits for ten minutes, even if they have ended.
     """
     parent = os.getppid()
 

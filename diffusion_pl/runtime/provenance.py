@@ -1,6 +1,6 @@
 """Where a run comes from: versions, git revision, machine, and a fingerprint of its data.  Plain values only.
 
-Nothing here names a person or a machine, and no environment variable is looked at but the seed's.
+Nothing here names a person or a machine, and no environment variable is read but the seed's.
 """
 
 import hashlib
@@ -34,14 +34,14 @@ _GIT_SECONDS = 2.0  # a slow disk or a huge repository must not hold up a run
 
 
 def versions() -> dict[str, str | None]:
-    """Of the package, of Python and of the libraries that figures depend on; None of one that is not installed."""
-    found: dict[str, str | None] = {"diffusion_pl": __version__, "python": platform.python_version()}
+    """Of the package, of Python and of the libraries that results depend on; None of one that is not installed."""
+    of_packages: dict[str, str | None] = {"diffusion_pl": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            of_packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            of_packages[name] = None
+    return of_packages
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
@@ -52,22 +52,24 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     Nothing that the repository configures is run: a downloaded one may name programs in its .git/config (fsmonitor,
     filters, hooks) that git would start.
     """
-    found = _repository(folder)
-    revision = None if found is None else _revision(*found[1:])
-    if found is None or revision is None:
+    repository = _repository(folder)
+    revision = None if repository is None else _revision(*repository[1:])
+    if repository is None or revision is None:
         return None
-    changes = _git(folder, found, revision, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
+    changes = _git(
+        folder, repository, revision, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all"
+    )
     return {"revision": revision, "dirty": None if changes is None else changes != ""}
 
 
 def package_state() -> dict[str, Any] | None:
     """`git_state` of this package's own checkout; None if it is installed, be it somewhere within a repository."""
     folder = Path(__file__).parent
-    found = _repository(folder)
-    revision = None if found is None else _revision(*found[1:])
-    if found is None or revision is None:
+    repository = _repository(folder)
+    revision = None if repository is None else _revision(*repository[1:])
+    if repository is None or revision is None:
         return None
-    known = _git(folder, found, revision, "ls-files", "--error-unmatch", "__init__.py")
+    known = _git(folder, repository, revision, "ls-files", "--error-unmatch", "__init__.py")
     return None if known is None else git_state(folder)
 
 
@@ -106,7 +108,7 @@ def _revision(git: Path, common: Path) -> str | None:
 
 
 def _git(folder: Path, repository: tuple[Path, Path, Path], revision: str, *args: str) -> str | None:
-    """What git answers with a configuration of our own, and the repository's objects and index; None without answer."""
+    """Output of git with a configuration of our own, and the repository's objects and index; None if it fails."""
     root, git, common = repository
     version, hashes = ("1", "[extensions]\nobjectFormat = sha256\n") if len(revision) == 64 else ("0", "")
     settings = f"[core]\nrepositoryFormatVersion = {version}\nbare = false\nfileMode = false\n{hashes}"
@@ -145,7 +147,7 @@ def seeds(data: Any) -> dict[str, int | None]:
 
 
 def fingerprint(data: Any) -> dict[str, Any] | None:
-    """What tells one data set from another; None of what is no DataModule.  Needs ``setup``.
+    """What identifies a data set; None of what is no DataModule.  Needs ``setup``.
 
     Returns:
         class, splits (their sizes), shape, classes, levels; class_names, and class_counts of the training split;
@@ -156,11 +158,11 @@ def fingerprint(data: Any) -> dict[str, Any] | None:
         return None
     splits = {split: len(data.part(split)) for split in SPLITS}
     every = -(-splits["train"] // EXAMPLES)
-    numbers = range(0, splits["train"], every)
+    indices = range(0, splits["train"], every)
     digests: dict[str, Any] = {}
     dtypes: dict[str, str] = {}
-    for first in range(0, len(numbers), 100):  # large pictures need not be in memory all at once
-        for name, values in data.stored(torch.tensor(numbers[first : first + 100])).items():
+    for first in range(0, len(indices), 100):  # large images need not be in memory all at once
+        for name, values in data.stored(torch.tensor(indices[first : first + 100])).items():
             digests.setdefault(name, hashlib.sha256()).update(values.contiguous().numpy().tobytes())
             dtypes[name] = str(values.dtype).removeprefix("torch.")
     return {
@@ -171,7 +173,7 @@ def fingerprint(data: Any) -> dict[str, Any] | None:
         "levels": data.units.levels,
         "class_names": class_names(data.conditions),
         "class_counts": data.class_counts,
-        "examples": len(numbers),
+        "examples": len(indices),
         "of": splits["train"],
         "every": every,
         "sha256": {name: digest.hexdigest() for name, digest in digests.items()},
@@ -207,16 +209,16 @@ def _processor() -> str:
 
 
 def parallel(trainer: Trainer) -> dict[str, Any]:
-    """How the work is shared out.  Batches in examples; `global_batch` is what all processes see between two sums of
-    gradients, before accumulation."""
+    """How the work is divided.  Batches in examples; `global_batch` is the batch of all processes together, before
+    accumulation."""
     loader: Any = trainer.train_dataloader
-    ours = isinstance(loader, Loader)
+    own_loader = isinstance(loader, Loader)
     return {
         "precision": str(trainer.precision),
         "strategy": type(trainer.strategy).__name__,
         "world_size": trainer.world_size,
         "num_nodes": trainer.num_nodes,
-        "batch_per_process": loader.batch_size // trainer.world_size if ours else None,
+        "batch_per_process": loader.batch_size // trainer.world_size if own_loader else None,
         "global_batch": global_batch(trainer),
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
     }
@@ -230,7 +232,7 @@ def peak_memory() -> dict[str, int | None]:
 
 
 def describe(thing: Any) -> Any:
-    """An object of ours as plain values: {"class": its name, and its numbers, names and parts}."""
+    """An object of this package as plain values: {"class": its name, and its numbers, names and parts}."""
     if isinstance(thing, float) and not math.isfinite(thing):
         return str(thing)  # JSON has no infinity
     if thing is None or isinstance(thing, (bool, int, float, str)):

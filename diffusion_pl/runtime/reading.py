@@ -1,4 +1,4 @@
-"""Files that were written here, read back: whatever is wrong with one of them is said in one line."""
+"""Files of this package, read back: an error of one of them is one line."""
 
 import json
 import math
@@ -17,7 +17,7 @@ MOST_BYTES = 256 * 2**20  # of a JSON file
 
 @contextmanager
 def reading(path: str | Path, what: str, fix: str = "choose another file") -> Iterator[None]:
-    """Within, every exception but that of a missing or unreadable file means that this one is not what it should be.
+    """Within, every exception but that of a missing or unreadable file means that the file is another one or damaged.
 
     Raises:
         OSError: it is missing or cannot be read.
@@ -29,7 +29,7 @@ def reading(path: str | Path, what: str, fix: str = "choose another file") -> It
         raise FileNotFoundError(f"{path}: file not found (expected: {what})") from None
     except (PermissionError, IsADirectoryError) as error:
         raise OSError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # of a dozen kinds, all of which mean the same
+    except Exception as error:  # of many kinds, all of which mean the same
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, (KeyError, AttributeError, TypeError)):
             reason = f"{type(error).__name__}: {reason}"

@@ -1,4 +1,4 @@
-"""The file of a run card; what it holds is told by `callbacks.RunCard`, which keeps it."""
+"""The file of a run card; `callbacks.RunCard`, which writes it, documents its content."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from .storage import write_file
 CARD = "card.json"
 
 
-#: What every reader of a card may rely on; JSON has no infinity, which is a string there.
+#: What every reader of a card can expect; JSON has no infinity, which is a string there.
 _NUMBER = (int, float, str)
 _KIND = {
     "status?": str,
@@ -56,12 +56,12 @@ def read_card(path: str | Path) -> dict[str, Any]:
 def done_in(run: str | Path, step: int) -> tuple[bool, bool]:
     """Whether a validation that is due at a step, and the end of a run that ends with it, were done in a run's folder.
 
-    A folder without a card is not of the run that the step belongs to, and nothing there is to be made up for.
+    A folder without a card is not of the run that the step belongs to, and nothing is due there.
     """
     try:
         card = read_card(run)
         steps = int(card["steps"] or 0)
-        validated = int(card.get("validated_step", steps))  # version 0.1 noted none
+        validated = int(card.get("validated_step", steps))  # version 0.1 wrote none
     except (OSError, ValueError, KeyError, TypeError):
         return True, True
     return validated >= step, steps > step or (steps == step and card.get("status") == "finished")
@@ -92,7 +92,7 @@ def plain(value: Any) -> Any:
 
 
 def one_line(error: BaseException) -> str:
-    """Kind and message of an error, one line of at most 300 characters; of ours the message alone."""
+    """Class and message of an error in at most 300 characters; of a ValueError or OSError the message alone."""
     text = " ".join(str(error).split())
-    told = text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}"
-    return told if len(told) <= 300 else told[:299] + "…"
+    line = text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}"
+    return line if len(line) <= 300 else line[:299] + "…"

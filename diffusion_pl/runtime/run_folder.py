@@ -15,7 +15,7 @@ from .storage import Lock, claim_folder, numbered
 
 RUNS = Path("runs")  # unless trainer.default_root_dir names another folder
 LOCK = ".lock"
-_VARIABLE = "DIFFUSION_PL_RUN"  # by which the first process of a run tells the others which folder it chose
+_VARIABLE = "DIFFUSION_PL_RUN"  # by which the first process of a run sends the others the folder that it chose
 
 
 class RunFolder:
@@ -52,24 +52,24 @@ class RunFolder:
         """
         self.root = Path(config.trainer.default_root_dir or RUNS)
         if self.inherited:
-            found = self._find(config, command, False)
+            chosen = self._find(config, command, False)
         else:
-            found = agree(lambda: self._find(config, command, claim), find_peers(config.trainer.num_nodes))
-        self.path = Path(found["folder"])
-        return self.path, found["ckpt_path"]
+            chosen = agree(lambda: self._find(config, command, claim), find_peers(config.trainer.num_nodes))
+        self.path = Path(chosen["folder"])
+        return self.path, chosen["ckpt_path"]
 
     def publish(self) -> None:
-        """Tell the processes that Lightning will start from this one which folder was chosen, until `close`."""
+        """Pass the chosen folder to the processes that Lightning will start from this one, until `close`."""
         os.environ[_VARIABLE] = str(self.path)
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Release the folder for other processes."""
         os.environ.pop(_VARIABLE, None)
         if self._lock is not None:
             self._lock.release()
 
     def discard(self) -> None:
-        """Remove the folder of a run that never began: this process has made it, and it holds nothing but logs."""
+        """Remove the folder of a run that never began: this process has made it, and it contains only logs."""
         if self.path is None or not self._new or not self.path.is_dir():
             return
         if all(any(path.match(left) for left in (*LEFTOVERS, LOCK)) for path in self.path.iterdir()):
@@ -89,13 +89,13 @@ class RunFolder:
         if folder is None:
             folder = newest(name, root) if resumed else next(f for f in numbered(root, name) if not f.exists())
         if ckpt_path == "auto":
-            found = (last_checkpoint(folder), previous_checkpoint(folder))
-            ckpt_path = next((str(path) for path in found if path.is_file()), None)
+            candidates = (last_checkpoint(folder), previous_checkpoint(folder))
+            ckpt_path = next((str(path) for path in candidates if path.is_file()), None)
         elif ckpt_path == "last":
             ckpt_path = str(last_checkpoint(folder))
         if ckpt_path is not None and not Path(ckpt_path).is_file():
-            there = or_else(Path(ckpt_path)) or ": nothing to continue from"
-            raise FileNotFoundError(f"no checkpoint at {ckpt_path}{there}")
+            hint = or_else(Path(ckpt_path)) or ": nothing to continue from"
+            raise FileNotFoundError(f"no checkpoint at {ckpt_path}{hint}")
         if command != "fit" and ckpt_path is None:
             raise ValueError(f"{command} needs trained weights: add --ckpt_path last (or a checkpoint's path)")
         if claim:
@@ -105,7 +105,7 @@ class RunFolder:
     def _claim(self, folder: Path, name: str | None, command: str) -> Path:
         """Make the folder, or the first free one of a name for a new run, and lock it for fit."""
         new = name is not None
-        if name is not None:  # another run that begins at the same time may have made it meanwhile
+        if name is not None:  # another run that starts at the same time may have made it meanwhile
             folder = claim_folder(self.root, name)
         else:
             with contextlib.suppress(FileExistsError):
@@ -118,7 +118,7 @@ class RunFolder:
 
 
 def was_killed(folder: Path) -> bool:
-    """Whether the card says that the run goes on, but no process trains there."""
+    """Whether the card says that the run is running, but no process trains there."""
     try:
         if read_card(folder)["status"] != "running":
             return False

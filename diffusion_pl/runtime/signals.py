@@ -1,4 +1,4 @@
-"""Signals that tell a run or a command to stop, in one process or many."""
+"""Signals that stop a run or a command, in one process or many."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from .upstream.lightning import signal_started_processes, stop_after_batch
 
 
 class Wish(IntEnum):
-    """What a process was told; of several, the largest counts."""
+    """What a signal asks of a process; of several, the largest counts."""
 
     GO_ON = 0
     STOP = 1
@@ -26,10 +26,10 @@ class Wish(IntEnum):
 
 
 class Signals:
-    """Listens, from its making until Lightning puts the former handlers back, which it does at the end of a fit.
+    """Handles signals from its construction until Lightning restores the former handlers at the end of a fit.
 
-    Lightning's own handlers would talk to the other processes in the midst of a step, where these may be talking of
-    something else, and would write a checkpoint under another name before requeueing.
+    Lightning's own handlers would communicate with the other processes in the middle of a step, where these may be in
+    another collective, and would write a checkpoint under another name before requeueing.
 
     Args:
         trainer: whose fit is to stop.
@@ -43,13 +43,13 @@ class Signals:
         self._previous = signal.getsignal(signal.SIGINT)
         self._ended = False
         for number in numbers(STOPPING):
-            signal.signal(number, self._told)
+            signal.signal(number, self._on_signal)
 
     def end(self) -> None:
-        """The run's last checkpoint is written: who is told from now on ends at once, and resuming makes up for it."""
+        """The run's last checkpoint is written: from now on a signal ends the process at once."""
         self._ended = self._trainer.world_size == 1  # others would wait for one that is gone
 
-    def _told(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: Any) -> None:
         requeue = number in numbers(("SIGUSR1",)) and SLURMEnvironment.job_id() is not None
         self.wish = max(self.wish, Wish.REQUEUE if requeue else Wish.STOP)
         if self._ended:
@@ -63,10 +63,10 @@ class Signals:
 
 
 class AfterBlock:
-    """Within `stoppable`, lets the samples under way be finished and kept first; a second signal ends at once.
+    """Within `stoppable`, lets the current samples be finished and kept first; a second signal ends at once.
 
     Args:
-        trainer: that predicts; its other processes are told too.
+        trainer: that predicts; its other processes get the signal too.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -75,14 +75,14 @@ class AfterBlock:
         if threading.current_thread() is threading.main_thread():
             # Lightning's own handler is there by now, which would only note the signal.
             for number in numbers(STOPPING):
-                signal.signal(number, self._told)
+                signal.signal(number, self._on_signal)
 
     def check(self) -> None:
-        """Raise Stopped if the process was told."""
+        """Raise Stopped if the process got a signal."""
         if self._number is not None:
             raise Stopped(self._number)
 
-    def _told(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: Any) -> None:
         if self._number is not None:
             stop_now(number, frame)
         self._number = number
@@ -92,7 +92,7 @@ class AfterBlock:
 
 
 class Agreement:
-    """The largest wish of all processes, which all learn at the same step: one later than it is uttered.
+    """The largest wish of all processes, which all get at the same step: one step after it was sent.
 
     By then it has arrived, and no process and no GPU waits for it.
     """
@@ -105,9 +105,9 @@ class Agreement:
 
         Args:
             wish: of this process.
-            device: where the processes' tensors meet.
+            device: on which the processes' tensors are reduced.
         """
-        heard = self.last()
+        largest = self.last()
         self._flag = torch.full((1,), int(wish), dtype=torch.int32, device=device)
         self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, async_op=True)
         if device.type == "cuda":
@@ -115,7 +115,7 @@ class Agreement:
             self._flag = self._flag.to("cpu", non_blocking=True)
             self._work = torch.cuda.Event()
             self._work.record()
-        return heard
+        return largest
 
     def last(self) -> Wish:
         """The largest wish at the last call."""
@@ -127,9 +127,9 @@ class Agreement:
 
 
 def requeue() -> str:
-    """Have SLURM run this job again; what came of it, in words."""
+    """Have SLURM run this job again; the result, in words."""
     array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ["SLURM_JOB_ID"]
-    if array is not None:  # the number alone of an array's last task is that of the whole array
+    if array is not None:  # the job number of an array's last task alone is that of the whole array
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)

@@ -12,7 +12,7 @@ from .. import __version__
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr such that printing never fails: whatever their encoding, and also if they are closed."""
+    """Make stdout and stderr such that printing never fails, for any encoding, and also if they are closed."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # closed, as by >&-: its number must not go to the next file that is opened
@@ -26,7 +26,7 @@ def prepare_streams() -> None:
 
 
 def discard_output() -> None:
-    """Let what is still to be written to stdout go nowhere, so that the interpreter can flush it at its end."""
+    """Discard what is still to be written to stdout, so that the interpreter can flush it at its end."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""What ends a process from outside, a signal or a broken pipe, as one line and an exit status; without torch."""
+"""Signals and broken pipes that end a process, as one line and an exit status; without torch."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TextIO
 
 from .processes import place
 
-#: What tells a process to end: Ctrl-C, schedulers, a terminal that was closed, a limit of time.
+#: Signals that end a process: of Ctrl-C, schedulers, a closed terminal, a time limit.
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU", "SIGUSR1", "SIGUSR2")
 
 
@@ -26,7 +26,7 @@ def stoppable(how: str) -> Iterator[None]:
     """Within, signals end the command with one line and their own exit status.
 
     Args:
-        how: the command is done after all, for that line.
+        how: what is kept and how to continue, for that line.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -37,7 +37,7 @@ def stoppable(how: str) -> Iterator[None]:
     try:
         yield
     except Stopped:
-        if not place():  # of several processes the first speaks
+        if not place():  # of several processes the first prints
             print(f"\nstopped; {how}", flush=True)
         raise
     finally:
@@ -57,7 +57,7 @@ def output_may_break() -> Iterator[None]:
 
 
 class _Unbroken:
-    """A stream that is silent from when its pipe has broken."""
+    """A stream that discards what is written after its pipe has broken."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -81,7 +81,7 @@ class _Unbroken:
 
     def _silence(self) -> None:
         nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, self._stream.fileno())  # what is in its buffer, and whatever else writes there, goes here too
+        os.dup2(nothing, self._stream.fileno())  # its buffer, and everything else that writes there, goes here too
         os.close(nothing)
         self.broken = True
         os.kill(os.getpid(), signal.SIGTERM)
@@ -93,6 +93,6 @@ def stop_now(number: int, frame: Any) -> NoReturn:
 
 
 def numbers(names: tuple[str, ...]) -> tuple[signal.Signals, ...]:
-    """Those that the system has, but for a SIGHUP that nohup took away."""
+    """The signals that the system has, except a SIGHUP that nohup ignores."""
     there = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
     return tuple(n for n in there if n.name != "SIGHUP" or signal.getsignal(n) is not signal.SIG_IGN)

@@ -1,11 +1,11 @@
-"""Files and folders that are written: nothing of the user's is overwritten, and nothing is ever half there.
+"""Files and folders that are written: nothing of the user's is overwritten, and no file is incomplete.
 
     write_file      replaces a file in one instant, or creates it if it is new
     claim_folder    makes the first free folder of NAME, NAME-2, NAME-3 …; of several processes each gets its own
     Lock            one process at a time
 
-Every file is written under a temporary name that no other process uses, flushed to the disk, then renamed.  Whatever
-ends the process in between, the old file is whole, and the next writer removes the rest.
+Every file is written under a temporary name that no other process uses, flushed to the disk, then renamed.  If
+the process ends in between, the old file is complete, and the next writer removes the rest.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 Content = str | bytes | Callable[[BinaryIO], object]
 
-_PROCESS = uuid.uuid4().hex[:8]  # beside its number, which is 1 in every container
+_PROCESS = uuid.uuid4().hex[:8]  # in addition to its number, which is 1 in every container
 _MANY = 100  # files; beyond, one sync of the whole system is faster than one for each file
 
 
@@ -85,14 +85,14 @@ def write_json(path: Path, content: Any) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk, where the file system can."""
-    number = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def claim_folder(parent: Path, name: str) -> Path:
@@ -121,9 +121,9 @@ def numbered(parent: Path, name: str) -> Iterator[Path]:
 
 
 class Lock:
-    """Held by one process at a time, and given back when that ends, however it does.
+    """Held by one process at a time, and released when that ends, in any way.
 
-    On a file system without locks everybody gets it.
+    On a file system without locks every process gets it.
 
     Args:
         path: the file of the lock; it holds the process and the machine of whoever has the lock.
@@ -151,7 +151,7 @@ class Lock:
             self._file.flush()
 
     def release(self) -> None:
-        """Give it back; nothing happens the second time."""
+        """Release it; a second call does nothing."""
         if not self._file.closed:
             if self._is_there():
                 self._path.unlink()
@@ -165,7 +165,7 @@ class Lock:
 
 
 def move_new(source: Path, target: Path) -> None:
-    """Rename a file to a name that no other file has, else FileExistsError.  Begun again, it goes on."""
+    """Rename a file to a name that no other file has, else FileExistsError.  A repeated call continues."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -192,18 +192,18 @@ def sync_tree(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def _try_lock(number: int) -> bool | None:
+def _try_lock(descriptor: int) -> bool | None:
     """Lock an open file: whether that succeeded; None where the file system has no locks."""
     try:
         # Of the process, not of the open file: worker processes that outlive a killed one must not hold it.
-        fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return False if error.errno in (errno.EACCES, errno.EAGAIN) else None
     return True
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what killed writers of the file at path have left beside it."""
+    """Remove what killed writers of the file at path have left next to it."""
     for part in path.parent.glob(f".{_escaped(path.name)}.*-*.part"):
         # Our own process may be writing it in another thread, which its lock would not show.
         if not part.name.removeprefix(f".{path.name}.").startswith(f"{_PROCESS}{os.getpid()}-"):
@@ -213,7 +213,7 @@ def remove_stale(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside path that nobody else uses."""
+    """A name next to path that no other process uses."""
     remove_stale(path)
     return path.with_name(f".{path.name}.{_PROCESS}{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
 

@@ -33,10 +33,10 @@ def bases_at(parts: Sequence[str], types: Types) -> list[type]:
 
 
 def classes_at(parts: Sequence[str], types: Types) -> list[type]:
-    found = [cls for base in bases_at(parts, types) for cls in _subclasses(base)]
+    classes = [cls for base in bases_at(parts, types) for cls in _subclasses(base)]
     if parts[-1] != "network":
-        return found
-    return [cls for cls in found if next(iter(parameters(cls)), None) == "shape"]  # not its layers
+        return classes
+    return [cls for cls in classes if next(iter(parameters(cls)), None) == "shape"]  # not its layers
 
 
 def class_names(classes: Iterable[type]) -> set[str]:
@@ -61,19 +61,19 @@ def _bases(hint: Any) -> Iterator[type]:
 
 
 def _subclasses(base: type) -> list[type]:
-    """The public classes of a kind, ours before others'; of modules only ours, of which there are few."""
-    todo, found = [base], dict[type, None]()
+    """The public classes of a kind, own before others'; of modules only own, of which there are few."""
+    todo, subclasses = [base], dict[type, None]()
     while todo:
         cls = todo.pop()
-        if cls not in found:
-            found[cls] = None
+        if cls not in subclasses:
+            subclasses[cls] = None
             todo += type.__subclasses__(cls)
-    public = [c for c in found if not c.__name__.startswith("_") and "<locals>" not in c.__qualname__]
-    ours = [c for c in public if c.__module__.startswith("diffusion_pl.") and _is_exported(c)]
+    public = [c for c in subclasses if not c.__name__.startswith("_") and "<locals>" not in c.__qualname__]
+    own = [c for c in public if c.__module__.startswith("diffusion_pl.") and _is_exported(c)]
     if base.__module__.startswith("torch.nn"):
-        return [c for c in ours if c.__module__.startswith(("diffusion_pl.networks", "diffusion_pl.metrics"))]
+        return [c for c in own if c.__module__.startswith(("diffusion_pl.networks", "diffusion_pl.metrics"))]
     others = ("torch.optim", "lightning.")
-    return ours + [c for c in public if c.__module__.startswith(others)] or [c for c in public if c is not base]
+    return own + [c for c in public if c.__module__.startswith(others)] or [c for c in public if c is not base]
 
 
 def _is_exported(cls: type) -> bool:

@@ -49,12 +49,12 @@ def prefer_package(package: str) -> None:
     """
     everything = typehints.get_all_subclass_paths
 
-    def ours_first(cls: type, *args: Any, **kwargs: Any) -> list[str]:
+    def package_first(cls: type, *args: Any, **kwargs: Any) -> list[str]:
         paths: list[str] = everything(cls, *args, **kwargs)
-        ours = {path.rpartition(".")[2] for path in paths if path.startswith(f"{package}.")}
-        return [path for path in paths if path.startswith(f"{package}.") or path.rpartition(".")[2] not in ours]
+        own_names = {path.rpartition(".")[2] for path in paths if path.startswith(f"{package}.")}
+        return [path for path in paths if path.startswith(f"{package}.") or path.rpartition(".")[2] not in own_names]
 
-    typehints.get_all_subclass_paths = ours_first
+    typehints.get_all_subclass_paths = package_first
 
 
 @contextmanager
@@ -77,12 +77,12 @@ def option_types(parser: argparse.ArgumentParser) -> dict[str, Any]:
 
     Read: jsonargparse 4.53, Python 3.11.
     """
-    found: dict[str, Any] = {}
+    types: dict[str, Any] = {}
     for action in parser._actions:
         if action.option_strings and action.dest not in ("help", "print_config", argparse.SUPPRESS):
             name = next((o for o in action.option_strings if o.startswith("--")), "").lstrip("-")
-            found[name.rstrip("+")] = getattr(action, "_typehint", getattr(action, "type", None))
-    return found
+            types[name.rstrip("+")] = getattr(action, "_typehint", getattr(action, "type", None))
+    return types
 
 
 def make_optional(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:

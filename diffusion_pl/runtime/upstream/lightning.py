@@ -64,7 +64,7 @@ def signal_started_processes(trainer: "Trainer", number: int) -> None:
 
 
 def validated_names(trainer: "Trainer") -> list[str]:
-    """Names of the values that the validation under way, or the last one, has logged: `_results` of its loop.
+    """Names of the values that the current validation, or the last one, has logged: `_results` of its loop.
 
     `trainer.callback_metrics` holds those of all hooks, new and old.  Read: lightning 2.6.6.
     """
@@ -73,7 +73,7 @@ def validated_names(trainer: "Trainer") -> list[str]:
 
 
 def judge_through(callback: "ModelCheckpoint | EarlyStopping", ask: Callable[..., None], *args: Any) -> None:
-    """Have ask(*args, judge, trainer, …) called where the callback would judge by the value that it monitors.
+    """Have ask(*args, judge, trainer, …) called where the callback would compare the value that it monitors.
 
     `_save_topk_checkpoint` of ModelCheckpoint and `_run_early_stopping_check` of EarlyStopping; `judge` is that method.
     Partials of what has a name, since some strategies pickle the callbacks.  Read: lightning 2.6.6.
@@ -86,7 +86,7 @@ def judge_through(callback: "ModelCheckpoint | EarlyStopping", ask: Callable[...
 
 
 def save_after_validation(callback: "ModelCheckpoint") -> None:
-    """Let a ModelCheckpoint judge again after the next validation: `_defer_save_until_validation`.
+    """Let a ModelCheckpoint compare again after the next validation: `_defer_save_until_validation`.
 
     Read: lightning 2.6.6.
     """
@@ -94,7 +94,7 @@ def save_after_validation(callback: "ModelCheckpoint") -> None:
 
 
 def batch_number(trainer: "Trainer") -> int:
-    """Number of the training batch under way, counted from 0 over all sessions of the run: `total_batch_idx`.
+    """Index of the current training batch, counted from 0 over all sessions of the run: `total_batch_idx`.
 
     Read: lightning 2.6.6.
     """
