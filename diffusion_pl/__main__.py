@@ -25,7 +25,7 @@ TOOLS = {
     "restore": "images of which only a part is known: inpaint, colorize, upscale",
     "import": "a model that was trained with another package",
     "export": "a model for another package: diffusers, safetensors, ONNX, torch.export",
-    "replay": "the step at which a run stopped since its loss or gradients were not finite, once more",
+    "replay": "repeat of the step at which a run stopped because loss or gradients were not finite",
 }
 COMMANDS = TRAINER_COMMANDS | TOOLS
 
@@ -92,7 +92,7 @@ if __name__ == "__main__":
     try:
         code = main()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         discard_output()
         code = 0
     except KeyboardInterrupt:

@@ -89,7 +89,7 @@ class Parser(RaisingParser, LightningArgumentParser):
 
 class DiffusionCLI(LightningCLI):
     """What LightningCLI makes of a command line: trainer, model and data, with the callbacks that every run has, and
-    one folder a run.  Whoever makes it calls the trainer.
+    one folder for each run.  The caller runs the trainer.
 
     Args:
         command: fit, validate, test or predict.
@@ -135,7 +135,7 @@ class DiffusionCLI(LightningCLI):
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        # What people come to change stands first, in the help and in the saved configuration.
+        # What is changed most often comes first, in the help and in the saved configuration.
         if self._names_model:
             parser.add_lightning_class_args(Trainable, "model", subclass_mode=True)
         else:

@@ -78,7 +78,11 @@ def test_everything_wrong_with_a_model_of_points_is_told_at_once(tmp_path: Path)
     wrong = [re.split(r"  +", line, maxsplit=2) for line in done.out.splitlines()[:-1] if "  ok  " not in line]
     expected = [
         ("prior", "error", r"LinearBetas does not end in noise: at t=1, .* still 0.39 .* Fix: raise beta_max"),
-        ("tables", "warning", r"LinearBetas 50, GridTimes 1000, .* Fix: give all of them the steps of the table"),
+        (
+            "tables",
+            "warning",
+            r"LinearBetas 50, GridTimes 1000, .* Fix: give all of them the steps of the beta schedule",
+        ),
         ("validation", "warning", r"split is empty: .* Fix: raise data.init_args.val_fraction"),
         ("ema", "warning", r"half-life of 6,931 steps, the run has 5,000.* lower the decay to 0.998"),
         ("ema", "error", r"decay 0.001 .* no average. Fix: give --ema.decays '\[0.999\]'"),
@@ -247,7 +251,7 @@ def test_a_process_that_keeps_the_data_is_refused_with_the_number_and_the_cure(t
     told = refused(tmp_path, TABLE)
     for words in ("LinearBetas", "t=1", "still 0.39", "0.16 nats per dimension", "0.001", "raise beta_max or steps"):
         assert words in told
-    assert told.endswith("go on regardless with --doctor.ignore '[prior]'")
+    assert told.endswith("train anyway with --doctor.ignore '[prior]'")
 
 
 @pytest.mark.parametrize(

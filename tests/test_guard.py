@@ -175,7 +175,7 @@ def test_the_first_of_a_row_is_told_once_in_100_steps(tmp_path: Path) -> None:
     changes = {"model__network": flawed("gradient", [3, 4, 8]), "trainer__max_steps": 10}
     done = cli(tmp_path, "fit", "--config", tiny_config(tmp_path, **changes), "--run", "run")
     lines = [line for line in done.out.splitlines() if line.startswith("step ")]
-    assert lines == ["step 3: gradients not finite: the step is left out (1 so far)"]
+    assert lines == ["step 3: gradients not finite: the step is skipped (1 so far)"]
     assert checkpoint(tmp_path / "runs/run")["callbacks"]["Guard"]["skipped"] == 3
 
 
@@ -213,7 +213,7 @@ def test_two_processes_stop_together(tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert "diffusion_pl: error: loss not finite in 3 steps in a row, at last in step 7: " in err
     assert [line for line in out.splitlines() if line.startswith("step 2: ")] == [
-        "step 2: loss not finite: the step is left out (1 so far)"  # once, not by both
+        "step 2: loss not finite: the step is skipped (1 so far)"  # once, not by both
     ]
     (path,) = (tmp_path / "runs/run/dumps").iterdir()
     first, second = read(path)["dump"]["ranks"]

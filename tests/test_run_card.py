@@ -283,7 +283,7 @@ def test_a_card_that_cannot_be_written_is_one_warning(tmp_path: Path, capsys: py
     warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
     assert warnings[-1] == (
         f"diffusion_pl: warning: the run card cannot be kept: cannot write {tmp_path}/card.json: Is a directory; "
-        "the run itself goes on"
+        "the run itself continues"
     )
     assert len(warnings) == 2  # it could not be read either
     assert not list(tmp_path.glob(".card*"))
@@ -302,7 +302,7 @@ def test_a_full_disk_is_a_warning_and_the_card_is_written_as_soon_as_there_is_ro
 
     monkeypatch.setattr(cards, "write_file", write_file)
     trained(tmp_path)
-    assert "card.json: No space left on device; the run itself goes on" in capsys.readouterr().out
+    assert "card.json: No space left on device; the run itself continues" in capsys.readouterr().out
     assert read_card(tmp_path)["status"] == "finished"
 
 

@@ -60,7 +60,7 @@ class Doctor(LeanCallback):
         if errors:
             names = ", ".join(dict.fromkeys(finding.name for finding in errors))
             messages = "; and ".join(map(str, errors))
-            raise ValueError(f"{messages}; or go on regardless with --doctor.ignore '[{names}]'")
+            raise ValueError(f"{messages}; or train anyway with --doctor.ignore '[{names}]'")
 
     def diagnose(self, trainer: Trainer, module: LightningModule, data: DataModule) -> list[Finding]:
         """All findings on a run that will not be trained; data that cannot be read are one of them."""

@@ -54,7 +54,7 @@ def frame(data: DataModule, x: Tensor, x_0: Tensor, title: str) -> NDArray[np.ui
     if data.is_point:
         noisy, estimate = (data.units.decode(part.double()).numpy() for part in (x, x_0))
         return plots.to_image(plots.film_panel(noisy, estimate, _known(data, noisy), title))
-    raise ValueError(f"a film shows images or points, not data of shape {data.shape}: leave it out")
+    raise ValueError(f"a film shows images or points, not data of shape {data.shape}: switch it off")
 
 
 def _columns(data: DataModule) -> int | None:

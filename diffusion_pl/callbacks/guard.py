@@ -95,7 +95,7 @@ class Guard(LeanCallback):
             if self.in_a_row >= self.stop_after:
                 steps = f"{self.in_a_row} steps in a row" if self.in_a_row > 1 else "one step"
                 self._stop(trainer, pl_module, batches, losses, f"{what} not finite in {steps}, at last in step {step}")
-            self._report(trainer, "skip", f"{what} not finite: the step is left out ({self.skipped} so far)")
+            self._report(trainer, "skip", f"{what} not finite: the step is skipped ({self.skipped} so far)")
             if scaled:
                 self._scaler.unscale_(optimizer)  # else it would miss its own check of the gradients
             for p in self._parameters:

@@ -150,7 +150,7 @@ class RunCard(LeanCallback):
         if trainer.state.fn == "validate":
             self._append(trainer)
         elif self._running and not trainer.sanity_checking:
-            # Now that its values are logged: whoever resumes from the checkpoint of this step must know.
+            # Now that its values are logged: a run that resumes from the checkpoint of this step reads it.
             self._look(trainer)
             if self._card is not None:
                 self._card["validated_step"] = trainer.global_step
@@ -259,7 +259,7 @@ class RunCard(LeanCallback):
         try:
             change()
         except (OSError, ValueError) as error:
-            self._warn(f"the run card cannot be kept: {one_line(error)}; the run itself goes on")
+            self._warn(f"the run card cannot be kept: {one_line(error)}; the run itself continues")
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:

@@ -207,7 +207,7 @@ def steps_hint(pipeline: Pipeline) -> str | None:
     if pipeline.device.type != "cpu" or evaluations < 200 or sampler.order == 0:
         return None
     faster = round(evaluations / 20)
-    return f"{evaluations:,} evaluations per sample; --sampler DPMpp --steps 20 is about {faster} times faster"
+    return f"{evaluations:,} function evaluations per sample; --sampler DPMpp --steps 20 is about {faster} times faster"
 
 
 def not_finite_error(bad: int, count: int) -> str:

@@ -87,7 +87,7 @@ def data(
     bad = int((~x_0.isfinite()).flatten(1).any(1).sum())
     if bad:
         yield Finding(
-            "error", "data", f"{bad} of {count(len(x_0), 'training example')} hold NaN or infinity", "leave them out"
+            "error", "data", f"{bad} of {count(len(x_0), 'training example')} hold NaN or infinity", "remove them"
         )
         return
     low, high, rms = float(x_0.min()), float(x_0.max()), math.sqrt(second_moment)
@@ -258,7 +258,7 @@ def embedding(
     if moved >= 0.005:
         yield Finding("fine", "embedding", what)
     else:
-        what += ", so the network can hardly tell noise levels apart"
+        what += ", so the network can hardly distinguish noise levels"
         yield Finding("warning", "embedding", what, faster_embedding(module))
 
 
@@ -297,7 +297,7 @@ def tables(lengths: Mapping[str, int]) -> Iterator[Finding]:
     """Do all parts have the same number of steps of the beta schedule?  lengths: {name: steps}."""
     each = ", ".join(f"{name} {steps}" for name, steps in lengths.items())
     if len(set(lengths.values())) > 1:
-        what = f"the numbers of steps differ: {each}, so training and sampling stand at different points of the process"
-        yield Finding("warning", "tables", what, "give all of them the steps of the table")
+        what = f"the numbers of steps differ: {each}, so a step has another noise level in training than in sampling"
+        yield Finding("warning", "tables", what, "give all of them the steps of the beta schedule")
     else:
         yield Finding("fine", "tables", f"steps: {each}" if each else "none: continuous time")

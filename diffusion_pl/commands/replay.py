@@ -1,4 +1,4 @@
-"""python -m diffusion_pl replay: the step at which a run stopped, once more."""
+"""python -m diffusion_pl replay: repeat the step at which a run stopped."""
 
 from pathlib import Path
 

@@ -98,8 +98,8 @@ def _run(command: str, args: Sequence[str], run: RunFolder) -> DiffusionCLI:
             raise ConnectionError(f"lost connection to another process of the run; {resume} ({reason})") from error
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise OSError(
-                f"a process that reads data was ended by the system, mostly for want of memory ({reason}). Fix: lower "
-                f"data.init_args.workers or data.init_args.batch_size; {resume}"
+                f"a process that reads data was ended by the system, mostly because memory ran out ({reason}). Fix: "
+                f"lower data.init_args.workers or data.init_args.batch_size; {resume}"
             ) from error
         raise
     return cli

@@ -1,6 +1,6 @@
 """Configuration files as text: is this one readable, and on which line is a key?
 
-jsonargparse reads values without their lines.  Here the files are read once more, as nodes with line numbers.
+jsonargparse reads values without their lines.  Here the files are read again, as nodes with line numbers.
 """
 
 import difflib

@@ -88,7 +88,7 @@ def status_and_line(error: Exception, args: Sequence[str]) -> tuple[int, str]:
 
 
 def _monitor(text: str) -> str:
-    """Lightning's messages about a metric that nobody logs, of EarlyStopping and of ModelCheckpoint."""
+    """Lightning's messages about a metric that is not logged, of EarlyStopping and of ModelCheckpoint."""
     callback = "ModelCheckpoint" if "ModelCheckpoint" in text else "EarlyStopping"
     metric = re.search(r"[`'](?:\w+\(monitor=')?([\w./@-]+)", text.replace("`ModelCheckpoint`", ""))
     listed = re.split(r"following: |returned metrics: ", text)[-1].partition("]")[0]

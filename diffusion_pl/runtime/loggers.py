@@ -22,7 +22,7 @@ from .upstream.torch import add_event, event_file, writes_events
 
 
 class Custom(NamedTuple):
-    """What a logger is given unless the user says otherwise; {folder} stands for the run's folder, {run} for its name.
+    """Default options of a logger; {folder} means the run's folder, {run} its name.
 
     package: the extra that it needs;  identity: the argument by which a resumed run continues in the same place.
     """
@@ -155,7 +155,7 @@ def quiet_threads() -> Iterator[None]:
 
 
 def in_order(logger: TensorBoardLogger) -> None:
-    """Let the event files of former sessions stand before this one's, by whose names TensorBoard reads them.
+    """Rename the event files of former sessions so that they come before this one's: TensorBoard reads them by name.
 
     Their names contain the time of their creation, and the clock may have been set back since.
     """

@@ -19,9 +19,7 @@ from .upstream.torch import has_agent_store, meet_at_own_store
 TIMEOUT = 300.0  # seconds; from the first process to the last that comes: the imports of one may take a minute longer
 GRACE = 2.0  # seconds that a process continues after the one that started it has ended
 SKEW = 10.0  # seconds by which processes that fail or stop together may differ; leaving torch takes some
-_keep: list[
-    Any
-] = []  # whoever hosts a store keeps it, for torch to find it there when it brings the processes together
+_keep: list[Any] = []  # the process that hosts a store keeps it, so that torch finds it when it connects the processes
 
 
 class Peers(NamedTuple):

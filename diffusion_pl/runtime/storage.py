@@ -126,7 +126,7 @@ class Lock:
     On a file system without locks every process gets it.
 
     Args:
-        path: the file of the lock; it holds the process and the machine of whoever has the lock.
+        path: the file of the lock; it holds the process and the machine that have the lock.
         busy: what to say if another process has it, before "(process 123 on HOST)".
 
     Raises:
@@ -144,7 +144,7 @@ class Lock:
                 raise ValueError(f"{busy} ({owner})")
             if self._is_there():
                 break
-            self._file.close()  # whoever had it has removed it since it was opened
+            self._file.close()  # its former owner has removed it since it was opened
         with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
