@@ -161,7 +161,7 @@ class DiffusionCLI(LightningCLI):
         which = (
             "A checkpoint: its file, the folder of its run (the newest good one there), last or auto: the newest of "
         )
-        which += "this run; auto starts a new run where there is none."
+        which += "this run, with auto only if there is one."
         parser.add_argument("--ckpt_path", type=str | Path | None, default=None, help=which)
         skipped = {"ckpt_path", *LightningCLI.subcommands()[self.command]}
         self._options = ["ckpt_path", *parser.add_method_arguments(Trainer, self.command, skip=skipped)]

@@ -101,7 +101,7 @@ def precision(
         decays: of the EMA weights.
     """
     if requested in ("16", "16-mixed") and precision == "bf16-mixed":
-        what = "16-mixed was requested for, but is bf16-mixed on a CPU"
+        what = "16-mixed was requested, but is bf16-mixed on a CPU"
         yield Finding("warning", "precision", what, "give --trainer.precision bf16-mixed")
     elif precision == "16-mixed" and clips and optimizer.defaults.get("fused"):
         what = "gradients in float16 cannot be clipped for a fused optimizer"
