@@ -119,7 +119,7 @@ def test_everything_wrong_with_a_model_of_pictures_is_told_at_once(tmp_path: Pat
             r"moves Sinusoidal by 0.00\d+ .* Fix: give model.noise_input StepIndex .* ScaledTime with .*999",
         ),
         "times": ("warning", r"the sampler visits -10 … 9.12, .* never seen. Fix: .* reach nearer to t=1"),
-        "precision": ("warning", r"16-mixed was asked for, but is bf16-mixed on a CPU. .*precision bf16-mixed"),
+        "precision": ("warning", r"16-mixed was requested, but is bf16-mixed on a CPU. .*precision bf16-mixed"),
         "disk": ("error", r"three checkpoints take \d.\d MB, .* 0.0 MB free. Fix: make room"),
         "metrics": ("error", r"needs the weights of InceptionV3, .*\(no route\). Fix: fetch https://"),
     }
