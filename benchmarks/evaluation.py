@@ -1,10 +1,10 @@
-"""What figures cost: likelihood beside scipy's RK45 as score_sde uses it, and the moments of FID beside their features.
+"""Cost of metrics: likelihood beside scipy's RK45 as score_sde uses it, and the moments of FID beside their features.
 
     python benchmarks/evaluation.py [nll] [digits] [fid] [--ckpt_path FILE]
 
 `nll` has the exact scores, and the exact density, of eight Gaussians in the plane; `digits` a network: that of the
-checkpoint, or one that configs/digits/vp.yaml trains for 600 steps.  `fid` takes Inception's network with weights drawn
-at random, which cost what others do.
+checkpoint, or one that configs/digits/vp.yaml trains for 600 steps.  `fid` takes Inception's network with random
+weights, which cost what others do.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def axes(x: Tensor) -> list[Tensor]:
 
 
 def peer(denoiser: Any, x_0: Tensor, probes: list[Tensor], tolerance: float, dtype: Any) -> tuple[Tensor, int]:
-    """log p of x_0: (B, *), as score_sde finds it, and how often it asks the network.
+    """log p of x_0: (B, *), as score_sde computes it, and its evaluations of the network.
 
     scipy's RK45 carries the whole batch as one vector from t = 1e-5 to 1, with the log densities at its end, along
     dx/dt = f x − ½ g² ∇log p; the prior is N(0, I).
@@ -104,10 +104,10 @@ def nll(count: int = 500, std: float = 0.3) -> None:
         denoiser = GaussianMixture(VP(beta_max=40.0), means, std)
         mine, theirs = [], []
         for tol in TOLERANCES:
-            found = FlowLikelihood(0, rtol=tol, atol=tol, t_min=T_MIN)(denoiser, x, SampleNoise(0, range(count)))
+            density = FlowLikelihood(0, rtol=tol, atol=tol, t_min=T_MIN)(denoiser, x, SampleNoise(0, range(count)))
             log_p, nfe = peer(denoiser, x, axes(x), tol, torch.float64)
-            errors = [(value - exact).abs().mean().item() / 2 / math.log(2) for value in (found.log_p, log_p)]
-            mine.append((found.nfe.double().mean().item(), errors[0]))
+            errors = [(value - exact).abs().mean().item() / 2 / math.log(2) for value in (density.log_p, log_p)]
+            mine.append((density.nfe.double().mean().item(), errors[0]))
             theirs.append((float(nfe), errors[1]))
             print(
                 f"nll, mixture {seed}, tolerance {tol:.0e}: ours {mine[-1][0]:.0f} evaluations, mean |error| "
@@ -120,17 +120,17 @@ def nll(count: int = 500, std: float = 0.3) -> None:
 
 
 def network(ckpt_path: str | None, folder: str) -> Any:
-    """Model and data of a checkpoint; of none, of one that is trained now."""
-    from diffusion_pl.checkpoints.loading import load_model
+    """Denoiser and data of a checkpoint; without one, of one that is trained now."""
+    from diffusion_pl.checkpoints.loading import load_pipeline
 
     if ckpt_path is None:
         program = (sys.executable, "-m", "diffusion_pl", "fit", "--run", "r", "--trainer.max_steps", "600")
         config = ("--config", str(ROOT / "configs/digits/vp.yaml"))
         subprocess.run((*program, *config), cwd=folder, check=True, stdout=subprocess.DEVNULL)
         ckpt_path = str(Path(folder, "runs/r/checkpoints/last.ckpt"))
-    model, data = load_model(Path(ckpt_path))
+    pipeline, data = load_pipeline(Path(ckpt_path))
     data.setup("test")
-    return model.eval(), data
+    return pipeline.denoiser, data
 
 
 def double(denoiser: Any) -> Any:
@@ -150,22 +150,22 @@ def digits(ckpt_path: str | None = None, rounds: int = 3) -> None:
     from diffusion_pl.tensors import SampleNoise
 
     with tempfile.TemporaryDirectory() as folder:
-        model, data = network(ckpt_path, folder)
-    delta = width(data.levels, data.value_range)
+        trained, data = network(ckpt_path, folder)
+    delta = width(data.units.levels, data.units.value_range)
     x = dequantized(next(data.batches("test", EXAMPLES))["x"], delta, SampleNoise(0, range(EXAMPLES)))
     signs = torch.where(SampleNoise(1, range(EXAMPLES))(x) < 0, -1.0, 1.0).to(x)
     dims = x[0].numel()
 
-    def ours(tolerance: float, denoiser: Any = model.denoiser, extend: bool = True) -> tuple[Tensor, Tensor]:
+    def ours(tolerance: float, denoiser: Any = trained, extend: bool = True) -> tuple[Tensor, Tensor]:
         rule = FlowLikelihood(1, rtol=tolerance, atol=tolerance, t_min=T_MIN, extend=extend)
-        found = rule(denoiser, x, lambda _: signs)
-        return bits_per_dim(found.log_p, dims, delta), found.nfe.double()
+        density = rule(denoiser, x, lambda _: signs)
+        return bits_per_dim(density.log_p, dims, delta), density.nfe.double()
 
     def theirs(tolerance: float) -> tuple[Tensor, Tensor]:
-        log_p, nfe = peer(model.denoiser, x, [signs], tolerance, torch.float32)
+        log_p, nfe = peer(trained, x, [signs], tolerance, torch.float32)
         return bits_per_dim(log_p, dims, delta), torch.tensor(float(nfe)).double()
 
-    precise = double(model.denoiser)
+    precise = double(trained)
     exact = {True: ours(1e-6, precise)[0], False: ours(1e-6, precise, extend=False)[0]}
     bits, deviation = exact[True].mean().item(), exact[True].std().item() / EXAMPLES**0.5
     print(f"digits: {bits:.4f} bits/dim, standard error {deviation:.4f}; held below t = {T_MIN:g} ", end="")
@@ -200,13 +200,13 @@ def digits(ckpt_path: str | None = None, rounds: int = 3) -> None:
     gap = (values["ours", default] - values["scipy", 1e-5]).mean().item()
     print(
         f"digits, ours at {default:g} {one:.3f} s an example, scipy at 1e-05 {other:.3f}: ratio {ratio:.2f}; "
-        f"the figures are {abs(gap):.1e} bits/dim apart",
+        f"the values are {abs(gap):.1e} bits/dim apart",
         flush=True,
     )
 
 
 def inception() -> Any:
-    """Inception's network with weights drawn at random: nothing is downloaded."""
+    """Inception's network with random weights: nothing is downloaded."""
     from torch import nn
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -236,21 +236,21 @@ def fid(batch: int = 32, rounds: int = 7) -> None:
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB; Linux has KiB
 
-    found, index = FeatureStatistics(2048), torch.arange(batch)
-    told = []
+    statistic, index = FeatureStatistics(2048), torch.arange(batch)
+    peaks = []
     for number in range(1, 101):
-        found.update(torch.rand(batch, 2048), index)
+        statistic.update(torch.rand(batch, 2048), index)
         if number in (1, 10, 100):
-            told.append(f"{peak():.0f} MiB after {number}")
-    print(f"fid, peak memory: {', '.join(told)} batches of {batch}", flush=True)
+            peaks.append(f"{peak():.0f} MiB after {number}")
+    print(f"fid, peak memory: {', '.join(peaks)} batches of {batch}", flush=True)
     network = inception()
-    pictures = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
+    images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
     making, adding = [], []
     for number in range(rounds + 1):
         start = time.perf_counter()
-        features, _ = extract(network, pictures)
+        features, _ = extract(network, images)
         middle = time.perf_counter()
-        found.update(features, index)
+        statistic.update(features, index)
         if number:
             making.append(middle - start)
             adding.append(time.perf_counter() - middle)

@@ -28,7 +28,8 @@ from lightning.pytorch.strategies import (
 from .callbacks import EMA, Description, Doctor, Guard, RunCard, Saver, SeenLoss, StepProgress
 from .callbacks.measurement import judge_fresh_values
 from .checkpoints.io import AtomicCheckpointIO
-from .checkpoints.loading import link_data
+from .checkpoints.loading import DEFAULT_LOSS, link_data
+from .checkpoints.warm_start import WarmStart
 from .checks import Finding
 from .conditions import to_plain
 from .data import DataModule
@@ -139,8 +140,8 @@ class DiffusionCLI(LightningCLI):
             parser.add_lightning_class_args(Trainable, "model", subclass_mode=True)
         else:
             parser.add_lightning_class_args(DiffusionModule, "model")
-            if gives_loss(self._args):  # options of a loss without a class are DenoisingLoss's
-                parser.set_defaults({"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}})
+            if gives_loss(self._args):  # else a missing loss is told as such
+                parser.set_defaults(DEFAULT_LOSS)
         parser.add_lightning_class_args(DataModule, "data", subclass_mode=True)
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
@@ -152,6 +153,8 @@ class DiffusionCLI(LightningCLI):
         parser.add_lightning_class_args(Saver, "saver")
         parser.add_lightning_class_args(Guard, "guard")
         parser.add_lightning_class_args(Doctor, "doctor")
+        if self.command == "fit":
+            parser.add_argument("--init_from", type=WarmStart | None, default=None)
         told = "Figures that the run should reach, which `verify` looks at: {fid: {band: [3, 3.4], num_samples: …}}."
         parser.add_argument("--expected", type=dict[str, Band] | None, default=None, help=told)
         link_data(parser, "model.init_args" if self._names_model else "model")
@@ -209,15 +212,16 @@ class DiffusionCLI(LightningCLI):
         plain = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
         described: dict[str, Any] = yaml.safe_load(plain)
         section, data = self.config_init["trainer"], self.config_init["data"]
-        options = described["model"].setdefault("init_args", {}) if self._names_model else described["model"]
-        options |= {"shape": list(data.shape), "conditions": to_plain(data.conditions)}  # linked, so written nowhere
+        if not self._names_model:  # linked, so written nowhere
+            described["model"] |= {"shape": list(data.shape), "conditions": to_plain(data.conditions)}
         if doctor := self.config_init["doctor"]:
             doctor.asked = section.precision
         config = masked({key: value for key, value in described.items() if key not in _OF_THE_CALL})
+        card = RunCard(config, masked_arguments([self.command, *self._args]), self._start_warm())
         always: list[Callback] = [
             SeenLoss(),
             Description({key: described[key] for key in ("model", "data")}, self._save_config),
-            RunCard(config, masked_arguments([self.command, *self._args])),
+            card,
         ]
         configured = [self.config_init[name] for name in ("ema", "saver", "guard", "doctor")]
         chosen = _as_list(section.callbacks)
@@ -249,6 +253,18 @@ class DiffusionCLI(LightningCLI):
             return trainer
         except TypeError as error:  # so Lightning refuses some values, such as devices: -3
             raise ValueError(f"trainer: {error}") from error
+
+    def _start_warm(self) -> dict[str, Any] | None:
+        """Give a new run the weights of another checkpoint, if it asks for them; a resumed one has its own."""
+        start = self.config_init.get("init_from")
+        if start is None or self.config_init["ckpt_path"] is not None:
+            return None
+        note: dict[str, Any] = start.load(self.model)
+        if not place():
+            anew = f", anew: {', '.join(note['skipped'][:8])}" if note["skipped"] else ""
+            step = "" if note["step"] is None else f" of step {note['step']:,}"
+            print(f"init_from: {note['weights']} weights{step} from {note['path']}{anew}", flush=True)
+        return note
 
     def _save_config(self, path: Path) -> None:
         # Without what belongs to the call, not to the experiment, the file can be given back as --config.

@@ -54,11 +54,11 @@ def test_pictures_come_as_channels_first(
 ) -> None:
     data = ready(write(tmp_path, array), memory_gb=memory_gb)
     assert data.shape == expected.shape[1:]
-    assert data.levels == (65_536 if expected.dtype == np.int32 else 256)
+    assert data.units.levels == (65_536 if expected.dtype == np.int32 else 256)
     assert np.array_equal(pictures(data), expected)
     assert (pictures(data).dtype) == expected.dtype
     x = torch.from_numpy(expected)
-    assert torch.equal(data.decode(data.encode(x)), x)
+    assert torch.equal(data.decode(data.units.encode(x)), x)
 
 
 def test_an_ambiguous_order_must_be_given(tmp_path: Path) -> None:
@@ -158,9 +158,9 @@ def test_floats_are_refused_with_how_to_convert(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "options", "message"),
     [
-        ({"a": X, "b": X}, {}, "which array holds the pictures? give key, one of 'a', 'b'"),
+        ({"a": X, "b": X}, {}, "which array holds the images? give key, one of 'a', 'b'"),
         ({"a": X}, {"key": "c"}, "has no array 'c': give key, one of 'a'"),
-        ({"a": X[0, 0]}, {}, "pictures need 3 or 4 axes, (N, H, W) or with channels, got shape (6, 3)"),
+        ({"a": X[0, 0]}, {}, "images need 3 or 4 axes, (N, H, W) or with channels, got shape (6, 3)"),
     ],
 )
 def test_which_array(arrays: Any, options: Any, message: str, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_checkpoints_state_serves_where_the_file_is_not(tmp_path: Path) -> Non
     state = ready(npy(tmp_path, X)).state_dict()
     data = Arrays(str(tmp_path / "none.npy"))
     data.load_state_dict(state)
-    assert (data.shape, data.conditions, data.levels) == ((3, 8, 6), {}, 256)
+    assert (data.shape, data.conditions, data.units.levels) == ((3, 8, 6), {}, 256)
 
 
 def test_of_an_array_on_the_disk_another_process_is_told_where_it_lies(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_byte_order_and_fortran_order_are_read(tmp_path: Path) -> None:
     deep = (X[..., 0].astype(np.uint16) * 257).astype(">u2")
     for array in (deep, np.asfortranarray(deep)):
         data = ready(npy(tmp_path, array))
-        assert data.levels == 65_536
+        assert data.units.levels == 65_536
         assert np.array_equal(pictures(data)[:, 0], deep)
 
 
@@ -241,7 +241,7 @@ def test_bits_of_uint16(tmp_path: Path) -> None:
     twelve = X[..., 0].astype(np.uint16) * 16
     path = npy(tmp_path, twelve)
     data = ready(path, bits=12)
-    assert data.levels == 4096
+    assert data.units.levels == 4096
     assert np.array_equal(pictures(data)[:, 0], twelve)
     for memory_gb in (1.0, 0.0):
         with pytest.raises(ValueError, match="beyond 11 bits: remove the option bits"):

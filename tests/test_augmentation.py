@@ -138,7 +138,7 @@ def test_training_pictures_are_changed_and_no_others(tmp_path: Path) -> None:
         assert raw["x"].dtype == torch.uint8  # integers travel
         batch = images.on_after_batch_transfer(raw, 0)
         assert batch.keys() == ({"x", "augment"} if trained else {"x"})
-        assert torch.equal(batch["x"], images.encode(raw["x"])) != trained
+        assert torch.equal(batch["x"], images.units.encode(raw["x"])) != trained
     for batch in images.batches("train", 16):
         assert batch.keys() == {"x"}
 
@@ -210,7 +210,7 @@ def test_mirrored_twice_is_refused(folder: Path) -> None:
 
     data = {"class_path": "CIFAR10", "init_args": {"augment": 0.1}}
     error = cli(folder, "fit", "--config", tiny_config(folder, **(CHANGES | {"data": data}))).error
-    assert "CIFAR10: augment mirrors pictures itself: give horizontal_flip: false" in error
+    assert "CIFAR10: augment mirrors images itself: give horizontal_flip: false" in error
     data["init_args"] = {"augment": 1.5, "horizontal_flip": False}
     error = cli(folder, "fit", "--config", tiny_config(folder, **(CHANGES | {"data": data}))).error
     assert "p must be in (0, 1], got 1.5" in error

@@ -305,7 +305,7 @@ CASES: dict[str, tuple[Any, str]] = {
         pictures({}, trainer__callbacks=[{"class_path": "PointPanels"}]),
         r"PointPanels draws point data only: take it out",
     ),
-    "panels of pictures": (file(trainer__callbacks=[{"class_path": "ImagePanels"}]), r"ImagePanels draws pictures"),
+    "panels of images": (file(trainer__callbacks=[{"class_path": "ImagePanels"}]), r"ImagePanels draws images only"),
     "network of pictures": (
         file(model__network={"class_path": "diffusion_pl.networks.UNet"}),
         r"UNet: needs pictures of shape \(C, H, W\), got data of shape \(2,\)",

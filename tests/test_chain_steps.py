@@ -117,8 +117,14 @@ def test_what_does_not_fit_the_table_is_refused(call: Callable[[], Tensor], expe
 
 
 def test_a_bound_is_noted_with_the_steps_of_its_schedule() -> None:
-    noted = ChainBound(variance=1.0).on(LinearBetas(40))
-    assert (noted.steps, noted.variance, noted.times) == (40, 1.0, 40)
+    noted = ChainBound(variance=1.0).on(LinearBetas(40), 1000)
+    assert (noted.steps, noted.variance, noted.times) == (40, 1.0, None)
+    assert ChainBound(25).on(LinearBetas(40), 1000).steps == 25
+    assert ChainBound().on(VP(), 1000).steps == 1000
+    with pytest.raises(ValueError, match="steps is missing"):
+        ChainBound().on(VP())
+    with pytest.raises(ValueError, match="times must be in 2 … 40"):
+        ChainBound(times=50).on(LinearBetas(40))
 
 
 @pytest.mark.parametrize("steps", [10, 50, 1000])

@@ -2,10 +2,12 @@
 
 import errno
 import hashlib
+import multiprocessing
 import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +24,7 @@ from shell import LAST, assert_same_training, cli, differences, environment, fit
 
 from diffusion_pl.checkpoints.io import AtomicCheckpointIO, is_whole, read, read_hashed, snapshot, write
 
+FORK = multiprocessing.get_context("fork")  # the packages are imported already
 OLD = {"state_dict": {"w": torch.arange(5.0)}, "global_step": 1}
 NEW = {"state_dict": {"w": torch.arange(5.0) + 1}, "global_step": 2}
 
@@ -122,17 +125,20 @@ def test_the_data_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch
 def test_being_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     write(OLD, path)
-    code = (
-        "import os, sys, torch\n"
-        "from pathlib import Path\n"
-        "from diffusion_pl.checkpoints import io\n"
-        "def save(content, file):\n"
-        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), 9)\n"
-        "torch.save = save\n"
-        "io.write({'state_dict': {}}, Path(sys.argv[1]))\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", code, str(path)], env=environment(), capture_output=True)
-    assert killed.returncode == -9, killed.stderr
+
+    def child() -> None:
+        def save(content: Any, file: Any) -> None:
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.save = save
+        write({"state_dict": {}}, path)
+
+    killed = FORK.Process(target=child)
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
     assert read(path)["global_step"] == 1
     write(NEW, path)
     assert names(tmp_path) == ["last.ckpt", "previous.ckpt"]  # the next one takes the leftover's place

@@ -80,7 +80,7 @@ def test_data_without_labels_are_refused(tmp_path: Path) -> None:
 
 
 def test_panels_of_samples_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="ImagePanels shows samples, and a NoisyClassifier has none"):
+    with pytest.raises(AssertionError, match="ImagePanels needs a diffusion model, got a NoisyClassifier"):
         fit_classifier(tmp_path, trainer__callbacks=[{"class_path": "ImagePanels"}])
 
 

@@ -98,11 +98,11 @@ CASES = {
         "model.network.widht: unknown key; did you mean width?",
     ),
     "unknown key on the way": (
-        "Subcommand 'fit' does not accept option 'model.netwrok.init_args.width'",
+        "Group 'model' does not accept option 'netwrok.init_args.width'",
         "model.netwrok: unknown key; did you mean network?",
     ),
     "unknown section": (
-        "Subcommand 'fit' does not accept option 'modell.loss'",
+        "Option 'modell.loss' is not accepted",
         "modell: unknown key; did you mean model?",
     ),
     "unknown option": (
@@ -111,7 +111,7 @@ CASES = {
     ),
     "nothing near": ("unrecognized arguments: --qqq", "unknown option --qqq"),
     "missing": (
-        "the following arguments are required: fit.model.network, fit.data",
+        "the following arguments are required: model.network, data",
         "missing: model.network, data (give a --config, or these options)",
     ),
     "missing of a class": (

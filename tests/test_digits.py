@@ -10,10 +10,10 @@ from diffusion_pl.data import Digits
 def test_the_digits_have_17_levels_which_all_come_back() -> None:
     data = Digits(val_fraction=0.0)
     data.setup()
-    assert (data.shape, data.conditions, data.levels) == ((1, 8, 8), {}, 17)
+    assert (data.shape, data.conditions, data.units.levels) == ((1, 8, 8), {}, 17)
     x = data.splits[0].__getitems__(torch.arange(1797))["x"]
     assert torch.equal(x[:, 0].double(), torch.from_numpy(load_digits().images))
-    encoded = data.encode(x)
+    encoded = data.units.encode(x)
     assert (encoded.min(), encoded.max()) == (-1, 1)
     assert torch.equal(data.decode(encoded), x)
 

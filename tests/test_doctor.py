@@ -18,6 +18,7 @@ from diffusion_pl.callbacks import EMA, Doctor
 from diffusion_pl.checks import CHECKS
 from diffusion_pl.conditions import Conditions
 from diffusion_pl.data import Points
+from diffusion_pl.data.units import Standardized
 from diffusion_pl.samplers import DDIM, UniformGrid
 from diffusion_pl.schedules import VE, VP, Cosine, Karras, LinearBetas, Rectified, Schedule, SubVP
 
@@ -144,7 +145,11 @@ class Pairs(nn.Module):
 class Bytes(Points):
     """Points that declare another range than they have."""
 
-    value_range = (-1.0, 1.0)
+    @property
+    def units(self) -> Standardized:
+        units = super().units
+        units.value_range = (-1.0, 1.0)
+        return units
 
     def __init__(self) -> None:
         super().__init__("Bytes", ("x", "y"), batch_size=2, val_fraction=0.2, repeats=1, seed=0)

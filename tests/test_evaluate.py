@@ -1,7 +1,8 @@
-"""`evaluate` and `compare`, as people call them: figures that say how they came about, and what is refused."""
+"""`evaluate` and `compare`, as people call them, and evaluations in Python: results that say how they were measured."""
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import pytest
 from pictures_model import fit_digits
 from shell import cli, fit, start
 
-from diffusion_pl.callbacks.sample_writer import SampleWriter
-from diffusion_pl.training import DiffusionModule
+from diffusion_pl.callbacks.sample_writer import Drawer, SampleWriter
+from diffusion_pl.checkpoints.loading import load_pipeline
+from diffusion_pl.evaluation import Plan, read_results
+from diffusion_pl.evaluation.run import run
+from diffusion_pl.likelihood import ContinuousBound
+from diffusion_pl.metrics import DigitsClassifier
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +43,17 @@ def cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def evaluate(folder: Path, checkpoint: Path, output: str, *args: Any) -> dict[str, Any]:
     done = cli(folder, "evaluate", "--ckpt_path", checkpoint, "--output", output, *args)
     assert done.code == 0, done.err
-    found: dict[str, Any] = json.loads((folder / output / "evaluation.json").read_text())["figures"]
-    return found
+    results: dict[str, Any] = json.loads((folder / output / "evaluation.json").read_text())["figures"]
+    return results
 
 
-PICTURES = ("--extractor", "DigitsClassifier", "--num_samples", 80)
+IMAGES = ("--extractor", "DigitsClassifier", "--num_samples", 80)
 
 
-def test_figures_of_pictures_say_how_they_came_about(folder: Path, digits: Path) -> None:
-    found = evaluate(folder, digits, "a", *PICTURES, "--repeats", 2)
-    assert set(found) == {"fid", "is", "kid", "precision", "recall"}
-    fid = found["fid"]
+def test_image_metrics_say_how_they_were_measured(folder: Path, digits: Path) -> None:
+    results = evaluate(folder, digits, "a", *IMAGES, "--repeats", 2)
+    assert set(results) == {"fid", "is", "kid", "precision", "recall"}
+    fid = results["fid"]
     assert len(fid["values"]) == 2
     assert fid["value"] == pytest.approx(np.mean(fid["values"]))
     assert fid["std"] == pytest.approx(np.std(fid["values"], ddof=1))
@@ -62,13 +67,40 @@ def test_figures_of_pictures_say_how_they_came_about(folder: Path, digits: Path)
     assert model["nfe"] == 4
     assert model["sampler"]["class"] == "DDIM"
     # The same from the moments alone, and of one repeat its first.
-    again = evaluate(folder, digits, "b", *PICTURES, "--metrics", "fid", "--reference", "a/reference.npz")
+    again = evaluate(folder, digits, "b", *IMAGES, "--metrics", "fid", "--reference", "a/reference.npz")
     assert again["fid"]["value"] == pytest.approx(fid["values"][0], rel=1e-12)
     assert not (folder / "a" / "samples").exists()
 
 
-def test_an_interrupted_evaluation_goes_on(folder: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = evaluate(folder, digits, "whole", *PICTURES, "--metrics", "fid", "--batch_size", 32)
+def test_run_in_python_gives_what_the_command_writes(
+    folder: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    options = ("--likelihood_split", "val", "--likelihood_examples", 3, "--accelerator", "cpu")
+    bound = ("--bound", "ContinuousBound", "--bound.times", 4)
+    expected = evaluate(folder, digits, "command", *IMAGES, "--metrics", "fid", "elbo", *options, *bound)
+    pipeline, data = load_pipeline(digits)
+    plan = Plan(
+        metrics=("fid", "elbo"),
+        num_samples=80,
+        extractor=DigitsClassifier(),
+        likelihood_split="val",
+        likelihood_examples=3,
+        bound=ContinuousBound(times=4),
+    )
+    results = run(pipeline, data, plan, checkpoint=str(digits), accelerator="cpu")
+    assert {name: result.to_json() for name, result in results.metrics.items()} == expected
+    assert results.problem == ""
+    # Of a model in memory, which has no checkpoint, the file can be read too.
+    plain = run(replace(pipeline, sha256=None), data, replace(plan, metrics=("fid",)), accelerator="cpu")
+    assert [path.name for path in plain.write(tmp_path)] == ["evaluation.json", "reference.npz"]
+    read = read_results(tmp_path / "evaluation.json")["fid"]
+    assert read == plain["fid"]
+    assert (read.value, read.model["checkpoint"]) == (expected["fid"]["value"], None)
+
+
+def test_an_interrupted_evaluation_continues(folder: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(folder, digits, "whole", *IMAGES, "--metrics", "fid", "--batch_size", 32)
     write, seen = SampleWriter.on_predict_batch_end, []
 
     def stumble(self: SampleWriter, *args: Any, **kwargs: Any) -> None:
@@ -78,21 +110,21 @@ def test_an_interrupted_evaluation_goes_on(folder: Path, digits: Path, monkeypat
             raise OSError("the disk went away")
 
     monkeypatch.setattr(SampleWriter, "on_predict_batch_end", stumble)
-    call = ("evaluate", "--ckpt_path", digits, "--output", "torn", *PICTURES, "--metrics", "fid", "--batch_size", 32)
+    call = ("evaluate", "--ckpt_path", digits, "--output", "torn", *IMAGES, "--metrics", "fid", "--batch_size", 32)
     assert "the disk went away" in cli(folder, *call).err
     other = cli(folder, *call[:-4], "--metrics", "fid", "--seed", 1)
     assert other.code == 2
     assert "another call" in other.error
     assert cli(folder, *call).code == 0
-    found = json.loads((folder / "torn/evaluation.json").read_text())["figures"]
-    assert found["fid"]["value"] == whole["fid"]["value"]
+    results = json.loads((folder / "torn/evaluation.json").read_text())["figures"]
+    assert results["fid"]["value"] == whole["fid"]["value"]
 
 
-def test_likelihood_and_bound_of_pictures_in_bits(folder: Path, digits: Path) -> None:
+def test_likelihood_and_bound_of_images_in_bits(folder: Path, digits: Path) -> None:
     few = ("--metrics", "nll", "elbo", "--likelihood_split", "val", "--bound.times", 16, "--likelihood.rtol", 1e-3)
     loose = ("--likelihood.atol", 1e-3)
-    found = evaluate(folder, digits, "bits", *few, *loose, "--likelihood_examples", 20, "--repeats", 2)
-    nll, elbo = found["nll"], found["elbo"]
+    results = evaluate(folder, digits, "bits", *few, *loose, "--likelihood_examples", 20, "--repeats", 2)
+    nll, elbo = results["nll"], results["elbo"]
     assert nll["unit"] == elbo["unit"] == "bits/dim"
     assert 0 < nll["value"] < 20
     low, high = nll["interval_95"]
@@ -110,7 +142,7 @@ def test_likelihood_and_bound_of_pictures_in_bits(folder: Path, digits: Path) ->
     assert fewer["nll"]["value"] == one["nll"]["value"]
 
 
-def test_two_processes_find_what_one_does(folder: Path, digits: Path) -> None:
+def test_two_processes_measure_what_one_does(folder: Path, digits: Path) -> None:
     few = (
         "--metrics",
         "fid",
@@ -123,12 +155,12 @@ def test_two_processes_find_what_one_does(folder: Path, digits: Path) -> None:
         "--likelihood.rtol",
         1e-2,
     )
-    call = (*PICTURES, *few, "--likelihood.atol", 1e-2, "--likelihood_examples", 100, "--accelerator", "cpu")
+    call = (*IMAGES, *few, "--likelihood.atol", 1e-2, "--likelihood_examples", 100, "--accelerator", "cpu")
     one = evaluate(folder, digits, "one", *call)
     pair = ("evaluate", "--ckpt_path", digits, "--output", "two", *call, "--devices", 2)
     process = start(folder, *pair)
-    _, told = process.communicate(timeout=240)
-    assert process.returncode == 0, told
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
     two = json.loads((folder / "two/evaluation.json").read_text())["figures"]
     # The network runs on one thread there, on two here, so bits may differ.
     for name in ("fid", "nll", "elbo"):
@@ -142,29 +174,27 @@ def test_two_processes_find_what_one_does(folder: Path, digits: Path) -> None:
     ]
 
 
-def test_figures_of_points(folder: Path, points: Path) -> None:
+def test_point_metrics(folder: Path, points: Path) -> None:
     names = ("energy", "mmd", "sliced", "prc", "nll", "elbo")
     options = ("--num_samples", 300, "--likelihood.probes", 0, "--bound", "ChainBound", "--bound.times", 20)
-    found = evaluate(folder, points, "points", "--metrics", *names, *options)
-    assert set(found) == {"energy", "mmd", "sliced", "precision", "recall", "nll", "elbo"}
-    assert found["nll"]["unit"] == "nats/dim"
-    assert 0 < found["energy"]["value"] < 5
-    assert all(math.isfinite(f["value"]) for f in found.values())
+    results = evaluate(folder, points, "points", "--metrics", *names, *options)
+    assert set(results) == {"energy", "mmd", "sliced", "precision", "recall", "nll", "elbo"}
+    assert results["nll"]["unit"] == "nats/dim"
+    assert 0 < results["energy"]["value"] < 5
+    assert all(math.isfinite(f["value"]) for f in results.values())
 
 
-def test_samples_without_numbers_are_counted_and_told(
-    folder: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = DiffusionModule.predict_step
+def test_samples_that_are_not_finite_are_counted(folder: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Drawer.predict_step
 
     def spoiled(self: Any, batch: Any, batch_idx: int) -> Any:
-        found = original(self, batch, batch_idx)
-        found["x"][3] = math.nan
-        return found
+        drawn = original(self, batch, batch_idx)
+        drawn["x"][3] = math.nan
+        return drawn
 
-    monkeypatch.setattr(DiffusionModule, "predict_step", spoiled)
-    call = ("evaluate", "--ckpt_path", digits, "--output", "nan", *PICTURES, "--metrics", "fid")
-    for _ in range(2):  # said again when the call is repeated
+    monkeypatch.setattr(Drawer, "predict_step", spoiled)
+    call = ("evaluate", "--ckpt_path", digits, "--output", "nan", *IMAGES, "--metrics", "fid")
+    for _ in range(2):  # the error is the same when the call is repeated
         done = cli(folder, *call)
         assert done.code == 2
         assert "1 of 80 samples are not finite" in done.err
@@ -172,8 +202,8 @@ def test_samples_without_numbers_are_counted_and_told(
 
 
 def test_two_evaluations_side_by_side(folder: Path, digits: Path, points: Path) -> None:
-    evaluate(folder, digits, "left", *PICTURES, "--metrics", "fid", "is")
-    evaluate(folder, digits, "right", *PICTURES, "--metrics", "fid", "is", "--steps", 8)
+    evaluate(folder, digits, "left", *IMAGES, "--metrics", "fid", "is")
+    evaluate(folder, digits, "right", *IMAGES, "--metrics", "fid", "is", "--steps", 8)
     evaluate(folder, digits, "more", "--extractor", "DigitsClassifier", "--num_samples", 96, "--metrics", "fid")
     done = cli(folder, "compare", "left/evaluation.json", "right/evaluation.json")
     assert done.code == 0
@@ -182,14 +212,14 @@ def test_two_evaluations_side_by_side(folder: Path, digits: Path, points: Path) 
     refused = cli(folder, *left, "more/evaluation.json")
     assert refused.code == 2
     assert "not measured alike: fid (num_samples: 80 and 96)" in refused.error
-    assert "holds no kid" in cli(folder, *left, "right/evaluation.json", "--metrics", "kid").error
+    assert "has no kid" in cli(folder, *left, "right/evaluation.json", "--metrics", "kid").error
     assert "tiny.yaml: file not found" in cli(folder, *left, "tiny.yaml").error
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--metrics", "lpips"], "there is no metric 'lpips' of pictures, only fid, is, kid, prc, nll, elbo"),
+        (["--metrics", "lpips"], "there is no metric 'lpips' of images, only fid, is, kid, prc, nll, elbo"),
         (["--num_samples", 1], "num_samples must be at least 2"),
         (["--repeats", 0], "repeats must be at least 1"),
         (["--seed", -1], "seed must not be negative"),
@@ -200,8 +230,8 @@ def test_two_evaluations_side_by_side(folder: Path, digits: Path, points: Path) 
         (["--extractor.weights", "none.pth"], "there is no file none.pth"),
     ],
 )
-def test_bad_input_is_told_in_one_line(folder: Path, digits: Path, options: list[Any], message: str) -> None:
-    extractor = () if "--extractor" in str(options) else PICTURES[:2]
+def test_bad_input_is_one_line(folder: Path, digits: Path, options: list[Any], message: str) -> None:
+    extractor = () if "--extractor" in str(options) else IMAGES[:2]
     done = cli(folder, "evaluate", "--ckpt_path", digits, "--output", "bad", *extractor, *options)
     assert done.code == 2
     assert message in done.error
@@ -218,5 +248,5 @@ def test_a_reference_of_other_features_is_refused(folder: Path, digits: Path) ->
         "sha256": "",
     }
     np.savez(folder / "other.npz", n=2, mean=np.zeros(64), cov=np.eye(64), note=json.dumps(note))
-    call = ("evaluate", "--ckpt_path", digits, "--output", "bad", *PICTURES, "--metrics", "fid")
+    call = ("evaluate", "--ckpt_path", digits, "--output", "bad", *IMAGES, "--metrics", "fid")
     assert "was made with another extractor" in cli(folder, *call, "--reference", "other.npz").error

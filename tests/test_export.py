@@ -37,7 +37,7 @@ def digits(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def out(folder: Path, digits: Path) -> dict[str, Path]:
     """The folders of its exports."""
-    (folder / digits).parent.joinpath("evaluation.json").write_text(json.dumps({"figures": figures(folder / digits)}))
+    (folder / digits).parent.joinpath("evaluation.json").write_text(json.dumps({"figures": results(folder / digits)}))
     for target in TARGETS:
         done = cli(folder, "export", "--ckpt_path", digits, "--to", target, "--output", target, "--license", "mit")
         assert done.code == 0, done.err
@@ -45,14 +45,14 @@ def out(folder: Path, digits: Path) -> dict[str, Path]:
     return {target: folder / target for target in TARGETS}
 
 
-def figures(ckpt_path: Path, **model: Any) -> dict[str, Any]:
-    judged = {"sha256": sha256_of(ckpt_path), "weights": "ema0.999", "sampler": {"class": "DDIM"}, "nfe": 4} | model
+def results(ckpt_path: Path, **model: Any) -> dict[str, Any]:
+    about = {"sha256": sha256_of(ckpt_path), "weights": "ema0.999", "sampler": {"class": "DDIM"}, "nfe": 4} | model
     fid = {
         "value": 12.3456,
         "std": 0.5,
         "unit": "",
         "protocol": {"num_samples": 1000, "reference": {"data": "Digits", "split": "train"}},
-        "model": judged,
+        "model": about,
     }
     return {"fid": fid}
 
@@ -143,7 +143,7 @@ def test_the_card_says_what_is_known_and_nothing_else(folder: Path, digits: Path
     ):
         assert fact in body, fact
     assert "None" not in body
-    assert "raw" not in body  # figures of other weights than these
+    assert "raw" not in body  # results of other weights than these
 
 
 def test_a_checkpoint_outside_of_a_run_has_a_card_of_its_own_facts(tmp_path: Path, folder: Path, digits: Path) -> None:
@@ -156,11 +156,11 @@ def test_a_checkpoint_outside_of_a_run_has_a_card_of_its_own_facts(tmp_path: Pat
     assert "examples seen" not in text
     assert "license" not in text
 
-    (tmp_path / "evaluation.json").write_text(json.dumps({"figures": figures(folder / digits)}))
+    (tmp_path / "evaluation.json").write_text(json.dumps({"figures": results(folder / digits)}))
     more = ["--evaluation", "evaluation.json", "--output"]
     assert cli(tmp_path, "export", *given, *more, "out2").code == 0
     assert "| fid | 12.346 ± 0.5 |" in (tmp_path / "out2/README.md").read_text()
-    (tmp_path / "evaluation.json").write_text(json.dumps({"figures": figures(folder / digits, sha256="0")}))
+    (tmp_path / "evaluation.json").write_text(json.dumps({"figures": results(folder / digits, sha256="0")}))
     error = cli(tmp_path, "export", *given, *more, "out3").error
     assert error == "evaluation.json has results of another checkpoint than alone.ckpt"
     assert not (tmp_path / "out3").exists()

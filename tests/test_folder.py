@@ -59,7 +59,7 @@ def broken(path: Path, *, header: bool) -> Path:
 
 def test_sides_and_channels_are_the_pictures(flat: Path) -> None:
     data = ready(flat)
-    assert (data.shape, data.conditions, data.levels) == ((3, 8, 6), {}, 256)
+    assert (data.shape, data.conditions, data.units.levels) == ((3, 8, 6), {}, 256)
     train, val = (everything(split)["x"][:, 0, 0, 0].tolist() for split in data.splits[:2])
     assert sorted(train + val) == list(range(0, 200, 10))
     batch = next(iter(data.train_dataloader()))
@@ -122,7 +122,7 @@ def test_mixed_channels_are_refused_without_mode(flat: Path) -> None:
 
 def test_a_palette_is_refused_without_mode(flat: Path) -> None:
     Image.open(save(flat / "00.png")).convert("P").save(flat / "00.png")
-    with pytest.raises(ValueError, match=r"00\.png has a palette: give mode RGB \(or L\) to convert all pictures"):
+    with pytest.raises(ValueError, match=r"00\.png has a palette: give mode RGB \(or L\) to convert all images"):
         ready(flat)
 
 
@@ -131,10 +131,10 @@ def test_sixteen_bit_grey(tmp_path: Path) -> None:
     for i, value in enumerate(values):
         Image.fromarray(value).save(tmp_path / f"{i:02d}.png")
     data = ready(tmp_path, val_fraction=0.0)
-    assert (data.shape, data.levels) == ((1, 5, 7), 65_536)
+    assert (data.shape, data.units.levels) == ((1, 5, 7), 65_536)
     x = everything(data.splits[0])["x"]
     assert np.array_equal(x[:, 0].numpy(), values)
-    assert torch.equal(data.decode(data.encode(x)), x)
+    assert torch.equal(data.decode(data.units.encode(x)), x)
 
 
 @pytest.mark.parametrize("header", [True, False])
@@ -155,7 +155,7 @@ def test_corrupt_pictures_are_left_out_named_and_counted_if_so_wanted(
         broken(flat / f"{i:02d}.png", header=header)
     data = ready(flat, size=8, corrupt="skip", val_fraction=0.0)
     told = capsys.readouterr().out
-    assert "4 of 20 pictures cannot be read and are left out" in told
+    assert "4 of 20 images cannot be read and are left out" in told
     assert all(f"{i:02d}.png" in told for i in (0, 7, 9))
     kept = [10 * i for i in range(20) if i not in (0, 7, 9, 12)]
     assert sorted(everything(data.splits[0])["x"][:, 0, 0, 0].tolist()) == kept
@@ -178,7 +178,7 @@ def test_labels_stay_with_their_pictures_when_some_are_left_out(sorted_by_class:
 def test_when_streaming_the_next_good_picture_takes_the_place_of_a_corrupt_one(flat: Path) -> None:
     broken(flat / "07.png", header=False)
     data = ready(flat, size=8, corrupt="skip", val_fraction=0.0, memory_gb=0.0, workers=0)
-    with pytest.warns(UserWarning, match=r"07\.png cannot be decoded; the next picture takes its place"):
+    with pytest.warns(UserWarning, match=r"07\.png cannot be decoded; the next image takes its place"):
         x = everything(data.splits[0])["x"][:, 0, 0, 0].tolist()
     assert x == [80 if i == 7 else 10 * i for i in range(20)]
 
@@ -198,7 +198,7 @@ def test_no_held_out_picture_takes_the_place_of_a_corrupt_one(tmp_path: Path) ->
     assert x[place] == x[(place + 1) % len(x)]
     with (
         pytest.warns(UserWarning),
-        pytest.raises(ValueError, match=r"png: cannot be decoded \(.+\), nor can any other picture of its batch"),
+        pytest.raises(ValueError, match=r"png: cannot be decoded \(.+\), nor can any other image of its batch"),
     ):
         train.__getitems__(torch.tensor([place]))
 
@@ -268,7 +268,7 @@ def test_where_there_are_no_pictures(make: Any, message: str, tmp_path: Path) ->
 
 def test_nothing_but_corrupt_pictures(tmp_path: Path) -> None:
     broken(tmp_path / "a.png", header=True)
-    with pytest.raises(ValueError, match="none of its 1 pictures can be read"):
+    with pytest.raises(ValueError, match="none of its 1 images can be read"):
         ready(tmp_path, corrupt="skip")
 
 

@@ -1,4 +1,4 @@
-"""GenerationMetrics: figures while a model learns, equal to those of `evaluate`, on one process or two."""
+"""GenerationMetrics: metrics during training, equal to those of `evaluate`, on one process or two."""
 
 import json
 from pathlib import Path
@@ -24,13 +24,13 @@ BEST: dict[str, Any] = {
 }
 
 
-def figures(folder: Path, checkpoint: Path) -> dict[str, Any]:
-    """Those of `evaluate`."""
+def evaluated(folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """The results of `evaluate`."""
     call = ("--extractor", "DigitsClassifier", "--num_samples", 128, "--metrics", "fid", "is", "--accelerator", "cpu")
     done = cli(folder, "evaluate", "--ckpt_path", checkpoint, "--output", "e", *call)
     assert done.code == 0, done.err
-    found: dict[str, Any] = json.loads((folder / "e/evaluation.json").read_text())["figures"]
-    return found
+    results: dict[str, Any] = json.loads((folder / "e/evaluation.json").read_text())["figures"]
+    return results
 
 
 def test_two_processes_measure_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,10 +38,10 @@ def test_two_processes_measure_what_one_does(tmp_path: Path, monkeypatch: pytest
     pair = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accelerator": "cpu"}
     config = tiny_config(tmp_path, "two.yaml", **digits_changes(trainer__callbacks=[METRICS], **pair))
     process = start(tmp_path, "fit", "--config", config, "--run", "two")
-    _, told = process.communicate(timeout=240)
-    assert process.returncode == 0, told
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
     (_, value) = scalars(tmp_path / "runs/two")["fid_n128/ema0.999"][-1]
-    assert figures(tmp_path, Path("runs/two/checkpoints/last.ckpt"))["fid"]["value"] == pytest.approx(value, rel=1e-6)
+    assert evaluated(tmp_path, Path("runs/two/checkpoints/last.ckpt"))["fid"]["value"] == pytest.approx(value, rel=1e-6)
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -65,16 +65,16 @@ def test_values_are_logged_once_and_the_best_is_best(
         ema__decays=[0.999],
         **steps,
     )
-    found = scalars(tmp_path / "runs/digits")
-    assert [step for step, _ in found["fid_n30/ema0.999"]] == [3, 7, 11, 13]
+    logged = scalars(tmp_path / "runs/digits")
+    assert [step for step, _ in logged["fid_n30/ema0.999"]] == [3, 7, 11, 13]
     for tag in ("val_loss/ema0.999", "seen_loss/ema0.999"):
-        assert [step for step, _ in found[tag]] == [5, 11]
-    assert [step for step, _ in found["train_loss/raw"]] == [2, 5, 8, 11]
+        assert [step for step, _ in logged[tag]] == [5, 11]
+    assert [step for step, _ in logged["train_loss/raw"]] == [2, 5, 8, 11]
     assert {path.stem for path in (tmp_path / "loss").iterdir()} == {"step=6", "step=12"}
     (fid,) = (c for c in Kept.trainer.checkpoint_callbacks if getattr(c, "monitor", "") == "fid_n30/ema0.999")
     filed = {Path(path).stem: float(value) for path, value in fid.best_k_models.items()}  # type: ignore[attr-defined]
-    assert filed == {f"step={step + 1}": pytest.approx(value) for step, value in found["fid_n30/ema0.999"]}
-    best_step = min(found["fid_n30/ema0.999"], key=lambda point: point[1])[0] + 1
+    assert filed == {f"step={step + 1}": pytest.approx(value) for step, value in logged["fid_n30/ema0.999"]}
+    best_step = min(logged["fid_n30/ema0.999"], key=lambda point: point[1])[0] + 1
     assert Path(fid.best_model_path).stem == f"step={best_step}"  # type: ignore[attr-defined]
     call = ("--extractor", "DigitsClassifier", "--num_samples", 30, "--metrics", "fid", "--accelerator", "cpu")
     done = cli(tmp_path, "evaluate", "--ckpt_path", fid.best_model_path, "--output", "e", *call)  # type: ignore[attr-defined]
@@ -95,10 +95,10 @@ class Kept(Callback):
 def test_it_measures_what_evaluate_does_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     checkpoint = fit_digits(tmp_path, trainer__callbacks=[METRICS, BEST], ema__decays=[0.999])
-    found = scalars(tmp_path / "runs/digits")
-    assert [step for step, _ in found["fid_n128/ema0.999"]] == [9, 19]
-    assert found["not_finite_n128/ema0.999"][-1][1] == 0
+    logged = scalars(tmp_path / "runs/digits")
+    assert [step for step, _ in logged["fid_n128/ema0.999"]] == [9, 19]
+    assert logged["not_finite_n128/ema0.999"][-1][1] == 0
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["best.ckpt"]
-    judged = figures(tmp_path, checkpoint)
+    results = evaluated(tmp_path, checkpoint)
     for name in ("fid", "is"):
-        assert judged[name]["value"] == pytest.approx(found[f"{name}_n128/ema0.999"][-1][1], rel=1e-6)
+        assert results[name]["value"] == pytest.approx(logged[f"{name}_n128/ema0.999"][-1][1], rel=1e-6)

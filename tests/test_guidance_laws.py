@@ -269,14 +269,14 @@ def test_annealed_langevin_leaves_the_law_with_its_known_bias() -> None:
 
 @pytest.mark.parametrize("schedule", [VP(), SubVP(), VE(0.01, 20)], ids=lambda s: type(s).__name__)
 def test_langevin_mends_in_many_dimensions(schedule: Schedule) -> None:
-    """N(0, ½²) in 256 dimensions: the variance at the end of a coarse predictor, and with Langevin steps after each."""
-    oracle = Gaussian(schedule, torch.zeros(256, dtype=torch.float64), 0.25 * torch.eye(256, dtype=torch.float64))
+    """N(0, ½²) in 128 dimensions: the variance at the end of a coarse predictor, and with Langevin steps after each."""
+    oracle = Gaussian(schedule, torch.zeros(128, dtype=torch.float64), 0.25 * torch.eye(128, dtype=torch.float64))
     grid = LogSNRGrid(12, *schedule.time(torch.tensor([-4.0, 5.0], dtype=torch.float64)).tolist())
     rng = torch.Generator().manual_seed(0)
 
     def error(sampler: Sampler) -> float:
         at, end = (schedule(grid(schedule)[k]) for k in (0, -1))
-        x_T = torch.randn(400, 256, dtype=torch.float64, generator=rng) * torch.sqrt(0.25 * at.alpha**2 + at.sigma**2)
+        x_T = torch.randn(400, 128, dtype=torch.float64, generator=rng) * torch.sqrt(0.25 * at.alpha**2 + at.sigma**2)
         found = sampler(oracle, x_T, lambda x: torch.randn(x.shape, dtype=x.dtype, generator=rng)).x_0
         exact = (0.25 * end.alpha) ** 2 / (0.25 * end.alpha**2 + end.sigma**2)
         return abs(float(found.var() / exact) - 1)

@@ -35,7 +35,7 @@ def ready(path: str, dataset: str = "imgs", **options: Any) -> HDF5:
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 def test_pictures_and_labels(path: str, memory_gb: float) -> None:
     data = ready(path, labels="group/labels", val_fraction=0.0, memory_gb=memory_gb)
-    assert (data.shape, data.conditions, data.levels) == ((3, 8, 6), by_class(4), 256)
+    assert (data.shape, data.conditions, data.units.levels) == ((3, 8, 6), by_class(4), 256)
     indices = torch.tensor([7, 2, 7, 29, 0, 2])
     batch = data.splits[0].__getitems__(indices)
     assert np.array_equal(batch["x"].numpy(), X.transpose(0, 3, 1, 2)[indices])
@@ -65,7 +65,7 @@ def test_every_layout_of_the_file_is_read_in_any_order_and_with_repetitions(tmp_
 
 def test_sixteen_bits_without_channels(path: str) -> None:
     data = ready(path, "deep", val_fraction=0.0)
-    assert (data.shape, data.levels) == ((1, 8, 6), 65_536)
+    assert (data.shape, data.units.levels) == ((1, 8, 6), 65_536)
     x = data.splits[0].__getitems__(torch.arange(30))["x"]
     assert np.array_equal(x[:, 0].numpy(), 257 * X[..., 0].astype(np.int64))
 

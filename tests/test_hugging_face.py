@@ -52,7 +52,7 @@ def test_pictures_that_differ_are_named(tmp_path: Path) -> None:
     pictures = [Image.fromarray(x) for x in X[:5]] + [Image.fromarray(X[0, :4])]
     table = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
     table.save_to_disk(str(tmp_path / "d"))
-    with pytest.raises(ValueError, match=r"picture 5: is 4x6 \(height x width\), .*picture 0 is 8x6: give size"):
+    with pytest.raises(ValueError, match=r"image 5: is 4x6 \(height x width\), .*image 0 is 8x6: give size"):
         ready(str(tmp_path / "d"))
     assert ready(str(tmp_path / "d"), size=4).shape == (3, 4, 4)
 
@@ -60,7 +60,7 @@ def test_pictures_that_differ_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_column": "note"}, "which column holds the pictures? Give image_column, of picture"),
+        ({"image_column": "note"}, "which column holds the images? Give image_column, of picture"),
         ({"label_column": "note"}, "'note' is no column of labels: there is kind"),
         ({"split": "validation"}, "no such folder, or not available from the hub as split 'validation'"),
     ],
@@ -112,15 +112,15 @@ def test_unlabelled_rows_are_refused(tmp_path: Path) -> None:
 
 def test_grey_of_8_and_of_16_bits_do_not_mix(tmp_path: Path) -> None:
     path = table(tmp_path, [png(x[..., 0]) for x in X[:9]] + [png(X[0, :, :, 0].astype(np.uint16))])
-    with pytest.raises(ValueError, match=r"channels differ \(9 L, 1 I;16; .*picture 9 is another\)"):
+    with pytest.raises(ValueError, match=r"channels differ \(9 L, 1 I;16; .*image 9 is another\)"):
         ready(path)
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (None, r"picture 3: cannot be read \(there is none\): repair or remove it, or give corrupt: skip"),
-        (png(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8), 2000), r"picture 3: cannot be decoded \(.*truncated"),
+        (None, r"image 3: cannot be read \(there is none\): repair or remove it, or give corrupt: skip"),
+        (png(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8), 2000), r"image 3: cannot be decoded \(.*truncated"),
     ],
 )
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from diffusion_pl.data import Folder, Picture
+from diffusion_pl.data.decoding import Layout, look, mode_of, to_array
 from diffusion_pl.data.listing import copies, list_images
 from diffusion_pl.data.opening import Unreadable, count_pages, endings, opened
-from diffusion_pl.data.pictures import Layout, look, mode_of, to_array
 
 RNG = np.random.default_rng(0)
 
@@ -238,10 +238,10 @@ def test_twelve_bits_in_sixteen_become_4096_levels(tmp_path: Path) -> None:
     for i, value in enumerate(values):
         Image.fromarray(value).save(tmp_path / f"{i}.png")
     data = ready(tmp_path, bits=12, val_fraction=0.0)
-    assert data.levels == 4096
+    assert data.units.levels == 4096
     x = x_of(data.splits[0])
     assert np.array_equal(x[:, 0].numpy(), values)
-    assert (data.encode(x).min(), data.encode(x).max()) == (-1, 1)
+    assert (data.units.encode(x).min(), data.units.encode(x).max()) == (-1, 1)
     assert torch.equal(data.decode(data.read(tmp_path)), x)  # `encode` and `restore` keep the values
     grey = x_of(ready(tmp_path, bits=12, mode="L", val_fraction=0.0).splits[0])[:, 0].numpy()
     assert np.array_equal(grey, values.astype(int) * 255 // 4095)

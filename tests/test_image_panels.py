@@ -25,7 +25,7 @@ from diffusion_pl.training import DiffusionModule
 
 
 class Blobs(Images):
-    """Sixty pictures of 3 x 4 x 6; class k is of one brightness."""
+    """Sixty images of 3 x 4 x 6."""
 
     def __init__(self, classes: int | None = None) -> None:
         super().__init__("blobs", batch_size=8)
@@ -44,7 +44,7 @@ class Blobs(Images):
 
 
 class Tiny(nn.Module):
-    """One convolution; with classes, their brightness. It keeps the labels it was asked for."""
+    """One convolution. It keeps the labels that it gets."""
 
     def __init__(self, shape: tuple[int, ...], conditions: Conditions | None = None) -> None:
         super().__init__()
@@ -83,13 +83,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_strip_at_the_start_samples_as_it_learns_film_at_the_end(run: Path) -> None:
+def test_which_panels_are_drawn_when(run: Path) -> None:
     expected = {"forward_process-00000000.png", "film_ema0.5-00000020.gif", "neighbours_ema0.5-00000020.png"}
     expected |= {f"samples_ema0.5-{step:08d}.png" for step in (10, 20)}
     assert files(run) == expected
 
 
-def test_the_logger_has_the_same_pictures_and_the_film(run: Path) -> None:
+def test_the_logger_has_the_same_images_and_the_film(run: Path) -> None:
     logged = images(run)
     assert {tag: [step for step, _ in shown] for tag, shown in logged.items()} == {
         "forward_process": [0],
@@ -103,7 +103,7 @@ def test_the_logger_has_the_same_pictures_and_the_film(run: Path) -> None:
 
 
 def test_the_same_latents_every_time(tmp_path: Path) -> None:
-    """Two panels of weights that did not change are one picture, but for the title."""
+    """Two panels of weights that did not change are the same image, but for the title."""
     module = tiny_module(network=Tiny, shape=(3, 4, 6), optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     trainer = tiny_trainer(tmp_path, ImagePanels(every_n_steps=10, film=False, **SHORT))
     trainer.fit(module, datamodule=Blobs())
@@ -112,7 +112,7 @@ def test_the_same_latents_every_time(tmp_path: Path) -> None:
     assert len(np.unique(first)) > 20
 
 
-def test_raw_weights_are_shown_beside_an_average_that_is_young(tmp_path: Path) -> None:
+def test_raw_weights_are_shown_beside_a_young_average(tmp_path: Path) -> None:
     train(tmp_path, ema=(0.95,), steps=40, film=False)
     shown = {name.split("-")[0]: [] for name in files(tmp_path)}
     for name in sorted(files(tmp_path)):
@@ -123,10 +123,10 @@ def test_raw_weights_are_shown_beside_an_average_that_is_young(tmp_path: Path) -
     assert shown == {"forward_process": [0], "samples_ema0.95": [10, 20, 30, 40], "samples_raw": [10]}
 
 
-def test_classes_have_a_row_each_in_which_all_samples_have_that_class(tmp_path: Path) -> None:
+def test_each_class_has_a_row_of_its_samples(tmp_path: Path) -> None:
     module = train(tmp_path, classes=3, steps=10, film=False)
-    asked = module.network.labels  # type: ignore[union-attr]
-    assert asked[-1] == [0, 0, 1, 1, 2, 2]
+    labels = module.network.labels  # type: ignore[union-attr]
+    assert labels[-1] == [0, 0, 1, 1, 2, 2]
 
 
 def test_more_than_ten_classes_have_ten_rows(tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_a_sampler_of_their_own(tmp_path: Path) -> None:
     assert len(module.network.labels) == 7  # once for both panels
 
 
-def test_samples_lie_above_the_training_pictures_they_are_nearest_to(tmp_path: Path) -> None:
-    """Of samples that are training pictures both rows are equal, and the distances tell that they are copies."""
+def test_samples_are_above_their_nearest_training_images(tmp_path: Path) -> None:
+    """Of samples that are training images both rows are equal, and the distances are those of copies."""
     module = tiny_module(network=Tiny, shape=(3, 4, 6), sampler=Copies(UniformGrid(2)))
     logger = TensorBoardLogger(str(tmp_path), "", "")
     options = {"max_steps": 1, "logger": logger}
@@ -155,7 +155,7 @@ def test_samples_lie_above_the_training_pictures_they_are_nearest_to(tmp_path: P
 
 
 class Copies(DDIM):
-    """All samples are training pictures."""
+    """All samples are training images."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         samples = super().__call__(*args, **kwargs)
@@ -165,11 +165,11 @@ class Copies(DDIM):
         return samples._replace(x_0=x)
 
 
-def test_mean_and_deviation_of_each_channel_are_logged_beside_the_datas(run: Path) -> None:
+def test_moments_of_channels_are_logged_beside_the_datas(run: Path) -> None:
     logged = scalars(run)
     data = Blobs()
     data.setup()
-    x = data.encode(data.splits[0].__getitems__(torch.arange(len(data.splits[0])))["x"])
+    x = data.units.encode(data.splits[0].__getitems__(torch.arange(len(data.splits[0])))["x"])
     for channel in range(3):
         assert logged[f"data/mean_{channel}"][-1][1] == pytest.approx(x[:, channel].mean().item(), abs=1e-5)
         assert logged[f"data/std_{channel}"][-1][1] == pytest.approx(x[:, channel].std().item(), abs=1e-5)
@@ -178,7 +178,7 @@ def test_mean_and_deviation_of_each_channel_are_logged_beside_the_datas(run: Pat
     assert [value for _, value in logged["samples_ema0.5/constant"]] == [0, 0]
 
 
-def test_samples_of_one_colour_are_counted(tmp_path: Path) -> None:
+def test_constant_samples_are_counted(tmp_path: Path) -> None:
     module = tiny_module(network=Tiny, shape=(3, 4, 6), sampler=Stuck(UniformGrid(2)))
     trainer = tiny_trainer(
         tmp_path,
@@ -200,8 +200,8 @@ class Stuck(DDIM):
         return samples._replace(x_0=x)
 
 
-def test_the_strip_goes_from_the_picture_to_noise_at_the_scale_of_the_data(tmp_path: Path) -> None:
-    """Under a variance-exploding process noise of 50 times the data's scale would only show black and white."""
+def test_the_strip_keeps_the_scale_of_the_data(tmp_path: Path) -> None:
+    """Under a variance-exploding schedule noise of 50 times the data's scale would only show black and white."""
     module = tiny_module(network=Tiny, shape=(3, 4, 6), schedule=VE())
     trainer = tiny_trainer(tmp_path, ImagePanels(film=False, **SHORT), max_steps=1)
     trainer.fit(module, datamodule=Blobs())
@@ -209,17 +209,17 @@ def test_the_strip_goes_from_the_picture_to_noise_at_the_scale_of_the_data(tmp_p
     assert ((strip > 40) & (strip < 215)).mean() > 0.3
 
 
-def test_the_film_ends_with_the_samples_and_stays_within_its_frames(run: Path, tmp_path: Path) -> None:
+def test_the_film_ends_with_the_samples(run: Path, tmp_path: Path) -> None:
     with Image.open(run / "panels/film_ema0.5-00000020.gif") as film:
         assert film.n_frames == 5  # four grid times and the samples
         film.seek(film.n_frames - 1)
         last = np.asarray(film.convert("RGB")).astype(int)
-    top, bottom = last[34:90], last[97:153]  # six pictures of x, and below them six of the estimate
+    top, bottom = last[34:90], last[97:153]  # six images of x, and below them six of the estimate
     assert np.ptp(top) > 200
     assert abs(top - bottom).max() == 0
 
 
-def test_a_film_keeps_colours_and_plays_as_long_as_told(tmp_path: Path) -> None:
+def test_a_film_keeps_its_colours_and_its_duration(tmp_path: Path) -> None:
     frames = [np.full((10, 20, 3), (250, 8 * k, 20), dtype=np.uint8) for k in range(10)]
     log_film(tiny_trainer(tmp_path), "film/x", frames, seconds=2.0)
     with Image.open(tmp_path / "panels/film_x-00000000.gif") as film:
@@ -233,7 +233,7 @@ def test_a_film_keeps_colours_and_plays_as_long_as_told(tmp_path: Path) -> None:
 
 
 def test_points_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ImagePanels draws pictures only: take it out of trainer\.callbacks"):
+    with pytest.raises(ValueError, match=r"ImagePanels draws images only: take it out of trainer\.callbacks"):
         tiny_trainer(tmp_path, ImagePanels()).fit(tiny_module(), datamodule=tiny_data())
 
 

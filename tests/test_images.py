@@ -63,7 +63,7 @@ def numbers(source: Any) -> list[int]:
 def test_decode_is_the_exact_inverse_of_encode_at_every_level(levels: int) -> None:
     data = Pictures(format=Format((1, 1, levels), levels=levels))
     v = torch.arange(levels).reshape(1, 1, 1, -1)
-    x = data.encode(v)
+    x = data.units.encode(v)
     assert (x.dtype, x.min().item(), x.max().item()) == (torch.float32, -1.0, 1.0)
     assert torch.equal(data.decode(x).long(), v)
     assert data.decode(x).dtype == (torch.uint8 if levels <= 256 else torch.int32)
@@ -76,9 +76,9 @@ def test_decode_is_the_exact_inverse_of_encode_at_every_level(levels: int) -> No
 
 def test_to_uint8_is_decode_for_256_levels_and_keeps_fewer_levels_apart() -> None:
     x = torch.linspace(-1.2, 1.2, 999)
-    assert torch.equal(Pictures().to_uint8(x), Pictures().decode(x))
+    assert torch.equal(Pictures().units.to_uint8(x), Pictures().decode(x))
     data = Pictures(format=Format((1, 1, 17), levels=17))
-    shown = data.to_uint8(data.encode(torch.arange(17)))
+    shown = data.units.to_uint8(data.units.encode(torch.arange(17)))
     assert len(shown.unique()) == 17
     assert (shown.min(), shown.max()) == (0, 255)
 
@@ -164,7 +164,7 @@ def test_a_flip_mirrors_the_width() -> None:
 
 def test_the_second_moment_is_of_the_training_pictures_in_model_units() -> None:
     data = ready(n=1300)
-    x = data.encode(data.splits[0].__getitems__(torch.arange(len(data.splits[0])))["x"]).double()
+    x = data.units.encode(data.splits[0].__getitems__(torch.arange(len(data.splits[0])))["x"]).double()
     assert data.second_moment() == pytest.approx(x.square().mean().item(), rel=1e-6)
 
 
@@ -174,8 +174,7 @@ def test_the_second_moment_is_of_the_training_pictures_in_model_units() -> None:
 def test_samples_are_written_losslessly(shape: Any, levels: int, mode: str, tmp_path: Path) -> None:
     data = ready(format=Format(shape, levels=levels))
     v = data.splits[0].__getitems__(torch.arange(12))["x"]
-    files = data.write(data.encode(v), tmp_path)
-    assert files[0] == tmp_path / "grid.png"
+    assert data.write(data.units.encode(v), tmp_path) == [tmp_path / "00.png … 11.png"]
     for i in range(12):
         with Image.open(tmp_path / f"{i:02d}.png") as picture:
             assert (picture.mode, picture.size) == (mode, (6, 4))
@@ -188,7 +187,7 @@ def test_samples_are_written_losslessly(shape: Any, levels: int, mode: str, tmp_
 def test_samples_that_png_cannot_hold_are_written_as_an_array(tmp_path: Path) -> None:
     data = ready(format=Format((5, 4, 6), levels=65_536))
     v = data.splits[0].__getitems__(torch.arange(3))["x"]
-    assert data.write(data.encode(v), tmp_path) == [tmp_path / "grid.png", tmp_path / "samples.npy"]
+    assert data.write(data.units.encode(v), tmp_path) == [tmp_path / "samples.npy"]
     assert np.array_equal(np.load(tmp_path / "samples.npy"), v.numpy())
 
 
@@ -202,7 +201,7 @@ def test_a_checkpoint_tells_the_format_without_the_data() -> None:
 
     data = Gone()
     data.load_state_dict(state)
-    assert (data.shape, data.conditions, data.levels) == ((3, 4, 6), by_class(4), 17)
+    assert (data.shape, data.conditions, data.units.levels) == ((3, 4, 6), by_class(4), 17)
     assert data.decode(torch.ones(3, 4, 6)).unique().tolist() == [16]
 
 
@@ -226,8 +225,8 @@ def test_a_checkpoint_of_other_pictures_is_refused() -> None:
         ({"val_fraction": 1.0}, r"val_fraction must be in \[0, 1\), got 1.0"),
         ({"test_fraction": -0.1}, r"test_fraction must be in \[0, 1\), got -0.1"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "val_fraction [+] test_fraction must be below 1, got 1.0"),
-        ({"workers": -1}, "must not be negative, got -1 and 0"),
-        ({"seed": -1}, "must not be negative, got 0 and -1"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:

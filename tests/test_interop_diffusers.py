@@ -265,10 +265,10 @@ DDPM: dict[str, Any] = {
     "model__network": UNET,
     "model__schedule": {"class_path": "CosineBetas", "init_args": {"steps": 20}},
     "model__parameterization": {"class_path": "Epsilon"},
-    "model__noise_input": {"class_path": "ScaledTime", "init_args": {"scale": 20, "shift": -1}},
+    "model__noise_input": {"class_path": "StepIndex"},
     "model__loss": {
-        "times": {"class_path": "GridTimes", "init_args": {"steps": 20}},
-        "weighting": {"class_path": "SNR"},
+        "class_path": "DenoisingLoss",
+        "init_args": {"times": {"class_path": "GridTimes"}, "weighting": {"class_path": "SNR"}},
     },
     "model__sampler": {
         "class_path": "Ancestral",
@@ -325,7 +325,10 @@ def test_what_goes_out_is_loaded_by_the_package_and_comes_back(trained: Path) ->
     ("changes", "told"),
     [
         ({"model__schedule": {"class_path": "VP"}}, r"DDPMScheduler needs a table of betas, this model has VP"),
-        ({"model__noise_input": {"class_path": "ScaledTime", "init_args": {"scale": 19}}}, r"be ScaledTime\(20, -1\)"),
+        (
+            {"model__noise_input": {"class_path": "ScaledTime", "init_args": {"scale": 19}}},
+            r"be StepIndex\(20\), or ScaledTime\(20, -1\)",
+        ),
         (unet(groups=None), r"one number of groups for all norms, this UNet 2 for 8 channels"),
         (unet(attn_resolutions=[4, 8]), r"heads of one width; 2 heads on levels of \[8, 16\] channels have several"),
         (unet(activation="relu"), r"UNet with activation relu cannot be held by UNet2DModel, only activation swish"),

@@ -172,7 +172,7 @@ def shown(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_three_kills_one_in_the_midst_of_a_write_change_nothing(tmp_path: Path) -> None:
-    changes, chance = experiment(tmp_path, 76), random.Random(0)
+    changes, chance = experiment(tmp_path, 46), random.Random(0)
     run = Run(tmp_path, changes)
     assert run.kill(run.start(), chance.uniform(0, 0.3))
     dying = run.start(deadly=3)

@@ -21,6 +21,7 @@ from torch.distributed import TCPStore
 
 from diffusion_pl.runtime import processes as launch
 from diffusion_pl.runtime.processes import Peers, agree, find_peers, lost_touch, place
+from diffusion_pl.runtime.run_card import read_card
 
 # Which processes there are, and which this is
 
@@ -413,6 +414,10 @@ def test_torchruns_processes_take_one_folder_stop_at_one_step_and_save_once(tmp_
     assert why == "SIGTERMException"
     assert (tmp_path / "node0" / "saves").read_text() == f"{step}\n"
     assert checkpoint(tmp_path / "node0" / "runs" / "run")["global_step"] == int(step)
+    card = read_card(tmp_path / "node0" / "runs" / "run")
+    (session,) = card["sessions"]
+    assert (card["parallel"]["world_size"], session["world_size"], card["hardware"]["devices"]) == (2, 2, 2)
+    assert card["parallel"]["strategy"] == "DDPStrategy"
     assert not alive(first["pid"]) and not alive(second["pid"])
 
 

@@ -1,12 +1,15 @@
 """The floors of the house: who imports whom, read from the source."""
 
 import ast
+import importlib
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 from conftest import FLOORS, ISLANDS, ROOT
+
+from diffusion_pl.data import DataModule
 
 MODULES = sorted(ROOT.rglob("*.py"))
 CORE = 4.7  # floors below: the mathematics, and what needs nothing
@@ -95,6 +98,30 @@ def test_the_core_needs_torch_alone(path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in MODULES if place(p) == "networks"], ids=label)
 def test_networks_need_torch_alone(path: Path) -> None:
     assert imports(path)[1] <= {"torch", *sys.stdlib_module_names}
+
+
+def data_modules() -> set[str]:
+    """Names of the kinds of data, concrete or not, beneath the one that all share."""
+    for path in (ROOT / "data").glob("*.py"):
+        importlib.import_module(f"diffusion_pl.data.{path.stem}")
+    found, todo = set[str](), list(DataModule.__subclasses__())
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        found |= {kind.__name__} if kind.__module__.startswith("diffusion_pl.") else set()
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if place(p) != "data"], ids=label)
+def test_kinds_of_data_are_known_in_data_only(path: Path) -> None:
+    """Others ask what the data are (`is_image`, `is_point`, `units`): a new kind of data needs no edit elsewhere."""
+    kinds = data_modules()
+    assert {"Images", "Points", "CIFAR10", "Digits"} <= kinds
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and "data" in (node.module or "").split("."):
+            assert not kinds & {alias.name for alias in node.names}, f"line {node.lineno}"
+        elif isinstance(node, ast.Attribute):  # data.Images
+            assert not (isinstance(node.value, ast.Name) and node.value.id == "data" and node.attr in kinds)
 
 
 #: Private names of others that a module may use, and why.

@@ -197,7 +197,7 @@ def test_a_trial_run_and_the_doctor_leave_nothing(tmp_path: Path) -> None:
 def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trainer__logger=[LOGGERS[1], LOGGERS[3]])
     refused = cli(tmp_path, "fit", "--config", config, "--trainer.callbacks", "ImagePanels")
-    assert "ImagePanels draws pictures only" in refused.error
+    assert "ImagePanels draws images only" in refused.error
     assert not [path for path in (tmp_path / "runs").rglob("*")]
 
 

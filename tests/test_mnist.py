@@ -52,7 +52,7 @@ def raw(root: Path, kind: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("kind", "name"), [(MNIST, "MNIST"), (FashionMNIST, "FashionMNIST")])
 def test_the_files_are_read_as_they_are_without_a_network(root: Path, kind: Any, name: str) -> None:
     data = ready(root, kind, conditional=True, val_fraction=0.0)
-    assert (data.shape, data.conditions["label"].classes, data.levels) == ((1, 28, 28), 10, 256)
+    assert (data.shape, data.conditions["label"].classes, data.units.levels) == ((1, 28, 28), 10, 256)
     for split, file in ((data.splits[0], "train"), (data.splits[2], "t10k")):
         x, y = raw(root, name, file)
         assert np.array_equal(everything(split)["x"][:, 0].numpy(), x)

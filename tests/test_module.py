@@ -177,6 +177,20 @@ def test_prediction_hands_out_samples_by_index(tmp_path: Path) -> None:
     assert parts[0]["nfe"] == 4
 
 
+def test_blocks_are_as_large_as_the_device_asks_for(tmp_path: Path) -> None:
+    """Lightning moves the drawer to a GPU, where blocks are larger, only after `draw` was called."""
+
+    class Moved(Drawer):
+        @property
+        def block(self) -> int:
+            return 16 if self._trainer is None else 64
+
+    assert draw(Moved(tiny_module().live_pipeline()), 100, tmp_path, tiny_trainer(tmp_path), batch=64)
+    parts = [read_part(path) for path in sorted(tmp_path.glob("*.pt"))]
+    assert [part["block"].tolist() for part in parts] == [[0], [1]]
+    assert sum(len(part["x"]) for part in parts) == 128
+
+
 def test_labels_reach_the_network(tmp_path: Path) -> None:
     sgd = partial(torch.optim.SGD, lr=0.1)
     module, data = tiny_module(conditions=by_class(2), optimizer=sgd), Moons(batch_size=64, conditional=True)

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shell import LAST, checkpoint, cli, fit, tiny_config
 
-from diffusion_pl import __version__
+from diffusion_pl import __version__, load
 from diffusion_pl.checkpoints import migrations
 from diffusion_pl.checkpoints.io import read
-from diffusion_pl.checkpoints.loading import load, rebuild
+from diffusion_pl.checkpoints.loading import rebuild
 from diffusion_pl.checkpoints.migrations import MOVED, STEPS, Step, migrate_checkpoint, migrate_config, migrate_text
 from diffusion_pl.runtime.run_card import read_card
 
@@ -240,6 +240,17 @@ def test_shared_parts_of_a_description_stay_shared() -> None:
         assert deep[0] is deep[1]
         deep = deep[0]
     assert deep == ["diffusion_pl.losses.DenoisingLoss"]
+
+
+@pytest.mark.parametrize("depth", [60, 20_000])
+def test_a_description_that_is_nested_too_deeply(depth: int) -> None:
+    content = checkpoint(ASSETS / "mlp")
+    part: list[Any] = []
+    for _ in range(depth):
+        part = [part]
+    content["diffusion_pl"]["model"]["network"]["init_args"]["width"] = part
+    with pytest.raises(ValueError, match="nested more than 50 levels deep"):
+        migrate_checkpoint(content, "deep.ckpt")
 
 
 def test_a_step_index_resumes_a_run_of_scaled_time(tmp_path: Path) -> None:

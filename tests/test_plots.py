@@ -262,7 +262,7 @@ def test_pairs_lie_one_above_the_other_row_by_row(columns: int) -> None:
     "pictures", [np.zeros((0, 3, 4, 4), np.uint8), np.zeros((1, 3, 4, 4)), np.zeros((4, 4), np.uint8)]
 )
 def test_a_grid_of_anything_else_is_refused(pictures: Any) -> None:
-    with pytest.raises(ValueError, match=r"image_grid: needs uint8 pictures \(N, C, H, W\), got"):
+    with pytest.raises(ValueError, match=r"image_grid: needs uint8 images \(N, C, H, W\), got"):
         plots.image_grid(pictures)
 
 

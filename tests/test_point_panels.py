@@ -1,4 +1,4 @@
-"""PointPanels: which pictures are written, when, of which weights, and that they change only with the model."""
+"""PointPanels: which images are written, when, of which weights, and that they change only with the model."""
 
 import io
 import re
@@ -13,6 +13,7 @@ from PIL import Image
 from shell import cli, fit, images, tiny_config, tiny_data, tiny_module, tiny_trainer, weights
 
 from diffusion_pl.callbacks import EMA, PointPanels
+from diffusion_pl.pipeline import Pipeline
 from diffusion_pl.schedules import VE
 
 SMALL = {"num_samples": 50, "num_paths": 5, "field_times": [0.1, 0.5]}
@@ -36,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(folder, "--ema.decays", "[0.9]", trainer__max_steps=30, trainer__callbacks=[callback])
 
 
-def test_samples_are_shown_as_it_learns_and_the_whole_process_at_the_end(run: Path) -> None:
+def test_which_panels_are_drawn_when(run: Path) -> None:
     steps: dict[str, list[int]] = {}
     for name in files(run):
         tag, step = name.rsplit("-", 1)
@@ -45,23 +46,23 @@ def test_samples_are_shown_as_it_learns_and_the_whole_process_at_the_end(run: Pa
     assert steps == {tag.replace("/", "_"): [30] for tag in AT_THE_END - {"samples/ema0.9"}}
 
 
-def test_the_logger_has_the_same_pictures_with_tags_that_say_whose_weights(run: Path) -> None:
+def test_the_logger_has_the_same_images_by_weights(run: Path) -> None:
     logged = images(run)
     assert set(logged) == AT_THE_END
     assert [step for step, _ in logged["samples/ema0.9"]] == [9, 19, 29]  # as the scalars of those steps
-    for tag, pictures in logged.items():
-        for step, png in pictures:
+    for tag, shown in logged.items():
+        for step, png in shown:
             file = run / "panels" / f"{tag.replace('/', '_')}-{step + 1:08d}.png"
             np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), np.asarray(Image.open(file)))
 
 
-def test_every_picture_shows_something(run: Path) -> None:
-    for name, picture in files(run).items():
-        assert picture.ndim == 3 and min(picture.shape[:2]) >= 100, name
-        assert len(np.unique(picture.astype(np.int64) @ [65536, 256, 1])) > 20, name  # colours
+def test_every_image_shows_something(run: Path) -> None:
+    for name, image in files(run).items():
+        assert image.ndim == 3 and min(image.shape[:2]) >= 100, name
+        assert len(np.unique(image.astype(np.int64) @ [65536, 256, 1])) > 20, name  # colours
 
 
-def test_the_latents_stay_so_only_the_model_changes_a_picture(tmp_path: Path) -> None:
+def test_the_latents_stay_so_only_the_model_changes_images(tmp_path: Path) -> None:
     class Frozen(Callback):
         """Keeps the weights where they are, and draws noise that must not matter."""
 
@@ -72,15 +73,15 @@ def test_the_latents_stay_so_only_the_model_changes_a_picture(tmp_path: Path) ->
 
     trainer = tiny_trainer(tmp_path, panels(every_n_steps=2), Frozen(), max_steps=4)
     trainer.fit(tiny_module(), datamodule=tiny_data())
-    shown = [picture for name, picture in files(tmp_path).items() if name.startswith("samples_raw")]
+    shown = [image for name, image in files(tmp_path).items() if name.startswith("samples_raw")]
     assert len(shown) == 2
     # All but the title, which gives the step.
     differ = np.argwhere((shown[0] != shown[1]).any(2))
     assert differ[:, 0].max() < 0.12 * shown[0].shape[0]
 
 
-def test_a_model_that_learned_gives_another_picture(run: Path) -> None:
-    shown = [picture for name, picture in files(run).items() if name.startswith("samples_ema0.9")]
+def test_a_model_that_learned_gives_another_image(run: Path) -> None:
+    shown = [image for name, image in files(run).items() if name.startswith("samples_ema0.9")]
     assert np.argwhere((shown[0] != shown[2]).any(2))[:, 0].max() > 0.5 * shown[0].shape[0]
 
 
@@ -97,21 +98,21 @@ def test_drawing_leaves_training_alone(tmp_path: Path) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_without_averages_the_pictures_say_raw(tmp_path: Path) -> None:
+def test_without_averages_the_images_say_raw(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, panels(), max_steps=1).fit(tiny_module(), datamodule=tiny_data())
     assert {name.rsplit("-", 1)[0] for name in files(tmp_path)} == {
         tag.replace("/", "_").replace("ema0.9", "raw") for tag in AT_THE_END
     }
 
 
-def test_accumulated_gradients_draw_one_picture_a_step_and_none_before_the_first(tmp_path: Path) -> None:
+def test_accumulated_gradients_draw_one_panel_a_step(tmp_path: Path) -> None:
     drawn: list[int] = []
 
     class Counting(PointPanels):
-        def _samples(self, trainer: Trainer, model: Any) -> None:
+        def _samples(self, trainer: Trainer, pipeline: Pipeline) -> None:
             drawn.append(trainer.global_step)
 
-        def _process(self, trainer: Trainer, model: Any) -> None:
+        def _process(self, trainer: Trainer, pipeline: Pipeline) -> None:
             pass
 
     trainer = tiny_trainer(tmp_path, Counting(every_n_steps=2), max_steps=5, accumulate_grad_batches=3)
@@ -143,25 +144,25 @@ def test_three_dimensions_are_drawn_in_two(tmp_path: Path) -> None:
     assert names == {"samples_ema0.999", "schedule", "forward_process", "trajectories_ema0.999"}
 
 
-def test_a_process_that_explodes_is_drawn_too(tmp_path: Path) -> None:
+def test_a_variance_exploding_schedule_is_drawn_too(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, panels(), max_steps=1)
     trainer.fit(tiny_module(schedule=VE()), datamodule=tiny_data())
     assert len(files(tmp_path)) == 5
 
 
-def test_other_data_than_points_are_refused_with_the_cure(tmp_path: Path) -> None:
+def test_other_data_than_points_are_refused(tmp_path: Path) -> None:
     config = tiny_config(
         tmp_path,
         data={"class_path": "Digits"},
         model__network={"class_path": "diffusion_pl.networks.ConvUNet"},
         trainer__callbacks=[{"class_path": "PointPanels"}],
     )
-    told = cli(tmp_path, "fit", "--config", config).error
-    assert re.search(r"PointPanels draws point data only: take it out of trainer.callbacks", told), told
+    error = cli(tmp_path, "fit", "--config", config).error
+    assert re.search(r"PointPanels draws point data only: take it out of trainer.callbacks", error), error
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"every_n_steps": 0}, "PointPanels: every_n_steps must be at least 1, got 0"),
         ({"num_samples": 0}, "PointPanels: num_samples must be at least 1, got 0"),
@@ -170,6 +171,6 @@ def test_other_data_than_points_are_refused_with_the_cure(tmp_path: Path) -> Non
         ({"field_times": (0.0,)}, "PointPanels: field_times must be in (0, 1], got [0.0]"),
     ],
 )
-def test_bad_numbers_are_named(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(told)):
+def test_bad_numbers_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         PointPanels(**arguments)

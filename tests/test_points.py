@@ -73,13 +73,13 @@ def test_the_datasaurus_is_split_and_normalised_per_axis() -> None:
     assert data.train_points.mean(0).tolist() == pytest.approx([0, 0], abs=1e-6)
     assert data.train_points.std(0, correction=0).tolist() == pytest.approx([1, 1], abs=1e-6)
     assert data.second_moment() == pytest.approx(1, abs=1e-6)
-    assert (data.conditions, data.value_range, data.levels) == ({}, None, None)
+    assert (data.conditions, data.units.value_range, data.units.levels) == ({}, None, None)
 
 
 def test_decode_undoes_encode_and_leads_back_to_the_file() -> None:
     data = ready(Datasaurus())
     file = data.examples()["x"]
-    assert torch.allclose(data.decode(data.encode(file)), file, rtol=1e-12)
+    assert torch.allclose(data.decode(data.units.encode(file)), file, rtol=1e-12)
     decoded = data.decode(torch.cat((data.train_points, data.val_points)))
     assert decoded.dtype == torch.float32
     assert torch.cdist(decoded.double(), file).min(1).values.max() < 1e-4
@@ -371,7 +371,7 @@ def test_bad_tables_are_refused_in_one_line_with_place_and_remedy(tmp_path: Path
         (lambda: Datasaurus(val_fraction=1), r"Datasaurus: val_fraction must be in \[0, 1\), got 1"),
         (lambda: Datasaurus(val_fraction=-0.1), "got -0.1"),
         (lambda: Datasaurus(val_fraction=math.nan), "got nan"),
-        (lambda: Datasaurus(seed=-1), "seed must not be negative, got -1"),
+        (lambda: Datasaurus(seed=-1), "seed must be at least 0, got -1"),
         (lambda: Moons(num_points=1), "Moons: num_points must be at least 2, got 1"),
         (lambda: Moons(noise=-1), "Moons: noise must be a finite number and not negative, got -1"),
         (lambda: Circles(factor=1), r"Circles: factor must be in \(0, 1\), got 1"),

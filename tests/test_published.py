@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from conftest import weigh
 from shell import ROOT, cli, fit
 from torch import nn
 
@@ -67,13 +68,13 @@ PUBLISHED = {
         62_758_787, 2e-4, 5000, 128, 1_300_000, "0.999", 0.1, 1, VE, ("Uniform", "SNR"), "PredictorCorrector", 1999
     ),
     "edm": Row(
-        *(55_733_891, 1e-3, 19_531, 512, 390_625, "500000examples", 0.13, None, EDM, ("LogNormal", "SNR")),
+        *(55_733_891, 1e-3, 19_531, 512, 390_625, "500000examples", 0.13, None, EDM, ("LogNormal", "Plain")),
         *("Heun", 35),
         augment=0.12,
         flip=False,
     ),
     "edm_conditional": Row(
-        *(55_739_523, 1e-3, 19_531, 512, 390_625, "500000examples", 0.13, None, EDM, ("LogNormal", "SNR")),
+        *(55_739_523, 1e-3, 19_531, 512, 390_625, "500000examples", 0.13, None, EDM, ("LogNormal", "Plain")),
         *("Heun", 35, True, 0.12, False),
     ),
     "vdm": Row(
@@ -167,11 +168,17 @@ def test_it_builds_the_published_experiment(name: str, build: Any) -> None:
 
 def test_what_is_particular_to_one_of_them(build: Any) -> None:
     improved, bound = (build(CIFAR10 / f"{name}.yaml").model for name in ("improved_ddpm", "improved_ddpm_vlb"))
-    variance = [(m.loss.variance.steps, m.loss.variance.weight, m.loss.variance.mean) for m in (improved, bound)]
+    variance = [
+        (m.schedule.chain_steps(m.loss.variance.steps, "it"), m.loss.variance.weight, m.loss.variance.mean)
+        for m in (improved, bound)
+    ]
     assert variance == [(4000, 0.001, False), (4000, 1.0, True)]
     assert improved.sampler.variance is None and bound.sampler.variance is None
     edm = build(CIFAR10 / "edm.yaml").model
-    assert (edm.loss.times.mean, edm.loss.times.std, edm.loss.weighting.plus) == (-1.2, 1.2, 4)
+    assert (edm.loss.times.mean, edm.loss.times.std) == (-1.2, 1.2)
+    t = torch.linspace(0, 1, 9, dtype=torch.float64)
+    snr_plus_4 = edm.schedule(t).snr + 4  # the paper's λ(σ) = (σ² + σ_d²)/(σσ_d)²
+    torch.testing.assert_close(weigh(edm.loss.weighting, edm.schedule, t, edm.denoiser.parameterization), snr_plus_4)
     assert edm.denoiser.parameterization.sigma_data == 0.5
     sigma = edm.schedule(edm.sampler.grid(edm.schedule)).sigma
     assert sigma[[0, 1, -1]].tolist() == pytest.approx([80, 57.586, 0.002], rel=1e-4)  # the paper's steps at ρ = 7
@@ -204,14 +211,14 @@ def test_the_deep_overlay_makes_the_deep_variant_and_changes_nothing_else(name: 
     assert ours == theirs
 
 
-def test_every_one_has_its_row_and_states_a_band_if_a_figure_is_published(build: Any) -> None:
+def test_each_has_its_row_and_a_band_if_a_value_is_published(build: Any) -> None:
     assert {path.stem for path in CIFAR10.glob("*.yaml")} == set(PUBLISHED)
     for name in PUBLISHED:
         expected = build(CIFAR10 / f"{name}.yaml").config_dump["expected"]
         assert (expected is None) == (name == "dit"), name
         for band in (expected or {}).values():
             lower, upper = band["band"]
-            assert lower < float(band["source"].split(",")[0]) < upper  # the figure that the source gives
+            assert lower < float(band["source"].split(",")[0]) < upper  # the value that the source gives
             assert band["num_samples"] in (10_000, 50_000)
 
 
@@ -219,7 +226,7 @@ FID = {"band": [1.0, 2.0], "num_samples": 80, "source": "a test", "by": "DigitsC
 NLL = {"band": [2.0, 3.0], "num_samples": 50, "source": "a test", "split": "val"}
 
 
-def figure(value: float, **changes: Any) -> dict[str, Any]:
+def fid(value: float, **changes: Any) -> dict[str, Any]:
     """As `evaluate` writes it."""
     reference = {"data": "Digits", "split": "train", "n": 1618, "sha256": ""}
     protocol = {"num_samples": 80, "extractor": {"class": "DigitsClassifier", "sha256": ""}, "reference": reference}
@@ -230,27 +237,27 @@ def figure(value: float, **changes: Any) -> dict[str, Any]:
 def nll(value: float, split: str = "val", examples: int = 50) -> dict[str, Any]:
     data = {"data": "Datasaurus", "split": split}
     protocol = {"examples": examples, "data": data, "estimator": {"class": "FlowLikelihood"}}
-    return {**figure(value), "std": None, "standard_error": 0.2, "protocol": protocol}
+    return {**fid(value), "std": None, "standard_error": 0.2, "protocol": protocol}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that expects two figures."""
+    """A finished run that expects two results."""
     return fit(tmp_path_factory.mktemp("verify"), run="run", trainer__max_steps=2, expected={"fid": FID, "nll": NLL})
 
 
-def verified(run: Path, figures: dict[str, Any], other: bool = False) -> Any:
+def verified(run: Path, results: dict[str, Any], other: bool = False) -> Any:
     from diffusion_pl.checkpoints.io import sha256_of
 
-    for made in figures.values():
+    for made in results.values():
         made["model"]["sha256"] = "0" * 64 if other else sha256_of(run / "checkpoints" / "last.ckpt")
     (run / "evaluation").mkdir(exist_ok=True)
-    (run / "evaluation" / "evaluation.json").write_text(json.dumps({"version": "0", "figures": figures}))
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps({"version": "0", "figures": results}))
     return cli(run.parent.parent, "verify", "runs/run")
 
 
 def test_a_run_within_its_bands_is_verified(run: Path) -> None:
-    done = verified(run, {"fid": figure(1.5), "nll": nll(2.25)})
+    done = verified(run, {"fid": fid(1.5), "nll": nll(2.25)})
     assert (done.code, done.err) == (0, "")
     lines = [" ".join(line.split()) for line in done.out.splitlines()]
     assert "fid 1.5 ± 0.1 1 … 2 inside (a test)" in lines
@@ -258,48 +265,48 @@ def test_a_run_within_its_bands_is_verified(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("figures", "told"),
+    ("results", "message"),
     [
-        ({"fid": figure(2.5), "nll": nll(2.25)}, "come out as expected: fid outside"),
-        ({"fid": figure(0.5), "nll": nll(3.25)}, "fid outside, nll outside"),
+        ({"fid": fid(2.5), "nll": nll(2.25)}, "come out as expected: fid outside"),
+        ({"fid": fid(0.5), "nll": nll(3.25)}, "fid outside, nll outside"),
         (
             {"nll": nll(2.5)},
             "fid missing; to measure it: .*--metrics fid --num_samples 80 --extractor DigitsClassifier",
         ),
-        ({"fid": figure(1.5, num_samples=79), "nll": nll(2.5)}, "fid not comparable: samples 79, not 80"),
+        ({"fid": fid(1.5, num_samples=79), "nll": nll(2.5)}, "fid not comparable: samples 79, not 80"),
         (
-            {"fid": figure(1.5, extractor={"class": "InceptionV3"}), "nll": nll(2.5)},
+            {"fid": fid(1.5, extractor={"class": "InceptionV3"}), "nll": nll(2.5)},
             "measured by InceptionV3, not DigitsClassifier",
         ),
         (
-            {"fid": figure(1.5, reference={"data": "Digits", "split": "test"}), "nll": nll(2.5)},
+            {"fid": fid(1.5, reference={"data": "Digits", "split": "test"}), "nll": nll(2.5)},
             "fid not comparable: split test, not train",
         ),
         (
-            {"fid": figure(1.5), "nll": nll(2.5, "test", 7)},
+            {"fid": fid(1.5), "nll": nll(2.5, "test", 7)},
             "nll not comparable: samples 7, not 50; split test, not val",
         ),
-        ({"fid": figure(float("nan")), "nll": nll(2.5)}, "fid outside"),
+        ({"fid": fid(float("nan")), "nll": nll(2.5)}, "fid outside"),
     ],
 )
-def test_a_figure_outside_missing_or_not_comparable_is_an_error(run: Path, figures: Any, told: str) -> None:
+def test_outside_missing_or_not_comparable_is_an_error(run: Path, results: Any, message: str) -> None:
     import re
 
-    done = verified(run, figures)
+    done = verified(run, results)
     assert done.code == 2
-    assert re.search(told, done.error), done.error
+    assert re.search(message, done.error), done.error
 
 
-def test_figures_of_another_checkpoint_are_not_this_runs(run: Path) -> None:
-    done = verified(run, {"fid": figure(1.5), "nll": nll(2.5)}, other=True)
+def test_results_of_another_checkpoint_are_not_this_runs(run: Path) -> None:
+    done = verified(run, {"fid": fid(1.5), "nll": nll(2.5)}, other=True)
     assert done.code == 2
     assert "fid not comparable: of a checkpoint that is not the run's" in done.error
 
 
-def test_figures_may_lie_in_several_files_elsewhere(run: Path, tmp_path: Path) -> None:
-    verified(run, figures := {"fid": figure(1.5), "nll": nll(2.5)})
+def test_results_may_be_in_several_files_elsewhere(run: Path, tmp_path: Path) -> None:
+    verified(run, results := {"fid": fid(1.5), "nll": nll(2.5)})
     files = []
-    for name, made in figures.items():
+    for name, made in results.items():
         files.append(tmp_path / f"{name}.json")
         files[-1].write_text(json.dumps({"figures": {name: made}}))
     (run / "evaluation" / "evaluation.json").unlink()
@@ -318,11 +325,11 @@ def test_a_run_that_expects_nothing_cannot_be_verified(tmp_path: Path) -> None:
     assert "no run card at runs/none" in cli(tmp_path, "verify", "runs/none").error
 
 
-def test_expectations_are_saved_with_the_run_and_change_nothing_in_training(run: Path, tmp_path: Path) -> None:
+def test_expectations_are_saved_and_change_no_training(run: Path, tmp_path: Path) -> None:
     import yaml
     from shell import assert_same_training
 
-    wanted = {"fid": {**FID, "split": None}, "nll": {**NLL, "by": None}}
-    assert yaml.safe_load((run / "config.yaml").read_text())["expected"] == wanted
-    assert json.loads((run / "card.json").read_text())["config"]["expected"] == wanted
+    expected = {"fid": {**FID, "split": None}, "nll": {**NLL, "by": None}}
+    assert yaml.safe_load((run / "config.yaml").read_text())["expected"] == expected
+    assert json.loads((run / "card.json").read_text())["config"]["expected"] == expected
     assert_same_training(run, fit(tmp_path, run="run", trainer__max_steps=2))

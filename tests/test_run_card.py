@@ -247,6 +247,7 @@ def test_a_checkpoint_from_elsewhere_is_noted_on_no_card(tmp_path: Path) -> None
     assert len(list(tmp_path.rglob("card.json"))) == 1
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_card(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trainer__max_steps=4, trainer__devices=2, trainer__strategy="ddp")
     process = start(tmp_path, "fit", "--config", config.name, "--run", "two")

@@ -6,7 +6,8 @@ there.  The mean and covariance that follow are compared with the process's own.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ from diffusion_pl.samplers import (
     TrailingGrid,
     UniformGrid,
 )
-from diffusion_pl.schedules import VE, VP, BetaTable, Karras, LinearBetas, Rectified, Schedule, SubVP
+from diffusion_pl.schedules import VE, VP, BetaTable, Karras, LinearBetas, Rectified, Schedule
 from diffusion_pl.tensors import SampleNoise
 
 Build = Callable[[Grid], Sampler]
@@ -43,8 +44,8 @@ RULES = [p for p in samplers() if p.values[0](UniformGrid(2)).order > 0]
 KINDS = {"VP", "Rectified", "Karras", "LinearBetas"}
 
 
-def crossed(rules: list[Any]) -> Any:
-    """Each rule on a schedule of each kind, and DDIM and DPMpp on all of them; the other pairs are slow tests."""
+def crossed(rules: list[Any], kinds: Collection[str] = KINDS) -> Any:
+    """Each rule on a schedule of each of the kinds, DDIM and DPMpp on all of them; the other pairs are slow tests."""
     return pytest.mark.parametrize(
         ("build", "schedule"),
         [
@@ -52,7 +53,7 @@ def crossed(rules: list[Any]) -> Any:
                 *build.values,
                 *schedule.values,
                 id=f"{build.id}-{schedule.id}",
-                marks=() if schedule.id in KINDS or build.id in ("DDIM-0", "DPMpp-2") else pytest.mark.slow,
+                marks=() if schedule.id in kinds or build.id in ("DDIM-0", "DPMpp-2") else pytest.mark.slow,
             )
             for build in rules
             for schedule in SCHEDULES
@@ -76,6 +77,17 @@ class Count:
         return torch.zeros_like(x)
 
 
+def deterministic(build: Build) -> bool:
+    count = Count()
+    grid = UniformGrid(4, 0.9, 0.1)
+    build(grid)(GaussianFlow(VP()).oracle, torch.zeros(1, 2, dtype=torch.float64), count)
+    return count.calls == 0
+
+
+DETERMINISTIC = [p for p in samplers() if deterministic(p.values[0])]
+STOCHASTIC = [p for p in RULES if not deterministic(p.values[0])]
+
+
 class Unit:
     """Draw k: unit vectors in rows first + 2k and first + 2k + 1, standard normal in the last row, 0 elsewhere."""
 
@@ -94,10 +106,21 @@ class Unit:
         return out
 
 
+class Zero(Denoiser):
+    """x̂_0 = ε̂ = 0, without arithmetic."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+        return Prediction(torch.zeros_like(x_t), torch.zeros_like(x_t))
+
+
 def exact_law(sampler: Sampler, denoiser: Denoiser, mean: np.ndarray, cov: np.ndarray) -> Law:
     """Law of the samples when x_T ~ N(mean, cov)."""
     count = Count()
-    sampler(denoiser, torch.zeros(1, 2, dtype=torch.float64), count)
+    sampler(Zero(denoiser.schedule), torch.zeros(1, 2, dtype=torch.float64), count)
     x_T = torch.zeros(3 + 2 * count.calls + 1, 2, dtype=torch.float64)
     x_T[1:3] = torch.eye(2, dtype=torch.float64)
     x_T[-1] = torch.tensor([0.6, -1.1], dtype=torch.float64)
@@ -141,11 +164,14 @@ def test_all_samplers_are_found() -> None:
 # The law ----------------------------------------------------------------------------------------------------------
 
 
-@crossed(RULES)
+@crossed(STOCHASTIC)
 def test_law_converges_at_the_declared_order(build: Build, schedule: Schedule) -> None:
-    """From the exact marginal at the first time to that at the last, denoised."""
+    """From the exact marginal at the first time to that at the last, denoised.
+
+    Of rules without noise the whole map converges: `test_paths_converge_to_the_probability_flow`.
+    """
     flow, errors = GaussianFlow(schedule), []
-    for steps in (32, 64, 128):
+    for steps in (64, 128):
         grid = middle(schedule, steps)
         found = exact_law(build(grid), flow.oracle, *flow.marginal(grid.t[0]))
         mean, cov = flow.denoised(grid.t[-1])
@@ -156,7 +182,7 @@ def test_law_converges_at_the_declared_order(build: Build, schedule: Schedule) -
         assert orders(errors)[-1] >= 0.93 * order - 0.08, (errors, orders(errors))
 
 
-@crossed(RULES)
+@crossed(RULES, KINDS - {"LinearBetas"})
 def test_samples_have_the_law_of_the_data(build: Build, schedule: Schedule) -> None:
     """The whole way from the sampler's own prior: mean and covariance of the data, in the limit of small steps."""
     flow = GaussianFlow(schedule)
@@ -187,16 +213,6 @@ def test_one_point_is_one_denoising(build: Build) -> None:
 # The path ---------------------------------------------------------------------------------------------------------
 
 
-def deterministic(build: Build) -> bool:
-    count = Count()
-    grid = UniformGrid(4, 0.9, 0.1)
-    build(grid)(GaussianFlow(VP()).oracle, torch.zeros(1, 2, dtype=torch.float64), count)
-    return count.calls == 0
-
-
-DETERMINISTIC = [p for p in samplers() if deterministic(p.values[0])]
-
-
 def test_deterministic_samplers_are_told_apart() -> None:
     names = {p.id for p in DETERMINISTIC}
     assert {"DDIM-0", "EulerMaruyama-0", "Heun"} <= names
@@ -208,7 +224,7 @@ def test_paths_converge_to_the_probability_flow(build: Build, schedule: Schedule
     """x at the last time against the closed-form flow of Gaussian data."""
     flow, errors = GaussianFlow(schedule), []
     unit = np.random.default_rng(0).normal(size=(8, 2))
-    for steps in (32, 64, 128)[: 3 if build(UniformGrid(2)).order else 1]:
+    for steps in (64, 128)[: 2 if build(UniformGrid(2)).order else 1]:
         grid = middle(schedule, steps)
         mean, cov = flow.marginal(grid.t[0])
         x_T = mean + unit @ np.linalg.cholesky(cov).T
@@ -243,10 +259,25 @@ def mixture_mean(x_t: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
     return sum(r[k][:, None] * means[k] for k in range(3))
 
 
-@pytest.mark.parametrize("schedule", [VP(), SubVP(), Karras(), Rectified()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", [VP(), Rectified()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("build", DETERMINISTIC)
 def test_paths_converge_on_a_mixture(build: Build, schedule: Schedule) -> None:
     """A curved field, against scipy's eighth-order integrator of dx/dt = f x − ½g²∇log p with the score in numpy."""
+    x_T, exact = mixture_path(schedule)
+    errors = []
+    for steps in (64, 128)[: 2 if build(UniformGrid(2)).order else 1]:
+        grid = middle(schedule, steps, width=3.0)
+        path = build(grid)(mixture(schedule), torch.from_numpy(x_T), path=True).path
+        assert path is not None
+        errors.append(abs(array(path.x[-2]).ravel() - exact).max())
+    assert errors[-1] < {1: 0.1, 2: 5e-3}.get(build(grid).order, 1e-3)
+    if build(grid).order and errors[0] > 1e-7:
+        assert orders(errors)[-1] >= 0.93 * build(grid).order - 0.1, (errors, orders(errors))
+
+
+@cache
+def mixture_path(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    """Points of a mixture at the first time of `middle(schedule, …, 3)` and where the exact flow takes them."""
     grid = middle(schedule, 64, width=3.0)
     unit = np.random.default_rng(1).normal(size=(6, 2))
     alpha, sigma, *_ = schedule(torch.tensor(grid.t[0], dtype=torch.float64))
@@ -260,16 +291,8 @@ def test_paths_converge_on_a_mixture(build: Build, schedule: Schedule) -> None:
         ) / kernel.sigma.item() ** 2
         return (kernel.drift.item() * x - 0.5 * kernel.diffusion_sq.item() * score).ravel()
 
-    exact = solve_ivp(field, (grid.t[0], grid.t[-1]), x_T.ravel(), method="DOP853", rtol=1e-9, atol=1e-11).y[:, -1]
-    errors = []
-    for steps in (64, 128, 256)[: 3 if build(grid).order else 1]:
-        grid = middle(schedule, steps, width=3.0)
-        path = build(grid)(mixture(schedule), torch.from_numpy(x_T), path=True).path
-        assert path is not None
-        errors.append(abs(array(path.x[-2]).ravel() - exact).max())
-    assert errors[-1] < {1: 0.1, 2: 5e-3}.get(build(grid).order, 1e-3)
-    if build(grid).order and errors[0] > 1e-7:
-        assert orders(errors)[-1] >= 0.93 * build(grid).order - 0.1, (errors, orders(errors))
+    end = solve_ivp(field, (grid.t[0], grid.t[-1]), x_T.ravel(), method="DOP853", rtol=1e-9, atol=1e-11).y[:, -1]
+    return x_T, end
 
 
 # DDPM, DDIM -------------------------------------------------------------------------------------------------------
@@ -544,7 +567,7 @@ def test_nfe_is_what_the_denoiser_was_asked(build: Build) -> None:
 
 @every_sampler
 def test_a_sample_does_not_depend_on_its_batch(build: Build) -> None:
-    grid, oracle, x_T = UniformGrid(90, 0.99, 0.01), mixture(VP()), start()
+    grid, oracle, x_T = UniformGrid(40, 0.99, 0.01), mixture(VP()), start()  # noise is drawn 32 steps ahead
 
     def run(rows: list[int]) -> np.ndarray:
         return array(build(grid)(oracle, x_T[rows], SampleNoise(11, rows)).x_0)

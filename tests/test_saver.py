@@ -39,6 +39,12 @@ from diffusion_pl.callbacks import Saver
 from diffusion_pl.checkpoints.io import last_checkpoint, previous_checkpoint
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of 40 steps that nothing interrupts."""
+    return fit(tmp_path_factory.mktemp("whole"), run="whole")
+
+
 class Saves(Callback):
     """The steps at which a checkpoint was written."""
 
@@ -216,9 +222,10 @@ def test_being_told_to_stop_saves(tmp_path: Path) -> None:
     [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU],
     ids=["Ctrl-C", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"],
 )
-def test_a_signal_in_mid_step_ends_cleanly_and_the_run_goes_on_exactly(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_in_mid_step_ends_cleanly_and_the_run_goes_on_exactly(
+    whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
-    whole = fit(tmp_path, run="whole")
     at_13 = [{"class_path": "shell.SignalAt", "init_args": {"batch": 13, "number": int(number)}}]
     config = tiny_config(tmp_path, "stopped.yaml", trainer__callbacks=at_13)
     done = cli(tmp_path, "fit", "--config", config, "--run", "stopped")
@@ -350,11 +357,11 @@ class StopAtStart(Callback):
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGTERM, 143), (signal.SIGINT, 143)],
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 143, marks=pytest.mark.slow)],
     ids=["SIGTERM", "Ctrl-C"],
 )
 def test_a_process_that_is_stopped_goes_on_exactly(tmp_path: Path, number: signal.Signals, status: int) -> None:
-    steps = {"trainer__max_steps": 300, "trainer__val_check_interval": 70}
+    steps = {"trainer__max_steps": 120, "trainer__val_check_interval": 35}
     slow = tiny_config(tmp_path, "slow.yaml", trainer__callbacks=[{"class_path": "shell.Slow"}], **steps)
     process = start(tmp_path, "fit", "--config", slow, "--run", "killed", "--saver.every_n_steps", 15)
     killed = tmp_path / "runs" / "killed"
@@ -365,7 +372,7 @@ def test_a_process_that_is_stopped_goes_on_exactly(tmp_path: Path, number: signa
     assert "Traceback" not in err
     assert "Resume with --ckpt_path runs" in out
     stopped = checkpoint(killed)["global_step"]
-    assert 15 <= stopped < 300
+    assert 15 <= stopped < 120
     there = {file.name for file in (killed / "checkpoints").iterdir() if file.suffix == ".ckpt"}
     assert there in ({"last.ckpt"}, {"last.ckpt", "previous.ckpt"})
 
@@ -390,8 +397,7 @@ class BreakPipe(Callback):
             print("x" * 100_000, flush=True)
 
 
-def test_output_whose_reader_is_gone_ends_the_run_saved(tmp_path: Path) -> None:
-    whole = fit(tmp_path, run="whole")
+def test_output_whose_reader_is_gone_ends_the_run_saved(whole: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trainer__callbacks=[{"class_path": "test_saver.BreakPipe"}])
     BreakPipe.reader, written = os.pipe()
     out = os.fdopen(written, "w")
@@ -418,7 +424,7 @@ class NoRoom(Callback):
 
 
 def test_logs_that_find_no_room_end_the_run_saved_in_one_line(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(tmp_path, trainer__callbacks=[{"class_path": "test_saver.NoRoom"}])
     error = cli(tmp_path, "fit", "--config", config, "--run", "run").error
@@ -428,7 +434,7 @@ def test_logs_that_find_no_room_end_the_run_saved_in_one_line(
     assert "Traceback" not in capfd.readouterr().err
     assert checkpoint(tmp_path / "runs/run")["global_step"] == 20
     fit(tmp_path, "--ckpt_path", "last")
-    assert_same_training(fit(tmp_path, run="whole"), tmp_path / "runs/run")
+    assert_same_training(whole, tmp_path / "runs/run")
 
 
 def test_event_files_stay_in_order_when_the_clock_is_set_back(tmp_path: Path) -> None:

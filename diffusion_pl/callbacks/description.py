@@ -1,6 +1,5 @@
 """Checkpoints that say what they are."""
 
-import inspect
 from collections.abc import Callable
 from importlib import import_module
 from inspect import Parameter
@@ -12,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from .. import __version__
 from ..data.base import say
 from ..data.splits import SHUFFLED
+from ..runtime.upstream.jsonargparse import parameters
 from ..training import LeanCallback
 
 #: Parts of the configuration that give the weights their meaning.
@@ -114,7 +114,7 @@ def first_difference(theirs: Any, ours: Any, path: str) -> str | None:
 def _defaults(spec: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that a configuration gives a class."""
     module, _, name = spec["class_path"].rpartition(".")
-    known = inspect.signature(getattr(import_module(module), name)).parameters
+    known = parameters(getattr(import_module(module), name))
     given = spec["init_args"]
     return {
         key: _plain(known[key].default) for key in given if key in known and known[key].default is not Parameter.empty

@@ -94,7 +94,7 @@ class Doctor(LeanCallback):
         parts, schedule = _parts(module), module.schedule
         second_moment, t = data.second_moment(), checks.draw_times(parts.times, schedule)
         some = data.training_examples(256)
-        scale = data.value_range, second_moment, parts.sigma_data, data.levels
+        scale = data.units.value_range, second_moment, parts.sigma_data, data.units.levels
         found: Checks = {"data": checks.data(some, *scale, of=len(data.part("train")))}
         counts = data.class_counts if "label" in data.conditions else None
         found["classes"] = checks.classes(counts, class_names(data.conditions))

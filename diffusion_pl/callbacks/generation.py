@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from ..data import Images
+from ..data import DataModule
 from ..evaluation import Features, keeps_rows, scores, warn_of_few
 from ..metrics import FeatureStatistics, InceptionV3
 from ..metrics.generation import check_names
@@ -54,7 +54,7 @@ class GenerationMetrics(Measurement):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule
-        if not isinstance(data, Images) or not isinstance(pl_module, DiffusionModule):
+        if not isinstance(data, DataModule) or not data.is_image or not isinstance(pl_module, DiffusionModule):
             raise ValueError("GenerationMetrics measures models of images: take it out of trainer.callbacks")
         next(data.batches(self.split, 1))  # an empty split is an error now, not after some hours
         if self.extractor is None:

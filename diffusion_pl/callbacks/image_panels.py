@@ -4,7 +4,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from ..data import Images
+from ..data import DataModule
 from ..evaluation import memory
 from ..pipeline import Pipeline
 from ..runtime.loggers import tell
@@ -12,7 +12,7 @@ from ..samplers import Sampler, Samples
 from ..tensors import SampleNoise
 from ..training import DiffusionModule, LeanCallback
 from .images import film_frames, log_film, log_image
-from .judged import check_model, judged_pipeline
+from .pipelines import averaged_pipeline, check_model
 
 NEIGHBOURS = 16  # pairs in the panel of nearest neighbours
 MOST_ROWS = 10  # of a panel with a row for each class
@@ -55,13 +55,13 @@ class ImagePanels(LeanCallback):
         self._data_moments: tuple[Tensor, Tensor] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not isinstance(trainer.datamodule, Images):
+        if not isinstance(trainer.datamodule, DataModule) or not trainer.datamodule.is_image:
             raise ValueError("ImagePanels draws images only: take it out of trainer.callbacks for other data")
         check_model("ImagePanels", pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and trainer.global_step == 0:
-            with judged_pipeline(trainer, pl_module) as pipeline:
+            with averaged_pipeline(trainer, pl_module) as pipeline:
                 self._strip(trainer, pipeline)
 
     def on_train_batch_end(  # type: ignore[no-untyped-def]
@@ -78,17 +78,17 @@ class ImagePanels(LeanCallback):
             x = self._panels(trainer, pl_module)
             if trainer.fast_dev_run:
                 return
-            with judged_pipeline(trainer, pl_module) as pipeline:
+            with averaged_pipeline(trainer, pl_module) as pipeline:
                 self._neighbours(trainer, pipeline, x)
                 if self.film:
                     self._film(trainer, pipeline)
 
     def _panels(self, trainer: Trainer, module: LightningModule) -> Tensor:
         """Shows samples of the EMA weights, which it returns, and of the raw ones while they are worth a look."""
-        with judged_pipeline(trainer, module) as pipeline:
+        with averaged_pipeline(trainer, module) as pipeline:
             x = self._samples(trainer, pipeline)
         if isinstance(module, DiffusionModule) and module.averages.young:
-            with judged_pipeline(trainer, module, raw=True) as pipeline:
+            with averaged_pipeline(trainer, module, raw=True) as pipeline:
                 self._samples(trainer, pipeline)
         return x
 
@@ -126,7 +126,7 @@ class ImagePanels(LeanCallback):
             parts.append(f"{constant} of {len(x)} are ONE COLOUR")
         named = _class_names(pipeline)[:MOST_ROWS]
         columns = len(x) // len(named) if named else None
-        grid = plots.image_grid(data.to_uint8(x).numpy(), columns, title="  ·  ".join(parts), rows_named=named)
+        grid = plots.image_grid(data.units.to_uint8(x).numpy(), columns, title="  ·  ".join(parts), rows_named=named)
         log_image(trainer, f"samples/{weights}", grid)
         return x
 
@@ -135,7 +135,7 @@ class ImagePanels(LeanCallback):
         from .. import plots
 
         data, weights = _data(trainer), pipeline.weights
-        x = x.clamp(*data.value_range)
+        x = x.clamp(*(data.units.value_range or (-torch.inf, torch.inf)))
         result = memory(data, x)
         distance = float(result.nearest.distance.median())
         scalars = {f"neighbours_{weights}/distance": distance}
@@ -146,16 +146,15 @@ class ImagePanels(LeanCallback):
         tell(trainer, scalars)
         # The nearest first, so that a copy is not overlooked.
         first = result.nearest.distance.argsort()[:NEIGHBOURS]
-        both = data.to_uint8(torch.stack((x[first], result.examples[first]), 1)).numpy()
+        both = data.units.to_uint8(torch.stack((x[first], result.examples[first]), 1)).numpy()
         title = f"step {trainer.global_step:,}  ·  {weights} weights  ·  samples above their nearest training image"
         title += f", the {len(first)} nearest of {len(x)}  ·  {summary}"
         log_image(trainer, f"neighbours/{weights}", plots.pairs(both, title=title))
 
-    def _moments(self, data: Images) -> tuple[Tensor, Tensor]:
+    def _moments(self, data: DataModule) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over some training images: (C,) each."""
         if self._data_moments is None:
-            train = data.splits[0]
-            x = data.encode(train.__getitems__(_spread(len(train), 2000))["x"])
+            x = data.training_examples(2000)
             self._data_moments = x.mean((0, 2, 3)), x.std((0, 2, 3))
         return self._data_moments
 
@@ -163,7 +162,7 @@ class ImagePanels(LeanCallback):
         from .. import plots
 
         data = _data(trainer)
-        x_0 = data.encode(data.splits[0].__getitems__(_spread(len(data.splits[0]), 4))["x"])
+        x_0 = data.training_examples(4)
         eps = SampleNoise(0, range(len(x_0)))(x_0)
         columns = [x_0]
         names = ["t = 0"]
@@ -173,7 +172,7 @@ class ImagePanels(LeanCallback):
             scale = torch.sqrt(kernel.alpha.square() + kernel.sigma.square())
             columns.append(((kernel.alpha * x_0 + kernel.sigma * eps) / scale).float())
             names.append(f"{time:g}")
-        images = data.to_uint8(torch.stack(columns, 1).flatten(0, 1)).numpy()
+        images = data.units.to_uint8(torch.stack(columns, 1).flatten(0, 1)).numpy()
         title = f"forward process of training images, scaled to unit variance: {', '.join(names)}"
         log_image(trainer, "forward_process", plots.image_grid(images, len(columns), title=title))
 
@@ -195,12 +194,7 @@ def _class_names(pipeline: Pipeline) -> list[str]:
     return [names[k][:20] if names else str(k) for k in _classes(pipeline)]
 
 
-def _spread(n: int, count: int) -> Tensor:
-    """Up to `count` indices spread evenly over 0 … n − 1."""
-    return torch.arange(0, n, -(-n // count))
-
-
-def _data(trainer: Trainer) -> Images:
+def _data(trainer: Trainer) -> DataModule:
     data = trainer.datamodule
-    assert isinstance(data, Images)
+    assert isinstance(data, DataModule)
     return data

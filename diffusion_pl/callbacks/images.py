@@ -12,6 +12,7 @@ from ..runtime.loggers import tell, writing
 from ..runtime.storage import write_file
 from ..samplers import Path
 from ..schedules import Schedule
+from .figures import frame
 
 FRAMES = 60  # of a film, at most
 
@@ -31,7 +32,7 @@ def film_frames(data: DataModule, path: Path, schedule: Schedule) -> list[NDArra
         kernel = schedule(path.t[k].to(torch.float64))
         scale = torch.sqrt(kernel.alpha.square() + kernel.sigma.square()).clamp(min=1).item()
         x, x_0 = (part.float().cpu() for part in (path.x[k] / scale, path.x_0[k]))
-        frames.append(data.frame(x, x_0, f"t = {path.t[k].item():.2f}"))
+        frames.append(frame(data, x, x_0, f"t = {path.t[k].item():.2f}"))
     return frames
 
 

@@ -9,8 +9,8 @@ from ..data import DataModule
 from ..evaluation import LikelihoodRows, count, likelihood_result, unit_of
 from ..likelihood import FlowLikelihood
 from ..pipeline import Pipeline
-from .judged import check_model, judged_pipeline
 from .measurement import Measurement
+from .pipelines import averaged_pipeline, check_model
 
 
 class Likelihood(Measurement):
@@ -56,7 +56,7 @@ class Likelihood(Measurement):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.fast_dev_run:
-            with judged_pipeline(trainer, pl_module) as pipeline:
+            with averaged_pipeline(trainer, pl_module) as pipeline:
                 for name, value in self._of_split(trainer, pipeline, "test").items():
                     pl_module.log(f"{name}/{pipeline.weights}", value)
 

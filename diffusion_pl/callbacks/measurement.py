@@ -13,7 +13,7 @@ from ..pipeline import Pipeline
 from ..runtime.loggers import tell
 from ..runtime.upstream.lightning import judge_through, save_after_validation, validated_names
 from ..training import LeanCallback
-from .judged import judged_pipeline
+from .pipelines import averaged_pipeline
 
 #: Of each trainer, the step at which a value was measured last.
 _measured: WeakKeyDictionary[Trainer, dict[str, int]] = WeakKeyDictionary()
@@ -64,7 +64,7 @@ class Measurement(LeanCallback):
         self.measured_step, self.waits = trainer.global_step, False
         if trainer.fast_dev_run:
             return
-        with judged_pipeline(trainer, model) as pipeline:
+        with averaged_pipeline(trainer, model) as pipeline:
             values = self.measure(trainer, pipeline)
             report(trainer, {f"{name}/{pipeline.weights}": value for name, value in values.items()})
 

@@ -6,13 +6,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from ..data import Points
+from ..data import DataModule
 from ..denoisers import Denoiser, empirical
 from ..pipeline import Pipeline
 from ..tensors import SampleNoise
 from ..training import LeanCallback
 from .images import log_image
-from .judged import check_model, judged_pipeline
+from .pipelines import averaged_pipeline, check_model
 
 
 class PointPanels(LeanCallback):
@@ -45,7 +45,7 @@ class PointPanels(LeanCallback):
         self._drawn_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not isinstance(trainer.datamodule, Points):
+        if not isinstance(trainer.datamodule, DataModule) or not trainer.datamodule.is_point:
             raise ValueError("PointPanels draws point data only: take it out of trainer.callbacks for other data")
         check_model("PointPanels", pl_module)
 
@@ -56,12 +56,12 @@ class PointPanels(LeanCallback):
         due = step % self.every_n_steps == 0 and step not in (self._drawn_step, trainer.max_steps)
         if due and trainer.is_global_zero:
             self._drawn_step = step  # while gradients are accumulated the step stays
-            with judged_pipeline(trainer, pl_module) as pipeline:
+            with averaged_pipeline(trainer, pl_module) as pipeline:
                 self._samples(trainer, pipeline)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            with judged_pipeline(trainer, pl_module) as pipeline:
+            with averaged_pipeline(trainer, pl_module) as pipeline:
                 self._samples(trainer, pipeline)
                 self._process(trainer, pipeline)
 
@@ -72,7 +72,8 @@ class PointPanels(LeanCallback):
         count = 10 if trainer.fast_dev_run else self.num_samples
         x = pipeline.samples(range(count)).x_0.cpu()
         title = f"step {trainer.global_step:,} · {weights} weights"
-        figure = plots.samples_panel(data.decode(data.train_points).numpy(), data.decode(x).numpy(), title)
+        decode = data.units.decode
+        figure = plots.samples_panel(decode(_points(data)).numpy(), decode(x).numpy(), title)
         log_image(trainer, f"samples/{weights}", plots.to_image(figure))
 
     @torch.no_grad()
@@ -80,7 +81,7 @@ class PointPanels(LeanCallback):
         from .. import plots
 
         data = _data(trainer)
-        schedule, points, weights = pipeline.schedule, data.train_points, pipeline.weights
+        schedule, points, weights = pipeline.schedule, _points(data), pipeline.weights
         t = torch.linspace(0, 1, 201, dtype=torch.float64)[1:-1]
         kernel = schedule(t)
         curves = plots.schedule_panel(t.numpy(), kernel.alpha.numpy(), kernel.sigma.numpy(), kernel.logsnr.numpy())
@@ -122,7 +123,12 @@ def _field(denoiser: Denoiser, x: Tensor, time: float) -> Tensor:
     return -eps.cpu()
 
 
-def _data(trainer: Trainer) -> Points:
+def _data(trainer: Trainer) -> DataModule:
     data = trainer.datamodule
-    assert isinstance(data, Points)
+    assert isinstance(data, DataModule)
     return data
+
+
+def _points(data: DataModule) -> Tensor:
+    """Training points in model units: (N, D)."""
+    return data.training_examples(len(data.part("train")))

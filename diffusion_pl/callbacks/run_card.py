@@ -45,6 +45,7 @@ class RunCard(LeanCallback):
                             to_step, world_size, resumed_from, wall_seconds, and `then`: what of the above, from `run`
                             to `logged_to` and `config`, was another than in the next session
         evaluations         of validate and test: time, command, checkpoint, step, metrics
+        init_from           of a run that began with another one's weights: path, sha256, weights, step, skipped
 
     Environment variables are not written, nor names of people or machines.  If the card cannot be written, a warning
     says so, and the run goes on.
@@ -52,10 +53,13 @@ class RunCard(LeanCallback):
     Args:
         config: the resolved configuration, plain values.
         arguments: the command line after `python -m diffusion_pl`.
+        init_from: what WarmStart.load returned; None: the run began with weights of its own.
     """
 
-    def __init__(self, config: dict[str, Any], arguments: Sequence[str]) -> None:
-        self.config = config
+    def __init__(
+        self, config: dict[str, Any], arguments: Sequence[str], init_from: dict[str, Any] | None = None
+    ) -> None:
+        self.config, self.init_from = config, init_from
         self.command = shlex.join(["python", "-m", "diffusion_pl", *arguments])
         self._card: dict[str, Any] | None = None  # of a fit, on the first process
         self._running = False  # on any process
@@ -173,11 +177,15 @@ class RunCard(LeanCallback):
         else:
             sessions = old["sessions"]
             kept = {name: old.get(name, value) for name, value in kept.items()}
+            if "init_from" in old:
+                kept["init_from"] = old["init_from"]
             kept["validated_step"] = min(int(kept["validated_step"]), session["from_step"])  # what follows comes again
             if sessions[-1]["status"] == "running":
                 sessions[-1]["status"] = "killed"
             if others := {name: old.get(name) for name, fact in facts.items() if old.get(name) != fact}:
                 sessions[-1]["then"] = others
+        if self.init_from is not None:
+            kept["init_from"] = self.init_from
         head, config = {"status": "running", "error": None}, facts.pop("config")  # last: it is long
         return {**head, **facts, **now, **kept, "sessions": [*sessions, session], "config": config}
 

@@ -139,19 +139,20 @@ class Drawer(LightningModule):
 class _Blocks(LightningDataModule):
     """The blocks that are not done yet, as batches {"block": (K,)}, which go to the processes whole."""
 
-    def __init__(self, count: int, size: int, batch: int, done: frozenset[int]) -> None:
+    def __init__(self, count: int, batch: int, done: frozenset[int]) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.blocks = [k for k in range(-(-count // size)) if k not in done]
-        self.together = max(1, batch // size)
+        self.count, self.batch, self.done = count, batch, done
 
     def predict_dataloader(self) -> Loader | list[Any]:
-        if not self.blocks:
-            return []
         assert self.trainer is not None
+        size: Any = self.trainer.lightning_module.block  # which depends on the device that the drawer is on by now
+        blocks = [k for k in range(-(-self.count // size)) if k not in self.done]
+        if not blocks:
+            return []
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        together = min(self.together, max(1, len(self.blocks) // world_size))  # at least as many batches as processes
-        return Loader({"block": torch.tensor(self.blocks)}, together, rank=rank, world_size=world_size)
+        together = max(1, min(self.batch // size, len(blocks) // world_size))  # at least as many batches as processes
+        return Loader({"block": torch.tensor(blocks)}, together, rank=rank, world_size=world_size)
 
 
 def drawing_trainer(accelerator: str, devices: int) -> Trainer:
@@ -195,9 +196,7 @@ def draw(
     """
     check_room(count * size, shutil.disk_usage(_existing(parts)).free, f"{count:,} samples")
     trainer.callbacks.append(SampleWriter(parts, convert))
-    block: Any = drawer.block
-    blocks = _Blocks(count, block, batch, done(parts))
-    trainer.predict(drawer, datamodule=blocks, return_predictions=False)
+    trainer.predict(drawer, datamodule=_Blocks(count, batch, done(parts)), return_predictions=False)
     return bool(trainer.is_global_zero)
 
 

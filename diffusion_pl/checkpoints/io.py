@@ -26,6 +26,7 @@ from .migrations import migrate_checkpoint
 
 #: Names of a run's newest checkpoint and of the one before: what replaces the first makes it the second.
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+FOREIGN = "Fix: bring a model of another package in with `python -m diffusion_pl import`"
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -179,9 +180,10 @@ def read_hashed(path: str | Path, map_location: Any = "cpu") -> tuple[dict[str, 
             raise ValueError(f"{path} holds more than tensors and plain values, maybe code: it was not read") from error
         except Exception as error:  # a damaged file shows itself in a dozen ways, all of which mean the same
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path} is damaged or not a checkpoint ({reason}){or_else(path)}") from error
+            other = f". {FOREIGN}" if path.suffix == ".safetensors" else ""
+            raise ValueError(f"{path} is damaged or not a checkpoint ({reason}){or_else(path)}{other}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} is not a checkpoint of a training run: it has no state_dict")
+        raise ValueError(f"{path} is not a checkpoint of a training run: it has no state_dict. {FOREIGN}")
     return migrate_checkpoint(checkpoint, path), sha256
 
 
@@ -225,7 +227,8 @@ def checkpoint_at(path: str | Path) -> Path:
     for file in [*first, *others]:
         if file.is_file() and is_whole(file):
             return file
-    raise FileNotFoundError(f"no checkpoint in {path}: give a run's folder, such as runs/NAME, or a file")
+    hint = f". {FOREIGN}" if (path / "model_index.json").is_file() or (path / "config.json").is_file() else ""
+    raise FileNotFoundError(f"no checkpoint in {path}: give a run's folder, such as runs/NAME, or a file{hint}")
 
 
 def sha256_of(path: Path) -> str:

@@ -4,7 +4,6 @@ A checkpoint names classes, and a stranger's may name any: only those of diffusi
 looked up, and those of packages that the variable DIFFUSION_PL_TRUST lists; nothing else is imported, let alone called.
 """
 
-import inspect
 import os
 import re
 import sys
@@ -20,15 +19,18 @@ from torch import Tensor
 from .. import __version__
 from ..data import DataModule
 from ..pipeline import Pipeline
-from ..runtime.bounds import check_plain, limited
+from ..runtime.bounds import limited
 from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
-from ..runtime.upstream.jsonargparse import imports_only
+from ..runtime.upstream.jsonargparse import imports_only, parameters
 from ..training import DiffusionModule, NoisyClassifier, Trainable
-from .io import checkpoint_at, read_hashed
+from .io import FOREIGN, checkpoint_at, read_hashed
 from .migrations import migrate_config
 
 TRUST = "DIFFUSION_PL_TRUST"
+#: Options of a loss that are given without a class are this one's.
+DEFAULT_LOSS = {"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}}
+LINKED = ("shape", "conditions")  # what the model takes from the data
 _TRUSTED = ("diffusion_pl", "torch.nn", "torch.optim")
 
 
@@ -37,7 +39,7 @@ def load_pipeline(
 ) -> tuple[Pipeline, DataModule]:
     """What draws samples of a checkpoint, and the data that it was trained on; see `load_model`."""
     model, dataset = load_model(path, weights, data)
-    pipeline = model.live_pipeline(dataset, model.weights_name)
+    pipeline = model.live_pipeline(dataset)
     return replace(pipeline, sha256=model.sha256), dataset
 
 
@@ -91,9 +93,10 @@ def from_content(
     """The same from the content of a checkpoint, or of a dump of `Guard`, that was read from path."""
     description = checkpoint.get("diffusion_pl")
     if description is None:
-        raise ValueError(f"{path} carries no configuration: it was not written by `python -m diffusion_pl fit`")
+        raise ValueError(
+            f"{path} carries no configuration: it was not written by `python -m diffusion_pl fit`. {FOREIGN}"
+        )
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
-        check_plain(description, "its configuration")
         check(checkpoint, _KIND)
     state = checkpoint["state_dict"]
     try:
@@ -195,7 +198,7 @@ def _rebuild(
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DataModule, "data")
     spec = _placed(description, options)
-    data = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+    data = parser.instantiate(parser.parse_object({"data": spec})).data
     if path is not None:
         data.unasked = "" if options else _unasked(data, description["data"], path)
         if hasattr(data, "download"):  # what a checkpoint says is no consent
@@ -212,9 +215,9 @@ def _rebuild(
         model = {**model, "init_args": {**model.get("init_args", {}), **told}}
     else:
         parser.add_class_arguments(DiffusionModule, "model")
-        parser.set_defaults({"model.loss": {"class_path": "diffusion_pl.losses.DenoisingLoss"}})  # if no class is named
+        parser.set_defaults(DEFAULT_LOSS)
         model = {**model, **told}
-    return parser.instantiate_classes(parser.parse_object({"model": model})).model, data
+    return parser.instantiate(parser.parse_object({"model": model})).model, data
 
 
 def _placed(description: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,7 +251,7 @@ def _unasked(data: DataModule, spec: dict[str, Any], path: Path) -> str:
 
 def _named(spec: dict[str, Any], kind: type[DataModule]) -> dict[str, Any]:
     """The options that say where the data are, unless they are the class's own defaults."""
-    known, given = inspect.signature(kind).parameters, spec.get("init_args") or {}
+    known, given = parameters(kind), spec.get("init_args") or {}
     return {
         name: given[name] for name in kind.paths if name in known and given.get(name) not in (None, known[name].default)
     }
@@ -295,5 +298,5 @@ def _data_state(checkpoint: dict[str, Any], description: dict[str, Any]) -> dict
 
 def link_data(parser: ArgumentParser, place: str = "model") -> None:
     """The model's shape and conditions, at `place` in the configuration, come from the data."""
-    for name in ("shape", "conditions"):
+    for name in LINKED:
         parser.link_arguments(f"data.{name}", f"{place}.{name}", apply_on="instantiate")

@@ -13,6 +13,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from .. import __version__
+from ..runtime.bounds import check_plain
+from ..runtime.reading import reading
 
 Config = dict[str, Any]
 
@@ -147,7 +149,7 @@ def migrate_checkpoint(content: Config, path: Any = "the checkpoint") -> Config:
     """The content of a checkpoint of this package as this version writes it; of any other file as it is.
 
     Raises:
-        ValueError: a newer version wrote it.
+        ValueError: a newer version wrote it, or its configuration is of no sensible size.
     """
     description = content.get("diffusion_pl")
     if not isinstance(description, dict):
@@ -157,10 +159,12 @@ def migrate_checkpoint(content: Config, path: Any = "the checkpoint") -> Config:
         raise ValueError(
             f"{path} was written by diffusion_pl {version}, this is {__version__}. Fix: pip install -U diffusion_pl"
         )
-    content = {**content, "diffusion_pl": migrate_config(description, version)}
-    for step in _after(version):
-        for change in step.content:
-            content = change(content)
+    with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
+        check_plain(description, "its configuration")
+        content = {**content, "diffusion_pl": migrate_config(description, version)}
+        for step in _after(version):
+            for change in step.content:
+                content = change(content)
     return content
 
 

@@ -49,6 +49,7 @@ def encode(
     import numpy as np
     import torch
 
+    from ..callbacks.figures import write_samples
     from ..callbacks.sample_writer import refuse_not_finite
     from ..checkpoints.loading import load_pipeline
     from ..data.base import count
@@ -86,7 +87,7 @@ def encode(
 
             def write(stage: Path) -> list[Path]:
                 np.savez_compressed(stage / "latents.npz", eps=eps.cpu().numpy())
-                return [stage / "latents.npz", *data.write(found, stage)]
+                return [stage / "latents.npz", *write_samples(data, found, stage)]
 
             error = (found[:: between + 1] - x_0).square().mean().sqrt().item()
             name = type(pipeline.sampler).__name__

@@ -53,7 +53,7 @@ def export(
     found, data = from_content(content, ckpt_path, weights)
     model = diffusion_model(found, ckpt_path)
     model.requires_grad_(False)
-    pipeline = choose(model.live_pipeline(data, model.weights_name), sampler, grid, steps)
+    pipeline = choose(model.live_pipeline(data), sampler, grid, steps)
     results, run = find_results(ckpt_path, sha256, evaluation), find_run(ckpt_path)
     description, steps = content["diffusion_pl"], content.get("global_step")
     description.pop("places", None)  # of this machine

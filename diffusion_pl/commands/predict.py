@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..callbacks.figures import write_samples
 from ..callbacks.sample_writer import Drawer, draw, gathered, not_finite_error
 from ..checkpoints.io import read_hashed
 from ..checkpoints.loading import diffusion_model, fill
@@ -29,8 +30,8 @@ def predict(cli: DiffusionCLI, leader: bool) -> None:
     data.setup("predict")
     if (state := content.get(type(data).__name__)) is not None:
         data.load_state_dict(state)
-    weights = fill(model, content, path, "ema")
-    pipeline = model.eval().live_pipeline(data, weights)
+    fill(model, content, path, "ema")
+    pipeline = model.eval().live_pipeline(data)
     call = {"checkpoint": path, "sha256": sha256, "seed": pipeline.seed}
     remedy = "move it away, or use the command sample with --output"
     with OutputFolder(cli.folder / "samples", call, leader=leader, remedy=remedy) as output:
@@ -45,8 +46,7 @@ def predict(cli: DiffusionCLI, leader: bool) -> None:
             summary = f"{n:,} samples, {drawn.nfe} evaluations each{bad}:"
 
             def write(stage: Path) -> list[Path]:
-                files: list[Path] = data.write(drawn.x, stage)
-                return files
+                return write_samples(data, drawn.x, stage)
 
             output.publish(write, summary, not_finite_error(drawn.bad, n))
         output.show()

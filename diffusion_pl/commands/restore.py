@@ -68,6 +68,7 @@ def restore(
 
     import torch
 
+    from ..callbacks.figures import write_samples
     from ..callbacks.sample_writer import refuse_not_finite
     from ..checkpoints.loading import load_pipeline
     from ..data.base import count
@@ -123,7 +124,7 @@ def restore(
             title = f"{task}: image, what is known, {num_samples} restored"
 
             def write(stage: Path) -> list[Path]:
-                files = data.write(found, stage)
+                files = write_samples(data, found, stage)
                 _save_grid(data, rows, num_samples + 2, title, stage / "grid.png")
                 return files
 
@@ -167,4 +168,4 @@ def _operator(
 def _save_grid(data: Any, rows: "Tensor", columns: int, title: str, path: Path) -> None:
     from .. import plots
 
-    plots.save_image(plots.image_grid(data.to_uint8(rows).numpy(), columns, title=title), path)
+    plots.save_image(plots.image_grid(data.units.to_uint8(rows).numpy(), columns, title=title), path)

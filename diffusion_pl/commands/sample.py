@@ -69,6 +69,7 @@ def sample(
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     from .. import __version__
+    from ..callbacks.figures import write_samples
     from ..callbacks.sample_writer import Drawer, draw, drawing_trainer, gathered, not_finite_error
     from ..checkpoints.io import sha256_of
     from ..checkpoints.loading import load_pipeline
@@ -120,7 +121,7 @@ def sample(
             drawn = gathered(folder.work, n)
 
             def write(stage: Path) -> list[Path]:
-                files = (data.write_npz if npz else data.write)(drawn.x, stage)
+                files = data.write_npz(drawn.x, stage) if npz else write_samples(data, drawn.x, stage)
                 if film:
                     files += _film(pipeline, data, stage, min(n, 16 if len(pipeline.shape) == 3 else 1000))
                 note = {"version": __version__, "num_samples": n, "nfe": drawn.nfe, "not_finite": drawn.bad, **call}

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ..checkpoints.io import last_checkpoint
+from ..checkpoints.warm_start import warm_started
 from ..checks import table
 from ..cli import DiffusionCLI
 from ..runtime.devices import keep_freed_memory
@@ -65,7 +66,8 @@ def run_trainer(args: Sequence[str]) -> None:
 def _run(command: str, args: Sequence[str], run: RunFolder) -> DiffusionCLI:
     """The command itself, and what is to be said when something ends it."""
     try:
-        cli = DiffusionCLI(command, list(args), run)
+        with warm_started(args) if command == "fit" else nullcontext(list(args)) as options:
+            cli = DiffusionCLI(command, options, run)
         if command == "predict":
             predict(cli, leader=not place() and not run.inherited)
         else:
@@ -112,7 +114,8 @@ def run_doctor(args: Sequence[str]) -> None:
     quiet()
     run = RunFolder()
     try:
-        findings = DiffusionCLI("fit", list(args), run, diagnose=True).diagnose()
+        with warm_started(args) as options:
+            findings = DiffusionCLI("fit", options, run, diagnose=True).diagnose()
     finally:
         run.close()
     print(table(findings))

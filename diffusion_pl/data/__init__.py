@@ -10,10 +10,10 @@ from .hugging_face import HuggingFace
 from .images import Images
 from .loader import Loader
 from .mnist import MNIST, FashionMNIST
-from .picture import Picture
 from .points import Datasaurus, Points, Table
+from .single_image import Picture
 from .toys import Checkerboard, Circles, EightGaussians, Moons, Pinwheel, SwissRoll, Toy
-from .unknown import Unknown
+from .unknown import Unknown, not_given
 
 __all__ = [
     "CIFAR10",
@@ -39,4 +39,5 @@ __all__ = [
     "Table",
     "Toy",
     "Unknown",
+    "not_given",
 ]

@@ -1,4 +1,4 @@
-"""Pictures in a numpy file."""
+"""Images in a numpy file."""
 
 import hashlib
 import math
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from ..conditions import Condition, label
 from .base import say
+from .decoding import Size, check_bits, check_size, resize_array
 from .images import Examples, Format, Images
 from .loader import Batch, Source, Tensors
 from .numpy_files import NumpyFile
 from .opening import MAX_PIXELS
-from .pictures import Size, check_bits, check_size, resize_array
 from .stand_ins import stand_in_hint, tell_if_stand_in
 
 Order = Literal["NHWC", "NCHW"]
 
 
 class Stack:
-    """Pictures along the first axis of anything indexed like an array, read in one piece for a batch.
+    """Images along the first axis of anything indexed like an array, read in one piece for a batch.
 
     Args:
         array: (N, H, W), (N, H, W, C) or (N, C, H, W), integers.
@@ -69,61 +69,56 @@ class Stack:
         return {"x": x} if self.labels is None else {"x": x, "label": self.labels[indices]}
 
 
-class Arrays(Images):
-    """Pictures in a .npy or .npz file: (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16.
+class ImageArrays(Images):
+    """Base of images in one array: (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16.
+
+    Args:
+        path: The file.
+        labels: Name of the array of labels in the file; None: no labels.
+        classes: Number of classes; None: the largest label and one.
+        order: NHWC or NCHW; None: found by the number of channels, 1, 3 or 4.
+        size: Side, or height and width, to which images are cropped in shape and resized; None: as they are.
+        memory_gb: Keep the images in memory if they take no more; else they are read from the disk as needed.
+        bits: How many bits the values of uint16 use, 9 to 16, such as 12: white is 2^bits - 1. None: 16.
+        batch_size: Images per batch, over all processes.
+        kwargs: Of `Images`: horizontal_flip, val_fraction, test_fraction, workers, repeats, seed.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        labels: str | None = None,
+        classes: int | None = None,
+        order: Order | None = None,
+        size: Size = None,
+        memory_gb: float = 2.0,
+        bits: int | None = None,
+        batch_size: int = 32,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(str(path), batch_size=batch_size, augment=0.0, **kwargs)
+        name = type(self).__name__
+        check_bits(name, bits)
+        self.label_name, self.given_classes, self.order, self.bits = labels, classes, order, bits
+        self.size, self.memory_gb = check_size(name, size), memory_gb
+
+
+class Arrays(ImageArrays):
+    """Images in a .npy or .npz file: (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16.
 
     Args:
         path: The file.
         key: Name of the array within an .npz; None: the only one.
         labels: Name of the array of labels within the .npz, or path of another .npy; None: no labels.
-        classes: Number of classes; None: the largest label and one.
-        order: NHWC or NCHW; None: found by the number of channels, 1, 3 or 4.
-        size: Side, or height and width, to which pictures are cropped in shape and resized; None: as they are.
-        horizontal_flip: Mirror training pictures at random.
-        batch_size: Pictures per batch, over all processes.
-        val_fraction: Fraction of the pictures to hold out for validation.
-        test_fraction: Fraction to hold out for testing; with 0 the validation pictures serve.
-        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
-        memory_gb: Keep the pictures in memory if they take no more; a larger .npy is read from the disk as needed.
-        workers: Processes that read ahead where pictures are not in memory.
-        seed: Chooses the split, the order and the augmentation.
-        bits: How many bits the values of uint16 use, 9 to 16, such as 12: white is 2^bits - 1. None: 16.
+        kwargs: Of `ImageArrays` and `Images`.
     """
 
     paths = ("path", "labels")
 
-    def __init__(
-        self,
-        path: str,
-        key: str | None = None,
-        labels: str | None = None,
-        classes: int | None = None,
-        order: Order | None = None,
-        size: Size = None,
-        horizontal_flip: bool = False,
-        batch_size: int = 32,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        repeats: int | None = None,
-        memory_gb: float = 2.0,
-        workers: int = 0,
-        seed: int = 0,
-        bits: int | None = None,
-    ) -> None:
-        super().__init__(
-            str(path),
-            batch_size=batch_size,
-            horizontal_flip=horizontal_flip,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            repeats=repeats,
-            workers=workers,
-            seed=seed,
-        )
-        self.key, self.label_name, self.given_classes, self.order = key, labels, classes, order
-        self.size, self.memory_gb = check_size("Arrays", size), memory_gb
-        check_bits("Arrays", bits)
-        self.bits = bits
+    def __init__(self, path: str, key: str | None = None, **kwargs: Any) -> None:
+        super().__init__(path, **kwargs)
+        self.key = key
         self._loaded: tuple[NDArray[Any], Tensor | None] | None = None
 
     def _load(self) -> tuple[NDArray[Any], Tensor | None]:
@@ -163,7 +158,7 @@ class Arrays(Images):
 
 
 def in_memory(name: str, stack: Stack, format: Format, memory_gb: float) -> Source:
-    """The pictures as tensors if these take no more than memory_gb, else the stack as it is."""
+    """The images as tensors if these take no more than memory_gb, else the stack as it is."""
     stack.name, stack.top = name, format.levels - 1
     if len(stack) * np.prod(format.shape) * (1 if format.levels <= 256 else 4) > memory_gb * 1e9:
         return stack
@@ -172,7 +167,7 @@ def in_memory(name: str, stack: Stack, format: Format, memory_gb: float) -> Sour
 
 
 def prepared(rows: NDArray[Any], order: Order | None, size: tuple[int, int] | None, top: int = 65_535) -> NDArray[Any]:
-    """Pictures as (N, C, H, W), uint8 or int32, resized."""
+    """Images as (N, C, H, W), uint8 or int32, resized."""
     if order is None:
         rows = rows[:, None]
     elif order == "NHWC":
@@ -185,11 +180,11 @@ def prepared(rows: NDArray[Any], order: Order | None, size: tuple[int, int] | No
 
 
 def order_of(name: str, shape: tuple[int, ...], order: Order | None) -> Order | None:
-    """NHWC or NCHW, given or found; None for pictures without an axis of channels."""
+    """NHWC or NCHW, given or found; None for images without an axis of channels."""
     if len(shape) == 3:
         return None
     if len(shape) != 4:
-        raise ValueError(f"{name}: pictures need 3 or 4 axes, (N, H, W) or with channels, got shape {tuple(shape)}")
+        raise ValueError(f"{name}: images need 3 or 4 axes, (N, H, W) or with channels, got shape {tuple(shape)}")
     if order is not None:
         return order
     last, second = shape[3] in (1, 3, 4), shape[1] in (1, 3, 4)
@@ -201,7 +196,7 @@ def order_of(name: str, shape: tuple[int, ...], order: Order | None) -> Order | 
 def describe(
     name: str, array: Any, order: Order | None, size: tuple[int, int] | None, bits: int | None = None
 ) -> tuple[tuple[int, int, int], int]:
-    """(C, H, W) and levels of an array of pictures, or of a dataset of HDF5."""
+    """(C, H, W) and levels of an array of images, or of a dataset of HDF5."""
     shape, dtype = array.shape, array.dtype
     if shape is None or 0 in shape:
         raise ValueError(f"{name}: holds no images, its shape is {shape}")
@@ -249,7 +244,7 @@ def check_labels(name: str, values: Any, length: int, classes: int | None) -> Te
     """Labels as (N,), int64.
 
     Raises:
-        ValueError: not one integer for each picture, or one outside 0 … classes − 1.
+        ValueError: not one integer for each image, or one outside 0 … classes − 1.
     """
     shape, kind = values.shape, values.dtype.kind
     if shape != (length,) or kind not in "iu":
@@ -277,12 +272,12 @@ def conditions_of(labels: Tensor | None, classes: int | None) -> dict[str, Condi
 
 
 def choose(name: str, key: str | None, there: list[str], *others: str | None) -> str:
-    """Which of the named arrays holds the pictures."""
+    """Which of the named arrays holds the images."""
     candidates = [k for k in there if k not in others]
     if key is None and len(candidates) == 1:
         return candidates[0]
     if key is None or key not in there:
-        problem = "which array holds the pictures?" if key is None else f"has no array {key!r}:"
+        problem = "which array holds the images?" if key is None else f"has no array {key!r}:"
         raise ValueError(f"{name}: {problem} give key, one of {', '.join(map(repr, there))}")
     return key
 

@@ -1,7 +1,7 @@
-"""Random changes of training pictures.
+"""Random changes of training images.
 
 A mirror image may be taken for data.  Rotations and the like would leak into the samples; but a network that is told
-what was done learns the pictures as they are, and is told "nothing" when it samples.
+what was done learns the images as they are, and is told "nothing" when it samples.
 """
 
 import math
@@ -15,7 +15,7 @@ from .loader import Batch
 
 
 class HorizontalFlip(Recorded):
-    """Mirrors each picture with probability ½."""
+    """Mirrors each image with probability ½."""
 
     draws = 1
     tells: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class HorizontalFlip(Recorded):
 
 
 class NonLeaky(Recorded):
-    """Draws for each picture a geometric change and what the network is told of it.
+    """Draws for each image a geometric change and what the network is told of it.
 
     A mirror image with probability ½, and each with probability p: upside down (one time in two), zoom by 2^{a/5},
     rotation by any angle φ, stretch by 2^{b/5} along and squeeze across a direction θ (0 one time in two), shift by
@@ -35,7 +35,7 @@ class NonLeaky(Recorded):
 
     To the batch are added ``augment``: (B, 9), the condition (mirrored, upside down, a, cos φ − 1, sin φ, b cos θ,
     b sin θ, c, d), 0 where nothing was done, and ``warp``: (B, 2, 3), with which `warped` makes the change, on
-    the device, where pictures are no integers any more.
+    the device, where images are no integers any more.
 
     Reference: Karras et al., arXiv 2206.00364, App. F.2, Table 7; Karras et al., arXiv 2006.06676 (non-leaking).
 
@@ -64,7 +64,7 @@ class NonLeaky(Recorded):
         told = (mirrored, down, a, phi.cos() - 1, phi.sin(), b * theta.cos(), b * theta.sin(), c, d)
         augment = torch.stack([part.double() for part in told], 1)
 
-        # The inverse of the change: each place of the new picture has to know where it comes from.  Angles are between
+        # The inverse of the change: each place of the new image has to know where it comes from.  Angles are between
         # pixels, places count in halves of a side.
         height, width = batch["x"].shape[-2:]
         sides = torch.tensor([width, height], dtype=torch.float64)
@@ -78,7 +78,7 @@ class NonLeaky(Recorded):
 
 
 def warped(x: Tensor, warp: Tensor) -> Tensor:
-    """Pictures x: (B, C, H, W) whose value at a place r is x's at A r + b; warp: (B, 2, 3) holds (A, b).
+    """Images x: (B, C, H, W) whose value at a place r is x's at A r + b; warp: (B, 2, 3) holds (A, b).
 
     Places count in halves of a side from the middle, (across, down).  Bicubic between the pixels, mirrored at the
     outermost of them.

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..conditions import Condition
 from ..tensors import Recorded
 from .loader import Augmentation, Loader, Source, Tensors
+from .units import Units
 
 SPLITS = ("train", "val", "test")
 
@@ -24,26 +25,77 @@ class DataModule(Recorded, LightningDataModule, ABC):
     Batches are dictionaries: ``x`` of shape (B, *shape), float32, in model units (of order one), and one entry for each
     condition, such as ``label`` of shape (B,), int64.
 
-    Whatever ``shape``, ``conditions`` and ``decode`` need is in ``state_dict`` as plain values or tensors: a module
+    Whatever ``shape``, ``conditions`` and ``units`` need is in ``state_dict`` as plain values or tensors: a module
     rebuilt from its hyper-parameters and that state must decode samples on a machine where the data are not.
 
+    Args:
+        source: What to call the data in messages; "": the name of the class.
+        batch_size: Examples per batch, over all processes; at least 1.
+        val_fraction: Fraction of the examples to hold out for validation, in [0, 1).
+        repeats: Passes over the training examples that make one epoch, at least 1; None: as many as make about 100
+            batches.
+        seed: Of the split, the order, the augmentation and whatever else is drawn; not negative.
+
     Attributes:
-        value_range: Smallest and largest possible value in model units; None if the data are unbounded.
         augmentation: Of training examples; None: there is none.
+        workers: Processes that read batches ahead; 0: batches are read where they are used.
+        grows: Whether examples may be added between two sessions.  Then the split goes by a hash of their names or
+            values (`splits.hashed`), and does not move when some are added; else it is a permutation.
         paths: Names of the options that say where on this machine the data are.
         unasked: Why these data are not read, as a message: a checkpoint names them and nobody asked for them; "": they
             are.
     """
 
-    value_range: tuple[float, float] | None = None
     augmentation: Augmentation | None = None
+    workers: int = 0
+    grows: bool = False
     paths: tuple[str, ...] = ("path", "root")
     unasked: str = ""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        source: str = "",
+        *,
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
+        repeats: int | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
+        name = type(self).__name__
+        for option, number, least in (("batch_size", batch_size, 1), ("repeats", repeats, 1), ("seed", seed, 0)):
+            if number is not None and number < least:
+                raise ValueError(f"{name}: {option} must be at least {least}, got {number}")
+        check_fraction(name, "val_fraction", val_fraction)
+        self.source = source or name
+        self.batch_size, self.val_fraction, self.repeats, self.seed = batch_size, val_fraction, repeats, seed
+        self._splits: Any = None  # what `setup` makes: training, validation, test
+        self._examples: Any = None  # all of them, before they are split
+        self._theirs: dict[str, Any] = {}  # the state of the checkpoint that was loaded
+        self._drawn: dict[str, Any] = {}  # how the split was drawn, as a checkpoint keeps it
+        self._identity: dict[str, Any] | None = None
         # Shards of a small held-out set are not padded, so a process may have no batch of it.
         self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    @property
+    @abstractmethod
+    def units(self) -> Units:
+        """The user's units and model units; known before ``setup`` where the data or a checkpoint tell them."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether examples are images: (C, height, width) with quantization levels, not latents."""
+        return len(self.shape) == 3 and self.units.levels is not None
+
+    @property
+    def is_point(self) -> bool:
+        """Whether examples are points: (D,)."""
+        return len(self.shape) == 1
+
+    @property
+    def loaded(self) -> bool:
+        """Whether `setup` has read the data."""
+        return self._splits is not None
 
     @property
     @abstractmethod
@@ -60,11 +112,6 @@ class DataModule(Recorded, LightningDataModule, ABC):
         """Training examples of each class; None without labels, or if they are not known without the data."""
         return None
 
-    @property
-    def levels(self) -> int | None:
-        """How many values data that were quantised can take, 256 for 8 bits; None for data that never were (points)."""
-        return None
-
     def setup(self, stage: str | None = None) -> None:
         """Read the data, which a subclass does after this.
 
@@ -77,9 +124,9 @@ class DataModule(Recorded, LightningDataModule, ABC):
     def check_state(self, state_dict: dict[str, Any]) -> None:
         """Raise ValueError if these data are of another shape or other conditions than a checkpoint's."""
 
-    @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
-        """Model units -> units of the user's files. x: (*, *shape) -> the same shape."""
+        """Model units -> units of the user's files (`units`). x: (*, *shape) -> the same shape."""
+        return self.units.decode(x)
 
     @abstractmethod
     def second_moment(self) -> float:
@@ -113,18 +160,6 @@ class DataModule(Recorded, LightningDataModule, ABC):
             yield self.on_after_batch_transfer(source.__getitems__(some), 0)
 
     @abstractmethod
-    def write(self, x: Tensor, folder: Path) -> list[Path]:
-        """Write samples (N, *shape) in model units to files in the user's units, with a picture to look at.
-
-        Returns:
-            The files written.
-        """
-
-    @abstractmethod
-    def frame(self, x: Tensor, x_0: Tensor, title: str) -> NDArray[np.uint8]:
-        """A picture of noisy examples and the estimates of what they come from, (N, *shape) each in model units."""
-
-    @abstractmethod
     def read(self, path: Path) -> Tensor:
         """Examples of a file (or folder) as `write` makes it, in model units: (N, *shape), float32.
 
@@ -136,27 +171,20 @@ class DataModule(Recorded, LightningDataModule, ABC):
         """Samples (N, *) in model units as the values that their files hold."""
         return self.decode(x.double()).numpy()
 
+    def write(self, x: Tensor, folder: Path) -> list[Path]:
+        """Write samples (N, *shape) in model units to files in the user's units, in a folder that is there.
+
+        Returns:
+            The files written, or the first and the last of many as one entry.
+        """
+        return self.write_npz(x, folder)
+
     def write_npz(self, x: Tensor, folder: Path) -> list[Path]:
         """Write samples (N, *) in model units to samples.npz, as one array, x, of the values that files hold."""
         np.savez_compressed(folder / "samples.npz", x=self.array(x))
         return [folder / "samples.npz"]
 
-    #: How many samples `predict` draws, how many between two savings, and which blocks of them are there already.
-    predict_samples: int = 1000
-    predict_batch: int = 250
-    predict_done: frozenset[int] = frozenset()
     batch_size: int
-
-    def predict_dataloader(self) -> Loader | list[Any]:
-        """Blocks of samples to draw, batches {"block": (K,)}; a block is as many samples as the model draws at once."""
-        assert self.trainer is not None
-        size: Any = self.trainer.lightning_module.block
-        blocks = [k for k in range(-(-self.predict_samples // size)) if k not in self.predict_done]
-        if not blocks:
-            return []
-        # Batches go to the processes whole, so there are at least as many of them as processes.
-        together = max(1, min(self.predict_batch // size, len(blocks) // self.trainer.world_size))
-        return self.loader({"block": torch.tensor(blocks)}, together, train=False)
 
     def loader(
         self,
@@ -191,6 +219,12 @@ class DataModule(Recorded, LightningDataModule, ABC):
             workers=workers,
             accumulate=getattr(trainer, "accumulate_grad_batches", 1) if train else 1,
         )
+
+
+def check_fraction(name: str, option: str, fraction: float) -> None:
+    """Raise ValueError for a fraction that is not in [0, 1)."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"{name}: {option} must be in [0, 1), got {fraction}")
 
 
 def say(line: str) -> None:

@@ -1,4 +1,6 @@
-"""Handwritten digits that come with scikit-learn: pictures without a download."""
+"""Handwritten digits that come with scikit-learn: images without a download."""
+
+from typing import Any
 
 import torch
 
@@ -12,23 +14,13 @@ class Digits(Images):
 
     Args:
         conditional: Give the digits as labels.
-        batch_size: Pictures per batch, over all processes.
-        val_fraction: Fraction of the pictures to hold out.
-        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the split and the order.
+        kwargs: Of `DataModule`: batch_size, val_fraction, repeats, seed.
     """
 
     grows = False
 
-    def __init__(
-        self,
-        conditional: bool = False,
-        batch_size: int = 128,
-        val_fraction: float = 0.1,
-        repeats: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__("Digits", batch_size=batch_size, val_fraction=val_fraction, repeats=repeats, seed=seed)
+    def __init__(self, conditional: bool = False, **kwargs: Any) -> None:
+        super().__init__("Digits", horizontal_flip=False, augment=0.0, test_fraction=0.0, workers=0, **kwargs)
         self.conditional = conditional
 
     def inspect(self) -> Format:

@@ -1,35 +1,78 @@
-"""Pictures in files: looked at, checked to be alike, and decoded, at once or when asked for."""
+"""Images in files: looked at, checked to be alike, and decoded, at once or when asked for."""
 
 import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .base import say
-from .images import Format
+from .decoding import Frames, Layout, Look, Mode, Size, look, make_layout, mode_of, profile_name, sides, to_array
+from .images import Format, Images
 from .loader import Batch, Source, Subset, Tensors
-from .opening import AnyFile, Page, Unreadable, count_pages, in_parallel, opened
-from .pictures import Layout, Look, look, mode_of, profile_name, sides, to_array
+from .opening import MAX_PIXELS, AnyFile, Page, Unreadable, count_pages, in_parallel, opened
+
+
+class ImageFiles(Images):
+    """Base of images that are decoded one by one: what is done to make them alike, and where they are kept.
+
+    Images are taken as they are: without ``size`` all must have the same sides, without ``mode`` the same channels.
+
+    Args:
+        path: What to call the data in messages, and where they are.
+        size: Side, or height and width, to which images are cropped in shape and resized; None: as they are.
+        crop: Side of the centre square that is cut out before.
+        mode: L (grey), RGB or RGBA to convert to, transparency onto white; None: as they are.
+        corrupt: What to do about images that cannot be read: fail, or skip and count them.
+        memory_gb: Keep the images in memory if they take no more; else decode them anew each time.
+        workers: Processes that decode ahead where images are not in memory; None: up to four.
+        frames: Which pages of a multi-page TIFF or frames of an animation to take: all (each is an image) or first;
+            None: such files are refused.
+        bits: How many bits the values of 16-bit images use, 9 to 16, such as 12 for many cameras and scanners: white is
+            2^bits - 1. None: 16.
+        max_pixels: Number of pixels above which an image is refused.
+        batch_size: Images per batch, over all processes.
+        kwargs: Of `Images`: horizontal_flip, val_fraction, test_fraction, repeats, seed.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        size: Size = None,
+        crop: int | None = None,
+        mode: Mode | None = None,
+        corrupt: Literal["fail", "skip"] = "fail",
+        memory_gb: float = 2.0,
+        workers: int | None = None,
+        frames: Frames | None = None,
+        bits: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        batch_size: int = 32,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(str(path), workers=read_ahead(workers), batch_size=batch_size, augment=0.0, **kwargs)
+        self.corrupt, self.memory_gb = corrupt, memory_gb
+        self.layout = make_layout(type(self).__name__, mode, crop, size, frames, bits, max_pixels)
 
 
 def first_look(name: str, files: Sequence[AnyFile], layout: Layout, corrupt: str) -> tuple[tuple[int, ...], int]:
-    """Shape (C, H, W) and levels of the first picture that can be read."""
+    """Shape (C, H, W) and levels of the first image that can be read."""
     for file in files:
         try:
-            with opened(file, layout.max_pixels) as picture:
-                seen = look(picture, pages=layout.frames is None)
+            with opened(file, layout.max_pixels) as image:
+                seen = look(image, pages=layout.frames is None)
         except Unreadable as error:
             if corrupt == "fail":
                 raise ValueError(f"{file}: cannot be read ({_short(error)}): {_REMEDY}") from None
             continue
         channels, levels = mode_of(seen, layout, str(file))
         return (channels, *sides(seen, layout)), levels
-    raise ValueError(f"{name}: none of its {len(files)} pictures can be read")
+    raise ValueError(f"{name}: none of its {len(files)} images can be read")
 
 
 class Loaded(NamedTuple):
@@ -52,13 +95,13 @@ def load(
     memory_gb: float,
     groups: Tensor | None = None,
 ) -> Loaded:
-    """The pictures, decoded if they fit in memory; what cannot be read is an error, or left out.
+    """The images, decoded if they fit in memory; what cannot be read is an error, or left out.
 
     Args:
         name: What to call the data in messages.
-        files: The pictures.
+        files: The images.
         labels: (n,), or None.
-        layout: How the pictures are made alike.
+        layout: How the images are made alike.
         format: What they must then be.
         corrupt: fail, or skip.
         memory_gb: How much memory they may take.
@@ -72,8 +115,8 @@ def load(
         groups = None if groups is None else groups[place] * (int(number.max()) + 1) + number
     bad = _check(name, files, layout, format, corrupt)
     good = [i for i in range(len(files)) if i not in bad]
-    pictures = Files(files, labels, layout, corrupt)
-    source: Source = pictures
+    images = Files(files, labels, layout, corrupt)
+    source: Source = images
     dtype = torch.uint8 if format.levels <= 256 else torch.int32
     streams = len(good) * math.prod(format.shape) * dtype.itemsize > memory_gb * 1e9
     if not streams:
@@ -81,7 +124,7 @@ def load(
 
         def decode(i: int) -> str | None:
             try:
-                x[i] = pictures.decode(i)
+                x[i] = images.decode(i)
             except Unreadable as error:
                 return _short(error)
             return None
@@ -94,7 +137,7 @@ def load(
     if corrupt == "fail":
         raise ValueError(f"{files[min(bad)]}: cannot be decoded ({bad[min(bad)]}){_more(len(bad))}: {_REMEDY}")
     if len(bad) == len(files):
-        raise ValueError(f"{name}: none of its {len(files)} pictures can be decoded")
+        raise ValueError(f"{name}: none of its {len(files)} images can be decoded")
     _tell_skipped(name, [str(files[i]) for i in sorted(bad)], len(files))
     kept = torch.tensor([i for i in range(len(files)) if i not in bad])
     labels, groups = (None if values is None else values[kept] for values in (labels, groups))
@@ -106,8 +149,8 @@ def _pages(name: str, files: Sequence[AnyFile], layout: Layout) -> tuple[list[An
 
     def count(file: AnyFile) -> int:
         try:
-            with opened(file, layout.max_pixels) as picture:
-                return count_pages(picture)
+            with opened(file, layout.max_pixels) as image:
+                return count_pages(image)
         except Unreadable:
             return 1  # reading it will say why
 
@@ -126,15 +169,15 @@ def _pages(name: str, files: Sequence[AnyFile], layout: Layout) -> tuple[list[An
 
 
 def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, corrupt: str) -> dict[int, str]:
-    """Check by their headers that all pictures are alike; what cannot be read, with reasons."""
+    """Check by their headers that all images are alike; what cannot be read, with reasons."""
 
     profiles: list[str] = []  # appended to by several threads
 
     def header(file: AnyFile) -> Look | str:
         try:
-            with opened(file, layout.max_pixels) as picture:
-                profiles.append(profile_name(picture))
-                return look(picture, pages=layout.frames is None)
+            with opened(file, layout.max_pixels) as image:
+                profiles.append(profile_name(image))
+                return look(image, pages=layout.frames is None)
         except Unreadable as error:
             return _short(error)
 
@@ -152,7 +195,7 @@ def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, 
             first = next(iter(good))
             raise ValueError(
                 f"{files[i]}: is {other} (height x width), {files[first]} is {height}x{width}: give size, for "
-                f"instance size: {min(height, width)}, to make all pictures alike"
+                f"instance size: {min(height, width)}, to make all images alike"
             )
     if good and kinds.keys() != {(channels, format.levels)}:
         counts = Counter(seen.mode for seen in good.values())
@@ -169,13 +212,13 @@ def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, 
 
 
 class Files:
-    """Pictures that are decoded when they are asked for.
+    """Images that are decoded when they are asked for.
 
     Args:
-        files: The pictures.
+        files: The images.
         labels: (n,), or None.
         layout: How they are made alike.
-        corrupt: fail, or skip: take the next picture of the same batch in place of one that cannot be decoded. (The
+        corrupt: fail, or skip: take the next image of the same batch in place of one that cannot be decoded. (The
             next of all may be held out.)
     """
 
@@ -188,8 +231,8 @@ class Files:
     def decode(self, index: int) -> Tensor:
         """(C, H, W)."""
         file = self.files[index]
-        with opened(file, self.layout.max_pixels) as picture:
-            return torch.from_numpy(to_array(picture, self.layout, str(file)).copy())
+        with opened(file, self.layout.max_pixels) as image:
+            return torch.from_numpy(to_array(image, self.layout, str(file)).copy())
 
     def __getitems__(self, indices: Tensor) -> Batch:
         good: dict[int, Tensor] = {}  # by place in the batch
@@ -201,9 +244,9 @@ class Files:
                 reason = reason or f"{self.files[i]}: cannot be decoded ({_short(error)})"
                 if self.corrupt == "fail":
                     raise ValueError(f"{reason}: {_REMEDY}") from None
-                warnings.warn(f"{self.files[i]} cannot be decoded; the next picture takes its place", stacklevel=2)
+                warnings.warn(f"{self.files[i]} cannot be decoded; the next image takes its place", stacklevel=2)
         if not good:
-            raise ValueError(f"{reason}, nor can any other picture of its batch: remove such files")
+            raise ValueError(f"{reason}, nor can any other image of its batch: remove such files")
         taken = [min(good, key=lambda other: (other - place) % len(indices)) for place in range(len(indices))]
         batch = {"x": torch.stack([good[place] for place in taken])}
         return batch if self.labels is None else {**batch, "label": self.labels[indices[taken]]}
@@ -219,7 +262,7 @@ def read_ahead(workers: int | None) -> int:
 
 def _tell_skipped(name: str, bad: list[str], total: int) -> None:
     shown = ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "")
-    say(f"{name}: {len(bad)} of {total} pictures cannot be read and are left out: {shown}")
+    say(f"{name}: {len(bad)} of {total} images cannot be read and are left out: {shown}")
 
 
 def _more(count: int) -> str:

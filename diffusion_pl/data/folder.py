@@ -1,89 +1,42 @@
-"""A folder of pictures."""
+"""A folder of images."""
 
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..conditions import label
 from .base import say
-from .files import first_look, load, read_ahead
-from .images import Examples, Format, Images, format_of
+from .files import ImageFiles, first_look, load
+from .images import Examples, Format, format_of
 from .listing import Listing, copies, describe_rest, list_images
-from .opening import MAX_PIXELS, endings
-from .pictures import Frames, Mode, Size, make_layout
+from .opening import endings
 from .stand_ins import stand_in_hint, tell_if_stand_in
 
 
-class Folder(Images):
-    """Pictures in a folder, flat or in one folder for each class.
+class Folder(ImageFiles):
+    """Images in a folder, flat or in one folder for each class.
 
-    Pictures are taken as they are: without ``size`` all must have the same sides, without ``mode`` the same channels.
     A file is taken once, however many links lead to it, and files with the same bytes stay on one side of the split.
 
     Args:
         path: The folder; folders within are searched too.
         conditional: The folders directly within are the classes, in the natural order of their names (2 before 10).
-        size: Side, or height and width, to which pictures are cropped in shape and resized; None: as they are.
-        crop: Side of the centre square that is cut out before.
-        mode: L (grey), RGB or RGBA to convert to, transparency onto white; None: as they are.
-        corrupt: What to do about pictures that cannot be read: fail, or skip and count them.
-        horizontal_flip: Mirror training pictures at random.
-        batch_size: Pictures per batch, over all processes.
-        val_fraction: Fraction of the pictures to hold out for validation.
-        test_fraction: Fraction to hold out for testing; with 0 the validation pictures serve.
-        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
-        memory_gb: Keep the pictures in memory if they take no more; else decode them anew each time.
-        workers: Processes that decode ahead where pictures are not in memory; None: up to four.
-        seed: Chooses the split, the order and the augmentation.
-        frames: Which pages of a multi-page TIFF or frames of an animation to take: all (each is an image) or first;
-            None: such files are refused.
-        bits: How many bits the values of 16-bit images use, 9 to 16, such as 12 for many cameras and scanners: white is
-            2^bits - 1. None: 16.
-        max_pixels: Number of pixels above which an image is refused.
+        kwargs: Of `ImageFiles` and `Images`.
     """
 
-    def __init__(
-        self,
-        path: str,
-        conditional: bool = False,
-        size: Size = None,
-        crop: int | None = None,
-        mode: Mode | None = None,
-        corrupt: Literal["fail", "skip"] = "fail",
-        horizontal_flip: bool = False,
-        batch_size: int = 32,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        repeats: int | None = None,
-        memory_gb: float = 2.0,
-        workers: int | None = None,
-        seed: int = 0,
-        frames: Frames | None = None,
-        bits: int | None = None,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
-        super().__init__(
-            str(path),
-            batch_size=batch_size,
-            horizontal_flip=horizontal_flip,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            repeats=repeats,
-            workers=read_ahead(workers),
-            seed=seed,
-        )
-        self.conditional, self.corrupt, self.memory_gb = conditional, corrupt, memory_gb
-        self.layout = make_layout("Folder", mode, crop, size, frames, bits, max_pixels)
+    def __init__(self, path: str, conditional: bool = False, **kwargs: Any) -> None:
+        super().__init__(path, **kwargs)
+        self.conditional = conditional
         self._found: Listing | None = None
         self._listing: tuple[list[Path], list[str]] | None = None
         self._order: list[str] | None = []  # names of the classes in a checkpoint's order; None: that of version 0.1
 
     def _list(self) -> tuple[list[Path], list[str]]:
-        """The pictures in the order of their paths, and the names of the classes."""
+        """The images in the order of their paths, and the names of the classes."""
         if self._listing is None:
             folder = Path(self.source).expanduser()
             if not folder.is_dir():

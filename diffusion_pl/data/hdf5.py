@@ -1,4 +1,4 @@
-"""Pictures in an HDF5 file."""
+"""Images in an HDF5 file."""
 
 import math
 import os
@@ -8,68 +8,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Order, Stack, check_labels, conditions_of, describe, in_memory, order_of, same_values
-from .images import Examples, Format, Images
+from .arrays import ImageArrays, Stack, check_labels, conditions_of, describe, in_memory, order_of, same_values
+from .images import Examples, Format
 from .opening import Unreadable, regular
-from .pictures import Size, check_bits, check_size
 from .stand_ins import stand_in_hint, tell_if_stand_in
 
 CHUNK_CACHE = 256 * 2**20  # bytes for each process
 
 
-class HDF5(Images):
-    """Pictures in a dataset of an HDF5 file: (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16.
+class HDF5(ImageArrays):
+    """Images in a dataset of an HDF5 file: (N, H, W), (N, H, W, C) or (N, C, H, W) of uint8 or uint16.
 
     Args:
         path: The file.
         dataset: Name of the dataset within it.
         labels: Name of the dataset of labels; None: no labels.
-        classes: Number of classes; None: the largest label and one.
-        order: NHWC or NCHW; None: found by the number of channels, 1, 3 or 4.
-        size: Side, or height and width, to which pictures are cropped in shape and resized; None: as they are.
-        horizontal_flip: Mirror training pictures at random.
-        batch_size: Pictures per batch, over all processes.
-        val_fraction: Fraction of the pictures to hold out for validation.
-        test_fraction: Fraction to hold out for testing; with 0 the validation pictures serve.
-        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
-        memory_gb: Keep the pictures in memory if they take no more; else each batch is one read in ascending order.
-        workers: Processes that read ahead where pictures are not in memory.
-        seed: Chooses the split, the order and the augmentation.
-        bits: How many bits the values of uint16 use, 9 to 16, such as 12: white is 2^bits - 1. None: 16.
+        kwargs: Of `ImageArrays` and `Images`.
     """
 
-    def __init__(
-        self,
-        path: str,
-        dataset: str,
-        labels: str | None = None,
-        classes: int | None = None,
-        order: Order | None = None,
-        size: Size = None,
-        horizontal_flip: bool = False,
-        batch_size: int = 32,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        repeats: int | None = None,
-        memory_gb: float = 2.0,
-        workers: int = 0,
-        seed: int = 0,
-        bits: int | None = None,
-    ) -> None:
-        super().__init__(
-            str(path),
-            batch_size=batch_size,
-            horizontal_flip=horizontal_flip,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            repeats=repeats,
-            workers=workers,
-            seed=seed,
-        )
-        self.dataset, self.label_name, self.given_classes, self.order = dataset, labels, classes, order
-        self.size, self.memory_gb = check_size("HDF5", size), memory_gb
-        check_bits("HDF5", bits)
-        self.bits = bits
+    def __init__(self, path: str, dataset: str, **kwargs: Any) -> None:
+        super().__init__(path, **kwargs)
+        self.dataset = dataset
 
     def _stack(self) -> "FileStack":
         path = Path(self.source).expanduser()
@@ -105,7 +64,7 @@ class FileStack(Stack):
     Args:
         path: The file.
         dataset: Name of the dataset.
-        length: How many pictures it has.
+        length: How many images it has.
         shape: (C, H, W) of one, as it is given.
         levels: How many values a channel can take.
     """
@@ -129,7 +88,7 @@ class FileStack(Stack):
         rows, first = [self.array[:0]], 0
         for last in ends if len(sorted_indices) else []:
             begin, end = int(sorted_indices[first]), int(sorted_indices[last]) + 1
-            # A lone picture by its number, which is h5py's fastest way.
+            # A lone image by its number, which is h5py's fastest way.
             rows.append(self.array[begin:end] if end - begin > 1 else self.array[begin][None])
             first = last + 1
         return np.concatenate(rows)

@@ -1,45 +1,29 @@
-"""Pictures of a Hugging Face data set."""
+"""Images of a Hugging Face data set."""
 
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..conditions import label
 from .arrays import check_labels, same_values
-from .files import Loaded, first_look, load, read_ahead
-from .images import Examples, Format, Images
-from .opening import MAX_PIXELS, AnyFile, Unreadable, regular
-from .pictures import Frames, Mode, Size, make_layout
+from .files import ImageFiles, Loaded, first_look, load
+from .images import Examples, Format
+from .opening import AnyFile, Unreadable, regular
 
 
-class HuggingFace(Images):
+class HuggingFace(ImageFiles):
     """A data set of the `datasets` library, from a folder or from the hub; needs the extra ``huggingface``.
 
     Args:
         path: A folder that `save_to_disk` wrote, or a name on the hub.
         split: Which split to train on.
         test_split: Which split is for testing; None: see test_fraction.
-        image_column: Column of the pictures; None: the only one.
+        image_column: Column of the images; None: the only one.
         label_column: Column of the labels, a ClassLabel; None: no labels.
-        size: Side, or height and width, to which pictures are cropped in shape and resized; None: as they are.
-        crop: Side of the centre square that is cut out before.
-        mode: L (grey), RGB or RGBA to convert to, transparency onto white; None: as they are.
-        corrupt: What to do about pictures that cannot be read: fail, or skip and count them.
-        horizontal_flip: Mirror training pictures at random.
-        batch_size: Pictures per batch, over all processes.
-        val_fraction: Fraction of the pictures to hold out for validation.
-        test_fraction: Fraction to hold out for testing; with 0 the validation pictures serve.
-        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
-        memory_gb: Keep the pictures in memory if they take no more; else decode them anew each time.
-        workers: Processes that decode ahead where pictures are not in memory; None: up to four.
-        seed: Chooses the split, the order and the augmentation.
-        frames: Which pages of a multi-page TIFF or frames of an animation to take: all (each is an image) or first;
-            None: such images are refused.
-        bits: How many bits the values of 16-bit images use, 9 to 16: white is 2^bits - 1. None: 16.
-        max_pixels: Number of pixels above which an image is refused.
         download: Fetch the data set from the hub if it is neither a folder nor in the library's cache.
+        kwargs: Of `ImageFiles` and `Images`.
     """
 
     def __init__(
@@ -49,37 +33,12 @@ class HuggingFace(Images):
         test_split: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
-        size: Size = None,
-        crop: int | None = None,
-        mode: Mode | None = None,
-        corrupt: Literal["fail", "skip"] = "fail",
-        horizontal_flip: bool = False,
-        batch_size: int = 32,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-        repeats: int | None = None,
-        memory_gb: float = 2.0,
-        workers: int | None = None,
-        seed: int = 0,
-        frames: Frames | None = None,
-        bits: int | None = None,
-        max_pixels: int = MAX_PIXELS,
         download: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            str(path),
-            batch_size=batch_size,
-            horizontal_flip=horizontal_flip,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            repeats=repeats,
-            workers=read_ahead(workers),
-            seed=seed,
-        )
-        self.split, self.test_split, self.corrupt = split, test_split, corrupt
+        super().__init__(path, **kwargs)
+        self.split, self.test_split = split, test_split
         self.image_column, self.label_column = image_column, label_column
-        self.layout = make_layout("HuggingFace", mode, crop, size, frames, bits, max_pixels)
-        self.memory_gb = memory_gb
         self.download = download
         self._loaded: dict[str, Any] = {}
 
@@ -109,11 +68,11 @@ class HuggingFace(Images):
     def _columns(self) -> tuple[str, str | None]:
         datasets = _library()
         features = self._table(self.split).features
-        pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-        column = self.image_column or (pictures[0] if len(pictures) == 1 else None)
-        if column is None or column not in pictures:
+        images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+        column = self.image_column or (images[0] if len(images) == 1 else None)
+        if column is None or column not in images:
             raise ValueError(
-                f"{self.source}: which column holds the pictures? Give image_column, of {', '.join(pictures) or 'none'}"
+                f"{self.source}: which column holds the images? Give image_column, of {', '.join(images) or 'none'}"
             )
         label = self.label_column
         if label is not None and not isinstance(features.get(label), datasets.ClassLabel):
@@ -126,7 +85,7 @@ class HuggingFace(Images):
         table = self._table(split)
         if not len(table):
             raise ValueError(f"{self.source}: split {split!r} is empty")
-        # Only this column, and encoded: reading a row would else decode all of its pictures.
+        # Only this column, and encoded: reading a row would else decode all of its images.
         encoded = table.select_columns([column]).cast_column(column, _library().Image(decode=False))
         return [Cell(encoded, column, i, self.source) for i in range(len(encoded))]
 
@@ -157,12 +116,12 @@ class HuggingFace(Images):
 
 
 class Cell:
-    """One encoded picture of a table.
+    """One encoded image of a table.
 
     Args:
-        table: With the column of the pictures, not decoded.
+        table: With the column of the images, not decoded.
         column: Its name.
-        row: Number of the picture.
+        row: Number of the image.
         source: What to call the table in messages.
     """
 
@@ -170,7 +129,7 @@ class Cell:
         self.table, self.column, self.row, self.source = table, column, row, source
 
     def __str__(self) -> str:
-        return f"{self.source}, picture {self.row}"
+        return f"{self.source}, image {self.row}"
 
     def open(self) -> io.BytesIO:
         entry = self.table[self.row][self.column]

@@ -1,4 +1,4 @@
-"""Pictures: the base of all such data sets."""
+"""Images: the base of all such data sets."""
 
 import math
 from abc import abstractmethod
@@ -7,20 +7,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..conditions import Condition, Conditions, class_count, class_names, from_plain, label, to_plain
 from .augmentation import HorizontalFlip, NonLeaky, warped
-from .base import SPLITS, DataModule, tell_differences
+from .base import SPLITS, DataModule, check_fraction, tell_differences
+from .decoding import read_images, save_png
 from .identity import differences, identity, keys_of
-from .loader import Batch, Loader, Source, Subset
+from .loader import Batch, Source, Subset
 from .splits import divide
+from .units import Levels
 
 
 class Format(NamedTuple):
-    """What pictures are like.
+    """What images are like.
 
     shape: (C, H, W);  conditions: what batches hold beside the images;  levels: how many values a channel can take, 256
     for 8 bits and 65,536 for 16.
@@ -42,7 +45,7 @@ class Format(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """The pictures of a data set.
+    """The images of a data set.
 
     train: sources of {"x": integers 0 … levels − 1, (B, C, H, W)} and the conditions, such as {"label": int64, (B,)};
     what is held out for validation, and for testing unless ``test`` is there, is taken of it;  labels: (n,) of
@@ -59,87 +62,60 @@ class Examples(NamedTuple):
 
 
 class Images(DataModule):
-    """Pictures as (C, H, W) arrays of integers 0 … L − 1, in model units  x = 2 v / (L − 1) − 1  in [−1, 1].
+    """Images as (C, H, W) arrays of integers 0 … L − 1, in model units  x = 2 v / (L − 1) − 1  in [−1, 1] (`Levels`).
 
-    Integers travel to the device and are scaled there. The held-out parts are drawn by a seeded split of every class,
-    which does not move when images are added (`splits`). `decode` is the exact inverse of the scaling.
+    Integers travel to the device and are scaled there. The held-out parts are drawn by a seeded split of every class;
+    that of a published set, which does not grow, is a permutation, of which every class gets its exact share.
 
     A concrete class defines ``inspect`` (cheap, before ``setup``) and ``examples``.
 
     Args:
         source: What to call the data in messages.
-        batch_size: Pictures per batch, over all processes.
-        horizontal_flip: Mirror training pictures at random.
-        augment: Probability of each change that `NonLeaky` makes of training pictures, mirror images among them, for
-            networks that are told of it, such as NCSNpp with ``augment_dim: 9``.  0: none.
-        val_fraction: Fraction of the pictures to hold out for validation, in [0, 1).
-        test_fraction: Fraction to hold out for testing, where the set has no test split of its own; with 0 the
-            validation pictures serve.
-        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
-        workers: Processes that read ahead where pictures do not lie in memory.
-        seed: Chooses the split, the order and the augmentation.
-
-    Attributes:
-        grows: Whether images may be added between two sessions.  The split of a published set, which does not grow, is
-            a permutation, of which every class gets its exact share.
+        horizontal_flip: Mirror training images at random.
+        augment: Probability of each change of training images that the network is told of, 0.12 in EDM: zoom, rotation,
+            stretch, shift, upside down; mirror images with probability ½.  For NCSNpp with augment_dim 9.  0: none.
+        test_fraction: Fraction to hold out for testing, in [0, 1); with 0 the validation images serve.
+        workers: Processes that read ahead where images are not in memory.
+        kwargs: Of `DataModule`: batch_size, val_fraction, repeats, seed.
     """
 
-    value_range = (-1.0, 1.0)
-    predict_samples = 64
     grows = True
 
     def __init__(
         self,
         source: str,
         *,
-        batch_size: int,
         horizontal_flip: bool = False,
         augment: float = 0.0,
-        val_fraction: float = 0.1,
         test_fraction: float = 0.0,
-        repeats: int | None = None,
         workers: int = 0,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(source, **kwargs)
         name = type(self).__name__
-        if batch_size < 1:
-            raise ValueError(f"{name}: batch_size must be at least 1, got {batch_size}")
-        if repeats is not None and repeats < 1:
-            raise ValueError(f"{name}: repeats must be at least 1, got {repeats}")
-        for what, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 <= fraction < 1:
-                raise ValueError(f"{name}: {what} must be in [0, 1), got {fraction}")
-        if val_fraction + test_fraction >= 1:
+        check_fraction(name, "test_fraction", test_fraction)
+        if self.val_fraction + test_fraction >= 1:
             raise ValueError(
-                f"{name}: val_fraction + test_fraction must be below 1, got {val_fraction + test_fraction}"
+                f"{name}: val_fraction + test_fraction must be below 1, got {self.val_fraction + test_fraction}"
             )
-        if workers < 0 or seed < 0:
-            raise ValueError(f"{name}: workers and seed must not be negative, got {workers} and {seed}")
-        self.source = source
-        self.batch_size = batch_size
+        if workers < 0:
+            raise ValueError(f"{name}: workers must be at least 0, got {workers}")
         if augment and horizontal_flip:
-            raise ValueError(f"{name}: augment mirrors pictures itself: give horizontal_flip: false")
+            raise ValueError(f"{name}: augment mirrors images itself: give horizontal_flip: false")
         self.augmentation = HorizontalFlip() if horizontal_flip else None
         if augment:
             self.augmentation = NonLeaky(augment)
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.repeats, self.workers, self.seed = repeats, workers, seed
+        self.test_fraction, self.workers = test_fraction, workers
         self._format: Format | None = None
-        self._theirs: dict[str, Any] = {}  # the state of the checkpoint that was loaded
-        self._examples: Examples | None = None
-        self._drawn: dict[str, Any] = {}  # how it was drawn, as a checkpoint keeps it
-        self._splits: tuple[Source, Source, Source] | None = None  # training, validation, test
-        self._identity: dict[str, Any] | None = None
         self._class_counts: list[int] | None = None
 
     @abstractmethod
     def inspect(self) -> Format:
-        """Shape, conditions and levels, read from a header or the first picture."""
+        """Shape, conditions and levels, read from a header or the first image."""
 
     @abstractmethod
     def examples(self) -> Examples:
-        """All pictures; called once, by ``setup``."""
+        """All images; called once, by ``setup``."""
 
     @property
     def format(self) -> Format:
@@ -158,8 +134,8 @@ class Images(DataModule):
         return dict(self.format.conditions)
 
     @property
-    def levels(self) -> int:
-        return self.format.levels
+    def units(self) -> Levels:
+        return Levels(self.format.levels)
 
     @property
     def class_counts(self) -> list[int] | None:
@@ -195,10 +171,11 @@ class Images(DataModule):
 
     @property
     def splits(self) -> tuple[Source, Source, Source]:
-        """Training, validation and test pictures, as integers."""
+        """Training, validation and test images, as integers."""
         if self._splits is None:
-            raise RuntimeError(f"{self.source}: the pictures are not there yet: call setup() first")
-        return self._splits
+            raise RuntimeError(f"{self.source}: the images are not there yet: call setup() first")
+        splits: tuple[Source, Source, Source] = self._splits
+        return splits
 
     def part(self, split: str) -> Source:
         return self.splits[SPLITS.index(split)]
@@ -206,128 +183,55 @@ class Images(DataModule):
     def stored(self, indices: Tensor) -> Batch:
         return self.splits[0].__getitems__(indices)
 
-    def encode(self, v: Tensor) -> Tensor:
-        """Integers 0 … L − 1 -> model units in [−1, 1], float32."""
-        return v.float() * (2 / (self.levels - 1)) - 1
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Model units -> the nearest integers 0 … L − 1: uint8 up to 256 levels, else int32. x: (*, C, H, W)."""
-        top = self.levels - 1
-        v = ((x + 1) * (top / 2)).round().clamp(0, top)
-        return v.to(torch.uint8 if top < 256 else torch.int32)
-
-    def to_uint8(self, x: Tensor) -> Tensor:
-        """Model units -> 0 … 255, as pictures are shown and features extracted; `decode` itself for 256 levels."""
-        return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scale, and change as `NonLeaky` drew, on the device."""
         if "x" not in batch:
             return batch
-        x, rest = self.encode(batch["x"]), {name: value for name, value in batch.items() if name not in ("x", "warp")}
+        x, rest = (
+            self.units.encode(batch["x"]),
+            {name: value for name, value in batch.items() if name not in ("x", "warp")},
+        )
         return {"x": warped(x, batch["warp"]) if "warp" in batch else x, **rest}
 
     def second_moment(self) -> float:
-        """Mean of x_0² per dimension over up to 10,000 training pictures."""
+        """Mean of x_0² per dimension over up to 10,000 training images."""
         train = self.splits[0]
         some = torch.arange(0, len(train), math.ceil(len(train) / 10_000))
         total = 0.0
         for first in range(0, len(some), 500):
-            x = self.encode(train.__getitems__(some[first : first + 500])["x"])
+            x = self.units.encode(train.__getitems__(some[first : first + 500])["x"])
             total += float(x.square().mean((1, 2, 3)).sum(dtype=torch.float64))
         return total / len(some)
 
-    def frame(self, x: Tensor, x_0: Tensor, title: str) -> NDArray[Any]:
-        from .. import plots
-
-        both = torch.cat((x, x_0))
-        columns = len(both) // (2 if len(both) <= 16 or len(both) % 4 else 4)
-        title = f"{title}    above: x_t    below: estimate of x_0"
-        return plots.image_grid(self.to_uint8(both).numpy(), columns, title=title)
-
     def training_examples(self, most: int) -> Tensor:
         train = self.splits[0]
-        return self.encode(train.__getitems__(torch.arange(0, len(train), -(-len(train) // most)))["x"])
+        return self.units.encode(self.stored(torch.arange(0, len(train), -(-len(train) // most)))["x"])
 
     def read(self, path: Path) -> Tensor:
         """An image, or all of a folder (but grid.png), cropped in the middle and resized to the model's shape.
 
         16-bit images keep their values where the model's data have as many levels, else they are scaled to 8 bits.
         """
-        from .listing import list_flat
-        from .opening import Unreadable, opened
-        from .pictures import Layout, Mode, to_array
-
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder: check the path")
-        files = list_flat(path, "grid.png") if path.is_dir() else [path]
-        channels, height, width = self.shape
-        modes: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
-        if channels not in modes:
-            raise ValueError(f"{path}: image files have 1, 3 or 4 channels, the model's data {channels}")
-        bits = (self.levels - 1).bit_length() if self.levels > 256 else None
-        found = []
-        for file in files:
-            try:
-                with opened(file) as image:
-                    deep = bits is not None and channels == 1 and image.mode.startswith("I")
-                    layout = Layout(
-                        None if deep else modes[channels], size=(height, width), bits=bits if deep else None
-                    )
-                    array = torch.tensor(to_array(image, layout, str(file)))
-            except Unreadable as error:
-                raise ValueError(f"{file}: cannot be read as an image ({str(error)[:100]}): remove it") from None
-            found.append(self.encode(array) if deep else array.float() / 127.5 - 1)
-        return torch.stack(found)
+        units = self.units
+        bits = (units.levels - 1).bit_length() if units.levels > 256 else None
+        found = read_images(path, self.shape, bits)
+        arrays = ((torch.tensor(array), deep) for array, deep in found)
+        return torch.stack([units.encode(v) if deep else v.float() / 127.5 - 1 for v, deep in arrays])
 
     def array(self, x: Tensor) -> NDArray[Any]:
-        exact: NDArray[Any] = (self.to_uint8(x) if self.levels <= 256 else self.decode(x)).numpy()
+        exact: NDArray[Any] = (self.units.to_uint8(x) if self.units.levels <= 256 else self.decode(x)).numpy()
         return exact
 
     def write(self, x: Tensor, folder: Path) -> list[Path]:
-        """A lossless PNG for each sample, or samples.npy where PNG has no such pictures, and grid.png of the first."""
-        from .. import plots
-
-        folder.mkdir(parents=True, exist_ok=True)
-        # Samples have the labels of the classes that were trained in turn.
-        classes = class_count(self.conditions)
-        shown = sum(map(bool, self._class_counts)) if self._class_counts else classes
-        columns = shown if shown and shown <= 20 else None
-        grid = plots.image_grid(self.to_uint8(x[:100]).numpy(), columns)
-        files = [plots.save_image(grid, folder / "grid.png")]
+        """A lossless PNG for each sample, or samples.npy where PNG has no such images."""
         exact = self.array(x)
-        if exact.shape[1] in (1, 3) and (self.levels <= 256 or exact.shape[1] == 1):
-            digits = len(str(len(x) - 1))
-            for i, picture in enumerate(exact):
-                files.append(plots.save_image(picture.transpose(1, 2, 0), folder / f"{i:0{digits}d}.png"))
-            one, last = f"{0:0{digits}d}.png", f"{len(x) - 1}.png"
-            return [files[0], folder / (one if one == last else f"{one} … {last}")]
-        import numpy as np
-
-        np.save(folder / "samples.npy", exact)
-        return [files[0], folder / "samples.npy"]
-
-    def train_dataloader(self) -> Loader:
-        train = self.splits[0]
-        passes = self.repeats or max(1, round(100 * self.batch_size / len(train)))
-        return self.loader(
-            train,
-            self.batch_size,
-            train=True,
-            repeats=passes,
-            seed=self.seed,
-            augmentation=self.augmentation,
-            workers=self.workers,
-        )
-
-    def val_dataloader(self) -> Loader | list[Any]:
-        return self._evaluation(self.splits[1])
-
-    def test_dataloader(self) -> Loader | list[Any]:
-        return self._evaluation(self.splits[2])
-
-    def _evaluation(self, source: Source) -> Loader | list[Any]:
-        return self.loader(source, self.batch_size, train=False, workers=self.workers) if len(source) else []
+        if exact.shape[1] not in (1, 3) or (self.units.levels > 256 and exact.shape[1] == 3):
+            np.save(folder / "samples.npy", exact)
+            return [folder / "samples.npy"]
+        names = [f"{i:0{len(str(len(x) - 1))}d}.png" for i in range(len(x))]
+        for name, image in zip(names, exact, strict=True):
+            save_png(image, folder / name)
+        return [folder / (names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}")]
 
     def state_dict(self) -> dict[str, Any]:
         shape, conditions, levels = self.format

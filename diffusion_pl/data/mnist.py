@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..conditions import label
+from .decoding import Size, check_size, resize_array
 from .images import Examples, Format, Images
 from .loader import Tensors
-from .pictures import Size, check_size, resize_array
 from .stand_ins import tell_if_stand_in
 
 _NAME = re.compile(r"MNIST(-colored)?((?:_\d)*)")
@@ -22,25 +22,35 @@ class Torchvision(Images):
     """What torchvision's data sets in memory have in common; a concrete class defines ``dataset`` and ``inspect``.
 
     Args:
-        name: What to call the data in messages.
-        root: Folder of the files.
+        root: Folder of the files, as torchvision lays them out.
         download: Fetch the files if they are not there.
-        chosen: Classes to keep, which become 0, 1, … in this order; None: all ten.
+        classes: Classes to keep, which become 0, 1, … in this order; None: all.
         conditional: Give the classes as labels.
-        options: Of `Images`.
+        kwargs: Of `Images`: horizontal_flip, augment, batch_size, val_fraction, repeats, seed.
+
+    Attributes:
+        title: What to call the data in messages, and the folder of their files within the root.
+        kinds: Names of all ten classes.
     """
 
     grows = False
-    kinds: tuple[str, ...] = tuple("0123456789")  # names of all ten classes
+    title: str
+    kinds: tuple[str, ...] = tuple("0123456789")
 
     def __init__(
-        self, name: str, root: str, download: bool, chosen: list[int] | None, conditional: bool, **options: Any
+        self,
+        root: str = "data",
+        download: bool = True,
+        classes: list[int] | None = None,
+        conditional: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(name, **options)
-        if chosen is not None and (not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(10))):
-            raise ValueError(f"{name}: classes must be different numbers from 0 to 9, got {chosen}")
+        super().__init__(self.title, test_fraction=0.0, workers=0, **kwargs)
+        given = set(range(10)) if classes is None else set(classes)
+        if classes is not None and (not classes or len(given) < len(classes) or not given <= set(range(10))):
+            raise ValueError(f"{self.title}: classes must be different numbers from 0 to 9, got {classes}")
         self.root, self.download, self.conditional = str(root), download, conditional
-        self.chosen = list(range(10)) if chosen is None else list(chosen)
+        self.chosen = list(range(10)) if classes is None else list(classes)
 
     def labelled(self, shape: tuple[int, ...]) -> Format:
         """The format of images of this shape, with the classes that are kept if they are wanted."""
@@ -53,7 +63,7 @@ class Torchvision(Images):
         """torchvision's data set, with ``data`` and ``targets``."""
 
     @abstractmethod
-    def pictures(self, data: Any, train: bool) -> Tensor:
+    def images(self, data: Any, train: bool) -> Tensor:
         """torchvision's array as (N, C, H, W), uint8."""
 
     def _open(self, train: bool, download: bool) -> Any:
@@ -75,8 +85,8 @@ class Torchvision(Images):
 
     def _split(self, train: bool) -> tuple[Tensors, Tensor]:
         found = self._open(train, False)
-        # Everything is drawn for the whole set first, so a choice of classes changes no picture.
-        x = self.pictures(found.data, train)
+        # Everything is drawn for the whole set first, so a choice of classes changes no image.
+        x = self.images(found.data, train)
         targets = torch.as_tensor(found.targets)
         digits = torch.isin(targets, torch.arange(10)).all()
         if len(targets) != len(x) or not len(x) or x.shape[1:] != self.shape or not digits:
@@ -104,32 +114,24 @@ class MNIST(Torchvision):
     digit's number in it.  (Document 0, with its sectors mended: ⌊H/60°⌋, not rounded.)
 
     Args:
-        root: Folder of the files, as torchvision lays them out.
-        download: Fetch the files if they are not there.
         classes: Digits to keep, which become classes 0, 1, … in this order; None: all.
-        conditional: Give the digits as labels.
         colored: Give each digit a hue.
         name: All this as document 0 writes it: MNIST-colored_2_3 is ``classes: [2, 3], colored: true``.
-        size: Side, or height and width, to which pictures are resized; None: 28.
-        batch_size: Pictures per batch, over all processes.
-        val_fraction: Fraction of the 60,000 to hold out for validation.
-        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the split, the order and the hues.
+        size: Side, or height and width, to which images are resized; None: 28.
+        kwargs: Of `Torchvision`: download, conditional, batch_size, val_fraction, repeats, seed.
     """
+
+    title = "MNIST"
 
     def __init__(
         self,
         root: str = "data",
-        download: bool = True,
+        *,
         classes: list[int] | None = None,
-        conditional: bool = False,
         colored: bool = False,
         name: str | None = None,
         size: Size = None,
-        batch_size: int = 128,
-        val_fraction: float = 0.1,
-        repeats: int | None = None,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         if name is not None:
             match = _NAME.fullmatch(name)
@@ -139,8 +141,7 @@ class MNIST(Torchvision):
             if (classes is not None and classes != digits) or (colored and not match[1]):
                 raise ValueError(f"MNIST: name {name!r} contradicts classes or colored: give one or the other")
             classes, colored = digits, bool(match[1])
-        options = {"batch_size": batch_size, "val_fraction": val_fraction, "repeats": repeats, "seed": seed}
-        super().__init__("MNIST", root, download, classes, conditional, **options)
+        super().__init__(root, classes=classes, horizontal_flip=False, augment=0.0, **kwargs)
         self.colored, self.size = colored, check_size("MNIST", size)
 
     def inspect(self) -> Format:
@@ -152,7 +153,7 @@ class MNIST(Torchvision):
 
         return datasets.MNIST(self.root, train=train, download=download)
 
-    def pictures(self, data: Any, train: bool) -> Tensor:
+    def images(self, data: Any, train: bool) -> Tensor:
         grey = resized(data[:, None], self.size)
         if not self.colored:
             return grey
@@ -164,18 +165,12 @@ class FashionMNIST(Torchvision):
     """Fashion-MNIST, 28x28: 60,000 pieces of clothing for training and validation, 10,000 for testing.
 
     Args:
-        root: Folder of the files, as torchvision lays them out.
-        download: Fetch the files if they are not there.
-        classes: Kinds to keep, which become classes 0, 1, … in this order; None: all.
-        conditional: Give the kinds as labels.
-        size: Side, or height and width, to which pictures are resized; None: 28.
-        horizontal_flip: Mirror training pictures at random.
-        batch_size: Pictures per batch, over all processes.
-        val_fraction: Fraction of the 60,000 to hold out for validation.
-        repeats: Passes over the training pictures that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the split and the order.
+        size: Side, or height and width, to which images are resized; None: 28.
+        kwargs: Of `Torchvision`: root, download, classes, conditional, horizontal_flip, batch_size, val_fraction,
+            repeats, seed.
     """
 
+    title = "FashionMNIST"
     kinds = (
         "T-shirt/top",
         "Trouser",
@@ -189,23 +184,8 @@ class FashionMNIST(Torchvision):
         "Ankle boot",
     )
 
-    def __init__(
-        self,
-        root: str = "data",
-        download: bool = True,
-        classes: list[int] | None = None,
-        conditional: bool = False,
-        size: Size = None,
-        horizontal_flip: bool = False,
-        batch_size: int = 128,
-        val_fraction: float = 0.1,
-        repeats: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        options = {"batch_size": batch_size, "val_fraction": val_fraction, "repeats": repeats, "seed": seed}
-        super().__init__(
-            "FashionMNIST", root, download, classes, conditional, horizontal_flip=horizontal_flip, **options
-        )
+    def __init__(self, root: str = "data", *, size: Size = None, **kwargs: Any) -> None:
+        super().__init__(root, augment=0.0, **kwargs)
         self.size = check_size("FashionMNIST", size)
 
     def inspect(self) -> Format:
@@ -216,7 +196,7 @@ class FashionMNIST(Torchvision):
 
         return datasets.FashionMNIST(self.root, train=train, download=download)
 
-    def pictures(self, data: Any, train: bool) -> Tensor:
+    def images(self, data: Any, train: bool) -> Tensor:
         return resized(data[:, None], self.size)
 
 
@@ -224,11 +204,11 @@ def resized(x: Tensor, size: tuple[int, int] | None) -> Tensor:
     """(N, C, H, W), uint8, at other sides, antialiased."""
     if size is None or tuple(x.shape[2:]) == size:
         return x
-    return torch.from_numpy(np.stack([resize_array(picture, size) for picture in x.numpy()]))
+    return torch.from_numpy(np.stack([resize_array(image, size) for image in x.numpy()]))
 
 
 def colored(grey: Tensor, hue: Tensor) -> Tensor:
-    """Grey pictures in one hue each, full saturation: (N, 1, H, W), uint8, and degrees (N,) -> (N, 3, H, W), uint8.
+    """Grey images in one hue each, full saturation: (N, 1, H, W), uint8, and degrees (N,) -> (N, 3, H, W), uint8.
 
     Of HSV with S = 1: in the sector ⌊H/60⌋ one channel has the value, one is black, and one rises or falls with H.
     """

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .stand_ins import NOTE, note_of
 
-Pictures = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 
 def mnist(root: Path, count: int, random: Generator) -> Path:
@@ -27,7 +27,7 @@ def mnist(root: Path, count: int, random: Generator) -> Path:
 
     digits = load_digits()
 
-    def draw(i: int) -> Pictures:
+    def draw(i: int) -> Pixels:
         small = Image.fromarray((digits.images[i] * 255 / 16).astype(np.uint8))
         large = np.zeros((28, 28), np.uint8)
         top, left = random.integers(2, 7, 2)
@@ -52,13 +52,13 @@ def fashion_mnist(root: Path, count: int, random: Generator) -> Path:
         [(5, 4), (14, 4), (14, 15), (25, 19), (25, 24), (5, 24)],  # ankle boot
     ]
 
-    def draw(kind: int) -> tuple[Pictures, int]:
+    def draw(kind: int) -> tuple[Pixels, int]:
         from PIL import Image, ImageDraw
 
-        picture = Image.new("L", (28, 28))
+        image = Image.new("L", (28, 28))
         shifted = [(x + random.normal(0, 0.7), y + random.normal(0, 0.7)) for x, y in outlines[kind]]
-        ImageDraw.Draw(picture).polygon(shifted, fill=int(random.integers(110, 250)))
-        return np.asarray(picture), kind
+        ImageDraw.Draw(image).polygon(shifted, fill=int(random.integers(110, 250)))
+        return np.asarray(image), kind
 
     return _idx(root / "FashionMNIST" / "raw", count, random, draw, 10)
 
@@ -110,15 +110,13 @@ def _files(folder: Path, count: int, draw: Callable[[], Any]) -> Path:
     return folder
 
 
-def _idx(
-    folder: Path, count: int, random: Generator, draw: Callable[[int], tuple[Pictures, int]], choices: int
-) -> Path:
+def _idx(folder: Path, count: int, random: Generator, draw: Callable[[int], tuple[Pixels, int]], choices: int) -> Path:
     """Write training and test files in the format of MNIST, as torchvision unpacks them."""
     _refuse(folder)
     folder.mkdir(parents=True)
     for name, n in (("train", count), ("t10k", max(10, count // 5))):
         drawn = [draw(i % choices) for i in random.permutation(max(n, choices))[:n]]
-        x = np.stack([picture for picture, _ in drawn])
+        x = np.stack([image for image, _ in drawn])
         y = np.array([label for _, label in drawn], np.uint8)
         header = np.array([0x803, n, 28, 28], ">i4").tobytes()
         (folder / f"{name}-images-idx3-ubyte").write_bytes(header + x.astype(np.uint8).tobytes())
@@ -138,7 +136,7 @@ def _color(random: Generator, low: int = 30, high: int = 220) -> tuple[int, int,
 
 
 def _canvas(size: tuple[int, int], color: tuple[int, int, int]) -> tuple[Any, Any, Callable[[], Any]]:
-    """A picture of four times the size, its pen, and how to shrink it, which smooths the edges."""
+    """An image of four times the size, its pen, and how to shrink it, which smooths the edges."""
     from PIL import Image, ImageDraw
 
     large = Image.new("RGB", (4 * size[0], 4 * size[1]), color)
@@ -212,7 +210,7 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("diffusion_pl.data.synthetic", description=summary + rest.splitlines()[-1])
     parser.add_argument("name", choices=MAKERS, help="which data set to stand in for")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder for the files (default: data)")
-    parser.add_argument("--count", type=int, default=500, help="how many pictures (default: 500)")
+    parser.add_argument("--count", type=int, default=500, help="how many images (default: 500)")
     parser.add_argument("--seed", type=int, default=0, help="of the drawings (default: 0)")
     chosen = parser.parse_args(args)
     try:

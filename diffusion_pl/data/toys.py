@@ -5,6 +5,7 @@ deviation of the Gaussian that blurs the shape, in the units the docstring gives
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,32 +15,28 @@ from .points import Points
 
 
 class Toy(Points):
-    """Base of the drawn data sets: ``num_points`` points (x, y), labelled with their part of the shape on demand."""
+    """Base of the drawn data sets: points (x, y), labelled with their part of the shape on demand.
 
-    def __init__(
-        self,
-        num_points: int,
-        noise: float,
-        batch_size: int,
-        val_fraction: float,
-        repeats: int | None,
-        seed: int,
-        classes: int | None = None,
-    ) -> None:
+    Args:
+        num_points: How many points to draw, at least 2.
+        noise: Standard deviation of the blur; not negative.
+        conditional: Label each point with its part of the shape.
+        kwargs: Of `Points`: batch_size, val_fraction, repeats, seed.
+
+    Attributes:
+        parts: How many parts the shape has.
+    """
+
+    parts: int = 1
+
+    def __init__(self, num_points: int, noise: float, conditional: bool = False, **kwargs: Any) -> None:
         name = type(self).__name__
         if num_points < 2:
             raise ValueError(f"{name}: num_points must be at least 2, got {num_points}")
         if not 0 <= noise < math.inf:
             raise ValueError(f"{name}: noise must be a finite number and not negative, got {noise}")
-        super().__init__(
-            name,
-            ("x", "y"),
-            conditions=None if classes is None else {"label": label(classes)},
-            batch_size=batch_size,
-            val_fraction=val_fraction,
-            repeats=repeats,
-            seed=seed,
-        )
+        conditions = {"label": label(self.parts)} if conditional else None
+        super().__init__(name, ("x", "y"), conditions=conditions, **kwargs)
         self.num_points = num_points
         self.noise = noise
 
@@ -55,26 +52,15 @@ class Moons(Toy):
     """Two interleaving half circles of radius 1 (scikit-learn's).
 
     Args:
-        num_points: How many points to draw.
         noise: Blur, in radii.
         conditional: Label each point with its moon.
-        batch_size: Points per batch, over all processes.
-        val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the points, the split and the order.
+        kwargs: Of `Points`: batch_size, val_fraction, repeats, seed.
     """
 
-    def __init__(
-        self,
-        num_points: int = 10_000,
-        noise: float = 0.05,
-        conditional: bool = False,
-        batch_size: int = 512,
-        val_fraction: float = 0.1,
-        repeats: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed, 2 if conditional else None)
+    parts = 2
+
+    def __init__(self, num_points: int = 10_000, noise: float = 0.05, conditional: bool = False, **kwargs: Any) -> None:
+        super().__init__(num_points, noise, conditional, **kwargs)
 
     def examples(self) -> dict[str, Tensor]:
         from sklearn.datasets import make_moons
@@ -87,15 +73,13 @@ class Circles(Toy):
     """Two concentric circles, the outer of radius 1 (scikit-learn's).
 
     Args:
-        num_points: How many points to draw.
         noise: Blur, in outer radii.
         factor: Radius of the inner circle, in (0, 1).
         conditional: Label each point with its circle.
-        batch_size: Points per batch, over all processes.
-        val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the points, the split and the order.
+        kwargs: Of `Points`: batch_size, val_fraction, repeats, seed.
     """
+
+    parts = 2
 
     def __init__(
         self,
@@ -103,14 +87,11 @@ class Circles(Toy):
         noise: float = 0.05,
         factor: float = 0.5,
         conditional: bool = False,
-        batch_size: int = 512,
-        val_fraction: float = 0.1,
-        repeats: int | None = None,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         if not 0 < factor < 1:
             raise ValueError(f"Circles: factor must be in (0, 1), got {factor}")
-        super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed, 2 if conditional else None)
+        super().__init__(num_points, noise, conditional, **kwargs)
         self.factor = factor
 
     def examples(self) -> dict[str, Tensor]:
@@ -124,24 +105,12 @@ class SwissRoll(Toy):
     """A spiral: the rolled-up axes of scikit-learn's Swiss roll, radius about 5 to 14.
 
     Args:
-        num_points: How many points to draw.
         noise: Blur, in the units of the radius.
-        batch_size: Points per batch, over all processes.
-        val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the points, the split and the order.
+        kwargs: Of `Points`: batch_size, val_fraction, repeats, seed.
     """
 
-    def __init__(
-        self,
-        num_points: int = 10_000,
-        noise: float = 0.5,
-        batch_size: int = 512,
-        val_fraction: float = 0.1,
-        repeats: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed)
+    def __init__(self, num_points: int = 10_000, noise: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(num_points, noise, conditional=False, **kwargs)
 
     def examples(self) -> dict[str, Tensor]:
         from sklearn.datasets import make_swiss_roll
@@ -154,26 +123,15 @@ class EightGaussians(Toy):
     """An even mixture of eight Gaussians with means on the unit circle.
 
     Args:
-        num_points: How many points to draw.
         noise: Standard deviation of each Gaussian, in radii of the circle.
         conditional: Label each point with its Gaussian, counted from angle 0 anticlockwise.
-        batch_size: Points per batch, over all processes.
-        val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the points, the split and the order.
+        kwargs: Of `Points`: batch_size, val_fraction, repeats, seed.
     """
 
-    def __init__(
-        self,
-        num_points: int = 10_000,
-        noise: float = 0.1,
-        conditional: bool = False,
-        batch_size: int = 512,
-        val_fraction: float = 0.1,
-        repeats: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed, 8 if conditional else None)
+    parts = 8
+
+    def __init__(self, num_points: int = 10_000, noise: float = 0.1, conditional: bool = False, **kwargs: Any) -> None:
+        super().__init__(num_points, noise, conditional, **kwargs)
 
     def examples(self) -> dict[str, Tensor]:
         generator = self.generator()
@@ -187,24 +145,12 @@ class Checkerboard(Toy):
     """Uniform on the dark squares of a board of 4 x 4 unit squares around the origin.
 
     Args:
-        num_points: How many points to draw.
         noise: Blur, in sides of a square; 0 keeps the edges sharp.
-        batch_size: Points per batch, over all processes.
-        val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the points, the split and the order.
+        kwargs: Of `Points`: batch_size, val_fraction, repeats, seed.
     """
 
-    def __init__(
-        self,
-        num_points: int = 10_000,
-        noise: float = 0.0,
-        batch_size: int = 512,
-        val_fraction: float = 0.1,
-        repeats: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed)
+    def __init__(self, num_points: int = 10_000, noise: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(num_points, noise, conditional=False, **kwargs)
 
     def examples(self) -> dict[str, Tensor]:
         generator = self.generator()
@@ -220,26 +166,15 @@ class Pinwheel(Toy):
     """Five arms that bend round the centre: Gaussians stretched along the radius, twisted by an angle growing with it.
 
     Args:
-        num_points: How many points to draw.
         noise: Standard deviation across an arm; along it, it is 0.3 at mean radius 1.
         conditional: Label each point with its arm.
-        batch_size: Points per batch, over all processes.
-        val_fraction: Fraction of the points to hold out.
-        repeats: Passes over a split that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the points, the split and the order.
+        kwargs: Of `Points`: batch_size, val_fraction, repeats, seed.
     """
 
-    def __init__(
-        self,
-        num_points: int = 10_000,
-        noise: float = 0.1,
-        conditional: bool = False,
-        batch_size: int = 512,
-        val_fraction: float = 0.1,
-        repeats: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(num_points, noise, batch_size, val_fraction, repeats, seed, 5 if conditional else None)
+    parts = 5
+
+    def __init__(self, num_points: int = 10_000, noise: float = 0.1, conditional: bool = False, **kwargs: Any) -> None:
+        super().__init__(num_points, noise, conditional, **kwargs)
 
     def examples(self) -> dict[str, Tensor]:
         generator = self.generator()

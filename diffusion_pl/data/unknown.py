@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..conditions import Condition, from_plain
+from ..conditions import Condition, Conditions, from_plain, to_plain
 from .base import DataModule
+from .units import ModelUnits, Units
 
 
 class Unknown(DataModule):
@@ -34,8 +33,9 @@ class Unknown(DataModule):
     def conditions(self) -> dict[str, Condition]:
         return self._conditions
 
-    def decode(self, x: Tensor) -> Tensor:
-        return x
+    @property
+    def units(self) -> Units:
+        return ModelUnits()
 
     def write(self, x: Tensor, folder: Path) -> list[Path]:
         return self.write_npz(x, folder)
@@ -55,11 +55,13 @@ class Unknown(DataModule):
     def stored(self, indices: Tensor) -> dict[str, Tensor]:
         self._refuse()
 
-    def frame(self, x: Tensor, x_0: Tensor, title: str) -> NDArray[np.uint8]:
-        self._refuse()
-
     def read(self, path: Path) -> Tensor:
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise ValueError("the checkpoint was saved without its data. Fix: save it by model.save(path, data)")
+
+
+def not_given(shape: Sequence[int], conditions: Conditions) -> Unknown:
+    """What stands for the data of a model that is saved without them."""
+    return Unknown(shape, to_plain(conditions))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data import DataModule, Images
+from ..data import DataModule
 from ..metrics.extractors import extract, identity
 from ..metrics.generation import FeatureStatistics, Moments
 from ..metrics.neighbours import Nearest, NearestNeighbours, memorisation
@@ -43,8 +43,7 @@ class Features:
         if self.extractor is None:
             rows = x.flatten(1).float()
         else:
-            assert isinstance(self.data, Images)
-            features, logits = extract(self.extractor, self.data.to_uint8(torch.nan_to_num(x)))
+            features, logits = extract(self.extractor, self.data.units.to_uint8(torch.nan_to_num(x)))
             rows = features if logits is None else torch.cat((features, logits), 1)
         rows[bad.to(rows.device)] = math.nan
         return rows
@@ -75,7 +74,7 @@ def note_of(data: DataModule, split: str) -> dict[str, Any]:
     """What tells a split of data from others: {"data", "split", "n", "sha256"}."""
     digest, n = hashlib.sha256(), 0
     for batch in data.batches(split, 500):
-        shown = data.to_uint8(batch["x"]) if isinstance(data, Images) else batch["x"]
+        shown = data.units.to_uint8(batch["x"]) if data.is_image else batch["x"]
         digest.update(str(tuple(shown.shape[1:])).encode() + shown.contiguous().numpy().tobytes())
         n += len(shown)
     return {"data": type(data).__name__, "split": split, "n": n, "sha256": digest.hexdigest()}

@@ -49,12 +49,12 @@ def count(data: DataModule, split: str, most: int | None) -> int:
 
 def unit_of(data: DataModule) -> str:
     """The unit of a likelihood: bits/dim of quantized data, else nats/dim in model units."""
-    return "nats/dim" if data.levels is None else "bits/dim"
+    return "nats/dim" if data.units.levels is None else "bits/dim"
 
 
 def log_unit(data: DataModule) -> float:
     """Nats in a unit of the likelihood, see `unit_of`."""
-    return 1.0 if data.levels is None else math.log(2)
+    return 1.0 if data.units.levels is None else math.log(2)
 
 
 class Rows(LightningModule, ABC):
@@ -118,7 +118,7 @@ class LikelihoodRows(Rows):
 
     def rows(self, block: Block) -> Tensor:
         numbers, x, cond = block
-        delta = None if self.data.levels is None else width(self.data.levels, _range(self.data))
+        delta = None if self.data.units.levels is None else width(self.data.units.levels, _range(self.data))
         dims = math.prod(self.data.shape)
         columns, nfe = [], torch.zeros(len(x), dtype=torch.long)
         for repeat in range(self.repeats):
@@ -153,7 +153,7 @@ class BoundRows(Rows):
         numbers, x, cond = block
         scale = 1 / math.prod(self.data.shape) / log_unit(self.data)
         bound = self.rule(
-            self.pipeline.guided, x.double(), SampleNoise(mix(self.seed, 1), numbers), self.data.levels, **cond
+            self.pipeline.guided, x.double(), SampleNoise(mix(self.seed, 1), numbers), self.data.units.levels, **cond
         )
         return torch.cat((bound.prior[:, None], bound.decoder[:, None], bound.terms.T), 1).double() * scale
 
@@ -194,6 +194,6 @@ def bound_result(
 
 
 def _range(data: DataModule) -> tuple[float, float]:
-    if data.value_range is None:
+    if data.units.value_range is None:
         raise ValueError(f"{type(data).__name__} has levels but no value_range: its bits/dim are undefined")
-    return data.value_range
+    return data.units.value_range

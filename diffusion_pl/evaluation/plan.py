@@ -27,7 +27,7 @@ class Plan:
         likelihood_split: of the data, for nll and elbo.
         likelihood_examples: the first so many of that split; None: all.
         dequantizations: noises for each example of quantized data.
-        bound: of elbo.
+        bound: of elbo; a ChainBound has the steps of the schedule, of one without steps 1,000.
         batch_size: samples between two savings.
     """
 

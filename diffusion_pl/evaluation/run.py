@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..callbacks.sample_writer import Drawer, Drawn, draw, drawing_trainer, gathered, not_finite_error
-from ..data import DataModule, Images
+from ..data import DataModule
 from ..metrics import FeatureStatistics, InceptionV3
 from ..metrics.extractors import identity
 from ..metrics.generation import Moments
@@ -32,6 +32,8 @@ from .plan import Plan
 from .report import table
 from .results import Result, SampleResult
 from .samples import keeps_rows, sample_results
+
+CHAIN_STEPS = 1000  # of ChainBound, where neither it nor the schedule says how many
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Evaluation:
     ) -> None:
         self.pipeline, self.data, self.plan = pipeline.with_seed(plan.seed), data, plan
         self.device = device_of(accelerator)
-        images = isinstance(data, Images)
+        images = data.is_image
         self.of_samples, self.of_data = plan.names(images)
         self.features = Features(data, self._extractor() if images and self.of_samples else None)
         self.extractor = None if self.features.extractor is None else identity(self.features.extractor)
@@ -129,8 +131,9 @@ class Evaluation:
             data.setup("fit")
         for split in splits:
             next(data.batches(split, 1))  # an empty one is an error now, not after the sampling
-        self.made_with = {"extractor": self.extractor, "shape": list(data.shape), "levels": data.levels}
+        self.made_with = {"extractor": self.extractor, "shape": list(data.shape), "levels": data.units.levels}
         self.reference = None if plan.reference is None else read_reference(plan.reference, self.made_with)
+        self.bound = plan.bound.on(pipeline.schedule, CHAIN_STEPS) if "elbo" in self.of_data else plan.bound
         self.examples = count(data, plan.likelihood_split, plan.likelihood_examples) if self.of_data else 0
         self.model: dict[str, Any] = {"checkpoint": checkpoint, "sha256": pipeline.sha256, "weights": pipeline.weights}
         self.model |= {"scale": scale, "seed": plan.seed}
@@ -154,7 +157,7 @@ class Evaluation:
             "reference": plan.split if self.reference is None else self.reference.note,
             "likelihood": describe(plan.likelihood) if likelihood else None,
             "dequantizations": plan.dequantizations if likelihood else None,
-            "bound": describe(plan.bound) if bound else None,
+            "bound": describe(self.bound) if bound else None,
             "examples": {"split": plan.likelihood_split, "n": self.examples} if self.of_data else None,
         }
 
@@ -201,7 +204,7 @@ class Evaluation:
             options = {"repeats": plan.repeats, "dequantizations": plan.dequantizations, "seed": plan.seed}
             tasks["nll"] = _Task(LikelihoodRows(pipeline, self.data, split, plan.likelihood, **options), self.examples)
         if "elbo" in self.of_data:
-            tasks["elbo"] = _Task(BoundRows(pipeline, self.data, split, plan.bound, plan.seed), self.examples)
+            tasks["elbo"] = _Task(BoundRows(pipeline, self.data, split, self.bound, plan.seed), self.examples)
         return tasks
 
     def _sample_results(self, drawn: Drawn) -> tuple[dict[str, SampleResult], Reference | None]:
@@ -212,7 +215,7 @@ class Evaluation:
             protocol["units"] = "model units: unit variance per axis"
         else:
             protocol["extractor"] = self.extractor
-            protocol["quantisation"] = f"uint8, lossless, from {data.levels} levels"
+            protocol["quantisation"] = f"uint8, lossless, from {data.units.levels} levels"
         if self.reference is None:
             note = note_of(data, plan.split)
             statistics = self.features.statistics(reference_rows(self.features, note), keeps_rows(self.of_samples))
@@ -231,14 +234,14 @@ class Evaluation:
             return {}
         plan, data, unit = self.plan, self.data, unit_of(self.data)
         protocol: dict[str, Any] = {"examples": self.examples, "data": note_of(data, plan.likelihood_split)}
-        protocol["levels"] = data.levels
-        protocol["value_range"] = None if data.value_range is None else list(data.value_range)
+        protocol["levels"] = data.units.levels
+        protocol["value_range"] = None if data.units.value_range is None else list(data.units.value_range)
         results: dict[str, Result] = {}
         if "nll" in rows:
             own = {"estimator": describe(plan.likelihood), "dequantizations": plan.dequantizations}
             results["nll"] = likelihood_result(rows["nll"], unit, {**protocol, **own}, self.model)
         if "elbo" in rows:
-            own, t = {"bound": describe(plan.bound)}, plan.bound.visited(self.pipeline.schedule)
+            own, t = {"bound": describe(self.bound)}, self.bound.visited(self.pipeline.schedule)
             results["elbo"] = bound_result(rows["elbo"], t, unit, {**protocol, **own}, self.model)
         return results
 

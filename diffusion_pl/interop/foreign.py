@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..checkpoints.io import sha256_of
-from ..checkpoints.loading import rebuild
+from ..checkpoints.loading import DEFAULT_LOSS, rebuild
 from ..conditions import Condition, Conditions, class_count, label, to_plain
 from ..training import DiffusionModule
 from ..training.base import Shape
@@ -236,6 +236,7 @@ def complete(model: Spec) -> Spec:
     """The configuration of a model with all options spelled out, as `fit` keeps it."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DiffusionModule, "model", skip={"shape", "conditions"})
+    parser.set_defaults(DEFAULT_LOSS)
     found: Spec = _plain(parser.parse_object({"model": model}).model.as_dict())
     return found
 

@@ -75,14 +75,19 @@ class ChainBound:
             _check_times(times, max(times, 2) if steps is None else steps)
         self.steps, self.variance, self.times = steps, variance, times
 
-    def on(self, schedule: Schedule) -> "ChainBound":
-        """The same bound with the numbers that a schedule gives written out.
+    def on(self, schedule: Schedule, default: int | None = None) -> "ChainBound":
+        """The same bound with T written out.
+
+        Args:
+            schedule: gives T, if the bound has none.
+            default: T, if neither has one.
 
         Raises:
-            ValueError: neither the bound nor the schedule has steps, or fewer than are to be visited.
+            ValueError: none of them has steps, or fewer than are to be visited.
         """
-        steps, times = self._counts(schedule)
-        return ChainBound(steps, self.variance, times)
+        steps = default if self.steps is None and schedule.steps is None else self.steps
+        steps = schedule.chain_steps(steps, "ChainBound")
+        return ChainBound(steps, self.variance, self.times)
 
     def _counts(self, schedule: Schedule) -> tuple[int, int]:
         """T, and how many of the steps are visited."""
@@ -154,7 +159,7 @@ class ChainBound:
         if self.variance is not None:
             return small ** (1 - self.variance) * large**self.variance
         if prediction.v is None:
-            raise ValueError("ChainBound: the network tells no variance: give variance: 0 (β̃) or 1 (β)")
+            raise ValueError("ChainBound: the network tells no variance. Fix: set variance to 0 (β̃) or 1 (β)")
         return interpolate_variance(prediction.v, small, large)
 
 
@@ -176,6 +181,10 @@ class ContinuousBound:
         if not 0 < t_min < 1:
             raise ValueError(f"ContinuousBound: t_min must be in (0, 1), got {t_min}")
         self.times, self.t_min = times, t_min
+
+    def on(self, schedule: Schedule, default: int | None = None) -> "ContinuousBound":
+        """The same bound: it has no steps; see ChainBound."""
+        return self
 
     def visited(self, schedule: Schedule) -> Tensor:
         """t of the terms, the middles of their strata: (K,), float64."""

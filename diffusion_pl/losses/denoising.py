@@ -55,7 +55,9 @@ class DenoisingLoss(Loss):
             if not 0 <= probability < 1:
                 raise ValueError(f"DenoisingLoss: dropout of {name} must be in [0, 1), got {probability}")
         if weighting is None and (variance is None or not variance.mean):
-            raise ValueError("DenoisingLoss: without a weighting the mean is taught by VarianceBound with mean: true")
+            raise ValueError(
+                "DenoisingLoss: without a weighting the mean is taught by VarianceBound. Fix: set its mean to true"
+            )
         self.times, self.weighting, self.coupling, self.variance = times, weighting, coupling, variance
         self.times_per_sample, self.dropout = times_per_sample, dict(dropout or {})
 

@@ -52,7 +52,7 @@ class VarianceBound(Recorded):
             prediction: at x_t; its v is differentiated, and with `mean` its x_0.
         """
         if prediction.v is None:
-            raise ValueError("VarianceBound: the network tells no variance: build it with learned_variance: true")
+            raise ValueError("VarianceBound: the network tells no variance. Fix: set its learned_variance to true")
         steps = schedule.chain_steps(self.steps, "VarianceBound")
         first = t * steps < 1.5
         # The first step has β̃ = 0; that of the second stands in for it (Nichol & Dhariwal's clipping).

@@ -1,7 +1,7 @@
-"""Pictures: functions of arrays that return figures, and pictures side by side.  An island: it knows no model."""
+"""Figures: functions of arrays that return figures, and images side by side.  An island: it knows no model."""
 
 from .curves import schedule_panel, sweep_panel
-from .pictures import image_grid, pairs, save_image
+from .images import image_grid, pairs, save_image
 from .points import field_panel, film_panel, forward_panel, samples_panel, trajectories_panel
 from .style import save, to_image
 

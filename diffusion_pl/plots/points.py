@@ -1,4 +1,4 @@
-"""Pictures of points, their processes, fields and paths.  Panels of one figure share their limits, at one scale."""
+"""Figures of points, their processes, fields and paths.  Panels of one figure share their limits, at one scale."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

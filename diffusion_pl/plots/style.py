@@ -1,7 +1,7 @@
 """What all figures share: colours, axes, limits, and the way to an image or a file.
 
 The figures belong to no window and no global state (never pyplot), so they can be drawn in any process and thread.
-matplotlib is imported when a picture is drawn.
+matplotlib is imported when a figure is drawn.
 """
 
 from pathlib import Path

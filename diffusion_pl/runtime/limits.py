@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from .masking import MASK
 from .parsing import wrong
+from .upstream.jsonargparse import parameters
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 MAX_LR = 1000.0
@@ -202,12 +203,9 @@ def check_accelerator(accelerator: str, option: str) -> str:
 def _check_class(cls: Any, values: Any, key: str) -> None:
     """Refuse null for parameters that cannot be None, and masked secrets, at any depth."""
     ours = inspect.isclass(cls) and cls.__module__.startswith("diffusion_pl.")
-    try:
-        parameters = dict(inspect.signature(cls).parameters)
-    except (ValueError, TypeError):
-        parameters = {}
+    known = parameters(cls)
     for name, value in dict(vars(values)).items():
-        parameter = parameters.get(name)
+        parameter = known.get(name)
         where = f"{key}.{name}"
         if value is None and ours and parameter is not None and not _takes_none(parameter):
             raise wrong(where, f"expected {_kind(parameter.annotation)}, got null")

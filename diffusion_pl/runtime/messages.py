@@ -8,7 +8,8 @@ from itertools import pairwise
 from .config_files import SECTIONS, SUFFIXES, find, find_class
 from .parsing import BUILT, UsageError
 from .phrases import causes_of, phrase, split_key
-from .vocabulary import Types, all_classes, bases_at, branches, class_names, classes_at, parameters
+from .upstream.jsonargparse import parameters
+from .vocabulary import Types, all_classes, bases_at, branches, class_names, classes_at
 
 #: Names that other programs use -> ours, the first of which that the command has is suggested.
 _SYNONYMS = {

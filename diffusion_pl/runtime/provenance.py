@@ -168,7 +168,7 @@ def fingerprint(data: Any) -> dict[str, Any] | None:
         "splits": splits,
         "shape": list(data.shape),
         "classes": class_count(data.conditions),
-        "levels": data.levels,
+        "levels": data.units.levels,
         "class_names": class_names(data.conditions),
         "class_counts": data.class_counts,
         "examples": len(numbers),

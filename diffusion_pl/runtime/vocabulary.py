@@ -7,6 +7,8 @@ import types as python_types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin
 
+from .upstream.jsonargparse import parameters
+
 Types = Mapping[str, Any]
 
 _PLAIN = (int, float, str, bool, list, dict, tuple, bytes, type(None), object)
@@ -83,12 +85,3 @@ def all_classes() -> list[type]:
     modules = [m for name, m in list(sys.modules.items()) if name.split(".")[0] == "diffusion_pl"]
     modules += [sys.modules[name] for name in ("torch.optim",) if name in sys.modules]
     return [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ != "builtins"]
-
-
-def parameters(cls: type) -> Mapping[str, inspect.Parameter]:
-    try:
-        found = inspect.signature(cls).parameters
-    except (ValueError, TypeError):
-        return {}
-    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {name: p for name, p in found.items() if p.kind not in kinds}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ..conditions import Conditions, check_batch, to_plain
-from ..data import DataModule, Unknown
+from ..conditions import Conditions, check_batch
+from ..data import DataModule, not_given
 from ..losses import Losses
 from ..metrics import BinnedMean
 from ..runtime.storage import write_file
@@ -32,6 +32,7 @@ from .resuming import resume_optimizer
 from .step_noise import reseed, run_seed
 
 Shape = tuple[int, ...]
+Part = TypeVar("Part", bound=nn.Module)
 Batch = dict[str, Tensor]
 
 VAL_BINS = 4  # equal bins of t for the validation loss
@@ -185,7 +186,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
             ValueError: a part does not tell how it was made.
             OSError: the file cannot be written.
         """
-        data = data or Unknown(self.shape, to_plain(self.conditions))
+        data = data or not_given(self.shape, self.conditions)
         content = saving.content(self, data, 0 if self.attached is None else self.attached.global_step)
         write_file(Path(path), lambda file: torch.save(content, file))
 
@@ -193,7 +194,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
         """A copy of the network with chosen weights, and their name; see `averaged`."""
         return self.averaged(self.network, weights)
 
-    def averaged(self, part: nn.Module, weights: str | None = None) -> tuple[nn.Module, str]:
+    def averaged(self, part: Part, weights: str | None = None) -> tuple[Part, str]:
         """A copy of a part of this module, such as its denoiser, with chosen weights, in evaluation mode.
 
         Args:

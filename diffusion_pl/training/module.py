@@ -7,8 +7,9 @@ validation and sampling draw from generators of their own.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from .base import Batch, Shape, Trainable, build_network
 from .lr_schedulers import SchedulerFactory
 
 
+@runtime_checkable
 class DataLike(Protocol):
     """What a pipeline needs of a data module."""
 
@@ -128,12 +130,30 @@ class DiffusionModule(Trainable):
     def on_test_epoch_end(self) -> None:
         self.log_bins("test_loss", self.val_loss)
 
-    def live_pipeline(self, data: DataLike | None = None, weights: str = "raw") -> Pipeline:
-        """The network itself, with the weights that it has at this moment, as what draws samples.
+    def pipeline(self, weights: str | None = None, data: DataLike | None = None) -> Pipeline:
+        """What draws samples, with a copy of the network: training on does not change it.
+
+        Args:
+            weights: "ema" (the first EMA weights), "raw", or "ema:0.999" for one of several; None: the EMA weights if
+                there are any, of which a line is printed.
+            data: gives the units; None: what the model was trained on in this process, or else model units.
+
+        Raises:
+            ValueError: there are no such weights.
+        """
+        denoiser, name = self.averaged(self.denoiser, weights)
+        if weights is None and name != "raw":
+            print(f"pipeline: {name} weights; pipeline(weights='raw') has those of the last step")
+        trained_on = getattr(self.attached, "datamodule", None)
+        if data is None and isinstance(trained_on, DataLike):
+            data = trained_on
+        return replace(self.live_pipeline(data), denoiser=denoiser, weights=name)
+
+    def live_pipeline(self, data: DataLike | None = None) -> Pipeline:
+        """What draws samples with the network itself, whatever weights it has at the time.
 
         Args:
             data: gives the units, and the classes that there are examples of; None: model units, all classes.
-            weights: their name.
         """
         counts = None if data is None else data.class_counts
         turns = {}
@@ -147,7 +167,7 @@ class DiffusionModule(Trainable):
             self.guidance,
             turns=turns,
             decode=_same if data is None else data.decode,
-            weights=weights,
+            weights=self.weights_name,
         )
 
 

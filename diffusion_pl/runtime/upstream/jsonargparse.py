@@ -1,13 +1,16 @@
 """What jsonargparse keeps private or does not document."""
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import jsonargparse._common as common
 import jsonargparse._typehints as typehints
 from jsonargparse import set_parsing_settings
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from jsonargparse._util import import_object
 
 
@@ -90,3 +93,24 @@ def make_optional(parser: argparse.ArgumentParser, names: Iterable[str]) -> None
     optional = set(names)
     for action in parser._actions:
         action.required &= action.dest not in optional
+
+
+@cache
+def parameters(cls: type) -> Mapping[str, inspect.Parameter]:
+    """The options that a configuration may give a class: its own, and those that its **kwargs hand on to its bases.
+
+    jsonargparse finds the latter in the source of ``super().__init__(…)``: `get_signature_parameters`.  {} of what has
+    no signature.  Read: jsonargparse 4.53.
+    """
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    try:
+        own = inspect.signature(cls).parameters
+    except (ValueError, TypeError):
+        return {}
+    if not inspect.isclass(cls) or all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in own.values()):
+        return {name: p for name, p in own.items() if p.kind not in kinds}
+    return {
+        p.name: inspect.Parameter(p.name, inspect.Parameter.KEYWORD_ONLY, default=p.default, annotation=p.annotation)
+        for p in get_signature_parameters(cls, "__init__")
+        if p.kind not in kinds
+    }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_pl.data.pictures import Layout, check_size, look, resize_array, to_array
+from diffusion_pl.data.decoding import Layout, check_size, look, resize_array, to_array
 
 RNG = np.random.default_rng(0)
 
@@ -34,7 +34,7 @@ def test_pictures_are_taken_as_they_are(mode: str, channels: int) -> None:
     ],
 )
 def test_other_modes_are_refused_unless_one_is_chosen(make: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=rf"a\.png {told}.*: give mode RGB \(or L\) to convert all pictures"):
+    with pytest.raises(ValueError, match=rf"a\.png {told}.*: give mode RGB \(or L\) to convert all images"):
         to_array(make(), Layout(), "a.png")
     assert to_array(make(), Layout("RGB"), "a.png").shape == (3, 6, 8)
     assert to_array(make(), Layout("L"), "a.png").shape == (1, 6, 8)

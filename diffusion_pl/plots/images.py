@@ -1,4 +1,4 @@
-"""Pictures side by side."""
+"""Images side by side."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,32 +11,32 @@ from .style import INK, Array
 
 
 def image_grid(
-    pictures: Array,
+    images: Array,
     columns: int | None = None,
     scale: int | None = None,
     title: str = "",
     rows_named: Sequence[str] = (),
     together: int = 1,
 ) -> NDArray[np.uint8]:
-    """Pictures side by side, row by row, enlarged without smoothing: (height, width, 3), uint8.
+    """Images side by side, row by row, enlarged without smoothing: (height, width, 3), uint8.
 
-    Of pictures with other than one or three channels the first channel is shown.
+    Of images with other than one or three channels the first channel is shown.
 
     Args:
-        pictures: (N, C, H, W), uint8.
-        columns: Pictures in a row; None: about as many as rows.
-        scale: Pixels of the grid for one of the picture; None: so many that the grid is about 600 wide.
+        images: (N, C, H, W), uint8.
+        columns: Images in a row; None: about as many as rows.
+        scale: Pixels of the grid for one of the image; None: so many that the grid is about 600 wide.
         title: Text above, which wraps; its lines are as long as the grid is wide.
         rows_named: Names of the rows, at their left.
         together: Rows that belong together; beyond 1 a wider gap parts them from the next.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    if pictures.ndim != 4 or not len(pictures) or pictures.dtype != np.uint8:
-        raise ValueError(f"image_grid: needs uint8 pictures (N, C, H, W), got {pictures.dtype} {pictures.shape}")
-    n, channels, height, width = pictures.shape
+    if images.ndim != 4 or not len(images) or images.dtype != np.uint8:
+        raise ValueError(f"image_grid: needs uint8 images (N, C, H, W), got {images.dtype} {images.shape}")
+    n, channels, height, width = images.shape
     if channels != 3:
-        pictures = pictures[:, :1].repeat(3, 1)
+        images = images[:, :1].repeat(3, 1)
     columns = columns or int(np.ceil(np.sqrt(n)))
     scale = scale or max(1, round(600 / (columns * (width + 1))))
     gap = max(2, scale // 2)
@@ -49,10 +49,10 @@ def image_grid(
     rows = -(-n // columns)
     tops = [(8 + 19 * len(lines) if lines else 0) + gap + row * down + row // together * apart for row in range(rows)]
     grid = np.full((tops[-1] + down, left + columns * across, 3), 255, dtype=np.uint8)
-    for index, picture in enumerate(pictures):
+    for index, cell in enumerate(images):
         row, column = divmod(index, columns)
         y, x = tops[row], left + column * across
-        large = picture.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
+        large = cell.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
         grid[y : y + down - gap, x : x + across - gap] = large
     image = Image.fromarray(grid)
     draw = ImageDraw.Draw(image)
@@ -63,18 +63,18 @@ def image_grid(
     return np.asarray(image)
 
 
-def pairs(pictures: Array, columns: int = 8, title: str = "") -> NDArray[np.uint8]:
-    """Samples, each above its nearest picture, pairs side by side: (height, width, 3), uint8.
+def pairs(images: Array, columns: int = 8, title: str = "") -> NDArray[np.uint8]:
+    """Samples, each above its nearest image, pairs side by side: (height, width, 3), uint8.
 
     Args:
-        pictures: (N, 2, C, H, W), uint8.
+        images: (N, 2, C, H, W), uint8.
         columns: Pairs in a row.
         title: Text above.
     """
-    n, _, channels, height, width = pictures.shape
+    n, _, channels, height, width = images.shape
     columns = min(columns, n)
-    whole = np.full((-(-n // columns) * columns, *pictures.shape[1:]), 255, dtype=np.uint8)
-    whole[:n] = pictures
+    whole = np.full((-(-n // columns) * columns, *images.shape[1:]), 255, dtype=np.uint8)
+    whole[:n] = images
     # Row of firsts, row of seconds, row of firsts …
     rows = whole.reshape(-1, columns, 2, channels, height, width).swapaxes(1, 2)
     names = ["sample", "nearest"] * len(rows)
@@ -83,10 +83,8 @@ def pairs(pictures: Array, columns: int = 8, title: str = "") -> NDArray[np.uint
 
 
 def save_image(image: Array, path: Path) -> Path:
-    """Write a picture (H, W, C) losslessly: uint8 with one or three channels, or int32 with one, of 16 bits."""
+    """Write an image (height, width, 3), uint8, losslessly."""
     from PIL import Image
 
-    if image.shape[2] == 1:
-        image = image[..., 0]
-    Image.fromarray(image if image.dtype == np.uint8 else image.astype(np.uint16)).save(path)
+    Image.fromarray(image).save(path)
     return path

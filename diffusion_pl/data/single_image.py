@@ -1,36 +1,34 @@
-"""One single picture, of which random crops are shown."""
+"""One image, of which random crops are shown."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .decoding import Layout, Mode, Size, check_size, look, mode_of, to_array
 from .images import Examples, Format, Images
 from .loader import Batch
 from .opening import Unreadable, opened
-from .pictures import Layout, Mode, Size, check_size, look, mode_of, to_array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 class Picture(Images):
-    """Crops of one picture.  (Document 4, which trains on one.)
+    """Crops of one image.  (Document 4, which trains on one.)
 
     Crop i of a split lies where (seed, split, i) puts it; validation sees crops that training does not.
 
     Args:
-        path: The picture; None: the photograph of a flower that comes with scikit-learn.
+        path: The image; None: the photograph of a flower that comes with scikit-learn.
         size: Side of a crop, or height and width.
-        shorter_side: Side to which the picture's shorter one is resized first, so that a crop holds more of it; None:
+        shorter_side: Side to which the image's shorter one is resized first, so that a crop holds more of it; None:
             as it is.
         crops: How many different crops training has; validation has a tenth of that.
         mode: L (grey), RGB or RGBA to convert to; None: as it is.
-        horizontal_flip: Mirror training crops at random.
         batch_size: Crops per batch, over all processes.
-        repeats: Passes over the training crops that make one epoch; None: as many as make about 100 batches.
-        seed: Chooses the crops, the order and the augmentation.
+        kwargs: Of `Images`: horizontal_flip, repeats, seed.
     """
 
     grows = False
@@ -42,18 +40,12 @@ class Picture(Images):
         shorter_side: int | None = 128,
         crops: int = 10_000,
         mode: Mode | None = None,
-        horizontal_flip: bool = False,
         batch_size: int = 32,
-        repeats: int | None = None,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
+        source = "the flower of scikit-learn" if path is None else str(path)
         super().__init__(
-            "the flower of scikit-learn" if path is None else str(path),
-            batch_size=batch_size,
-            horizontal_flip=horizontal_flip,
-            val_fraction=0.0,
-            repeats=repeats,
-            seed=seed,
+            source, batch_size=batch_size, augment=0.0, val_fraction=0.0, test_fraction=0.0, workers=0, **kwargs
         )
         sides = check_size("Picture", size)
         if sides is None:
@@ -67,15 +59,15 @@ class Picture(Images):
         self._whole: Tensor | None = None
 
     def whole(self) -> Tensor:
-        """The picture that is cropped: (C, H, W), integers."""
+        """The image that is cropped: (C, H, W), integers."""
         if self._whole is None:
             layout = self.layout
-            picture = _flower() if self.path is None else _open(Path(self.path).expanduser())
+            image = _flower() if self.path is None else _open(Path(self.path).expanduser())
             if self.shorter_side is not None:
-                seen = look(picture)
+                seen = look(image)
                 scale = self.shorter_side / min(seen.height, seen.width)
                 layout = layout._replace(size=(round(scale * seen.height), round(scale * seen.width)))
-            array = torch.from_numpy(to_array(picture, layout, self.source).copy())
+            array = torch.from_numpy(to_array(image, layout, self.source).copy())
             if array.shape[1] < self.sides[0] or array.shape[2] < self.sides[1]:
                 raise ValueError(
                     f"{self.source}: is {array.shape[1]}x{array.shape[2]} (height x width), smaller than a crop of "
@@ -85,8 +77,8 @@ class Picture(Images):
         return self._whole
 
     def inspect(self) -> Format:
-        picture = _flower() if self.path is None else _open(Path(self.path).expanduser())
-        channels, levels = mode_of(look(picture), self.layout, self.source)
+        image = _flower() if self.path is None else _open(Path(self.path).expanduser())
+        channels, levels = mode_of(look(image), self.layout, self.source)
         return Format((channels, *self.sides), levels=levels)
 
     def examples(self) -> Examples:
@@ -100,7 +92,7 @@ class Picture(Images):
 
 
 class Crops:
-    """Crops of a picture at fixed random places.
+    """Crops of an image at fixed random places.
 
     Args:
         whole: (C, H, W).

@@ -1,12 +1,15 @@
-"""From a picture in a file to an array of integers: modes, orientation, cropping, resizing."""
+"""From an image in a file to an array of integers: modes, orientation, cropping, resizing."""
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .opening import MAX_PIXELS, Unreadable, count_pages
+from .listing import list_flat
+from .opening import MAX_PIXELS, Unreadable, count_pages, opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +34,7 @@ _REFUSED = {"signed": "has signed values"}
 
 
 class Layout(NamedTuple):
-    """How pictures are made alike.
+    """How images are made alike.
 
     mode: to convert to, None: as they are;  crop: side of the centre square cut out first, None: none;  size: height
     and width to crop to in shape and to resize to, None: as they are;  frames: of files with several pages, None: these
@@ -52,7 +55,7 @@ class Layout(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a picture is, from its header.
+    """What an image is, from its header.
 
     mode: as PIL names it, with a note where PIL would drop something unasked;  height, width: as shown upright;  pages:
     how many the file has.
@@ -95,21 +98,21 @@ def check_bits(name: str, bits: int | None) -> None:
         raise ValueError(f"{name}: bits must be from 9 to 16, how many of 16 bits the values use, got {bits}")
 
 
-def look(picture: "Image", *, pages: bool = True) -> Look:
-    """Mode, sides and the number of pages from the header alone; EXIF may turn a picture on its side.
+def look(image: "Image", *, pages: bool = True) -> Look:
+    """Mode, sides and the number of pages from the header alone; EXIF may turn an image on its side.
 
     Args:
-        picture: Opened.
+        image: Opened.
         pages: Count the pages; else 1 is given.
     """
-    width, height = picture.size
-    if _orientation(picture) in (5, 6, 7, 8):
+    width, height = image.size
+    if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
-    return Look(_kind(picture), height, width, count_pages(picture) if pages else 1)
+    return Look(_kind(image), height, width, count_pages(image) if pages else 1)
 
 
 def sides(seen: Look, layout: Layout) -> tuple[int, int]:
-    """Height and width that `to_array` makes of such a picture."""
+    """Height and width that `to_array` makes of such an image."""
     if layout.size is not None:
         return layout.size
     if layout.crop is not None:
@@ -118,7 +121,7 @@ def sides(seen: Look, layout: Layout) -> tuple[int, int]:
 
 
 def mode_of(seen: Look, layout: Layout, where: str) -> tuple[int, int]:
-    """Channels and levels of such a picture once converted.
+    """Channels and levels of such an image once converted.
 
     Raises:
         ValueError: its mode is not one of those taken as they are, and none was chosen; or it has no known white; or it
@@ -139,56 +142,56 @@ def mode_of(seen: Look, layout: Layout, where: str) -> tuple[int, int]:
         return CHANNELS[layout.mode], 256
     if seen.mode not in CHANNELS:
         what = _NAMES.get(seen.mode, f"has the mode {seen.mode}")
-        raise ValueError(f"{where} {what}: give mode RGB (or L) to convert all pictures, or convert the file")
+        raise ValueError(f"{where} {what}: give mode RGB (or L) to convert all images, or convert the file")
     return CHANNELS[seen.mode], layout.top + 1 if seen.mode.startswith("I") else 256
 
 
-def to_array(picture: "Image", layout: Layout, where: str) -> NDArray[Any]:
-    """The picture upright, converted, cropped and resized: (C, H, W), uint8 or int32 for 16 bits.
+def to_array(image: "Image", layout: Layout, where: str) -> NDArray[Any]:
+    """The image upright, converted, cropped and resized: (C, H, W), uint8 or int32 for 16 bits.
 
     Transparency is laid on white when a mode without it is chosen.  Resizing crops the centre to the new sides' shape
     and then averages over each new pixel's neighbourhood (antialiased bicubic).
     """
     from PIL import Image, ImageOps
 
-    mode_of(look(picture, pages=layout.frames is None), layout, where)
-    turned = _orientation(picture) != 1
+    mode_of(look(image, pages=layout.frames is None), layout, where)
+    turned = _orientation(image) != 1
     try:
-        picture.load()
+        image.load()
     except Exception as error:  # damage makes the decoders raise nearly anything
         raise Unreadable(str(error) or type(error).__name__) from None
     if turned:
-        picture = ImageOps.exif_transpose(picture)
-    deep = picture.mode.startswith("I")
+        image = ImageOps.exif_transpose(image)
+    deep = image.mode.startswith("I")
     if deep:
-        values = np.asarray(picture)
+        values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > layout.top):
             bits = layout.bits or 16
             fix = "remove the option bits or raise it" if layout.bits else "convert the file to unsigned 16 bits"
             raise ValueError(f"{where} has values beyond {bits} bits, {values.min()} to {values.max()}: {fix}")
         if layout.mode is not None:
-            picture = Image.fromarray((values.astype(np.int64) * 255 // layout.top).astype(np.uint8))
-    if layout.mode is not None and (picture.mode != layout.mode or "transparency" in picture.info):
+            image = Image.fromarray((values.astype(np.int64) * 255 // layout.top).astype(np.uint8))
+    if layout.mode is not None and (image.mode != layout.mode or "transparency" in image.info):
         try:
-            picture = _converted(picture, layout.mode)
+            image = _converted(image, layout.mode)
         except ValueError as error:
             raise ValueError(f"{where} cannot be converted to {layout.mode} ({error}): convert the file") from None
     if layout.crop is not None:
-        picture = _centre(picture, min(layout.crop, picture.height), min(layout.crop, picture.width))
-    if layout.size is not None and (picture.height, picture.width) != layout.size:
+        image = _centre(image, min(layout.crop, image.height), min(layout.crop, image.width))
+    if layout.size is not None and (image.height, image.width) != layout.size:
         height, width = layout.size
-        scale = min(picture.height / height, picture.width / width)
+        scale = min(image.height / height, image.width / width)
         box = (round(scale * height), round(scale * width))
-        picture = _centre(picture, max(1, box[0]), max(1, box[1]))
-        if picture.mode.startswith("I"):  # PIL resizes 16 bits without antialiasing, but single precision with it
-            grey = Image.fromarray(np.asarray(picture).astype(np.float32))
+        image = _centre(image, max(1, box[0]), max(1, box[1]))
+        if image.mode.startswith("I"):  # PIL resizes 16 bits without antialiasing, but single precision with it
+            grey = Image.fromarray(np.asarray(image).astype(np.float32))
             resized = np.asarray(grey.resize((width, height), Image.Resampling.BICUBIC))
             return resized.round().clip(0, layout.top).astype(np.int32)[None]
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    array = np.asarray(picture)
-    if picture.mode.startswith("I"):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    array = np.asarray(image)
+    if image.mode.startswith("I"):
         return array.astype(np.int32)[None]
-    return np.ascontiguousarray(array.reshape(picture.height, picture.width, -1).transpose(2, 0, 1))
+    return np.ascontiguousarray(array.reshape(image.height, image.width, -1).transpose(2, 0, 1))
 
 
 def resize_array(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
@@ -208,43 +211,81 @@ def resize_array(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     return stacked if array.dtype == np.uint8 else stacked.round().clip(0, 65_535).astype(np.int32)
 
 
-def _kind(picture: "Image") -> str:
+def read_images(path: Path, shape: tuple[int, ...], bits: int | None) -> Iterator[tuple[NDArray[Any], bool]]:
+    """An image, or all of a folder (but grid.png), cropped in the middle and resized: (C, H, W), uint8 or int32.
+
+    Args:
+        path: The file or folder.
+        shape: (C, H, W) to give each; C is 1, 3 or 4.
+        bits: Of grey images of 16 bits, whose values are kept; None: all images are converted to 8 bits.
+
+    Yields:
+        Each image, and whether it has the values of 16 bits.
+
+    Raises:
+        ValueError: no such file, or not an image.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder: check the path")
+    channels, height, width = shape
+    modes: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
+    if channels not in modes:
+        raise ValueError(f"{path}: image files have 1, 3 or 4 channels, the model's data {channels}")
+    for file in list_flat(path, "grid.png") if path.is_dir() else [path]:
+        try:
+            with opened(file) as image:
+                deep = bits is not None and channels == 1 and image.mode.startswith("I")
+                layout = Layout(None if deep else modes[channels], size=(height, width), bits=bits if deep else None)
+                yield to_array(image, layout, str(file)), deep
+        except Unreadable as error:
+            raise ValueError(f"{file}: cannot be read as an image ({str(error)[:100]}): remove it") from None
+
+
+def save_png(image: NDArray[Any], path: Path) -> None:
+    """Write an image (C, H, W) losslessly: uint8 with one or three channels, or int32 with one, of 16 bits."""
+    from PIL import Image
+
+    plane = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    Image.fromarray(plane if plane.dtype == np.uint8 else plane.astype(np.uint16)).save(path)
+
+
+def _kind(image: "Image") -> str:
     """The mode, with a note on what would be lost: PIL reads colours of 16 bits as 8 and says so only here."""
-    signed = picture.format == "TIFF" and 2 in picture.tag_v2.get(339, ())  # type: ignore[attr-defined]
-    if signed and not picture.mode.startswith("I"):  # PIL would take -1 for 255
+    signed = image.format == "TIFF" and 2 in image.tag_v2.get(339, ())  # type: ignore[attr-defined]
+    if signed and not image.mode.startswith("I"):  # PIL would take -1 for 255
         return "signed"
-    if _deep(picture) and not picture.mode.startswith("I"):
-        return f"{picture.mode} of 16 bits"
-    return f"{picture.mode} with a transparent colour" if "transparency" in picture.info else picture.mode
+    if _deep(image) and not image.mode.startswith("I"):
+        return f"{image.mode} of 16 bits"
+    return f"{image.mode} with a transparent colour" if "transparency" in image.info else image.mode
 
 
-def _deep(picture: Any) -> bool:
+def _deep(image: Any) -> bool:
     """Has the file more than 8 bits a channel?"""
-    tiles = getattr(picture, "tile", [])
-    if picture.format == "PPM" and tiles:
+    tiles = getattr(image, "tile", [])
+    if image.format == "PPM" and tiles:
         maximum = tiles[0][3][-1] if isinstance(tiles[0][3], tuple) else 255
         return isinstance(maximum, int) and maximum > 255
     if any(";16" in str(tile[3]) for tile in tiles):
         return True
-    if picture.format not in ("JPEG2000", "AVIF"):
+    if image.format not in ("JPEG2000", "AVIF"):
         return False
-    file = picture.fp  # neither says so after opening
+    file = image.fp  # neither says so after opening
     if file is None or file.closed:
         return False
     place = file.tell()
     file.seek(0)
     head = file.read(65_536)
     file.seek(place)
-    if picture.format == "AVIF":
+    if image.format == "AVIF":
         box = re.search(rb"av1C..(.)", head, re.DOTALL)  # high_bitdepth is the second bit of its third byte
         return box is not None and bool(box[1][0] & 0x40)
     depth = re.search(rb"\xff\x4f\xff\x51.{38}(.)", head, re.DOTALL)  # Ssiz, bits a channel less one
     return depth is not None and depth[1][0] & 0x7F > 7
 
 
-def profile_name(picture: "Image") -> str:
+def profile_name(image: "Image") -> str:
     """Name of the colour profile in the file, "" if there is none."""
-    profile = picture.info.get("icc_profile")
+    profile = image.info.get("icc_profile")
     if not profile:
         return ""
     import io
@@ -257,26 +298,26 @@ def profile_name(picture: "Image") -> str:
         return "damaged"
 
 
-def _orientation(picture: "Image") -> int:
+def _orientation(image: "Image") -> int:
     """How the camera was held, 1 for upright."""
-    # Of a PNG without it in front, PIL would decode the whole picture to look for it behind. TIFF it turns by itself.
-    if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
+    # Of a PNG without it in front, PIL would decode the whole image to look for it behind. TIFF it turns by itself.
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
     try:
-        return int(picture.getexif().get(0x0112, 1))
-    except Exception:  # damaged EXIF data are no reason to lose the picture
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged EXIF data are no reason to lose the image
         return 1
 
 
-def _converted(picture: "Image", mode: Mode) -> "Image":
+def _converted(image: "Image", mode: Mode) -> "Image":
     from PIL import Image
 
-    if mode != "RGBA" and (picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info):
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture.convert(mode)
+    if mode != "RGBA" and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert(mode)
 
 
-def _centre(picture: "Image", height: int, width: int) -> "Image":
-    top, left = (picture.height - height) // 2, (picture.width - width) // 2
-    return picture.crop((left, top, left + width, top + height))
+def _centre(image: "Image", height: int, width: int) -> "Image":
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    return image.crop((left, top, left + width, top + height))

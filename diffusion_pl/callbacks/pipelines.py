@@ -1,4 +1,4 @@
-"""The model in training as it is judged: what panels and measurements draw from."""
+"""The pipeline of a model in training: what panels and metrics draw from."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ from ..training import DiffusionModule
 
 
 @contextmanager
-def judged_pipeline(trainer: Trainer, module: LightningModule, *, raw: bool = False) -> Iterator[Pipeline]:
+def averaged_pipeline(trainer: Trainer, module: LightningModule, *, raw: bool = False) -> Iterator[Pipeline]:
     """Within, a pipeline of the run's EMA weights (of the raw ones, if `raw` or if there are no others)."""
     assert isinstance(module, DiffusionModule)
     with module.evaluation(raw):
-        yield module.live_pipeline(trainer.datamodule, module.weights_name)
+        yield module.live_pipeline(trainer.datamodule)
 
 
 def check_model(callback: str, module: LightningModule) -> None:

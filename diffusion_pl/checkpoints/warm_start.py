@@ -1,0 +1,139 @@
+"""A new run that begins with the weights of another one: `fit --init_from CKPT`."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from ..training import Trainable
+from .io import FOREIGN, checkpoint_at, read_hashed
+from .loading import LINKED, from_content, select
+
+OPTION = "--init_from"
+_LISTED = 4  # names in a message
+
+
+@dataclass
+class WarmStart:
+    """Begins a new run, at step 0, with the weights of a checkpoint.
+
+    Args:
+        path: A checkpoint that fit or import wrote, or the folder of a run.
+        weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", or "ema:0.999".
+        skip: Patterns of names of the network's tensors that are not taken, such as 'output.*'; * is any text.
+    """
+
+    path: Path
+    weights: str = "ema"
+    skip: list[str] = field(default_factory=list)
+
+    def load(self, model: Trainable) -> dict[str, Any]:
+        """Load the weights into a new model.
+
+        Returns:
+            What the run's card says of them: path, sha256, weights, step, skipped (names).
+
+        Raises:
+            FileNotFoundError, ValueError: no such checkpoint or weights; a tensor is missing, is one too many, or has
+                another shape, and no pattern of `skip` names it; a pattern names none.
+        """
+        content, sha256 = read_hashed(self.path)
+        theirs, weights = select(content, self.weights, str(self.path))
+        ours = model.state_dict()
+        kept = [name for name in ours if any(fnmatchcase(_short(name), pattern) for pattern in self.skip)]
+        self._check_patterns([*ours, *theirs])
+        self._check(
+            {name: tensor for name, tensor in ours.items() if name not in kept},
+            {name: tensor for name, tensor in theirs.items() if not self._skips(name)},
+        )
+        model.load_state_dict({**ours, **{name: theirs[name] for name in ours if name not in kept}})
+        return {
+            "path": str(self.path),
+            "sha256": sha256,
+            "weights": weights,
+            "step": content.get("global_step"),
+            "skipped": [_short(name) for name in kept],
+        }
+
+    def _skips(self, name: str) -> bool:
+        return any(fnmatchcase(_short(name), pattern) for pattern in self.skip)
+
+    def _check_patterns(self, names: Sequence[str]) -> None:
+        for pattern in self.skip:
+            if not any(fnmatchcase(_short(name), pattern) for name in names):
+                first = ", ".join(_short(name) for name in names[:_LISTED])
+                raise ValueError(f"init_from.skip: no tensor is named {pattern!r}; the names are such as {first}")
+
+    def _check(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+        wrong = [f"{_short(name)} is missing" for name in ours if name not in theirs]
+        wrong += [f"{_short(name)} is not in the new model" for name in theirs if name not in ours]
+        wrong += [
+            f"{_short(name)} has shape {tuple(theirs[name].shape)}, the new model's has {tuple(tensor.shape)}"
+            for name, tensor in ours.items()
+            if name in theirs and theirs[name].shape != tensor.shape
+        ]
+        if not wrong:
+            return
+        more = f", and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+        name = wrong[0].split(" ", 1)[0]
+        pattern = f"{name.rpartition('.')[0] or name}*"
+        raise ValueError(
+            f"init_from: {self.path} does not fit the new model: {'; '.join(wrong[:_LISTED])}{more}. Fix: begin these "
+            f"anew with --init_from.skip '[\"{pattern}\"]', or give the model the options of the checkpoint"
+        )
+
+
+@contextmanager
+def warm_started(args: Sequence[str]) -> Iterator[list[str]]:
+    """A command line in which --init_from CKPT is the option of a section, with the model and data of the checkpoint.
+
+    These come first, as a configuration file, where the command line gives none: every option can still change them.
+    """
+    args = _spelled(args)
+    path = _path(args)
+    if path is None or any(arg.partition("=")[0] in ("--config", "-c") for arg in args):
+        yield args
+        return
+    content, _ = read_hashed(path)
+    description = content.get("diffusion_pl")
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} carries no configuration. {FOREIGN}, or give the new run a --config")
+    from_content(content, path, "raw")  # refuses classes that are not trusted, or that are gone
+    file = checkpoint_at(path)
+    name = file.parent.parent.name if file.parent.name == "checkpoints" else file.stem
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / (name or "run") / "tuned.yaml"  # after which the new run is named, NAME-tuned
+        config.parent.mkdir()
+        sections = {key: _without_links(description[key]) for key in ("model", "data")}
+        config.write_text(yaml.safe_dump(sections, sort_keys=False), encoding="utf-8")
+        yield ["--config", str(config), *args]
+
+
+def _spelled(args: Sequence[str]) -> list[str]:
+    """--init_from CKPT as --init_from.path CKPT."""
+    return [f"{OPTION}.path{arg[len(OPTION) :]}" if arg.partition("=")[0] == OPTION else arg for arg in args]
+
+
+def _path(args: Sequence[str]) -> Path | None:
+    for arg, after in zip(args, [*args[1:], ""], strict=True):
+        name, equals, value = arg.partition("=")
+        if name == f"{OPTION}.path":
+            return Path(value if equals else after)
+    return None
+
+
+def _without_links(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A section without what the data tell the model."""
+    options = {key: value for key, value in spec.get("init_args", spec).items() if key not in LINKED}
+    return {**spec, "init_args": options} if "init_args" in spec else options
+
+
+def _short(name: str) -> str:
+    """Name of a tensor within the network."""
+    return name.removeprefix("denoiser.").removeprefix("network.")

@@ -1,0 +1,101 @@
+"""Units of data: from the user's units to model units, of order one, in which a model is trained and sampled, and back.
+
+The units also say what the data are: quantized (values of a finite set, whose likelihood is in bits per dimension) or
+continuous (nats per dimension), bounded or not.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Units(ABC):
+    """An invertible map between the user's units and model units.
+
+    Attributes:
+        value_range: Smallest and largest possible value in model units; None if the data are unbounded.
+        levels: How many values quantized data can take, 256 for 8 bits; None for continuous data, such as points.
+    """
+
+    value_range: tuple[float, float] | None = None
+    levels: int | None = None
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """User's units -> model units. x: (*, *shape) -> the same shape."""
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """Model units -> user's units. x: (*, *shape) -> the same shape."""
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """Model units -> 0 … 255, as images are shown and features extracted. x: (*, *shape) -> the same shape, uint8.
+
+        Raises:
+            ValueError: the data are unbounded.
+        """
+        if self.value_range is None:
+            raise ValueError(
+                f"{type(self).__name__}: unbounded data cannot be shown as images: they need a value_range"
+            )
+        low, high = self.value_range
+        return ((x - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
+
+
+class Levels(Units):
+    """Integers v = 0 … L − 1, in model units  x = 2 v / (L − 1) − 1  in [−1, 1].
+
+    `decode` is the exact inverse of `encode`; for 256 levels it is `to_uint8` itself.
+
+    Args:
+        levels: L, the number of quantization levels: 256 for images of 8 bits, 65,536 for 16; at least 2.
+    """
+
+    value_range = (-1.0, 1.0)
+    levels: int
+
+    def __init__(self, levels: int = 256) -> None:
+        if levels < 2:
+            raise ValueError(f"Levels: levels must be at least 2, got {levels}")
+        self.levels = levels
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Integers 0 … L − 1 -> model units in [−1, 1], float32. x: (*, *shape)."""
+        return x.float() * (2 / (self.levels - 1)) - 1
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Model units -> the nearest integers 0 … L − 1: uint8 up to 256 levels, else int32. x: (*, *shape)."""
+        top = self.levels - 1
+        v = ((x + 1) * (top / 2)).round().clamp(0, top)
+        return v.to(torch.uint8 if top < 256 else torch.int32)
+
+
+class Standardized(Units):
+    """Real numbers, in model units  x = (v − mean) / std  with zero mean and unit variance on each axis.
+
+    Args:
+        mean: (D,), float64, in the user's units.
+        std: (D,), float64, in the user's units.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        self.mean, self.std = mean, std
+
+    def encode(self, x: Tensor) -> Tensor:
+        """User's units -> model units, in the type of x. x: (*, D)."""
+        return (x - self.mean.to(x)) / self.std.to(x)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Model units -> user's units, in the type of x. x: (*, D)."""
+        return x * self.std.to(x) + self.mean.to(x)
+
+
+class ModelUnits(Units):
+    """Of data whose own units are not known: what the model was trained on."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x
