@@ -58,4 +58,6 @@ def incomparable(name: str, band: Band, result: Result) -> list[str]:
     }
     if result.measured_by is not None:  # points are measured as they are
         pairs["measured by"] = (result.measured_by, band.by or default)
-    return [f"{what} {ours}, not {expected}" for what, (ours, expected) in pairs.items() if ours != expected]
+    return [
+        f"{what} {measured}, not {expected}" for what, (measured, expected) in pairs.items() if measured != expected
+    ]

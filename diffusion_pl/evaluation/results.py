@@ -84,7 +84,7 @@ class SampleResult(Result):
     """A metric of samples.
 
     Attributes:
-        not_finite: how many samples were not finite, and were left out.
+        not_finite: how many samples were not finite, and were not counted.
     """
 
     not_finite: int = 0

@@ -25,7 +25,7 @@ class DenoisingLoss(Loss):
     """Weighted denoising loss.
 
     Args:
-        times: law of t.
+        times: distribution of t.
         weighting: w(t); None: no such loss, `variance` alone teaches mean and variance.
         coupling: pairs noise with examples; None: independently.
         times_per_sample: K, how many (t, ε) each example of a batch is shown with; the expected loss is the same for
