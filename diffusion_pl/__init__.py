@@ -52,7 +52,7 @@ def load(path: "str | Path", weights: str = "ema") -> "Pipeline":
     Args:
         path: a checkpoint that `fit`, `import` or `DiffusionModule.save` wrote, or the folder of a run: its newest good
             checkpoint.
-        weights: "ema" (the first average; the raw weights where there is none), "raw", or "ema:0.999" for one of
+        weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", or "ema:0.999" for one of
             several.
 
     Raises:

@@ -1,7 +1,7 @@
 """From a checkpoint alone to a model that samples.
 
-A checkpoint names classes, and a stranger's may name any: only those of diffusion_pl, torch.nn and torch.optim are
-looked up, and those of packages that the variable DIFFUSION_PL_TRUST lists; nothing else is imported, let alone called.
+A checkpoint names classes, and one from elsewhere may name any: only those of diffusion_pl, torch.nn and torch.optim
+are looked up, and those of packages that the variable DIFFUSION_PL_TRUST lists; nothing else is imported or called.
 """
 
 import os
@@ -53,7 +53,7 @@ def load_model(
 
     Args:
         path: a checkpoint that `fit` wrote, or the folder of a run: its newest good one.
-        weights: "ema" (the first average; the raw weights where there is none), "raw", or "ema:0.999" for one of
+        weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", or "ema:0.999" for one of
             several.
         data: options of the data that take the place of the checkpoint's, such as ``{"path": "images"}``.
 
@@ -75,7 +75,7 @@ def diffusion_model(model: Trainable, path: str | Path) -> DiffusionModule:
 
 
 def load_classifier(path: str | Path) -> NoisyClassifier:
-    """The classifier of a checkpoint, with its first average, or its raw weights if it has none."""
+    """The classifier of a checkpoint, with its first EMA weights, or the raw ones if it has none."""
     checkpoint, sha256 = read_hashed(path)
     averages = checkpoint.get("averages", {}).get("shadows", {})
     model, _ = from_content(checkpoint, path, "ema" if averages else "raw")
@@ -180,7 +180,7 @@ def rebuild(
     Args:
         description: {"model": …, "data": …}, as a configuration file spells them, one of an older version too.
         data_state: the data module's state_dict.
-        options: of the data, in place of the description's; None: nobody was asked.
+        options: of the data, in place of the description's; None: none are given.
         path: of the checkpoint, if the description is one's; None: the data may be read.
 
     Raises:

@@ -71,21 +71,21 @@ class WarmStart:
                 raise ValueError(f"init_from.skip: no tensor is named {pattern!r}; the names are such as {first}")
 
     def _check(self, present: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-        wrong = [f"{_short(name)} is missing" for name in present if name not in saved]
-        wrong += [f"{_short(name)} is not in the new model" for name in saved if name not in present]
-        wrong += [
+        differences = [f"{_short(name)} is missing" for name in present if name not in saved]
+        differences += [f"{_short(name)} is not in the new model" for name in saved if name not in present]
+        differences += [
             f"{_short(name)} has shape {tuple(saved[name].shape)}, the new model's has {tuple(tensor.shape)}"
             for name, tensor in present.items()
             if name in saved and saved[name].shape != tensor.shape
         ]
-        if not wrong:
+        if not differences:
             return
-        more = f", and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
-        name = wrong[0].split(" ", 1)[0]
+        more = f", and {len(differences) - _LISTED} more" if len(differences) > _LISTED else ""
+        name = differences[0].split(" ", 1)[0]
         pattern = f"{name.rpartition('.')[0] or name}*"
         raise ValueError(
-            f"init_from: {self.path} does not fit the new model: {'; '.join(wrong[:_LISTED])}{more}. Fix: begin these "
-            f"anew with --init_from.skip '[\"{pattern}\"]', or give the model the options of the checkpoint"
+            f"init_from: {self.path} does not fit the new model: {'; '.join(differences[:_LISTED])}{more}. Fix: begin "
+            f"these anew with --init_from.skip '[\"{pattern}\"]', or give the model the options of the checkpoint"
         )
 
 

@@ -92,5 +92,5 @@ class GaussianMixture(Denoiser):
 
 
 def empirical(schedule: Schedule, points: Tensor) -> GaussianMixture:
-    """The oracle of a data set: equal point masses at points (N, D)."""
+    """The closed-form denoiser of a data set: equal point masses at points (N, D)."""
     return GaussianMixture(schedule, points)

@@ -146,13 +146,13 @@ def scores(
 
 def check_names(names: Sequence[str]) -> None:
     """Raise ValueError for a name that is no metric of this module."""
-    wrong = next((name for name in names if name not in NAMES), None)
-    if wrong is not None or not names:
-        raise ValueError(f"there is no metric {wrong!r} of images, only {', '.join(NAMES)}")
+    unknown = next((name for name in names if name not in NAMES), None)
+    if unknown is not None or not names:
+        raise ValueError(f"there is no metric {unknown!r} of images, only {', '.join(NAMES)}")
 
 
 def enough(n: int, dim: int) -> str | None:
-    """A warning if n rows are too few for an honest Fréchet distance in `dim` dimensions, else None."""
+    """A warning if n rows are too few for a reliable Fréchet distance in `dim` dimensions, else None."""
     if n > dim:
         return None
     return (

@@ -32,7 +32,7 @@ def schedule_panel(t: Array, alpha: Array, sigma: Array, logsnr: Array, title: s
 
 
 def sweep_panel(rows: Sequence[Mapping[str, str | int | float]], title: str = "") -> "Figure":
-    """Distance to the data and error of the solution against evaluations, a line for each sampler, log-log.
+    """Distance to the data and error of the solution against NFE, a line for each sampler, log-log.
 
     Args:
         rows: {"sampler", "nfe", "distance", "error"} each.

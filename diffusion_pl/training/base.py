@@ -161,7 +161,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
 
     @contextmanager
     def evaluation(self, raw: bool = False) -> Iterator[None]:
-        """Within, the model is as it is evaluated: the first average, if there is one, is in place of the weights,
+        """Within, the model is as it is evaluated: the first EMA weights, if there are any, are in place of its own,
         unless `raw` ones are asked for, and nothing is dropped out."""
         modes = {part: part.training for part in self.modules()}
         self.eval()
@@ -199,7 +199,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
 
         Args:
             part: any of `modules()`.
-            weights: None or "ema": the first average, or the weights as they are where there is none; "raw";
+            weights: None or "ema": the first EMA weights, or the weights as they are where there are none; "raw";
                 "ema:0.999" for one of several.
 
         Returns:

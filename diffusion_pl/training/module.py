@@ -82,7 +82,7 @@ class DiffusionModule(Trainable):
         if channels_last:
             if len(self.shape) != 3:
                 raise ValueError(f"channels_last is for images (C, H, W), not for data of shape {self.shape}")
-            self.denoiser.network.to(memory_format=torch.channels_last)  # convolutions hand it on to what they make
+            self.denoiser.network.to(memory_format=torch.channels_last)  # convolutions keep it in their outputs
         if compile:
             modes = compile_modes()
             if isinstance(compile, str) and compile not in modes:
