@@ -24,8 +24,8 @@ A published method is a row of five choices:
 
 The tree, from below; a package imports only from those above it in this list:
 
-    tensors  conditions  ode     shapes, what a model is told beside x_t, Runge–Kutta pairs
-    schedules                    forward processes and their transitions
+    tensors  conditions  ode     shapes, what a model gets beside x_t, Runge–Kutta pairs
+    schedules                    noise schedules and their transitions
     denoisers                    (x_t, t) ↦ (x̂_0, ε̂): networks, guidance, inverse problems, closed forms
     samplers  likelihood  losses grids and samplers; log p and its bounds; losses, weightings, timestep distributions
     networks  data  metrics  plots   islands, which import tensors and conditions only
@@ -52,7 +52,7 @@ def load(path: "str | Path", weights: str = "ema") -> "Pipeline":
     Args:
         path: a checkpoint that `fit`, `import` or `DiffusionModule.save` wrote, or the folder of a run: its newest good
             checkpoint.
-        weights: "ema" (the first average; the raw weights where there is none), "raw", or "ema:0.999" for one of
+        weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", or "ema:0.999" for one of
             several.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Conditions: what a model is told beside x_t and t.
+"""Conditions: what a model gets beside x_t and t.
 
 A data module names its conditions, a batch holds a tensor of each name, and the network gets it by that name.  The
 shape of one value says its kind:
@@ -6,7 +6,7 @@ shape of one value says its kind:
     ()              label       int64, a class number in 0 … classes − 1; −1: none
     (D,)            vector
     (L, D)          sequence    such as the embeddings of a text's tokens
-    (C, *sides)     image       on the same sides as x
+    (C, *sizes)     image       of the same height and width as x
 """
 
 import difflib
@@ -80,9 +80,9 @@ def null(value: Tensor) -> Tensor:
     return torch.zeros_like(value) if value.is_floating_point() else torch.full_like(value, -1)
 
 
-def check_names(asked: Mapping[str, object], conditions: Conditions) -> None:
+def check_names(names: Mapping[str, object], conditions: Conditions) -> None:
     """Raise ValueError for a condition that the model does not have; it lists those that it has."""
-    for name in asked:
+    for name in names:
         if name not in conditions:
             known = ", ".join(conditions) or "none: it is unconditional, trained without labels"
             raise ValueError(f"cond.{name}: the model has no such condition; it has {known}")
@@ -94,7 +94,7 @@ def check_batch(batch: Mapping[str, Tensor], conditions: Conditions, others: Col
     Args:
         batch: {"x": (B, *), …}.
         conditions: of the model.
-        others: names that may also be there, such as what an augmentation tells the network.
+        others: names that may also be there, such as what an augmentation gives the network.
     """
     known = ", ".join(conditions) or "none"
     unknown = [name for name in batch if name != "x" and name not in conditions and name not in others]

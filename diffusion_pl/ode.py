@@ -5,7 +5,7 @@ An embedded Runge–Kutta pair of orders p and p − 1, a table of numbers:
     k_i = f(y + h Σ_j a_ij k_j, t + c_i h),   y ← y + h Σ_j a_last,j k_j,   error = h Σ_i e_i k_i
 
 The last stage is the first of the next step, so a step of s stages costs s − 1 evaluations.  A sample does not depend
-on what else is in its batch: those that have arrived stand still while the others go on.
+on what else is in its batch: those that have arrived wait for the others.
 
 Reference: Hairer, Nørsett, Wanner, "Solving Ordinary Differential Equations I" (1993), II.4.
 """
@@ -142,7 +142,7 @@ def solve(
 
 
 def check_tolerance(rtol: float, atol: float, pair: int) -> None:
-    """Raise ValueError unless both lie in (0, 1) and there is such a pair."""
+    """Raise ValueError unless both are in (0, 1) and there is such a pair."""
     if not (0 < rtol < 1 and 0 < atol < 1):
         raise ValueError(f"rtol and atol must be in (0, 1), got {rtol} and {atol}")
     if pair not in TABLEAUS:

@@ -76,7 +76,7 @@ class Pipeline:
 
     @property
     def schedule(self) -> Schedule:
-        """The forward process."""
+        """The noise schedule."""
         return self.denoiser.schedule
 
     @cached_property
@@ -211,16 +211,16 @@ class Pipeline:
         Raises:
             ValueError: a condition has no value.
         """
-        at, found = torch.tensor(indices, device=self.device), {}
+        at, values = torch.tensor(indices, device=self.device), {}
         for name, condition in self.conditions.items():
             if name in self.cond:
-                found[name] = torch.full((len(at),), self.cond[name], device=self.device)
+                values[name] = torch.full((len(at),), self.cond[name], device=self.device)
             elif condition.kind == "label":
                 classes = torch.tensor(self.classes(name), device=self.device)
-                found[name] = classes[at % len(classes)]
+                values[name] = classes[at % len(classes)]
             else:
                 raise ValueError(f"cond.{name}: a value is missing, the model needs one ({condition.kind})")
-        return found
+        return values
 
     def samples(
         self,
@@ -233,7 +233,7 @@ class Pipeline:
         """Samples in model units, x_0: (len(indices), *shape).
 
         Args:
-            indices: which ones of the infinite sequence that the seed stands for.
+            indices: numbers of samples in the infinite sequence of the seed.
             path: keep x and x̂_0 at every time of the grid.
             progress: wraps the sequence of steps, for a progress bar.
             cond: values of conditions, (len(indices), …) each; where none is given, see `values`.
@@ -247,10 +247,10 @@ class Pipeline:
         if self.latents is not None:
             eps = self.latents[torch.tensor(indices) % len(self.latents)].to(eps)
         x_T = self.sampler.prior(self.schedule, eps)
-        found: Samples = self.sampler(
+        samples: Samples = self.sampler(
             self.guided, x_T, noise, path=path, progress=progress, **missing.values(indices), **given
         )
-        return found
+        return samples
 
     def draw(self, n: int, **options: Any) -> Iterator[Samples]:
         """The first n samples and those that fill the last block, block by block, in model units."""

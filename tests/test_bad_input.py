@@ -310,7 +310,7 @@ CASES: dict[str, tuple[Any, str]] = {
         file(model__network={"class_path": "diffusion_pl.networks.UNet"}),
         r"UNet: needs pictures of shape \(C, H, W\), got data of shape \(2,\)",
     ),
-    "channels_last of points": (options("--model.channels_last", "true"), r"channels_last is for pictures \(C, H, W\)"),
+    "channels_last of points": (options("--model.channels_last", "true"), r"channels_last is for images \(C, H, W\)"),
     "times per sample": (options("--model.loss.times_per_sample", 0), r"times_per_sample must be at least 1, got 0"),
     "files that cannot be had": (
         options("--data", "CIFAR10", "--data.root", "none", "--data.download", "false", "--model.network", CONV),

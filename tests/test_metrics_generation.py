@@ -178,7 +178,7 @@ def test_bad_extractors_and_pictures_are_refused(tmp_path: Path, weights: Path) 
     (tmp_path / "noise.pth").write_bytes(b"no weights at all")
     with pytest.raises(ValueError, match="is no file of weights"):
         InceptionV3(str(tmp_path / "noise.pth"))
-    with pytest.raises(ValueError, match="uint8 pictures in 0 … 255, got torch"):
+    with pytest.raises(ValueError, match="uint8 images in 0 … 255, got torch"):
         extract(DigitsClassifier(), torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="1 x 8 x 8, not 3"):
         extract(DigitsClassifier(), noise(1, 0))

@@ -182,7 +182,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_when_there_is_room_it_goes_on(
     run = small_disk / "runs" / "run"
     assert cli(small_disk, "fit", "--config", config, "--run", "run").error == (
         f"cannot write the checkpoint runs/run/{LAST}: No space left on device; the one before is untouched and whole: "
-        f"free some space and go on with --ckpt_path runs/run/{LAST}"
+        f"free some space and resume with --ckpt_path runs/run/{LAST}"
     )
     assert checkpoint(run)["global_step"] == 8
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]  # and no half of one

@@ -157,7 +157,7 @@ def test_ancestral_steps_take_the_variance_that_was_learned(
 
 
 def test_what_was_not_learned_cannot_be_taken() -> None:
-    with pytest.raises(ValueError, match="the network tells no variance"):
+    with pytest.raises(ValueError, match="the network predicts no variance"):
         Ancestral(UniformGrid(4), None)(GaussianFlow(VP()).oracle, torch.zeros(1, 2, dtype=torch.float64))
     denoiser = NetworkDenoiser(nn.Identity(), VP(), Epsilon())
     denoiser.network.forward = lambda x, c_noise: x  # type: ignore[assignment, misc]

@@ -60,7 +60,7 @@ class AtomicCheckpointIO(CheckpointIO):
         writer.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Until what is being written lies on the disk.
+        """Return when what is being written is on the disk.
 
         Raises:
             OSError: it could not be written.
@@ -282,5 +282,5 @@ def _what_is_left(path: Path, remedy: str) -> str:
     if not path.is_file():
         return f"there was none before{or_else(path)}"
     if is_whole(path):
-        return f"the one before is untouched and whole: {remedy} and go on with --ckpt_path {path}"
+        return f"the one before is untouched and whole: {remedy} and resume with --ckpt_path {path}"
     return f"the one before is untouched, but damaged{or_else(path)}"

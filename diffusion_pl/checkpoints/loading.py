@@ -1,7 +1,7 @@
 """From a checkpoint alone to a model that samples.
 
-A checkpoint names classes, and a stranger's may name any: only those of diffusion_pl, torch.nn and torch.optim are
-looked up, and those of packages that the variable DIFFUSION_PL_TRUST lists; nothing else is imported, let alone called.
+A checkpoint names classes, and one from elsewhere may name any: only those of diffusion_pl, torch.nn and torch.optim
+are looked up, and those of packages that the variable DIFFUSION_PL_TRUST lists; nothing else is imported or called.
 """
 
 import os
@@ -53,7 +53,7 @@ def load_model(
 
     Args:
         path: a checkpoint that `fit` wrote, or the folder of a run: its newest good one.
-        weights: "ema" (the first average; the raw weights where there is none), "raw", or "ema:0.999" for one of
+        weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", or "ema:0.999" for one of
             several.
         data: options of the data that take the place of the checkpoint's, such as ``{"path": "images"}``.
 
@@ -62,9 +62,9 @@ def load_model(
             weights.
     """
     content, sha256 = read_hashed(path)
-    found, dataset = from_content(content, path, weights, data)
-    found.sha256 = sha256
-    return diffusion_model(found, path), dataset
+    model, dataset = from_content(content, path, weights, data)
+    model.sha256 = sha256
+    return diffusion_model(model, path), dataset
 
 
 def diffusion_model(model: Trainable, path: str | Path) -> DiffusionModule:
@@ -75,7 +75,7 @@ def diffusion_model(model: Trainable, path: str | Path) -> DiffusionModule:
 
 
 def load_classifier(path: str | Path) -> NoisyClassifier:
-    """The classifier of a checkpoint, with its first average, or its raw weights if it has none."""
+    """The classifier of a checkpoint, with its first EMA weights, or the raw ones if it has none."""
     checkpoint, sha256 = read_hashed(path)
     averages = checkpoint.get("averages", {}).get("shadows", {})
     model, _ = from_content(checkpoint, path, "ema" if averages else "raw")
@@ -110,10 +110,10 @@ def from_content(
         version = description.get("version")
         reason = " ".join(str(error).split())
         if options:
-            found = re.search(
+            match = re.search(
                 r"Problem with given class_path '[\w.]+': (?:- )?(.+?)(?: - Expected a| Given value|$)", reason
             )
-            raise ValueError(f"--data.{found[1] if found else reason}") from error
+            raise ValueError(f"--data.{match[1] if match else reason}") from error
         if gone := _gone(description):
             raise ValueError(f"{path} {gone}") from error
         if version == __version__:
@@ -140,10 +140,10 @@ def fill(model: Trainable, checkpoint: dict[str, Any], path: str | Path, weights
         state, name = select(checkpoint, weights, str(path))
         model.load_weights(state, name)
     # Tables may be infinite, such as one of log-SNR; and a dump is of a step that went wrong.
-    wrong = next((key for key, p in model.named_parameters() if not p.isfinite().all()), None)
-    if wrong is not None and "dump" not in checkpoint:
+    not_finite = next((key for key, p in model.named_parameters() if not p.isfinite().all()), None)
+    if not_finite is not None and "dump" not in checkpoint:
         raise ValueError(
-            f"the {name} weights of {path} are not finite ({wrong}): the training diverged. Fix: use an earlier "
+            f"the {name} weights of {path} are not finite ({not_finite}): the training diverged. Fix: use an earlier "
             "checkpoint"
         )
     return name
@@ -180,7 +180,7 @@ def rebuild(
     Args:
         description: {"model": …, "data": …}, as a configuration file spells them, one of an older version too.
         data_state: the data module's state_dict.
-        options: of the data, in place of the description's; None: nobody was asked.
+        options: of the data, in place of the description's; None: none are given.
         path: of the checkpoint, if the description is one's; None: the data may be read.
 
     Raises:
@@ -203,20 +203,20 @@ def _rebuild(
         data.unasked = "" if options else _unasked(data, description["data"], path)
         if hasattr(data, "download"):  # what a checkpoint says is no consent
             data.download = data.download and "download" in options
-    data.load_state_dict(data_state)  # it tells the shape, so it comes before the model
+    data.load_state_dict(data_state)  # it sets the shape, so it comes before the model
     parser = ArgumentParser(exit_on_error=False)
     model: dict[str, Any] = description["model"]
-    told: dict[str, Any] = {"shape": list(data.shape), "conditions": data.conditions}
+    linked: dict[str, Any] = {"shape": list(data.shape), "conditions": data.conditions}
     if "lr_scheduler" in model.get("init_args", model):
         # It is for training only, and version 0.1 wrote torch's schedulers without the options that they need.
-        told["lr_scheduler"] = None
+        linked["lr_scheduler"] = None
     if "class_path" in model:
         parser.add_subclass_arguments(Trainable, "model")
-        model = {**model, "init_args": {**model.get("init_args", {}), **told}}
+        model = {**model, "init_args": {**model.get("init_args", {}), **linked}}
     else:
         parser.add_class_arguments(DiffusionModule, "model")
         parser.set_defaults(DEFAULT_LOSS)
-        model = {**model, **told}
+        model = {**model, **linked}
     return parser.instantiate(parser.parse_object({"model": model})).model, data
 
 
@@ -236,16 +236,16 @@ def _unasked(data: DataModule, spec: dict[str, Any], path: Path) -> str:
         return ""
     for folder in path.absolute().parents[:3]:
         try:
-            theirs = read_card(folder)["config"]["data"]
+            card_data = read_card(folder)["config"]["data"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if theirs.get("class_path") == spec.get("class_path") and _named(theirs, kind) == named:
+        if card_data.get("class_path") == spec.get("class_path") and _named(card_data, kind) == named:
             return ""
-    told = ", ".join(f"{name} {value}" for name, value in named.items())
+    listed = ", ".join(f"{name} {value}" for name, value in named.items())
     first = next(iter(named))
     return (
-        f"{path} names its data ({kind.__name__}, {told}), but is in no run folder whose card names the same, so they "
-        f"were not read. Fix: give --data.{first} PATH"
+        f"{path} names its data ({kind.__name__}, {listed}), but is in no run folder whose card names the same, so "
+        f"they were not read. Fix: give --data.{first} PATH"
     )
 
 

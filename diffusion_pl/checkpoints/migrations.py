@@ -80,7 +80,7 @@ def without_classes(config: Config) -> Config:
 
 
 def _options(spec: Any) -> Config:
-    """The options of a class, which stand below init_args where its path is told."""
+    """The options of a class, which are below init_args where its path is given."""
     if not isinstance(spec, dict):
         return {}
     options = spec.get("init_args", {}) if "class_path" in spec or "init_args" in spec else spec
@@ -109,10 +109,10 @@ def averages_of_0_1(content: Config) -> Config:
     if names:
         first = min(names)
         places = [key.removesuffix(first) for key in content["state_dict"] if key.endswith(f".{first}")]
-        found = [place for place in places if all(f"{place}{name}" in content["state_dict"] for name in names)]
-        if not found:
+        fitting = [place for place in places if all(f"{place}{name}" in content["state_dict"] for name in names)]
+        if not fitting:
             raise ValueError(f"the checkpoint is damaged: it has an average of {first}, but no such weights")
-        network = found[0]  # denoiser.network. or classifier.
+        network = fitting[0]  # denoiser.network. or classifier.
     return {
         **content,
         "callbacks": {name: state for name, state in callbacks.items() if name != "EMA"},
@@ -170,10 +170,10 @@ def migrate_checkpoint(content: Config, path: Any = "the checkpoint") -> Config:
 
 def migrate_text(text: str) -> str:
     """An argument of the command line, or a file's text, with the class paths of this version; says which were not."""
-    return _PATH.sub(lambda found: _told(found[0]), text)
+    return _PATH.sub(lambda match: _present_path(match[0]), text)
 
 
-def _told(path: str) -> str:
+def _present_path(path: str) -> str:
     now = path
     for step in STEPS:
         now = _renamed(now, step.moved)
@@ -196,8 +196,8 @@ def _after(version: str) -> tuple[Step, ...]:
 
 def _number(version: str) -> tuple[int, ...]:
     """(0, 2, 0) of "0.2.0" and of "0.2.0.dev1"; () of what is no version, which is before all."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
 
 
 def _moved(value: Any, moved: Mapping[str, str]) -> Any:

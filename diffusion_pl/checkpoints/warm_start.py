@@ -44,15 +44,15 @@ class WarmStart:
                 another shape, and no pattern of `skip` names it; a pattern names none.
         """
         content, sha256 = read_hashed(self.path)
-        theirs, weights = select(content, self.weights, str(self.path))
-        ours = model.state_dict()
-        kept = [name for name in ours if any(fnmatchcase(_short(name), pattern) for pattern in self.skip)]
-        self._check_patterns([*ours, *theirs])
+        saved, weights = select(content, self.weights, str(self.path))
+        present = model.state_dict()
+        kept = [name for name in present if any(fnmatchcase(_short(name), pattern) for pattern in self.skip)]
+        self._check_patterns([*present, *saved])
         self._check(
-            {name: tensor for name, tensor in ours.items() if name not in kept},
-            {name: tensor for name, tensor in theirs.items() if not self._skips(name)},
+            {name: tensor for name, tensor in present.items() if name not in kept},
+            {name: tensor for name, tensor in saved.items() if not self._skips(name)},
         )
-        model.load_state_dict({**ours, **{name: theirs[name] for name in ours if name not in kept}})
+        model.load_state_dict({**present, **{name: saved[name] for name in present if name not in kept}})
         return {
             "path": str(self.path),
             "sha256": sha256,
@@ -70,22 +70,22 @@ class WarmStart:
                 first = ", ".join(_short(name) for name in names[:_LISTED])
                 raise ValueError(f"init_from.skip: no tensor is named {pattern!r}; the names are such as {first}")
 
-    def _check(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-        wrong = [f"{_short(name)} is missing" for name in ours if name not in theirs]
-        wrong += [f"{_short(name)} is not in the new model" for name in theirs if name not in ours]
-        wrong += [
-            f"{_short(name)} has shape {tuple(theirs[name].shape)}, the new model's has {tuple(tensor.shape)}"
-            for name, tensor in ours.items()
-            if name in theirs and theirs[name].shape != tensor.shape
+    def _check(self, present: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+        differences = [f"{_short(name)} is missing" for name in present if name not in saved]
+        differences += [f"{_short(name)} is not in the new model" for name in saved if name not in present]
+        differences += [
+            f"{_short(name)} has shape {tuple(saved[name].shape)}, the new model's has {tuple(tensor.shape)}"
+            for name, tensor in present.items()
+            if name in saved and saved[name].shape != tensor.shape
         ]
-        if not wrong:
+        if not differences:
             return
-        more = f", and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
-        name = wrong[0].split(" ", 1)[0]
+        more = f", and {len(differences) - _LISTED} more" if len(differences) > _LISTED else ""
+        name = differences[0].split(" ", 1)[0]
         pattern = f"{name.rpartition('.')[0] or name}*"
         raise ValueError(
-            f"init_from: {self.path} does not fit the new model: {'; '.join(wrong[:_LISTED])}{more}. Fix: begin these "
-            f"anew with --init_from.skip '[\"{pattern}\"]', or give the model the options of the checkpoint"
+            f"init_from: {self.path} does not fit the new model: {'; '.join(differences[:_LISTED])}{more}. Fix: begin "
+            f"these anew with --init_from.skip '[\"{pattern}\"]', or give the model the options of the checkpoint"
         )
 
 
@@ -129,7 +129,7 @@ def _path(args: Sequence[str]) -> Path | None:
 
 
 def _without_links(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A section without what the data tell the model."""
+    """A section without what the model takes from the data."""
     options = {key: value for key, value in spec.get("init_args", spec).items() if key not in LINKED}
     return {**spec, "init_args": options} if "init_args" in spec else options
 

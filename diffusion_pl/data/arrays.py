@@ -74,7 +74,7 @@ class ImageArrays(Images):
 
     Args:
         path: The file.
-        labels: Name of the array of labels in the file; None: no labels.
+        labels: Name of the array of labels in the file, or for `Arrays` also the path of a .npy; None: no labels.
         classes: Number of classes; None: the largest label and one.
         order: NHWC or NCHW; None: found by the number of channels, 1, 3 or 4.
         size: Side, or height and width, to which images are cropped in shape and resized; None: as they are.
@@ -110,7 +110,6 @@ class Arrays(ImageArrays):
     Args:
         path: The file.
         key: Name of the array within an .npz; None: the only one.
-        labels: Name of the array of labels within the .npz, or path of another .npy; None: no labels.
         kwargs: Of `ImageArrays` and `Images`.
     """
 

@@ -22,7 +22,6 @@ class HDF5(ImageArrays):
     Args:
         path: The file.
         dataset: Name of the dataset within it.
-        labels: Name of the dataset of labels; None: no labels.
         kwargs: Of `ImageArrays` and `Images`.
     """
 

@@ -21,7 +21,7 @@ class Gaussian(Denoiser):
     """x_0 ~ N(mean, cov).
 
     Args:
-        schedule: the forward process.
+        schedule: the noise schedule.
         mean: (D,).
         cov: (D, D), symmetric, positive semi-definite.
     """
@@ -51,7 +51,7 @@ class GaussianMixture(Denoiser):
     """x_0 ~ Σ_k weights_k N(means_k, stds_k² I).
 
     Args:
-        schedule: the forward process.
+        schedule: the noise schedule.
         means: (K, D).
         stds: (K,) or one number; 0: point masses.
         weights: (K,), any positive numbers; None: equal.
@@ -92,5 +92,5 @@ class GaussianMixture(Denoiser):
 
 
 def empirical(schedule: Schedule, points: Tensor) -> GaussianMixture:
-    """The oracle of a data set: equal point masses at points (N, D)."""
+    """The closed-form denoiser of a data set: equal point masses at points (N, D)."""
     return GaussianMixture(schedule, points)

@@ -54,8 +54,8 @@ class Thresholded(Denoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
-        found: Prediction = self.denoiser(x_t, t, **cond)
-        unit = (found.x_0 - middle) / half
+        prediction: Prediction = self.denoiser(x_t, t, **cond)
+        unit = (prediction.x_0 - middle) / half
         if self.quantile is None:
             unit = unit.clamp(-1, 1)
         else:
@@ -64,8 +64,8 @@ class Thresholded(Denoiser):
         kernel = self.schedule(t)
         x_0 = middle + half * unit
         if self.keep_eps:
-            return found._replace(x_0=x_0)
-        return Prediction(x_0, (x_t - kernel.alpha * x_0) / kernel.sigma, found.v)
+            return prediction._replace(x_0=x_0)
+        return Prediction(x_0, (x_t - kernel.alpha * x_0) / kernel.sigma, prediction.v)
 
 
 class ClassifierFree(Denoiser):
@@ -116,11 +116,11 @@ class ClassifierFree(Denoiser):
         both: Prediction = self.denoiser(torch.cat((x_t, x_t)), t if t.ndim == 0 else torch.cat((t, t)), **twice)
         (x_0, other_x_0), (eps, other_eps) = both.x_0.chunk(2), both.eps.chunk(2)
         plain = Prediction(x_0, eps, None if both.v is None else both.v.chunk(2)[0])
-        found = extrapolate(plain, Prediction(other_x_0, other_eps), torch.where(guided, self.scale, 1.0))
+        prediction = extrapolate(plain, Prediction(other_x_0, other_eps), torch.where(guided, self.scale, 1.0))
         if self.rescale == 0:
-            return found
-        ratio = plain.x_0.flatten(1).std(1) / found.x_0.flatten(1).std(1)
-        x_0 = found.x_0 * (1 + self.rescale * (per_sample(ratio, x_t) - 1))
+            return prediction
+        ratio = plain.x_0.flatten(1).std(1) / prediction.x_0.flatten(1).std(1)
+        x_0 = prediction.x_0 * (1 + self.rescale * (per_sample(ratio, x_t) - 1))
         return Prediction(x_0, (x_t - kernel.alpha * x_0) / kernel.sigma, plain.v)
 
 
@@ -147,8 +147,11 @@ class AutoGuided(Denoiser):
         super().__init__()
         _check_interval(scale, sigma_min, sigma_max)
         t = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
-        ours, theirs = denoiser.schedule(t), weak.schedule(t)
-        if not (torch.allclose(ours.alpha, theirs.alpha) and torch.allclose(ours.sigma, theirs.sigma)):
+        model_kernel, weak_kernel = denoiser.schedule(t), weak.schedule(t)
+        if not (
+            torch.allclose(model_kernel.alpha, weak_kernel.alpha)
+            and torch.allclose(model_kernel.sigma, weak_kernel.sigma)
+        ):
             raise ValueError("AutoGuided: the weak model must have the schedule of the model")
         self.denoiser, self.weak = denoiser, weak
         self.schedule, self.self_conditioned = denoiser.schedule, denoiser.self_conditioned
@@ -169,12 +172,12 @@ class ClassifierGuided(Denoiser):
     """Adds the gradient of a classifier of noisy data:  score + w ∇log p(y | x_t).
 
     w = 1 samples p(x_0 | y); w > 1 is p(y | x_t)^w at each noise level (a temperature 1/w of the classifier), which is
-    not the law p(x_0) p(y | x_0)^w.  Where α = 0 nothing of y is in x_t, and nothing is added.
+    not the distribution p(x_0) p(y | x_0)^w.  Where α = 0 nothing of y is in x_t, and nothing is added.
 
     Reference: Dhariwal & Nichol, arXiv 2105.05233, Alg. 2; Song et al., arXiv 2011.13456, Eq. 14.
 
     Args:
-        denoiser: of the data as a whole; it is not told the label.
+        denoiser: of the data as a whole; it does not get the label.
         classifier: (x_t: (B, *), t: () or (B, 1, …, 1)) -> log p(y | x_t) up to a constant: (B, classes).
         scale: w.
     """
@@ -190,15 +193,15 @@ class ClassifierGuided(Denoiser):
         if "label" not in cond:
             raise ValueError("ClassifierGuided: guidance needs labels, and got none")
         label = cond.pop("label")
-        found: Prediction = self.denoiser(x_t, t, **cond)
+        prediction: Prediction = self.denoiser(x_t, t, **cond)
         kernel = self.schedule(t)
         if self.scale == 0 or not (kernel.alpha > 0).all():
-            return found
+            return prediction
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             log_p = torch.log_softmax(self.classifier(x, t), 1).gather(1, label[:, None]).sum()
             gradient = torch.autograd.grad(log_p, x)[0]
-        return add_score(found, kernel, self.scale * gradient)
+        return add_score(prediction, kernel, self.scale * gradient)
 
 
 def extrapolate(plain: Prediction, other: Prediction, scale: Tensor) -> Prediction:
@@ -208,7 +211,7 @@ def extrapolate(plain: Prediction, other: Prediction, scale: Tensor) -> Predicti
 
 
 def add_score(prediction: Prediction, kernel: Kernel, score: Tensor) -> Prediction:
-    """The prediction of a law whose score is greater by `score`: (B, *).  Needs α > 0."""
+    """The prediction for a distribution whose score is greater by `score`: (B, *).  Needs α > 0."""
     eps = prediction.eps - kernel.sigma * score
     return Prediction(prediction.x_0 + kernel.sigma.square() / kernel.alpha * score, eps, prediction.v)
 

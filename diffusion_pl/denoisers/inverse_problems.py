@@ -1,4 +1,4 @@
-"""Linear inverse problems  y = A x_0 + s ε:  what is known of a picture, and a denoiser that keeps to it.
+"""Linear inverse problems  y = A x_0 + s ε:  what is known of an image, and a denoiser that agrees with it.
 
 Only operators with A Aᵀ = c I are here, whose pseudo-inverse is Aᵀ/c: a mask, the mean of colours, the mean of blocks.
 """
@@ -122,9 +122,11 @@ class Reconstructing(Denoiser):
         var = noise_var * self.data_std**2 / (data_var + noise_var)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
-            found: Prediction = self.denoiser(x, t, **cond)
-            missing = self.y - self.operator(found.x_0)
-            pull = self.operator.transpose(missing.detach()) / (self.operator.gram * var + self.noise**2)
-            gradient = torch.autograd.grad((pull.to(x.dtype) * found.x_0).sum(), x)[0]
-        plain = Prediction(found.x_0.detach(), found.eps.detach(), None if found.v is None else found.v.detach())
+            prediction: Prediction = self.denoiser(x, t, **cond)
+            residual = self.y - self.operator(prediction.x_0)
+            pull = self.operator.transpose(residual.detach()) / (self.operator.gram * var + self.noise**2)
+            gradient = torch.autograd.grad((pull.to(x.dtype) * prediction.x_0).sum(), x)[0]
+        plain = Prediction(
+            prediction.x_0.detach(), prediction.eps.detach(), None if prediction.v is None else prediction.v.detach()
+        )
         return add_score(plain, kernel, self.scale * gradient)

@@ -18,7 +18,7 @@ from .parameterizations import Parameterization, Prediction
 
 
 class NoiseInput(Recorded, ABC):
-    """How the network is told the noise level: c_noise."""
+    """How the network gets the noise level: c_noise."""
 
     @abstractmethod
     def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel) -> Tensor:
@@ -26,7 +26,7 @@ class NoiseInput(Recorded, ABC):
 
 
 class StepIndex(NoiseInput):
-    """c_noise = N t − 1: the index 0 … N−1 of a chain's step, which DDPM's networks are told.
+    """c_noise = N t − 1: the index 0 … N−1 of a chain's step, which DDPM's networks get.
 
     Args:
         steps: N; None: the schedule's.
@@ -64,15 +64,15 @@ class LogSNR(NoiseInput):
 
 
 class NetworkDenoiser(Denoiser):
-    """A network with its process and the meaning of its output.
+    """A network with its schedule and the meaning of its output.
 
     The network runs in its own precision (and under autocast, where that is on); kernel arithmetic and the prediction
     are in the precision of x_t and t, float32 or float64.
 
     Args:
         network: forward(x: (B, *), c_noise: (B,), **cond) -> F: (B, *); or twice the channels, the second half of which
-            tells the variance of the reverse step, v = (output + 1)/2.  With an attribute self_condition that is true
-            it takes an estimate of x_0 as x_0_hat.
+            predicts the variance of the reverse step, v = (output + 1)/2.  With an attribute self_condition that is
+            true it takes an estimate of x_0 as x_0_hat.
         schedule, parameterization: see there.
         noise_input: None: c_noise = t.
     """
@@ -88,7 +88,7 @@ class NetworkDenoiser(Denoiser):
         self.network, self.schedule, self.parameterization = network, schedule, parameterization
         self.noise_input = ScaledTime() if noise_input is None else noise_input
         self.self_conditioned = bool(getattr(network, "self_condition", False))
-        # Within a tuple, so that it is not registered twice; it tells the network's type without a search at each call.
+        # Within a tuple, so that it is not registered twice; it gives the network's type without a search at each call.
         self._first_parameter = tuple(network.parameters())[:1]
 
     def raw(self, x_t: Tensor, t: Tensor, kernel: Kernel, **cond: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -115,7 +115,7 @@ class NetworkDenoiser(Denoiser):
             return mean, (variance + 1) / 2
         raise ValueError(
             f"the network makes {tuple(output.shape)} of x_t: {tuple(x_t.shape)}; it must keep the shape "
-            "(or double the channels, to tell a variance)"
+            "(or double the channels, to predict a variance)"
         )
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:

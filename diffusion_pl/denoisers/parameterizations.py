@@ -21,7 +21,7 @@ from ..tensors import Recorded
 class Prediction(NamedTuple):
     """A denoiser's estimate of the clean data and of the noise, both (B, *), with α x_0 + σ eps = x_t.
 
-    A network that learned the variance of the reverse step also gives v: (B, *), where log variance lies between its
+    A network that learned the variance of the reverse step also gives v: (B, *), where log variance is between its
     two bounds: (1 − v) log β̃ + v log β (Nichol & Dhariwal, arXiv 2102.09672, Eq. 15).
     """
 
@@ -69,7 +69,7 @@ class Epsilon(Parameterization):
     """F = ε.  Undefined where α = 0.
 
     Args:
-        scaled_input: Whether the network sees x_t at unit variance, which for variance-preserving processes it has;
+        scaled_input: Whether the network sees x_t at unit variance, which for variance-preserving schedules it has;
             false: as it is (Song et al., arXiv 2011.13456).
     """
 
@@ -105,8 +105,8 @@ class Score(Parameterization):
     """F = ∇ log q(x_t | x_0) = −ε/σ.  Undefined where α = 0.
 
     Args:
-        unit: Length in which the network measures x: F = unit · (−ε/σ).  A network of pictures in [0, 1] has unit 2
-            for ours in [−1, 1].
+        unit: Length in which the network measures x: F = unit · (−ε/σ).  A network of images in [0, 1] has unit 2
+            for images in [−1, 1].
         scaled_input: Whether the network sees x_t at unit variance; false: as it is (Song et al., arXiv 2011.13456).
     """
 

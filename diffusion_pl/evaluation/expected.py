@@ -44,9 +44,9 @@ class Band:
 
 def check_names(expected: Mapping[str, Band]) -> None:
     """Raise ValueError for a name that is no metric of `evaluate`."""
-    wrong = next((name for name in expected if name not in METRICS), None)
-    if wrong is not None:
-        raise ValueError(f"expected: there is no metric {wrong!r}, only {', '.join(METRICS)}")
+    unknown = next((name for name in expected if name not in METRICS), None)
+    if unknown is not None:
+        raise ValueError(f"expected: there is no metric {unknown!r}, only {', '.join(METRICS)}")
 
 
 def incomparable(name: str, band: Band, result: Result) -> list[str]:
@@ -58,4 +58,6 @@ def incomparable(name: str, band: Band, result: Result) -> list[str]:
     }
     if result.measured_by is not None:  # points are measured as they are
         pairs["measured by"] = (result.measured_by, band.by or default)
-    return [f"{what} {ours}, not {expected}" for what, (ours, expected) in pairs.items() if ours != expected]
+    return [
+        f"{what} {measured}, not {expected}" for what, (measured, expected) in pairs.items() if measured != expected
+    ]

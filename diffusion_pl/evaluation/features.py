@@ -71,7 +71,7 @@ class Features:
 
 
 def note_of(data: DataModule, split: str) -> dict[str, Any]:
-    """What tells a split of data from others: {"data", "split", "n", "sha256"}."""
+    """What identifies a split of data: {"data", "split", "n", "sha256"}."""
     digest, n = hashlib.sha256(), 0
     for batch in data.batches(split, 500):
         shown = data.units.to_uint8(batch["x"]) if data.is_image else batch["x"]
@@ -159,10 +159,10 @@ def read_reference(path: Path, made_with: dict[str, Any]) -> Reference:
         if len(cov) and torch.linalg.eigvalsh(cov)[0] < -1e-6 * cov.diagonal().abs().max():
             raise ValueError("its covariance has a negative eigenvalue")
         moments = Moments(n, mean, cov)
-    for name, ours in made_with.items():
-        theirs = note.pop(name, None)
-        if theirs != ours:
-            raise ValueError(f"{path} was made with another {name} ({theirs}, here {ours}): create it again")
+    for name, expected in made_with.items():
+        stored = note.pop(name, None)
+        if stored != expected:
+            raise ValueError(f"{path} was made with another {name} ({stored}, here {expected}): create it again")
     return Reference(moments, note)
 
 
@@ -179,16 +179,16 @@ def memory(data: DataModule, x: Tensor, held_out: str = "val") -> Memory:
 
     The ratio is None where nothing was held out.
     """
-    theirs = data.part(held_out)
-    new = next(data.batches(held_out, max(1, min(len(theirs), max(len(x), 100)))))["x"] if len(theirs) else None
-    ours = NearestNeighbours(x)
-    others = None if new is None else NearestNeighbours(new)
+    split = data.part(held_out)
+    new = next(data.batches(held_out, max(1, min(len(split), max(len(x), 100)))))["x"] if len(split) else None
+    of_samples = NearestNeighbours(x)
+    of_held_out = None if new is None else NearestNeighbours(new)
     for batch in data.batches("train", 4096):
-        ours.update(batch["x"])
-        if others is not None:
-            others.update(batch["x"])
+        of_samples.update(batch["x"])
+        if of_held_out is not None:
+            of_held_out.update(batch["x"])
     # One by one and back into order: __getitems__ of files may need rising numbers without repeats.
-    numbers, place = torch.unique(ours.best.place, return_inverse=True)
+    numbers, place = torch.unique(of_samples.best.place, return_inverse=True)
     examples = data.on_after_batch_transfer(data.part("train").__getitems__(numbers), 0)["x"][place]
-    ratio = None if others is None else memorisation(ours.best.distance, others.best.distance)
-    return Memory(ours.best, examples, ratio)
+    ratio = None if of_held_out is None else memorisation(of_samples.best.distance, of_held_out.best.distance)
+    return Memory(of_samples.best, examples, ratio)

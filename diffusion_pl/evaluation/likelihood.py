@@ -96,7 +96,7 @@ class LikelihoodRows(Rows):
     """Of each example −log p per dimension, once for each repeat, then the mean number of evaluations it took.
 
     Args:
-        rule: how log p is integrated.
+        likelihood: how log p is integrated.
         repeats: with other noise and probes each.
         dequantizations: noises for each example of quantized data, over which the density is averaged.
         seed: of noise and probes.
@@ -107,14 +107,14 @@ class LikelihoodRows(Rows):
         pipeline: Pipeline,
         data: DataModule,
         split: str,
-        rule: FlowLikelihood,
+        likelihood: FlowLikelihood,
         *,
         repeats: int = 1,
         dequantizations: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__(pipeline, data, split)
-        self.rule, self.repeats, self.dequantizations, self.seed = rule, repeats, dequantizations, seed
+        self.likelihood, self.repeats, self.dequantizations, self.seed = likelihood, repeats, dequantizations, seed
 
     def rows(self, block: Block) -> Tensor:
         numbers, x, cond = block
@@ -126,7 +126,7 @@ class LikelihoodRows(Rows):
             for k in range(self.dequantizations):
                 noise = SampleNoise(mix(self.seed, repeat, k), numbers)
                 point = x.double() if delta is None else dequantized(x, delta, noise)
-                density = self.rule(self.pipeline.guided, point, noise, **cond)
+                density = self.likelihood(self.pipeline.guided, point, noise, **cond)
                 densities.append(density.log_p.cpu())
                 nfe += density.nfe.cpu()
             log_p = torch.stack(densities).logsumexp(0) - math.log(self.dequantizations)
@@ -139,23 +139,23 @@ class BoundRows(Rows):
     """Of each example prior and decoder, then the terms of the diffusion, per dimension in the unit of the data.
 
     Args:
-        rule: the bound.
+        bound: the bound.
         seed: of its noise.
     """
 
     def __init__(
-        self, pipeline: Pipeline, data: DataModule, split: str, rule: ChainBound | ContinuousBound, seed: int = 0
+        self, pipeline: Pipeline, data: DataModule, split: str, bound: ChainBound | ContinuousBound, seed: int = 0
     ) -> None:
         super().__init__(pipeline, data, split)
-        self.rule, self.seed = rule, seed
+        self.bound, self.seed = bound, seed
 
     def rows(self, block: Block) -> Tensor:
         numbers, x, cond = block
         scale = 1 / math.prod(self.data.shape) / log_unit(self.data)
-        bound = self.rule(
+        parts = self.bound(
             self.pipeline.guided, x.double(), SampleNoise(mix(self.seed, 1), numbers), self.data.units.levels, **cond
         )
-        return torch.cat((bound.prior[:, None], bound.decoder[:, None], bound.terms.T), 1).double() * scale
+        return torch.cat((parts.prior[:, None], parts.decoder[:, None], parts.terms.T), 1).double() * scale
 
 
 def likelihood_result(

@@ -62,10 +62,10 @@ class Plan:
         """
         known = [*names_of(images), *OF_DATA]
         names = list(names_of(images)) if self.metrics is None else list(dict.fromkeys(self.metrics))
-        wrong = next((name for name in names if name not in known), None)
-        if wrong is not None or not names:
+        unknown = next((name for name in names if name not in known), None)
+        if unknown is not None or not names:
             kind = "images" if images else "points"
-            raise ValueError(f"there is no metric {wrong!r} of {kind}, only {', '.join(known)}")
+            raise ValueError(f"there is no metric {unknown!r} of {kind}, only {', '.join(known)}")
         of_samples = [name for name in names if name not in OF_DATA]
         if self.reference is not None and of_samples not in ([], ["fid"]):
             raise ValueError("reference holds moments only: --metrics fid (and nll, elbo); the others need the data")

@@ -8,13 +8,13 @@ from .results import Result
 
 def differences(a: Result, b: Result) -> list[str]:
     """Why two results cannot be compared, in words; empty if they can."""
-    found = [] if a.unit == b.unit else [f"unit: {a.unit} and {b.unit}"]
-    ours, theirs = _flat(a.protocol), _flat(b.protocol)
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            pair = (str(part.get(name, "not given")) for part in (ours, theirs))
-            found.append(f"{name}: {' and '.join(p if len(p) < 24 else p[:12] + '…' for p in pair)}")
-    return found
+    reasons = [] if a.unit == b.unit else [f"unit: {a.unit} and {b.unit}"]
+    first, second = _flat(a.protocol), _flat(b.protocol)
+    for name in sorted(first.keys() | second.keys()):
+        if first.get(name) != second.get(name):
+            pair = (str(part.get(name, "not given")) for part in (first, second))
+            reasons.append(f"{name}: {' and '.join(p if len(p) < 24 else p[:12] + '…' for p in pair)}")
+    return reasons
 
 
 def side_by_side(a: Result, b: Result) -> str:

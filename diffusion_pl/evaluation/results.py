@@ -20,7 +20,7 @@ class Result:
         values: of each repeat.
         unit: "bits/dim", "nats/dim", or "" of a plain number.
         protocol: all that must be equal for two results to be comparable: how many samples, features, data, bound.
-        model: what may differ between the models compared: checkpoint, weights, sampler, evaluations.
+        model: what may differ between the models compared: checkpoint, weights, sampler, NFE.
     """
 
     value: float
@@ -84,7 +84,7 @@ class SampleResult(Result):
     """A metric of samples.
 
     Attributes:
-        not_finite: how many samples were not finite, and were left out.
+        not_finite: how many samples were not finite, and were not counted.
     """
 
     not_finite: int = 0

@@ -65,8 +65,8 @@ class Results:
 
     def write(self, folder: Path) -> list[Path]:
         """Write evaluation.json and, if there is one, reference.npz; the files written."""
-        figures = {name: result.to_json() for name, result in self.metrics.items()}
-        write_json(folder / "evaluation.json", {"version": __version__, "figures": figures})
+        results = {name: result.to_json() for name, result in self.metrics.items()}
+        write_json(folder / "evaluation.json", {"version": __version__, "figures": results})
         if self.reference is None:
             return [folder / "evaluation.json"]
         write_reference(folder / "reference.npz", self.reference, dict(self.made_with))

@@ -23,21 +23,21 @@ def keeps_rows(names: Sequence[str]) -> bool:
 
 
 def scores(
-    names: Sequence[str], ours: FeatureStatistics, reference: FeatureStatistics | Moments, features: Features
+    names: Sequence[str], samples: FeatureStatistics, reference: FeatureStatistics | Moments, features: Features
 ) -> dict[str, dict[str, Any]]:
     """{metric: {"value", and what it depends on}} of samples; prc is two of them, precision and recall.
 
     Args:
         names: of the metrics.
-        ours: of the samples.
-        reference: of the data; moments are enough for fid alone.
+        samples: statistics of the samples.
+        reference: those of the data; moments are enough for fid alone.
         features: of which both are.
     """
     if isinstance(reference, Moments):
-        return {"fid": {"value": generation.fid(ours.compute(), reference)}}
+        return {"fid": {"value": generation.fid(samples.compute(), reference)}}
     if features.extractor is None:
-        return points.scores(names, ours.kept()[0], reference.kept()[0])
-    return generation.scores(names, ours, reference)
+        return points.scores(names, samples.kept()[0], reference.kept()[0])
+    return generation.scores(names, samples, reference)
 
 
 def sample_results(
@@ -63,9 +63,9 @@ def sample_results(
     notes: dict[str, dict[str, Any]] = {}
     bad = 0
     for some in rows:
-        ours = features.statistics(some, keeps_rows(names))
-        bad += int(ours.bad)
-        for name, score in scores(names, ours, reference, features).items():
+        samples = features.statistics(some, keeps_rows(names))
+        bad += int(samples.bad)
+        for name, score in scores(names, samples, reference, features).items():
             values.setdefault(name, []).append(score.pop("value"))
             notes[name] = {key: value for key, value in score.items() if not key.startswith("std")}
     return {

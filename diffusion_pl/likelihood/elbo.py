@@ -112,12 +112,12 @@ class ChainBound:
             denoiser: any.
             x_0: (B, *).
             noise: standard normal, shaped like its argument.
-            levels: of the data in [−1, 1], 256 for 8-bit pictures: the bound is on the probability of the levels;
+            levels: of the data in [−1, 1], 256 for 8-bit images: the bound is on the probability of the levels;
                 None: on the density.
             cond: handed to the denoiser.
 
         Raises:
-            ValueError: variance None of a network that tells none; data that are not on the levels.
+            ValueError: variance None of a network that predicts none; data that are not on the levels.
         """
         _check_levels(x_0, levels)
         steps, times = self._counts(denoiser.schedule)
@@ -159,7 +159,7 @@ class ChainBound:
         if self.variance is not None:
             return small ** (1 - self.variance) * large**self.variance
         if prediction.v is None:
-            raise ValueError("ChainBound: the network tells no variance. Fix: set variance to 0 (β̃) or 1 (β)")
+            raise ValueError("ChainBound: the network predicts no variance. Fix: set variance to 0 (β̃) or 1 (β)")
         return interpolate_variance(prediction.v, small, large)
 
 
@@ -270,7 +270,7 @@ def _check_times(times: int, steps: int) -> None:
 
 
 def _check_levels(x_0: Tensor, levels: int | None) -> None:
-    """Raise ValueError unless x_0 lies on the levels: the probability of a level it does not have means nothing."""
+    """Raise ValueError unless x_0 is on the levels: the probability of a level it does not have means nothing."""
     if levels is None:
         return
     if levels < 2:

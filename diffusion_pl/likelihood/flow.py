@@ -1,6 +1,6 @@
 """log p(x_0) of a model, by the change of variables along its probability-flow ODE.
 
-With φ = atan2(σ, α), r = √(α² + σ²) and u = x_t/r the flow of every process is the same,
+With φ = atan2(σ, α), r = √(α² + σ²) and u = x_t/r the flow of every schedule is the same,
 
     du/dφ = v̂ = cos φ ε̂ − sin φ x̂_0,        log p(x_0) = log p_T(u_T) + ∫ div_u v̂ dφ + log |du/dx_0|
 
@@ -141,7 +141,7 @@ class FlowLikelihood:
 
 
 def width(levels: int, value_range: tuple[float, float]) -> float:
-    """Δ, how far apart neighbouring levels lie in model units."""
+    """Δ, distance between neighbouring levels in model units."""
     return (value_range[1] - value_range[0]) / (levels - 1)
 
 

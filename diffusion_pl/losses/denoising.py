@@ -1,7 +1,7 @@
 """The training loss  E_{t, x_0, ε}  w(t) ‖x̂_0 − x_0‖² = w(t) c_out² ‖F − F*‖²,  taken in the network's output space.
 
-In that space the factor w c_out² is tame at small σ (it is 1 for the simple ε-loss), where w alone is huge and the
-error of x_0 tiny.
+In that space the factor w c_out² is of order one at small σ (it is 1 for the simple ε-loss), where w alone is huge and
+the error of x_0 tiny.
 
 Reference: Ho et al., arXiv 2006.11239, Eq. 14; Karras et al., arXiv 2206.00364, Eq. 8.
 """
@@ -25,11 +25,11 @@ class DenoisingLoss(Loss):
     """Weighted denoising loss.
 
     Args:
-        times: law of t.
+        times: distribution of t.
         weighting: w(t); None: no such loss, `variance` alone teaches mean and variance.
         coupling: pairs noise with examples; None: independently.
         times_per_sample: K, how many (t, ε) each example of a batch is shown with; the expected loss is the same for
-            any K.  Where examples are few or dear to load, it buys a larger batch.
+            any K.  Where examples are few or slow to load, it gives a larger batch.
         dropout: {condition: probability that an example's value is replaced by its null}, so that the network also
             learns the estimate without it, for classifier-free guidance (Ho & Salimans, arXiv 2207.12598: label 0.1 to
             0.2); each is drawn by itself.  None: no condition is dropped.

@@ -27,8 +27,8 @@ class VarianceBound(Recorded):
         steps: N of the chain; None: the schedule's, 1,000 where it has none.  The training times are to be those of its
             grid (GridTimes).
         weight: λ.
-        levels: of the data in [−1, 1], 256 for 8-bit pictures, whose last step is judged by the probability of their
-            level; None: by the density.
+        levels: of the data in [−1, 1], 256 for 8-bit images: the last step counts the probability of their level;
+            None: the density.
         mean: let the bound train the mean too: with weight 1 and no other loss, the objective L_vlb.
     """
 
@@ -53,7 +53,7 @@ class VarianceBound(Recorded):
             prediction: at x_t; its v is differentiated, and with `mean` its x_0.
         """
         if prediction.v is None:
-            raise ValueError("VarianceBound: the network tells no variance. Fix: set its learned_variance to true")
+            raise ValueError("VarianceBound: the network predicts no variance. Fix: set its learned_variance to true")
         steps = schedule.chain_steps(self.steps, "VarianceBound", default=1000)
         first = t * steps < 1.5
         # The first step has β̃ = 0; that of the second stands in for it (Nichol & Dhariwal's clipping).

@@ -1,6 +1,6 @@
-"""The law of the training times t.
+"""The distribution of the training times t.
 
-A law that is part of the objective comes with importance 1.  An importance sampler (`LikelihoodTimes`,
+A distribution that is part of the objective comes with importance 1.  An importance sampler (`LikelihoodTimes`,
 `LossSecondMoment`) changes where the estimate is taken but not what it estimates: importance = 1/p(t).
 
 Randomness comes from the `generator` argument; None means torch's global one.
@@ -33,7 +33,7 @@ class TimeSampler(Recorded, ABC):
         """n times: (n,) in float32."""
 
     def learn(self, t: Tensor, loss: Tensor) -> None:
-        """Told the losses of a training step, without importance: (B,) each.  Laws that adapt do so here."""
+        """Gets the losses of a training step, without importance: (B,) each.  Adaptive distributions update here."""
 
     def __call__(self, schedule: Schedule, x_0: Tensor, generator: torch.Generator | None = None) -> Times:
         """Times for x_0: (B, *), of shape (B, 1, …, 1)."""
@@ -57,7 +57,7 @@ class UniformTimes(TimeSampler):
 
 
 class StratifiedTimes(TimeSampler):
-    """One t in each of B equal slices of (t_min, 1): uniform in law, with a lower variance of the batch's mean.
+    """One t in each of B equal slices of (t_min, 1): uniformly distributed, with a lower variance of the batch's mean.
 
     Reference: Kingma et al., arXiv 2107.00630, App. I.1 (one offset for the batch).
 
@@ -137,7 +137,7 @@ class LikelihoodTimes(TimeSampler):
 
     The estimate is that of t ~ U(t_min, 1) with its variance much reduced, since E[‖ε̂ − ε‖²] varies little with t.
 
-    Reference: Song et al., arXiv 2101.09258, Sec. 4.2 (VP in closed form; through λ, any process).
+    Reference: Song et al., arXiv 2101.09258, Sec. 4.2 (VP in closed form; through λ, any schedule).
 
     Args:
         t_min: keeps σ away from 0.
@@ -155,12 +155,12 @@ class LikelihoodTimes(TimeSampler):
         high, low = ends.tolist()
         u = torch.rand(n, device=device, generator=generator)
         t = schedule.time(high + (low - high) * u).clamp(min=self.t_min)
-        # 1/p(t) over (t_min, 1), scaled by the interval's length as a uniform law's would be.
+        # 1/p(t) over (t_min, 1), scaled by the interval's length as a uniform distribution's would be.
         return Times(t, (high - low) / -schedule(t).d_logsnr / (1 - self.t_min))
 
 
 class LossSecondMoment(TimeSampler, nn.Module):
-    """Importance sampling on the grid i/N with p_i ∝ √E[L_i²], mixed with a little of the uniform law.
+    """Importance sampling on the grid i/N with p_i ∝ √E[L_i²], mixed with a little of the uniform one.
 
     E[L_i²] is the mean over the last `history` losses at i, of all processes; until every i has as many, t is uniform.
     The history is in the checkpoint.
@@ -170,7 +170,7 @@ class LossSecondMoment(TimeSampler, nn.Module):
     Args:
         steps: N.
         history: losses remembered of each i.
-        uniform: share of the uniform law.
+        uniform: share of the uniform distribution.
     """
 
     history: Tensor

@@ -1,6 +1,6 @@
 """Loss weightings: every loss is  E w(t) ‖x̂_0 − x_0‖²,  whatever the network predicts.
 
-An error of ε is −α/σ times an error of x_0, so ε-losses carry SNR = α²/σ², v-losses of a variance-preserving process
+An error of ε is −α/σ times an error of x_0, so ε-losses carry SNR = α²/σ², v-losses of a variance-preserving schedule
 SNR + 1, EDM's unit-variance loss SNR + 1/σ_d².
 
 Reference: Salimans & Ho, arXiv 2202.00512, Sec. 4; Kingma & Gao, arXiv 2303.00848 (all of these as one family).
@@ -24,7 +24,7 @@ class Weighting(Recorded, ABC):
         """w, shaped like t.
 
         Args:
-            schedule: the forward process.
+            schedule: the noise schedule.
             t: any shape.
             kernel: the schedule's at t.
             c_out: the parameterization's at t, of the network's output.
@@ -34,8 +34,8 @@ class Weighting(Recorded, ABC):
 class Plain(Weighting):
     """w = 1/c_out²: the unweighted squared error ‖F − F*‖² of the network's output.
 
-    For Epsilon it is DDPM's simple loss, SNR; for V of a variance-preserving process SNR + 1; for EDM SNR + 1/σ_d²; for
-    Velocity flow matching's.
+    For Epsilon it is DDPM's simple loss, SNR; for V of a variance-preserving schedule SNR + 1; for EDM SNR + 1/σ_d²;
+    for Velocity flow matching's.
 
     Reference: Karras et al., arXiv 2206.00364, Table 1: λ(σ) = 1/c_out²; Ho et al., arXiv 2006.11239, Eq. 14.
     """
@@ -45,7 +45,7 @@ class Plain(Weighting):
 
 
 class SNR(Weighting):
-    """w = SNR + plus: DDPM's simple loss (0), the v loss of a variance-preserving process (1).
+    """w = SNR + plus: DDPM's simple loss (0), the v loss of a variance-preserving schedule (1).
 
     Reference: Ho et al., arXiv 2006.11239, Eq. 14; Salimans & Ho, arXiv 2202.00512, Sec. 4.
 

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 class BinnedMean(Metric):
     """Mean of values in `bins` equal bins of positions in [0, 1].
 
-    Sums over all processes before dividing, so that it does not matter how the data were dealt out.
+    Sums over all processes before dividing, so that it does not matter how the data were distributed to them.
 
     Args:
         bins: number of bins.
@@ -27,7 +27,7 @@ class BinnedMean(Metric):
         self.add_state("counts", torch.zeros(bins), dist_reduce_fx="sum")
 
     def update(self, values: Tensor, positions: Tensor) -> None:
-        """Add values: (B,) found at positions: (B,) in [0, 1]."""
+        """Add values: (B,) at positions: (B,) in [0, 1]."""
         index = (positions * self.bins).long().clamp(0, self.bins - 1)
         self.sums.index_add_(0, index, values.to(self.sums.dtype))
         self.counts.index_add_(0, index, torch.ones_like(index, dtype=self.counts.dtype))

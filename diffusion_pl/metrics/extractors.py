@@ -1,7 +1,7 @@
-"""Networks whose features stand for a picture: any module from uint8 pictures to rows of numbers.
+"""Networks whose features represent an image: any module from uint8 images to rows of numbers.
 
 An extractor maps (B, C, H, W), uint8, to features (B, F), or to (features, logits (B, K)) if it can also classify, as
-the Inception Score needs.  Its attribute `resize`, if it has one, says in words how it brings pictures to its size.
+the Inception Score needs.  Its attribute `resize`, if it has one, says in words how it resizes images.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights
 class InceptionV3(nn.Module):
     """The Inception network of published FID, IS and KID: 2,048 features and 1,008 logits without bias.
 
-    Pictures of one channel are shown in grey.
+    Images of one channel are shown in grey.
 
     Reference: Heusel et al., arXiv 1706.08500; the network is torch-fidelity's, equal to the TensorFlow original.
 
@@ -48,18 +48,16 @@ class InceptionV3(nn.Module):
             first = " ".join(str(error).split())[:200]
             raise ValueError(f"{weights} holds weights of another network than torch-fidelity's: {first}") from error
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        channels = pictures.shape[1]
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        channels = images.shape[1]
         if channels not in (1, 3):
-            raise ValueError(
-                f"InceptionV3 sees 1 or 3 channels, these pictures have {channels}: give another extractor"
-            )
-        features, logits = self.network(pictures.expand(-1, 3, -1, -1))
+            raise ValueError(f"InceptionV3 sees 1 or 3 channels, these images have {channels}: give another extractor")
+        features, logits = self.network(images.expand(-1, 3, -1, -1))
         return features, logits
 
 
 class DigitsClassifier(nn.Module):
-    """A small network that tells scikit-learn's digits apart: 64 features and 10 logits, for runs on a laptop."""
+    """A small network that classifies scikit-learn's digits: 64 features and 10 logits, for runs on a laptop."""
 
     resize = "none"
 
@@ -87,17 +85,15 @@ class DigitsClassifier(nn.Module):
         self.load_state_dict(named)
         self.eval().requires_grad_(False)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        if pictures.shape[1:] != (1, 8, 8):
-            raise ValueError(
-                f"DigitsClassifier sees pictures of 1 x 8 x 8, not {'x'.join(map(str, pictures.shape[1:]))}"
-            )
-        found = self.features((pictures.float() * (16 / 255)).round() / 8 - 1)
-        return found, self.logits(torch.relu(found))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if images.shape[1:] != (1, 8, 8):
+            raise ValueError(f"DigitsClassifier sees images of 1 x 8 x 8, not {'x'.join(map(str, images.shape[1:]))}")
+        features = self.features((images.float() * (16 / 255)).round() / 8 - 1)
+        return features, self.logits(torch.relu(features))
 
 
 def identity(extractor: nn.Module) -> dict[str, Any]:
-    """What a figure must say of its extractor: class, SHA-256 of all its weights, and how it resizes."""
+    """What a result must say of its extractor: class, SHA-256 of all its weights, and how it resizes."""
     digest = hashlib.sha256()
     for name, value in sorted(extractor.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -107,20 +103,20 @@ def identity(extractor: nn.Module) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def extract(extractor: nn.Module, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Features (B, F) and logits (B, K) or None of pictures (B, C, H, W), float32, on the CPU.
+def extract(extractor: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Features (B, F) and logits (B, K) or None of images (B, C, H, W), float32, on the CPU.
 
     Raises:
-        ValueError: the pictures are not uint8, or the extractor does not give one row of features for each.
+        ValueError: the images are not uint8, or the extractor does not give one row of features for each.
     """
-    if pictures.dtype != torch.uint8:
-        raise ValueError(f"features are taken of uint8 pictures in 0 … 255, got {pictures.dtype}")
+    if images.dtype != torch.uint8:
+        raise ValueError(f"features are taken of uint8 images in 0 … 255, got {images.dtype}")
     place = next(extractor.parameters(), torch.empty(0)).device
-    found = extractor(pictures.to(place))
-    features, logits = found if isinstance(found, tuple) else (found, None)
-    if features.ndim != 2 or len(features) != len(pictures):
+    output = extractor(images.to(place))
+    features, logits = output if isinstance(output, tuple) else (output, None)
+    if features.ndim != 2 or len(features) != len(images):
         raise ValueError(
-            f"{type(extractor).__name__} makes features of shape {tuple(features.shape)} of {len(pictures)} pictures; "
+            f"{type(extractor).__name__} makes features of shape {tuple(features.shape)} of {len(images)} images; "
             "they must be (B, F)"
         )
     return features.float().cpu(), None if logits is None else logits.float().cpu()
@@ -129,7 +125,7 @@ def extract(extractor: nn.Module, pictures: Tensor) -> tuple[Tensor, Tensor | No
 def _check(path: Path) -> None:
     """Raise ValueError unless the file holds tensors only; torch-fidelity itself would execute a pickle."""
     if not path.is_file():
-        raise ValueError(f"extractor.weights: there is no file {path}; it is to be had from {URL}")
+        raise ValueError(f"extractor.weights: there is no file {path}; it can be downloaded from {URL}")
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage makes torch raise nearly anything

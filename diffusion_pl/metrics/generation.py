@@ -46,7 +46,7 @@ class FeatureStatistics(Metric):
             self.add_state("rows", [], dist_reduce_fx="cat")
 
     def update(self, features: Tensor, index: Tensor, logits: Tensor | None = None) -> None:
-        """Add features: (B, F) of examples number index: (B,); what is not finite is counted and left out."""
+        """Add features: (B, F) of examples number index: (B,); what is not finite is counted but not added."""
         good = features.isfinite().all(1)
         self.bad += (~good).sum()
         features, index = features[good], index[good]
@@ -75,14 +75,14 @@ class FeatureStatistics(Metric):
         return rows[:, : self.dim], rows[:, self.dim :]
 
 
-def fid(ours: Moments, reference: Moments) -> float:
+def fid(samples: Moments, reference: Moments) -> float:
     """Fréchet distance of two Gaussians, |μ₁ − μ₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½).
 
     Reference: Heusel et al., arXiv 1706.08500, Eq. 6.
     """
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-    both = ({"mu": m.mean.numpy(), "sigma": m.cov.numpy()} for m in (ours, reference))
+    both = ({"mu": m.mean.numpy(), "sigma": m.cov.numpy()} for m in (samples, reference))
     return float(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
 
 
@@ -93,24 +93,24 @@ def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
     """
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-    found = isc_features_to_metric(logits, splits)
-    return found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD]
+    scores = isc_features_to_metric(logits, splits)
+    return scores[KEY_METRIC_ISC_MEAN], scores[KEY_METRIC_ISC_STD]
 
 
-def kid(ours: Tensor, reference: Tensor, subsets: int = 100, size: int = 1000) -> tuple[float, float]:
+def kid(samples: Tensor, reference: Tensor, subsets: int = 100, size: int = 1000) -> tuple[float, float]:
     """Squared MMD under (xᵀy/F + 1)³, unbiased: mean and standard deviation over random subsets.
 
     Reference: Bińkowski et al., arXiv 1801.01401, Sec. 4.
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-    found = kid_features_to_metric(ours, reference, kid_subsets=subsets, kid_subset_size=size, verbose=False)
-    return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
+    scores = kid_features_to_metric(samples, reference, kid_subsets=subsets, kid_subset_size=size, verbose=False)
+    return scores[KEY_METRIC_KID_MEAN], scores[KEY_METRIC_KID_STD]
 
 
 def scores(
     names: Sequence[str],
-    ours: FeatureStatistics,
+    samples: FeatureStatistics,
     reference: FeatureStatistics,
 ) -> dict[str, dict[str, Any]]:
     """{metric: {"value", and what it depends on}} of the named metrics.
@@ -121,38 +121,38 @@ def scores(
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     check_names(names)
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     if "fid" in names:
-        found["fid"] = {"value": fid(ours.compute(), reference.compute())}
+        results["fid"] = {"value": fid(samples.compute(), reference.compute())}
     if set(names) == {"fid"}:
-        return found
-    (x, logits), (y, _) = ours.kept(), reference.kept()
+        return results
+    (x, logits), (y, _) = samples.kept(), reference.kept()
     if "is" in names:
         if not logits.shape[1]:
             raise ValueError("is needs an extractor that also gives logits, this one gives features only")
         splits = min(10, len(x))
         value, std = inception_score(logits, splits)
-        found["is"] = {"value": value, "std_over_splits": std, "splits": splits}
+        results["is"] = {"value": value, "std_over_splits": std, "splits": splits}
     if "kid" in names:
         size = min(1000, len(x), len(y))
         value, std = kid(x, y, size=size)
-        found["kid"] = {"value": value, "std_over_subsets": std, "subsets": 100, "subset_size": size}
+        results["kid"] = {"value": value, "std_over_subsets": std, "subsets": 100, "subset_size": size}
     if "prc" in names:
         pair = prc_features_to_metric(x, y, prc_neighborhood=3, prc_batch_size=10_000, verbose=False)
-        found["precision"] = {"value": pair[KEY_METRIC_PRECISION], "neighbours": 3}
-        found["recall"] = {"value": pair[KEY_METRIC_RECALL], "neighbours": 3}
-    return found
+        results["precision"] = {"value": pair[KEY_METRIC_PRECISION], "neighbours": 3}
+        results["recall"] = {"value": pair[KEY_METRIC_RECALL], "neighbours": 3}
+    return results
 
 
 def check_names(names: Sequence[str]) -> None:
     """Raise ValueError for a name that is no metric of this module."""
-    wrong = next((name for name in names if name not in NAMES), None)
-    if wrong is not None or not names:
-        raise ValueError(f"there is no metric {wrong!r} of pictures, only {', '.join(NAMES)}")
+    unknown = next((name for name in names if name not in NAMES), None)
+    if unknown is not None or not names:
+        raise ValueError(f"there is no metric {unknown!r} of images, only {', '.join(NAMES)}")
 
 
 def enough(n: int, dim: int) -> str | None:
-    """A warning if n rows are too few for an honest Fréchet distance in `dim` dimensions, else None."""
+    """A warning if n rows are too few for a reliable Fréchet distance in `dim` dimensions, else None."""
     if n > dim:
         return None
     return (

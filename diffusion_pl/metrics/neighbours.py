@@ -1,4 +1,4 @@
-"""How near generated examples lie to those that a model has seen: memorisation."""
+"""How near generated examples are to those that a model has seen: memorisation."""
 
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ class NearestNeighbours:
 def memorisation(samples: Tensor, held_out: Tensor) -> float:
     """Median of the distances (N,) of samples to their nearest seen example ÷ that of held-out examples, (M,).
 
-    Near 1: samples lie as far from what was seen as new data do; near 0: they are copies.  The nearest-neighbour test
+    Near 1: samples are as far from what was seen as new data are; near 0: they are copies.  The nearest-neighbour test
     of Meehan et al., arXiv 2004.05675, reduced to a ratio.
     """
     if not len(samples) or not len(held_out):

@@ -1,4 +1,4 @@
-"""How far two sets of points lie apart: energy distance, MMD, precision and recall by neighbours.
+"""How far two sets of points are apart: energy distance, MMD, precision and recall by neighbours.
 
 Sums over pairs are taken in pieces, so memory stays bounded; x: (N, *) and y: (M, *) may differ in number.
 """
@@ -40,7 +40,7 @@ def mmd(x: Tensor, y: Tensor, bandwidths: tuple[float, ...] = (0.25, 0.5, 1.0, 2
     """
     a, b = _checked(x), _checked(y)
     if min(len(a), len(b)) < 2:
-        raise ValueError("mmd needs two points or more on either side")
+        raise ValueError("mmd needs two points or more in each set")
     some = b[:: -(-len(b) // 1000)]
     median = torch.pdist(some).median() if len(some) > 1 else torch.tensor(1.0)
     scales = [float(h * median) or 1.0 for h in bandwidths]
@@ -66,18 +66,18 @@ def precision_recall(x: Tensor, y: Tensor, neighbours: int = 3) -> tuple[float, 
 
 def scores(names: Sequence[str], x: Tensor, y: Tensor) -> dict[str, dict[str, Any]]:
     """{metric: {"value", and what it depends on}} of the named metrics of x: (N, *) against y: (M, *)."""
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     if "energy" in names:
-        found["energy"] = {"value": energy_distance(x, y)}
+        results["energy"] = {"value": energy_distance(x, y)}
     if "mmd" in names:
-        found["mmd"] = {"value": mmd(x, y)}
+        results["mmd"] = {"value": mmd(x, y)}
     if "sliced" in names:
-        found["sliced"] = {"value": SlicedWasserstein(y)(x)}
+        results["sliced"] = {"value": SlicedWasserstein(y)(x)}
     if "prc" in names:
         precision, recall = precision_recall(x, y)
-        found["precision"] = {"value": precision, "neighbours": 3}
-        found["recall"] = {"value": recall, "neighbours": 3}
-    return found
+        results["precision"] = {"value": precision, "neighbours": 3}
+        results["recall"] = {"value": recall, "neighbours": 3}
+    return results
 
 
 def _reach(p: Tensor, neighbours: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sliced Wasserstein distance: how far two sets lie apart, seen along many directions."""
+"""Sliced Wasserstein distance: how far two sets are apart along many directions."""
 
 import torch
 from torch import Tensor
@@ -29,13 +29,13 @@ class SlicedWasserstein:
 
     def __call__(self, x: Tensor) -> float:
         """Distance of x: (M, *) to the reference; M and N may differ."""
-        ours = (x.flatten(1).double().cpu() @ self.axes).sort(0).values
-        if not ours.isfinite().all():
+        projected = (x.flatten(1).double().cpu() @ self.axes).sort(0).values
+        if not projected.isfinite().all():
             return float("inf")
-        n, m = len(self.sorted), len(ours)
+        n, m = len(self.sorted), len(projected)
         # Both quantile functions are steps: they are compared on the common refinement of their steps.
         ends = torch.cat([torch.arange(1, n + 1) / n, torch.arange(1, m + 1) / m]).double().sort().values
         weights = torch.diff(ends, prepend=ends.new_zeros(1))
         middle = ends - weights / 2
-        theirs, mine = (v[(middle * len(v)).long().clamp(max=len(v) - 1)] for v in (self.sorted, ours))
-        return float((weights[:, None] * (theirs - mine).square()).sum(0).mean().sqrt())
+        reference, samples = (v[(middle * len(v)).long().clamp(max=len(v) - 1)] for v in (self.sorted, projected))
+        return float((weights[:, None] * (reference - samples).square()).sum(0).mean().sqrt())

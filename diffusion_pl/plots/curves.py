@@ -32,7 +32,7 @@ def schedule_panel(t: Array, alpha: Array, sigma: Array, logsnr: Array, title: s
 
 
 def sweep_panel(rows: Sequence[Mapping[str, str | int | float]], title: str = "") -> "Figure":
-    """Distance to the data and error of the solution against evaluations, a line for each sampler, log-log.
+    """Distance to the data and error of the solution against NFE, a line for each sampler, log-log.
 
     Args:
         rows: {"sampler", "nfe", "distance", "error"} each.
@@ -40,12 +40,12 @@ def sweep_panel(rows: Sequence[Mapping[str, str | int | float]], title: str = ""
     """
     figure, axes = new_figure(1, 2, WIDTH, 4.6, title)
     names = list(dict.fromkeys(str(row["sampler"]) for row in rows))
-    for ax, key, told in zip(
+    for ax, key, text in zip(
         axes[0], ("distance", "error"), ("distance to the data", "error of the solution"), strict=True
     ):
         for k, name in enumerate(names):
-            mine = sorted((float(row["nfe"]), float(row[key])) for row in rows if row["sampler"] == name)
-            x, y = zip(*mine, strict=True)
+            pairs = sorted((float(row["nfe"]), float(row[key])) for row in rows if row["sampler"] == name)
+            x, y = zip(*pairs, strict=True)
             ax.plot(x, y, marker="osD^vP*X"[k % 8], markersize=5, linewidth=1.8, color=f"C{k % 10}", label=name)
         ax.set_xscale("log")
         if any(float(row[key]) > 0 for row in rows):  # else all solutions are exact, or there are no data
@@ -55,6 +55,6 @@ def sweep_panel(rows: Sequence[Mapping[str, str | int | float]], title: str = ""
         ax.minorticks_off()
         plain_axes(ax)
         ax.set_xlabel("evaluations of the network (NFE)", color=INK)
-        headline(ax, told)
+        headline(ax, text)
     axes[0, 1].legend(frameon=False, labelcolor=INK, fontsize=8)
     return figure

@@ -1,4 +1,4 @@
-"""Figures of points, their processes, fields and paths.  Panels of one figure share their limits, at one scale."""
+"""Figures of points, their forward process, fields and paths.  Panels of one figure share limits and scale."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 
 def samples_panel(data: Array, samples: Array, title: str = "") -> "Figure":
-    """The data beside the samples, in the frame of the data; what lies outside is counted.
+    """The data beside the samples, in the frame of the data; what is outside is counted.
 
     Of points in more than two dimensions the first two are drawn, and the axes say so; numbers become histograms.
 
     Args:
-        data: (N, D); N may be 0 if the data are not at hand.
+        data: (N, D); N may be 0 if there are no data.
         samples: (M, D), in the same units.
         title: Headline of the figure.
     """

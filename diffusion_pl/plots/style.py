@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Limits = tuple[tuple[float, float], tuple[float, float]]
 
-# Blue and vermilion of Okabe & Ito, which every kind of colour vision tells apart.
+# Blue and vermilion of Okabe & Ito, which every kind of colour vision can distinguish.
 SAMPLES = "#0072b2"
 ACCENT = "#d55e00"
 DATA = "#8a949e"

@@ -38,5 +38,5 @@ class Ancestral(Sampler):
             std = torch.sqrt(small ** (1 - self.variance) * large**self.variance)
             return combine(*mean, (std, run.noise(x_t))), None
         if prediction.v is None:
-            raise ValueError("Ancestral: the network tells no variance. Fix: set variance to 0 (β̃) or 1 (β)")
+            raise ValueError("Ancestral: the network predicts no variance. Fix: set variance to 0 (β̃) or 1 (β)")
         return combine(*mean) + torch.sqrt(interpolate_variance(prediction.v, small, large)) * run.noise(x_t), None

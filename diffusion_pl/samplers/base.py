@@ -34,7 +34,7 @@ class Path(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """x_0: (B, *); nfe: evaluations of the denoiser that each sample took; path: None unless asked for."""
+    """x_0: (B, *); nfe: evaluations of the denoiser that each sample took; path: None unless requested."""
 
     x_0: Tensor
     nfe: int
@@ -42,7 +42,7 @@ class Samples(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What multistep rules keep of an evaluation: x̂_0 or ε̂, (B, *), and half = ½λ = log(α/σ) there, ()."""
+    """What multistep samplers keep of an evaluation: x̂_0 or ε̂, (B, *), and half = ½λ = log(α/σ) there, ()."""
 
     value: Tensor
     half: Tensor
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def schedule(self) -> Schedule:
-        """The forward process."""
+        """The noise schedule."""
         return self._denoiser.schedule
 
     def kernel(self, t: Tensor) -> Kernel:
@@ -101,12 +101,12 @@ class Sampler(Recorded, ABC):
         grid: where the samples stop on their way.
     """
 
-    #: Order of convergence in the step size: of the solution for deterministic rules, of mean and covariance otherwise.
-    #: Multistep rules have it after a start in short steps.  0: the error does not depend on the grid.
+    #: Order of convergence in the step size: of the solution for deterministic samplers, of mean and covariance for
+    #: others.  Multistep samplers have it after a start in short steps.  0: the error does not depend on the grid.
     order: int
     #: Evaluations of the denoiser in one step from one grid time to the next; one more follows the last.
     evaluations: int = 1
-    #: Time of the samples: 0 is the denoised x̂_0; at a later time one more step of the rule leads there.
+    #: Time of the samples: 0 is the denoised x̂_0; at a later time one more step of the sampler leads there.
     end: float = 0.0
 
     def __init__(self, grid: Grid) -> None:
@@ -176,9 +176,9 @@ class Sampler(Recorded, ABC):
 
     @torch.no_grad()
     def encode(self, denoiser: Denoiser, x_0: Tensor, **cond: Tensor) -> Tensor:
-        """The x_T: (B, *) whose sample is x_0: (B, *), by the same rule taken from data to noise.
+        """The x_T: (B, *) whose sample is x_0: (B, *), by the same sampler taken from data to noise.
 
-        The error is of the sampler's order in the step size, since the rule backwards is not its exact inverse.
+        The error is of the sampler's order in the step size, since the backward steps are not the exact inverse.
 
         Raises:
             ValueError: the sampler draws noise.

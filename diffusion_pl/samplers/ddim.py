@@ -1,4 +1,4 @@
-"""DDIM: x̂_0 noised again to the next level, partly with the noise just found, partly with fresh noise."""
+"""DDIM: x̂_0 noised again to the next level, partly with the noise just estimated, partly with fresh noise."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from .grids import Grid
 class DDIM(Sampler):
     """x_s = α_s x̂_0 + √(σ_s² − η²β̃) ε̂ + η√β̃ ε.
 
-    η = 1 is `Ancestral(variance=0)`; η = 0 is Euler's rule for the probability-flow ODE dx = x̂_0 dα + ε̂ dσ.
+    η = 1 is `Ancestral(variance=0)`; η = 0 is Euler's method for the probability-flow ODE dx = x̂_0 dα + ε̂ dσ.
 
     Reference: Song et al., "Denoising diffusion implicit models", arXiv 2010.02502, Eq. 12 and 16.
 
@@ -36,7 +36,7 @@ class DDIM(Sampler):
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
         at_s = run.kernel(s)
         x_0, eps, _ = run.denoise(x_t, t)
-        if self.eta == 0:  # no noise is drawn: the rule is deterministic
+        if self.eta == 0:  # no noise is drawn: the sampler is deterministic
             return combine((at_s.alpha, x_0), (at_s.sigma, eps)), None
         var = self.eta**2 * posterior(at_s, run.kernel(t)).var
         kept = torch.sqrt(at_s.sigma.square() - var)

@@ -62,6 +62,6 @@ def adams(nodes: Tensor, start: Tensor, end: Tensor) -> Tensor:
 def _legendre() -> tuple[Tensor, Tensor]:
     """Nodes and weights of Gauss and Legendre on [−1, 1], by Golub and Welsch's eigenvalues."""
     k = torch.arange(1, 24, dtype=torch.float64)
-    side = torch.diag(k / torch.sqrt(4 * k**2 - 1), 1)
-    points, vectors = torch.linalg.eigh(side + side.T)
+    off_diagonal = torch.diag(k / torch.sqrt(4 * k**2 - 1), 1)
+    points, vectors = torch.linalg.eigh(off_diagonal + off_diagonal.T)
     return points, 2 * vectors[0].square()

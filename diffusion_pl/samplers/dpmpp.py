@@ -1,6 +1,6 @@
 """DPM-Solver++: the exact solution in λ, with x̂_0 expanded in λ around each step, from earlier or inner evaluations.
 
-With l = ½λ = log(α/σ), h = l_s − l_t and x̂_0 as a function of l along the path, the process of noise η has
+With l = ½λ = log(α/σ), h = l_s − l_t and x̂_0 as a function of l along the path, the reverse process of noise η has
 
     x_s = σ_s/σ_t e^{−η²h} x_t + α_s ∫_0^h k e^{−k(h−u)} x̂_0(l_t + u) du + σ_s √(1 − e^{−2η²h}) ε,     k = 1 + η²
 

@@ -36,7 +36,7 @@ class Grid(Recorded, ABC):
         t = self.times(schedule)
         if not (bool((t[1:] < t[:-1]).all()) and t[-1] >= 0 and t[0] <= 1):
             raise ValueError(f"{type(self).__name__}: times must fall strictly within [0, 1], got {t.tolist()}")
-        if t[-1] == 0 and not schedule(t[-1]).sigma > 0:  # EDM's process has σ(0) = σ_min, most have none
+        if t[-1] == 0 and not schedule(t[-1]).sigma > 0:  # EDM's schedule has σ(0) = σ_min, most have none
             raise ValueError(f"{type(self).__name__}: σ must be positive at the last time, got t=0 with σ=0")
         return t
 
@@ -47,7 +47,7 @@ class UniformGrid(Grid):
     Args:
         steps: N, the number of network evaluations of a first-order sampler.
         t_max: first time.
-        t_min: last time; 0 for processes with σ(0) > 0; None: t_max/N, also with another number of points.
+        t_min: last time; 0 for schedules with σ(0) > 0; None: t_max/N, also with another number of points.
     """
 
     def __init__(self, steps: int, t_max: float = 1.0, t_min: float | None = None) -> None:
@@ -64,14 +64,14 @@ class UniformGrid(Grid):
 
 
 def few_steps(grid: Grid, schedule: Schedule, steps: int, evaluations: int) -> UniformGrid:
-    """The grid that suits any process and sampler when steps are few.
+    """The grid that suits any schedule and sampler when steps are few.
 
     Every evaluation, the last denoising included, has an equal share of t: t_n = t_1/(1 + (n − 1) evaluations), that is
     i/n for one evaluation a step ("trailing").  benchmarks/RESULTS.md compares it with equal steps in λ and in σ^{1/7}.
 
     Args:
         grid: its first time is kept, but where λ = −∞, with which multistep samplers can do little: there 0.999 of it.
-        schedule: of the process.
+        schedule: of the denoiser.
         steps: n, number of grid points.
         evaluations: of the sampler in one step.
     """
@@ -93,7 +93,7 @@ class LogSNRGrid(Grid):
 
     Args:
         steps: N.
-        t_max: first time.  Processes with α(1) = 0 need t_max < 1, since λ(1) = −∞.
+        t_max: first time.  Schedules with α(1) = 0 need t_max < 1, since λ(1) = −∞.
         t_min: last time.
     """
 

@@ -1,4 +1,4 @@
-"""Heun's second-order rule on the probability-flow ODE, with EDM's stochastic churn."""
+"""Heun's second-order method on the probability-flow ODE, with EDM's stochastic churn."""
 
 import math
 
@@ -12,7 +12,7 @@ from .grids import Grid
 
 
 class Heun(Sampler):
-    """Trapezoidal rule for dx = x̂_0 dα + ε̂ dσ after an Euler (DDIM) step:  on EDM's process, Algorithm 2.
+    """Trapezoidal rule for dx = x̂_0 dα + ε̂ dσ after an Euler (DDIM) step:  on EDM's schedule, Algorithm 2.
 
     Churn first noises x_t from σ̃ = σ/α up to σ̃(1 + γ), γ = min(churn/N, √2 − 1), within [churn_min, churn_max],
     and never beyond t = 1.  N points take 2N − 1 evaluations.

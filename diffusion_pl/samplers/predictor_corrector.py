@@ -2,7 +2,7 @@
 
     x ← x + δ ∇log p_s(x) + √(2δ) ε,     ∇log p_s(x) = −ε̂/σ_s
 
-leaves p_s as it is in the limit of small δ, and so takes back what the predictor's step did wrong.
+leaves p_s as it is in the limit of small δ, and so takes back the error of the predictor's step.
 
 Reference: Song et al., arXiv 2011.13456, Alg. 2–5.
 """
@@ -25,7 +25,7 @@ class Corrector(Recorded, ABC):
     """Subclasses define `size`.
 
     Args:
-        snr: r, ratio of the step's signal to its noise; 0.16 is usual for pictures.
+        snr: r, ratio of the step's signal to its noise; 0.16 is usual for images.
         steps: how many at each time.
     """
 
@@ -69,7 +69,7 @@ class AnnealedLangevin(Corrector):
 class PredictorCorrector(Sampler):
     """One step of the predictor, then those of the corrector.
 
-    α²_ts of the step stands for the published 1 − β_i, and is defined for every process, sub-VP too.
+    α²_ts of the step replaces the published 1 − β_i, and is defined for every schedule, sub-VP too.
 
     Args:
         grid: many points.

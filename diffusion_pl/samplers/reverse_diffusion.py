@@ -14,7 +14,7 @@ class ReverseDiffusion(Sampler):
     Reference: Song et al., arXiv 2011.13456, App. E, Eq. 46; their discretized drift and noise are α_ts x − x and σ_ts.
 
     Args:
-        grid: many points; α > 0 at the first of them unless the process is variance-preserving.
+        grid: many points; α > 0 at the first of them unless the schedule is variance-preserving.
     """
 
     order = 1

@@ -1,4 +1,4 @@
-"""Forward processes: one function t ↦ (α, σ, α', σ') each."""
+"""Noise schedules: one function t ↦ (α, σ, α', σ') each."""
 
 from .base import Kernel, Schedule
 from .cosine import Cosine

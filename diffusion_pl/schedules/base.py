@@ -54,7 +54,7 @@ class Kernel(NamedTuple):
 
 
 class Schedule(Recorded, nn.Module, ABC):
-    """A forward process.  Subclasses define `forward`; a closed form of `time` is welcome."""
+    """A noise schedule: the forward process.  Subclasses define `forward`; a closed form of `time` is welcome."""
 
     #: N of a chain on the grid t = i/N, from which grids, times, weightings and noise inputs take it; None: continuous.
     steps: int | None = None
@@ -81,7 +81,7 @@ class Schedule(Recorded, nn.Module, ABC):
 
         Args:
             steps: as given to the owner; None: not given.
-            owner: class that asks, for the message.
+            owner: class that needs it, for the message.
             name: its option, for the message.
             default: where neither is there; None: that is an error.
 
@@ -98,7 +98,7 @@ class Schedule(Recorded, nn.Module, ABC):
     def prior_std(self, t: float = 1.0) -> float:
         """Standard deviation of the noise that sampling starts from at t: that of unit-variance data there, √(α² + σ²).
 
-        Exactly 1 for variance-preserving processes, σ_max (to 1e-4) for the exploding ones.
+        Exactly 1 for variance-preserving schedules, σ_max (to 1e-4) for the exploding ones.
         """
         start = self(torch.tensor(t, dtype=torch.float64))
         return float((start.alpha.square() + start.sigma.square()).sqrt())

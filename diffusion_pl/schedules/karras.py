@@ -1,4 +1,4 @@
-"""Karras: EDM's process,  α = 1,  σ(t) = (σ_min^{1/ρ} + t (σ_max^{1/ρ} − σ_min^{1/ρ}))^ρ.
+"""Karras: EDM's schedule,  α = 1,  σ(t) = (σ_min^{1/ρ} + t (σ_max^{1/ρ} − σ_min^{1/ρ}))^ρ.
 
 Reference: Karras et al., "Elucidating the design space of diffusion-based generative models", arXiv 2206.00364, Eq. 5.
 """

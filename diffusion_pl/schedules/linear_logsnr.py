@@ -1,7 +1,7 @@
 """LinearLogSNR: variance preserving, λ linear in t,  α² = sigmoid(λ),  σ² = sigmoid(−λ).
 
-Reference: Kingma et al., "Variational diffusion models", arXiv 2107.00630, Sec. 3.2, γ = −λ: on pictures the learned
-process is nearly this one, and the continuous bound depends on its ends alone (Sec. 5.1).
+Reference: Kingma et al., "Variational diffusion models", arXiv 2107.00630, Sec. 3.2, γ = −λ: on images the learned
+schedule is nearly this one, and the continuous bound depends on its ends alone (Sec. 5.1).
 """
 
 import math

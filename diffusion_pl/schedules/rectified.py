@@ -10,7 +10,7 @@ from .base import Kernel, Schedule
 
 
 class Rectified(Schedule):
-    """Rectified flow.  α(1) = 0 exactly: at t = 1 use a parameterization that bears it (Velocity, V, Data, EDM)."""
+    """Rectified flow.  α(1) = 0 exactly: at t = 1 use a parameterization that allows it (Velocity, V, Data, EDM)."""
 
     def forward(self, t: Tensor) -> Kernel:
         return Kernel(1 - t, t, -torch.ones_like(t), torch.ones_like(t))

@@ -1,4 +1,4 @@
-"""The chain between two times s < t of one process, and the KL divergence of Gaussians.
+"""The chain between two times s < t of one schedule, and the KL divergence of Gaussians.
 
     q(x_t | x_s)      = N(α_ts x_s, σ²_ts I)         α_ts = α_t/α_s,   σ²_ts = −σ_t² expm1(λ_t − λ_s)
     q(x_s | x_t, x_0) = N(α_ts σ_s²/σ_t² x_t + α_s σ²_ts/σ_t² x_0,  σ²_ts σ_s²/σ_t² I)
@@ -59,5 +59,5 @@ def gaussian_kl(mean_1: Tensor, var_1: Tensor, mean_2: Tensor, var_2: Tensor) ->
 
 
 def interpolate_variance(v: Tensor, small: Tensor, large: Tensor) -> Tensor:
-    """β̃^{1−v} β^v: (B, *), the variance that a network tells by v (Nichol & Dhariwal, arXiv 2102.09672, Eq. 15)."""
+    """β̃^{1−v} β^v: (B, *), the variance that a network predicts as v (Nichol & Dhariwal, arXiv 2102.09672, Eq. 15)."""
     return torch.exp((1 - v) * torch.log(small) + v * torch.log(large))

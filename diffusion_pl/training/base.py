@@ -161,7 +161,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
 
     @contextmanager
     def evaluation(self, raw: bool = False) -> Iterator[None]:
-        """Within, the model is as it is evaluated: the first average, if there is one, is in place of the weights,
+        """Within, the model is as it is evaluated: the first EMA weights, if there are any, are in place of its own,
         unless `raw` ones are asked for, and nothing is dropped out."""
         modes = {part: part.training for part in self.modules()}
         self.eval()
@@ -183,7 +183,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
             data: what the model was trained on, which gives samples their units; None: samples stay in model units.
 
         Raises:
-            ValueError: a part does not tell how it was made.
+            ValueError: a part does not know how it was made.
             OSError: the file cannot be written.
         """
         data = data or not_given(self.shape, self.conditions)
@@ -195,7 +195,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
 
         Args:
             part: any of `modules()`.
-            weights: None or "ema": the first average, or the weights as they are where there is none; "raw";
+            weights: None or "ema": the first EMA weights, or the weights as they are where there are none; "raw";
                 "ema:0.999" for one of several.
 
         Returns:
@@ -287,7 +287,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
 
     def validation_noise(self, batch_idx: int) -> torch.Generator:
         """Of t and ε: the same for the same batch every time, or their noise would hide the progress, and on any number
-        of processes, to which batches are dealt out whole."""
+        of processes, each of which gets whole batches."""
         number = self.global_rank + batch_idx * self.trainer.world_size
         return torch.Generator(self.device).manual_seed(mix(number))
 
@@ -350,11 +350,11 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
         data: Any = getattr(self.attached, "datamodule", None)
         if hasattr(data, "check_state"):  # other data make other networks: they are the cause
             data.check_state(checkpoint.get(type(data).__qualname__, {}))
-        theirs, ours = checkpoint["state_dict"], self.state_dict()
+        saved, present = checkpoint["state_dict"], self.state_dict()
         differences = [
-            f"{name} is {_size(theirs, name)} in the checkpoint, {_size(ours, name)} here"
-            for name in sorted(theirs.keys() | ours.keys())
-            if _size(theirs, name) != _size(ours, name)
+            f"{name} is {_size(saved, name)} in the checkpoint, {_size(present, name)} here"
+            for name in sorted(saved.keys() | present.keys())
+            if _size(saved, name) != _size(present, name)
         ]
         if differences:
             more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""

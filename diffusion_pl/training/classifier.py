@@ -27,11 +27,11 @@ class NoisyClassifier(Trainable):
     Args:
         network: makes the network from the shape of one example and the conditions of the data; forward(x: (B, *),
             c_noise: (B,)) -> logits: (B, classes of the label).  Such as diffusion_pl.networks.UNetEncoder.
-        schedule: forward process, that of the diffusion model to be guided.
-        times: law of t.
+        schedule: noise schedule, that of the diffusion model to be guided.
+        times: distribution of t.
         optimizer: of the network's parameters.
         lr_scheduler: see DiffusionModule.
-        noise_input: how the network is told the noise level; None: t itself.
+        noise_input: how the network gets the noise level; None: t itself.
         shape: of one example, without the batch axis; the command line takes it from the data.
         conditions: of the data, with a label; the command line takes them from the data.
     """
@@ -75,20 +75,20 @@ class NoisyClassifier(Trainable):
         return logits
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
-        loss, _, t = self._judge(batch, generator)
+        loss, _, t = self._evaluate(batch, generator)
         return Losses(loss, t)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check_first(batch, self.conditions)
-        loss, right, _ = self._judge(batch, None)
-        self.log_step(train_loss=loss.mean(), train_accuracy=right.mean())
+        loss, correct, _ = self._evaluate(batch, None)
+        self.log_step(train_loss=loss.mean(), train_accuracy=correct.mean())
         return loss.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if len(batch["x"]):  # else it is another process's turn
-            loss, right, t = self._judge(batch, self.validation_noise(batch_idx))
+            loss, correct, t = self._evaluate(batch, self.validation_noise(batch_idx))
             self.val_loss.update(loss, t)
-            self.val_accuracy.update(right, t)
+            self.val_accuracy.update(correct, t)
 
     def on_validation_epoch_end(self) -> None:
         self.log_bins("val_loss", self.val_loss)
@@ -101,8 +101,8 @@ class NoisyClassifier(Trainable):
         self.log_bins("test_loss", self.val_loss)
         self.log_bins("test_accuracy", self.val_accuracy)
 
-    def _judge(self, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross-entropy in nats, whether the likeliest label is right, and t: (B,) each."""
+    def _evaluate(self, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy in nats, whether the likeliest label is correct, and t: (B,) each."""
         x_0, label = batch["x"], batch["label"]
         t, importance = self.times(self.schedule, x_0, generator)
         eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)

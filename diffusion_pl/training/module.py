@@ -43,18 +43,18 @@ class DiffusionModule(Trainable):
     Args:
         network: makes the network from the shape of one example and the conditions of the data; any class whose first
             two parameters are those, such as diffusion_pl.networks.MLP.
-        schedule: forward process.
+        schedule: noise schedule.
         parameterization: what the network's output means.
         loss: what is learned, such as DenoisingLoss.
         sampler: draws the samples of `predict` and of the panels.
         optimizer: of the network's parameters.
         lr_scheduler: stepped every optimizer step: diffusion_pl.training.WarmupCosine or Warmup, or one of
             torch.optim.lr_scheduler with its own options; a parameter total_steps is the run's.  None: constant.
-        noise_input: how the network is told the noise level; None: t itself.
+        noise_input: how the network gets the noise level; None: t itself.
         guidance: wraps the denoiser when sampling, such as Thresholded; None: nothing.
         compile: compile the network with torch.compile; a string is its mode: reduce-overhead records CUDA graphs,
             max-autotune tries more kernels as well.
-        channels_last: keep the pictures' channels together in memory: faster convolutions, above all under bf16.
+        channels_last: keep the images' channels together in memory: faster convolutions, above all under bf16.
         shape: of one example, without the batch axis; the command line takes it from the data.
         conditions: of the data, by name, None: unconditional; the command line takes them from the data.
     """
@@ -81,8 +81,8 @@ class DiffusionModule(Trainable):
         self.denoiser = NetworkDenoiser(made, schedule, parameterization, noise_input)
         if channels_last:
             if len(self.shape) != 3:
-                raise ValueError(f"channels_last is for pictures (C, H, W), not for data of shape {self.shape}")
-            self.denoiser.network.to(memory_format=torch.channels_last)  # convolutions hand it on to what they make
+                raise ValueError(f"channels_last is for images (C, H, W), not for data of shape {self.shape}")
+            self.denoiser.network.to(memory_format=torch.channels_last)  # convolutions keep it in their outputs
         if compile:
             modes = compile_modes()
             if isinstance(compile, str) and compile not in modes:
@@ -98,7 +98,7 @@ class DiffusionModule(Trainable):
 
     @property
     def schedule(self) -> Schedule:
-        """The forward process."""
+        """The noise schedule."""
         return self.denoiser.schedule
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:

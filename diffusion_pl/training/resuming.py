@@ -37,7 +37,7 @@ def resume_optimizer(
         advance(scheduler, int(checkpoint.get("global_step", 0)))
     checkpoint["lr_schedulers"] = []  # else the old options would be loaded with the position
     saved = checkpoint.get("optimizer_states") or [None]
-    ours, name = optimizer.state_dict(), type(optimizer).__name__
+    present, name = optimizer.state_dict(), type(optimizer).__name__
     if saved[0] is None:
         checkpoint["optimizer_states"] = []
         yield "the optimizer's state (moments and step counts) starts fresh: the checkpoint holds none"
@@ -49,7 +49,7 @@ def resume_optimizer(
     related = before is None or before in _relatives(type(optimizer))
     if not related:
         lost = f"the checkpoint holds the state of {before[1] if before else ''}, which {name} cannot use"
-    elif [len(g["params"]) for g in old["param_groups"]] != [len(g["params"]) for g in ours["param_groups"]]:
+    elif [len(g["params"]) for g in old["param_groups"]] != [len(g["params"]) for g in present["param_groups"]]:
         lost, related = "the checkpoint's optimizer has other groups of parameters", False
     else:
         state, missing = _common(old["state"], _keys(factory, parameters))
@@ -57,7 +57,7 @@ def resume_optimizer(
             lost = f"{name} now keeps {', '.join(sorted(missing))}, which the checkpoint lacks"
     if lost and old["state"]:
         yield f"the optimizer's state (moments and step counts) starts fresh: {lost}"
-    groups = ours["param_groups"]
+    groups = present["param_groups"]
     if related:
         own = [name for name in optimizer.defaults if name not in inspect.signature(type(optimizer)).parameters]
         groups = [

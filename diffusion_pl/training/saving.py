@@ -1,4 +1,4 @@
-"""A checkpoint of a model that was made in Python, with the configuration that its parts tell.
+"""A checkpoint of a model that was made in Python, with the configuration that its parts know.
 
 Parts know what they were made with, see `Recorded`; a factory is a class, or functools.partial of one.
 """
@@ -28,7 +28,7 @@ def content(model: LightningModule, data: DataModule, step: int) -> dict[str, An
         step: optimizer steps that it has taken.
 
     Raises:
-        ValueError: a part does not tell how it was made.
+        ValueError: a part does not know how it was made.
     """
     spec = describe(model, "model")
     if spec["class_path"] == "diffusion_pl.training.DiffusionModule":  # as configuration files spell it
