@@ -112,32 +112,10 @@ def read(
     options = network["init_args"]
     attends, depth = options.pop("attends"), options["num_res_blocks"]
     options["attn_resolutions"] = [shape[1] >> level for level, attend in enumerate(attends) if attend]
-    by_width = num_head_channels is not None
     options["dropout"] = assume("dropout", 0.0)
-    options["head_channels"] = assume("num_head_channels", None) if by_width else None
-    options["heads"] = 1 if by_width else assume("heads", HEADS)
-    options["up_heads"] = None if by_width else assume("num_heads_upsample", options["heads"])
-    widths = {options["nf"] * options["ch_mult"][level] for level in _attending(attends)}
-    for name in ("heads", "up_heads"):
-        wrong = [width for width in sorted(widths) if not by_width and width % options[name]]
-        if wrong:
-            option = "num_heads_upsample" if name == "up_heads" else name
-            raise ValueError(
-                f"{path}: {wrong[0]} channels cannot be divided into {options[name]} heads: set --{option}"
-            )
+    options |= _heads(options, attends, num_head_channels is not None, assume, path)
     whole_first = assume("use_new_attention_order", False)
-    ends = {"beta_min": 0.1 / steps, "beta_max": 20 / steps} if betas == "linear" else {}
-    schedule = spec(f"schedules.{'LinearBetas' if betas == 'linear' else 'CosineBetas'}", steps=steps, **ends)
-    learned = options["learned_variance"]
-    variance = None if learned else 0.0 if assume("sigma_small", False) else 1.0
-    sampler = spec("samplers.Ancestral", grid=spec("samplers.UniformGrid", steps=steps), variance=variance)
-    # The squared error of what is predicted: of x_0 itself it is 1, in terms of x_0.
-    of_data = spec("denoisers.Data"), spec("losses.P2", k=1e-12, gamma=1.0)
-    of_noise = spec("denoisers.Epsilon"), spec("losses.SNR")
-    parameterization, weighting = of_data if assume("predict_xstart", False) else of_noise
-    model = discrete(network, schedule, steps, parameterization, weighting, sampler)
-    if learned:
-        model["loss"]["init_args"]["variance"] = spec("losses.VarianceBound", steps=steps, levels=256)
+    model = _model(network, betas, steps, assume)
     matters = steps != STEPS or rescale_timesteps is not None
     count = STEPS if matters and assume("rescale_timesteps", True) else steps
     model["noise_input"] = spec("denoisers.ScaledTime", scale=float(count), shift=-count / steps)
@@ -167,6 +145,43 @@ def read(
     return Foreign(
         model, shape, classes, wanted, found, averages, 0, int(number[1]) if number else None, notes=tuple(notes)
     )
+
+
+def _heads(
+    options: Mapping[str, Any], attends: Sequence[bool], by_width: bool, assume: Assumptions, path: Path
+) -> dict[str, Any]:
+    """Attention options of `networks.UNet`: heads of a fixed width, or a number of them, on each way.
+
+    Raises:
+        ValueError: the channels of a level that attends cannot be divided into so many heads.
+    """
+    if by_width:
+        return {"head_channels": assume("num_head_channels", None), "heads": 1, "up_heads": None}
+    heads = assume("heads", HEADS)
+    up_heads = assume("num_heads_upsample", heads)
+    widths = sorted({options["nf"] * options["ch_mult"][level] for level in _attending(attends)})
+    for option, number in (("heads", heads), ("num_heads_upsample", up_heads)):
+        undivided = [width for width in widths if width % number]
+        if undivided:
+            raise ValueError(f"{path}: {undivided[0]} channels cannot be divided into {number} heads: set --{option}")
+    return {"head_channels": None, "heads": heads, "up_heads": up_heads}
+
+
+def _model(network: Spec, betas: Betas, steps: int, assume: Assumptions) -> Spec:
+    """The configuration of a model, but for what its network is given as the noise level."""
+    ends = {"beta_min": 0.1 / steps, "beta_max": 20 / steps} if betas == "linear" else {}
+    schedule = spec(f"schedules.{'LinearBetas' if betas == 'linear' else 'CosineBetas'}", steps=steps, **ends)
+    learned = network["init_args"]["learned_variance"]
+    variance = None if learned else 0.0 if assume("sigma_small", False) else 1.0
+    sampler = spec("samplers.Ancestral", grid=spec("samplers.UniformGrid", steps=steps), variance=variance)
+    # The squared error of what is predicted: of x_0 itself it is 1, in terms of x_0.
+    of_data = spec("denoisers.Data"), spec("losses.P2", k=1e-12, gamma=1.0)
+    of_noise = spec("denoisers.Epsilon"), spec("losses.SNR")
+    parameterization, weighting = of_data if assume("predict_xstart", False) else of_noise
+    model = discrete(network, schedule, steps, parameterization, weighting, sampler)
+    if learned:
+        model["loss"]["init_args"]["variance"] = spec("losses.VarianceBound", steps=steps, levels=256)
+    return model
 
 
 def _attending(attends: Sequence[bool]) -> list[int]:
