@@ -57,8 +57,8 @@ class Stack:
 
     def __getitems__(self, indices: Tensor) -> Batch:
         # In ascending order and each once: files are read forwards, and HDF5 insists on it.
-        wanted, place = np.unique(indices.numpy(), return_inverse=True)
-        rows = self.read(wanted)
+        distinct, place = np.unique(indices.numpy(), return_inverse=True)
+        rows = self.read(distinct)
         if self.top < 65_535 and rows.size and rows.max() > self.top:
             raise ValueError(
                 f"{self.name}: has the value {rows.max()}, beyond {self.top.bit_length()} bits: remove the option bits "

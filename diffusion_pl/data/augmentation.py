@@ -61,8 +61,8 @@ class NonLeaky(Recorded):
         theta = torch.where(u[:, 8] < 0.5, theta, 0.0)
         zoomed, turned, stretched, shifted = (u[:, 9:13] < self.p).T.double()
         a, b, c, d, phi = a * zoomed, b * stretched, c * shifted, d * shifted, phi * turned
-        told = (mirrored, down, a, phi.cos() - 1, phi.sin(), b * theta.cos(), b * theta.sin(), c, d)
-        augment = torch.stack([part.double() for part in told], 1)
+        changes = (mirrored, down, a, phi.cos() - 1, phi.sin(), b * theta.cos(), b * theta.sin(), c, d)
+        augment = torch.stack([part.double() for part in changes], 1)
 
         # The inverse of the change: each place of the new image has to know where it comes from.  Angles are between
         # pixels, places count in halves of a side.

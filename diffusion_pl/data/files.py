@@ -199,9 +199,9 @@ def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, 
             )
     if good and kinds.keys() != {(channels, format.levels)}:
         counts = Counter(seen.mode for seen in good.values())
-        told = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
+        summary = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
         odd = next(files[i] for kind, i in kinds.items() if kind != (channels, format.levels))
-        raise ValueError(f"{name}: channels differ ({told}; {odd} is another): give mode: RGB or L")
+        raise ValueError(f"{name}: channels differ ({summary}; {odd} is another): give mode: RGB or L")
     foreign = {
         profile: number for profile, number in Counter(profiles).items() if profile and "srgb" not in profile.lower()
     }

@@ -111,8 +111,8 @@ def copies(files: Sequence[Path]) -> Tensor | None:
     candidates = list(keys)
     steps: list[Callable[[Path], object]] = [_size, _edges, _digest]
     for step in steps:
-        found = in_parallel(_or_path(step), [files[i] for i in candidates], "looking for copies")
-        for i, value in zip(candidates, found, strict=True):
+        values = in_parallel(_or_path(step), [files[i] for i in candidates], "looking for copies")
+        for i, value in zip(candidates, values, strict=True):
             keys[i] = (*keys[i], value)
         count = Counter(keys[i] for i in candidates)
         candidates = [i for i in candidates if count[keys[i]] > 1]

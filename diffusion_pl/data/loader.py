@@ -187,14 +187,14 @@ class Loader:
         """A batch of an epoch: in training this process's share of it, else the whole."""
         if self._idle:
             return {name: value[:0] for name, value in self.source.__getitems__(torch.tensor([0])).items()}
-        mine = slice(self.rank, None, self.world_size) if self.shuffle else slice(None)
+        own = slice(self.rank, None, self.world_size) if self.shuffle else slice(None)
         begin = index * self.batch_size
-        share = self.order(epoch)[begin : begin + self.batch_size][mine]
+        share = self.order(epoch)[begin : begin + self.batch_size][own]
         batch = self.source.__getitems__(share)
         if self.augmentation is not None:
             generator = _generator(f"{self.seed}/{epoch}/{index}")
             u = torch.rand(self.batch_size, self.augmentation.draws, generator=generator)
-            batch = self.augmentation(batch, u[mine][: len(share)])
+            batch = self.augmentation(batch, u[own][: len(share)])
         return batch
 
     def order(self, epoch: int) -> Tensor:

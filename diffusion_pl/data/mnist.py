@@ -84,10 +84,10 @@ class Torchvision(Images):
             self._open(train, self.download)
 
     def _split(self, train: bool) -> tuple[Tensors, Tensor]:
-        found = self._open(train, False)
+        dataset = self._open(train, False)
         # Everything is drawn for the whole set first, so a choice of classes changes no image.
-        x = self.images(found.data, train)
-        targets = torch.as_tensor(found.targets)
+        x = self.images(dataset.data, train)
+        targets = torch.as_tensor(dataset.targets)
         digits = torch.isin(targets, torch.arange(10)).all()
         if len(targets) != len(x) or not len(x) or x.shape[1:] != self.shape or not digits:
             raise ValueError(

@@ -23,7 +23,7 @@ class Assumptions:
             self._assumed[option] = default
         return self._given.get(option, default)
 
-    def told(self, option: str, value: Any, path: Path) -> Any:
+    def shown(self, option: str, value: Any, path: Path) -> Any:
         """The value that the file shows.
 
         Raises:

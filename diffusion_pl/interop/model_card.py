@@ -83,8 +83,8 @@ program = torch.export.load("model.pt2").module()
 def denoise(x_t, t):
     x_t = torch.from_numpy(x_t)
     with torch.no_grad():
-        found = program(x_t, torch.full((len(x_t),), t){label})
-    return [part.numpy() for part in found]
+        outputs = program(x_t, torch.full((len(x_t),), t){label})
+    return [part.numpy() for part in outputs]
 {loop}
 ```"""
 _LOOP = """
@@ -118,10 +118,10 @@ def find_results(ckpt_path: Path, sha256: str, given: Path | None) -> dict[str, 
     run = ckpt_path.absolute().parent.parent
     inside = sorted(run.rglob("evaluation.json")) if (run / CARD).is_file() else []
     for path in [*inside, *([] if given is None else [given])]:
-        ours = {name: result for name, result in read_results(path).items() if result.model["sha256"] == sha256}
-        if path == given and not ours:
+        matching = {name: result for name, result in read_results(path).items() if result.model["sha256"] == sha256}
+        if path == given and not matching:
             raise ValueError(f"{given} has results of another checkpoint than {ckpt_path}")
-        results |= ours
+        results |= matching
     return results
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..networks.resnet import AttentionBlock
 from .assumed import Assumptions
-from .foreign import Foreign, Spec, discrete, picture_shape, read_tensors, spec, tensors
+from .foreign import Foreign, Spec, discrete, image_shape, read_tensors, spec, tensors
 from .keys import Source, sources, swap_halves, with_a_row_of_zeros
 from .layouts import ATTENTION, RES, unet
 
@@ -48,7 +48,7 @@ HEADS, STEPS = 4, 1000  # of the flags' defaults
 
 def modules(num_res_blocks: int, attends: Sequence[bool]) -> dict[str, str]:
     """The modules of `networks.UNet` -> those of UNetModel."""
-    found = dict(ENDS)
+    names = dict(ENDS)
     for part in unet(num_res_blocks, attends, every_block=True):
         place = part.name.rpartition(".")[2]
         theirs = {
@@ -57,8 +57,8 @@ def modules(num_res_blocks: int, attends: Sequence[bool]) -> dict[str, str]:
             "up": f"output_blocks.{part.row}.{place}",
         }[part.way]
         layers = LAYERS.get((part.kind, part.way)) or LAYERS[part.kind, "any"]
-        found |= {f"{part.name}.{ours}": f"{theirs}.{name}" for ours, name in layers.items()}
-    return found
+        names |= {f"{part.name}.{ours}": f"{theirs}.{name}" for ours, name in layers.items()}
+    return names
 
 
 def read(
@@ -92,7 +92,7 @@ def read(
         sigma_small: Whether the variance of a step, where it is not learned, is the smaller one.
         dropout: Of the training.
     """
-    found = tensors(read_tensors(path, trust_pickle), "state dict", path)
+    state = tensors(read_tensors(path, trust_pickle), "state dict", path)
     if betas is None:
         raise ValueError(f"{path} does not tell the noise schedule: add --betas linear or cosine")
     assume = Assumptions(
@@ -107,8 +107,8 @@ def read(
         dropout=dropout,
     )
     steps = int(assume("steps", STEPS))
-    network, channels, classes = _network(found, path)
-    shape = picture_shape(channels, size, path)
+    network, channels, classes = _network(state, path)
+    shape = image_shape(channels, size, path)
     options = network["init_args"]
     attends, depth = options.pop("attends"), options["num_res_blocks"]
     options["attn_resolutions"] = [shape[1] >> level for level, attend in enumerate(attends) if attend]
@@ -121,7 +121,7 @@ def read(
     model["noise_input"] = spec("denoisers.ScaledTime", scale=float(count), shift=-count / steps)
     model["guidance"] = spec("denoisers.Thresholded")
 
-    def wanted(ours: nn.Module) -> dict[str, Source]:
+    def name_map(ours: nn.Module) -> dict[str, Source]:
         table = sources(modules(depth, attends), ours)
         for name, source in table.items():
             block, _, layer = name.rpartition(".")[0].rpartition(".")
@@ -139,11 +139,11 @@ def read(
     averages: dict[float, Mapping[str, Tensor]] = {}
     average = re.match(r"ema_(0\.\d+)_", path.name)
     if average:
-        averages = {float(average[1]): found}
+        averages = {float(average[1]): state}
         notes.append("the file is an average; the raw weights are not in it, and it stands for them too")
     number = re.search(r"(\d{6,})\.pt$", path.name)
     return Foreign(
-        model, shape, classes, wanted, found, averages, 0, int(number[1]) if number else None, notes=tuple(notes)
+        model, shape, classes, name_map, state, averages, 0, int(number[1]) if number else None, notes=tuple(notes)
     )
 
 
@@ -194,12 +194,12 @@ def _part(weight: Tensor, number: int, heads: int) -> Tensor:
     return weight.reshape(heads, 3, -1, *weight.shape[1:])[:, number].flatten(0, 1)
 
 
-def _network(found: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | None]:
+def _network(state: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | None]:
     """The network's configuration but for the sides (with `attends`, by level), channels and classes."""
-    numbers = {int(name.split(".")[1]) for name in found if name.startswith("input_blocks.")}
-    levels = 1 + sum(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) is not None for name in found)
+    numbers = {int(name.split(".")[1]) for name in state if name.startswith("input_blocks.")}
+    levels = 1 + sum(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) is not None for name in state)
     depth, rest = divmod(len(numbers) - levels, levels)
-    if any(re.match(r"output_blocks\.\d+\.[12]\.in_layers", name) for name in found):
+    if any(re.match(r"output_blocks\.\d+\.[12]\.in_layers", name) for name in state):
         raise ValueError(
             f"{path}: a UNetModel with resblock_updown, as the published ones of guided-diffusion, is not supported: "
             "only one that resamples between blocks"
@@ -208,11 +208,11 @@ def _network(found: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | Non
         raise ValueError(f"{path}: {len(numbers)} input_blocks on {levels} levels are no UNetModel")
     firsts = [1 + level * (depth + 1) for level in range(levels)]
     try:
-        nf, channels = found["input_blocks.0.0.weight"].shape[:2]
-        outward = found["out.2.weight"].shape[0]
-        widths = [found[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] for i in firsts]
-        told = found["middle_block.0.emb_layers.1.weight"].shape[0]
-        classes = found["label_emb.weight"].shape[0] if "label_emb.weight" in found else None
+        nf, channels = state["input_blocks.0.0.weight"].shape[:2]
+        outward = state["out.2.weight"].shape[0]
+        widths = [state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] for i in firsts]
+        time_outputs = state["middle_block.0.emb_layers.1.weight"].shape[0]
+        classes = state["label_emb.weight"].shape[0] if "label_emb.weight" in state else None
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]} is missing: no UNetModel") from error
     except (IndexError, ValueError) as error:
@@ -229,8 +229,8 @@ def _network(found: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | Non
         nf=nf,
         ch_mult=[width // nf for width in widths],
         num_res_blocks=depth,
-        attends=[f"input_blocks.{i}.1.qkv.weight" in found for i in firsts],
-        time_scales=told == 2 * widths[-1],
+        attends=[f"input_blocks.{i}.1.qkv.weight" in state for i in firsts],
+        time_scales=time_outputs == 2 * widths[-1],
         learned_variance=outward > channels,
         groups=32,
         norm_eps=1e-5,

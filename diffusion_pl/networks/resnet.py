@@ -146,12 +146,12 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.conv_1(self.act(self.norm_1(x)))
-        told = None if self.time is None else self.time(self.act(time))[:, :, None, None]
-        if told is not None and not self.time_scales:
-            h = h + told
+        time_features = None if self.time is None else self.time(self.act(time))[:, :, None, None]
+        if time_features is not None and not self.time_scales:
+            h = h + time_features
         h = self.norm_2(h)
-        if told is not None and self.time_scales:
-            scale, shift = told.chunk(2, 1)
+        if time_features is not None and self.time_scales:
+            scale, shift = time_features.chunk(2, 1)
             h = h * (1 + scale) + shift
         h = self.conv_2(self.dropout(self.act(h)))
         y: Tensor = self.shortcut(x) + h

@@ -107,12 +107,14 @@ class UNet(nn.Module):
         self.act = resnet.ACTIVATIONS[activation]
         self.time = TimeFeatures(nf, time_embedding, activation) if time_conditional else None
         self.label = LabelEmbedding("UNet", conditions, width)
-        told = width if time_conditional or self.label.classes is not None else 0
+        time_width = width if time_conditional or self.label.classes is not None else 0
 
         norm = partial(group_norm, groups=groups, eps=norm_eps)
 
         def block(channels: int, out: int) -> ResBlock:
-            return ResBlock(channels, out, told, activation, dropout, conv_shortcut, time_scales=time_scales, norm=norm)
+            return ResBlock(
+                channels, out, time_width, activation, dropout, conv_shortcut, time_scales=time_scales, norm=norm
+            )
 
         def attention(channels: int, up: bool = False) -> AttentionBlock:
             number = up_heads if up and up_heads is not None else heads
