@@ -161,7 +161,7 @@ def test_it_is_the_file_as_a_whole(tmp_path: Path) -> None:
     model, _, _ = save(tmp_path)
     done = come_in(tmp_path)
     assumed = "--sinusoidal_pos_emb_theta 10000 --ema_decay 0.995 (give"
-    assert f"note: assumed, since the file does not tell: {assumed}" in done.out
+    assert f"note: assumed, since the file does not show it: {assumed}" in done.out
     assert "auto_normalize" in done.out
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert content["global_step"] == 5

@@ -263,7 +263,7 @@ def test_the_noise_level_is_embedded_in_float32(autocast: bool) -> None:
 
 
 def test_pictures_it_cannot_halve_are_refused_when_they_come() -> None:
-    with pytest.raises(ValueError, match="LinearAttentionUNet: sides must be multiples of 2, got 9x8"):
+    with pytest.raises(ValueError, match="LinearAttentionUNet: height and width must be multiples of 2, got 9x8"):
         small((3, 8, 8))(torch.randn(1, 3, 9, 8), torch.rand(1))
 
 

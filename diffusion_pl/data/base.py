@@ -80,7 +80,7 @@ class DataModule(Recorded, LightningDataModule, ABC):
     @property
     @abstractmethod
     def units(self) -> Units:
-        """The user's units and model units; known before ``setup`` where the data or a checkpoint tell them."""
+        """The user's units and model units; known before ``setup`` where the data or a checkpoint give them."""
 
     @property
     def is_image(self) -> bool:

@@ -98,7 +98,7 @@ class FileStack(Stack):
 
 
 def _rows(dataset: Any) -> Any:
-    """The dataset, past the HDF5 library if its rows lie one after the other in the file: a gather instead of reads."""
+    """The dataset, past the HDF5 library if its rows follow one another in the file: a gather instead of reads."""
     offset = dataset.id.get_offset()
     if dataset.chunks is not None or offset is None or dataset.external or not dataset.dtype.isnative:
         return dataset

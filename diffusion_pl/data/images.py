@@ -72,8 +72,9 @@ class Images(DataModule):
     Args:
         source: What to call the data in messages.
         horizontal_flip: Mirror training images at random.
-        augment: Probability of each change of training images that the network is told of, 0.12 in EDM: zoom, rotation,
-            stretch, shift, upside down; mirror images with probability ½.  For NCSNpp with augment_dim 9.  0: none.
+        augment: Probability of each change of training images, which the network gets as a condition, 0.12 in EDM:
+            zoom, rotation, stretch, shift, upside down; mirror images with probability ½.  For NCSNpp with augment_dim
+            9.  0: none.
         test_fraction: Fraction to hold out for testing, in [0, 1); with 0 the validation images serve.
         workers: Processes that read ahead where images are not in memory.
         kwargs: Of `DataModule`: batch_size, val_fraction, repeats, seed.

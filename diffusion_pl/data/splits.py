@@ -13,7 +13,7 @@ from .identity import Keys, keys_of, mixed, signed, unsigned
 State = dict[str, Any]
 Parts = tuple[Tensor, Tensor, Tensor]
 
-#: The rules, as a checkpoint names them.
+#: The ways to split, as a checkpoint names them.
 SHUFFLED, HASHED = "shuffled", "hash"
 
 
@@ -30,7 +30,7 @@ def divide(
 ) -> tuple[Parts, State]:
     """Indices of the training, validation and test examples, each in ascending order.
 
-    A run that is resumed keeps the rule and the seed of its checkpoint, whatever its options say now.
+    A run that is resumed keeps the way to split and the seed of its checkpoint, whatever its options say now.
 
     Args:
         n: number of examples.
@@ -44,10 +44,10 @@ def divide(
         The parts, and how they were drawn, for the next checkpoint.
 
     Raises:
-        ValueError: the checkpoint's rule is not known.
+        ValueError: the checkpoint's way to split is not known.
     """
     noted = saved.get("split") or {}
-    # Of the first version, which had one rule, and no groups.
+    # Of the first version, which had one way to split, and no groups.
     old = bool(saved) and not {"class_names", "conditions"} & saved.keys()
     rule = noted.get("rule", HASHED if grows and not old else SHUFFLED)
     seed, exceptions = noted.get("seed", seed), noted.get("exceptions")

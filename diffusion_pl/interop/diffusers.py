@@ -92,7 +92,7 @@ def read(path: Path, trust_pickle: bool = False, size: list[int] | None = None) 
     Args:
         path: The folder; or owner/name of a model on the Hugging Face hub.
         trust_pickle: See `foreign.read_tensors`; for weights that are not safetensors.
-        size: Sides of the pictures, where the configuration does not tell them.
+        size: Height and width of the images, where the configuration does not give them.
     """
     notes = []
     fetched = (
@@ -123,7 +123,7 @@ def read(path: Path, trust_pickle: bool = False, size: list[int] | None = None) 
     places = [folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"]
     scheduler_file = next((place for place in places if place.is_file()), None)
     if scheduler_file is None:
-        notes.append("there is no scheduler_config.json: the process is that of DDPMScheduler's defaults")
+        notes.append("there is no scheduler_config.json: the noise schedule is that of DDPMScheduler's defaults")
     learns = bool(network["init_args"]["learned_variance"])
     process = scheduler.read(Options(scheduler_file, str(scheduler_file or places[0])), learns, pipeline)
     model = discrete(
@@ -233,7 +233,7 @@ def _sides(option: Options) -> list[int]:
         raise ValueError(f"{option.where}: sample_size is null: add --size, such as --size 32")
     sides = side if isinstance(side, list) else [side]
     if len(sides) not in (1, 2) or not all(is_whole(side, 1, SIDE) for side in sides):
-        raise option.wrong("sample_size", f"a side, or height and width, from 1 to {SIDE}")
+        raise option.wrong("sample_size", f"height and width, or one number for both, from 1 to {SIDE}")
     return sides
 
 

@@ -34,7 +34,7 @@ class Foreign(NamedTuple):
 
     model: the configuration of DiffusionModule;  shape, classes: of the data;  sources: the map of names, for a network
     so configured;  raw: the weights;  averages: by their decay;  updates: of the averages;  steps: of the training,
-    None: not told;  prefix: of the names in the file, for messages;  notes: what was assumed, each a sentence;
+    None: not known;  prefix: of the names in the file, for messages;  notes: what was assumed, each a sentence;
     folder: with the files, where it is another than the path given.
     """
 
@@ -74,9 +74,9 @@ def discrete(network: Spec, schedule: Spec, steps: int, parameterization: Spec, 
     }
 
 
-MOST_STEPS = 100_000  # of a chain; a file that has more of them lies
+MOST_STEPS = 100_000  # of a chain; a file that has more of them is wrong
 
-#: No file tells of an optimizer in our words; whoever trains on gives one.
+#: No file has an optimizer that we could read; whoever resumes training gives one.
 OPTIMIZER = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4}}
 
 
@@ -159,15 +159,15 @@ def whole(value: Any, what: str, path: Path) -> int:
 
 
 def image_shape(channels: int, size: list[int] | None, where: Path) -> tuple[int, int, int]:
-    """(C, H, W) of a file that does not tell the sides.
+    """(C, H, W) of a file that does not show height and width.
 
     Raises:
         ValueError: they are not given, or are none.
     """
     if size is None:
-        raise ValueError(f"{where} does not tell the sides of the pictures: add --size, such as --size 32")
+        raise ValueError(f"{where} does not show the height and width of the images: add --size, such as --size 32")
     if len(size) not in (1, 2) or min(size) < 1:
-        raise ValueError(f"size must be a side, or height and width, got {size}")
+        raise ValueError(f"size must be height and width, or one number for both, got {size}")
     return channels, size[0], size[-1]
 
 
@@ -248,7 +248,7 @@ def _plain(value: Any) -> Any:
 
 
 def default_data(shape: tuple[int, ...], classes: int | None) -> Spec:
-    """Data that a model of such pictures may be of."""
+    """Data that a model of such images may be of."""
     if shape == (3, 32, 32) and classes in (None, 10):
         return spec("data.CIFAR10", conditional=classes is not None)
     return spec("data.Folder", path="pictures", size=list(shape[1:]), conditional=classes is not None)
@@ -258,11 +258,11 @@ def described(factory: Callable[[], Any], foreign: Foreign) -> Spec:
     """The configuration of the data module that the command line made a factory of.
 
     Raises:
-        ValueError: its data are at hand, and of another shape or number of classes than the model's.
+        ValueError: its data can be read, and are of another shape or number of classes than the model's.
     """
     data = factory()
     kind = type(data)
-    with suppress(OSError):  # they need not be at hand
+    with suppress(OSError):  # they need not be on this computer
         classes = class_count(data.conditions)
         if (tuple(data.shape), classes) != (foreign.shape, foreign.classes):
             raise ValueError(

@@ -79,7 +79,7 @@ def take(
     if problems:
         more = f" … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ValueError(
-            f"{where}: {len(problems)} of {len(state)} tensors do not fit the network that it tells of: "
+            f"{where}: {len(problems)} of {len(state)} tensors do not fit the network that it describes: "
             f"{'; '.join(problems[:_SHOWN])}{more}"
         )
     return taken

@@ -63,14 +63,14 @@ OBJECTIVES: dict[str, tuple[str, Spec]] = {
     "pred_x0": ("Data", spec("losses.P2", k=1e-12, gamma=1.0)),
     "pred_v": ("V", spec("losses.SNR", plus=1.0)),
 }
-#: A part of a network's name in the file that tells another class of the package -> the class.
+#: A part of a network's name in the file that shows another class of the package -> the class.
 OTHERS = {
     "net.": "ElucidatedDiffusion",
     "log_snr.": "ContinuousTimeGaussianDiffusion",
     "model.null_classes_emb": "classifier_free_guidance",
     "model.input_block.": "KarrasUnet",
 }
-HEADS, GROUPS, DECAY, THETA = 4, 8, 0.995, 10_000.0  # the package's defaults, of what a file may not tell
+HEADS, GROUPS, DECAY, THETA = 4, 8, 0.995, 10_000.0  # the package's defaults, of what a file may not show
 
 
 def modules(levels: int, full: list[bool]) -> dict[str, str]:
@@ -107,10 +107,10 @@ def read(
     Args:
         path: of the file.
         trust_pickle: See `foreign.read_tensors`.
-        size: Sides of the pictures.
-        objective: What the network predicts; None: as the weights of the loss tell.
+        size: Height and width of the images.
+        objective: What the network predicts; None: as the weights of the loss show.
         ema_decay: Of the file's average.
-        heads, groups: Of every attention and norm, where an old release's file does not tell.
+        heads, groups: Of every attention and norm, where an old release's file does not show them.
         sinusoidal_pos_emb_theta: Longest period of the embedding of the steps.
     """
     content = read_tensors(path, trust_pickle)
@@ -134,7 +134,7 @@ def read(
     implied = "pred_noise" if learned else implied_objective(betas, weight)
     if objective is None and implied is None:
         raise ValueError(
-            f"{path} does not tell what the network predicts: add --objective pred_noise, pred_x0 or pred_v"
+            f"{path} does not show what the network predicts: add --objective pred_noise, pred_x0 or pred_v"
         )
     if objective is not None and implied is not None and objective != implied:
         shown = "two outputs a channel, a LearnedGaussianDiffusion's," if learned else "the weights of the loss"
@@ -157,7 +157,7 @@ def read(
         raise ValueError(f"ema_decay must be between 0 and 1, got {decay}")
     notes = [*assume.notes(path), "assumed: auto_normalize true, which means a network of images in [-1, 1]"]
     if not initted:
-        notes.append("the average had not begun and was left out")
+        notes.append("the average had not begun and was skipped")
 
     full = network["init_args"]["full_attention"]
 
@@ -180,7 +180,7 @@ def read(
 
 
 def _known(content: Mapping[str, Any], path: Path) -> None:
-    """Raise ValueError for what is not of the classes that are read, naming the class where its tensors tell it."""
+    """Raise ValueError for what is not of the classes that are read, naming the class where its tensors show it."""
     model, average = content.get("model"), content.get("ema")
     names = [str(name) for name in model] if isinstance(model, Mapping) else []
     other = next((kind for part, kind in OTHERS.items() if any(name.startswith(part) for name in names)), None)
@@ -241,7 +241,7 @@ def find_schedule(betas: Tensor) -> Spec:
 
 
 def implied_objective(betas: Tensor, weight: Tensor | None) -> Objective | None:
-    """What a network predicts whose loss has these weights; None: they do not tell."""
+    """What a network predicts whose loss has these weights; None: they do not show it."""
     if weight is None:
         return None
     matching: list[Objective] = []
@@ -269,7 +269,7 @@ def _weighting(betas: Tensor, weight: Tensor, objective: str) -> Spec:
 
 
 def _network(state: Mapping[str, Tensor], assume: Assumptions, path: Path) -> tuple[Spec, int]:
-    """The network's configuration, and the number of channels of the pictures."""
+    """The network's configuration, and the number of channels of the images."""
     try:
         dim = state["init_conv.weight"].shape[0]
         inward, outward = state["init_conv.weight"].shape[1], state["final_conv.weight"].shape[0]

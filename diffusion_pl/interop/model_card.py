@@ -1,6 +1,6 @@
 """README.md of an exported model, as the Hugging Face hub shows it: what it is, how to load it, how it came about.
 
-It says what the checkpoint, the card of its run and its evaluations tell; what none of them tells is left out.
+It says what the checkpoint, the card of its run and its evaluations hold; what none of them holds is missing.
 """
 
 import json
@@ -103,7 +103,7 @@ def _scalar(text: str) -> str:
 
 
 def find_run(ckpt_path: Path) -> dict[str, Any] | None:
-    """The card of the run that a checkpoint lies in, if it lies in one."""
+    """The card of the run that a checkpoint is in, if it is in one."""
     path = ckpt_path.absolute().parent.parent / CARD
     return read_card(path) if path.is_file() else None
 
@@ -202,7 +202,7 @@ def _use(kind: str, pipeline: Pipeline) -> str:
             return _DIFFUSERS.format(pipeline=name, call=arguments)
         return _CLASSES.format(shape=shape, last=classes - 1, classes=classes)
     start = float(pipeline.sampler.grid(pipeline.schedule)[0])
-    units = "  # pictures in [-1, 1]" if len(pipeline.shape) == 3 else ""
+    units = "  # images in [-1, 1]" if len(pipeline.shape) == 3 else ""
     loop = _LOOP.format(prior=pipeline.schedule.prior_std(start), shape=f"({shape})", units=units)
     if kind == "onnx":
         label = ', "label": np.zeros(len(x_t), np.int64)' if class_count(pipeline.conditions) is not None else ""

@@ -81,7 +81,7 @@ def read(
     Args:
         path: of the file.
         trust_pickle: See `foreign.read_tensors`.
-        size: Sides of the pictures.
+        size: Height and width of the images.
         betas: The noise schedule of the training.
         steps: Its number of steps (diffusion_steps).
         heads: Attention heads (num_heads).
@@ -94,7 +94,7 @@ def read(
     """
     state = tensors(read_tensors(path, trust_pickle), "state dict", path)
     if betas is None:
-        raise ValueError(f"{path} does not tell the noise schedule: add --betas linear or cosine")
+        raise ValueError(f"{path} does not show the noise schedule: add --betas linear or cosine")
     assume = Assumptions(
         steps=steps,
         heads=heads,
@@ -195,7 +195,7 @@ def _part(weight: Tensor, number: int, heads: int) -> Tensor:
 
 
 def _network(state: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | None]:
-    """The network's configuration but for the sides (with `attends`, by level), channels and classes."""
+    """The network's configuration but for height and width (with `attends`, by level), channels and classes."""
     numbers = {int(name.split(".")[1]) for name in state if name.startswith("input_blocks.")}
     levels = 1 + sum(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) is not None for name in state)
     depth, rest = divmod(len(numbers) - levels, levels)

@@ -33,7 +33,7 @@ VARIANCES = {
     "learned_range": None,
 }
 SPACINGS = ("leading", "trailing", "linspace")
-#: Of the same chain as DDPM, but with other sampling rules.
+#: Of the same chain as DDPM, but with other samplers.
 OTHERS = (
     "PNDMScheduler",
     "DPMSolverMultistepScheduler",
@@ -70,7 +70,7 @@ def read(option: Options, learns: bool, pipeline: str | None) -> Process:
 
     Args:
         option: of scheduler_config.json.
-        learns: whether the network tells a variance.
+        learns: whether the network predicts a variance.
         pipeline: class of the pipeline; None: that of the scheduler.
 
     Raises:
@@ -100,10 +100,10 @@ def read(option: Options, learns: bool, pipeline: str | None) -> Process:
         variance = _variance(option, learns)
         sampler = spec("samplers.Ancestral", grid=grid, variance=variance)
         notes += _last_noise(option, grid, variance)
-    rule = kind if kind in OTHERS else pipeline
+    scheduler = kind if kind in OTHERS else pipeline
     unread = listed(option.left())
     if kind in OTHERS or pipeline not in (None, *PIPELINES):
-        notes.append(f"the rule of {rule} is not read: samples are drawn with DDIM in {n} steps")
+        notes.append(f"the sampler of {scheduler} is not read: samples are drawn with DDIM in {n} steps")
     elif not call["num_inference_steps"]:
         by = pipeline or ("DDIMPipeline" if ddim else "DDPMPipeline")
         notes.append(f"samples are drawn in {n} steps, as {by} does by default: sample --steps N takes another number")
@@ -204,7 +204,7 @@ def _variance(option: Options, learns: bool) -> float | None:
     variance = VARIANCES[kind]
     if learns != (variance is None):
         raise ValueError(
-            f"{option.where}: variance_type {kind} does not go with a network that tells "
+            f"{option.where}: variance_type {kind} does not go with a network that predicts "
             f"{'a' if learns else 'no'} variance"
         )
     return variance

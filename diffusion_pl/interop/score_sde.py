@@ -58,10 +58,10 @@ def read(
     Args:
         path: of the file.
         trust_pickle: See `foreign.read_tensors`.
-        size: Sides of the pictures.
+        size: Height and width of the images.
         variant: Process: ddpm (vpsde with continuous false), vp, subvp or ve; None: ve if there are Fourier features.
         beta_min, beta_max: Of vpsde and subvpsde per unit of time.
-        centered: Whether its pictures are in [−1, 1] and not in [0, 1].
+        centered: Whether its images are in [−1, 1] and not in [0, 1].
         scale_by_sigma, skip_rescale, nonlinearity, fir, fir_kernel, dropout: Of config.model.
         snr: Of the Langevin corrector of ve.
     """
@@ -84,7 +84,9 @@ def read(
     shape = image_shape(architecture.channels, size, path)
     variant = variant or ("ve" if architecture.fourier else None)
     if variant is None:
-        raise ValueError(f"{path} does not tell the process: add --variant ddpm (discrete steps), vp, subvp or ve")
+        raise ValueError(
+            f"{path} does not show the noise schedule: add --variant ddpm (discrete steps), vp, subvp or ve"
+        )
     if architecture.fourier and variant != "ve":
         raise ValueError(f"variant {variant}: {path} has Fourier features, those are supported for ve only")
 
@@ -185,7 +187,7 @@ def _transposed(weight: Tensor) -> Tensor:
 
 
 def _options(architecture: Layout, shape: tuple[int, int, int], assume: Assumptions) -> dict[str, Any]:
-    """What both networks of ours are told."""
+    """The options that both networks of ours share."""
     return {
         "nf": architecture.nf,
         "ch_mult": architecture.ch_mult,
@@ -237,7 +239,7 @@ def _levels(sigmas: Tensor | None, path: Path) -> Tensor:
         ValueError: there are none, or they are no geometric series.
     """
     if sigmas is None:
-        raise ValueError(f"{path} holds no sigmas, which tell the noise levels of ve")
+        raise ValueError(f"{path} holds no sigmas, which are the noise levels of ve")
     logs = sigmas.double().log()
     ends = logs[0].item(), logs[-1].item()
     if not ends[0] > ends[1] or not (logs - torch.linspace(*ends, len(logs))).abs().max() < 1e-3:

@@ -62,7 +62,7 @@ class Layout(NamedTuple):
 
 
 def layout(state: Mapping[str, Tensor], path: Path, prefix: str) -> Layout:
-    """What the tensors of a network tell.
+    """What the tensors of a network show.
 
     Args:
         state: named all_modules.N.…
@@ -145,7 +145,7 @@ def _blocks(state: Mapping[str, Tensor], path: Path) -> list[Block]:
 def _block(tensors: Mapping[str, Tensor], biggan: bool) -> Block:
     if "GroupNorm_1.weight" in tensors and "Conv_0.weight" in tensors and tensors["Conv_0.weight"].ndim == 4:
         width, taken = tensors["Conv_0.weight"].shape[:2]
-        # A block that halves or doubles the sides has a shortcut, though its channels stay.
+        # A block that halves or doubles height and width has a shortcut, though its channels stay.
         return Block("biggan" if biggan else "res", taken, width, width == taken and "Conv_2.weight" in tensors)
     if "NIN_3.W" in tensors:
         return Block("attention")

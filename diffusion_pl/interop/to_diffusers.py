@@ -147,7 +147,7 @@ def _scheduler(pipeline: Pipeline, config: Spec) -> dict[str, Any]:
     steps = schedule.steps
     if not _is_index(noise_input, steps):
         raise ValueError(
-            f"diffusers tells its networks the step: noise_input must be StepIndex({steps}), or ScaledTime({steps}, -1)"
+            f"diffusers gives its networks the step: noise_input must be StepIndex({steps}), or ScaledTime({steps}, -1)"
         )
     kinds = {getattr(parameterizations, name): theirs for theirs, (name, _) in PREDICTIONS.items()}
     prediction = kinds.get(type(network_of(pipeline).parameterization))
@@ -166,14 +166,14 @@ def _scheduler(pipeline: Pipeline, config: Spec) -> dict[str, Any]:
 
 
 def _is_index(noise_input: NoiseInput, steps: int) -> bool:
-    """Whether the network is told the index of a chain of so many steps."""
+    """Whether the network gets the index of a chain of so many steps."""
     if isinstance(noise_input, StepIndex):
         return noise_input.steps in (None, steps)
     return isinstance(noise_input, ScaledTime) and (noise_input.scale, noise_input.shift) == (steps, -1)
 
 
 def _sampling(pipeline: Pipeline, steps: int, learns: bool) -> dict[str, Any]:
-    """Class of the scheduler, and its options of the rule and the grid."""
+    """Class of the scheduler, and its options of the sampler and the grid."""
     sampler, fix = pipeline.sampler, "Fix: add --sampler DDIM --grid TrailingGrid --grid.steps 50"
     if type(sampler) not in (DDIM, Ancestral):
         raise ValueError(
@@ -188,7 +188,7 @@ def _sampling(pipeline: Pipeline, steps: int, learns: bool) -> dict[str, Any]:
     if isinstance(sampler, DDIM):
         if learns:
             raise ValueError(
-                "diffusers' DDIMScheduler cannot take a network that tells a variance. "
+                "diffusers' DDIMScheduler cannot take a network that predicts a variance. "
                 "Fix: add --sampler Ancestral --sampler.variance null"
             )
         if sampler.end not in (0, 1 / steps):

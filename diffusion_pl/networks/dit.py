@@ -50,8 +50,8 @@ class DiT(nn.Module):
     Reference: Peebles & Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748.
 
     Args:
-        shape: Shape of one example, (C, H, W); sides divisible by ``patch_size``.  Pictures of other sides so divisible
-            may be given later.
+        shape: Shape of one example, (C, H, W); height and width divisible by ``patch_size``.  Images of other
+            sizes so divisible may be given later.
         conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         patch_size: Side of a patch.
         width: Channels of a token; divisible by 4 and by ``heads``.
@@ -119,12 +119,12 @@ class DiT(nn.Module):
         """The raw network output F.
 
         Args:
-            x: Scaled noisy pictures, (B, C, H, W).
+            x: Scaled noisy images, (B, C, H, W).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
 
         Raises:
-            ValueError: sides that patches do not fill, or labels for a network without conditions.
+            ValueError: a height or width that patches do not fill, or labels for a network without conditions.
         """
         image_shape("DiT", x.shape[1:], self.patch_size, "give another patch_size")
         p = self.patch_size

@@ -90,23 +90,23 @@ class NCSNpp(nn.Module):
     107,586,947.  EDM's DDPM++, ``ch_mult: [2, 2, 2], augment_dim: 9``, 55,733,891.
 
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", arXiv 2011.13456, App. H; Karras et al.,
-    arXiv 2206.00364, App. F (the condition on what was done to a picture).
+    arXiv 2206.00364, App. F (the condition on what was done to an image).
 
     Args:
-        shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
-            sides so divisible may be given later.
+        shape: Shape of one example, (C, H, W); height and width divisible by 2 for each level after the first.
+            Images of other sizes so divisible may be given later.
         conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         nf: Channels of the first level.
         ch_mult: Channels of each level, in units of ``nf``.
         num_res_blocks: Residual blocks of a level; 8 in the deep variants.
-        attn_resolutions: Heights of the levels that attend, for pictures of ``shape``; the middle always attends.
+        attn_resolutions: Heights of the levels that attend, for images of ``shape``; the middle always attends.
         dropout: Within the residual blocks.
         resblock_type: biggan resamples within residual blocks, ddpm between them.
         resamp_with_conv: For ddpm blocks, resample with a 3x3 convolution.
         fir: Resample with a filter.
         fir_kernel: Its four taps.
         skip_rescale: Divide every sum of a residual block or pyramid by √2.
-        progressive: Gather the output on the way up: as pictures (output_skip), as features (residual), or not.
+        progressive: Gather the output on the way up: as images (output_skip), as features (residual), or not.
         progressive_input: Give the halved input to each level: as it is (input_skip), as features (residual), or not.
         progressive_combine: How input_skip joins: by sum or by cat.
         scale_by_sigma: Divide the output by σ = exp(c_noise); c_noise must be ln σ.
@@ -114,9 +114,9 @@ class NCSNpp(nn.Module):
         activation: Nonlinearity.
         time_embedding: Embedding of the noise level; None: Sinusoidal, for which ``noise_input`` must count as far
             as 1000.
-        time_conditional: Whether the network is told the noise level at all.
-        augment_dim: Length of the vector that tells how a training picture was changed, 9 for ``augment`` of the data;
-            0: the network is not told.
+        time_conditional: Whether the network gets the noise level at all.
+        augment_dim: Length of the vector that says how a training image was changed, 9 for ``augment`` of the data;
+            0: the network does not get it.
         checkpointing: Compute activations again for the gradients: less memory, a third more time.
     """
 
@@ -272,18 +272,18 @@ class NCSNpp(nn.Module):
         """The raw network output F.
 
         Args:
-            x: Scaled noisy pictures, (B, C, H, W).
+            x: Scaled noisy images, (B, C, H, W).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
-            augment: How the pictures were changed, (B, augment_dim); None: not at all.
+            augment: How the images were changed, (B, augment_dim); None: not at all.
 
         Raises:
-            ValueError: sides that cannot be halved as often as there are levels after the first, or pictures that were
-                changed although the network was not built to be told.
+            ValueError: a height or width that cannot be halved as often as there are levels after the first, or
+                images that were changed although the network was built without augment_dim.
         """
         image_shape("NCSNpp", x.shape[1:], self.factor)
         if augment is not None and (self.time is None or self.time.extra is None):
-            raise ValueError(f"NCSNpp: got augmented pictures: give the network augment_dim: {augment.shape[1]}")
+            raise ValueError(f"NCSNpp: got augmented images: give the network augment_dim: {augment.shape[1]}")
         time = c_noise.new_zeros(x.shape[0], self.label.width) if self.time is None else self.time(c_noise, augment)
         time = self.label(time, label)
         pyramid, h = x, self.stem(x)
@@ -302,7 +302,7 @@ class NCSNpp(nn.Module):
 
         output: Tensor | None = None
         for level, blocks in enumerate(_lists(self.up)):
-            # All blocks but the one that doubles the sides take what the way down has left.
+            # All blocks but the one that doubles height and width take what the way down has left.
             rises = level < len(self.up) - 1
             for row in blocks[: -1 if rises else None]:
                 h = row(torch.cat((h, skips.pop()), 1), time)
