@@ -31,10 +31,14 @@ class Recorded:
     @property
     def arguments(self) -> dict[str, Any]:
         """Those arguments by name, with the defaults of what was not given."""
-        args, kwargs = self._given
-        bound = inspect.signature(type(self)).bind(*args, **kwargs)
+        (args, kwargs), signature = self._given, inspect.signature(type(self))
+        bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return dict(bound.arguments)
+        found = dict(bound.arguments)
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:  # handed on to a base class
+                found |= found.pop(parameter.name)
+        return found
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:

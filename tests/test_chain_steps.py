@@ -93,7 +93,17 @@ def test_a_given_number_of_steps_needs_no_table(name: str) -> None:
     assert call(given, VP()).isfinite().all()
 
 
-@pytest.mark.parametrize("name", COUNTERS)
+#: Since 0.1 these have 1,000 steps where nobody gives a number.
+THOUSAND = {"GridTimes": GridTimes, "ChainELBO": ChainELBO, "VarianceBound": VarianceBound}
+
+
+@pytest.mark.parametrize("name", THOUSAND)
+def test_a_thousand_steps_are_the_last_default(name: str) -> None:
+    own, _, call = COUNTERS[name]
+    assert torch.equal(call(own, VP()), call(THOUSAND[name](1000), VP()))
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTERS if name not in THOUSAND])
 def test_steps_that_nobody_gives_are_named(name: str) -> None:
     own, _, call = COUNTERS[name]
     option = "length" if name.endswith("Grid") else "steps"

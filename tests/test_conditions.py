@@ -227,13 +227,20 @@ def test_dropout_of_an_unknown_condition_is_refused_when_the_run_starts(tmp_path
 
 
 def test_doctor_and_fit_refuse_dropout_of_an_unknown_condition(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path)
-    options = ("--config", config, "--model.loss.dropout", "{label: 0.1}")
-    assert (
-        "model.loss.dropout.label: the model has no such condition; it has none" in cli(tmp_path, "fit", *options).error
-    )
+    moons = {"class_path": "Moons", "init_args": {"batch_size": 32, "conditional": True}}
+    config = tiny_config(tmp_path, data=moons)
+    options = ("--config", config, "--model.loss.dropout", "{text: 0.1}")
+    error = cli(tmp_path, "fit", *options).error
+    assert "model.loss.dropout.text: the model has no such condition; it has label" in error
     found = cli(tmp_path, "doctor", *options)
-    assert (found.code, "model.loss.dropout.label" in found.out) == (2, True)
+    assert (found.code, "model.loss.dropout.text" in found.out) == (2, True)
+
+
+def test_dropout_of_an_unconditional_model_drops_nothing(tmp_path: Path) -> None:
+    """As label_dropout did in 0.1: one configuration serves with labels and without."""
+    config = tiny_config(tmp_path, trainer__max_steps=1)
+    done = cli(tmp_path, "fit", "--config", config, "--model.loss.dropout", "{label: 0.1}")
+    assert done.code == 0, done.err
 
 
 class Absolute(Loss):

@@ -288,10 +288,10 @@ def test_averages_are_tracked_without_a_callback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choice", "name"), [(None, "ema0.9"), ("ema", "ema0.9"), ("ema:0.5", "ema0.5"), ("raw", "raw")]
 )
-def test_the_averaged_network_is_a_copy(tmp_path: Path, choice: str | None, name: str) -> None:
+def test_averaged_network_is_a_copy(tmp_path: Path, choice: str | None, name: str) -> None:
     module = train(tmp_path, EMA((0.9, 0.5)), max_steps=4)
     raw = weights(module)
-    network, found = module.averaged_network(choice)
+    network, found = module.averaged(module.network, choice)
     assert found == name and not network.training
     expected = raw if name == "raw" else average(module, name.removeprefix("ema"))
     assert same(dict(network.named_parameters()), expected)
@@ -305,12 +305,12 @@ def test_unknown_averaged_weights_are_named(tmp_path: Path) -> None:
     module = train(tmp_path, EMA((0.9,)), max_steps=1)
     for choice in ("ema:0.5", "best", "raw:0.9"):
         with pytest.raises(ValueError, match=rf"no weights '{choice}': it has raw, ema:0\.9"):
-            module.averaged_network(choice)
+            module.averaged(module.network, choice)
     loaded = tiny_module()
     loaded.load_weights(loaded.state_dict(), "ema0.9")
-    assert loaded.averaged_network()[1] == loaded.averaged_network("ema:0.9")[1] == "ema0.9"
+    assert loaded.averaged(loaded.network)[1] == loaded.averaged(loaded.network, "ema:0.9")[1] == "ema0.9"
     with pytest.raises(ValueError, match=r"no weights 'raw': it has ema:0\.9"):
-        loaded.averaged_network("raw")
+        loaded.averaged(loaded.network, "raw")
 
 
 def test_every_checkpoint_holds_raw_and_averaged_weights(tmp_path: Path) -> None:

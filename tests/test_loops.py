@@ -109,7 +109,10 @@ def test_accumulated_step_is_the_step_of_the_whole_batch(tmp_path: Path) -> None
             self.kept: list[tuple[int, Any]] = []
 
         def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
-            self.kept.append((torch.default_generator.initial_seed(), batch))
+            self.batch = batch
+
+        def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: torch.Tensor) -> None:
+            self.kept.append((torch.default_generator.initial_seed(), self.batch))
 
     def sgd(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=0.1)

@@ -184,7 +184,33 @@ class DataModule(Recorded, LightningDataModule, ABC):
         np.savez_compressed(folder / "samples.npz", x=self.array(x))
         return [folder / "samples.npz"]
 
-    batch_size: int
+    def train_dataloader(self) -> Loader:
+        return self.loader(
+            self.part("train"),
+            self.batch_size,
+            train=True,
+            repeats=self.passes(),
+            seed=self.seed,
+            augmentation=self.augmentation,
+            workers=self.workers,
+        )
+
+    def val_dataloader(self) -> Loader | list[Any]:
+        return self.evaluation_loader("val")
+
+    def test_dataloader(self) -> Loader | list[Any]:
+        return self.evaluation_loader("test")
+
+    def evaluation_loader(self, split: str, repeats: int = 1) -> Loader | list[Any]:
+        """All of a split in order, so many times; [] if it is empty."""
+        part = self.part(split)
+        if not len(part):
+            return []
+        return self.loader(part, self.batch_size, train=False, repeats=repeats, workers=self.workers)
+
+    def passes(self) -> int:
+        """Passes over the training examples that make one epoch."""
+        return self.repeats or max(1, round(100 * self.batch_size / len(self.part("train"))))
 
     def loader(
         self,

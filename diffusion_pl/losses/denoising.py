@@ -62,12 +62,13 @@ class DenoisingLoss(Loss):
         self.times_per_sample, self.dropout = times_per_sample, dict(dropout or {})
 
     def check_conditions(self, conditions: Conditions) -> None:
+        if not conditions:
+            return  # an unconditional model has nothing to drop, and one configuration may serve both
         for name in self.dropout:
             if name not in conditions:
-                known = ", ".join(conditions) or "none"
                 raise ValueError(
-                    f"model.loss.dropout.{name}: the model has no such condition; it has {known}. Fix: remove it, or "
-                    "give data that have it"
+                    f"model.loss.dropout.{name}: the model has no such condition; it has {', '.join(conditions)}. Fix: "
+                    "remove it, or give data that have it"
                 )
 
     def forward(

@@ -24,7 +24,8 @@ class VarianceBound(Recorded):
     """λ L_vlb of each example, to be added to the simple loss.
 
     Args:
-        steps: N of the chain; None: the schedule's.  The training times are to be those of its grid (GridTimes).
+        steps: N of the chain; None: the schedule's, 1,000 where it has none.  The training times are to be those of its
+            grid (GridTimes).
         weight: λ.
         levels: of the data in [−1, 1], 256 for 8-bit pictures, whose last step is judged by the probability of their
             level; None: by the density.
@@ -53,7 +54,7 @@ class VarianceBound(Recorded):
         """
         if prediction.v is None:
             raise ValueError("VarianceBound: the network tells no variance. Fix: set its learned_variance to true")
-        steps = schedule.chain_steps(self.steps, "VarianceBound")
+        steps = schedule.chain_steps(self.steps, "VarianceBound", default=1000)
         first = t * steps < 1.5
         # The first step has β̃ = 0; that of the second stands in for it (Nichol & Dhariwal's clipping).
         end = torch.where(first, t + 1 / steps, t)

@@ -79,7 +79,7 @@ class GridTimes(TimeSampler):
     """t uniform on {1/N, 2/N, …, 1}: DDPM's discrete steps.
 
     Args:
-        steps: N; None: the schedule's.
+        steps: N; None: the schedule's, 1,000 where it has none.
     """
 
     def __init__(self, steps: int | None = None) -> None:
@@ -88,7 +88,7 @@ class GridTimes(TimeSampler):
         self.steps = steps
 
     def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
-        steps = schedule.chain_steps(self.steps, "GridTimes")
+        steps = schedule.chain_steps(self.steps, "GridTimes", default=1000)
         return Times(torch.randint(1, steps + 1, (n,), device=device, generator=generator) / steps)
 
 

@@ -144,7 +144,7 @@ class ChainELBO(Weighting):
     Reference: Ho et al., arXiv 2006.11239, Eq. 8; Kingma et al., arXiv 2107.00630, Eq. 13.
 
     Args:
-        steps: T; None: the schedule's.
+        steps: T; None: the schedule's, 1,000 where it has none.
     """
 
     def __init__(self, steps: int | None = None) -> None:
@@ -153,7 +153,7 @@ class ChainELBO(Weighting):
         self.steps = steps
 
     def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel, c_out: Tensor) -> Tensor:
-        steps = schedule.chain_steps(self.steps, "ChainELBO")
+        steps = schedule.chain_steps(self.steps, "ChainELBO", default=1000)
         first = t * steps < 1.5
         at_s = schedule(torch.where(first, t, t - 1 / steps))
         # SNR(s) − SNR(t) = −SNR(s) expm1(λ_t − λ_s), which also holds where α_t = 0.

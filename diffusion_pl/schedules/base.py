@@ -76,18 +76,19 @@ class Schedule(Recorded, nn.Module, ABC):
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
         return ((low + high) / 2).to(logsnr.dtype)
 
-    def chain_steps(self, steps: int | None, owner: str, name: str = "steps") -> int:
+    def chain_steps(self, steps: int | None, owner: str, name: str = "steps", default: int | None = None) -> int:
         """Number of steps of the chain: the given one, or else the schedule's own.
 
         Args:
             steps: as given to the owner; None: not given.
             owner: class that asks, for the message.
             name: its option, for the message.
+            default: where neither is there; None: that is an error.
 
         Raises:
             ValueError: neither is there.
         """
-        number = self.steps if steps is None else steps
+        number = (default if self.steps is None else self.steps) if steps is None else steps
         if number is None:
             raise ValueError(
                 f"{owner}: {name} is missing: {type(self).__name__} has no steps of its own. Fix: set {name}"

@@ -190,10 +190,6 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
         content = saving.content(self, data, 0 if self.attached is None else self.attached.global_step)
         write_file(Path(path), lambda file: torch.save(content, file))
 
-    def averaged_network(self, weights: str | None = None) -> tuple[nn.Module, str]:
-        """A copy of the network with chosen weights, and their name; see `averaged`."""
-        return self.averaged(self.network, weights)
-
     def averaged(self, part: Part, weights: str | None = None) -> tuple[Part, str]:
         """A copy of a part of this module, such as its denoiser, with chosen weights, in evaluation mode.
 
