@@ -226,8 +226,8 @@ class LinearAttentionUNet(nn.Module):
             x_0_hat: Estimate of x_0 for self-conditioning, (B, C, H, W); None: none yet, zeros.
 
         Raises:
-            ValueError: a height or width that cannot be halved as often as needed, labels or an estimate that it was not
-                built for.
+            ValueError: a height or width that cannot be halved as often as needed, labels or an estimate that it was
+                not built for.
         """
         image_shape("LinearAttentionUNet", x.shape[1:], self.factor)
         if x_0_hat is not None and not self.self_condition:
