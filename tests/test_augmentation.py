@@ -155,7 +155,7 @@ def test_nothing_done_is_what_the_network_assumes_and_what_was_done_it_notices()
     told[1, 4] = 1
     difference = (net(x, c_noise, augment=told) - net(x, c_noise)).abs().amax((1, 2, 3))
     assert difference[0] == 0 and difference[1] > 1e-3
-    with pytest.raises(ValueError, match="got augmented pictures: give the network augment_dim: 9"):
+    with pytest.raises(ValueError, match="got augmented images: give the network augment_dim: 9"):
         network()(x.float(), c_noise.float(), augment=told.float())
     with pytest.raises(ValueError, match="augment_dim must not be negative, and needs time_conditional: true, got 9"):
         network(augment_dim=9, time_conditional=False)
@@ -194,7 +194,7 @@ def test_a_network_that_is_not_told_is_refused_before_the_first_step(folder: Pat
     from shell import tiny_config
 
     for network, told in (
-        ({**CHANGES["model__network"]["init_args"], "augment_dim": 0}, "got augmented pictures: give the network augm"),
+        ({**CHANGES["model__network"]["init_args"], "augment_dim": 0}, "got augmented images: give the network augm"),
         (None, "UNet takes no augment, which the data's batches hold: choose another network"),
     ):
         net = {"class_path": "diffusion_pl.networks.NCSNpp", "init_args": network}

@@ -308,7 +308,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "panels of images": (file(trainer__callbacks=[{"class_path": "ImagePanels"}]), r"ImagePanels draws images only"),
     "network of pictures": (
         file(model__network={"class_path": "diffusion_pl.networks.UNet"}),
-        r"UNet: needs pictures of shape \(C, H, W\), got data of shape \(2,\)",
+        r"UNet: needs images of shape \(C, H, W\), got data of shape \(2,\)",
     ),
     "channels_last of points": (options("--model.channels_last", "true"), r"channels_last is for images \(C, H, W\)"),
     "times per sample": (options("--model.loss.times_per_sample", 0), r"times_per_sample must be at least 1, got 0"),

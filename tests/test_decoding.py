@@ -172,7 +172,7 @@ def test_real_numbers_are_refused(layout: Layout) -> None:
 
 @pytest.mark.parametrize("size", [0, (4, 0), (4, 4, 4)])
 def test_sizes_that_are_none_are_refused(size: Any) -> None:
-    with pytest.raises(ValueError, match="Folder: size must be one side or height and width, at least 1, got"):
+    with pytest.raises(ValueError, match="Folder: size must be height and width, or one number for both"):
         check_size("Folder", size)
 
 

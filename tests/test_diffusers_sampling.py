@@ -214,7 +214,7 @@ def test_published_options_in_one_folder_are_read(tmp_path: Path, name: str) -> 
         ({"skip_prk_steps": False, "timestep_values": None}, None),
         (
             {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 2},
-            "the rule of DPMSolverMultistepScheduler is not read: samples are drawn with DDIM in 50 steps",
+            "the sampler of DPMSolverMultistepScheduler is not read: samples are drawn with DDIM in 50 steps",
         ),
     ],
 )

@@ -170,7 +170,7 @@ def test_the_noise_level_is_embedded_in_float32(autocast: bool) -> None:
 
 
 def test_pictures_that_patches_do_not_fill_are_refused_when_they_come() -> None:
-    with pytest.raises(ValueError, match="DiT: sides must be multiples of 4, got 8x9"):
+    with pytest.raises(ValueError, match="DiT: height and width must be multiples of 4, got 8x9"):
         small()(torch.randn(1, 3, 8, 9), torch.rand(1))
 
 

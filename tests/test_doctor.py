@@ -176,7 +176,7 @@ def test_a_network_that_does_not_keep_the_shape_and_data_out_of_their_range(tmp_
     [
         (
             digits_changes(model__network={**NETWORK, "init_args": {**NETWORK["init_args"], "ch_mult": [1] * 5}}),
-            r"^build +error +.*: UNet: sides must be multiples of 16, got 8x8 .*: the nearest valid size is 16x16",
+            r"^build +error +.*: UNet: height and width must be multiples of 16, got 8x8 .*nearest valid size is 16x16",
         ),
         (
             digits_changes(data={"class_path": "MNIST", "init_args": {"root": "none"}}),

@@ -155,7 +155,7 @@ def test_corrupt_pictures_are_left_out_named_and_counted_if_so_wanted(
         broken(flat / f"{i:02d}.png", header=header)
     data = ready(flat, size=8, corrupt="skip", val_fraction=0.0)
     told = capsys.readouterr().out
-    assert "4 of 20 images cannot be read and are left out" in told
+    assert "4 of 20 images cannot be read and are skipped" in told
     assert all(f"{i:02d}.png" in told for i in (0, 7, 9))
     kept = [10 * i for i in range(20) if i not in (0, 7, 9, 12)]
     assert sorted(everything(data.splits[0])["x"][:, 0, 0, 0].tolist()) == kept

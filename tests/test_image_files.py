@@ -144,9 +144,9 @@ def test_every_ending_is_read_and_the_rest_is_counted(tmp_path: Path, capsys: py
         (tmp_path / name).write_text("no image")
     data = ready(tmp_path, val_fraction=0.0)
     assert len(data.splits[0]) == len(written)
-    assert "4 files left out for their endings (2 .txt, 1 .heic, 1 without an ending)" in capsys.readouterr().out
+    assert "4 files skipped for their endings (2 .txt, 1 .heic, 1 without an ending)" in capsys.readouterr().out
     assert len(data.read(tmp_path)) == len(written)
-    assert "4 files left out" in capsys.readouterr().out
+    assert "4 files skipped" in capsys.readouterr().out
 
 
 def test_each_file_is_taken_once_whatever_links_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +172,7 @@ def test_each_file_is_taken_once_whatever_links_there_are(tmp_path: Path, capsys
     assert names == ["1.png", "b link/4.png", "real/2.png", "real/deep/3.png"]
     assert found.links == 6
     assert len(ready(root, val_fraction=0.0).splits[0]) == 4
-    assert "6 links to what is in the folder already left out" in capsys.readouterr().out
+    assert "6 links to what is in the folder already skipped" in capsys.readouterr().out
 
 
 def test_copies_stay_on_one_side_of_the_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

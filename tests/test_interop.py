@@ -62,7 +62,7 @@ def test_names_and_shapes_must_fit_and_the_first_ten_that_do_not_are_told() -> N
     with pytest.raises(ValueError) as caught:
         take(bad, wanted, network, "f", "module.")
     told = str(caught.value)
-    assert told.startswith("f: 17 of 16 tensors do not fit the network that it tells of: module.layers.0.weight is ")
+    assert told.startswith("f: 17 of 16 tensors do not fit the network that it describes: module.layers.0.weight is ")
     assert told.count(" is missing") == 8
     assert told.count(" has no place") == 2
     assert told.endswith(" … and 7 more")

@@ -15,7 +15,7 @@ from torch import nn
 
 from diffusion_pl.checkpoints.loading import load_model
 from diffusion_pl.denoisers import V
-from diffusion_pl.interop.lucidrains import find_schedule, told_objective
+from diffusion_pl.interop.lucidrains import find_schedule, implied_objective
 from diffusion_pl.networks import LinearAttentionUNet
 from diffusion_pl.schedules import BetaTable, CosineBetas, LinearBetas, SigmoidAlphaBars
 
@@ -161,7 +161,7 @@ def test_it_is_the_file_as_a_whole(tmp_path: Path) -> None:
     model, _, _ = save(tmp_path)
     done = come_in(tmp_path)
     assumed = "--sinusoidal_pos_emb_theta 10000 --ema_decay 0.995 (give"
-    assert f"note: assumed, since the file does not tell: {assumed}" in done.out
+    assert f"note: assumed, since the file does not show it: {assumed}" in done.out
     assert "auto_normalize" in done.out
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert content["global_step"] == 5
@@ -208,8 +208,8 @@ def test_a_schedule_is_known_by_its_betas(steps: int) -> None:
 def test_the_objective_is_known_by_the_weights_of_the_loss_and_asked_for_otherwise(tmp_path: Path) -> None:
     betas = LinearBetas(100)
     betas = -torch.expm1(2 * betas.log_alpha.diff())
-    assert told_objective(betas, None) is None
-    assert told_objective(betas, torch.rand(100)) is None
+    assert implied_objective(betas, None) is None
+    assert implied_objective(betas, torch.rand(100)) is None
     _, _, content = save(tmp_path, objective="pred_x0")
     assert (
         "objective pred_v: the weights of the loss in model-1.pt are those of pred_x0"

@@ -284,7 +284,7 @@ def test_an_average_is_known_by_the_name_of_its_file(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     theirs = save(tmp_path / "m.pt")
     good = ["--betas", "linear"]
-    assert "does not tell the noise schedule: add --betas linear or cosine" in come_in(tmp_path, "m.pt").error
+    assert "does not show the noise schedule: add --betas linear or cosine" in come_in(tmp_path, "m.pt").error
     assert (
         "64 channels cannot be divided into 5 heads: set --heads"
         in come_in(tmp_path, "m.pt", *good, "--heads", 5).error

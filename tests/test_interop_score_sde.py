@@ -437,7 +437,7 @@ def test_what_the_file_does_not_tell_is_asked_for(tmp_path: Path) -> None:
     assert "leave it out" in come_in(tmp_path, "--variant", "vp", "--snr", 0.1).error
     assert "--centered true" in come_in(tmp_path, "--variant", "vp", "--centered", False).error
     without = cli(tmp_path, "import", "--from", "score_sde", "checkpoint.pth", "--output", "a.ckpt", "--variant", "vp")
-    assert "does not tell the sides of the pictures: add --size, such as --size 32" in without.error
+    assert "does not show the height and width of the images: add --size, such as --size 32" in without.error
     assert not (tmp_path / "a.ckpt").exists()
 
 
@@ -463,7 +463,7 @@ def test_an_assumption_gives_way_to_its_option(tmp_path: Path) -> None:
     kernel = ["--fir_kernel", "[1.0,2.0,2.0,1.0]"]
     done = come_in(tmp_path, "--variant", "vp", *given, *kernel)
     assert done.code == 0, done.err
-    assert "assumed, since the file does not tell: --centered true --scale_by_sigma false (give" in done.out
+    assert "assumed, since the file does not show it: --centered true --scale_by_sigma false (give" in done.out
     model, _ = load_model(tmp_path / "a.ckpt", "raw")
     network = model.network
     assert isinstance(network, NCSNpp)

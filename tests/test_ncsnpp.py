@@ -352,7 +352,7 @@ def test_sigma_is_not_rounded_under_autocast() -> None:
 
 def test_pictures_it_cannot_halve_are_refused_when_given() -> None:
     with pytest.raises(
-        ValueError, match=r"NCSNpp: sides must be multiples of 2, got 7x8 .*: the nearest valid size is"
+        ValueError, match=r"NCSNpp: height and width must be multiples of 2, got 7x8 .*: the nearest valid size is"
     ):
         small((3, 8, 8))(torch.randn(1, 3, 7, 8), torch.rand(1))
 

@@ -153,7 +153,7 @@ def test_it_learns_to_tell_noise_from_picture(make: Factory) -> None:
 @every_network
 @pytest.mark.parametrize("shape", [(2,), (3, 8), (3, 0, 8), (1, 3, 8, 8)])
 def test_other_data_than_pictures_are_refused(make: Factory, shape: Any) -> None:
-    with pytest.raises(ValueError, match=r"needs pictures of shape \(C, H, W\), got data of shape"):
+    with pytest.raises(ValueError, match=r"needs images of shape \(C, H, W\), got data of shape"):
         make(shape)
 
 

@@ -407,7 +407,9 @@ def test_attention_is_chosen_by_height_and_stays_for_other_pictures() -> None:
 
 def test_pictures_it_cannot_halve_are_refused_when_given() -> None:
     network = small((3, 8, 8))
-    with pytest.raises(ValueError, match=r"UNet: sides must be multiples of 2, got 8x7 .*: the nearest valid size is"):
+    with pytest.raises(
+        ValueError, match=r"UNet: height and width must be multiples of 2, got 8x7 .*: the nearest valid size is"
+    ):
         network(torch.randn(1, 3, 8, 7), torch.rand(1))
 
 

@@ -1,4 +1,4 @@
-"""The U-Net of document 2: its size counted by hand, its attentions against plain formulas, its two extra options."""
+"""The U-Net of the Korean notes: its size counted by hand, its attentions against formulas, two extra options."""
 
 import math
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from conftest import by_class
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
+from diffusion_pl.conditions import Conditions, label
 from diffusion_pl.networks.embeddings import Sinusoidal
 from diffusion_pl.networks.unet_linear_attention import (
     Block,
@@ -26,7 +27,7 @@ small = partial(LinearAttentionUNet, dim=8, dim_mults=(1, 2), dim_head=4, groups
 
 
 def counted(dim: int, mults: tuple[int, ...], channels: int) -> int:
-    """Parameters from the document's description alone."""
+    """Parameters from the notes' description alone."""
 
     def conv(a: int, b: int, side: int) -> int:
         return side * side * a * b + b
@@ -209,10 +210,14 @@ def test_learned_fourier_features_are_learned() -> None:
     phase = 2 * math.pi * 0.3 * w
     torch.testing.assert_close(embedding(x)[0], torch.cat((x[0], phase.sin(), phase.cos())))
     network = small(
-        (3, 8, 8), 3, self_condition=True, learned_variance=True, time_embedding=partial(LearnedFourier, features=6)
+        (3, 8, 8),
+        {"label": label(3)},
+        self_condition=True,
+        learned_variance=True,
+        time_embedding=partial(LearnedFourier, features=6),
     )
-    x, label = torch.randn(2, 3, 8, 8), torch.tensor([0, 3])
-    network(x, torch.rand(2), label, x_0_hat=torch.randn_like(x)).square().sum().backward()
+    x, classes = torch.randn(2, 3, 8, 8), torch.tensor([0, 3])
+    network(x, torch.rand(2), classes, x_0_hat=torch.randn_like(x)).square().sum().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not without
     for options, message in (({"dim": 2}, "embeds one number"), ({"features": 3}, "must be an even number")):
@@ -235,12 +240,12 @@ def test_the_default_embedding_has_as_many_features_as_the_first_level_channels(
 
 def test_every_option_can_be_given_in_yaml() -> None:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--network", type=Callable[[tuple[int, ...], int | None], nn.Module])
+    parser.add_argument("--network", type=Callable[[tuple[int, ...], Conditions], nn.Module])
     embedding = {"class_path": f"{LearnedFourier.__module__}.LearnedFourier", "init_args": {"trained": False}}
     args = {"dim": 8, "dim_mults": [1, 2], "groups": 2, "self_condition": True, "learned_variance": True}
     path = f"{LinearAttentionUNet.__module__}.LinearAttentionUNet"
     config = parser.parse_object({"network": {"class_path": path, "init_args": {**args, "time_embedding": embedding}}})
-    network = parser.instantiate(config).network((3, 8, 8), 3)
+    network = parser.instantiate(config).network((3, 8, 8), {"label": label(3)})
     x = torch.randn(2, 3, 8, 8)
     assert network(x, torch.rand(2), torch.tensor([0, 3]), x_0_hat=x).shape == (2, 6, 8, 8)
     assert not network.embedding.frequencies.requires_grad
@@ -263,7 +268,7 @@ def test_the_noise_level_is_embedded_in_float32(autocast: bool) -> None:
 
 
 def test_pictures_it_cannot_halve_are_refused_when_they_come() -> None:
-    with pytest.raises(ValueError, match="LinearAttentionUNet: sides must be multiples of 2, got 9x8"):
+    with pytest.raises(ValueError, match="LinearAttentionUNet: height and width must be multiples of 2, got 9x8"):
         small((3, 8, 8))(torch.randn(1, 3, 9, 8), torch.rand(1))
 
 

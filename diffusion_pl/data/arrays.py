@@ -38,7 +38,7 @@ class Stack:
         self.array, self.order, self.labels, self.size = array, order, labels, size
 
     def __getstate__(self) -> dict[str, Any]:
-        # What another process is given: of an array on the disk, where it lies; pickled, it would be all of its values.
+        # What another process is given: of an array on the disk, where it is; pickled, it would be all of its values.
         mapped = isinstance(self.array, np.memmap) and self.array.filename is not None
         return {**self.__dict__, "array": Path(self.array.filename) if mapped else self.array}
 
@@ -57,8 +57,8 @@ class Stack:
 
     def __getitems__(self, indices: Tensor) -> Batch:
         # In ascending order and each once: files are read forwards, and HDF5 insists on it.
-        wanted, place = np.unique(indices.numpy(), return_inverse=True)
-        rows = self.read(wanted)
+        distinct, place = np.unique(indices.numpy(), return_inverse=True)
+        rows = self.read(distinct)
         if self.top < 65_535 and rows.size and rows.max() > self.top:
             raise ValueError(
                 f"{self.name}: has the value {rows.max()}, beyond {self.top.bit_length()} bits: remove the option bits "
@@ -77,7 +77,8 @@ class ImageArrays(Images):
         labels: Name of the array of labels in the file, or for `Arrays` also the path of a .npy; None: no labels.
         classes: Number of classes; None: the largest label and one.
         order: NHWC or NCHW; None: found by the number of channels, 1, 3 or 4.
-        size: Side, or height and width, to which images are cropped in shape and resized; None: as they are.
+        size: Height and width, or one number for both, to which images are cropped in shape and resized; None:
+            as they are.
         memory_gb: Keep the images in memory if they take no more; else they are read from the disk as needed.
         bits: How many bits the values of uint16 use, 9 to 16, such as 12: white is 2^bits - 1. None: 16.
         batch_size: Images per batch, over all processes.
@@ -147,7 +148,7 @@ class Arrays(ImageArrays):
     def examples(self) -> Examples:
         tell_if_stand_in(Path(self.source).expanduser())
         array, labels = self._load()
-        # Also where a checkpoint has told the format: real numbers would become zeros.
+        # Also where a checkpoint has given the format: real numbers would become zeros.
         describe(self.source, array, self.order, self.size, self.bits)
         self._loaded = None  # or what is in memory would stay there twice
         order = order_of(self.source, array.shape, self.order)

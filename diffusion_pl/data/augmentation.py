@@ -1,7 +1,7 @@
 """Random changes of training images.
 
-A mirror image may be taken for data.  Rotations and the like would leak into the samples; but a network that is told
-what was done learns the images as they are, and is told "nothing" when it samples.
+A mirror image may be taken for data.  Rotations and the like would leak into the samples; but a network that gets
+what was done as an input learns the images as they are, and gets "nothing" when it samples.
 """
 
 import math
@@ -27,11 +27,11 @@ class HorizontalFlip(Recorded):
 
 
 class NonLeaky(Recorded):
-    """Draws for each image a geometric change and what the network is told of it.
+    """Draws for each image a geometric change and the condition that describes it.
 
     A mirror image with probability ½, and each with probability p: upside down (one time in two), zoom by 2^{a/5},
     rotation by any angle φ, stretch by 2^{b/5} along and squeeze across a direction θ (0 one time in two), shift by
-    (c, d)/8 of the sides; a, b, c, d ~ N(0, 1).  In this order.
+    (c, d)/8 of width and height; a, b, c, d ~ N(0, 1).  In this order.
 
     To the batch are added ``augment``: (B, 9), the condition (mirrored, upside down, a, cos φ − 1, sin φ, b cos θ,
     b sin θ, c, d), 0 where nothing was done, and ``warp``: (B, 2, 3), with which `warped` makes the change, on
@@ -61,8 +61,8 @@ class NonLeaky(Recorded):
         theta = torch.where(u[:, 8] < 0.5, theta, 0.0)
         zoomed, turned, stretched, shifted = (u[:, 9:13] < self.p).T.double()
         a, b, c, d, phi = a * zoomed, b * stretched, c * shifted, d * shifted, phi * turned
-        told = (mirrored, down, a, phi.cos() - 1, phi.sin(), b * theta.cos(), b * theta.sin(), c, d)
-        augment = torch.stack([part.double() for part in told], 1)
+        changes = (mirrored, down, a, phi.cos() - 1, phi.sin(), b * theta.cos(), b * theta.sin(), c, d)
+        augment = torch.stack([part.double() for part in changes], 1)
 
         # The inverse of the change: each place of the new image has to know where it comes from.  Angles are between
         # pixels, places count in halves of a side.

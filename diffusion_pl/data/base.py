@@ -71,7 +71,7 @@ class DataModule(Recorded, LightningDataModule, ABC):
         self.batch_size, self.val_fraction, self.repeats, self.seed = batch_size, val_fraction, repeats, seed
         self._splits: Any = None  # what `setup` makes: training, validation, test
         self._examples: Any = None  # all of them, before they are split
-        self._theirs: dict[str, Any] = {}  # the state of the checkpoint that was loaded
+        self._saved: dict[str, Any] = {}  # the state of the checkpoint that was loaded
         self._drawn: dict[str, Any] = {}  # how the split was drawn, as a checkpoint keeps it
         self._identity: dict[str, Any] | None = None
         # Shards of a small held-out set are not padded, so a process may have no batch of it.
@@ -80,7 +80,7 @@ class DataModule(Recorded, LightningDataModule, ABC):
     @property
     @abstractmethod
     def units(self) -> Units:
-        """The user's units and model units; known before ``setup`` where the data or a checkpoint tell them."""
+        """The user's units and model units; known before ``setup`` where the data or a checkpoint give them."""
 
     @property
     def is_image(self) -> bool:

@@ -12,7 +12,7 @@ from .mnist import Torchvision
 class CIFAR10(Torchvision):
     """CIFAR-10, 32x32 in colour: 50,000 images for training, 10,000 for testing.
 
-    Published figures are of training on all 50,000, so by default none of them is held out, and validation takes the
+    Published results are of training on all 50,000, so by default none of them is held out, and validation takes the
     test images.
 
     Args:

@@ -71,7 +71,7 @@ def check_size(name: str, size: Size, crop: int | None = None) -> tuple[int, int
     """(height, width) of one number or two."""
     sides = (size, size) if isinstance(size, int) else size
     if sides is not None and (len(sides) != 2 or min(sides) < 1):
-        raise ValueError(f"{name}: size must be one side or height and width, at least 1, got {size}")
+        raise ValueError(f"{name}: size must be height and width, or one number for both, at least 1, got {size}")
     if crop is not None and crop < 1:
         raise ValueError(f"{name}: crop must be at least 1, got {crop}")
     return None if sides is None else (sides[0], sides[1])
@@ -99,7 +99,7 @@ def check_bits(name: str, bits: int | None) -> None:
 
 
 def look(image: "Image", *, pages: bool = True) -> Look:
-    """Mode, sides and the number of pages from the header alone; EXIF may turn an image on its side.
+    """Mode, height, width and the number of pages from the header alone; EXIF may turn an image on its side.
 
     Args:
         image: Opened.
@@ -149,7 +149,7 @@ def mode_of(seen: Look, layout: Layout, where: str) -> tuple[int, int]:
 def to_array(image: "Image", layout: Layout, where: str) -> NDArray[Any]:
     """The image upright, converted, cropped and resized: (C, H, W), uint8 or int32 for 16 bits.
 
-    Transparency is laid on white when a mode without it is chosen.  Resizing crops the centre to the new sides' shape
+    Transparency is laid on white when a mode without it is chosen.  Resizing crops the centre to the new aspect ratio
     and then averages over each new pixel's neighbourhood (antialiased bicubic).
     """
     from PIL import Image, ImageOps

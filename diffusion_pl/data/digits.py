@@ -10,7 +10,7 @@ from .loader import Tensors
 
 
 class Digits(Images):
-    """scikit-learn's 1,797 digits of 8x8 with 17 levels of grey.
+    """scikit-learn's 1,797 digits of 8x8 with 17 quantization levels.
 
     Args:
         conditional: Give the digits as labels.

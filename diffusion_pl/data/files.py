@@ -20,11 +20,13 @@ from .opening import MAX_PIXELS, AnyFile, Page, Unreadable, count_pages, in_para
 class ImageFiles(Images):
     """Base of images that are decoded one by one: what is done to make them alike, and where they are kept.
 
-    Images are taken as they are: without ``size`` all must have the same sides, without ``mode`` the same channels.
+    Images are taken as they are: without ``size`` all must have the same height and width, without ``mode`` the
+    same channels.
 
     Args:
         path: What to call the data in messages, and where they are.
-        size: Side, or height and width, to which images are cropped in shape and resized; None: as they are.
+        size: Height and width, or one number for both, to which images are cropped in shape and resized; None:
+            as they are.
         crop: Side of the centre square that is cut out before.
         mode: L (grey), RGB or RGBA to convert to, transparency onto white; None: as they are.
         corrupt: What to do about images that cannot be read: fail, or skip and count them.
@@ -95,7 +97,7 @@ def load(
     memory_gb: float,
     groups: Tensor | None = None,
 ) -> Loaded:
-    """The images, decoded if they fit in memory; what cannot be read is an error, or left out.
+    """The images, decoded if they fit in memory; what cannot be read is an error, or skipped.
 
     Args:
         name: What to call the data in messages.
@@ -199,9 +201,9 @@ def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, 
             )
     if good and kinds.keys() != {(channels, format.levels)}:
         counts = Counter(seen.mode for seen in good.values())
-        told = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
+        summary = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
         odd = next(files[i] for kind, i in kinds.items() if kind != (channels, format.levels))
-        raise ValueError(f"{name}: channels differ ({told}; {odd} is another): give mode: RGB or L")
+        raise ValueError(f"{name}: channels differ ({summary}; {odd} is another): give mode: RGB or L")
     foreign = {
         profile: number for profile, number in Counter(profiles).items() if profile and "srgb" not in profile.lower()
     }
@@ -256,13 +258,13 @@ _REMEDY = "repair or remove it, or give corrupt: skip"
 
 
 def read_ahead(workers: int | None) -> int:
-    """How many processes decode: as many as wanted, or all cores but one, at most four."""
+    """How many processes decode: as many as asked for, or all cores but one, at most four."""
     return min(4, max(0, (os.cpu_count() or 1) - 1)) if workers is None else workers
 
 
 def _tell_skipped(name: str, bad: list[str], total: int) -> None:
     shown = ", ".join(bad[:3]) + (", …" if len(bad) > 3 else "")
-    say(f"{name}: {len(bad)} of {total} images cannot be read and are left out: {shown}")
+    say(f"{name}: {len(bad)} of {total} images cannot be read and are skipped: {shown}")
 
 
 def _more(count: int) -> str:

@@ -97,7 +97,7 @@ class FileStack(Stack):
 
 
 def _rows(dataset: Any) -> Any:
-    """The dataset, past the HDF5 library if its rows lie one after the other in the file: a gather instead of reads."""
+    """The dataset, past the HDF5 library if its rows follow one another in the file: a gather instead of reads."""
     offset = dataset.id.get_offset()
     if dataset.chunks is not None or offset is None or dataset.external or not dataset.dtype.isnative:
         return dataset
@@ -120,14 +120,14 @@ def _dataset(file: Any, name: str, where: str) -> Any:
     import h5py
 
     try:
-        found = _follow(file, name, where)
-        if isinstance(found, h5py.Dataset):
-            _check_saved(found, name, where)
+        entry = _follow(file, name, where)
+        if isinstance(entry, h5py.Dataset):
+            _check_saved(entry, name, where)
     except ValueError:
         raise
     except Exception as error:  # damage makes the library raise nearly anything
         raise ValueError(f"{where}: dataset {name!r} cannot be read ({str(error)[:80]}): create it again") from None
-    if not isinstance(found, h5py.Dataset):
+    if not isinstance(entry, h5py.Dataset):
         there: list[str] = []
 
         def note(key: str, item: Any) -> int | None:
@@ -137,7 +137,7 @@ def _dataset(file: Any, name: str, where: str) -> Any:
 
         file.visititems(note)
         raise ValueError(f"{where}: has no dataset {name!r}: it has {', '.join(there) or 'none'}")
-    return found
+    return entry
 
 
 def _follow(group: Any, name: str, where: str, links: int = 0) -> Any:

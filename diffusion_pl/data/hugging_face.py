@@ -48,10 +48,10 @@ class HuggingFace(ImageFiles):
             folder = Path(self.source).expanduser()
             try:
                 if folder.is_dir():
-                    found = datasets.load_from_disk(str(folder))
-                    if not isinstance(found, dict) and split != self.split:
+                    loaded = datasets.load_from_disk(str(folder))
+                    if not isinstance(loaded, dict) and split != self.split:
                         raise ValueError("the folder holds one data set without splits")
-                    table = found[split] if isinstance(found, dict) else found
+                    table = loaded[split] if isinstance(loaded, dict) else loaded
                 else:
                     local = datasets.DownloadConfig(local_files_only=not self.download)
                     table = datasets.load_dataset(self.source, split=split, download_config=local)

@@ -47,35 +47,35 @@ def identity(keys: Keys, named: bool, source: Source) -> State:
 
 def differences(state: State, keys: Keys, named: bool, source: Source) -> list[str]:
     """In words, where the examples are others than those of an `identity`; [] if nowhere."""
-    before, now, found = state["examples"], len(keys), []
+    before, now, changes = state["examples"], len(keys), []
     order = np.argsort(keys, kind="stable")
     if ("keys" in state) != named:
         return [f"{before:,} examples, now {now:,}, of another kind of data"]
     if named:
-        theirs, ours = unsigned(state["keys"]), keys[order]
+        saved_keys, current_keys = unsigned(state["keys"]), keys[order]
         # Beyond the largest key that was kept nothing is known.
-        sampled = before > len(theirs)
+        sampled = before > len(saved_keys)
         if sampled:
-            ours = ours[ours <= theirs[-1]]
-        share = len(theirs) / before if before else 1.0
+            current_keys = current_keys[current_keys <= saved_keys[-1]]
+        share = len(saved_keys) / before if before else 1.0
         for what, count in (
-            ("added", len(np.setdiff1d(ours, theirs))),
-            ("removed", len(np.setdiff1d(theirs, ours))),
+            ("added", len(np.setdiff1d(current_keys, saved_keys))),
+            ("removed", len(np.setdiff1d(saved_keys, current_keys))),
         ):
             if count:
-                found.append(f"{'about ' * sampled}{round(count / share):,} {what}")
+                changes.append(f"{'about ' * sampled}{round(count / share):,} {what}")
     else:
-        theirs = np.sort(keys_of(None, before))[:KEPT]
+        saved_keys = np.sort(keys_of(None, before))[:KEPT]
         if before != now:
-            found.append(f"{abs(now - before):,} {'added' if now > before else 'removed'}")
-    looked_at = theirs[: len(state["contents"])]
+            changes.append(f"{abs(now - before):,} {'added' if now > before else 'removed'}")
+    looked_at = saved_keys[: len(state["contents"])]
     place = np.searchsorted(keys[order], looked_at).clip(max=max(0, now - 1))
     there = keys[order][place] == looked_at if now else np.zeros(len(looked_at), bool)
     changed = _contents(source, order[place[there]]) != state["contents"][torch.from_numpy(there)]
     if changed.any():
         some = f" of {len(changed):,} compared" if len(looked_at) < before else ""
-        found.append(f"{int(changed.sum()):,} changed{some}")
-    return found
+        changes.append(f"{int(changed.sum()):,} changed{some}")
+    return changes
 
 
 def mixed(x: Any) -> Any:

@@ -72,8 +72,9 @@ class Images(DataModule):
     Args:
         source: What to call the data in messages.
         horizontal_flip: Mirror training images at random.
-        augment: Probability of each change of training images that the network is told of, 0.12 in EDM: zoom, rotation,
-            stretch, shift, upside down; mirror images with probability ½.  For NCSNpp with augment_dim 9.  0: none.
+        augment: Probability of each change of training images, which the network gets as a condition, 0.12 in EDM:
+            zoom, rotation, stretch, shift, upside down; mirror images with probability ½.  For NCSNpp with augment_dim
+            9.  0: none.
         test_fraction: Fraction to hold out for testing, in [0, 1); with 0 the validation images serve.
         workers: Processes that read ahead where images are not in memory.
         kwargs: Of `DataModule`: batch_size, val_fraction, repeats, seed.
@@ -146,17 +147,17 @@ class Images(DataModule):
         if self._splits is not None or stage == "predict":  # samples are drawn without data
             return
         super().setup(stage)
-        if self._theirs:
-            ours = self.inspect()
-            self._same(ours)
+        if self._saved:
+            current = self.inspect()
+            self._same(current)
             if self.format.names is None:
-                self._format = ours
+                self._format = current
         if self._examples is None:
             self._examples = self.examples()
         train, labels, test, groups, names = self._examples
         fractions = self.val_fraction, 0.0 if test else self.test_fraction
         parts, self._drawn = divide(
-            len(train), names, labels, groups, fractions, self.seed, grows=self.grows, theirs=self._theirs
+            len(train), names, labels, groups, fractions, self.seed, grows=self.grows, saved=self._saved
         )
         if not len(parts[0]):
             raise ValueError(f"{self.source}: {len(train)} image(s) leave none to train on. Fix: lower val_fraction")
@@ -165,9 +166,9 @@ class Images(DataModule):
         classes = class_count(self.conditions)
         if classes is not None and labels is not None:
             self._class_counts = labels[parts[0]].bincount(minlength=classes).tolist()
-        if "identity" in self._theirs:
-            found = differences(self._theirs["identity"], keys_of(names, len(train)), names is not None, train)
-            tell_differences(self.source, found)
+        if "identity" in self._saved:
+            changes = differences(self._saved["identity"], keys_of(names, len(train)), names is not None, train)
+            tell_differences(self.source, changes)
 
     @property
     def splits(self) -> tuple[Source, Source, Source]:
@@ -214,8 +215,8 @@ class Images(DataModule):
         """
         units = self.units
         bits = (units.levels - 1).bit_length() if units.levels > 256 else None
-        found = read_images(path, self.shape, bits)
-        arrays = ((torch.tensor(array), deep) for array, deep in found)
+        images = read_images(path, self.shape, bits)
+        arrays = ((torch.tensor(array), deep) for array, deep in images)
         return torch.stack([units.encode(v) if deep else v.float() / 127.5 - 1 for v, deep in arrays])
 
     def array(self, x: Tensor) -> NDArray[Any]:
@@ -248,37 +249,39 @@ class Images(DataModule):
         """Take the format, the names of the classes and the split of a checkpoint, before or after ``setup``."""
         if not state_dict:
             return
-        ours, there = self._format, self._splits is not None
+        current, there = self._format, self._splits is not None
         self._format = format_of(state_dict)
-        self._theirs, self._class_counts = state_dict, state_dict.get("class_counts")
+        self._saved, self._class_counts = state_dict, state_dict.get("class_counts")
         if there:  # split them anew, as the checkpoint's were
             self._splits = None
             self.setup()
-        elif ours is not None:
-            self._same(ours)
+        elif current is not None:
+            self._same(current)
 
     def check_state(self, state_dict: dict[str, Any]) -> None:
-        theirs = format_of(state_dict) if state_dict else self.format
-        if not _alike(theirs, self.format):
-            self._same(self.format, theirs)
+        saved = format_of(state_dict) if state_dict else self.format
+        if not _alike(saved, self.format):
+            self._same(self.format, saved)
 
-    def _same(self, ours: Format, theirs: Format | None = None) -> None:
+    def _same(self, current: Format, saved: Format | None = None) -> None:
         """Raise ValueError if these images are not like the checkpoint's."""
-        theirs = theirs or self.format
-        if not _alike(ours, theirs):
-            lost, new = (sorted(set(a.names or ()) - set(b.names or ())) for a, b in ((theirs, ours), (ours, theirs)))
+        saved = saved or self.format
+        if not _alike(current, saved):
+            lost, new = (
+                sorted(set(a.names or ()) - set(b.names or ())) for a, b in ((saved, current), (current, saved))
+            )
             named = "".join(
                 f", {what}: {', '.join(names)}" for what, names in (("missing", lost), ("new", new)) if names
             )
             raise ValueError(
-                f"{self.source}: the checkpoint's images are {_words(theirs)}, these are {_words(ours)}"
-                f"{named if theirs.names and ours.names else ''}. Fix: use the data the checkpoint was trained on"
+                f"{self.source}: the checkpoint's images are {_words(saved)}, these are {_words(current)}"
+                f"{named if saved.names and current.names else ''}. Fix: use the data the checkpoint was trained on"
             )
-        if theirs.names is not None and ours.names is not None and ours.names != theirs.names:
-            k = next(k for k, names in enumerate(zip(theirs.names, ours.names, strict=True)) if len(set(names)) > 1)
+        if saved.names is not None and current.names is not None and current.names != saved.names:
+            k = next(k for k, names in enumerate(zip(saved.names, current.names, strict=True)) if len(set(names)) > 1)
             raise ValueError(
-                f"{self.source}: class {k} is {theirs.names[k]!r} in the checkpoint, {ours.names[k]!r} here. Fix: give "
-                "the classes the names they had, or start a new run"
+                f"{self.source}: class {k} is {saved.names[k]!r} in the checkpoint, {current.names[k]!r} here. Fix: "
+                "give the classes the names they had, or start a new run"
             )
 
 
@@ -292,9 +295,9 @@ def format_of(state: dict[str, Any]) -> Format:
     return Format(tuple(state["shape"]), conditions, state["levels"])
 
 
-def _alike(ours: Format, theirs: Format) -> bool:
+def _alike(current: Format, saved: Format) -> bool:
     """Whether all but the names of classes is the same."""
-    return (ours.shape, ours.kinds, ours.levels) == (theirs.shape, theirs.kinds, theirs.levels)
+    return (current.shape, current.kinds, current.levels) == (saved.shape, saved.kinds, saved.levels)
 
 
 def _words(format: Format) -> str:

@@ -27,7 +27,7 @@ class Listing(NamedTuple):
 
 
 def list_images(folder: Path) -> Listing:
-    """Image files in a folder and the folders within, hidden ones left out.
+    """Image files in a folder and the folders within, without hidden ones.
 
     Each real folder and each real file is taken once (by device and inode): real ones before links, so that a file
     keeps its own name.  A link to a folder around this one leads nowhere.
@@ -72,7 +72,7 @@ def list_images(folder: Path) -> Listing:
 
 
 def list_flat(folder: Path, *but: str) -> list[Path]:
-    """Image files directly in a folder, sorted, without those of the names ``but``; says what is left out.
+    """Image files directly in a folder, sorted, without those of the names ``but``; says what is skipped.
 
     Raises:
         ValueError: there are none.
@@ -89,16 +89,16 @@ def list_flat(folder: Path, *but: str) -> list[Path]:
 
 
 def describe_rest(listing: Listing) -> str | None:
-    """What was left out, in words; None: nothing."""
+    """What was skipped, in words; None: nothing."""
     total = sum(listing.others.values())
     parts = []
     if total:
         ordered = sorted(listing.others.items(), key=lambda item: (-item[1], item[0]))
         kinds = ", ".join(f"{number} {ending}" for ending, number in ordered[:8])
         more = ", …" if len(listing.others) > 8 else ""
-        parts.append(f"{total} file{'s' * (total > 1)} left out for their endings ({kinds}{more})")
+        parts.append(f"{total} file{'s' * (total > 1)} skipped for their endings ({kinds}{more})")
     if listing.links:
-        parts.append(f"{listing.links} link{'s' * (listing.links > 1)} to what is in the folder already left out")
+        parts.append(f"{listing.links} link{'s' * (listing.links > 1)} to what is in the folder already skipped")
     return "; ".join(parts) or None
 
 
@@ -111,8 +111,8 @@ def copies(files: Sequence[Path]) -> Tensor | None:
     candidates = list(keys)
     steps: list[Callable[[Path], object]] = [_size, _edges, _digest]
     for step in steps:
-        found = in_parallel(_or_path(step), [files[i] for i in candidates], "looking for copies")
-        for i, value in zip(candidates, found, strict=True):
+        values = in_parallel(_or_path(step), [files[i] for i in candidates], "looking for copies")
+        for i, value in zip(candidates, values, strict=True):
             keys[i] = (*keys[i], value)
         count = Counter(keys[i] for i in candidates)
         candidates = [i for i in candidates if count[keys[i]] > 1]

@@ -1,9 +1,9 @@
 """Batches in an order that is a function of (seed, epoch) and of nothing else.
 
 For tensors in memory, one gather per batch replaces a dataset, a sampler, a collate function and worker processes.
-Other sources, such as files to be decoded, are asked for a whole batch at a time, in worker processes if wanted.
+Other sources, such as files to be decoded, are asked for a whole batch at a time, in worker processes if asked for.
 Because the order needs no random state, one number, of the batches taken so far, is all a checkpoint must hold for a
-resumed run to go on exactly; the randomness of augmentations is a function of (seed, number of the batch) likewise.
+run to be resumed exactly; the randomness of augmentations is a function of (seed, number of the batch) likewise.
 """
 
 import copy
@@ -83,15 +83,15 @@ class Loader:
     on the number of processes.
 
     With ``shuffle`` (training) every batch is shared out: process r takes every world_size-th example of it, from the
-    r-th on. All have equally many: a last, partial batch smaller than the number of processes is left out.  Without it
-    (evaluation) batches are dealt out whole, process r takes every world_size-th one, so that a figure is made of the
-    same batches on any number of processes; no example is left out or padded, and processes may differ by one batch.  A
-    process that would have none has one of no examples: Lightning would leave its hooks out, where the others wait.
+    r-th on. All have equally many: a last, partial batch smaller than the number of processes is dropped.  Without it
+    (evaluation) batches are dealt out whole, process r takes every world_size-th one, so that a metric is made of the
+    same batches on any number of processes; no example is dropped or padded, and processes may differ by one batch.  A
+    process that would have none has one of no examples: Lightning would skip its hooks, where the others wait.
 
     Shuffled batches are one endless stream, epoch after epoch: iterating takes the next ``len(loader)`` of it, from
     where the last iteration, or the loaded state, left off. So the batches do not depend on where the trainer believes
     an epoch to end, and the trainer's epoch is a multiple of ``accumulate`` batches: an optimizer step that began with
-    the last batches of an epoch goes on with the first of the next. Unshuffled batches begin anew each time.
+    the last batches of an epoch continues with the first of the next. Unshuffled batches begin anew each time.
 
     Args:
         source: The n examples; a dictionary of tensors is one.
@@ -187,14 +187,14 @@ class Loader:
         """A batch of an epoch: in training this process's share of it, else the whole."""
         if self._idle:
             return {name: value[:0] for name, value in self.source.__getitems__(torch.tensor([0])).items()}
-        mine = slice(self.rank, None, self.world_size) if self.shuffle else slice(None)
+        own = slice(self.rank, None, self.world_size) if self.shuffle else slice(None)
         begin = index * self.batch_size
-        share = self.order(epoch)[begin : begin + self.batch_size][mine]
+        share = self.order(epoch)[begin : begin + self.batch_size][own]
         batch = self.source.__getitems__(share)
         if self.augmentation is not None:
             generator = _generator(f"{self.seed}/{epoch}/{index}")
             u = torch.rand(self.batch_size, self.augmentation.draws, generator=generator)
-            batch = self.augmentation(batch, u[mine][: len(share)])
+            batch = self.augmentation(batch, u[own][: len(share)])
         return batch
 
     def order(self, epoch: int) -> Tensor:
@@ -231,7 +231,7 @@ class Loader:
         return {"batches": self._taken}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from a saved position."""
+        """Resume from a saved position."""
         self._taken = state["batches"]
 
 

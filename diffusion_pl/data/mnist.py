@@ -53,7 +53,7 @@ class Torchvision(Images):
         self.chosen = list(range(10)) if classes is None else list(classes)
 
     def labelled(self, shape: tuple[int, ...]) -> Format:
-        """The format of images of this shape, with the classes that are kept if they are wanted."""
+        """The format of images of this shape, with the classes that are kept if there are any."""
         if not self.conditional:
             return Format(shape)
         return Format(shape, {"label": label(len(self.chosen), [self.kinds[k] for k in self.chosen])})
@@ -84,10 +84,10 @@ class Torchvision(Images):
             self._open(train, self.download)
 
     def _split(self, train: bool) -> tuple[Tensors, Tensor]:
-        found = self._open(train, False)
+        dataset = self._open(train, False)
         # Everything is drawn for the whole set first, so a choice of classes changes no image.
-        x = self.images(found.data, train)
-        targets = torch.as_tensor(found.targets)
+        x = self.images(dataset.data, train)
+        targets = torch.as_tensor(dataset.targets)
         digits = torch.isin(targets, torch.arange(10)).all()
         if len(targets) != len(x) or not len(x) or x.shape[1:] != self.shape or not digits:
             raise ValueError(
@@ -111,13 +111,13 @@ class MNIST(Torchvision):
     """MNIST, 28x28: 60,000 handwritten digits for training and validation, 10,000 for testing.
 
     Coloured, each digit has a hue of its own, H ~ U(0°, 360°), on black: a function of the seed, the split and the
-    digit's number in it.  (Document 0, with its sectors mended: ⌊H/60°⌋, not rounded.)
+    digit's number in it.  (As in the VP-SDE seminar, with its sectors corrected: ⌊H/60°⌋, not rounded.)
 
     Args:
         classes: Digits to keep, which become classes 0, 1, … in this order; None: all.
         colored: Give each digit a hue.
-        name: All this as document 0 writes it: MNIST-colored_2_3 is ``classes: [2, 3], colored: true``.
-        size: Side, or height and width, to which images are resized; None: 28.
+        name: All this as the VP-SDE seminar writes it: MNIST-colored_2_3 is ``classes: [2, 3], colored: true``.
+        size: Height and width, or one number for both, to which images are resized; None: 28.
         kwargs: Of `Torchvision`: download, conditional, batch_size, val_fraction, repeats, seed.
     """
 
@@ -165,7 +165,7 @@ class FashionMNIST(Torchvision):
     """Fashion-MNIST, 28x28: 60,000 pieces of clothing for training and validation, 10,000 for testing.
 
     Args:
-        size: Side, or height and width, to which images are resized; None: 28.
+        size: Height and width, or one number for both, to which images are resized; None: 28.
         kwargs: Of `Torchvision`: root, download, classes, conditional, horizontal_flip, batch_size, val_fraction,
             repeats, seed.
     """
@@ -201,7 +201,7 @@ class FashionMNIST(Torchvision):
 
 
 def resized(x: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """(N, C, H, W), uint8, at other sides, antialiased."""
+    """(N, C, H, W), uint8, at another height and width, antialiased."""
     if size is None or tuple(x.shape[2:]) == size:
         return x
     return torch.from_numpy(np.stack([resize_array(image, size) for image in x.numpy()]))

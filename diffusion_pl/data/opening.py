@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 #: Formats that hold pixels and nothing else.  Pillow's others start a program (EPS: Ghostscript), have no signature by
-#: which a damaged file could be told from an image (TGA), or hold images of several sizes (ICO).
+#: which a damaged file could be distinguished from an image (TGA), or hold images of several sizes (ICO).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "QOI")
 
 #: Pixels of the largest image that is opened unasked, about what Pillow refuses by itself.

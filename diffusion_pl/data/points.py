@@ -90,9 +90,9 @@ class Points(DataModule):
         self._splits = train, {name: values[held_out] for name, values in examples.items()}
         if self._units is None:
             self._units = Standardized(x.mean(0), x.std(0, correction=0))
-        if "identity" in self._theirs:
-            found = differences(self._theirs["identity"], _keys(examples["x"]), True, Tensors(examples))
-            tell_differences(self.source, found)
+        if "identity" in self._saved:
+            changes = differences(self._saved["identity"], _keys(examples["x"]), True, Tensors(examples))
+            tell_differences(self.source, changes)
 
     @property
     def class_counts(self) -> list[int] | None:
@@ -114,8 +114,8 @@ class Points(DataModule):
                 f"{self.source}: val_fraction = {self.val_fraction} holds out all {distinct} distinct point(s) and "
                 "leaves none to train on: lower val_fraction"
             )
-        noted = self._theirs.get("split") or {}
-        hashes = noted.get("rule") == HASHED if self._theirs else self.grows
+        noted = self._saved.get("split") or {}
+        hashes = noted.get("rule") == HASHED if self._saved else self.grows
         seed, exceptions = noted.get("seed", self.seed), noted.get("exceptions")
         self._drawn = {"rule": HASHED if hashes else SHUFFLED, "seed": seed}
         if hashes:
@@ -198,7 +198,7 @@ class Points(DataModule):
             )
         # Kept in place of what setup() finds, even in other data: these are the units the network was trained in.
         self._units = Standardized(*(torch.tensor(state_dict[name], dtype=torch.float64) for name in ("mean", "std")))
-        self._theirs = state_dict
+        self._saved = state_dict
         if self._splits is not None:  # split them anew, as the checkpoint's were
             self._splits = None
             self.setup()

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Picture(Images):
-    """Crops of one image.  (Document 4, which trains on one.)
+    """Crops of one image.  (The French demonstration of DDPM trains on one.)
 
-    Crop i of a split lies where (seed, split, i) puts it; validation sees crops that training does not.
+    Crop i of a split is where (seed, split, i) puts it; validation sees crops that training does not.
 
     Args:
         path: The image; None: the photograph of a flower that comes with scikit-learn.
-        size: Side of a crop, or height and width.
+        size: Height and width of a crop, or one number for both.
         shorter_side: Side to which the image's shorter one is resized first, so that a crop holds more of it; None:
             as it is.
         crops: How many different crops training has; validation has a tenth of that.
@@ -49,7 +49,7 @@ class Picture(Images):
         )
         sides = check_size("Picture", size)
         if sides is None:
-            raise ValueError("Picture: size is the side of a crop and must be given")
+            raise ValueError("Picture: size is the height and width of a crop and must be given")
         if crops < 10 or (shorter_side is not None and shorter_side < 1):
             raise ValueError(
                 f"Picture: crops must be at least 10 and shorter_side at least 1, got {crops} and {shorter_side}"

@@ -13,7 +13,7 @@ from .identity import Keys, keys_of, mixed, signed, unsigned
 State = dict[str, Any]
 Parts = tuple[Tensor, Tensor, Tensor]
 
-#: The rules, as a checkpoint names them.
+#: The ways to split, as a checkpoint names them.
 SHUFFLED, HASHED = "shuffled", "hash"
 
 
@@ -26,11 +26,11 @@ def divide(
     seed: int,
     *,
     grows: bool,
-    theirs: Mapping[str, Any],
+    saved: Mapping[str, Any],
 ) -> tuple[Parts, State]:
     """Indices of the training, validation and test examples, each in ascending order.
 
-    A run that is resumed keeps the rule and the seed of its checkpoint, whatever its options say now.
+    A run that is resumed keeps the way to split and the seed of its checkpoint, whatever its options say now.
 
     Args:
         n: number of examples.
@@ -38,17 +38,17 @@ def divide(
         fractions: for validation and for testing.
         seed: of the split.
         grows: whether examples may be added later.
-        theirs: the data's state in the checkpoint that is resumed or judged, {} if there is none.
+        saved: the data's state in the checkpoint that is resumed or evaluated, {} if there is none.
 
     Returns:
         The parts, and how they were drawn, for the next checkpoint.
 
     Raises:
-        ValueError: the checkpoint's rule is not known.
+        ValueError: the checkpoint's way to split is not known.
     """
-    noted = theirs.get("split") or {}
-    # Of the first version, which had one rule, and no groups.
-    old = bool(theirs) and not {"class_names", "conditions"} & theirs.keys()
+    noted = saved.get("split") or {}
+    # Of the first version, which had one way to split, and no groups.
+    old = bool(saved) and not {"class_names", "conditions"} & saved.keys()
     rule = noted.get("rule", HASHED if grows and not old else SHUFFLED)
     seed, exceptions = noted.get("seed", seed), noted.get("exceptions")
     grouped = noted.get("grouped", not old)
@@ -56,7 +56,7 @@ def divide(
         groups = None
     if rule == HASHED:
         keys = keys_of(names, n)
-        keys = keys[_first_of_group(n, groups, _known(keys, theirs)).numpy()]
+        keys = keys[_first_of_group(n, groups, _known(keys, saved)).numpy()]
         parts, exceptions = hashed(keys, labels, fractions, seed, exceptions)
     elif rule == SHUFFLED:
         parts = shuffled(n, labels, fractions, seed, groups)
@@ -97,8 +97,8 @@ def hashed(
             for key, number in _lacking(keys[among], u[among], part[among], fractions):
                 chosen[key] = number
                 part[keys == np.uint64(key)] = number
-        found = np.array(list(chosen), np.uint64), torch.tensor(list(chosen.values()), dtype=torch.int64)
-        exceptions = {"keys": signed(found[0]), "parts": found[1]}
+        chosen_parts = torch.tensor(list(chosen.values()), dtype=torch.int64)
+        exceptions = {"keys": signed(np.array(list(chosen), np.uint64)), "parts": chosen_parts}
     parts = tuple(torch.from_numpy(np.flatnonzero(part == number)) for number in range(3))
     return parts, exceptions  # type: ignore[return-value]
 
@@ -147,9 +147,9 @@ def shuffled(
     return tuple((part == number).nonzero().flatten() for number in range(3))  # type: ignore[return-value]
 
 
-def _known(keys: Keys, theirs: Mapping[str, Any]) -> Tensor | None:
+def _known(keys: Keys, saved: Mapping[str, Any]) -> Tensor | None:
     """Which examples the checkpoint knows: (n,), bool; None if it does not say.  A new copy does not lead its group."""
-    known = (theirs.get("identity") or {}).get("keys")
+    known = (saved.get("identity") or {}).get("keys")
     return None if known is None else torch.from_numpy(np.isin(keys, unsigned(known)))
 
 

@@ -1,4 +1,4 @@
-"""How a stand-in is told from the data it stands in for: by a note beside it."""
+"""How a stand-in is distinguished from the data it stands in for: by a note beside it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ NOTE = "Drawings made by python -m diffusion_pl.data.synthetic {name}. They are 
 
 
 def note_of(path: Path) -> Path:
-    """Where the note of a file or folder lies: beside it."""
+    """Where the note of a file or folder is: beside it."""
     return path.with_name(f"{path.name}.STAND-IN.txt")
 
 
@@ -15,7 +15,7 @@ def tell_if_stand_in(path: Path) -> None:
     if note_of(path).is_file():
         from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-        rank_zero_only(print)(f"{path} is a synthetic stand-in, not the real data: its figures mean nothing")
+        rank_zero_only(print)(f"{path} is a synthetic stand-in, not the real data: its results mean nothing")
 
 
 def stand_in_hint(path: Path) -> str:

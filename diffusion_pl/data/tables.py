@@ -60,9 +60,9 @@ def read_columns(path: Traversable, columns: Sequence[str], where: Mapping[str, 
     if not points and not rejected:
         raise ValueError(f"{path}: no rows below the header: give a file with data")
     if not points:
-        wanted = " and ".join(f"{name} = {value!r}" for name, value in where.items())
-        found = ", ".join(map("/".join, sorted({tuple(texts) for texts in rejected})[:20]))
-        raise ValueError(f"{path}: none of {len(rejected)} rows has {wanted}: correct where; the file has {found}")
+        condition = " and ".join(f"{name} = {value!r}" for name, value in where.items())
+        values = ", ".join(map("/".join, sorted({tuple(texts) for texts in rejected})[:20]))
+        raise ValueError(f"{path}: none of {len(rejected)} rows has {condition}: correct where; the file has {values}")
     return torch.tensor(points, dtype=torch.float64)
 
 

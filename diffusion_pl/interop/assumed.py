@@ -1,4 +1,4 @@
-"""What a file of another package does not tell: the user's option, or an assumption that is said."""
+"""What a file of another package does not show: the user's option, or an assumption that is said."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class Assumptions:
             self._assumed[option] = default
         return self._given.get(option, default)
 
-    def told(self, option: str, value: Any, path: Path) -> Any:
+    def shown(self, option: str, value: Any, path: Path) -> Any:
         """The value that the file shows.
 
         Raises:
@@ -46,7 +46,7 @@ class Assumptions:
         if not self._assumed:
             return []
         options = " ".join(f"--{option} {spelled(value)}" for option, value in self._assumed.items())
-        return [f"assumed, since the file does not tell: {options} (give an option to change it)"]
+        return [f"assumed, since the file does not show it: {options} (give an option to change it)"]
 
 
 def spelled(value: Any) -> str:

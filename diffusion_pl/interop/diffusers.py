@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ..conditions import label
 from ..networks import UNet
 from . import hub, scheduler
-from .foreign import Foreign, Spec, discrete, picture_shape, read_tensors, spec
+from .foreign import Foreign, Spec, discrete, image_shape, read_tensors, spec
 from .keys import Source, needs, sources, swap_halves, take, with_a_row_of_zeros
 from .layouts import ATTENTION, RES, unet
-from .options import Options, is_whole, told
+from .options import Options, is_whole, listed
 
 #: Options of UNet2DModel that must have one of these values, the package's default where a configuration leaves them
 #: out first.
@@ -74,7 +74,7 @@ _FILES = [
 
 def modules(num_res_blocks: int, attends: Sequence[bool]) -> dict[str, str]:
     """The modules of `networks.UNet` -> those of UNet2DModel."""
-    found = dict(ENDS)
+    names = dict(ENDS)
     for part in unet(num_res_blocks, attends, every_block=True):
         block = part.level if part.way == "down" else len(attends) - 1 - part.level
         theirs = (
@@ -82,8 +82,8 @@ def modules(num_res_blocks: int, attends: Sequence[bool]) -> dict[str, str]:
             if part.way == "middle"
             else PLACES[part.kind, part.way].format(block=block, number=part.number)
         )
-        found |= {f"{part.name}.{ours}": f"{theirs}.{name}" for ours, name in LAYERS[part.kind].items()}
-    return found
+        names |= {f"{part.name}.{ours}": f"{theirs}.{name}" for ours, name in LAYERS[part.kind].items()}
+    return names
 
 
 def read(path: Path, trust_pickle: bool = False, size: list[int] | None = None) -> Foreign:
@@ -92,7 +92,7 @@ def read(path: Path, trust_pickle: bool = False, size: list[int] | None = None) 
     Args:
         path: The folder; or owner/name of a model on the Hugging Face hub.
         trust_pickle: See `foreign.read_tensors`; for weights that are not safetensors.
-        size: Sides of the pictures, where the configuration does not tell them.
+        size: Height and width of the images, where the configuration does not give them.
     """
     notes = []
     fetched = (
@@ -121,11 +121,11 @@ def read(path: Path, trust_pickle: bool = False, size: list[int] | None = None) 
         classes -= 1
 
     places = [folder / "scheduler_config.json", folder.parent / "scheduler" / "scheduler_config.json"]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        notes.append("there is no scheduler_config.json: the process is that of DDPMScheduler's defaults")
+    scheduler_file = next((place for place in places if place.is_file()), None)
+    if scheduler_file is None:
+        notes.append("there is no scheduler_config.json: the noise schedule is that of DDPMScheduler's defaults")
     learns = bool(network["init_args"]["learned_variance"])
-    process = scheduler.read(Options(found, str(found or places[0])), learns, pipeline)
+    process = scheduler.read(Options(scheduler_file, str(scheduler_file or places[0])), learns, pipeline)
     model = discrete(
         network, process.schedule, process.steps, process.parameterization, process.weighting, process.sampler
     )
@@ -138,27 +138,27 @@ def read(path: Path, trust_pickle: bool = False, size: list[int] | None = None) 
     flipped = option.flag("flip_sin_to_cos", True)
     names = modules(network["init_args"]["num_res_blocks"], attends)
 
-    def wanted(ours: nn.Module) -> dict[str, Source]:
-        found = sources(names, ours)
+    def name_map(ours: nn.Module) -> dict[str, Source]:
+        table = sources(names, ours)
         if flipped:
-            found["time.dense_1.weight"] = found["time.dense_1.weight"]._replace(convert=swap_halves)
+            table["time.dense_1.weight"] = table["time.dense_1.weight"]._replace(convert=swap_halves)
         if padded:
-            found["label.table.weight"] = found["label.table.weight"]._replace(convert=with_a_row_of_zeros)
-        return found
+            table["label.table.weight"] = table["label.table.weight"]._replace(convert=with_a_row_of_zeros)
+        return table
 
-    strange = option.left()
-    if strange:
-        raise ValueError(f"{option.where}: unknown option of UNet2DModel: {told(strange)}")
+    unknown = option.left()
+    if unknown:
+        raise ValueError(f"{option.where}: unknown option of UNet2DModel: {listed(unknown)}")
 
     def check(header: Mapping[str, Tensor]) -> None:
         _check_blocks(header, option, len(attends))
         conditions = {} if classes is None else {"label": label(classes)}
         with torch.device("meta"):  # nothing is built at size before the file is known to hold it
             like = UNet(shape, conditions, **{**network["init_args"], "time_embedding": None})
-            take(header, wanted(like), like, str(folder))
+            take(header, name_map(like), like, str(folder))
 
     return Foreign(
-        model, shape, classes, wanted, _weights(folder, trust_pickle, check), notes=tuple(notes), folder=fetched
+        model, shape, classes, name_map, _weights(folder, trust_pickle, check), notes=tuple(notes), folder=fetched
     )
 
 
@@ -201,7 +201,7 @@ def _network(option: Options, size: list[int] | None) -> tuple[Spec, tuple[int, 
     if classes is not None and not is_whole(classes, 1, CLASSES):
         raise option.wrong("num_class_embeds", f"null or a whole number from 1 to {CLASSES}")
     option.get("num_train_timesteps", None)  # of time_embedding_type learned only
-    shape = picture_shape(channels, size or _sides(option), Path(option.where))
+    shape = image_shape(channels, size or _sides(option), Path(option.where))
     # Frequencies 10⁴^(−i/(half − shift)) are ours, P^(−i/(half − 1)), of another P.
     half, shift = nf // 2, option.number("freq_shift", 0, 0, 1)
     embedding = (
@@ -233,7 +233,7 @@ def _sides(option: Options) -> list[int]:
         raise ValueError(f"{option.where}: sample_size is null: add --size, such as --size 32")
     sides = side if isinstance(side, list) else [side]
     if len(sides) not in (1, 2) or not all(is_whole(side, 1, SIDE) for side in sides):
-        raise option.wrong("sample_size", f"a side, or height and width, from 1 to {SIDE}")
+        raise option.wrong("sample_size", f"height and width, or one number for both, from 1 to {SIDE}")
     return sides
 
 
@@ -276,13 +276,13 @@ def _weights(folder: Path, trust_pickle: bool, check: Callable[[Mapping[str, Ten
         if not pickled.is_file():
             there = ", ".join(sorted(file.name for file in folder.iterdir()))
             raise FileNotFoundError(f"{folder}: there is no {WEIGHTS}, only {there}")
-        found = read_tensors(pickled, trust_pickle)
-        for name, value in found.items():
+        state = read_tensors(pickled, trust_pickle)
+        for name, value in state.items():
             if not (isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided):
                 raise ValueError(f"{pickled}: {name}: expected a tensor of floating-point numbers")
-        found = {_renamed(str(name)): tensor for name, tensor in found.items()}
-        check({name: tensor.to("meta") for name, tensor in found.items()})
-        return found
+        state = {_renamed(str(name)): tensor for name, tensor in state.items()}
+        check({name: tensor.to("meta") for name, tensor in state.items()})
+        return state
     safetensors = needs("safetensors.torch", "diffusers")
     try:
         with needs("safetensors", "diffusers").safe_open(path, framework="pt") as file:

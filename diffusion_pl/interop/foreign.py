@@ -34,7 +34,7 @@ class Foreign(NamedTuple):
 
     model: the configuration of DiffusionModule;  shape, classes: of the data;  sources: the map of names, for a network
     so configured;  raw: the weights;  averages: by their decay;  updates: of the averages;  steps: of the training,
-    None: not told;  prefix: of the names in the file, for messages;  notes: what was assumed, each a sentence;
+    None: not known;  prefix: of the names in the file, for messages;  notes: what was assumed, each a sentence;
     folder: with the files, where it is another than the path given.
     """
 
@@ -74,9 +74,9 @@ def discrete(network: Spec, schedule: Spec, steps: int, parameterization: Spec, 
     }
 
 
-MOST_STEPS = 100_000  # of a chain; a file that has more of them lies
+MOST_STEPS = 100_000  # of a chain; a file that has more of them is wrong
 
-#: No file tells of an optimizer in our words; whoever trains on gives one.
+#: No file has an optimizer that we could read; whoever resumes training gives one.
 OPTIMIZER = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-4}}
 
 
@@ -121,53 +121,53 @@ def _check_sizes(path: Path) -> None:
             raise ValueError(f"it would unpack to {size:,} bytes")
 
 
-def tensors(found: Any, what: str, path: Path) -> dict[str, Tensor]:
+def tensors(content: Any, what: str, path: Path) -> dict[str, Tensor]:
     """The entries of a state dict.
 
     Args:
-        found: what the file holds as such.
+        content: what the file holds as such.
         what: its name in the file, for messages.
         path: the file.
 
     Raises:
         ValueError: it is no dictionary of dense tensors with names.
     """
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path}: {what} is a {type(found).__name__}, not a dictionary of tensors")
-    for name, tensor in found.items():
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: {what} is a {type(content).__name__}, not a dictionary of tensors")
+    for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             kind = "sparse tensor" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"{path}: {what}.{name} is a {kind}, not a dense tensor")
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise ValueError(f"{path}: {what}.{name} has {tensor.numel():,} numbers and stores fewer")
-    return dict(found)
+    return dict(content)
 
 
-def whole(found: Any, what: str, path: Path) -> int:
+def whole(value: Any, what: str, path: Path) -> int:
     """A count that a file holds, as a number or as a tensor of one; None: 0.
 
     Raises:
         ValueError: it is none.
     """
-    if isinstance(found, Tensor) and found.numel() == 1:
-        found = found.item()
-    if found is None:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if value is None:
         return 0
-    if not isinstance(found, (int, float)) or not (0 <= found < math.inf and found == int(found)):
-        raise ValueError(f"{path}: {what} must be a whole number from 0 on, got {found!r}")
-    return int(found)
+    if not isinstance(value, (int, float)) or not (0 <= value < math.inf and value == int(value)):
+        raise ValueError(f"{path}: {what} must be a whole number from 0 on, got {value!r}")
+    return int(value)
 
 
-def picture_shape(channels: int, size: list[int] | None, where: Path) -> tuple[int, int, int]:
-    """(C, H, W) of a file that does not tell the sides.
+def image_shape(channels: int, size: list[int] | None, where: Path) -> tuple[int, int, int]:
+    """(C, H, W) of a file that does not show height and width.
 
     Raises:
         ValueError: they are not given, or are none.
     """
     if size is None:
-        raise ValueError(f"{where} does not tell the sides of the pictures: add --size, such as --size 32")
+        raise ValueError(f"{where} does not show the height and width of the images: add --size, such as --size 32")
     if len(size) not in (1, 2) or min(size) < 1:
-        raise ValueError(f"size must be a side, or height and width, got {size}")
+        raise ValueError(f"size must be height and width, or one number for both, got {size}")
     return channels, size[0], size[-1]
 
 
@@ -188,14 +188,14 @@ def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[s
     described = {"model": complete(foreign.model), "data": data}
     # Without memory first: sizes that a few tensors promise are compared with all of them before they are built.
     network = sketch(foreign)
-    wanted = foreign.sources(network)
+    name_map = foreign.sources(network)
 
-    def taken(found: Tensors, what: str) -> dict[str, Tensor]:
-        return take(found, wanted, network, f"{path}{what}", foreign.prefix)
+    def taken(state_dict: Tensors, what: str) -> dict[str, Tensor]:
+        return take(state_dict, name_map, network, f"{path}{what}", foreign.prefix)
 
     raw = taken(foreign.raw, "")
     trained = [name for name, p in network.named_parameters() if p.requires_grad]
-    averages = {f"{decay}": taken(found, f" (average {decay})") for decay, found in foreign.averages.items()}
+    averages = {f"{decay}": taken(state_dict, f" (average {decay})") for decay, state_dict in foreign.averages.items()}
     rebuild(described, state)
     shadows = {
         decay: {f"denoiser.network.{name}": average[name] for name in trained} for decay, average in averages.items()
@@ -237,8 +237,8 @@ def complete(model: Spec) -> Spec:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(DiffusionModule, "model", skip={"shape", "conditions"})
     parser.set_defaults(DEFAULT_LOSS)
-    found: Spec = _plain(parser.parse_object({"model": model}).model.as_dict())
-    return found
+    completed: Spec = _plain(parser.parse_object({"model": model}).model.as_dict())
+    return completed
 
 
 def _plain(value: Any) -> Any:
@@ -248,7 +248,7 @@ def _plain(value: Any) -> Any:
 
 
 def default_data(shape: tuple[int, ...], classes: int | None) -> Spec:
-    """Data that a model of such pictures may be of."""
+    """Data that a model of such images may be of."""
     if shape == (3, 32, 32) and classes in (None, 10):
         return spec("data.CIFAR10", conditional=classes is not None)
     return spec("data.Folder", path="pictures", size=list(shape[1:]), conditional=classes is not None)
@@ -258,11 +258,11 @@ def described(factory: Callable[[], Any], foreign: Foreign) -> Spec:
     """The configuration of the data module that the command line made a factory of.
 
     Raises:
-        ValueError: its data are at hand, and of another shape or number of classes than the model's.
+        ValueError: its data can be read, and are of another shape or number of classes than the model's.
     """
     data = factory()
     kind = type(data)
-    with suppress(OSError):  # they need not be at hand
+    with suppress(OSError):  # they need not be on this computer
         classes = class_count(data.conditions)
         if (tuple(data.shape), classes) != (foreign.shape, foreign.classes):
             raise ValueError(

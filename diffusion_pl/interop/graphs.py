@@ -35,8 +35,8 @@ class Graph(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(x̂_0, ε̂), both (B, *), from x_t: (B, *), t: (B,) and label: (B,), int64, −1 for any class."""
         cond = {} if label is None else {"label": label}
-        found = self.denoiser(x_t, per_sample(t, x_t), **cond)
-        return found.x_0, found.eps
+        prediction = self.denoiser(x_t, per_sample(t, x_t), **cond)
+        return prediction.x_0, prediction.eps
 
 
 def example(pipeline: Pipeline, batch: int = 2) -> tuple[Tensor, ...]:

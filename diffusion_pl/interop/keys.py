@@ -32,55 +32,55 @@ def sources(modules: Mapping[str, str], network: nn.Module) -> dict[str, Source]
 
     Args:
         modules: names of ours -> names in the file, of modules whose tensors are called alike in both.
-        network: whose tensors are wanted; a module that it has not is passed over.
+        network: whose tensors are mapped; modules that it does not have are skipped.
 
     Raises:
         KeyError: a tensor of ours has no source.
     """
-    found = {}
+    table = {}
     for name in network.state_dict():
         module, _, leaf = name.rpartition(".")
         theirs = modules[module]
-        found[name] = Source(f"{theirs}.{leaf}" if theirs else leaf)
-    return found
+        table[name] = Source(f"{theirs}.{leaf}" if theirs else leaf)
+    return table
 
 
 def take(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Source], network: nn.Module, where: str, without: str = ""
+    state: Mapping[str, Tensor], name_map: Mapping[str, Source], network: nn.Module, where: str, without: str = ""
 ) -> dict[str, Tensor]:
-    """The state dict of the network, float32, from the tensors found in a file.
+    """The state dict of the network, float32, from the tensors of a file.
 
     Args:
-        found: all tensors that the file has for it.
-        wanted: the map of names.
+        state: all tensors that the file has for it.
+        name_map: the map of names.
         network: ours.
         where: the file, for messages.
         without: what the names in the file begin with beside those of the map, for messages.
 
     Raises:
-        ValueError: names are missing or left over, or shapes differ; the first ten are told.
+        ValueError: names are missing or left over, or shapes differ; the first ten are listed.
     """
     like = network.state_dict()
-    expected = {source.name for source in wanted.values()}
-    told = [f"{without}{name} is missing" for name in sorted(expected - found.keys())]
-    told += [f"{without}{name} has no place" for name in sorted(found.keys() - expected)]
+    expected = {source.name for source in name_map.values()}
+    problems = [f"{without}{name} is missing" for name in sorted(expected - state.keys())]
+    problems += [f"{without}{name} has no place" for name in sorted(state.keys() - expected)]
     taken = {}
-    for name, (theirs, convert) in wanted.items():
-        if theirs not in found:
+    for name, (theirs, convert) in name_map.items():
+        if theirs not in state:
             continue
         try:
-            tensor = convert(found[theirs])
+            tensor = convert(state[theirs])
         except (RuntimeError, IndexError):  # too many axes, or too few
             tensor = None
         if tensor is not None and _squeezed(tensor) == _squeezed(like[name]):
             taken[name] = tensor.reshape(like[name].shape).float().contiguous()
         else:
-            told.append(f"{without}{theirs} is {_size(found[theirs])}, expected {_size(like[name])}")
-    if told:
-        more = f" … and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+            problems.append(f"{without}{theirs} is {_size(state[theirs])}, expected {_size(like[name])}")
+    if problems:
+        more = f" … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ValueError(
-            f"{where}: {len(told)} of {len(found)} tensors do not fit the network that it tells of: "
-            f"{'; '.join(told[:_SHOWN])}{more}"
+            f"{where}: {len(problems)} of {len(state)} tensors do not fit the network that it describes: "
+            f"{'; '.join(problems[:_SHOWN])}{more}"
         )
     return taken
 

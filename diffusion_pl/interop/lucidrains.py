@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..schedules import BetaTable, CosineBetas, LinearBetas, SigmoidAlphaBars
 from .assumed import Assumptions
-from .foreign import MOST_STEPS, Foreign, Spec, discrete, picture_shape, read_tensors, spec, tensors, whole
+from .foreign import MOST_STEPS, Foreign, Spec, discrete, image_shape, read_tensors, spec, tensors, whole
 from .keys import Source, sources
 
 Objective = Literal["pred_noise", "pred_x0", "pred_v"]
@@ -63,20 +63,20 @@ OBJECTIVES: dict[str, tuple[str, Spec]] = {
     "pred_x0": ("Data", spec("losses.P2", k=1e-12, gamma=1.0)),
     "pred_v": ("V", spec("losses.SNR", plus=1.0)),
 }
-#: A part of a network's name in the file that tells another class of the package -> the class.
+#: A part of a network's name in the file that shows another class of the package -> the class.
 OTHERS = {
     "net.": "ElucidatedDiffusion",
     "log_snr.": "ContinuousTimeGaussianDiffusion",
     "model.null_classes_emb": "classifier_free_guidance",
     "model.input_block.": "KarrasUnet",
 }
-HEADS, GROUPS, DECAY, THETA = 4, 8, 0.995, 10_000.0  # the package's defaults, of what a file may not tell
+HEADS, GROUPS, DECAY, THETA = 4, 8, 0.995, 10_000.0  # the package's defaults, of what a file may not show
 
 
 def modules(levels: int, full: list[bool]) -> dict[str, str]:
     """The modules of `networks.LinearAttentionUNet` -> those of Unet."""
     blocks = {"middle_1": "mid_block1", "middle_2": "mid_block2", "final": "final_res_block"}
-    found = dict(ENDS)
+    names = dict(ENDS)
     attentions = {"attention": ("mid_attn", FULL)}
     for level in range(levels):
         for way, place, last in (("down", level, levels - 1), ("up", levels - 1 - level, 0)):
@@ -84,12 +84,12 @@ def modules(levels: int, full: list[bool]) -> dict[str, str]:
             blocks |= {f"{way}.{place}.{i}": f"{theirs}.{i}" for i in range(2)}
             attentions[f"{way}.{place}.2"] = f"{theirs}.2", FULL if full[level] else LINEAR
             resampled = "3" if level == last else "3.1"
-            found[f"{way}.{place}.{resampled}"] = f"{theirs}.{resampled}"
+            names[f"{way}.{place}.{resampled}"] = f"{theirs}.{resampled}"
     for ours, theirs in blocks.items():
-        found |= {f"{ours}.{layer}": f"{theirs}.{name}" for layer, name in BLOCK.items()}
+        names |= {f"{ours}.{layer}": f"{theirs}.{name}" for layer, name in BLOCK.items()}
     for ours, (theirs, table) in attentions.items():
-        found |= {f"{ours}.{layer}".strip("."): f"{theirs}.{name}".strip(".") for layer, name in table.items()}
-    return found
+        names |= {f"{ours}.{layer}".strip("."): f"{theirs}.{name}".strip(".") for layer, name in table.items()}
+    return names
 
 
 def read(
@@ -107,10 +107,10 @@ def read(
     Args:
         path: of the file.
         trust_pickle: See `foreign.read_tensors`.
-        size: Sides of the pictures.
-        objective: What the network predicts; None: as the weights of the loss tell.
+        size: Height and width of the images.
+        objective: What the network predicts; None: as the weights of the loss show.
         ema_decay: Of the file's average.
-        heads, groups: Of every attention and norm, where an old release's file does not tell.
+        heads, groups: Of every attention and norm, where an old release's file does not show them.
         sinusoidal_pos_emb_theta: Longest period of the embedding of the steps.
     """
     content = read_tensors(path, trust_pickle)
@@ -120,29 +120,29 @@ def read(
     initted = bool(whole(averages.get("initted", 1), "ema.initted", path))
     average = _of_network(tensors(_below(averages, "ema_model."), "ema.ema_model", path), "ema_model.", path)
     extra = sorted(n for n in averages if not n.startswith(("ema_model.", "online_model.")))
-    strange = [name for name in extra if name not in ("initted", "step")]
-    if strange:
-        raise ValueError(f"{path}: ema.{strange[0]} has no place")
+    unknown = [name for name in extra if name not in ("initted", "step")]
+    if unknown:
+        raise ValueError(f"{path}: ema.{unknown[0]} has no place")
 
     assume = Assumptions(
         ema_decay=ema_decay, heads=heads, groups=groups, sinusoidal_pos_emb_theta=sinusoidal_pos_emb_theta
     )
     network, channels = _network(raw, assume, path)
-    shape = picture_shape(channels, size, path)
+    shape = image_shape(channels, size, path)
     betas, weight = _table(content["model"], path)
     learned = network["init_args"]["learned_variance"]
-    found = "pred_noise" if learned else told_objective(betas, weight)
-    if objective is None and found is None:
+    implied = "pred_noise" if learned else implied_objective(betas, weight)
+    if objective is None and implied is None:
         raise ValueError(
-            f"{path} does not tell what the network predicts: add --objective pred_noise, pred_x0 or pred_v"
+            f"{path} does not show what the network predicts: add --objective pred_noise, pred_x0 or pred_v"
         )
-    if objective is not None and found is not None and objective != found:
+    if objective is not None and implied is not None and objective != implied:
         shown = "two outputs a channel, a LearnedGaussianDiffusion's," if learned else "the weights of the loss"
-        raise ValueError(f"objective {objective}: {shown} in {path} are those of {found}")
+        raise ValueError(f"objective {objective}: {shown} in {path} are those of {implied}")
     steps = len(betas)
-    parameterization, weighting = OBJECTIVES[objective or found or ""]
+    parameterization, weighting = OBJECTIVES[objective or implied or ""]
     if weight is not None:
-        weighting = spec("losses.SNR") if learned else _weighting(betas, weight, objective or found or "")
+        weighting = spec("losses.SNR") if learned else _weighting(betas, weight, objective or implied or "")
     variance = None if learned else 0.0
     sampler = spec("samplers.Ancestral", grid=spec("samplers.UniformGrid", steps=steps), variance=variance)
     schedule = find_schedule(betas)
@@ -157,19 +157,19 @@ def read(
         raise ValueError(f"ema_decay must be between 0 and 1, got {decay}")
     notes = [*assume.notes(path), "assumed: auto_normalize true, which means a network of images in [-1, 1]"]
     if not initted:
-        notes.append("the average had not begun and was left out")
+        notes.append("the average had not begun and was skipped")
 
     full = network["init_args"]["full_attention"]
 
-    def wanted(ours: nn.Module) -> dict[str, Source]:
-        found = sources(modules(len(full), full), ours)
-        return {name: source._replace(name=_leaf(source.name)) for name, source in found.items()}
+    def name_map(ours: nn.Module) -> dict[str, Source]:
+        table = sources(modules(len(full), full), ours)
+        return {name: source._replace(name=_leaf(source.name)) for name, source in table.items()}
 
     return Foreign(
         model,
         shape,
         None,
-        wanted,
+        name_map,
         raw,
         {decay: average} if initted else {},
         whole(averages.get("step"), "ema.step", path),
@@ -180,7 +180,7 @@ def read(
 
 
 def _known(content: Mapping[str, Any], path: Path) -> None:
-    """Raise ValueError for what is not of the classes that are read, naming the class where its tensors tell it."""
+    """Raise ValueError for what is not of the classes that are read, naming the class where its tensors show it."""
     model, average = content.get("model"), content.get("ema")
     names = [str(name) for name in model] if isinstance(model, Mapping) else []
     other = next((kind for part, kind in OTHERS.items() if any(name.startswith(part) for name in names)), None)
@@ -240,16 +240,16 @@ def find_schedule(betas: Tensor) -> Spec:
     return spec("schedules.BetaTable", betas=betas.tolist())
 
 
-def told_objective(betas: Tensor, weight: Tensor | None) -> Objective | None:
-    """What a network predicts whose loss has these weights; None: they do not tell."""
+def implied_objective(betas: Tensor, weight: Tensor | None) -> Objective | None:
+    """What a network predicts whose loss has these weights; None: they do not show it."""
     if weight is None:
         return None
-    found: list[Objective] = []
+    matching: list[Objective] = []
     for objective in ("pred_noise", "pred_x0", "pred_v"):
         snr, capped = _weights(betas, weight.double(), objective)
         if torch.allclose(capped, snr.clamp(max=capped.max().item()), rtol=1e-3, atol=1e-12):
-            found.append(objective)
-    return found[0] if len(found) == 1 else None
+            matching.append(objective)
+    return matching[0] if len(matching) == 1 else None
 
 
 def _weights(betas: Tensor, weight: Tensor, objective: str) -> tuple[Tensor, Tensor]:
@@ -268,15 +268,15 @@ def _weighting(betas: Tensor, weight: Tensor, objective: str) -> Spec:
     return spec("losses.MinSNR", gamma=round(gamma, 4))
 
 
-def _network(found: Mapping[str, Tensor], assume: Assumptions, path: Path) -> tuple[Spec, int]:
-    """The network's configuration, and the number of channels of the pictures."""
+def _network(state: Mapping[str, Tensor], assume: Assumptions, path: Path) -> tuple[Spec, int]:
+    """The network's configuration, and the number of channels of the images."""
     try:
-        dim = found["init_conv.weight"].shape[0]
-        inward, outward = found["init_conv.weight"].shape[1], found["final_conv.weight"].shape[0]
-        levels = sum(name.startswith("downs.") and name.endswith(".2.to_qkv.weight") for name in found)
-        ends = [found[f"downs.{i}.3.{'weight' if i == levels - 1 else '1.weight'}"].shape[0] for i in range(levels)]
-        hidden = found["mid_attn.to_qkv.weight"].shape[0] // 3
-        width, embedded = found["time_mlp.1.weight"].shape
+        dim = state["init_conv.weight"].shape[0]
+        inward, outward = state["init_conv.weight"].shape[1], state["final_conv.weight"].shape[0]
+        levels = sum(name.startswith("downs.") and name.endswith(".2.to_qkv.weight") for name in state)
+        ends = [state[f"downs.{i}.3.{'weight' if i == levels - 1 else '1.weight'}"].shape[0] for i in range(levels)]
+        hidden = state["mid_attn.to_qkv.weight"].shape[0] // 3
+        width, embedded = state["time_mlp.1.weight"].shape
     except (KeyError, IndexError, ValueError) as error:
         what = f"model.model.{error.args[0]} is missing" if isinstance(error, KeyError) else "shapes are wrong"
         raise ValueError(f"{path}: {what}: no Unet of releases 1.8 to 2.3") from error
@@ -289,14 +289,14 @@ def _network(found: Mapping[str, Tensor], assume: Assumptions, path: Path) -> tu
         raise ValueError(f"{path}: {inward} channels in and {outward} out: no Unet of releases 1.8 to 2.3")
     if width != 4 * dim or any(end % dim for end in ends):
         raise ValueError(f"{path}: init_dim {dim} is not dim {width // 4}: such a Unet is not supported")
-    memory = found.get("mid_attn.mem_kv")
+    memory = state.get("mid_attn.mem_kv")
     if memory is not None and memory.ndim != 4:
         raise ValueError(f"{path}: model.model.mid_attn.mem_kv has {memory.ndim} axes, expected 4")
-    heads = assume("heads", HEADS) if memory is None else assume.told("heads", memory.shape[1], path)
+    heads = assume("heads", HEADS) if memory is None else assume.shown("heads", memory.shape[1], path)
     if heads < 1 or hidden % heads:
         raise ValueError(f"{path}: attention of {hidden} channels cannot be divided into {heads} heads: set --heads")
-    grouped = "mid_block1.block1.norm.weight" in found
-    if "time_mlp.0.weights" in found:
+    grouped = "mid_block1.block1.norm.weight" in state
+    if "time_mlp.0.weights" in state:
         embedding = spec("networks.LearnedFourier", features=embedded - 1)
     else:
         theta = assume("sinusoidal_pos_emb_theta", THETA)
@@ -309,7 +309,7 @@ def _network(found: Mapping[str, Tensor], assume: Assumptions, path: Path) -> tu
         dim_head=hidden // heads,
         groups=assume("groups", GROUPS) if grouped else None,
         memory=0 if memory is None else memory.shape[2],
-        full_attention=[f"downs.{level}.2.to_out.weight" in found for level in range(levels)],
+        full_attention=[f"downs.{level}.2.to_out.weight" in state for level in range(levels)],
         self_condition=inward > channels,
         learned_variance=outward > channels,
         time_embedding=embedding,
@@ -318,9 +318,9 @@ def _network(found: Mapping[str, Tensor], assume: Assumptions, path: Path) -> tu
 
 
 def _of_network(state: Mapping[str, Any], prefix: str, path: Path) -> dict[str, Tensor]:
-    strange = [name for name in state if not name.startswith("model.") and name not in BUFFERS]
-    if strange:
-        raise ValueError(f"{path}: {len(strange)} tensors have no place: {', '.join(prefix + n for n in strange[:10])}")
+    unknown = [name for name in state if not name.startswith("model.") and name not in BUFFERS]
+    if unknown:
+        raise ValueError(f"{path}: {len(unknown)} tensors have no place: {', '.join(prefix + n for n in unknown[:10])}")
     return _below(state, "model.")
 
 

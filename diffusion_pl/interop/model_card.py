@@ -1,6 +1,6 @@
 """README.md of an exported model, as the Hugging Face hub shows it: what it is, how to load it, how it came about.
 
-It says what the checkpoint, the card of its run and its evaluations tell; what none of them tells is left out.
+It says what the checkpoint, the card of its run and its evaluations hold; what none of them holds is missing.
 """
 
 import json
@@ -83,8 +83,8 @@ program = torch.export.load("model.pt2").module()
 def denoise(x_t, t):
     x_t = torch.from_numpy(x_t)
     with torch.no_grad():
-        found = program(x_t, torch.full((len(x_t),), t){label})
-    return [part.numpy() for part in found]
+        outputs = program(x_t, torch.full((len(x_t),), t){label})
+    return [part.numpy() for part in outputs]
 {loop}
 ```"""
 _LOOP = """
@@ -103,7 +103,7 @@ def _scalar(text: str) -> str:
 
 
 def find_run(ckpt_path: Path) -> dict[str, Any] | None:
-    """The card of the run that a checkpoint lies in, if it lies in one."""
+    """The card of the run that a checkpoint is in, if it is in one."""
     path = ckpt_path.absolute().parent.parent / CARD
     return read_card(path) if path.is_file() else None
 
@@ -118,10 +118,10 @@ def find_results(ckpt_path: Path, sha256: str, given: Path | None) -> dict[str, 
     run = ckpt_path.absolute().parent.parent
     inside = sorted(run.rglob("evaluation.json")) if (run / CARD).is_file() else []
     for path in [*inside, *([] if given is None else [given])]:
-        ours = {name: result for name, result in read_results(path).items() if result.model["sha256"] == sha256}
-        if path == given and not ours:
+        matching = {name: result for name, result in read_results(path).items() if result.model["sha256"] == sha256}
+        if path == given and not matching:
             raise ValueError(f"{given} has results of another checkpoint than {ckpt_path}")
-        results |= ours
+        results |= matching
     return results
 
 
@@ -202,7 +202,7 @@ def _use(kind: str, pipeline: Pipeline) -> str:
             return _DIFFUSERS.format(pipeline=name, call=arguments)
         return _CLASSES.format(shape=shape, last=classes - 1, classes=classes)
     start = float(pipeline.sampler.grid(pipeline.schedule)[0])
-    units = "  # pictures in [-1, 1]" if len(pipeline.shape) == 3 else ""
+    units = "  # images in [-1, 1]" if len(pipeline.shape) == 3 else ""
     loop = _LOOP.format(prior=pipeline.schedule.prior_std(start), shape=f"({shape})", units=units)
     if kind == "onnx":
         label = ', "label": np.zeros(len(x_t), np.int64)' if class_count(pipeline.conditions) is not None else ""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..networks.resnet import AttentionBlock
 from .assumed import Assumptions
-from .foreign import Foreign, Spec, discrete, picture_shape, read_tensors, spec, tensors
+from .foreign import Foreign, Spec, discrete, image_shape, read_tensors, spec, tensors
 from .keys import Source, sources, swap_halves, with_a_row_of_zeros
 from .layouts import ATTENTION, RES, unet
 
@@ -48,7 +48,7 @@ HEADS, STEPS = 4, 1000  # of the flags' defaults
 
 def modules(num_res_blocks: int, attends: Sequence[bool]) -> dict[str, str]:
     """The modules of `networks.UNet` -> those of UNetModel."""
-    found = dict(ENDS)
+    names = dict(ENDS)
     for part in unet(num_res_blocks, attends, every_block=True):
         place = part.name.rpartition(".")[2]
         theirs = {
@@ -57,8 +57,8 @@ def modules(num_res_blocks: int, attends: Sequence[bool]) -> dict[str, str]:
             "up": f"output_blocks.{part.row}.{place}",
         }[part.way]
         layers = LAYERS.get((part.kind, part.way)) or LAYERS[part.kind, "any"]
-        found |= {f"{part.name}.{ours}": f"{theirs}.{name}" for ours, name in layers.items()}
-    return found
+        names |= {f"{part.name}.{ours}": f"{theirs}.{name}" for ours, name in layers.items()}
+    return names
 
 
 def read(
@@ -81,7 +81,7 @@ def read(
     Args:
         path: of the file.
         trust_pickle: See `foreign.read_tensors`.
-        size: Sides of the pictures.
+        size: Height and width of the images.
         betas: The noise schedule of the training.
         steps: Its number of steps (diffusion_steps).
         heads: Attention heads (num_heads).
@@ -92,9 +92,9 @@ def read(
         sigma_small: Whether the variance of a step, where it is not learned, is the smaller one.
         dropout: Of the training.
     """
-    found = tensors(read_tensors(path, trust_pickle), "state dict", path)
+    state = tensors(read_tensors(path, trust_pickle), "state dict", path)
     if betas is None:
-        raise ValueError(f"{path} does not tell the noise schedule: add --betas linear or cosine")
+        raise ValueError(f"{path} does not show the noise schedule: add --betas linear or cosine")
     assume = Assumptions(
         steps=steps,
         heads=heads,
@@ -107,43 +107,21 @@ def read(
         dropout=dropout,
     )
     steps = int(assume("steps", STEPS))
-    network, channels, classes = _network(found, path)
-    shape = picture_shape(channels, size, path)
+    network, channels, classes = _network(state, path)
+    shape = image_shape(channels, size, path)
     options = network["init_args"]
     attends, depth = options.pop("attends"), options["num_res_blocks"]
     options["attn_resolutions"] = [shape[1] >> level for level, attend in enumerate(attends) if attend]
-    by_width = num_head_channels is not None
     options["dropout"] = assume("dropout", 0.0)
-    options["head_channels"] = assume("num_head_channels", None) if by_width else None
-    options["heads"] = 1 if by_width else assume("heads", HEADS)
-    options["up_heads"] = None if by_width else assume("num_heads_upsample", options["heads"])
-    widths = {options["nf"] * options["ch_mult"][level] for level in _attending(attends)}
-    for name in ("heads", "up_heads"):
-        wrong = [width for width in sorted(widths) if not by_width and width % options[name]]
-        if wrong:
-            option = "num_heads_upsample" if name == "up_heads" else name
-            raise ValueError(
-                f"{path}: {wrong[0]} channels cannot be divided into {options[name]} heads: set --{option}"
-            )
+    options |= _heads(options, attends, num_head_channels is not None, assume, path)
     whole_first = assume("use_new_attention_order", False)
-    ends = {"beta_min": 0.1 / steps, "beta_max": 20 / steps} if betas == "linear" else {}
-    schedule = spec(f"schedules.{'LinearBetas' if betas == 'linear' else 'CosineBetas'}", steps=steps, **ends)
-    learned = options["learned_variance"]
-    variance = None if learned else 0.0 if assume("sigma_small", False) else 1.0
-    sampler = spec("samplers.Ancestral", grid=spec("samplers.UniformGrid", steps=steps), variance=variance)
-    # The squared error of what is predicted: of x_0 itself it is 1, in terms of x_0.
-    of_data = spec("denoisers.Data"), spec("losses.P2", k=1e-12, gamma=1.0)
-    of_noise = spec("denoisers.Epsilon"), spec("losses.SNR")
-    parameterization, weighting = of_data if assume("predict_xstart", False) else of_noise
-    model = discrete(network, schedule, steps, parameterization, weighting, sampler)
-    if learned:
-        model["loss"]["init_args"]["variance"] = spec("losses.VarianceBound", steps=steps, levels=256)
+    model = _model(network, betas, steps, assume)
     matters = steps != STEPS or rescale_timesteps is not None
     count = STEPS if matters and assume("rescale_timesteps", True) else steps
     model["noise_input"] = spec("denoisers.ScaledTime", scale=float(count), shift=-count / steps)
     model["guidance"] = spec("denoisers.Thresholded")
 
-    def wanted(ours: nn.Module) -> dict[str, Source]:
+    def name_map(ours: nn.Module) -> dict[str, Source]:
         table = sources(modules(depth, attends), ours)
         for name, source in table.items():
             block, _, layer = name.rpartition(".")[0].rpartition(".")
@@ -161,12 +139,49 @@ def read(
     averages: dict[float, Mapping[str, Tensor]] = {}
     average = re.match(r"ema_(0\.\d+)_", path.name)
     if average:
-        averages = {float(average[1]): found}
+        averages = {float(average[1]): state}
         notes.append("the file is an average; the raw weights are not in it, and it stands for them too")
     number = re.search(r"(\d{6,})\.pt$", path.name)
     return Foreign(
-        model, shape, classes, wanted, found, averages, 0, int(number[1]) if number else None, notes=tuple(notes)
+        model, shape, classes, name_map, state, averages, 0, int(number[1]) if number else None, notes=tuple(notes)
     )
+
+
+def _heads(
+    options: Mapping[str, Any], attends: Sequence[bool], by_width: bool, assume: Assumptions, path: Path
+) -> dict[str, Any]:
+    """Attention options of `networks.UNet`: heads of a fixed width, or a number of them, on each way.
+
+    Raises:
+        ValueError: the channels of a level that attends cannot be divided into so many heads.
+    """
+    if by_width:
+        return {"head_channels": assume("num_head_channels", None), "heads": 1, "up_heads": None}
+    heads = assume("heads", HEADS)
+    up_heads = assume("num_heads_upsample", heads)
+    widths = sorted({options["nf"] * options["ch_mult"][level] for level in _attending(attends)})
+    for option, number in (("heads", heads), ("num_heads_upsample", up_heads)):
+        undivided = [width for width in widths if width % number]
+        if undivided:
+            raise ValueError(f"{path}: {undivided[0]} channels cannot be divided into {number} heads: set --{option}")
+    return {"head_channels": None, "heads": heads, "up_heads": up_heads}
+
+
+def _model(network: Spec, betas: Betas, steps: int, assume: Assumptions) -> Spec:
+    """The configuration of a model, but for what its network is given as the noise level."""
+    ends = {"beta_min": 0.1 / steps, "beta_max": 20 / steps} if betas == "linear" else {}
+    schedule = spec(f"schedules.{'LinearBetas' if betas == 'linear' else 'CosineBetas'}", steps=steps, **ends)
+    learned = network["init_args"]["learned_variance"]
+    variance = None if learned else 0.0 if assume("sigma_small", False) else 1.0
+    sampler = spec("samplers.Ancestral", grid=spec("samplers.UniformGrid", steps=steps), variance=variance)
+    # The squared error of what is predicted: of x_0 itself it is 1, in terms of x_0.
+    of_data = spec("denoisers.Data"), spec("losses.P2", k=1e-12, gamma=1.0)
+    of_noise = spec("denoisers.Epsilon"), spec("losses.SNR")
+    parameterization, weighting = of_data if assume("predict_xstart", False) else of_noise
+    model = discrete(network, schedule, steps, parameterization, weighting, sampler)
+    if learned:
+        model["loss"]["init_args"]["variance"] = spec("losses.VarianceBound", steps=steps, levels=256)
+    return model
 
 
 def _attending(attends: Sequence[bool]) -> list[int]:
@@ -179,12 +194,12 @@ def _part(weight: Tensor, number: int, heads: int) -> Tensor:
     return weight.reshape(heads, 3, -1, *weight.shape[1:])[:, number].flatten(0, 1)
 
 
-def _network(found: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | None]:
-    """The network's configuration but for the sides (with `attends`, by level), channels and classes."""
-    numbers = {int(name.split(".")[1]) for name in found if name.startswith("input_blocks.")}
-    levels = 1 + sum(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) is not None for name in found)
+def _network(state: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | None]:
+    """The network's configuration but for height and width (with `attends`, by level), channels and classes."""
+    numbers = {int(name.split(".")[1]) for name in state if name.startswith("input_blocks.")}
+    levels = 1 + sum(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) is not None for name in state)
     depth, rest = divmod(len(numbers) - levels, levels)
-    if any(re.match(r"output_blocks\.\d+\.[12]\.in_layers", name) for name in found):
+    if any(re.match(r"output_blocks\.\d+\.[12]\.in_layers", name) for name in state):
         raise ValueError(
             f"{path}: a UNetModel with resblock_updown, as the published ones of guided-diffusion, is not supported: "
             "only one that resamples between blocks"
@@ -193,11 +208,11 @@ def _network(found: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | Non
         raise ValueError(f"{path}: {len(numbers)} input_blocks on {levels} levels are no UNetModel")
     firsts = [1 + level * (depth + 1) for level in range(levels)]
     try:
-        nf, channels = found["input_blocks.0.0.weight"].shape[:2]
-        outward = found["out.2.weight"].shape[0]
-        widths = [found[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] for i in firsts]
-        told = found["middle_block.0.emb_layers.1.weight"].shape[0]
-        classes = found["label_emb.weight"].shape[0] if "label_emb.weight" in found else None
+        nf, channels = state["input_blocks.0.0.weight"].shape[:2]
+        outward = state["out.2.weight"].shape[0]
+        widths = [state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] for i in firsts]
+        time_outputs = state["middle_block.0.emb_layers.1.weight"].shape[0]
+        classes = state["label_emb.weight"].shape[0] if "label_emb.weight" in state else None
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]} is missing: no UNetModel") from error
     except (IndexError, ValueError) as error:
@@ -214,8 +229,8 @@ def _network(found: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | Non
         nf=nf,
         ch_mult=[width // nf for width in widths],
         num_res_blocks=depth,
-        attends=[f"input_blocks.{i}.1.qkv.weight" in found for i in firsts],
-        time_scales=told == 2 * widths[-1],
+        attends=[f"input_blocks.{i}.1.qkv.weight" in state for i in firsts],
+        time_scales=time_outputs == 2 * widths[-1],
         learned_variance=outward > channels,
         groups=32,
         norm_eps=1e-5,

@@ -85,7 +85,7 @@ def is_whole(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def told(options: dict[str, Any]) -> str:
+def listed(options: dict[str, Any]) -> str:
     """Names and values in one line: clip true, order 2."""
     return ", ".join(f"{_shown(name, bare=True)} {_shown(value)}" for name, value in options.items())
 

@@ -8,7 +8,7 @@ which is our denoised x̂_0, or at ᾱ_1, which is our `DDIM(end=1/N)`.  It clip
 from typing import Any, NamedTuple
 
 from .foreign import Spec, spec
-from .options import Options, is_whole, told
+from .options import Options, is_whole, listed
 
 LONGEST = 100_000  # steps of a table
 #: beta_schedule -> our table.
@@ -33,7 +33,7 @@ VARIANCES = {
     "learned_range": None,
 }
 SPACINGS = ("leading", "trailing", "linspace")
-#: Of the same chain as DDPM, but with other sampling rules.
+#: Of the same chain as DDPM, but with other samplers.
 OTHERS = (
     "PNDMScheduler",
     "DPMSolverMultistepScheduler",
@@ -70,7 +70,7 @@ def read(option: Options, learns: bool, pipeline: str | None) -> Process:
 
     Args:
         option: of scheduler_config.json.
-        learns: whether the network tells a variance.
+        learns: whether the network predicts a variance.
         pipeline: class of the pipeline; None: that of the scheduler.
 
     Raises:
@@ -87,10 +87,10 @@ def read(option: Options, learns: bool, pipeline: str | None) -> Process:
     ddim = kind != "DDPMScheduler" or pipeline not in ("DDPMPipeline", None)
     call = _call(option, steps)
     clipped = _clipping(option, kind not in OTHERS, call["use_clipped_model_output"])
-    wanted = call["num_inference_steps"] or (
+    num_steps = call["num_inference_steps"] or (
         50 if kind in OTHERS else PIPELINES.get(pipeline or "", 50 if ddim else 1000)
     )
-    grid, n = _grid(option, steps, min(wanted, steps), "linspace" if kind in OTHERS[1:] else "leading")
+    grid, n = _grid(option, steps, min(num_steps, steps), "linspace" if kind in OTHERS[1:] else "leading")
     end = 0.0 if option.flag("set_alpha_to_one", True) else 1 / steps
     if ddim:
         option.get("variance_type", None)  # DDIMPipeline passes it over
@@ -100,10 +100,10 @@ def read(option: Options, learns: bool, pipeline: str | None) -> Process:
         variance = _variance(option, learns)
         sampler = spec("samplers.Ancestral", grid=grid, variance=variance)
         notes += _last_noise(option, grid, variance)
-    rule = kind if kind in OTHERS else pipeline
-    unread = told(option.left())
+    scheduler = kind if kind in OTHERS else pipeline
+    unread = listed(option.left())
     if kind in OTHERS or pipeline not in (None, *PIPELINES):
-        notes.append(f"the rule of {rule} is not read: samples are drawn with DDIM in {n} steps")
+        notes.append(f"the sampler of {scheduler} is not read: samples are drawn with DDIM in {n} steps")
     elif not call["num_inference_steps"]:
         by = pipeline or ("DDIMPipeline" if ddim else "DDPMPipeline")
         notes.append(f"samples are drawn in {n} steps, as {by} does by default: sample --steps N takes another number")
@@ -154,18 +154,18 @@ def _prediction(option: Options) -> str:
 
 def _call(option: Options, steps: int) -> dict[str, Any]:
     """Arguments of the pipeline's call, as `to_diffusers` writes them; the package has them in no file."""
-    found = {"num_inference_steps": None, "eta": 0.0, "use_clipped_model_output": False}
+    arguments = {"num_inference_steps": None, "eta": 0.0, "use_clipped_model_output": False}
     call = option.get(CALL, {})
-    if not isinstance(call, dict) or call.keys() - found.keys():
-        raise option.wrong(CALL, f"a dictionary of {', '.join(found)}")
-    found |= call
-    if found["num_inference_steps"] is not None and not is_whole(found["num_inference_steps"], 1, steps):
+    if not isinstance(call, dict) or call.keys() - arguments.keys():
+        raise option.wrong(CALL, f"a dictionary of {', '.join(arguments)}")
+    arguments |= call
+    if arguments["num_inference_steps"] is not None and not is_whole(arguments["num_inference_steps"], 1, steps):
         raise option.wrong(CALL, f"num_inference_steps from 1 to {steps}")
-    if type(found["eta"]) not in (int, float) or not 0 <= found["eta"] <= 1:  # type: ignore[operator]
+    if type(arguments["eta"]) not in (int, float) or not 0 <= arguments["eta"] <= 1:  # type: ignore[operator]
         raise option.wrong(CALL, "eta from 0 to 1")
-    if not isinstance(found["use_clipped_model_output"], bool):
+    if not isinstance(arguments["use_clipped_model_output"], bool):
         raise option.wrong(CALL, "use_clipped_model_output true or false")
-    return found
+    return arguments
 
 
 def _clipping(option: Options, by_default: bool, rederived: bool) -> Spec | None:
@@ -204,7 +204,7 @@ def _variance(option: Options, learns: bool) -> float | None:
     variance = VARIANCES[kind]
     if learns != (variance is None):
         raise ValueError(
-            f"{option.where}: variance_type {kind} does not go with a network that tells "
+            f"{option.where}: variance_type {kind} does not go with a network that predicts "
             f"{'a' if learns else 'no'} variance"
         )
     return variance

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..networks.resnet import Activation
 from .assumed import Assumptions
-from .foreign import MOST_STEPS, OPTIMIZER, Foreign, Spec, discrete, picture_shape, read_tensors, spec, tensors, whole
+from .foreign import MOST_STEPS, OPTIMIZER, Foreign, Spec, discrete, image_shape, read_tensors, spec, tensors, whole
 from .keys import Source, sources
 from .layouts import ATTENTION, RES
 from .score_sde_blocks import LIST, Layout, layout, modules
@@ -33,6 +33,7 @@ LAYERS: dict[str, dict[str, str]] = {
     "resample": {"conv": "Conv_0"},
     "fir": {"conv": "Conv2d_0"},
 }
+FREQUENCIES = f"{LIST}0.W"  # of the Fourier features, which come first
 STEPS = 1000  # num_scales, where the file does not even hold sigmas
 
 
@@ -57,10 +58,10 @@ def read(
     Args:
         path: of the file.
         trust_pickle: See `foreign.read_tensors`.
-        size: Sides of the pictures.
+        size: Height and width of the images.
         variant: Process: ddpm (vpsde with continuous false), vp, subvp or ve; None: ve if there are Fourier features.
         beta_min, beta_max: Of vpsde and subvpsde per unit of time.
-        centered: Whether its pictures are in [−1, 1] and not in [0, 1].
+        centered: Whether its images are in [−1, 1] and not in [0, 1].
         scale_by_sigma, skip_rescale, nonlinearity, fir, fir_kernel, dropout: Of config.model.
         snr: Of the Langevin corrector of ve.
     """
@@ -79,12 +80,14 @@ def read(
         raise ValueError(f"{path}: sigmas must be a row of 2 to {MOST_STEPS:,} numbers, got {tuple(sigmas.shape)}")
     if not any(name.startswith(LIST) for name in state):
         raise ValueError(f"{path}: no DDPM, DDPM++ or NCSN++ of score_sde_pytorch; NCSN and NCSNv2 are not supported")
-    found = layout(state, path, prefix)
-    shape = picture_shape(found.channels, size, path)
-    variant = variant or ("ve" if found.fourier else None)
+    architecture = layout(state, path, prefix)
+    shape = image_shape(architecture.channels, size, path)
+    variant = variant or ("ve" if architecture.fourier else None)
     if variant is None:
-        raise ValueError(f"{path} does not tell the process: add --variant ddpm (discrete steps), vp, subvp or ve")
-    if found.fourier and variant != "ve":
+        raise ValueError(
+            f"{path} does not show the noise schedule: add --variant ddpm (discrete steps), vp, subvp or ve"
+        )
+    if architecture.fourier and variant != "ve":
         raise ValueError(f"variant {variant}: {path} has Fourier features, those are supported for ve only")
 
     assume = Assumptions(
@@ -103,31 +106,27 @@ def read(
     scaled = assume("scale_by_sigma", variant == "ve")
     if variant != "ve" and (scaled or not in_full_range):
         raise ValueError(f"variant {variant} is supported with --centered true --scale_by_sigma false only")
-    rescaled = assume("skip_rescale", not found.plain)
-    ddpm = found.plain and not rescaled
-    network = _unet(found, shape, assume) if ddpm else _ncsnpp(found, shape, assume, rescaled, scaled, path)
+    rescaled = assume("skip_rescale", not architecture.plain)
+    ddpm = architecture.plain and not rescaled
+    if ddpm:
+        network = _unet(architecture, shape, assume)
+    else:
+        network = _ncsnpp(architecture, shape, assume, rescaled, scaled, path)
     if variant == "ve":
         unit = 1.0 if in_full_range else 2.0
-        model = _exploding(network, found.fourier, _levels(sigmas, path), unit, scaled, assume("snr", 0.16))
+        model = _exploding(network, architecture.fourier, _levels(sigmas, path), unit, scaled, assume("snr", 0.16))
     else:
         betas = assume("beta_min", 0.1), assume("beta_max", 20.0)
         model = _preserving(network, variant, STEPS if sigmas is None else len(sigmas), betas)
 
-    listed, trained = ema["shadow_params"], [name for name in state if not (found.fourier and name == f"{LIST}0.W")]
-    if not isinstance(listed, (list, tuple)) or len(listed) != len(trained):
-        count = len(listed) if isinstance(listed, (list, tuple)) else "no"
-        raise ValueError(f"{path}: ema.shadow_params lists {count} tensors, the network has {len(trained)}")
-    average = tensors({**state, **dict(zip(trained, listed, strict=True))}, "ema", path)
-    decay = ema.get("decay")
-    if not isinstance(decay, float) or not 0 < decay < 1:
-        raise ValueError(f"{path}: ema.decay must be a number between 0 and 1, got {decay!r}")
-    idle = set() if found.conditional else {name for name in state if ".Dense_0." in name or name == f"{LIST}0.W"}
-    negated = variant == "ve" and scaled and not found.fourier
+    decay, average = _average(ema, state, architecture, path)
+    idle = set() if architecture.conditional else {n for n in state if ".Dense_0." in n or n == FREQUENCIES}
+    negated = variant == "ve" and scaled and not architecture.fourier
     return Foreign(
         model,
         shape,
         None,
-        lambda ours: _sources(found, ddpm, negated, ours),
+        lambda ours: _sources(architecture, ddpm, negated, ours),
         {name: tensor for name, tensor in state.items() if name not in idle},
         {decay: {name: tensor for name, tensor in average.items() if name not in idle}},
         whole(ema.get("num_updates"), "ema.num_updates", path),
@@ -137,20 +136,40 @@ def read(
     )
 
 
-def _sources(found: Layout, ddpm: bool, negated: bool, ours: nn.Module) -> dict[str, Source]:
+def _average(
+    ema: Mapping[str, Any], state: Mapping[str, Tensor], architecture: Layout, path: Path
+) -> tuple[float, dict[str, Tensor]]:
+    """The decay of the EMA weights, and those: frequencies that are not trained are as in the raw weights.
+
+    Raises:
+        ValueError: the file has another number of them than the network, or no decay.
+    """
+    listed = ema["shadow_params"]
+    trained = [name for name in state if not (architecture.fourier and name == FREQUENCIES)]
+    if not isinstance(listed, (list, tuple)) or len(listed) != len(trained):
+        count = len(listed) if isinstance(listed, (list, tuple)) else "no"
+        raise ValueError(f"{path}: ema.shadow_params lists {count} tensors, the network has {len(trained)}")
+    average = tensors({**state, **dict(zip(trained, listed, strict=True))}, "ema", path)
+    decay = ema.get("decay")
+    if not isinstance(decay, float) or not 0 < decay < 1:
+        raise ValueError(f"{path}: ema.decay must be a number between 0 and 1, got {decay!r}")
+    return decay, average
+
+
+def _sources(architecture: Layout, ddpm: bool, negated: bool, ours: nn.Module) -> dict[str, Source]:
     """The map of names; negated: the layers that give the image change their sign."""
     table = {}
-    for number, (block, (name, _)) in enumerate(zip(found.blocks, modules(found, ddpm), strict=True)):
+    for number, (block, (name, _)) in enumerate(zip(architecture.blocks, modules(architecture, ddpm), strict=True)):
         if name:
             for layer, theirs in LAYERS.get(block.kind, {"": ""}).items():
                 table[f"{name}.{layer}".strip(".")] = f"{LIST}{number}.{theirs}".strip(".")
-    last = re.compile(r"output_pyramid\.\d+\.1" if found.progressive == "output_skip" else "output")
-    wanted = {name: _in_file(source) for name, source in sources(table, ours).items()}
+    last = re.compile(r"output_pyramid\.\d+\.1" if architecture.progressive == "output_skip" else "output")
+    name_map = {name: _in_file(source) for name, source in sources(table, ours).items()}
     if negated:
-        for name, source in wanted.items():
+        for name, source in name_map.items():
             if last.fullmatch(name.rpartition(".")[0]):
-                wanted[name] = source._replace(convert=torch.neg)
-    return wanted
+                name_map[name] = source._replace(convert=torch.neg)
+    return name_map
 
 
 def _in_file(source: Source) -> Source:
@@ -167,49 +186,49 @@ def _transposed(weight: Tensor) -> Tensor:
     return weight.transpose(0, 1)
 
 
-def _options(found: Layout, shape: tuple[int, int, int], assume: Assumptions) -> dict[str, Any]:
-    """What both networks of ours are told."""
+def _options(architecture: Layout, shape: tuple[int, int, int], assume: Assumptions) -> dict[str, Any]:
+    """The options that both networks of ours share."""
     return {
-        "nf": found.nf,
-        "ch_mult": found.ch_mult,
-        "num_res_blocks": found.depth,
-        "attn_resolutions": [shape[1] >> level for level, attend in enumerate(found.attends) if attend],
-        "resamp_with_conv": found.convolves,
+        "nf": architecture.nf,
+        "ch_mult": architecture.ch_mult,
+        "num_res_blocks": architecture.depth,
+        "attn_resolutions": [shape[1] >> level for level, attend in enumerate(architecture.attends) if attend],
+        "resamp_with_conv": architecture.convolves,
         "activation": assume("nonlinearity", "swish"),
         "dropout": assume("dropout", 0.1),
-        "time_conditional": found.conditional,
+        "time_conditional": architecture.conditional,
     }
 
 
-def _unet(found: Layout, shape: tuple[int, int, int], assume: Assumptions) -> Spec:
+def _unet(architecture: Layout, shape: tuple[int, int, int], assume: Assumptions) -> Spec:
     """The configuration of DDPM's network."""
-    return spec("networks.UNet", **_options(found, shape, assume), up_attention="once_per_level", groups=32)
+    return spec("networks.UNet", **_options(architecture, shape, assume), up_attention="once_per_level", groups=32)
 
 
 def _ncsnpp(
-    found: Layout, shape: tuple[int, int, int], assume: Assumptions, rescaled: bool, scaled: bool, path: Path
+    architecture: Layout, shape: tuple[int, int, int], assume: Assumptions, rescaled: bool, scaled: bool, path: Path
 ) -> Spec:
     """The configuration of DDPM++'s or NCSN++'s network."""
-    options = _options(found, shape, assume)
-    pyramids = found.progressive_input != "none" or found.progressive != "none"
-    if found.filters is None:
-        filters = assume("fir", pyramids or found.fourier)
+    options = _options(architecture, shape, assume)
+    pyramids = architecture.progressive_input != "none" or architecture.progressive != "none"
+    if architecture.filters is None:
+        filters = assume("fir", pyramids or architecture.fourier)
     else:
-        filters = assume.told("fir", found.filters, path)
+        filters = assume.shown("fir", architecture.filters, path)
     if filters:
         options["fir_kernel"] = assume("fir_kernel", [1.0, 3.0, 3.0, 1.0])
-    if found.fourier and found.conditional:
-        options["time_embedding"] = spec("networks.Fourier", features=2 * found.nf, scale=16.0)
+    if architecture.fourier and architecture.conditional:
+        options["time_embedding"] = spec("networks.Fourier", features=2 * architecture.nf, scale=16.0)
     return spec(
         "networks.NCSNpp",
         **options,
-        resblock_type="biggan" if found.biggan else "ddpm",
+        resblock_type="biggan" if architecture.biggan else "ddpm",
         fir=filters,
         skip_rescale=rescaled,
-        progressive=found.progressive,
-        progressive_input=found.progressive_input,
-        progressive_combine="cat" if found.doubled else "sum",
-        scale_by_sigma=scaled and found.fourier,
+        progressive=architecture.progressive,
+        progressive_input=architecture.progressive_input,
+        progressive_combine="cat" if architecture.doubled else "sum",
+        scale_by_sigma=scaled and architecture.fourier,
     )
 
 
@@ -220,7 +239,7 @@ def _levels(sigmas: Tensor | None, path: Path) -> Tensor:
         ValueError: there are none, or they are no geometric series.
     """
     if sigmas is None:
-        raise ValueError(f"{path} holds no sigmas, which tell the noise levels of ve")
+        raise ValueError(f"{path} holds no sigmas, which are the noise levels of ve")
     logs = sigmas.double().log()
     ends = logs[0].item(), logs[-1].item()
     if not ends[0] > ends[1] or not (logs - torch.linspace(*ends, len(logs))).abs().max() < 1e-3:

@@ -62,7 +62,7 @@ class Layout(NamedTuple):
 
 
 def layout(state: Mapping[str, Tensor], path: Path, prefix: str) -> Layout:
-    """What the tensors of a network tell.
+    """What the tensors of a network show.
 
     Args:
         state: named all_modules.N.…
@@ -93,7 +93,7 @@ def layout(state: Mapping[str, Tensor], path: Path, prefix: str) -> Layout:
     rises = [b for b in above if b.kind in RESAMPLERS]
     norms = [block.kind for block in above].count("norm")
     convolutions = {kind for kind in kinds if kind in ("resample", "fir")}
-    found = Layout(
+    architecture = Layout(
         blocks,
         nf,
         channels,
@@ -113,15 +113,15 @@ def layout(state: Mapping[str, Tensor], path: Path, prefix: str) -> Layout:
         biggan or "" not in kinds,
         "fir" in convolutions if convolutions else None,
     )
-    expected = list(modules(found, found.plain))
+    expected = list(modules(architecture, architecture.plain))
     for number, (block, (_, kind)) in enumerate(zip(blocks, expected, strict=False)):
         if not (block.kind == kind or (kind == "resample" and block.kind in RESAMPLERS)):
             raise ValueError(f"{path}: {prefix}{LIST}{number} is a block of kind {block.kind!r}, expected {kind!r}")
     if len(blocks) != len(expected):
         raise ValueError(f"{path}: {len(blocks)} modules, where a network of its levels has {len(expected)}")
-    if any(mult < 1 or mult * nf != blocks[i].width for mult, i in zip(found.ch_mult, firsts, strict=True)):
+    if any(mult < 1 or mult * nf != blocks[i].width for mult, i in zip(architecture.ch_mult, firsts, strict=True)):
         raise ValueError(f"{path}: levels of {[blocks[i].width for i in firsts]} channels are no multiples of nf {nf}")
-    return found
+    return architecture
 
 
 def _between(block: Block, biggan: bool) -> bool:
@@ -132,9 +132,9 @@ def _blocks(state: Mapping[str, Tensor], path: Path) -> list[Block]:
     """The entries of all_modules, those without tensors among them."""
     tensors: dict[int, dict[str, Tensor]] = {}
     for name, tensor in state.items():
-        found = re.fullmatch(rf"{LIST}(\d+)\.(.+)", name)
-        if found:
-            tensors.setdefault(int(found[1]), {})[found[2]] = tensor
+        match = re.fullmatch(rf"{LIST}(\d+)\.(.+)", name)
+        if match:
+            tensors.setdefault(int(match[1]), {})[match[2]] = tensor
     length = max(tensors, default=-1) + 1
     if length > 2 * len(tensors):
         raise ValueError(f"{path}: {LIST}{length - 1} is the last of only {len(tensors)} modules with tensors")
@@ -145,7 +145,7 @@ def _blocks(state: Mapping[str, Tensor], path: Path) -> list[Block]:
 def _block(tensors: Mapping[str, Tensor], biggan: bool) -> Block:
     if "GroupNorm_1.weight" in tensors and "Conv_0.weight" in tensors and tensors["Conv_0.weight"].ndim == 4:
         width, taken = tensors["Conv_0.weight"].shape[:2]
-        # A block that halves or doubles the sides has a shortcut, though its channels stay.
+        # A block that halves or doubles height and width has a shortcut, though its channels stay.
         return Block("biggan" if biggan else "res", taken, width, width == taken and "Conv_2.weight" in tensors)
     if "NIN_3.W" in tensors:
         return Block("attention")
@@ -160,25 +160,27 @@ def _block(tensors: Mapping[str, Tensor], biggan: bool) -> Block:
     return Block("unknown" if tensors else "")
 
 
-def modules(found: Layout, ddpm: bool) -> Iterator[tuple[str, str]]:
+def modules(architecture: Layout, ddpm: bool) -> Iterator[tuple[str, str]]:
     """The module of ours ("" for none) and the kind of each block of such a network: UNet's for DDPM, else NCSNpp's."""
-    if found.fourier:
-        yield "time.embedding" if found.conditional else "", "fourier"
-    if found.conditional:
+    if architecture.fourier:
+        yield "time.embedding" if architecture.conditional else "", "fourier"
+    if architecture.conditional:
         yield from (("time.dense_1", "dense"), ("time.dense_2", "dense"))
     yield "stem", "conv"
     if ddpm:
-        yield from ((part.name, part.kind) for part in unet(found.depth, found.attends, every_block=False))
+        yield from (
+            (part.name, part.kind) for part in unet(architecture.depth, architecture.attends, every_block=False)
+        )
     else:
-        yield from _ncsnpp(found, found.attends)
-    if found.progressive != "output_skip":
+        yield from _ncsnpp(architecture, architecture.attends)
+    if architecture.progressive != "output_skip":
         yield from (("norm", "norm"), ("output", "conv"))
 
 
-def _ncsnpp(found: Layout, attends: Sequence[bool]) -> Iterator[tuple[str, str]]:
+def _ncsnpp(architecture: Layout, attends: Sequence[bool]) -> Iterator[tuple[str, str]]:
     """The blocks of `networks.NCSNpp` between stem and last norm."""
-    last, depth = len(attends) - 1, found.depth
-    res, between = ("biggan", "biggan") if found.biggan else ("res", "resample")
+    last, depth = len(attends) - 1, architecture.depth
+    res, between = ("biggan", "biggan") if architecture.biggan else ("res", "resample")
     for level, attending in enumerate(attends):
         for number in range(depth):
             yield f"down.{level}.{number}.0", res
@@ -186,17 +188,20 @@ def _ncsnpp(found: Layout, attends: Sequence[bool]) -> Iterator[tuple[str, str]]
                 yield f"down.{level}.{number}.1", "attention"
         if level < last:
             yield f"down.{level}.{depth}.0", between
-            if found.progressive_input != "none":
-                yield f"input_pyramid.{level}", "combine" if found.progressive_input == "input_skip" else "resample"
+            if architecture.progressive_input != "none":
+                yield (
+                    f"input_pyramid.{level}",
+                    "combine" if architecture.progressive_input == "input_skip" else "resample",
+                )
     yield from (("middle.0", res), ("middle.1", "attention"), ("middle.2", res))
     for place, attending in enumerate(reversed(attends)):
         for number in range(depth + 1):
             yield f"up.{place}.{number}.0", res
         if attending:
             yield f"up.{place}.{depth}.1", "attention"
-        if found.progressive == "output_skip" or (found.progressive == "residual" and place == 0):
+        if architecture.progressive == "output_skip" or (architecture.progressive == "residual" and place == 0):
             yield from ((f"output_pyramid.{place}.0", "norm"), (f"output_pyramid.{place}.1", "conv"))
-        elif found.progressive == "residual":
+        elif architecture.progressive == "residual":
             yield f"output_pyramid.{place}", "resample"
         if place < last:
             yield f"up.{place}.{depth + 1}.0", between

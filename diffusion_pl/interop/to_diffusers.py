@@ -82,9 +82,9 @@ def _network(pipeline: Pipeline, config: Spec) -> tuple[Spec, dict[str, Tensor]]
         raise ValueError("UNet with up_attention once_per_level cannot be held by UNet2DModel, only every_block")
     groups = {norm.num_channels: norm.num_groups for norm in unet.modules() if isinstance(norm, nn.GroupNorm)}
     if len(set(groups.values())) > 1:
-        told = ", ".join(f"{groups[c]} for {c} channels" for c in sorted(groups))
+        counts = ", ".join(f"{groups[c]} for {c} channels" for c in sorted(groups))
         raise ValueError(
-            f"UNet2DModel has one number of groups for all norms, this UNet {told}: give groups when training"
+            f"UNet2DModel has one number of groups for all norms, this UNet {counts}: give groups when training"
         )
     nf, mults, blocks = option["nf"], option["ch_mult"], option["num_res_blocks"]
     table, heads, padding = unet.label.table, option["heads"], option["padding"]
@@ -93,7 +93,7 @@ def _network(pipeline: Pipeline, config: Spec) -> tuple[Spec, dict[str, Tensor]]
         raise ValueError(
             f"UNet2DModel has heads of one width; {heads} heads on levels of {sorted(attending)} channels have several"
         )
-    found = {
+    unet_config = {
         "_class_name": "UNet2DModel",
         "sample_size": height if height == width else [height, width],
         "in_channels": channels,
@@ -121,7 +121,7 @@ def _network(pipeline: Pipeline, config: Spec) -> tuple[Spec, dict[str, Tensor]]
         theirs: state[ours].flatten(1) if ".attentions." in theirs and state[ours].ndim == 4 else state[ours]
         for ours, theirs in names.items()
     }
-    return found, {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
+    return unet_config, {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
 
 
 def _options(config: Spec) -> dict[str, Any]:
@@ -147,13 +147,13 @@ def _scheduler(pipeline: Pipeline, config: Spec) -> dict[str, Any]:
     steps = schedule.steps
     if not _is_index(noise_input, steps):
         raise ValueError(
-            f"diffusers tells its networks the step: noise_input must be StepIndex({steps}), or ScaledTime({steps}, -1)"
+            f"diffusers gives its networks the step: noise_input must be StepIndex({steps}), or ScaledTime({steps}, -1)"
         )
     kinds = {getattr(parameterizations, name): theirs for theirs, (name, _) in PREDICTIONS.items()}
     prediction = kinds.get(type(network_of(pipeline).parameterization))
     if prediction is None:
-        told = type(network_of(pipeline).parameterization).__name__
-        raise ValueError(f"diffusers knows no parameterization {told}, only Epsilon, V and Data")
+        kind = type(network_of(pipeline).parameterization).__name__
+        raise ValueError(f"diffusers knows no parameterization {kind}, only Epsilon, V and Data")
     sampling = _sampling(pipeline, steps, _options(config["network"])["learned_variance"])
     return {
         "num_train_timesteps": steps,
@@ -166,14 +166,14 @@ def _scheduler(pipeline: Pipeline, config: Spec) -> dict[str, Any]:
 
 
 def _is_index(noise_input: NoiseInput, steps: int) -> bool:
-    """Whether the network is told the index of a chain of so many steps."""
+    """Whether the network gets the index of a chain of so many steps."""
     if isinstance(noise_input, StepIndex):
         return noise_input.steps in (None, steps)
     return isinstance(noise_input, ScaledTime) and (noise_input.scale, noise_input.shift) == (steps, -1)
 
 
 def _sampling(pipeline: Pipeline, steps: int, learns: bool) -> dict[str, Any]:
-    """Class of the scheduler, and its options of the rule and the grid."""
+    """Class of the scheduler, and its options of the sampler and the grid."""
     sampler, fix = pipeline.sampler, "Fix: add --sampler DDIM --grid TrailingGrid --grid.steps 50"
     if type(sampler) not in (DDIM, Ancestral):
         raise ValueError(
@@ -188,7 +188,7 @@ def _sampling(pipeline: Pipeline, steps: int, learns: bool) -> dict[str, Any]:
     if isinstance(sampler, DDIM):
         if learns:
             raise ValueError(
-                "diffusers' DDIMScheduler cannot take a network that tells a variance. "
+                "diffusers' DDIMScheduler cannot take a network that predicts a variance. "
                 "Fix: add --sampler Ancestral --sampler.variance null"
             )
         if sampler.end not in (0, 1 / steps):

@@ -22,7 +22,7 @@ class BigGANBlock(nn.Module):
         dropout: Probability.
         rescale: Divide the sum by √2.
         resampling: What resamples.
-        direction: Whether it halves or doubles the sides; None: neither.
+        direction: Whether it halves or doubles height and width; None: neither.
         scale: Initial scale of the second convolution.
 
     Reference: Brock et al., arXiv 1809.11096, App. B; Song et al., arXiv 2011.13456, App. H.

@@ -27,7 +27,7 @@ def label_classes(network: str, conditions: Conditions | None) -> int | None:
 
 
 def predicted_classes(network: str, conditions: Conditions) -> int:
-    """Number of classes that a classifier tells apart: those of the label.  It ignores other conditions.
+    """Number of classes that a classifier distinguishes: those of the label.  It ignores other conditions.
 
     Args:
         network: Name for messages.

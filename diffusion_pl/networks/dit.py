@@ -1,4 +1,4 @@
-"""DiT: a transformer over patches, told the noise level by adaptive layer norms that begin as nothing.
+"""DiT: a transformer over patches, which gets the noise level through adaptive layer norms that are zero at first.
 
     x → patches → + position → [ x + gate · attention(modulated norm x),  x + gate · MLP(modulated norm x) ] × depth → F
 
@@ -18,7 +18,7 @@ from .layers import image_shape
 
 
 class Block(nn.Module):
-    """One transformer block, adaLN-zero.  tokens: (B, N, width), told: (B, width)."""
+    """One transformer block, adaLN-zero.  tokens: (B, N, width), features: (B, width)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -29,8 +29,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
         self.modulation = nn.Linear(width, 6 * width)
 
-    def forward(self, tokens: Tensor, told: Tensor) -> Tensor:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(F.silu(told))[:, None].chunk(6, 2)
+    def forward(self, tokens: Tensor, features: Tensor) -> Tensor:
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(F.silu(features))[:, None].chunk(6, 2)
         b, n, width = tokens.shape
         h = self.norm_1(tokens) * (1 + scale_1) + shift_1
         q, k, v = self.qkv(h).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
@@ -50,8 +50,8 @@ class DiT(nn.Module):
     Reference: Peebles & Xie, "Scalable Diffusion Models with Transformers", arXiv 2212.09748.
 
     Args:
-        shape: Shape of one example, (C, H, W); sides divisible by ``patch_size``.  Pictures of other sides so divisible
-            may be given later.
+        shape: Shape of one example, (C, H, W); height and width divisible by ``patch_size``.  Images of other
+            sizes so divisible may be given later.
         conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         patch_size: Side of a patch.
         width: Channels of a token; divisible by 4 and by ``heads``.
@@ -119,30 +119,30 @@ class DiT(nn.Module):
         """The raw network output F.
 
         Args:
-            x: Scaled noisy pictures, (B, C, H, W).
+            x: Scaled noisy images, (B, C, H, W).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
 
         Raises:
-            ValueError: sides that patches do not fill, or labels for a network without conditions.
+            ValueError: a height or width that patches do not fill, or labels for a network without conditions.
         """
         image_shape("DiT", x.shape[1:], self.patch_size, "give another patch_size")
         p = self.patch_size
         b, _, height, across = x.shape
         rows, columns = height // p, across // p
-        told = self.time(self.embedding(c_noise.float().unsqueeze(1)).to(x.dtype))
-        told = self.label(told, label)
+        features = self.time(self.embedding(c_noise.float().unsqueeze(1)).to(x.dtype))
+        features = self.label(features, label)
         patches = x.reshape(b, self.channels, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5)
         grid = self.positions
         if grid.shape[:2] != (rows, columns):
             grid = positions(rows, columns, grid.shape[2]).to(x.device)
         tokens = self.patch(patches.reshape(b, rows * columns, -1)) + grid.flatten(0, 1).to(x.dtype)
         for block in self.blocks:
-            tokens = block(tokens, told)
-        shift, scale = self.modulation(F.silu(told))[:, None].chunk(2, 2)
+            tokens = block(tokens, features)
+        shift, scale = self.modulation(F.silu(features))[:, None].chunk(2, 2)
         patches = self.output(self.norm(tokens) * (1 + scale) + shift)
-        pictures: Tensor = patches.view(b, rows, columns, self.channels, p, p).permute(0, 3, 1, 4, 2, 5)
-        return pictures.reshape(b, self.channels, height, across)
+        images: Tensor = patches.view(b, rows, columns, self.channels, p, p).permute(0, 3, 1, 4, 2, 5)
+        return images.reshape(b, self.channels, height, across)
 
 
 def positions(rows: int, columns: int, width: int) -> Tensor:

@@ -15,7 +15,7 @@ from .resnet import conv
 
 
 class FIR(nn.Module):
-    """A separable filter of four taps, (1, 3, 3, 1)/8 as a rule, on each channel.
+    """A separable filter of four taps, usually (1, 3, 3, 1)/8, on each channel.
 
     Args:
         taps: Four numbers; they are scaled to sum 1.
@@ -64,7 +64,7 @@ Resampling = FIR | Mean2x2
 
 
 class Down(nn.Module):
-    """Half the sides, by the resampling alone or with a 3x3 convolution to `out` channels."""
+    """Half the height and width, by the resampling alone or with a 3x3 convolution to `out` channels."""
 
     def __init__(self, resampling: Resampling, channels: int, out: int, with_conv: bool) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the sides, by the resampling alone or with a 3x3 convolution to `out` channels."""
+    """Twice the height and width, by the resampling alone or with a 3x3 convolution to `out` channels."""
 
     def __init__(self, resampling: Resampling, channels: int, out: int, with_conv: bool) -> None:
         super().__init__()

@@ -9,20 +9,20 @@ def image_shape(
     Args:
         network: Name for messages.
         shape: Shape of one example.
-        factor: The sides must be multiples of it.
-        remedy: What else than resizing mends other sides, for the message.
+        factor: Height and width must be multiples of it.
+        remedy: What else than resizing helps, for the message.
 
     Raises:
-        ValueError: not the shape of a picture, or a side that cannot be halved as often as the network halves it; the
-            message names the nearest valid size.
+        ValueError: not the shape of an image, or a height or width that cannot be halved as often as the network
+            halves it; the message names the nearest valid size.
     """
     if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"{network}: needs pictures of shape (C, H, W), got data of shape {tuple(shape)}")
+        raise ValueError(f"{network}: needs images of shape (C, H, W), got data of shape {tuple(shape)}")
     channels, *sides = shape
     if any(side % factor for side in sides):
         nearest = [max(factor, round(side / factor) * factor) for side in sides]
         raise ValueError(
-            f"{network}: sides must be multiples of {factor}, got {sides[0]}x{sides[1]} (height x width): "
+            f"{network}: height and width must be multiples of {factor}, got {sides[0]}x{sides[1]} (height x width): "
             f"the nearest valid size is {nearest[0]}x{nearest[1]}; resize the data to it or {remedy}"
         )
     return channels, sides[0], sides[1]

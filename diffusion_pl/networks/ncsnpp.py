@@ -5,7 +5,7 @@ input pyramid:   x halved again and again, added to the way down        output p
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,53 @@ class Combine(nn.Module):
         return y + h if self.method == "sum" else torch.cat((y, h), 1)
 
 
+class _Parts(NamedTuple):
+    """Makes the blocks of a network from the options that all of them share; see `NCSNpp`.
+
+    time_width: length of the time features, 0: blocks take none;  rescale: skip_rescale;  scale: init_scale.
+    """
+
+    resblock_type: Literal["biggan", "ddpm"]
+    time_width: int
+    activation: resnet.Activation
+    dropout: float
+    rescale: bool
+    scale: float
+    resampling: Resampling
+    resamp_with_conv: bool
+    checkpointing: bool
+
+    def block(self, channels: int, out: int, direction: Direction | None = None) -> nn.Module:
+        """A residual block, or what resamples between ddpm's."""
+        if self.resblock_type == "biggan":
+            return BigGANBlock(
+                channels,
+                out,
+                self.time_width,
+                self.activation,
+                self.dropout,
+                self.rescale,
+                self.resampling,
+                direction,
+                self.scale,
+            )
+        if direction == "down":
+            return Down(self.resampling, channels, out, self.resamp_with_conv)
+        if direction == "up":
+            return Up(self.resampling, channels, out, self.resamp_with_conv)
+        return ResBlock(
+            channels, out, self.time_width, self.activation, self.dropout, rescale=self.rescale, scale=self.scale
+        )
+
+    def attention(self, channels: int) -> AttentionBlock:
+        """An attention block."""
+        return AttentionBlock(channels, self.rescale, self.scale)
+
+    def row(self, *blocks: nn.Module) -> resnet.Sequence:
+        """Blocks that run one after the other."""
+        return resnet.Sequence(*blocks, checkpointing=self.checkpointing)
+
+
 class NCSNpp(nn.Module):
     """DDPM++ (the defaults) and NCSN++ of Song et al.
 
@@ -43,23 +90,23 @@ class NCSNpp(nn.Module):
     107,586,947.  EDM's DDPM++, ``ch_mult: [2, 2, 2], augment_dim: 9``, 55,733,891.
 
     Reference: Song et al., "Score-Based Generative Modeling through SDEs", arXiv 2011.13456, App. H; Karras et al.,
-    arXiv 2206.00364, App. F (the condition on what was done to a picture).
+    arXiv 2206.00364, App. F (the condition on what was done to an image).
 
     Args:
-        shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
-            sides so divisible may be given later.
+        shape: Shape of one example, (C, H, W); height and width divisible by 2 for each level after the first.
+            Images of other sizes so divisible may be given later.
         conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         nf: Channels of the first level.
         ch_mult: Channels of each level, in units of ``nf``.
         num_res_blocks: Residual blocks of a level; 8 in the deep variants.
-        attn_resolutions: Heights of the levels that attend, for pictures of ``shape``; the middle always attends.
+        attn_resolutions: Heights of the levels that attend, for images of ``shape``; the middle always attends.
         dropout: Within the residual blocks.
         resblock_type: biggan resamples within residual blocks, ddpm between them.
         resamp_with_conv: For ddpm blocks, resample with a 3x3 convolution.
         fir: Resample with a filter.
         fir_kernel: Its four taps.
         skip_rescale: Divide every sum of a residual block or pyramid by √2.
-        progressive: Gather the output on the way up: as pictures (output_skip), as features (residual), or not.
+        progressive: Gather the output on the way up: as images (output_skip), as features (residual), or not.
         progressive_input: Give the halved input to each level: as it is (input_skip), as features (residual), or not.
         progressive_combine: How input_skip joins: by sum or by cat.
         scale_by_sigma: Divide the output by σ = exp(c_noise); c_noise must be ln σ.
@@ -67,9 +114,9 @@ class NCSNpp(nn.Module):
         activation: Nonlinearity.
         time_embedding: Embedding of the noise level; None: Sinusoidal, for which ``noise_input`` must count as far
             as 1000.
-        time_conditional: Whether the network is told the noise level at all.
-        augment_dim: Length of the vector that tells how a training picture was changed, 9 for ``augment`` of the data;
-            0: the network is not told.
+        time_conditional: Whether the network gets the noise level at all.
+        augment_dim: Length of the vector that says how a training image was changed, 9 for ``augment`` of the data;
+            0: the network does not get it.
         checkpointing: Compute activations again for the gradients: less memory, a third more time.
     """
 
@@ -109,98 +156,134 @@ class NCSNpp(nn.Module):
         self.factor = 2 ** (len(ch_mult) - 1)
         channels, height, _ = image_shape("NCSNpp", shape, self.factor)
         attends = attending("NCSNpp", height, len(ch_mult), attn_resolutions)
-        levels = len(ch_mult)
 
         width = 4 * nf
         self.act = resnet.ACTIVATIONS[activation]
         self.time = TimeFeatures(nf, time_embedding, activation, augment_dim) if time_conditional else None
         self.label = LabelEmbedding("NCSNpp", conditions, width)
-        told = width if time_conditional or self.label.classes is not None else 0
         self.resampling: Resampling = FIR(fir_kernel) if fir else Mean2x2()
         self.gain = math.sqrt(0.5) if skip_rescale else 1.0
         self.progressive, self.progressive_input = progressive, progressive_input
         self.scale_by_sigma = scale_by_sigma
-
-        def block(channels: int, out: int, direction: Direction | None = None) -> nn.Module:
-            if resblock_type == "biggan":
-                return BigGANBlock(
-                    channels, out, told, activation, dropout, skip_rescale, self.resampling, direction, init_scale
-                )
-            if direction == "down":
-                return Down(self.resampling, channels, out, resamp_with_conv)
-            if direction == "up":
-                return Up(self.resampling, channels, out, resamp_with_conv)
-            return ResBlock(channels, out, told, activation, dropout, rescale=skip_rescale, scale=init_scale)
-
-        def attention(channels: int) -> AttentionBlock:
-            return AttentionBlock(channels, skip_rescale, init_scale)
-
-        def row(*blocks: nn.Module) -> resnet.Sequence:
-            return resnet.Sequence(*blocks, checkpointing=checkpointing)
+        parts = _Parts(
+            resblock_type,
+            time_width=width if time_conditional or self.label.classes is not None else 0,
+            activation=activation,
+            dropout=dropout,
+            rescale=skip_rescale,
+            scale=init_scale,
+            resampling=self.resampling,
+            resamp_with_conv=resamp_with_conv,
+            checkpointing=checkpointing,
+        )
 
         self.stem = conv(channels, nf)
         self.down, self.input_pyramid = nn.ModuleList(), nn.ModuleList()  # down and up: a list of rows for each level
         self.shrink = Down(self.resampling, channels, channels, with_conv=False)
         self.enlarge = Up(self.resampling, channels, channels, with_conv=False)
+        widths = [nf * mult for mult in ch_mult]
+        skips = self._build_down(parts, channels, nf, widths, num_res_blocks, attends, progressive_combine)
+        c = skips[-1]
+        self.middle = parts.row(parts.block(c, c), parts.attention(c), parts.block(c, c))
+        self.up, self.output_pyramid = nn.ModuleList(), nn.ModuleList()
+        self._build_up(parts, channels, skips, widths, num_res_blocks, attends)
+        if progressive != "output_skip":
+            self.norm = group_norm(widths[0])
+            self.output = conv(widths[0], channels, scale=init_scale)
 
+    def _build_down(
+        self,
+        parts: _Parts,
+        channels: int,
+        nf: int,
+        widths: Sequence[int],
+        num_res_blocks: int,
+        attends: Sequence[bool],
+        progressive_combine: Literal["sum", "cat"],
+    ) -> list[int]:
+        """Append the levels of the way down and of the input pyramid.
+
+        Args:
+            parts: Makes the blocks.
+            channels: Of an image.
+            nf: Channels of the stem.
+            widths: Channels of each level.
+            num_res_blocks, attends, progressive_combine: See the class; whether each level attends.
+
+        Returns:
+            The channels of every skip connection, in the order of the way down.
+        """
         skips, c, pyramid = [nf], nf, channels
-        for level, mult in enumerate(ch_mult):
+        for level, out in enumerate(widths):
             blocks = []
             for _ in range(num_res_blocks):
-                blocks.append(row(block(c, nf * mult), *([attention(nf * mult)] if attends[level] else [])))
-                c = nf * mult
+                blocks.append(parts.row(parts.block(c, out), *([parts.attention(out)] if attends[level] else [])))
+                c = out
                 skips.append(c)
-            if level < levels - 1:
-                blocks.append(row(block(c, c, "down")))
-                if progressive_input == "input_skip":
+            if level < len(widths) - 1:
+                blocks.append(parts.row(parts.block(c, c, "down")))
+                if self.progressive_input == "input_skip":
                     self.input_pyramid.append(Combine(channels, c, progressive_combine))
                     c *= 2 if progressive_combine == "cat" else 1
-                elif progressive_input == "residual":
+                elif self.progressive_input == "residual":
                     self.input_pyramid.append(Down(self.resampling, pyramid, c, with_conv=True))
                     pyramid = c
                 skips.append(c)
             self.down.append(nn.ModuleList(blocks))
+        return skips
 
-        self.middle = row(block(c, c), attention(c), block(c, c))
+    def _build_up(
+        self,
+        parts: _Parts,
+        channels: int,
+        skips: list[int],
+        widths: Sequence[int],
+        num_res_blocks: int,
+        attends: Sequence[bool],
+    ) -> None:
+        """Append the levels of the way up and of the output pyramid.
 
-        self.up, self.output_pyramid = nn.ModuleList(), nn.ModuleList()
-        for level, mult in reversed(list(enumerate(ch_mult))):
+        Args:
+            parts: Makes the blocks.
+            channels: Of an image.
+            skips: Channels of the skip connections, which are used up; those of the middle are the last's.
+            widths: Channels of each level.
+            num_res_blocks, attends: See the class; whether each level attends.
+        """
+        c, pyramid, progressive = skips[-1], channels, self.progressive
+        for level, out in reversed(list(enumerate(widths))):
             blocks = []
             for _ in range(num_res_blocks + 1):
-                blocks.append(row(block(c + skips.pop(), nf * mult)))
-                c = nf * mult
+                blocks.append(parts.row(parts.block(c + skips.pop(), out)))
+                c = out
             if attends[level]:
-                blocks[-1].append(attention(c))
-            self.up.append(nn.ModuleList([*blocks, *([row(block(c, c, "up"))] if level > 0 else [])]))
-            top = level == levels - 1
-            if progressive == "output_skip" or (progressive == "residual" and top):
-                out = channels if progressive == "output_skip" else c
-                last = conv(c, out, scale=init_scale if progressive == "output_skip" else 1.0)
-                self.output_pyramid.append(nn.ModuleList([group_norm(c), last]))
+                blocks[-1].append(parts.attention(c))
+            self.up.append(nn.ModuleList([*blocks, *([parts.row(parts.block(c, c, "up"))] if level > 0 else [])]))
+            top = level == len(widths) - 1
+            if progressive == "output_skip":
+                self.output_pyramid.append(nn.ModuleList([group_norm(c), conv(c, channels, scale=parts.scale)]))
+            elif progressive == "residual" and top:
+                self.output_pyramid.append(nn.ModuleList([group_norm(c), conv(c, c)]))
             elif progressive == "residual":
                 self.output_pyramid.append(Up(self.resampling, pyramid, c, with_conv=True))
             pyramid = c
-
-        if progressive != "output_skip":
-            self.norm = group_norm(c)
-            self.output = conv(c, channels, scale=init_scale)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         """The raw network output F.
 
         Args:
-            x: Scaled noisy pictures, (B, C, H, W).
+            x: Scaled noisy images, (B, C, H, W).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
-            augment: How the pictures were changed, (B, augment_dim); None: not at all.
+            augment: How the images were changed, (B, augment_dim); None: not at all.
 
         Raises:
-            ValueError: sides that cannot be halved as often as there are levels after the first, or pictures that were
-                changed although the network was not built to be told.
+            ValueError: a height or width that cannot be halved as often as there are levels after the first, or
+                images that were changed although the network was built without augment_dim.
         """
         image_shape("NCSNpp", x.shape[1:], self.factor)
         if augment is not None and (self.time is None or self.time.extra is None):
-            raise ValueError(f"NCSNpp: got augmented pictures: give the network augment_dim: {augment.shape[1]}")
+            raise ValueError(f"NCSNpp: got augmented images: give the network augment_dim: {augment.shape[1]}")
         time = c_noise.new_zeros(x.shape[0], self.label.width) if self.time is None else self.time(c_noise, augment)
         time = self.label(time, label)
         pyramid, h = x, self.stem(x)
@@ -219,7 +302,7 @@ class NCSNpp(nn.Module):
 
         output: Tensor | None = None
         for level, blocks in enumerate(_lists(self.up)):
-            # All blocks but the one that doubles the sides take what the way down has left.
+            # All blocks but the one that doubles height and width take what the way down has left.
             rises = level < len(self.up) - 1
             for row in blocks[: -1 if rises else None]:
                 h = row(torch.cat((h, skips.pop()), 1), time)

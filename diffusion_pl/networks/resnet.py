@@ -1,6 +1,6 @@
 """What the residual U-Nets are built of: initialisation, attention, residual blocks, resampling.
 
-Every block maps (x: (B, C, H, W), time features: (B, width)) to a picture of the same sides.
+Every block maps (x: (B, C, H, W), time features: (B, width)) to an image of the same height and width.
 """
 
 import math
@@ -36,7 +36,7 @@ def variance_scaling_(weight: Tensor, scale: float = 1.0) -> None:
 def conv(
     channels: int, out: int, side: int = 3, scale: float = 1.0, stride: int = 1, padding: int | None = None
 ) -> nn.Conv2d:
-    """A convolution that keeps the picture's sides, with variance scaling and no bias at first."""
+    """A convolution that keeps height and width, with variance scaling and no bias at first."""
     layer = nn.Conv2d(channels, out, side, stride, side // 2 if padding is None else padding)
     variance_scaling_(layer.weight, scale)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.norm(x)
-        # (B, C, H, W) -> (B, heads, H W, C/heads): no copy where the channels already lie together.
+        # (B, C, H, W) -> (B, heads, H W, C/heads): no copy where the channels are already together.
         q, k, v = (
             layer(h).flatten(2).transpose(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
@@ -146,12 +146,12 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.conv_1(self.act(self.norm_1(x)))
-        told = None if self.time is None else self.time(self.act(time))[:, :, None, None]
-        if told is not None and not self.time_scales:
-            h = h + told
+        time_features = None if self.time is None else self.time(self.act(time))[:, :, None, None]
+        if time_features is not None and not self.time_scales:
+            h = h + time_features
         h = self.norm_2(h)
-        if told is not None and self.time_scales:
-            scale, shift = told.chunk(2, 1)
+        if time_features is not None and self.time_scales:
+            scale, shift = time_features.chunk(2, 1)
             h = h * (1 + scale) + shift
         h = self.conv_2(self.dropout(self.act(h)))
         y: Tensor = self.shortcut(x) + h
@@ -159,7 +159,7 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the sides: a strided convolution, or the mean of each 2x2.
+    """Half the height and width: a strided convolution, or the mean of each 2x2.
 
     Args:
         channels: C.
@@ -180,7 +180,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the sides: each value four times, then a convolution that hides the blocks, if wanted."""
+    """Twice the height and width: each value four times, then a convolution that hides the blocks, if asked for."""
 
     def __init__(self, channels: int, with_conv: bool) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class Sequence(nn.ModuleList):
 
     Args:
         blocks: Modules (x, time) -> x.
-        checkpointing: Forget what lies within a block and compute it again for the gradients: less memory, a third
+        checkpointing: Forget what is within a block and compute it again for the gradients: less memory, a third
             more time.
     """
 

@@ -1,8 +1,8 @@
 """The U-Net of DDPM.
 
-    stem → levels down, each halving the sides → middle → levels up, with the outputs of the way down concatenated → F
+    stem → levels down, each halving height and width → middle → levels up, outputs of the way down concatenated → F
 
-A level has `num_res_blocks` residual blocks on the way down and one more on the way up.  Levels whose side is among
+A level has `num_res_blocks` residual blocks on the way down and one more on the way up.  Levels whose height is among
 `attn_resolutions` attend.
 """
 
@@ -23,7 +23,7 @@ from .resnet import AttentionBlock, Downsample, ResBlock, Upsample, conv, group_
 
 
 class UNet(nn.Module):
-    """The U-Net of DDPM, also as document 0, score_sde, Improved DDPM and VDM wire it.
+    """The U-Net of DDPM, also as the VP-SDE seminar, score_sde, Improved DDPM and VDM wire it.
 
     Parameters for (3, 32, 32) with the defaults: 35,746,307; with ``up_attention: once_per_level`` 35,218,947.  For
     (3, 16, 16) with four blocks and attention once per level: 56,646,147.
@@ -36,31 +36,32 @@ class UNet(nn.Module):
     2102.09672, App. A; Kingma et al., "Variational Diffusion Models", arXiv 2107.00630, App. B and C.
 
     Args:
-        shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
-            sides so divisible may be given later.
+        shape: Shape of one example, (C, H, W); height and width divisible by 2 for each level after the first.
+            Images of other sizes so divisible may be given later.
         conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         nf: Channels of the first level.
         ch_mult: Channels of each level, in units of ``nf``.
         num_res_blocks: Residual blocks of a level.
-        attn_resolutions: Heights of the levels that attend, for pictures of ``shape``; the middle always attends.
+        attn_resolutions: Heights of the levels that attend, for images of ``shape``; the middle always attends.
         dropout: Within the residual blocks.
         resamp_with_conv: Resample with a 3x3 convolution; else by mean and repetition.
         activation: Nonlinearity.
         conv_shortcut: 3x3 instead of 1x1 convolution as shortcut where the number of channels changes.
-        up_attention: On the way up, attend after every block (Ho et al.) or once per level (document 0, score_sde).
+        up_attention: On the way up, attend after every block (Ho et al.) or once per level (the VP-SDE seminar,
+            score_sde).
         heads: Attention heads.
         head_channels: Channels of a head, in place of ``heads``, so that wider levels have more of them.
         up_heads: Attention heads on the way up; None: as ``heads``.
         time_scales: Let the noise level scale and shift the second norm of a block instead of being added before it.
         learned_variance: Return 2C channels, the second half for the variance of the reverse step.
         fourier: Exponents n of features sin(2ⁿ π x) and cos(2ⁿ π x) of the input, put beside it, so that the network
-            sees the last bits of the pictures.
+            sees the last bits of the images.
         groups: Of every norm; None: 32, or fewer for few channels.
         norm_eps: Added to the variance in every norm.
-        padding: Where pictures are padded before they are halved: below and at the right ("corner"), or around.
+        padding: Where images are padded before they are halved: below and at the right ("corner"), or around.
         time_embedding: Embedding of the noise level; None: Sinusoidal, for which ``noise_input`` must count as far
             as 1000.
-        time_conditional: Whether the network is told the noise level at all.
+        time_conditional: Whether the network gets the noise level at all.
         checkpointing: Compute activations again for the gradients: less memory, a third more time.
     """
 
@@ -107,12 +108,14 @@ class UNet(nn.Module):
         self.act = resnet.ACTIVATIONS[activation]
         self.time = TimeFeatures(nf, time_embedding, activation) if time_conditional else None
         self.label = LabelEmbedding("UNet", conditions, width)
-        told = width if time_conditional or self.label.classes is not None else 0
+        time_width = width if time_conditional or self.label.classes is not None else 0
 
         norm = partial(group_norm, groups=groups, eps=norm_eps)
 
         def block(channels: int, out: int) -> ResBlock:
-            return ResBlock(channels, out, told, activation, dropout, conv_shortcut, time_scales=time_scales, norm=norm)
+            return ResBlock(
+                channels, out, time_width, activation, dropout, conv_shortcut, time_scales=time_scales, norm=norm
+            )
 
         def attention(channels: int, up: bool = False) -> AttentionBlock:
             number = up_heads if up and up_heads is not None else heads
@@ -158,12 +161,12 @@ class UNet(nn.Module):
         """The raw network output F.
 
         Args:
-            x: Scaled noisy pictures, (B, C, H, W).
+            x: Scaled noisy images, (B, C, H, W).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
 
         Raises:
-            ValueError: sides that cannot be halved as often as there are levels after the first.
+            ValueError: a height or width that cannot be halved as often as there are levels after the first.
         """
         image_shape("UNet", x.shape[1:], self.factor)
         time = c_noise.new_zeros(x.shape[0], self.label.width) if self.time is None else self.time(c_noise)

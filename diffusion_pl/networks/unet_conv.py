@@ -1,4 +1,4 @@
-"""A small U-Net of convolutions alone, for small pictures, patches and lessons."""
+"""A small U-Net of convolutions alone, for small images, patches and lessons."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -20,7 +20,7 @@ class ConvBlock(nn.Sequential):
 
 
 class StrideConvBlock(nn.Sequential):
-    """4x4 convolution of stride 2, or its transpose, which doubles the sides; Mish, group norm."""
+    """4x4 convolution of stride 2, or its transpose, which doubles height and width; Mish, group norm."""
 
     def __init__(self, channels: int, out: int, groups: int, up: bool) -> None:
         layer = nn.ConvTranspose2d if up else nn.Conv2d
@@ -32,7 +32,7 @@ def _project(time_size: int, channels: int) -> nn.Sequential:
 
 
 class DownLevel(nn.Module):
-    """The time added to every pixel, two convolutions, half the sides.
+    """The time added to every pixel, two convolutions, half the height and width.
 
     Args:
         channels, out: channels before and after.
@@ -47,13 +47,13 @@ class DownLevel(nn.Module):
         self.shrink = StrideConvBlock(out, out, groups, up=False)
 
     def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> what the convolutions make of it, for the bypass, and that at half the sides."""
+        """(B, C, H, W) -> what the convolutions make of it, for the bypass, and that at half the height and width."""
         full: Tensor = self.convs(x + self.time(time)[:, :, None, None])
         return full, self.shrink(full)
 
 
 class UpLevel(nn.Module):
-    """Twice the sides, the bypass beside it, the time added to every pixel, two convolutions.
+    """Twice the height and width, the bypass beside it, the time added to every pixel, two convolutions.
 
     Args:
         channels, out: channels before and after; the bypass has as many as come in.
@@ -74,16 +74,16 @@ class UpLevel(nn.Module):
 
 
 class ConvUNet(nn.Module):
-    """The U-Net of document 4.
+    """The U-Net of the French demonstration of DDPM on one image.
 
     Parameters for (3, 32, 32) with the defaults: 395,763.
 
-    Reference: document 4 (a demonstration of DDPM on one picture); the frequencies of its time table are mended
-    (`Sinusoidal`).  Several noise levels for each picture are an option of the loss, ``times_per_sample``.
+    Reference: the French demonstration; the frequencies of its time table are corrected
+    (`Sinusoidal`).  Several noise levels for each image are an option of the loss, ``times_per_sample``.
 
     Args:
-        shape: Shape of one example, (C, H, W); sides divisible by 2 for each level.  Pictures of other sides so
-            divisible may be given later.
+        shape: Shape of one example, (C, H, W); height and width divisible by 2 for each level.  Images of other
+            sizes so divisible may be given later.
         conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         channels: Channels before the first level and after each.
         groups: Of the group norms; must divide all channels.
@@ -122,12 +122,13 @@ class ConvUNet(nn.Module):
         """The raw network output F.
 
         Args:
-            x: Scaled noisy pictures, (B, C, H, W).
+            x: Scaled noisy images, (B, C, H, W).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
 
         Raises:
-            ValueError: sides that cannot be halved once for each level, or labels for a network without conditions.
+            ValueError: a height or width that cannot be halved once for each level, or labels for a network without
+                conditions.
         """
         image_shape("ConvUNet", x.shape[1:], self.factor)
         time = self.label(self.embedding(c_noise.float().unsqueeze(1)).to(x.dtype), label)

@@ -15,12 +15,12 @@ from .unet import TimeFeatures, attending, check
 
 
 class UNetEncoder(nn.Module):
-    """Logits of noisy pictures: the levels of `UNet` on the way down, attention, mean over the positions.
+    """Logits of noisy images: the levels of `UNet` on the way down, attention, mean over the positions.
 
     Reference: Dhariwal & Nichol, arXiv 2105.05233, Sec. 4.2 (there with attention pooling).
 
     Args:
-        shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.
+        shape: Shape of one example, (C, H, W); height and width divisible by 2 for each level after the first.
         conditions: Of the data; the logits are of the classes of ``label``, and others are ignored.
         nf, ch_mult, num_res_blocks, attn_resolutions, dropout, activation, time_embedding: See UNet.
     """
@@ -62,7 +62,7 @@ class UNetEncoder(nn.Module):
         """Logits: (B, classes).
 
         Args:
-            x: Scaled noisy pictures, (B, C, H, W).
+            x: Scaled noisy images, (B, C, H, W).
             c_noise: Noise level, (B,).
         """
         image_shape("UNetEncoder", x.shape[1:], self.factor)

@@ -102,7 +102,7 @@ class FullAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions, each normalised and activated; the time scales and shifts what lies between.
+    """Two convolutions, each normalised and activated; the time scales and shifts what is between.
 
     Args:
         channels, out: channels of input and output.
@@ -126,25 +126,25 @@ class Block(nn.Module):
 
 
 class LinearAttentionUNet(nn.Module):
-    """The U-Net of document 2: two blocks and linear attention a level, full attention in the middle, a long skip.
+    """The U-Net of the Korean notes: two blocks and linear attention a level, full attention in the middle, long skip.
 
     Parameters for (3, 32, 32) with the defaults: 35,711,107.
 
-    Reference: document 2, after the public `denoising-diffusion-pytorch`; without its division of the values by the
-    number of positions, and with channel norms where the document leaves the kind of norm open.  So it is the `Unet` of
+    Reference: the Korean notes, after the public `denoising-diffusion-pytorch`; without its division of the values by
+    the number of positions, and with channel norms where the notes leave the kind of norm open.  So it is the `Unet` of
     release 1.8.15 with ``full_attn`` false on all levels: same tensors, same output.  Release 2.3 (35,711,491) is
     ``groups: null, memory: 4, full_attention: [false, false, false, true]``.
 
     Args:
-        shape: Shape of one example, (C, H, W); sides divisible by 2 for each level after the first.  Pictures of other
-            sides so divisible may be given later.
+        shape: Shape of one example, (C, H, W); height and width divisible by 2 for each level after the first.
+            Images of other sizes so divisible may be given later.
         conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
         dim: Channels of the first level.
         dim_mults: Channels of each level, in units of ``dim``.
         heads: Heads of every attention.
         dim_head: Channels of a head.
         groups: Of the group norms, must divide ``dim``; None: channel norms in their place.
-        memory: Learned keys and values beside those of the picture, in every attention.
+        memory: Learned keys and values beside those of the image, in every attention.
         full_attention: Which levels attend fully, linearly the others; None: none, only the middle.
         self_condition: Also take an estimate of x_0, the network's own from before.
         learned_variance: Return 2C channels, the second half for the variance of the reverse step.
@@ -220,13 +220,14 @@ class LinearAttentionUNet(nn.Module):
         """The raw network output F, and as many channels for the variance if that is learned.
 
         Args:
-            x: Scaled noisy pictures, (B, C, H, W).
+            x: Scaled noisy images, (B, C, H, W).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
             x_0_hat: Estimate of x_0 for self-conditioning, (B, C, H, W); None: none yet, zeros.
 
         Raises:
-            ValueError: sides that cannot be halved as often as needed, labels or an estimate that it was not built for.
+            ValueError: a height or width that cannot be halved as often as needed, labels or an estimate that it was
+                not built for.
         """
         image_shape("LinearAttentionUNet", x.shape[1:], self.factor)
         if x_0_hat is not None and not self.self_condition:
