@@ -364,5 +364,5 @@ def export(config: dict[str, Any], folder: Path, classes: int | None = None) -> 
     described = {"model": complete(config["model"]), "data": config["data"]}
     model, data = rebuild(described, {"shape": [1, 8, 8], "conditions": to_plain(by_class(classes)), "levels": 16})
     assert isinstance(model, DiffusionModule)
-    to_diffusers.write(model.eval().requires_grad_(False), data, described, folder)
+    to_diffusers.write(model.eval().requires_grad_(False).live_pipeline(data), data, described, folder)
     return model

@@ -304,19 +304,18 @@ def test_weights_and_samples_that_are_not_finite_are_refused(tmp_path: Path, mon
     config = tiny_config(tmp_path)
     for _ in range(2):  # said again when the call is repeated
         done = cli(tmp_path, "predict", "--config", config, "--run", "p", "--ckpt_path", "nan/nan.ckpt")
-        assert done.code == 2
-        assert "1,000 of 1,000 samples are not finite" in done.err
+        assert "weights of nan/nan.ckpt are not finite" in done.error
 
-    from diffusion_pl.training import DiffusionModule
+    from diffusion_pl.pipeline import Pipeline
 
-    real = DiffusionModule.sample
+    real = Pipeline.samples
 
-    def diverge(self: DiffusionModule, *args: Any, **kwargs: Any) -> Any:
-        found = real(self, *args, **kwargs)
-        found.x_0[2] = torch.inf
-        return found
+    def diverge(self: Pipeline, *args: Any, **kwargs: Any) -> Any:
+        samples = real(self, *args, **kwargs)
+        samples.x_0[2] = torch.inf
+        return samples
 
-    monkeypatch.setattr(DiffusionModule, "sample", diverge)
+    monkeypatch.setattr(Pipeline, "samples", diverge)
     for _ in range(2):  # said again when the call is repeated
         done = cli(tmp_path, "sample", "--ckpt_path", "runs/run", "--num_samples", 5, "--output", "some")
         assert done.code == 2

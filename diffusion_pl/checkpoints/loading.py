@@ -24,7 +24,7 @@ from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
 from ..runtime.upstream.jsonargparse import imports_only, parameters
 from ..training import DiffusionModule, NoisyClassifier, Trainable
-from .io import FOREIGN, checkpoint_at, read_hashed
+from .io import FOREIGN, read_hashed
 from .migrations import migrate_config
 
 TRUST = "DIFFUSION_PL_TRUST"
@@ -102,7 +102,7 @@ def from_content(
     try:
         # Generously: some networks make parameters that they replace, and types differ in size.
         with limited(4 * len(state) + 100, sum(32 * tensor.numel() for tensor in state.values()) + 2**20):
-            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, checkpoint_at(path))
+            model, data = rebuild(description, _data_state(checkpoint, description), options or {}, Path(path))
     except (ArgumentError, TypeError, KeyError, ImportError) as error:
         denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
         if denied:
@@ -234,7 +234,7 @@ def _unasked(data: DataModule, spec: dict[str, Any], path: Path) -> str:
     named = _named(spec, kind)
     if not named or any(kind.__module__ == name or kind.__module__.startswith(f"{name}.") for name in _listed()):
         return ""
-    for folder in path.absolute().parents[:3]:
+    for folder in (path, *path.absolute().parents[:3]):
         try:
             card_data = read_card(folder)["config"]["data"]
         except (OSError, ValueError, KeyError, TypeError):

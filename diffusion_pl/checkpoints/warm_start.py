@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def _spelled(args: Sequence[str]) -> list[str]:
 
 
 def _path(args: Sequence[str]) -> Path | None:
-    for arg, after in zip(args, [*args[1:], ""], strict=True):
+    for arg, after in pairwise([*args, ""]):
         name, equals, value = arg.partition("=")
         if name == f"{OPTION}.path":
             return Path(value if equals else after)

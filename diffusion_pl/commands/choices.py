@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ..checkpoints.loading import load_classifier, load_pipeline
 from ..pipeline import Pipeline
+from ..runtime.parsing import wrong
+from ..runtime.processes import place
 from ..samplers import Grid, Sampler
 
 
@@ -34,7 +36,11 @@ def choose(
     if classifier is not None and weak is not None:
         raise ValueError("give --classifier or --weak, not both")
     if sampler is not None or grid is not None or steps is not None:
-        pipeline = pipeline.with_sampler(sampler, grid, steps)
+        try:
+            pipeline = pipeline.with_sampler(sampler, grid, steps)
+        except ValueError as error:
+            key, colon, text = str(error).partition(": ")
+            raise wrong(key, text) if colon and key == "sampler" else error from None
     if classifier is not None:
         pipeline = _classified(pipeline, classifier, 1.0 if scale is None else scale)
     elif weak is not None:
@@ -46,7 +52,16 @@ def choose(
                 "data.init_args.conditional true, or add --classifier or --weak"
             )
         pipeline = pipeline.with_scale(scale)
+    _say_names(pipeline, cond or {})
     return pipeline.with_cond(**(cond or {}))
+
+
+def _say_names(pipeline: Pipeline, cond: Mapping[str, str]) -> None:
+    """Say which class a number is the name of, where it is not the class of that number: of folders 10, 20, 30."""
+    for name, asked in cond.items():
+        names = pipeline.conditions[name].names if name in pipeline.conditions else ()
+        if str(asked).isdigit() and str(asked) in names and names.index(str(asked)) != int(asked) and not place():
+            print(f"cond.{name} {asked}: the class named '{asked}', which is number {names.index(str(asked))}")
 
 
 def default_count(pipeline: Pipeline) -> int:
