@@ -199,6 +199,10 @@ class DiffusionCLI(LightningCLI):
         """What the trainer's method of the command takes besides model and data: the checkpoint and others."""
         return {name: self.config_init[name] for name in self._options}
 
+    def check_checkpoint(self, content: dict[str, Any]) -> None:
+        """Raise ValueError if the content of a checkpoint is of another model than the configuration's."""
+        self._description.on_load_checkpoint(self.trainer, self.model, content)
+
     def diagnose(self) -> list[Finding]:
         """The doctor's findings, or the error that ended the construction of model and data."""
         if self._refused:
@@ -218,9 +222,10 @@ class DiffusionCLI(LightningCLI):
             doctor.asked = section.precision
         config = masked({key: value for key, value in described.items() if key not in _OF_THE_CALL})
         card = RunCard(config, masked_arguments([self.command, *self._args]), self._start_warm())
+        self._description = Description({key: described[key] for key in ("model", "data")}, self._save_config)
         always: list[Callback] = [
             SeenLoss(),
-            Description({key: described[key] for key in ("model", "data")}, self._save_config),
+            self._description,
             card,
         ]
         configured = [self.config_init[name] for name in ("ema", "saver", "guard", "doctor")]

@@ -237,7 +237,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "expected": (file(expected=7), r"tiny.yaml:\d+: expected: expected dict, got 7"),
     "expected figure": (
         file(expected={"fit": {"band": [1, 2], "num_samples": 5, "source": "x"}}),
-        r"expected: there is no figure 'fit', only nll, elbo, fid",
+        r"expected: there is no metric 'fit', only nll, elbo, fid",
     ),
     "expected band": (
         file(expected={"fid": {"band": [3, 2], "num_samples": 5, "source": "x"}}),

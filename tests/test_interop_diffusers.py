@@ -126,7 +126,7 @@ def test_a_network_alone_has_the_process_of_their_defaults_and_says_so(tmp_path:
     pipeline(tmp_path)
     (tmp_path / "pipe/unet").rename(tmp_path / "alone")
     done = come_in(tmp_path, "alone")
-    assert "note: there is no scheduler_config.json: the process is that of DDPMScheduler's defaults" in done.out
+    assert "note: there is no scheduler_config.json: the noise schedule is that of DDPMScheduler's defaults" in done.out
     assert isinstance(load_model(tmp_path / "a.ckpt", "raw")[0].schedule, LinearBetas)
 
 

@@ -28,9 +28,10 @@ def predict(cli: DiffusionCLI, leader: bool) -> None:
     if leader:
         data.prepare_data()
     data.setup("predict")
+    fill(model, content, path, "ema")
+    cli.check_checkpoint(content)
     if (state := content.get(type(data).__name__)) is not None:
         data.load_state_dict(state)
-    fill(model, content, path, "ema")
     pipeline = model.eval().live_pipeline(data)
     call = {"checkpoint": path, "sha256": sha256, "seed": pipeline.seed}
     remedy = "move it away, or use the command sample with --output"
