@@ -70,7 +70,7 @@ def plain(steps: int = 24_000) -> None:
     points = Datasaurus().examples()["x"]
     mean, std = points.mean(), points.std()
     data = ((points - mean) / std).float().repeat(6, 1)
-    network = MLP((2,), None, 128, 3, lambda dim: Fourier(dim, 64, 4.0), lambda dim: Fourier(dim, 128, 0.16))
+    network = MLP((2,), {}, 128, 3, lambda dim: Fourier(dim, 64, 4.0), lambda dim: Fourier(dim, 128, 0.16))
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-4)
     beta = torch.linspace(1e-4, 0.05, 50)
     alpha_bar = (1 - beta).cumprod(0)
@@ -107,7 +107,7 @@ def bare_loop(batch: int, steps: int, skip: int = 100) -> float:
     source = Datasaurus()
     source.setup()
     data = source.train_points
-    network = MLP((2,), None, 128, 3, lambda dim: Fourier(dim, 64, 0.4), lambda dim: Fourier(dim, 32, 0.3))
+    network = MLP((2,), {}, 128, 3, lambda dim: Fourier(dim, 64, 0.4), lambda dim: Fourier(dim, 32, 0.3))
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, betas=(0.9, 0.99), fused=True)
     start = 0.0
     for step in range(steps):
