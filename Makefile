@@ -25,7 +25,7 @@ lint: .venv/.done ## style and types
 	@$(BIN)/mypy
 
 test: lint ## style, types and the ordinary tests, in two processes of one thread each
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/.done ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m slow

@@ -19,8 +19,20 @@ CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.pa
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 
 
+#: Differ from others in sizes, data of one kind or numbers only: they run in the slow suite.
+ALIKE = """
+    anime-ddpmpp celeba_male-vp church-ncsnpp cifar10-edm_conditional cifar10-improved_ddpm_vlb cifar10-ot_cfm
+    cifar10-subvp_ddpmpp cifar10-vp_ddpmpp datasaurus-attempt1 datasaurus-attempt2 datasaurus-attempt3 digits-document2
+    digits-improved mnist-ddpm mnist_colored_2-document0 shoes-vp
+""".split()
+
+
 def name(path: Path) -> str:
     return f"{path.parent.name}-{path.stem}"
+
+
+def marked(path: Path) -> Any:
+    return pytest.param(path, marks=pytest.mark.slow) if name(path) in ALIKE else path
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +61,7 @@ def config(request: pytest.FixtureRequest) -> Path:
 
 
 def test_they_are_found() -> None:
+    assert set(ALIKE) < set(map(name, CONFIGS))
     assert {"datasaurus-vp", "datasaurus-ddpm", "datasaurus-edm", "datasaurus-attempt1"} <= set(map(name, CONFIGS))
 
 
@@ -101,6 +114,7 @@ def test_a_published_network_runs_at_its_size(wide: Path, folder: Path) -> None:
     assert "warning" not in done.out
 
 
+@pytest.mark.parametrize("config", map(marked, CONFIGS), ids=map(name, CONFIGS))
 def test_it_runs_and_its_saved_form_is_the_same_experiment(config: Path, folder: Path, data: Path) -> None:
     """Every key is known, every class is built, a batch is trained on and validated, samples are drawn."""
     small = [*narrow(config), *few_steps(config)]

@@ -229,7 +229,7 @@ def test_the_hint_names_a_faster_sampler_on_a_cpu() -> None:
     slow = Pipeline(denoiser, Ancestral(UniformGrid(1000)), (64,))
     line = steps_hint(slow)
     assert line is not None
-    assert "1,000 evaluations" in line
+    assert "1,000 function evaluations" in line
     assert "--sampler DPMpp --steps 20 is about 50 times faster" in line
     assert steps_hint(slow.with_sampler(DPMpp(UniformGrid(20)))) is None
     denoiser.register_parameter("elsewhere", nn.Parameter(torch.zeros(1, device="meta")))
