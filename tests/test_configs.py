@@ -20,11 +20,24 @@ OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 
 
 #: Differ from others in sizes, data of one kind or numbers only: they run in the slow suite.
-ALIKE = """
-    anime-ddpmpp celeba_male-vp church-ncsnpp cifar10-edm_conditional cifar10-improved_ddpm_vlb cifar10-ot_cfm
-    cifar10-subvp_ddpmpp cifar10-vp_ddpmpp datasaurus-attempt1 datasaurus-attempt2 datasaurus-attempt3 digits-document2
-    digits-improved mnist-ddpm mnist_colored_2-document0 shoes-vp
-""".split()
+ALIKE = [
+    "anime-ddpmpp",
+    "celeba_male-vp",
+    "church-ncsnpp",
+    "cifar10-edm_conditional",
+    "cifar10-improved_ddpm_vlb",
+    "cifar10-ot_cfm",
+    "cifar10-subvp_ddpmpp",
+    "cifar10-vp_ddpmpp",
+    "datasaurus-attempt1",
+    "datasaurus-attempt2",
+    "datasaurus-attempt3",
+    "digits-document2",
+    "digits-improved",
+    "mnist-ddpm",
+    "mnist_colored_2-document0",
+    "shoes-vp",
+]
 
 
 def name(path: Path) -> str:
