@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-#: What may be imported beside the package and the standard library.
+#: What may be imported besides the package and the standard library.
 KNOWN = {"IPython", "PIL", "ipywidgets", "lightning", "matplotlib", "numpy", "scipy", "sklearn", "torch"}
 MINUTES = 3  # each notebook's time, on two cores
 
@@ -69,26 +69,26 @@ def test_is_valid_and_stripped(path: Path) -> None:
 
 @each
 def test_imports_the_package_and_well_known_libraries_only(path: Path) -> None:
-    found = set()
+    names = set()
     for cell in read(path).cells:
         if cell.cell_type != "code":
             continue
         code = "\n".join(line for line in cell.source.splitlines() if not line.startswith("%"))
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.Import):
-                found |= {alias.name.split(".")[0] for alias in node.names}
+                names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                found.add((node.module or "").split(".")[0])
-    assert "diffusion_pl" in found
-    assert found - set(sys.stdlib_module_names) - {"diffusion_pl"} <= KNOWN
+                names.add((node.module or "").split(".")[0])
+    assert "diffusion_pl" in names
+    assert names - set(sys.stdlib_module_names) - {"diffusion_pl"} <= KNOWN
 
 
 @pytest.mark.parametrize("name", CORRECTED)
 def test_names_its_document_and_corrects_all_of_it(name: str) -> None:
     document, known = CORRECTED[name]
-    told = text(FOLDER / f"{name}.ipynb")
-    assert f"**{document}**" in told
-    assert set(re.findall(r"\*\*Correction (\d-\w)\.\*\*", told)) == known
+    content = text(FOLDER / f"{name}.ipynb")
+    assert f"**{document}**" in content
+    assert set(re.findall(r"\*\*Correction (\d-\w)\.\*\*", content)) == known
 
 
 @pytest.mark.parametrize("name", ANSWERED)
@@ -136,11 +136,11 @@ def test_runs_in_its_time(path: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     before = processor_time()
     wall = run.execute(path)
     assert min(wall, processor_time() - before) < 60 * MINUTES  # the machine may be busy with other things
-    pictures = [
+    images = [
         output
         for cell in read(tmp_path / path.name).cells
         if cell.cell_type == "code"
         for output in cell.outputs
         if "image/png" in output.get("data", {})
     ]
-    assert len(pictures) >= 5
+    assert len(images) >= 5

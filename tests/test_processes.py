@@ -388,7 +388,7 @@ sys.exit(main())
 
 
 def test_torchrun_processes_share_folder_stop_step_and_save(tmp_path: Path) -> None:
-    """Two that do not see the same disk, of which the second alone is told to stop."""
+    """Two that do not see the same disk, of which only the second gets the signal to stop."""
     (tmp_path / "node.py").write_text(NODES)
     for rank in (0, 1):
         write_config(tmp_path / f"node{rank}", 5000)
@@ -464,15 +464,15 @@ def test_a_killed_process_ends_all_and_the_run_resumes_exactly(
 
 @pytest.mark.slow
 @both_launchers
-@pytest.mark.parametrize("told", ["parent", "process 1"])
+@pytest.mark.parametrize("target", ["parent", "process 1"])
 def test_a_stop_signal_saves_once_and_the_run_resumes_exactly(
-    tmp_path: Path, whole: Path, launcher: str, told: str
+    tmp_path: Path, whole: Path, launcher: str, target: str
 ) -> None:
     write_config(tmp_path)
     command = [*LAUNCHERS[launcher], *ARGS, "--run", "run"]
     with started(tmp_path, command) as process:
         reports = ranks(tmp_path, process)
-        os.kill(process.pid if told == "parent" else reports[1]["pid"], signal.SIGTERM)
+        os.kill(process.pid if target == "parent" else reports[1]["pid"], signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == {"Lightning": 143, "torchrun": 1}[launcher], err
     (stopped,) = (line for line in out.splitlines() if line.startswith("stopped; "))

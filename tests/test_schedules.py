@@ -43,8 +43,8 @@ def at(*t: float) -> torch.Tensor:
 
 
 def test_all_schedules_are_found() -> None:
-    found = {cls.__name__ for cls in classes(Schedule)}
-    assert {"VP", "SubVP", "VE", "Cosine", "Karras", "Rectified", "LinearBetas", "ZeroTerminalSNR"} <= found
+    result = {cls.__name__ for cls in classes(Schedule)}
+    assert {"VP", "SubVP", "VE", "Cosine", "Karras", "Rectified", "LinearBetas", "ZeroTerminalSNR"} <= result
 
 
 @every_schedule
@@ -195,7 +195,7 @@ def test_vp_in_single_precision_where_one_minus_exp_fails() -> None:
     assert VP()(t).sigma.item() == pytest.approx(exact, rel=1e-6)
     log_mean = -0.25 * t**2 * (20 - 0.1) - 0.5 * t * 0.1
     naive = torch.sqrt(1 - torch.exp(2 * log_mean)).item()
-    assert abs(naive / exact - 1) > 0.005  # 2.4 % or 0.6 %, as exp rounds: this test can tell
+    assert abs(naive / exact - 1) > 0.005  # 2.4 % or 0.6 %, as exp rounds: this test would fail
 
 
 def test_ends_of_the_processes() -> None:
