@@ -132,7 +132,7 @@ def test_the_card_says_what_is_known_and_nothing_else(folder: Path, digits: Path
     assert head == {"library_name": "onnx", "license": "mit", "tags": ["diffusion", "diffusion_pl", "onnx"]}
     card = json.loads((folder / "runs/digits/card.json").read_text())
     for fact in (
-        "A diffusion model of Digits (1x8x8, 10 classes): the average of the weights of decay 0.999",
+        "A diffusion model of Digits (1x8x8, 10 classes): the EMA weights of decay 0.999",
         sha256_of(folder / digits),
         card["data"]["sha256"]["x"],
         "20 steps",

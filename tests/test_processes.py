@@ -20,7 +20,7 @@ from shell import LAST, assert_same_training, checkpoint, cli, differences, envi
 from torch.distributed import TCPStore
 
 from diffusion_pl.runtime import processes as launch
-from diffusion_pl.runtime.processes import Peers, agree, find_peers, lost_touch, place
+from diffusion_pl.runtime.processes import Peers, agree, find_peers, is_connection_lost, rank_label
 from diffusion_pl.runtime.run_card import read_card
 
 # Which processes there are, and which this is
@@ -48,13 +48,13 @@ SLURM |= {"SLURM_PROCID": 2, "SLURM_LOCALID": 0, "SLURM_NODEID": 1, "SLURM_NNODE
 
 def test_a_process_alone_has_no_peers(env: Callable[..., None]) -> None:
     assert find_peers(nodes=1) is None
-    assert place() == ""
+    assert rank_label() == ""
 
 
 def test_under_torchrun(env: Callable[..., None]) -> None:
     env(**TORCHRUN, MASTER_ADDR="a", MASTER_PORT=29500, TORCHELASTIC_USE_AGENT_STORE="True")
     assert find_peers(nodes=2) == Peers(3, 4, "a", 29500, served=True)
-    assert place() == "RANK=3"
+    assert rank_label() == "RANK=3"
     env(TORCHELASTIC_USE_AGENT_STORE="False")
     assert find_peers(nodes=2) == Peers(3, 4, "a", 29500, served=False)
     env(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0)
@@ -64,7 +64,7 @@ def test_under_torchrun(env: Callable[..., None]) -> None:
 def test_under_slurm(env: Callable[..., None]) -> None:
     env(**SLURM)
     assert find_peers(nodes=2) == Peers(2, 4, "host3", 16234, served=False)
-    assert place() == "SLURM_PROCID=2"
+    assert rank_label() == "SLURM_PROCID=2"
     env(SLURM_JOB_NAME="interactive")
     assert find_peers(nodes=1) is None
 
@@ -74,9 +74,9 @@ def test_started_by_hand_on_each_machine(env: Callable[..., None]) -> None:
         find_peers(nodes=3)
     env(MASTER_ADDR="a", MASTER_PORT=2000, NODE_RANK=1)
     assert find_peers(nodes=3) == Peers(1, 3, "a", 2000, served=False)
-    assert place() == "NODE_RANK=1"
+    assert rank_label() == "NODE_RANK=1"
     env(NODE_RANK=0, LOCAL_RANK=1)  # a child of Lightning's
-    assert place() == "LOCAL_RANK=1"
+    assert rank_label() == "LOCAL_RANK=1"
 
 
 # The first decides
@@ -204,9 +204,9 @@ def test_a_lost_connection_is_reported_in_one_line(tmp_path: Path) -> None:
     assert checkpoint(tmp_path / "runs" / "run")["global_step"] == 5
 
 
-def test_an_error_of_our_own_is_no_lost_touch() -> None:
-    assert not lost_touch(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert lost_touch(torch.distributed.DistBackendError("NCCL communicator was aborted"))
+def test_an_own_error_is_not_a_lost_connection() -> None:
+    assert not is_connection_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_connection_lost(torch.distributed.DistBackendError("NCCL communicator was aborted"))
 
 
 def test_a_process_ends_soon_after_the_one_that_started_it(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes_later(small_disk: Path) -> 
     config = tiny_config(small_disk, "full.yaml", **changes, trainer__callbacks=fill)
     run = small_disk / "runs" / "run"
     assert cli(small_disk, "fit", "--config", config, "--run", "run").error == (
-        f"cannot write the checkpoint runs/run/{LAST}: No space left on device; the one before is untouched and whole: "
+        f"cannot write the checkpoint runs/run/{LAST}: No space left on device; the previous checkpoint is intact: "
         f"free some space and resume with --ckpt_path runs/run/{LAST}"
     )
     assert checkpoint(run)["global_step"] == 8

@@ -1,4 +1,4 @@
-"""How a stand-in is distinguished from the data it stands in for: by a note beside it."""
+"""How a stand-in is distinguished from the real data: by a note next to it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ NOTE = "Drawings made by python -m diffusion_pl.data.synthetic {name}. They are 
 
 
 def note_of(path: Path) -> Path:
-    """Where the note of a file or folder is: beside it."""
+    """Where the note of a file or folder is: next to it."""
     return path.with_name(f"{path.name}.STAND-IN.txt")
 
 

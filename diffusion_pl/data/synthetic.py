@@ -2,7 +2,7 @@
 
     python -m diffusion_pl.data.synthetic NAME [--root data] [--count 500] [--seed 0]
 
-They are for trying things without the data. A note beside each says that it is not the real one, and runs on it say so.
+They are for trying things without the data. A note next to each says that it is not real, and runs on it say so.
 """
 
 import argparse

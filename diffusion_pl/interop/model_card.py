@@ -166,10 +166,10 @@ def model_card(
     ]
     lines += ["## Use", "", _use(kind, pipeline), ""]
     if kind in ("onnx", "torch_export"):
-        sides = ", ".join(map(str, pipeline.shape))
+        sizes = ", ".join(map(str, pipeline.shape))
         label = ", `label` (B,), int64, −1 for any class"
         lines += [
-            f"Inputs: `x_t` (B, {sides}), float32; `t` (B,), float32, from 0 (data) to 1 (noise){label}. Outputs: the "
+            f"Inputs: `x_t` (B, {sizes}), float32; `t` (B,), float32, from 0 (data) to 1 (noise){label}. Outputs: the "
             "estimates `x_0` of the data and `eps` of the noise, alpha x_0 + sigma eps = x_t.",
             "",
         ]
@@ -265,7 +265,7 @@ def _weights(name: str) -> str:
     average = name.removeprefix("ema")
     half_life = average.removesuffix("examples")
     kind = f"decay {average}" if half_life == average else f"half-life {int(half_life):,} examples"
-    return f"the average of the weights of {kind}"
+    return f"the EMA weights of {kind}"
 
 
 def _name(config: Mapping[str, Any]) -> str:
