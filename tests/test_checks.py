@@ -170,7 +170,7 @@ def sinusoidal_speed(features: int) -> float:
 
 @pytest.mark.parametrize("features", [32, 128, 256])
 def test_unscaled_time_hardly_moves_the_transformers_embedding(features: int) -> None:
-    """Document 0 gave its U-Net t itself."""
+    """The VP-SDE seminar gives its U-Net t itself."""
     t = torch.linspace(1e-3, 1, 500, dtype=torch.float64)
     finding = only(checks.embedding(Sinusoidal(1, features), ScaledTime(), VP(), t, CPU))
     moved = float(finding.what.split(" by ")[1].split()[0])

@@ -19,21 +19,21 @@ KNOWN = {"IPython", "PIL", "ipywidgets", "lightning", "matplotlib", "numpy", "sc
 MINUTES = 3  # each notebook's time, on two cores
 
 
-def defects(document: int, last: str, more: str = "") -> set[str]:
-    """Names of a document's known defects: a letter for each, to the last, and then some."""
+def defects(number: int, last: str, more: str = "") -> set[str]:
+    """Names of the known defects of a source: a letter for each, to the last, and then some."""
     letters = ascii_lowercase[: ascii_lowercase.index(last) + 1] + more
-    return {f"{document}-{letter}" for letter in letters}
+    return {f"{number}-{letter}" for letter in letters}
 
 
-#: Which document a notebook is about, and its known defects.
+#: Which source a notebook is about, and the known defects of that source.
 CORRECTED = {
-    "0_continuous_sde": ("Document 0", defects(0, "z", "ABCDEFGHIJKLMNO")),
-    "1_ddpm": ("Document 1", defects(1, "i")),
-    "2_unet_and_elbo": ("Document 2", defects(2, "k")),
-    "3_datasaurus": ("Document 3", defects(3, "p")),
-    "4_one_picture": ("Document 4", defects(4, "l")),
+    "0_continuous_sde": ("VP-SDE seminar", defects(0, "z", "ABCDEFGHIJKLMNO")),
+    "1_ddpm": ("annotated DDPM", defects(1, "i")),
+    "2_unet_and_elbo": ("Korean DDPM notes", defects(2, "k")),
+    "3_datasaurus": ("German Datasaurus introduction", defects(3, "p")),
+    "4_one_picture": ("French DDPM demonstration", defects(4, "l")),
 }
-#: Exercises and questions that the documents leave open, by the numbers that the notebooks give them.
+#: Exercises and questions that the sources leave open, by the numbers that the notebooks give them.
 ANSWERED = {
     "0_continuous_sde": "0-01 0-04 0-07 0-09 0-10 0-11 0-14 0-15 0-19 0-21 0-22 0-53 0-54 0-55",
     "3_datasaurus": "3-02 3-09 3-10",
@@ -84,15 +84,15 @@ def test_imports_the_package_and_well_known_libraries_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CORRECTED)
-def test_names_its_document_and_corrects_all_of_it(name: str) -> None:
-    document, known = CORRECTED[name]
+def test_names_its_source_and_corrects_all_of_it(name: str) -> None:
+    title, known = CORRECTED[name]
     content = text(FOLDER / f"{name}.ipynb")
-    assert f"**{document}**" in content
+    assert f"**{title}**" in content
     assert set(re.findall(r"\*\*Correction (\d-\w)\.\*\*", content)) == known
 
 
 @pytest.mark.parametrize("name", ANSWERED)
-def test_answers_what_its_document_leaves_open(name: str) -> None:
+def test_answers_the_open_questions_of_its_source(name: str) -> None:
     marked = re.findall(r"\*\*(?:Exercise|Question)s? ([^*]+)\*\*", text(FOLDER / f"{name}.ipynb"))
     assert set(re.findall(r"\d-\d\d", " ".join(marked))) == set(ANSWERED[name].split())
 

@@ -306,7 +306,7 @@ def test_published_values_of_the_tables() -> None:
     betas = chain_betas(CosineBetas(1000))
     assert betas[0] == pytest.approx(4.1284e-05, rel=1e-3)
     assert betas[-1] == pytest.approx(0.999, abs=1e-6)
-    # Datasaurus document: ᾱ_50 = 0.280 for β up to 0.05, 0.603 for 0.02, ᾱ_25 = 0.733.
+    # German Datasaurus introduction: ᾱ_50 = 0.280 for β up to 0.05, 0.603 for 0.02, ᾱ_25 = 0.733.
     assert LinearBetas(50, 1e-4, 0.05)(at(0.5, 1.0)).alpha.square().tolist() == pytest.approx([0.733, 0.280], abs=5e-4)
     assert LinearBetas(50, 1e-4, 0.02)(at(1.0)).alpha.item() ** 2 == pytest.approx(0.603, abs=5e-4)
     # French demo, T = 100: 0.364 for 1e-4…0.02, 2.0e-5 for ten times as much.

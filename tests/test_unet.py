@@ -26,7 +26,7 @@ def size(network: nn.Module) -> int:
     [
         ((3, 32, 32), {}, 35_746_307),  # Ho et al., Sec. 4: 35.7 million
         ((3, 32, 32), {"up_attention": "once_per_level"}, 35_218_947),
-        ((3, 16, 16), {"num_res_blocks": 4, "up_attention": "once_per_level"}, 56_646_147),  # document 0
+        ((3, 16, 16), {"num_res_blocks": 4, "up_attention": "once_per_level"}, 56_646_147),  # VP-SDE seminar
     ],
 )
 def test_the_published_networks_have_exactly_their_size(shape: Any, options: Any, parameters: int) -> None:
@@ -125,7 +125,7 @@ def test_input_waves_separate_the_last_bits() -> None:
     assert step > 1.5  # cos turns over from level to level
 
 
-def test_the_documents_network_has_its_blocks() -> None:
+def test_the_seminars_network_has_its_blocks() -> None:
     with torch.device("meta"):
         network = UNet((3, 16, 16), num_res_blocks=4, up_attention="once_per_level")
     kinds = [type(module) for module in network.modules()]

@@ -19,7 +19,7 @@ def tell_if_stand_in(path: Path) -> None:
 
 
 def stand_in_hint(path: Path) -> str:
-    """How to do without the data of the source documents."""
+    """How to do without the data of the VP-SDE seminar."""
     name = path.name.partition(".")[0].partition("_64")[0]
     known = {"shoes", "celeba_male", "anime", "church"}
     return f", or make a stand-in: python -m diffusion_pl.data.synthetic {name}" if name in known else ""

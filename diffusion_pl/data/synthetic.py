@@ -1,4 +1,4 @@
-"""Stand-ins for the data sets of the source documents: small, drawn by program, in the files of the real ones.
+"""Stand-ins for the data sets of the VP-SDE seminar: small, drawn by program, in the file formats of the real ones.
 
     python -m diffusion_pl.data.synthetic NAME [--root data] [--count 500] [--seed 0]
 
