@@ -175,7 +175,9 @@ def model_card(
         ]
     lines += ["## Model", "", "| part | options |", "|---|---|"]
     shown = {**config, "sampler": _spec(describe(pipeline.sampler))}  # which may be another than that of the training
-    lines += [f"| {name} | {_described(shown[name])} |" for name in (*parts, "noise_input", "guidance") if shown.get(name)]
+    lines += [
+        f"| {name} | {_described(shown[name])} |" for name in (*parts, "noise_input", "guidance") if shown.get(name)
+    ]
     lines += [f"| parameters | {parameters:,} |", ""]
     lines += ["## Training", "", *_training(description, checkpoint, sha256, run, pipeline.weights), ""]
     if results:
