@@ -91,7 +91,7 @@ def read_tensors(path: Path, trust_pickle: bool) -> dict[str, Any]:
         FileNotFoundError, ValueError: no such file, or damaged; more than tensors and plain values, untrusted.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
+        raise FileNotFoundError(f"{path}: file not found")
     try:
         _check_sizes(path)
         content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)

@@ -140,7 +140,7 @@ def read(
     average = re.match(r"ema_(0\.\d+)_", path.name)
     if average:
         averages = {float(average[1]): state}
-        notes.append("the file is an average; the raw weights are not in it, and it stands for them too")
+        notes.append("the file holds EMA weights only; they are used as the raw weights too")
     number = re.search(r"(\d{6,})\.pt$", path.name)
     return Foreign(
         model, shape, classes, name_map, state, averages, 0, int(number[1]) if number else None, notes=tuple(notes)
