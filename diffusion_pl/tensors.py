@@ -1,4 +1,4 @@
-"""Shapes and noise, the few tensor habits that every floor shares; and objects that know how they were made.
+"""Helpers for shapes and noise, shared by the whole package; and objects that record their arguments.
 
 x: (B, *) has one leading batch axis and any data axes.  t broadcasts against x: () in samplers, (B, 1, …, 1) in
 training.

@@ -1,4 +1,4 @@
-"""Which EMA weights a run keeps."""
+"""EMA weights of a run: decays, half-lives, updates."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""From a checkpoint alone to a model that samples.
+"""Load a model from a checkpoint alone.
 
 A checkpoint names classes, and one from elsewhere may name any: only those of diffusion_pl, torch.nn and torch.optim
 are looked up, and those of packages that the variable DIFFUSION_PL_TRUST lists; nothing else is imported or called.

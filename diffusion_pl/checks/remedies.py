@@ -1,4 +1,4 @@
-"""What to change, by the class of a part: completes "Fix: …".  A subclass has the remedy of its base."""
+"""The text after "Fix: …", by the class of a part; a subclass has that of its base."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Images in files: looked at, checked to be alike, and decoded, at once or when asked for."""
+"""Image files: inspected, checked for equal size and channels, and decoded, all at once or on access."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Which examples there are, and what has changed since a checkpoint.
+"""Identify the examples of a data set, and what has changed since a checkpoint.
 
 An example's key is a hash of its name, or of its number in a file that has no names.  Keys are (n,), uint64.
 """

@@ -1,4 +1,4 @@
-"""Images: the base of all such data sets."""
+"""Images: base class of image data sets."""
 
 import math
 from abc import abstractmethod

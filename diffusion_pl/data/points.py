@@ -1,4 +1,4 @@
-"""Points in a few dimensions: the base of all such data sets, the Datasaurus, and tables of the user's own."""
+"""Points in a few dimensions: base class, the Datasaurus, and the user's tables."""
 
 import csv
 from abc import abstractmethod

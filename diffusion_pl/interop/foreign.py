@@ -1,4 +1,4 @@
-"""From a model that was trained elsewhere to a checkpoint as `fit` writes it.
+"""Convert a model trained with another package to a checkpoint as `fit` writes it.
 
 A reader of a format finds out what the file is about, as our configuration spells it, and gives its tensors under
 their own names with the map to ours; here the network is built, filled, and written with all of that.

@@ -1,4 +1,4 @@
-"""Tensors under the names of another package, and under ours: every one is used, and has the shape that it must have.
+"""Map tensor names of another package to ours: every tensor must be used and have the right shape.
 
 A map of names is a dictionary from a parameter of ours to the `Source` in the file that it comes from.
 """

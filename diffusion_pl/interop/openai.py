@@ -1,4 +1,4 @@
-"""State dicts of improved-diffusion and guided-diffusion: UNetModel, where our UNet can hold it.
+"""State dicts of improved-diffusion and guided-diffusion: UNetModel, where our UNet supports it.
 
 A file holds the tensors of one network, the raw weights (modelNNN.pt) or an average (ema_RATE_NNN.pt), and nothing
 else: widths, depths, where it attends, classes, whether the noise level scales and whether the variance is learned are

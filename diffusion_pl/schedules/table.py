@@ -1,4 +1,4 @@
-"""Beta tables: DDPM's discrete chain, read as a schedule on the grid t = i/N.
+"""Beta schedules: DDPM's discrete chain, read as a schedule on the grid t = i/N.
 
     q(x_i | x_{i−1}) = N(√(1−β_i) x_{i−1}, β_i I)   ⇒   α(i/N) = √ᾱ_i,  ᾱ_i = Π_{j≤i} (1 − β_j),  α(0) = 1
 

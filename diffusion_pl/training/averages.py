@@ -1,4 +1,4 @@
-"""Exponential moving averages of what a model learns: θ̄ ← (1 − r) θ̄ + r θ after every optimizer step.
+"""Exponential moving averages (EMA) of parameters: θ̄ ← (1 − r) θ̄ + r θ after every optimizer step.
 
 The module owns them.  It updates them within its own optimizer step, so that whatever looks at them after a step, a
 callback of any place in the list, sees them with that step.

@@ -1,4 +1,4 @@
-"""What every network in training shares: optimizer, gradient clipping, check of a checkpoint, losses by noise level."""
+"""Base of all trained modules: optimizer, gradient clipping, check of a checkpoint, losses by noise level."""
 
 import inspect
 from abc import abstractmethod
