@@ -85,7 +85,7 @@ def test_all_errors_of_a_point_model_are_reported_at_once(tmp_path: Path) -> Non
         ),
         ("validation", "warning", r"split is empty: .* Fix: raise data.init_args.val_fraction"),
         ("ema", "warning", r"half-life of 6,931 steps, the run has 5,000.* lower the decay to 0.998"),
-        ("ema", "error", r"decay 0.001 .* no average. Fix: give --ema.decays '\[0.999\]'"),
+        ("ema", "error", r"decay 0.001 .* Fix: give --ema.decays '\[0.999\]'"),
         ("precision", "error", r"decay 0.9999 .* Fix: .*--trainer.precision bf16-mixed"),
     ]
     assert [(name, level) for name, level, _ in wrong] == [(name, level) for name, level, _ in expected]

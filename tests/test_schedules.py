@@ -1,4 +1,4 @@
-"""Every schedule against autograd, its published SDE, the moment equations; beta tables against DDPM arithmetic."""
+"""Every schedule against autograd, its published SDE, the moment equations; beta schedules against DDPM arithmetic."""
 
 import math
 from collections.abc import Callable

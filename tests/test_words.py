@@ -33,7 +33,7 @@ AVOID = {
     r"judged": "evaluated, measured",
     r"mends?|mended": "Fix: …",
     r"not to be had": "is not available",
-    r"tables? of betas": "beta schedule",
+    r"tables? of betas|beta tables?": "beta schedule",
     r"(?:variance-)?(?:preserving|exploding) process|noise process": "noise schedule, SDE",
     r"levels of gr[ea]y": "quantization levels",
     r"document [0-4]": "the title of the source",
