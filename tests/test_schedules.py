@@ -216,7 +216,7 @@ def test_ends_of_the_processes() -> None:
     assert (sub.diffusion_sq < vp.diffusion_sq).all()
 
 
-# Beta tables ------------------------------------------------------------------------------------------------------
+# Beta schedules ------------------------------------------------------------------------------------------------------
 
 TABLES = [p for p in SCHEDULES if isinstance(p.values[0], BetaTable)]
 

@@ -150,7 +150,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
         return self._loaded_weights if average is None else f"ema{average}"
 
     def load_weights(self, state: dict[str, Tensor], name: str) -> None:
-        """Load a state dict whose trained parameters are the weights of this name, for good: EMA weights are removed."""
+        """Load a state dict whose trained parameters are these weights, for good; EMA weights are removed."""
         self.averages.clear()
         self.load_state_dict(state)
         self._loaded_weights = name
