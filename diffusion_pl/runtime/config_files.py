@@ -66,7 +66,7 @@ def check_files(args: Sequence[str]) -> None:
         if "\n" in str(path) or str(path).lstrip().startswith("{"):
             continue  # not a file: a configuration as text
         text = read_text(path)
-        root = _compose(path, text)
+        root = compose(path, text)
         if root is None:
             raise ValueError(f"{path} is empty: expected sections such as model, data, trainer")
         if not isinstance(root, MappingNode):
@@ -114,7 +114,7 @@ def find(key: str, args: Sequence[str]) -> list[Entry]:
     entries: list[Entry] = []
     for path in reversed(config_files(args)):
         try:
-            root = _compose(path, read_text(path))
+            root = compose(path, read_text(path))
         except (OSError, ValueError):
             continue
         if root is not None:
@@ -127,7 +127,7 @@ def find_class(name: str, args: Sequence[str]) -> list[Entry]:
     entries = []
     for path in reversed(config_files(args)):
         try:
-            root = _compose(path, read_text(path))
+            root = compose(path, read_text(path))
         except (OSError, ValueError):
             continue
         nodes = [(root, "")] if root is not None else []
@@ -146,7 +146,7 @@ def _below(key: str, part: str) -> str:
     return key if part in ("class_path", "init_args") else f"{key}.{part}".lstrip(".")
 
 
-def _compose(path: Path, text: str) -> Node | None:
+def compose(path: Path, text: str) -> Node | None:
     """The nodes of a text.
 
     Raises:
@@ -232,7 +232,7 @@ def _walk(path: Path, node: Node, line: int, parts: list[str]) -> Iterator[Entry
     elif isinstance(node, ScalarNode) and Path(str(node.value)).suffix in SUFFIXES:
         other = path.parent / node.value
         try:
-            root = _compose(other, read_text(other))
+            root = compose(other, read_text(other))
         except (OSError, ValueError):
             return
         if root is not None:

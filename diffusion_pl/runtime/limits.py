@@ -61,9 +61,9 @@ def check(config: Any, sections: Mapping[str, type]) -> None:
     """
     if config.run is not None:
         check_run_name(config.run)
-    if isinstance(config.seed_everything, bool):
-        text = f"expected a number from 0 to 4294967295, got {str(config.seed_everything).lower()}"
-        raise wrong("seed_everything", text)
+    seed = config.seed_everything
+    if seed is not None and (isinstance(seed, bool) or not 0 <= seed < 2**32):
+        raise wrong("seed_everything", f"expected a number from 0 to {2**32 - 1}, got {str(seed).lower()}")
     for name, cls in sections.items():
         value = config[name]
         if hasattr(value, "items"):
