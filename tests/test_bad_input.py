@@ -199,12 +199,12 @@ CASES: dict[str, tuple[Any, str]] = {
         r"tiny.yaml:\d+:\d+: not valid YAML: mapping values",
     ),
     "unclosed": (text("class_path: VP", "class_path: [VP"), r"tiny.yaml:\d+:\d+: not valid YAML"),
-    "no section data": (file(data=None), r"missing: --data"),
-    "no model.optimizer": (file(model__optimizer=None), r"missing: --model.optimizer"),
-    "nothing at all": (command("fit"), r"missing: --model.network, .*--model.loss.*--data \(give a --config"),
+    "no section data": (file(data=None), r"missing: data"),
+    "no model.optimizer": (file(model__optimizer=None), r"missing: model.optimizer"),
+    "nothing at all": (command("fit"), r"missing: model.network, .*model.loss.*data \(give a --config"),
     "required parameter": (
         options("--model.lr_scheduler", "WarmupCosine"),
-        r"--model.lr_scheduler: WarmupCosine is missing warmup_steps",
+        r"--model.lr_scheduler: missing: warmup_steps",
     ),
     # Types.
     "steps": (options("--trainer.max_steps", "abc"), r"--trainer.max_steps: expected int, got abc"),
@@ -265,7 +265,7 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "expected without samples": (
         file(expected={"fid": {"band": [1, 2], "source": "x"}}),
-        r"expected.fid: Band is missing num_samples",
+        r"expected.fid: missing: num_samples",
     ),
     "no run to verify": (command("verify", "runs/none"), r"no run card at runs/none"),
     "prior": (options("--doctor.max_kl", 0), r"max_kl must be positive, got 0"),

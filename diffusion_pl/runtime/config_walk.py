@@ -278,8 +278,9 @@ class Walk:
         given = {*self.given, *(key.partition(".")[0] for key in self.given)}
         lacking = [name for name in self.required if name not in given]
         if lacking:
-            config = " (give a --config, or these options)" if "config" in self.types else ""
-            raise Mistake(f"missing: {', '.join(f'--{name}' for name in lacking)}{config}")
+            if "config" in self.types:
+                raise Mistake(f"missing: {', '.join(lacking)} (give a --config, or these options)")
+            raise Mistake(f"missing: {', '.join(f'--{name}' for name in lacking)}")
         for key, (place, count) in self.placed.items():
             cls = self.classes.get(key)
             if not inspect.isclass(cls) or cls.__module__.startswith("lightning.pytorch.loggers"):  # defaults of ours
@@ -287,7 +288,7 @@ class Walk:
             names = [n for n, p in list(parameters(cls).items())[count:] if p.default is inspect.Parameter.empty]
             lacking = [n for n in names if f"{key}.{n}" not in self.given and n not in _LINKED]
             if lacking:
-                raise Mistake(f"{place}: {cls.__name__} is missing {', '.join(lacking)}")
+                raise Mistake(f"{place}: missing: {', '.join(lacking)}, required by {cls.__name__}")
 
     # Messages.
 
