@@ -12,6 +12,7 @@ from pathlib import Path
 from .messages import explain
 from .processes import let_the_first_speak, place
 from .startup import discard_output
+from .upstream.memory import memory_asked
 
 # Errors of the input are of these classes; any other is unexpected.
 EXPECTED = (ValueError, OSError)
@@ -73,8 +74,7 @@ def status_and_line(error: Exception, args: Sequence[str]) -> tuple[int, str]:
         return 2, unlogged
     if isinstance(error, EXPECTED) or name in _REFUSALS:
         return 2, explain(error, args)
-    if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
-        size = text.partition("Tried to allocate ")[2].split(". ")[0]
+    if (size := memory_asked(error)) is not None:
         of = f" (for another {size})" if size else ""
         return 2, f"out of memory{of}. Fix: a smaller --data.batch_size or network, or --trainer.precision bf16-mixed"
     if isinstance(error, ImportError):
