@@ -24,7 +24,6 @@ from diffusion_pl.runtime.upstream import jsonargparse as arguments
 from diffusion_pl.runtime.upstream import lightning as pl
 from diffusion_pl.runtime.upstream import torch as tensors
 from diffusion_pl.runtime.upstream.loops import count_steps
-from diffusion_pl.runtime.upstream.memory import memory_asked
 
 # torch
 
@@ -57,11 +56,11 @@ def test_lerp_moves_a_list_in_place() -> None:
 def test_memory_that_is_missing_is_recognized() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
-    assert memory_asked(caught.value) == ""
+    assert tensors.memory_asked(caught.value) == ""
     assert (
         memory_asked(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")) == "2.00 GiB"
     )
-    assert memory_asked(RuntimeError("something else")) is None
+    assert tensors.memory_asked(RuntimeError("something else")) is None
 
 
 def test_fused_optimizer_unscales_gradients() -> None:

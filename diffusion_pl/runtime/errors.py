@@ -12,7 +12,7 @@ from pathlib import Path
 from .messages import explain
 from .processes import let_the_first_speak, place
 from .startup import discard_output
-from .upstream.memory import memory_asked
+from .upstream.torch import memory_asked
 
 # Errors of the input are of these classes; any other is unexpected.
 EXPECTED = (ValueError, OSError)
