@@ -57,9 +57,8 @@ def test_memory_that_is_missing_is_recognized() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert tensors.memory_asked(caught.value) == ""
-    assert (
-        memory_asked(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")) == "2.00 GiB"
-    )
+    of_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+    assert tensors.memory_asked(of_gpu) == "2.00 GiB"
     assert tensors.memory_asked(RuntimeError("something else")) is None
 
 
