@@ -150,9 +150,9 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "option of class": (
         options("--model.network.widht", 8),
-        r"option --model.network.widht; .*--model.network.width\?",
+        r"option --model.network.widht of MLP; .*--model.network.width\?",
     ),
-    "option of optimizer": (options("--model.optimizer.lrr", 1), r"option --model.optimizer.lrr; .*lr\?"),
+    "option of optimizer": (options("--model.optimizer.lrr", 1), r"option --model.optimizer.lrr of AdamW; .*lr\?"),
     "section": (file(modell={"compile": True}), r"tiny.yaml:\d+: modell: unknown key; did you mean model\?"),
     "key of trainer": (file(trainer__max_stepz=3), r"tiny.yaml:\d+: trainer.max_stepz: unknown key.*; .*max_steps\?"),
     "key of model": (
@@ -216,7 +216,7 @@ CASES: dict[str, tuple[Any, str]] = {
         r"tiny.yaml:\d+: model.optimizer.lr: expected float, got abc",
     ),
     "grid steps": (text("steps: 4", "steps: abc"), r"model.sampler.grid.steps: expected int, got abc"),
-    "seed": (options("--seed_everything", "abc"), r"--seed_everything: expected bool or int, got abc"),
+    "seed": (options("--seed_everything", "abc"), r"--seed_everything: expected int, got abc"),
     "negative seed": (options("--seed_everything", -1), r"--seed_everything: .*from 0 to 4294967295, got -1"),
     "precision": (options("--trainer.precision", 17), r"--trainer.precision: expected one of .*, got 17"),
     "columns": (table(CSV, columns="xy", columns_=1), r"data.columns_: unknown key.*; did you mean columns\?"),

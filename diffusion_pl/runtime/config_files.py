@@ -18,6 +18,8 @@ from .bounds import check_plain
 SUFFIXES = (".yaml", ".yml", ".json")
 #: Sections that may be switched off by null or false.
 OPTIONAL = ("ema", "guard", "doctor")
+#: What switches them off.
+OFF = ("false", "null", "none", "no", "off", "~")
 #: What each section that is no class looks like.
 SECTIONS = {
     "model": "network, schedule and loss",
@@ -73,7 +75,8 @@ def check_files(args: Sequence[str]) -> None:
             kind = "a list" if isinstance(root, SequenceNode) else f"the text {str(root.value)[:40]!r}"
             raise ValueError(f"{path}: expected sections such as model, data, trainer, got {kind}")
         _refuse_duplicates(path, root)
-        with suppress(yaml.YAMLError):  # of a value that is no such date, for example: reported when it is parsed
+        _check_dates(path, root)
+        with suppress(yaml.YAMLError):  # reported when it is parsed
             check_plain(yaml.safe_load(text), str(path))
         for key, value in root.value:
             if key.value in SECTIONS and not isinstance(value, MappingNode) and not _is_reference(key.value, value):
@@ -189,6 +192,26 @@ def _refuse_duplicates(path: Path, root: Node) -> None:
                     )
                 lines[text] = line
                 nodes.append((value, full))
+
+
+def _check_dates(path: Path, root: Node) -> None:
+    """Refuse text that YAML takes for a date, and that is none."""
+    nodes, seen = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, SequenceNode):
+            nodes += node.value
+        elif isinstance(node, MappingNode):
+            nodes += [part for pair in node.value for part in pair]
+        elif node.tag == "tag:yaml.org,2002:timestamp":
+            try:
+                yaml.safe_load(node.value)
+            except ValueError as error:
+                where = f"{path}:{node.start_mark.line + 1}"
+                raise ValueError(f"{where}: {node.value} is not a date ({error}). Fix: put it in quotes") from None
 
 
 def _check_section(path: Path, key: ScalarNode, value: Node) -> None:

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from .config_files import OPTIONAL, SUFFIXES, compose, read_text
-from .suggestions import did_you_mean, nearest, option_meant
+from .config_files import OFF, OPTIONAL, SUFFIXES, compose, read_text
+from .suggestions import did_you_mean, nearest, option_meant, synonym
 from .upstream.jsonargparse import SWITCH, accepts, parameters
-from .vocabulary import all_classes, choices, class_names, elements, kinds, plain, skipped, values, words
+from .vocabulary import all_classes, choices, class_names, elements, given_by_call, kinds, plain, values, words
 
 _NULL = "tag:yaml.org,2002:null"
 _TEXT = "tag:yaml.org,2002:str"
 _OF_CLASS = ("class_path", "init_args", "dict_kwargs")
-_LISTED = 12  # names in a message
+_LISTED = 8  # names in a message
 _LINKED = ("shape", "conditions")  # what the model takes from the data
 
 
@@ -66,7 +66,7 @@ class Walk:
     ) -> None:
         self.types, self.required = types, required
         self.classes: dict[str, Any] = {key: _import(path) for key, path in (defaults or {}).items()}
-        self.placed: dict[str, tuple[str, int]] = {}  # where each class was given, and how many parameters are not
+        self.placed: dict[str, tuple[str, set[str]]] = {}  # where each class was given, and parameters that are not
         self.given: dict[str, None] = {}  # keys, in order
         self.source = Source()
 
@@ -100,11 +100,11 @@ class Walk:
                 if str(key.value) == "<<":
                     self.section(parts, value, line)
                 else:
-                    self.at((*parts, str(key.value).rstrip("+")), value, key.start_mark.line + 1)
+                    self.at((*parts, *str(key.value).rstrip("+").split(".")), value, key.start_mark.line + 1)
         elif isinstance(node, ScalarNode) and node.value.endswith(SUFFIXES):
             folder = self.source.path.parent if self.source.path else Path()
             self.file(folder / node.value, node.value, parts)
-        elif not (parts and parts[0] in OPTIONAL and isinstance(node, ScalarNode)):
+        elif not (parts and parts[0] in OPTIONAL and isinstance(node, ScalarNode) and node.value.lower() in OFF):
             first = next((name for name in self.types if name.startswith(".".join((*parts, "")))), "")
             self._raise(parts, line, f"expected options of its own, such as --{first}, got {_shown(node)}")
 
@@ -144,8 +144,11 @@ class Walk:
             if simple is not None and element is elements(simple):
                 self._raise(parts, line, f"expected {words(hint)}, got {_shown(node)}")
             return
-        if not bases and elements(hint) is not None:  # one element that is appended to a list
-            hint, bases = elements(hint), kinds(elements(hint))
+        if not bases and elements(hint) is not None:
+            if kinds(elements(hint)):  # one element that is appended to a list
+                hint, bases = elements(hint), kinds(elements(hint))
+            elif isinstance(node, ScalarNode) and accepts(elements(hint), node.value):
+                self._raise(parts, line, f"expected {words(hint)}, got {node.value}; did you mean [{node.value}]?")
         if isinstance(node, MappingNode) and not bases and (value_hint := values(hint)) is not None:
             for key, value in node.value:
                 self._value((*parts, str(key.value)), value, value_hint, key.start_mark.line + 1)
@@ -172,17 +175,20 @@ class Walk:
             inner = None
             for extra, (where, _) in entries.items():
                 if extra not in _OF_CLASS:
-                    text = "expected class_path and init_args only; move it into init_args"
+                    near = nearest(extra, _OF_CLASS)
+                    move = did_you_mean(near) if near else "; move it into init_args"
+                    text = f"expected class_path and init_args only{move}"
                     self._raise((*parts, extra), where, text)
         if "init_args" in entries:
             inner = entries["init_args"][1]
         cls = self._class(parts, bases)
         if cls is None and "class_path" not in entries:
-            names = ", ".join(entries)
-            self._raise(parts, line, f"expected class_path of {self._wanted(parts, hint, bases)}, got {names}")
+            near = next((name for name in entries if nearest(name, ["class_path"])), None)
+            got = f"{near}; did you mean class_path?" if near else ", ".join(entries)
+            self._raise(parts, line, f"expected class_path of {self._wanted(parts, hint, bases)}, got {got}")
         if cls is not None and "class_path" not in entries and ".".join(parts) not in self.classes:
             self.classes[".".join(parts)] = cls
-            self.placed[".".join(parts)] = self.source.place(".".join(parts), line), 0
+            self.placed[".".join(parts)] = self.source.place(".".join(parts), line), set()
         if isinstance(inner, MappingNode):
             for key, value in inner.value:
                 name, where = str(key.value).rstrip("+"), key.start_mark.line + 1
@@ -208,7 +214,7 @@ class Walk:
             if self.classes.get(key) is not cls:  # another one starts from its own defaults
                 self.given = {k: None for k in self.given if not k.startswith(f"{key}.")}
             self.classes[key] = cls
-            self.placed[key] = self.source.place(key, line), skipped(hint, bases[0])
+            self.placed[key] = self.source.place(key, line), given_by_call(hint, cls)
             return
         if callable(cls) and not inspect.isclass(cls):  # a function that makes it
             self.classes.pop(key, None)
@@ -236,7 +242,8 @@ class Walk:
         cls = self._class(parts, bases)
         classes = [cls] if cls is not None else choices(bases, parts[-1])
         names = dict.fromkeys(name for c in classes for name in parameters(c) if not name.startswith("_"))
-        return [name for name in names if not (parts[-1] == "network" and name in _LINKED)]
+        by_call = set[str]() if hint is None else {name for c in classes for name in given_by_call(hint, c)}
+        return [name for name in names if name not in by_call]
 
     def children(self, parts: Sequence[str]) -> list[str]:
         """The names that may follow a key."""
@@ -256,7 +263,7 @@ class Walk:
                 if cls is None or part not in parameters(cls):
                     return []
                 hint = parameters(cls)[part].annotation
-            return self._known(parts, kinds(hint) or kinds(elements(hint)))
+            return self._known(parts, kinds(hint) or kinds(elements(hint)), hint)
         return []
 
     def _wanted(self, parts: Sequence[str], hint: Any, bases: Sequence[type]) -> str:
@@ -278,15 +285,15 @@ class Walk:
         given = {*self.given, *(key.partition(".")[0] for key in self.given)}
         lacking = [name for name in self.required if name not in given]
         if lacking:
-            if "config" in self.types:
+            if "trainer.max_steps" in self.types:
                 raise Mistake(f"missing: {', '.join(lacking)} (give a --config, or these options)")
             raise Mistake(f"missing: {', '.join(f'--{name}' for name in lacking)}")
-        for key, (place, count) in self.placed.items():
-            cls = self.classes.get(key)
-            if not inspect.isclass(cls) or cls.__module__.startswith("lightning.pytorch.loggers"):  # defaults of ours
+        for key, (place, by_call) in self.placed.items():
+            cls: Any = self.classes.get(key)
+            if cls is None or cls.__module__.startswith("lightning.pytorch.loggers"):  # with defaults of ours
                 continue
-            names = [n for n, p in list(parameters(cls).items())[count:] if p.default is inspect.Parameter.empty]
-            lacking = [n for n in names if f"{key}.{n}" not in self.given and n not in _LINKED]
+            names = [n for n, p in parameters(cls).items() if p.default is inspect.Parameter.empty]
+            lacking = [n for n in names if f"{key}.{n}" not in self.given and n not in (*_LINKED, *by_call)]
             if lacking:
                 raise Mistake(f"{place}: missing: {', '.join(lacking)}, required by {cls.__name__}")
 
@@ -299,7 +306,8 @@ class Walk:
     def _unknown(self, parts: Sequence[str], n: int, line: int, text: str) -> NoReturn:
         """A key whose n-th part does not exist, with the one that is meant, or those that there are."""
         children = self.children(parts[:n])
-        near = nearest(parts[n], children)
+        meant = synonym(parts[n], [".".join((*parts[:n], name)) for name in children])
+        near = meant.rpartition(".")[2] if meant else nearest(parts[n], children)
         of_class = ".".join(parts[:n]) in self.classes
         is_option = bool(self.source.option) and len(parts) <= len(self.source.parts)
         if near is not None:
@@ -309,13 +317,13 @@ class Walk:
         else:
             hint = option_meant(".".join(parts), self.types, self.children)
         if is_option:
-            raise Mistake(f"unknown option {self.source.option}{hint}")
+            raise Mistake(f"{text.replace('key', 'option ' + self.source.option)}{hint}")
         self._raise(parts[: n + 1], line, f"{text}{hint.replace('--', '')}")
 
 
 def _is_closed(kind: type) -> bool:
     """Whether a class has no subclasses to choose from, so that its class_path need not be given."""
-    return kind.__module__.startswith("diffusion_pl.") and not [c for c in type.__subclasses__(kind)]
+    return kind.__module__.startswith("diffusion_pl.") and not type.__subclasses__(kind)
 
 
 def _import(path: str) -> Any:

@@ -97,7 +97,7 @@ def _is_option(token: str) -> bool:
 def _unexpected(token: str, types: Mapping[str, Any]) -> str:
     """A value that belongs to no option."""
     key, equals, value = token.partition("=")
-    if token.endswith(SUFFIXES) and "config" in types:
+    if token.endswith(SUFFIXES) and "trainer.max_steps" in types:
         hint = f"; did you mean --config {token}?"
     elif token.endswith(".ckpt") and "ckpt_path" in types:
         hint = f"; did you mean --ckpt_path {token}?"

@@ -5,9 +5,10 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .messages import explain
 from .processes import let_the_first_speak, place
@@ -88,7 +89,9 @@ def status_and_line(error: Exception, args: Sequence[str]) -> tuple[int, str]:
 def _unlogged_metric(error: BaseException) -> str:
     """The line of an error that a callback of the trainer raised since the metric it monitors is not logged; or ""."""
     frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
-    metrics = next((f["trainer"].callback_metrics for f in frames if hasattr(f.get("trainer"), "callback_metrics")), {})
+    metrics: Mapping[str, Any] = next(
+        (f["trainer"].callback_metrics for f in frames if hasattr(f.get("trainer"), "callback_metrics")), {}
+    )
     callback = frames[-1].get("self") if frames else None
     metric = getattr(callback, "monitor", None)
     if not isinstance(metric, str) or metric in metrics:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from .config_files import SECTIONS, find, find_class
 from .diagnosis import find_mistake
-from .parsing import BUILT, UsageError
+from .parsing import BUILT, UsageError, refusal_in
 from .upstream.jsonargparse import parameters
 
 
@@ -17,6 +17,7 @@ def explain(error: BaseException, args: Sequence[str] = ()) -> str:
         error: as raised.
         args: the command line.
     """
+    error = refusal_in(error)
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, UsageError):
         if error.key:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentParser, add_instantiator, get_loader, set_loader
 
 from ..checkpoints.migrations import migrate_config, migrate_text
 from .upstream.jsonargparse import default_classes, option_types, prefer_package, required_options
@@ -61,14 +61,24 @@ def wrong(key: str, text: str) -> UsageError:
     return UsageError(text, key=key)
 
 
-def build(cls: type, *args: Any, **kwargs: Any) -> Any:
+_refused = list[ValueError]()  # the last error of `_build`
+
+
+def _build(cls: type, *args: Any, **kwargs: Any) -> Any:
     """Make an instance for jsonargparse; an error has the class as its attribute BUILT."""
     try:
         return cls(*args, **kwargs)
     except ValueError as error:
         if not hasattr(error, BUILT):
             setattr(error, BUILT, cls)
+            _refused[:] = [error]
         raise
+
+
+def refusal_in(error: BaseException) -> BaseException:
+    """The error of a class that was being built, if jsonargparse repeats it among its words; else the error itself."""
+    text = " ".join(str(error).split())
+    return next((inner for inner in _refused if " ".join(str(inner).split()) in text), error)
 
 
 #: How configuration files are read: as YAML, those of older versions too.
@@ -112,3 +122,4 @@ def _ours_only(listing: re.Match[str]) -> str:
 
 
 prefer_package("diffusion_pl")
+add_instantiator(_build, object)

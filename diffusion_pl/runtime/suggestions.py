@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from .vocabulary import elements
+
 #: Our options, and names that other programs use for them; the first option that the command has is suggested.
 _SYNONYMS = {
     "ckpt_path": "checkpoint ckpt checkpoint_path model model_path resume resume_from weights_path pretrained load",
@@ -15,6 +17,7 @@ _SYNONYMS = {
     "trainer.accelerator": "device gpu cuda cpu",
     "accelerator": "device gpu cuda cpu",
     "seed_everything": "seed random_seed",
+    "seed": "seed_everything random_seed",
     "run": "name run_name experiment exp",
     "model.optimizer.lr": "lr learning_rate",
     "num_samples": "n num count samples number n_samples",
@@ -34,9 +37,12 @@ _SYNONYMS = {
     "sampler": "scheduler solver",
     "ema.decays": "ema ema_decay",
     "metrics": "fid",
+    "to": "format target",
+    "samplers": "sampler",
 }
-#: Options of fit that another command does not have.
-_OF_FIT = ("trainer.", "model.", "data.", "run", "seed_everything", "ema.")
+#: Options of fit that no other command has, and options of sample.
+_OF_FIT = ("trainer.", "model.", "data.", "run", "ema.")
+_OF_SAMPLE = ("film", "npz", "num_samples", "scale", "latents", "steps", "output", "cond")
 
 Children = Callable[[Sequence[str]], Iterable[str]]
 
@@ -78,26 +84,33 @@ def option_meant(key: str, types: Mapping[str, Any], children: Children) -> str:
     near = near or _by_last_name(parts, types, children)
     if near:
         return did_you_mean(f"--{near}")
-    elsewhere = _synonym(parts[-1], [option for option in _SYNONYMS if option.startswith(_OF_FIT)])
-    return f"; it is an option of fit: --{elsewhere}" if elsewhere and "config" not in types else ""
+    is_fit = "trainer.max_steps" in types
+    others = _OF_SAMPLE if is_fit else [option for option in _SYNONYMS if option.startswith(_OF_FIT)]
+    elsewhere = parts[-1] if parts[-1] in others else synonym(parts[-1], others)
+    return f"; it is an option of {'sample' if is_fit else 'fit'}: --{elsewhere}" if elsewhere else ""
 
 
 def _by_last_name(parts: Sequence[str], types: Mapping[str, Any], children: Children) -> str | None:
     """The option that is meant by a name without its section: lr, max_steps, checkpoint."""
-    name = parts[-1]
-    known = [*types, *(f"{key}.{child}" for key in types for child in children(key.split(".")))]
+    name, is_fit = parts[-1], "trainer.max_steps" in types
+    single = [key for key, kind in types.items() if elements(kind) is None]  # those of callbacks belong to one of many
+    known = [*types, *(f"{key}.{child}" for key in single for child in children(key.split(".")))]
     if len(parts) == 1:
-        same = next((key for key in types if "." not in key and _plain(key) == _plain(name)), None)
-        if same := same or _synonym(name, known):
-            return same
+        own = next((key for key in types if "." not in key and _plain(key) == _plain(name)), None)
+        if own := own or synonym(name, known):
+            return own
+        if not is_fit and synonym(name, [option for option in _SYNONYMS if option.startswith(_OF_FIT)]):
+            return None  # of fit, rather than of one of many samplers
     if same := [key for key in known if _plain(key.rpartition(".")[2]) == _plain(name)]:
         order = ("", "trainer", "model", "data")
         return min(same, key=lambda k: (k.count("."), order.index(k.split(".")[0]) if k.split(".")[0] in order else 4))
+    if is_fit and name in _OF_SAMPLE:
+        return None
     top = [key for key in types if key.count(".") <= (len(parts) > 1)]
     return nearest(".".join(parts), top) or nearest(name, [k for k in types if k.count(".") == 1 and len(name) > 4])
 
 
-def _synonym(name: str, known: Sequence[str]) -> str | None:
+def synonym(name: str, known: Sequence[str]) -> str | None:
     """The first known option that another program calls so; one of a class, where the class is an option."""
     plain_name = name.lower().replace("-", "_")
     for option, names in _SYNONYMS.items():

@@ -6,7 +6,7 @@ import sys
 import types as python_types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .upstream.jsonargparse import parameters
 
@@ -28,15 +28,22 @@ def branches(hint: Any) -> list[Any]:
 
 def kinds(hint: Any) -> list[type]:
     """The classes one of whose subclasses may be given by name: those of the type itself, not of lists' elements."""
-    named = [get_args(branch)[-1] if _is_callable(branch) else branch for branch in branches(hint)]
-    return [kind for kind in named if inspect.isclass(kind) and _is_chosen(kind)]
+    made = [_made(branch) for branch in branches(hint)]
+    return [kind for kind in made if inspect.isclass(kind) and _is_chosen(kind)]
 
 
-def skipped(hint: Any, kind: type) -> int:
-    """How many leading parameters of a class a configuration does not give, since they are those of a callable."""
-    called = [branch for branch in branches(hint) if _is_callable(branch) and get_args(branch)[-1] is kind]
-    arguments = get_args(called[0])[0] if called else []
-    return len(arguments) if isinstance(arguments, list) else 1
+def given_by_call(hint: Any, cls: type) -> set[str]:
+    """The parameters of a class that a configuration does not give, since whoever calls the factory does."""
+    names, given = list(parameters(cls)), set[str]()
+    for branch in branches(hint):
+        if _is_callable(branch):
+            arguments = get_args(branch)[0]
+            given |= set(names[: len(arguments) if isinstance(arguments, list) else 1])
+        elif _is_factory(branch):
+            called = list(inspect.signature(branch.__call__).parameters.values())[1:]
+            given |= set(names[: sum(p.kind is p.POSITIONAL_ONLY for p in called)])
+            given |= {p.name for p in called if p.kind is p.KEYWORD_ONLY}
+    return given
 
 
 def elements(hint: Any) -> Any:
@@ -68,12 +75,14 @@ def words(hint: Any) -> str:
             others.append("keys with values")
         elif inspect.isclass(branch) and issubclass(branch, Path):
             others.append("path")
+        elif branch is bool and any(number in branches(hint) for number in (int, float)):
+            continue
         elif inspect.isclass(branch) and branch.__module__ == "builtins" and branch is not type(None):
             others.append(branch.__name__)
         elif branch is not type(None):
             rest.append(getattr(branch, "__name__", str(branch)))
     others = others or ([] if literals else rest)
-    named = "one of " + ", ".join(map(str, literals)) if literals else ""
+    named = "one of " + ", ".join(dict.fromkeys(map(str, literals))) if literals else ""
     return " or ".join(dict.fromkeys(filter(None, [named, *others]))) or "null"
 
 
@@ -116,6 +125,18 @@ def _is_callable(hint: Any) -> bool:
     return get_origin(hint) is collections.abc.Callable and bool(get_args(hint))
 
 
+def _is_factory(hint: Any) -> bool:
+    """Whether a type is a protocol of functions that make something."""
+    return inspect.isclass(hint) and getattr(hint, "_is_protocol", False) and "__call__" in vars(hint)
+
+
+def _made(hint: Any) -> Any:
+    """The class of what a type stands for: of a callable and of a factory what it returns."""
+    if _is_factory(hint):
+        return get_type_hints(hint.__call__).get("return")
+    return get_args(hint)[-1] if _is_callable(hint) else hint
+
+
 def _is_chosen(kind: type) -> bool:
     return kind not in _PLAIN and f"{kind.__module__}.".startswith(_CHOSEN)
 
@@ -128,8 +149,8 @@ def _bases(hint: Any, chosen: bool = False) -> Iterator[type]:
         chosen: only those that are chosen by name.
     """
     origin, args = get_origin(hint), get_args(hint)
-    if origin is collections.abc.Callable:
-        yield from _bases(args[-1], chosen)
+    if origin is collections.abc.Callable or _is_factory(hint):
+        yield from _bases(_made(hint), chosen)
     elif origin is not None:
         for arg in args:
             yield from _bases(arg, chosen)

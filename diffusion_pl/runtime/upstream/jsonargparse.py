@@ -2,7 +2,7 @@
 
 import argparse
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -94,13 +94,14 @@ def option_types(parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 def required_options(parser: argparse.ArgumentParser) -> list[str]:
     """Dotted names of the options that must be given: `iter_required_keys`.  Read: jsonargparse 4.53."""
-    return list(iter_required_keys(parser))
+    return list(iter_required_keys(parser))  # type: ignore[arg-type]
 
 
 def default_classes(parser: argparse.ArgumentParser) -> dict[str, str]:
     """The class path that an option has by default, by its dotted name: `_actions`.  Read: jsonargparse 4.53."""
     defaults = {action.dest: action.default for action in parser._actions}
-    return {name: str(value["class_path"]) for name, value in defaults.items() if typehints.is_subclass_spec(value)}
+    is_spec: Callable[[Any], bool] = typehints.is_subclass_spec
+    return {name: str(value["class_path"]) for name, value in defaults.items() if is_spec(value)}
 
 
 def accepts(kind: Any, value: Any) -> bool:
