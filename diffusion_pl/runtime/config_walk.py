@@ -16,7 +16,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from .config_files import OFF, OPTIONAL, SUFFIXES, compose, read_text
 from .suggestions import did_you_mean, nearest, option_meant, synonym
 from .upstream.jsonargparse import SWITCH, accepts, parameters
-from .vocabulary import all_classes, choices, class_names, elements, given_by_call, kinds, plain, values, words
+from .vocabulary import all_classes, choices, class_names, elements, given_by_call, hint_of, kinds, plain, values, words
 
 _NULL = "tag:yaml.org,2002:null"
 _TEXT = "tag:yaml.org,2002:str"
@@ -200,7 +200,7 @@ class Walk:
         self, parts: tuple[str, ...], cls: Any, name: str, node: Node, line: int, rest: tuple[str, ...] = ()
     ) -> None:
         if cls is not None and name in parameters(cls):
-            self._inside((*parts, name), rest, node, parameters(cls)[name].annotation, line)
+            self._inside((*parts, name), rest, node, hint_of(parameters(cls)[name]), line)
 
     def _name(self, parts: tuple[str, ...], name: str, bases: list[type], hint: Any, line: int) -> None:
         """A class by its name or path."""
@@ -262,7 +262,7 @@ class Walk:
                 cls = self._class(parts[:at], kinds(hint))
                 if cls is None or part not in parameters(cls):
                     return []
-                hint = parameters(cls)[part].annotation
+                hint = hint_of(parameters(cls)[part])
             return self._known(parts, kinds(hint) or kinds(elements(hint)), hint)
         return []
 

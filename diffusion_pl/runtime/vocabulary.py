@@ -46,6 +46,13 @@ def given_by_call(hint: Any, cls: type) -> set[str]:
     return given
 
 
+def hint_of(parameter: inspect.Parameter) -> Any:
+    """The type of a parameter; with None if that is its default."""
+    hint = parameter.annotation
+    optional = parameter.default is None and hint is not inspect.Parameter.empty and not isinstance(hint, str)
+    return _union([hint, type(None)]) if optional else hint
+
+
 def elements(hint: Any) -> Any:
     """Type of the elements of a list; None if the type is no list."""
     return _union([get_args(b)[0] for b in branches(hint) if get_origin(b) in _LISTS and get_args(b)])
