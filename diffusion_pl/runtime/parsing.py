@@ -3,7 +3,7 @@
 import re
 import textwrap
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, add_instantiator, get_loader, set_loader
@@ -15,6 +15,7 @@ _INDENT = " " * 24  # of an option's text in the help
 _KNOWN = re.compile(r"known\s+subclasses:\s+([^)]*)\)")
 
 
+T = TypeVar("T")
 BUILT = "built"  # attribute of an error: the class whose construction raised it
 
 
@@ -64,13 +65,13 @@ def wrong(key: str, text: str) -> UsageError:
 _refused = list[ValueError]()  # the last error of `_build`
 
 
-def _build(cls: type, *args: Any, **kwargs: Any) -> Any:
+def _build(class_type: type[T], *args: Any, **kwargs: Any) -> T:
     """Make an instance for jsonargparse; an error has the class as its attribute BUILT."""
     try:
-        return cls(*args, **kwargs)
+        return class_type(*args, **kwargs)
     except ValueError as error:
         if not hasattr(error, BUILT):
-            setattr(error, BUILT, cls)
+            setattr(error, BUILT, class_type)
             _refused[:] = [error]
         raise
 
