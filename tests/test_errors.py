@@ -142,12 +142,12 @@ def test_an_unexpected_error_is_one_line_with_its_place(
     (line,) = capsys.readouterr().err.splitlines()
     assert status.code == 1
     assert f"unexpected error: {error.__name__}: " in line
-    assert "(at test_console.py:" in line
+    assert "(at test_errors.py:" in line
     assert "--debug" in line
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 2, "--data.batch_size"),
@@ -156,12 +156,12 @@ def test_an_unexpected_error_is_one_line_with_its_place(
     ],
 )
 def test_known_errors_have_a_line_of_their_own(
-    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with guard(False, []) as status:
         raise error
     (line,) = capsys.readouterr().err.splitlines()
-    assert (status.code, told in line) == (code, True), line
+    assert (status.code, message in line) == (code, True), line
 
 
 def test_an_exit_is_left_alone() -> None:
