@@ -160,7 +160,7 @@ class Walk:
             return self._name(parts, node.value, bases, hint, line)
         if isinstance(node, MappingNode) and bases:
             return self._spec(parts, node, bases, hint, line)
-        self._raise(parts, line, f"expected {self._wanted(parts, hint, bases)}, got {_shown(node)}")
+        self._raise(parts, line, f"expected {self._expected(parts, hint, bases)}, got {_shown(node)}")
 
     def _spec(self, parts: tuple[str, ...], node: MappingNode, bases: list[type], hint: Any, line: int) -> None:
         """A class with its parameters."""
@@ -169,8 +169,8 @@ class Walk:
         if "class_path" in entries:
             where, name = entries["class_path"]
             if not isinstance(name, ScalarNode) or name.tag != _TEXT:
-                wanted = self._wanted(parts, hint, bases)
-                self._raise(parts, where, f"expected class_path of {wanted}, got {_shown(name)}")
+                expected = self._expected(parts, hint, bases)
+                self._raise(parts, where, f"expected class_path of {expected}, got {_shown(name)}")
             self._name(parts, name.value, bases, hint, where)
             inner = None
             for extra, (where, _) in entries.items():
@@ -185,7 +185,7 @@ class Walk:
         if cls is None and "class_path" not in entries:
             near = next((name for name in entries if nearest(name, ["class_path"])), None)
             got = f"{near}; did you mean class_path?" if near else ", ".join(entries)
-            self._raise(parts, line, f"expected class_path of {self._wanted(parts, hint, bases)}, got {got}")
+            self._raise(parts, line, f"expected class_path of {self._expected(parts, hint, bases)}, got {got}")
         if cls is not None and "class_path" not in entries and ".".join(parts) not in self.classes:
             self.classes[".".join(parts)] = cls
             self.placed[".".join(parts)] = self.source.place(".".join(parts), line), set()
@@ -205,12 +205,12 @@ class Walk:
     def _name(self, parts: tuple[str, ...], name: str, bases: list[type], hint: Any, line: int) -> None:
         """A class by its name or path."""
         key, short = ".".join(parts), name.rpartition(".")[2]
-        found = choices(bases, parts[-1])
-        names = {cls.__name__: cls for cls in found}
+        candidates = choices(bases, parts[-1])
+        names = {cls.__name__: cls for cls in candidates}
         cls = names.get(name) or (_import(name) if "." in name else None)
         if inspect.isclass(cls) and issubclass(cls, tuple(bases)):
             if inspect.isabstract(cls):
-                self._raise(parts, line, f"{short} is abstract: choose one of {_listing(class_names(found))}")
+                self._raise(parts, line, f"{short} is abstract: choose one of {_listing(class_names(candidates))}")
             if self.classes.get(key) is not cls:  # another one starts from its own defaults
                 self.given = {k: None for k in self.given if not k.startswith(f"{key}.")}
             self.classes[key] = cls
@@ -223,11 +223,11 @@ class Walk:
             cls = next((c for c in all_classes() if c.__name__ == name), None)
         if cls is not None:
             what = f"{short} is a class of another kind" if inspect.isclass(cls) else f"{name} is no class"
-            self._raise(parts, line, f"{what}, expected {self._wanted(parts, hint, bases)}")
-        near = nearest(short, class_names(found))
+            self._raise(parts, line, f"{what}, expected {self._expected(parts, hint, bases)}")
+        near = nearest(short, class_names(candidates))
         text = f"there is no class {name}{_module_missing(name)}"
-        if near is None and 0 < len(class_names(found)) <= 2 * _LISTED:
-            self._raise(parts, line, f"{text}; choose one of {_listing(class_names(found), 2 * _LISTED)}")
+        if near is None and 0 < len(class_names(candidates)) <= 2 * _LISTED:
+            self._raise(parts, line, f"{text}; choose one of {_listing(class_names(candidates), 2 * _LISTED)}")
         self._raise(parts, line, text + did_you_mean(near))
 
     # What is there.
@@ -266,7 +266,7 @@ class Walk:
             return self._known(parts, kinds(hint) or kinds(elements(hint)), hint)
         return []
 
-    def _wanted(self, parts: Sequence[str], hint: Any, bases: Sequence[type]) -> str:
+    def _expected(self, parts: Sequence[str], hint: Any, bases: Sequence[type]) -> str:
         """What may be at a key, in words: "a Schedule such as VP, Cosine"."""
         simple = plain(hint)
         texts = [words(simple)] if simple is not None and words(simple) != "null" else []
