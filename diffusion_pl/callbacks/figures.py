@@ -62,8 +62,9 @@ def film_images(data: DataModule, steps: Sequence[tuple[str, Tensor, Tensor]]) -
 def _images(data: DataModule, title: str, x: Tensor, x_0: Tensor) -> NDArray[np.uint8]:
     both = torch.cat((x, x_0))
     columns = len(both) // (2 if len(both) <= 16 or len(both) % 4 else 4)
-    title = f"{title}    above: x_t    below: estimate of x_0"
-    return plots.image_grid(data.units.to_uint8(both).numpy(), columns, title=title)
+    rows = len(both) // columns // 2
+    names = [*["x_t"] * rows, *["x_0 estimate"] * rows]
+    return plots.image_grid(data.units.to_uint8(both).numpy(), columns, title=title, rows_named=names, head=rows)
 
 
 def _columns(data: DataModule) -> int | None:

@@ -141,7 +141,7 @@ class ImagePanels(LeanCallback):
         summary = f"median distance of all samples: {distance:.3f}"
         if result.ratio is not None:
             scalars[f"neighbours_{weights}/memorisation"] = result.ratio
-            summary += f", {result.ratio:.2f} × that of held-out images (0: copies)"
+            summary += f", {result.ratio:.2f} times that of held-out images (0: copies)"
         log_now(trainer, scalars)
         # The nearest first, so that a copy is not overlooked.
         first = result.nearest.distance.argsort()[:NEIGHBOURS]
@@ -237,7 +237,7 @@ def _one_of_each(data: DataModule, classes: list[int]) -> Tensor:
 
 def _moments_text(moments: Tensor) -> str:
     """Mean and standard deviation of each channel, (C, 2); of many the first three."""
-    mean, std = (", ".join(f"{value:.2f}".replace("-", "−") for value in part) for part in moments[:3].T.tolist())
+    mean, std = (", ".join(f"{value:.2f}" for value in part) for part in moments[:3].T.tolist())
     return f"mean {mean}, std {std}"
 
 

@@ -31,7 +31,7 @@ def film_frames(data: DataModule, path: Path, schedule: Schedule) -> list[NDArra
         kernel = schedule(path.t[k].to(torch.float64))
         scale = torch.sqrt(kernel.alpha.square() + kernel.sigma.square()).clamp(min=1).item()
         x, x_0 = (part.float().cpu() for part in (path.x[k] / scale, path.x_0[k]))
-        steps.append((f"t = {path.t[k].item():.2f}", x, x_0))
+        steps.append((f"step {k} of {last}, t = {path.t[k].item():.2f}", x, x_0))
     return film_images(data, steps)
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .style import (
-    ACCENT,
     DATA,
     FAINT,
     HEADLINE,
@@ -115,7 +114,7 @@ def field_panel(grid_xy: Array, fields: Sequence[tuple[float, Array, Array]], da
         if array.shape != (len(grid_xy), 2):
             raise ValueError(f"field_panel: {name} must have shape ({len(grid_xy)}, 2), got {array.shape}")
     limits = limits_of(grid_xy, margin=0.03)
-    figure, axes = new_grid(2, len(fields), limits, title, extra=0.85)
+    figure, axes = new_grid(2, len(fields), limits, title, extra=0.5)
     spacing = float(np.sqrt(np.prod(np.ptp(grid_xy, axis=0)) / max(1, len(grid_xy))))
     for column, (t, learned, exact) in enumerate(fields):
         # Corners far from the data have the longest vectors and would leave one colour for all the rest.
@@ -140,7 +139,7 @@ def field_panel(grid_xy: Array, fields: Sequence[tuple[float, Array, Array]], da
                 width=0.11 * spacing,
             )
         headline(axes[0, column], f"t = {t:.3g}\nerror {100 * error:.2g} %")
-        colorbar(figure, arrows, list(axes[:, column]), "length of the arrow", location="bottom", extend="max")
+        colorbar(figure, arrows, list(axes[:, column]), "magnitude", location="bottom", extend="max")
     for row, name in enumerate(("learned", "exact, of the training points")):
         axes[row, 0].set_ylabel(name, color=INK, fontsize=10)
     figure.supxlabel("error: ‖learned − exact‖ / ‖exact‖ over all arrows", color=INK, fontsize=9, x=0.01, ha="left")
@@ -176,7 +175,7 @@ def trajectories_panel(times: Array, paths: Array, data: Array, title: str = "",
     lines.set_clim(0, steps)
     ax.add_collection(lines)
     start = ax.scatter(*flat[0].T, s=14, facecolors="white", edgecolors=INK, linewidths=0.7, zorder=3)
-    end = ax.scatter(*flat[-1].T, s=16, color=ACCENT, linewidths=0, zorder=4)
+    end = ax.scatter(*flat[-1].T, s=16, color=SAMPLES, linewidths=0, zorder=4)
     ax.legend((start, end, known), ("noise", "sample", "data"), frameon=False, labelcolor=INK, fontsize=9)
     headline(ax, f"{paths.shape[1]:,} paths of {steps:,} steps")
     ticks = np.unique(np.linspace(0, steps, 5).round().astype(int))

@@ -98,7 +98,8 @@ def log_ticks(ax: "Axes", low: float, high: float) -> None:
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
     ax.set_yscale("log")
-    low, high = low / 1.15, high * 1.15
+    pad = max(1.01, (high / low) ** 0.06)
+    low, high = low / pad, high * pad
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5)):
         ticks = np.sort(np.outer(decades, steps).ravel())
