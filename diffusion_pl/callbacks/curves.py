@@ -24,23 +24,16 @@ class Curves(LeanCallback):
         self._draw(trainer, pl_module)  # after other callbacks have measured at the end of the training
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        with contextlib.suppress(OSError):  # the exception says more
+        with contextlib.suppress(Exception):  # the one that ended the run says more, and may have left no device
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, model: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run or trainer.state.fn != "fit":
+        if not isinstance(model, Trainable) or not trainer.is_global_zero or trainer.fast_dev_run:
             return
-        series = (
-            {name: rows.numpy() for name, rows in model.history.series().items()}
-            if isinstance(model, Trainable)
-            else {}
-        )
+        series = {name: rows.numpy() for name, rows in model.history.series().items()}
         losses = {name: rows for name, rows in series.items() if "_loss/" in name}
-        metrics = {
-            name: rows
-            for name, rows in series.items()
-            if name not in losses and not any(part in name for part in BESIDE)
-        }
+        others = {name: rows for name, rows in series.items() if name not in losses}
+        metrics = {name: rows for name, rows in others.items() if not any(part in name for part in BESIDE)}
         if not losses and not metrics:
             return
         from PIL import Image
