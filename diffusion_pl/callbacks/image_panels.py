@@ -18,6 +18,7 @@ from .pipelines import averaged_pipeline, check_model
 
 NEIGHBOURS = 16  # pairs in the panel of nearest neighbours
 MOST_CLASSES = 10  # of a panel
+SEARCHED = 2000  # training images, for one of each class
 CONSTANT = 2 / 255  # standard deviation below which an image counts as constant: one quantization level of 256
 
 
@@ -124,8 +125,7 @@ class ImagePanels(LeanCallback):
         title += f"\n{_moments_text(moments)} (data: {_moments_text(of_data)})"
         if constant:
             title += f"\n{constant} of {len(x)} samples are of one colour"
-        shown = dict(zip(_classes(pipeline), _class_names(pipeline), strict=True))
-        classes = dict([*shown.items()][:MOST_CLASSES])
+        classes = dict([*zip(_classes(pipeline), _class_names(pipeline), strict=True)][:MOST_CLASSES])
         log_image(trainer, f"samples/{weights}", _samples_grid(data, x, classes, title))
         return x
 
@@ -214,7 +214,8 @@ def _samples_grid(data: DataModule, x: Tensor, classes: dict[int, str], title: s
     else:
         columns = each if classes else int(np.ceil(np.sqrt(len(x))))
         some = data.training_examples(4 * columns)
-        real = data.units.to_uint8(some[torch.arange(min(columns, len(some))) * len(some) // columns])
+        number = min(columns, len(some))
+        real = data.units.to_uint8(some[torch.arange(number) * len(some) // number])
     row = torch.full((columns, *real.shape[1:]), 255, dtype=torch.uint8)
     row[: len(real)] = real
     shown = torch.cat((row, data.units.to_uint8(x))).numpy()
@@ -222,17 +223,18 @@ def _samples_grid(data: DataModule, x: Tensor, classes: dict[int, str], title: s
 
 
 def _one_of_each(data: DataModule, classes: list[int]) -> Tensor:
-    """A training image of each class, white where none is near the first: (classes, C, H, W), uint8."""
-    source = data.part("train")
-    number = min(len(source), 2000)
-    batch = data.on_after_batch_transfer(source.__getitems__(torch.arange(number) * len(source) // number), 0)
-    images = data.units.to_uint8(batch["x"])
-    row = torch.full((len(classes), *images.shape[1:]), 255, dtype=torch.uint8)
-    for place, label in enumerate(classes):
-        found = (batch["label"] == label).nonzero()
-        if len(found):
-            row[place] = images[found[0, 0]]
-    return row
+    """A training image of each class, white if none is found soon: (classes, C, H, W), uint8."""
+    source, row = data.part("train"), [data.units.to_uint8(torch.ones(data.shape))] * len(classes)
+    missing = {label: place for place, label in enumerate(classes)}
+    number = min(len(source), SEARCHED)
+    for some in (torch.arange(number) * len(source) // number).split(50):  # files are read one by one
+        batch = data.on_after_batch_transfer(source.__getitems__(some), 0)
+        for x, label in zip(batch["x"], batch["label"].tolist(), strict=True):
+            if label in missing:
+                row[missing.pop(label)] = data.units.to_uint8(x)
+        if not missing:
+            break
+    return torch.stack(row)
 
 
 def _moments_text(moments: Tensor) -> str:
