@@ -80,7 +80,7 @@ def test_of_more_axes_the_first_two_are_drawn_and_named() -> None:
     assert np.array_equal(dots(figure.axes[0])[0], data[:, :2])
     assert figure.axes[0].get_xlabel() == "axis 1 of 5"
     assert figure.axes[0].get_ylabel() == "axis 2 of 5"
-    named = plots.samples_panel(data, data, names=["height", "weight", "age", "x", "y"]).axes[1]
+    named = plots.samples_panel(data, data, names=["height", "weight", "age", "x", "y"]).axes[0]
     assert named.get_xlabel() == "height (column 1 of 5)"
     assert named.get_ylabel() == "weight (column 2 of 5)"
 

@@ -99,18 +99,23 @@ class PointPanels(LeanCallback):
 
         cloud = points[torch.arange(max(1000, len(points))) % len(points)]
         eps = SampleNoise(0, range(len(cloud)))(cloud)
-        frames = [(0.0, cloud.numpy())]
+        decode = data.units.decode  # what has names of the axes has the units of the file
+        frames = [(0.0, decode(cloud).numpy())]
         for time in self.field_times:
             at = schedule(torch.tensor(time, dtype=torch.float64))
-            frames.append((time, (at.alpha * cloud + at.sigma * eps).numpy()))
+            frames.append((time, decode(at.alpha * cloud + at.sigma * eps).numpy()))
         forward = plots.forward_panel(frames, "Training points with more and more noise", data.axes)
         log_image(trainer, "forward_process", plots.to_image(forward))
 
         run = pipeline.samples(range(self.num_paths), path=True).path
         assert run is not None
         title = panel_title("Paths from noise to samples", trainer, weights)
-        paths = plots.trajectories_panel(run.t.numpy(), run.x.cpu().numpy(), points.numpy(), title, data.axes)
-        log_image(trainer, f"trajectories/{weights}", plots.to_image(paths))
+        both = decode(run.x.cpu()).numpy(), decode(points).numpy()
+        log_image(
+            trainer,
+            f"trajectories/{weights}",
+            plots.to_image(plots.trajectories_panel(run.t.numpy(), *both, title, data.axes)),
+        )
 
         if data.shape == (2,):
             axis = torch.linspace(-2.4, 2.4, 25)

@@ -84,6 +84,7 @@ def points_axes(ax: "Axes", limits: Limits, dim: int, names: Sequence[str] = ())
     if dim > 2 or names:
         ax.set_xlabel(axis_label(0, dim, names), color=INK, fontsize=9)
         ax.set_ylabel(axis_label(1, dim, names), color=INK, fontsize=9)
+        ax.label_outer()
 
 
 def axis_label(k: int, dim: int, names: Sequence[str]) -> str:
