@@ -147,7 +147,7 @@ def test_a_row_of_training_images_is_above_the_samples(run: Path) -> None:
     data = Blobs()
     data.setup()
     x = data.units.to_uint8(data.training_examples(12))[:, :, ::1].numpy().transpose(0, 2, 3, 1)
-    scale = round(600 / (4 * 5))
+    scale = round(600 / (3 * 7))
     flat = panel.reshape(-1, 3)
     shown = [all((flat == pixel).all(1).sum() >= scale**2 for pixel in image.reshape(-1, 3)) for image in x]
     assert sum(shown) == 3  # as many as there are columns

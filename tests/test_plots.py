@@ -272,10 +272,10 @@ def test_pairs_lie_one_above_the_other_row_by_row(columns: int) -> None:
     pictures = RNG.integers(0, 255, size=(5, 2, 1, 4, 6), dtype=np.uint8)
     shown = plots.pairs(pictures, columns=columns, title="words")
     columns = min(columns, 5)
-    scale = max(1, round(600 / (columns * 7)))
+    groups = -(-5 // columns)
+    scale = max(1, round(600 / max(columns * 7, 2 * groups * 5)))
     gap = max(2, scale // 2)
     across, down = 6 * scale + gap, 4 * scale + gap
-    groups = -(-5 // columns)
     top = shown.shape[0] - 2 * groups * down - 12 * (groups - 1)
     left = shown.shape[1] - columns * across
     assert left > 40  # the names

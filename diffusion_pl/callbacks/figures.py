@@ -54,7 +54,8 @@ def film_images(data: DataModule, steps: Sequence[tuple[str, Tensor, Tensor]]) -
     if data.is_image:
         return [_images(data, *step) for step in steps]
     if data.is_point:
-        decoded = [(title, *(data.units.decode(x.double()).numpy() for x in both)) for title, *both in steps]
+        decode = data.units.decode
+        decoded = [(title, decode(x.double()).numpy(), decode(x_0.double()).numpy()) for title, x, x_0 in steps]
         return plots.film_frames(decoded, _known(data, decoded[0][1]), data.axes)
     raise ValueError(f"a film shows images or points, not data of shape {data.shape}: switch it off")
 

@@ -49,13 +49,12 @@ def samples_panel(data: Array, samples: Array, title: str = "", names: Sequence[
         raise ValueError(
             f"samples_panel: data and samples must have shapes (N, D) and (M, D), got {data.shape} and {samples.shape}"
         )
-    finite = np.isfinite(samples).all(1)
+    finite: Array = np.isfinite(samples).all(1)
     if samples.shape[1] == 1:
         return _histograms(data[:, 0], samples[finite, 0], len(samples), title, names)
     limits = limits_of(data if len(data) else samples[finite], margin=0.12)
-    inside = finite.copy()
-    for axis, (low, high) in enumerate(limits):
-        inside[finite] &= (samples[finite, axis] >= low) & (samples[finite, axis] <= high)
+    low, high = np.transpose(limits)
+    inside: Array = finite & ((samples[:, :2] >= low) & (samples[:, :2] <= high)).all(1)
     number = min(len(data) or len(samples), len(samples))
 
     panels = 2 if len(data) else 1
