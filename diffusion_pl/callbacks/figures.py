@@ -19,7 +19,7 @@ WIDEST = 20  # classes up to which each has a column of the grid
 
 
 def write_samples(data: DataModule, x: Tensor, folder: Path) -> list[Path]:
-    """Write samples to files in the user's units, with a figure of them: grid.png of images, samples.png of points.
+    """Write samples to files in the user's units, with a plot of them: grid.png of images, samples.png of points.
 
     Args:
         data: of the model.

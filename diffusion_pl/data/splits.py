@@ -1,4 +1,4 @@
-"""Which examples are held out for validation and testing."""
+"""Split examples into training, validation and test sets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -64,10 +64,10 @@ def divide(
 
 
 def recorded_split(saved: Mapping[str, Any]) -> State:
-    """How the data of a checkpoint were split, some of {"rule", "seed", "grouped", "exceptions"}; {} if not recorded.
+    """How the data of a checkpoint were split, some of {rule, seed, grouped, exceptions}; {} if not recorded.
 
     Raises:
-        ValueError: the rule is not known, or the entry is damaged.
+        ValueError: the method is not known, or the entry is damaged.
     """
     split = saved.get("split") or {}
     if not isinstance(split, dict) or type(split.get("seed", 0)) is not int or not _are_exceptions(split):
@@ -76,7 +76,7 @@ def recorded_split(saved: Mapping[str, Any]) -> State:
         )
     if split.get("rule", HASHED) not in (HASHED, SHUFFLED):
         raise ValueError(
-            f"the checkpoint's data were split by the rule {split['rule']!r}, which this version does not know"
+            f"the checkpoint's data were split by the method {split['rule']!r}, which this version does not know"
         )
     return split
 
@@ -107,7 +107,7 @@ def hashed(
         labels: (n,), None without classes.
         fractions: for validation and for testing.
         seed: of the split.
-        exceptions: of an earlier split; None: they are chosen anew.
+        exceptions: of an earlier split; None: they are chosen again.
 
     Returns:
         The parts, and the exceptions, {"keys": (k,) int64, "parts": (k,) 0, 1 or 2}.

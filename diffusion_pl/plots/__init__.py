@@ -1,4 +1,4 @@
-"""Plots: functions of arrays that return matplotlib figures, and grids of images.  An island: it knows no model."""
+"""Plots: functions of arrays that return matplotlib figures, and grids of images.  Independent of models."""
 
 from .curves import curves_panel, schedule_panel, sweep_panel
 from .images import image_grid, pairs, save_image

@@ -1,4 +1,4 @@
-"""Images side by side."""
+"""Grids of images."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Figures of points, their forward process, fields and paths.  Panels of one figure share limits and scale."""
+"""Plots of points, their forward process, fields and paths.  Panels of one plot share limits and scale."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -42,7 +42,7 @@ def samples_panel(data: Array, samples: Array, title: str = "", names: Sequence[
     Args:
         data: (N, D); N may be 0 if there are no data.  Of more than there are samples some are drawn, evenly spaced.
         samples: (M, D), in the same units.  Of more than there are data the first are drawn.
-        title: Headline of the figure.
+        title: Title of the plot.
         names: Names of the D axes; empty: numbers.
     """
     if data.ndim != 2 or samples.ndim != 2 or data.shape[1] != samples.shape[1]:
@@ -76,7 +76,7 @@ def forward_panel(frames: Sequence[tuple[float, Array]], title: str = "", names:
 
     Args:
         frames: Pairs of a time t and the points (N, D) at that time.
-        title: Headline of the figure.
+        title: Title of the plot.
         names: Names of the D axes; empty: numbers.
     """
     if not frames:
@@ -105,7 +105,7 @@ def field_panel(grid_xy: Array, fields: Sequence[tuple[float, Array, Array]], da
         grid_xy: Where the fields are known, (M, 2).
         fields: Triples of a time t, the learned field (M, 2) and the exact field (M, 2).
         data: Points to draw beneath, (N, 2).
-        title: Headline of the figure.
+        title: Title of the plot.
     """
     if not fields:
         raise ValueError("field_panel: fields is empty: give one or more triples (t, learned, exact)")
@@ -154,7 +154,7 @@ def trajectories_panel(times: Array, paths: Array, data: Array, title: str = "",
         times: Times of the points of a path, (N + 1,).
         paths: (N + 1, B, D), first the noise, last the samples.
         data: Points to draw beneath, (M, D).
-        title: Headline of the figure.
+        title: Title of the plot.
         names: Names of the D axes; empty: numbers.
     """
     from matplotlib.collections import LineCollection
