@@ -8,7 +8,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 
 class LeanHooks:
-    """Takes the empty hooks of the training step away; a class that needs one defines it.
+    """Disables the hooks of the training step that a class does not override.
 
     Lightning calls these six in every step, on the module and on every callback, empty or not, at some microseconds
     each; for a small network that adds up to a third of the step.  It skips a hook that is not callable.
