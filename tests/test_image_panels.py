@@ -233,7 +233,7 @@ def test_the_film_ends_with_the_samples(run: Path, tmp_path: Path) -> None:
         assert film.n_frames == 5  # four grid times and the samples
         film.seek(film.n_frames - 1)
         last = np.asarray(film.convert("RGB")).astype(int)
-    top, bottom = last[34:90, 71:], last[109:165, 71:]  # six images of x, and below them six of the estimate
+    top, bottom = last[34:90, 95:], last[109:165, 95:]  # six images of x, and below them six of the estimate
     assert np.ptp(top) > 200
     assert abs(top - bottom).max() == 0
 
