@@ -9,6 +9,8 @@ from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import auto_cli
 
+from ..runtime.help_pages import PAGES
+from ..runtime.output import show, stdout_for
 from ..runtime.parsing import RaisingParser, UsageError
 from ..runtime.stopping import stoppable
 from ..runtime.upstream.jsonargparse import option_types
@@ -29,6 +31,9 @@ class ToolParser(RaisingParser):
     def format_help(self, formatter: Any = None) -> str:
         return _KEYWORD.sub(r"\1", super().format_help(formatter))
 
+    def format_help_all(self) -> str:
+        return _KEYWORD.sub(r"\1", super().format_help_all())
+
 
 def run_tool(name: str, args: Sequence[str]) -> None:
     """Call diffusion_pl.commands.NAME.NAME with options parsed from its signature."""
@@ -40,15 +45,20 @@ def run_tool(name: str, args: Sequence[str]) -> None:
     renamed = [name[:-1] for name in parameters if name.endswith("_")]
     args = [re.sub(rf"^--({'|'.join(renamed)})(?=[=.]|$)", r"--\1_", arg) if renamed else arg for arg in args]
     kept = "finished samples are kept. Repeat the command to continue"
-    with stoppable(kept if name in ("sample", "evaluate") else "nothing is kept. Repeat the command to start over"):
-        auto_cli(
+    stopped = kept if name in ("sample", "evaluate") else "nothing is kept. Repeat the command to start over"
+    as_json = "--json" in args
+    with stdout_for(as_json) as stream, stoppable(stopped):
+        report = auto_cli(
             function,
             args=lists(named(args, required, several), several),
             as_positional=False,
             parser_class=ToolParser,
             prog=f"diffusion_pl {name}",
             allow_abbrev=False,
+            page=PAGES[name],
+            json=True,
         )
+    show(report, stream, as_json)
 
 
 def _is_list(annotation: Any) -> bool:

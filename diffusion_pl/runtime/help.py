@@ -1,0 +1,165 @@
+"""The help of commands and classes: a short page of the common options, and the list of all."""
+
+import inspect
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from .upstream.jsonargparse import Option, options_of
+from .vocabulary import Types, branches, class_names, classes_at
+
+WIDTH = 100  # columns
+_INDENT = 26  # column of the texts
+_SHOWN = 24  # classes in a list
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the help of a command says besides its options.
+
+    Attributes:
+        about: what the command does, one sentence.
+        usage: the command line after `python -m diffusion_pl`.
+        examples: command lines after `python -m diffusion_pl`.
+        common: options of the short help, by their names without dashes; one that the parser does not list itself, such
+            as model.optimizer.lr, as "NAME VALUE" with its text.  Empty: all.
+        texts: help of options in place of their own, by their names without dashes.
+    """
+
+    about: str
+    usage: str
+    examples: Sequence[str]
+    common: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+def short(parser: Any, page: Page) -> str:
+    """The page of a command: what it does, examples, and its common options."""
+    options = {option.name[2:]: option for option in options_of(parser) if not option.is_class_help}
+    types = {name: option.kind for name, option in options.items()}
+    names = page.common or dict.fromkeys([*(n for n in options if n != "help"), "help"], "")
+    lines = [f"usage: python -m diffusion_pl {page.usage}", "", *textwrap.wrap(page.about, WIDTH), "", "examples:"]
+    lines += [f"  python -m diffusion_pl {example}" for example in page.examples]
+    lines += ["", "common options:" if page.common else "options:"]
+    for name, text in names.items():
+        if text:
+            lines += _entry(f"--{name}", text)
+        elif name in options:
+            lines += _entry(_heading(options[name]), describe(options[name], types, listed=False))
+    classes = [option.name for option in options_of(parser) if option.is_class_help]
+    if page.common:
+        lines += ["", f"All options: python -m diffusion_pl {page.usage.split()[0]} --help-all"]
+    if classes:
+        preferred = next((name for name in ("--sampler.help", "--data.help") if name in classes), classes[0])
+        example = {"--sampler.help": "DPMpp", "--data.help": "Folder"}.get(preferred, "NAME")
+        lines += ["" if not page.common else None, f"Options of a class: {preferred} {example}"]
+    return "\n".join(line for line in lines if line is not None) + "\n"
+
+
+def full(parser: Any, page: Page | None = None, description: str = "") -> str:
+    """All options of a command, or of a class, under the titles of their groups.
+
+    Args:
+        parser: whose options.
+        page: of the command; None: of a class, described by `description`.
+        description: a title.
+    """
+    options = [option for option in options_of(parser) if not option.is_class_help]
+    helped = {option.name.removesuffix(".help") for option in options_of(parser) if option.is_class_help}
+    types = {option.name[2:]: option.kind for option in options}
+    lines = (
+        [] if page is None else [f"usage: python -m diffusion_pl {page.usage}", "", *textwrap.wrap(page.about, WIDTH)]
+    )
+    lines += [description] if description else []
+    title = None
+    for option in options:
+        if option.group != title:
+            title = option.group
+            lines += ["", *textwrap.wrap(f"{title or 'options'}:", WIDTH)]
+        text = describe(option, types)
+        text += f" Its options: {option.name}.help CLASS." if option.name in helped and page is not None else ""
+        lines += _entry(_heading(option), text)
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def describe(option: Option, types: Types, listed: bool = True) -> str:
+    """The text of an option: what it is, its values, its default.
+
+    Args:
+        option: of a parser.
+        types: of all its options.
+        listed: name the classes that it takes, too.
+    """
+    text = " ".join(option.help.split())
+    if option.default is None and not option.required:
+        text = re.sub(r"\bNone(?=:| for )", "default", text)  # None in Python is left out on the command line
+    text = text[:1].upper() + text[1:]
+    parts = [text if text.endswith((".", "!")) or not text else f"{text}."]
+    literals = _literals(option.kind)
+    if literals and not all(value in text for value in literals):
+        parts.append(f"One of {', '.join(literals)}.")
+    elif listed and not literals and (names := sorted(class_names(classes_at(option.name[2:].split("."), types)))):
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        parts.append(f"Classes: {', '.join(names[:_SHOWN])}{more}.")
+    if option.required:
+        parts.append("(required)")
+    elif option.takes_value and "default" not in text.lower():
+        parts.append(f"(default: {_value(option.default)})")
+    return " ".join(filter(None, parts))
+
+
+def _entry(heading: str, text: str) -> list[str]:
+    """An option and its text, which begins on the line of a short heading, else on the next."""
+    lines = textwrap.wrap(text, WIDTH - _INDENT, break_on_hyphens=False) or [""]
+    indented = [" " * _INDENT + line for line in lines]
+    if len(heading) + 4 <= _INDENT:
+        return [f"  {heading}".ljust(_INDENT) + lines[0], *indented[1:]]
+    return [f"  {heading}", *indented]
+
+
+def _heading(option: Option) -> str:
+    if not option.takes_value:
+        return option.name
+    return f"{option.name} {'FILE' if option.kind is None else _metavar(option.kind)}"
+
+
+def _metavar(kind: Any) -> str:
+    """What to call a value of a type: N, X, PATH, CLASS, …"""
+    kinds = [part for part in branches(kind) if part is not type(None)]
+    for part in kinds:
+        if get_origin(part) is Literal:
+            return "|".join(map(str, get_args(part))) if len(get_args(part)) < 4 else "NAME"
+    names = {int: "N", float: "X", bool: "true|false", str: "TEXT"}
+    if Path in kinds:
+        return "PATH"
+    plain = [names[part] for part in kinds if part in names]
+    if plain:
+        return plain[0]
+    origin = get_origin(kinds[0]) if kinds else None
+    if origin in (list, tuple, Sequence) or (inspect.isclass(origin) and issubclass(origin, Sequence)):
+        inner = _metavar(get_args(kinds[0])[0])
+        return f"{inner} …"
+    if origin is dict or (inspect.isclass(origin) and issubclass(origin, Mapping)):
+        return "{KEY: VALUE}"
+    return "CLASS" if kinds else "VALUE"
+
+
+def _literals(kind: Any) -> list[str]:
+    return [str(value) for part in branches(kind) if get_origin(part) is Literal for value in get_args(part)]
+
+
+def _value(default: Any) -> str:
+    """A default as it is written on the command line."""
+    if default is None:
+        return "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    class_path = getattr(default, "class_path", None) or (isinstance(default, dict) and default.get("class_path"))
+    if class_path:
+        return str(class_path).rpartition(".")[2]
+    if isinstance(default, (list, tuple)):
+        return " ".join(map(_value, default)) or "none"
+    return str(default) or "''"
