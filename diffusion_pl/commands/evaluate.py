@@ -115,9 +115,7 @@ def evaluate(
                 done=f"{ckpt_path} ({pipeline.weights} weights)",
                 rows=results.rows,
                 error=results.problem,
-                next=[
-                    next_command("sweep", "--ckpt_path", ckpt_path, *"--samplers DDIM Heun DPMpp --nfe 10 20".split())
-                ],
+                next=[next_command("sweep", "--ckpt_path", ckpt_path, "--samplers", "DDIM", "DPMpp", "--nfe", 10, 20)],
             )
             folder.publish(results.write, report)
         return folder.report

@@ -67,9 +67,10 @@ def replay(
         for e in examples[:SHOWN]
     ]
     reason = "not reproduced: another device, precision, version or number of threads rounds differently"
+    done = f"{dump}: step {step['step']}, {precision} on {accelerator}{processes}: {'reproduced' if same else reason}"
     wider = [] if precision == "64-true" else [next_command("replay", dump, "--precision", "64-true")]
     return Report(
-        done=f"{dump}: step {step['step']}, {precision} on {accelerator}{processes}: {'reproduced' if same else reason}",
+        done=done,
         facts=facts,
         rows=rows,
         next=wider,

@@ -20,6 +20,7 @@ from ..runtime.output import Report, next_command, show, stdout_for
 from ..runtime.processes import end_with_parent, let_the_first_speak, lost_touch, part, place
 from ..runtime.run_card import CARD
 from ..runtime.run_folder import RunFolder
+from ..runtime.startup import say
 from ..runtime.stopping import Stopped, output_may_break, stoppable
 from ..training import DiffusionModule
 from .predict import predict
@@ -70,6 +71,8 @@ def _run(command: str, args: Sequence[str], run: RunFolder) -> DiffusionCLI:
     try:
         with warm_started(args) if command == "fit" else nullcontext(list(args)) as options:
             cli = DiffusionCLI(command, options, run)
+        if not place():
+            say("reading data …")
         if command == "predict":
             predict(cli, leader=not place() and not run.inherited)
         else:

@@ -45,7 +45,7 @@ def row(name: str, result: Result) -> dict[str, Any]:
 
 
 def short(value: Any) -> str:
-    """What a result says of its model, in a word: DPMpp(order=3, KarrasGrid(steps=18)) of the description of a sampler."""
+    """A part of `Result.model` in a word, such as DPMpp(order=3, KarrasGrid(steps=18)) of a described sampler."""
     if not isinstance(value, Mapping):
         return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
     parts = [

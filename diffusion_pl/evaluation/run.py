@@ -26,6 +26,7 @@ from ..runtime.devices import device_of
 from ..runtime.output import table
 from ..runtime.processes import part
 from ..runtime.provenance import describe
+from ..runtime.startup import say
 from ..runtime.storage import write_json
 from .features import Features, Reference, note_of, read_reference, reference_rows, write_reference
 from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, unit_of
@@ -222,6 +223,7 @@ class Evaluation:
         else:
             protocol["extractor"] = self.extractor
             protocol["quantisation"] = f"uint8, lossless, from {data.units.levels} levels"
+        say(f"computing {', '.join(self.of_samples)} …")
         if self.reference is None:
             note = note_of(data, plan.split)
             statistics = self.features.statistics(reference_rows(self.features, note), keeps_rows(self.of_samples))

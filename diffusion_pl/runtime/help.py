@@ -26,6 +26,7 @@ class Page:
         examples: command lines after `python -m diffusion_pl`.
         common: options of the short help, by their names without dashes; one that the parser does not list itself, such
             as model.optimizer.lr, as "NAME VALUE" with its text.  Empty: all.
+        classes: options that show those of a class, such as "--data.help Folder".
         texts: help of options in place of their own, by their names without dashes.
     """
 
@@ -33,6 +34,7 @@ class Page:
     usage: str
     examples: Sequence[str]
     common: Mapping[str, str] = field(default_factory=dict)
+    classes: Sequence[str] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -40,23 +42,18 @@ def short(parser: Any, page: Page) -> str:
     """The page of a command: what it does, examples, and its common options."""
     options = {option.name[2:]: option for option in options_of(parser) if not option.is_class_help}
     types = {name: option.kind for name, option in options.items()}
-    names = page.common or dict.fromkeys([*(n for n in options if n != "help"), "help"], "")
-    lines = [f"usage: python -m diffusion_pl {page.usage}", "", *textwrap.wrap(page.about, WIDTH), "", "examples:"]
-    lines += [f"  python -m diffusion_pl {example}" for example in page.examples]
+    names = page.common or dict.fromkeys([*(name for name in options if name != "help"), "help"], "")
+    lines = [*_head(page), "", "examples:", *(f"  python -m diffusion_pl {example}" for example in page.examples)]
     lines += ["", "common options:" if page.common else "options:"]
     for name, text in names.items():
         if text:
             lines += _entry(f"--{name}", text)
         elif name in options:
             lines += _entry(_heading(options[name]), describe(options[name], types, listed=False))
-    classes = [option.name for option in options_of(parser) if option.is_class_help]
-    if page.common:
-        lines += ["", f"All options: python -m diffusion_pl {page.usage.split()[0]} --help-all"]
-    if classes:
-        preferred = next((name for name in ("--sampler.help", "--data.help") if name in classes), classes[0])
-        example = {"--sampler.help": "DPMpp", "--data.help": "Folder"}.get(preferred, "NAME")
-        lines += ["" if not page.common else None, f"Options of a class: {preferred} {example}"]
-    return "\n".join(line for line in lines if line is not None) + "\n"
+    command = f"python -m diffusion_pl {page.usage.split()[0]}"
+    more = [f"All options: {command} --help-all"] if page.common else []
+    more += [f"Options of a class: {command} {example}" for example in page.classes]
+    return "\n".join([*lines, *([""] if more else []), *more]) + "\n"
 
 
 def full(parser: Any, page: Page | None = None, description: str = "") -> str:
@@ -67,13 +64,11 @@ def full(parser: Any, page: Page | None = None, description: str = "") -> str:
         page: of the command; None: of a class, described by `description`.
         description: a title.
     """
-    options = [option for option in options_of(parser) if not option.is_class_help]
-    helped = {option.name.removesuffix(".help") for option in options_of(parser) if option.is_class_help}
+    everything = options_of(parser)
+    options = [option for option in everything if not option.is_class_help]
+    helped = {option.name.removesuffix(".help") for option in everything if option.is_class_help}
     types = {option.name[2:]: option.kind for option in options}
-    lines = (
-        [] if page is None else [f"usage: python -m diffusion_pl {page.usage}", "", *textwrap.wrap(page.about, WIDTH)]
-    )
-    lines += [description] if description else []
+    lines = [description] if page is None else _head(page)
     title = None
     for option in options:
         if option.group != title:
@@ -109,6 +104,10 @@ def describe(option: Option, types: Types, listed: bool = True) -> str:
     elif option.takes_value and "default" not in text.lower():
         parts.append(f"(default: {_value(option.default)})")
     return " ".join(filter(None, parts))
+
+
+def _head(page: Page) -> list[str]:
+    return [f"usage: python -m diffusion_pl {page.usage}", "", *textwrap.wrap(page.about, WIDTH)]
 
 
 def _entry(heading: str, text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the help of each command says: one sentence, examples, the common options; and Lightning's options in our words."""
+"""What the help of each command says: one sentence, examples, the common options; Lightning's options in our words."""
 
 from .help import Page
 
@@ -22,7 +22,7 @@ TRAINER = {
     "model and data too. Options: --init_from.weights raw, --init_from.skip ['output.*']. Default: random weights.",
     "expected": "Ranges of the metrics that the run should reach, for `verify`: {fid: {band: [3, 3.4], num_samples: "
     "1000, source: …}}; default: none.",
-    "weights_only": "Restriction of what Lightning reads to tensors and plain values; checkpoints here are always read so.",
+    "weights_only": "Restriction of checkpoints to tensors and plain values; it holds in any case.",
     "verbose": "Table of the metrics at the end.",
     "return_predictions": "Samples kept in memory by Lightning; they are written to files in any case.",
     "model": "Configuration file of this section alone, or class of another kind of model, such as NoisyClassifier.",
@@ -61,7 +61,7 @@ TRAINER = {
     "steps.",
     "trainer.num_sanity_val_steps": "Number of validation batches before the first step; -1: all.",
     "trainer.log_every_n_steps": "Number of optimizer steps between two values in the logger.",
-    "trainer.enable_checkpointing": "Lightning's own ModelCheckpoint where no callback is one; saver writes checkpoints "
+    "trainer.enable_checkpointing": "Lightning's own ModelCheckpoint where no callback is one; saver saves checkpoints "
     "in any case. Default: true.",
     "trainer.enable_progress_bar": "Progress bar; default: true.",
     "trainer.enable_model_summary": "Lightning's table of the model's layers.",
@@ -71,7 +71,7 @@ TRAINER = {
     "trainer.gradient_clip_algorithm": "Way to clip: norm (of all gradients) or value (each number); default: norm.",
     "trainer.deterministic": "Deterministic algorithms only (slower); warn: a warning where there is none. "
     "Default: false.",
-    "trainer.benchmark": "Trial of cuDNN's algorithms for each size (faster for fixed sizes); default: torch's setting.",
+    "trainer.benchmark": "Trial of cuDNN's algorithms for each size (faster for fixed sizes); default: torch's.",
     "trainer.inference_mode": "Validation in torch.inference_mode; likelihood needs false.",
     "trainer.use_distributed_sampler": "Distribution of the data to processes by Lightning; the loaders here do it "
     "themselves.",
@@ -139,7 +139,8 @@ _DIGITS = "configs/digits/vp.yaml"
 
 
 def _trainer_page(command: str, about: str, examples: tuple[str, ...], common: dict[str, str]) -> Page:
-    return Page(about, _USAGE.format(command), examples, common, {**TRAINER, **_EVERY})
+    classes = ("--data.help Folder", "--model.network.help UNet")
+    return Page(about, _USAGE.format(command), examples, common, classes, {**TRAINER, **_EVERY})
 
 
 _OF_A_CHECKPOINT = {**_SHARED, **_MACHINE, **_DATA, **_LAST}
@@ -150,7 +151,8 @@ _TAIL = {"json": "", "help": "", "help-all": ""}
 
 def _tool_page(command: str, about: str, usage: str, examples: tuple[str, ...], common: str = "") -> Page:
     names = dict.fromkeys(common.split(), "") | _TAIL if common else {}
-    return Page(about, f"{command} {usage}", [f"{command} {example}" for example in examples], names, _TOOL)
+    classes = ("--sampler.help DPMpp",) if "sampler" in common.split() or command in ("encode", "restore") else ()
+    return Page(about, f"{command} {usage}", [f"{command} {example}" for example in examples], names, classes, _TOOL)
 
 
 PAGES = {

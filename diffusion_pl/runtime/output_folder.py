@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from .output import KIND, Report
 from .reading import Kind, check, read_json, reading
+from .startup import say
 from .storage import Lock, move_new, sync_folder, sync_tree, write_json
 
 UNFINISHED, _CALL, _READY, _LOCK = ".unfinished", "call.json", "ready.json", "lock"
@@ -100,6 +101,7 @@ class OutputFolder:
         Raises:
             OSError: they cannot be written; the same call can be repeated and will finish them.
         """
+        say(f"saving to {self.folder} …")
         stage = self.work / "files"
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir()

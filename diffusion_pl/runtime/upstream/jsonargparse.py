@@ -2,19 +2,20 @@
 
 import argparse
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
 import jsonargparse._common as common
+import jsonargparse._completions as completions
 import jsonargparse._typehints as typehints
 from jsonargparse import set_parsing_settings
 from jsonargparse._actions import _ActionHelpClassPath, _ActionPrintConfig
 from jsonargparse._link_arguments import ActionLink
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from jsonargparse._required import restore_suppressed_required
-from jsonargparse._util import import_object
+from jsonargparse._util import get_import_path, import_object
 
 
 @contextmanager
@@ -58,6 +59,20 @@ def prefer_package(package: str) -> None:
         return [path for path in paths if path.startswith(f"{package}.") or path.rpartition(".")[2] not in own_names]
 
     typehints.get_all_subclass_paths = package_first
+
+
+@contextmanager
+def completed_classes(classes: Callable[[Any], Iterable[type]]) -> Iterator[None]:
+    """Within, completion scripts offer these classes of a kind, by their import paths, not all subclasses.
+
+    `get_all_subclass_paths`, imported by `_completions`.  Read: jsonargparse 4.53.
+    """
+    before = completions.get_all_subclass_paths
+    completions.get_all_subclass_paths = lambda kind, **_: list(dict.fromkeys(map(get_import_path, classes(kind))))
+    try:
+        yield
+    finally:
+        completions.get_all_subclass_paths = before
 
 
 @contextmanager
