@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(f"{USAGE}\n\ncommands:")
         for name, what in COMMANDS.items():
-            print(f"  {name:<10} {what}")
+            print(f"  {name:<11} {what}")
         print(f"\n{EXAMPLES}")
         return 0
     if args[0] == "--version":

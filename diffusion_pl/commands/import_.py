@@ -130,11 +130,11 @@ def _report(path: Path, foreign: "Foreign", data: str, output: Path) -> Report:
         "parameters": sum(tensor.numel() for tensor in foreign.raw.values()),
         "weights": ["raw", *(f"ema:{decay}" for decay in foreign.averages)],
         "data": data,
-        **{f"note {k + 1}" if k else "note": note for k, note in enumerate(foreign.notes)},
     }
     return Report(
         done=f"{path} is imported",
         facts=facts,
+        notes=foreign.notes,
         files=[output],
         next=[next_command("sample", "--ckpt_path", output)],
     )

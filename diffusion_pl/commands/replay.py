@@ -38,7 +38,7 @@ def replay(
     several = len(step["ranks"]) > 1 or any(len(share["batches"]) > 1 for share in step["ranks"])
     processes = f", {step['world_size']} processes" if step["world_size"] > 1 else ""
     shares = []
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"step": f"{step['step']}, {precision} on {accelerator}{processes}"}
     same = True
     for share in step["ranks"]:
         shares.append(replay_share(content, dump, share["rank"], precision, accelerator, detect_anomaly))
@@ -67,10 +67,9 @@ def replay(
         for e in examples[:SHOWN]
     ]
     reason = "not reproduced: another device, precision, version or number of threads rounds differently"
-    done = f"{dump}: step {step['step']}, {precision} on {accelerator}{processes}: {'reproduced' if same else reason}"
     wider = [] if precision == "64-true" else [next_command("replay", dump, "--precision", "64-true")]
     return Report(
-        done=done,
+        done=f"{dump}: {'reproduced' if same else reason}",
         facts=facts,
         rows=rows,
         next=wider,

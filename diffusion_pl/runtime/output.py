@@ -13,7 +13,15 @@ from typing import Any, TextIO
 from .reading import Kind
 
 #: A report as plain values; those in folders of older versions have the first two and perhaps an error.
-KIND: Kind = {"done": str, "files": [str], "facts?": dict, "rows?": [dict], "next?": [str], "error?": str}
+KIND: Kind = {
+    "done": str,
+    "files": [str],
+    "facts?": dict,
+    "notes?": [str],
+    "rows?": [dict],
+    "next?": [str],
+    "error?": str,
+}
 
 
 def next_command(*args: object) -> str:
@@ -28,6 +36,7 @@ class Report:
     Attributes:
         done: what was done, one line.
         facts: values by their names, a line each.
+        notes: what else should be known, a line each.
         rows: of a table: values by the names of the columns, the same names in each row.
         files: saved files, or the first and the last of many as one entry.
         next: command lines that can be pasted.
@@ -37,6 +46,7 @@ class Report:
 
     done: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     rows: Sequence[Mapping[str, Any]] = ()
     files: Sequence[Path] = ()
     next: Sequence[str] = ()
@@ -52,6 +62,7 @@ class Report:
         lines = [self.done]
         width = max(map(len, self.facts), default=0)
         lines += [f"  {name:<{width}}  {_text(value)}" for name, value in self.facts.items()]
+        lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  {line}" for line in table(self.rows)]
         lines += ["saved:", *(f"  {file}" for file in self.files)] if self.files else []
         return "\n".join([*lines, *(f"next: {line}" for line in self.next)])
@@ -64,7 +75,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = []
     for name in rows[0]:
         values = [row[name] for row in rows]
-        cells = [name.replace("_", " "), *map(_text, values)]
+        cells = [name.replace("_", " "), *(str(v) if type(v) is int else _text(v) for v in values)]
         width = max(map(len, cells))
         numeric = all(isinstance(value, (int, float, type(None))) for value in values)
         columns.append([cell.rjust(width) if numeric else cell.ljust(width) for cell in cells])

@@ -187,7 +187,7 @@ class OutputFolder:
         shutil.rmtree(self.work)
 
     def _shown(self, note: dict[str, Any]) -> Report:
-        shown = {name: note[name] for name in ("done", "facts", "rows", "next", "error") if name in note}
+        shown = {name: note[name] for name in ("done", "facts", "notes", "rows", "next", "error") if name in note}
         return Report(**shown, files=[self.folder / name for name in note["files"]])
 
     def _discard(self) -> None:
