@@ -8,7 +8,6 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
-from tqdm.notebook import tqdm_notebook
 
 from ..runtime.startup import say
 from ..training import LeanCallback
@@ -29,7 +28,8 @@ class StepProgress(LeanCallback, ProgressBar):
         self._enabled = True
         self._bar: tqdm[Any] | None = None
         self._next_draw = 0.0
-        self._in_notebook = issubclass(tqdm, tqdm_notebook)
+        # By its name: the class's module imports ipywidgets, which takes time.
+        self._in_notebook = any(cls.__name__ == "tqdm_notebook" for cls in tqdm.__mro__)
         self._interactive = self._in_notebook or sys.stderr.isatty()
         # Into a file or a pipe every redraw is a line of its own: fewer of them.
         self._interval = 0.2 if self._interactive else 10.0

@@ -128,7 +128,7 @@ _FIT = {
     "model.lr_scheduler": "",
     "model.compile": "",
     **_DATA,
-    "ema false|ema.decays [X, …]": "EMA weights: none, or the decay of each average (default: 0.999)",
+    "ema false": "EMA weights switched off; --ema.decays '[0.999, 0.9999]' gives their decays (default: [0.999])",
     "saver.every_n_steps": "",
     "guard false": "Guard switched off: steps with NaN or infinite values are not skipped (default: skipped)",
     "doctor false": "Doctor switched off: no checks before step 1 (default: errors stop the run)",
