@@ -138,9 +138,9 @@ def _metavar(kind: Any) -> str:
     if plain:
         return plain[0]
     origin = get_origin(kinds[0]) if kinds else None
-    if origin in (list, tuple, Sequence) or (inspect.isclass(origin) and issubclass(origin, Sequence)):
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
         inner = _metavar(get_args(kinds[0])[0])
-        return f"{inner} …"
+        return f"{inner} …" if origin is list else f"[{inner}, …]"  # lists of commands are given value after value
     if origin is dict or (inspect.isclass(origin) and issubclass(origin, Mapping)):
         return "{KEY: VALUE}"
     return "CLASS" if kinds else "VALUE"
@@ -160,5 +160,5 @@ def _value(default: Any) -> str:
     if class_path:
         return str(class_path).rpartition(".")[2]
     if isinstance(default, (list, tuple)):
-        return " ".join(map(_value, default)) or "none"
+        return f"[{', '.join(map(_value, default))}]"
     return str(default) or "''"
