@@ -28,12 +28,6 @@ class ToolParser(RaisingParser):
         types = {KEYWORD.sub(r"\1", name): kind for name, kind in option_types(self).items()}
         raise UsageError(KEYWORD.sub(r"\1", message), types) from ex
 
-    def format_help(self, formatter: Any = None) -> str:
-        return KEYWORD.sub(r"\1", super().format_help(formatter))
-
-    def format_help_all(self) -> str:
-        return KEYWORD.sub(r"\1", super().format_help_all())
-
 
 def run_tool(name: str, args: Sequence[str]) -> None:
     """Call diffusion_pl.commands.NAME.NAME with options parsed from its signature, and show what it returns."""

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from .upstream.jsonargparse import Option, options_of
-from .vocabulary import Types, branches, class_names, classes_at
+from .vocabulary import Types, bases_at, branches, class_names, classes_at
 
 WIDTH = 100  # columns
 _INDENT = 26  # column of the texts
 _SHOWN = 24  # classes in a list
+_FEW = 3  # values that stand beside the name of an option
+_LAST = ("json", "config", "print_config", "help", "help-all")
+_PLAIN = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def short(parser: Any, page: Page) -> str:
     """The page of a command: what it does, examples, and its common options."""
     options = {option.name[2:]: option for option in options_of(parser) if not option.is_class_help}
     types = {name: option.kind for name, option in options.items()}
-    names = page.common or dict.fromkeys([*(name for name in options if name != "help"), "help"], "")
+    names = page.common or dict.fromkeys([name for name in options if name not in _LAST], "") | dict.fromkeys(_LAST, "")
     lines = [*_head(page), "", "examples:", *(f"  python -m diffusion_pl {example}" for example in page.examples)]
     lines += ["", "common options:" if page.common else "options:"]
     for name, text in names.items():
@@ -57,7 +60,7 @@ def short(parser: Any, page: Page) -> str:
 
 
 def full(parser: Any, page: Page | None = None, description: str = "") -> str:
-    """All options of a command, or of a class, under the titles of their groups.
+    """All options of a command by its sections, or of a class.
 
     Args:
         parser: whose options.
@@ -66,17 +69,14 @@ def full(parser: Any, page: Page | None = None, description: str = "") -> str:
     """
     everything = options_of(parser)
     options = [option for option in everything if not option.is_class_help]
-    helped = {option.name.removesuffix(".help") for option in everything if option.is_class_help}
     types = {option.name[2:]: option.kind for option in options}
+    sections = {name.partition(".")[0] for name in types if "." in name}
     lines = [description] if page is None else _head(page)
-    title = None
-    for option in options:
-        if option.group != title:
-            title = option.group
-            lines += ["", *textwrap.wrap(f"{title or 'options'}:", WIDTH)]
-        text = describe(option, types)
-        text += f" Its options: {option.name}.help CLASS." if option.name in helped and page is not None else ""
-        lines += _entry(_heading(option), text)
+    titles = [o.group if page is None else _section(o, sections) for o in options]
+    for title in dict.fromkeys(sorted(titles, key=bool)):  # those of no section first
+        lines += ["", *textwrap.wrap(f"{title or 'options'}:", WIDTH)]
+        for option in (option for option, its_title in zip(options, titles, strict=True) if its_title == title):
+            lines += _entry(_heading(option), describe(option, types))
     return "\n".join(lines).strip("\n") + "\n"
 
 
@@ -89,21 +89,29 @@ def describe(option: Option, types: Types, listed: bool = True) -> str:
         listed: name the classes that it takes, too.
     """
     text = " ".join(option.help.split())
-    if option.default is None and not option.required:
-        text = re.sub(r"\bNone(?=:| for )", "default", text)  # None in Python is left out on the command line
+    if option.default is None and not option.required:  # None in Python is left out on the command line
+        text = re.sub(r"(^|\. )None(?=:| for )", r"\1Default", text)
+        text = re.sub(r"\bNone(?=:| for )", "default", text)
     text = text[:1].upper() + text[1:]
-    parts = [text if text.endswith((".", "!")) or not text else f"{text}."]
-    literals = _literals(option.kind)
-    if literals and not all(value in text for value in literals):
+    parts = [text if text.endswith(".") or not text else f"{text}."]
+    literals, key = _literals(option.kind), option.name[2:].split(".")
+    if len(literals) > _FEW and sum(value in text for value in literals) < 2:
         parts.append(f"One of {', '.join(literals)}.")
-    elif listed and not literals and (names := sorted(class_names(classes_at(option.name[2:].split("."), types)))):
+    elif (
+        listed and not literals and (names := sorted(class_names({*classes_at(key, types)} - {*bases_at(key, types)})))
+    ):
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        parts.append(f"Classes: {', '.join(names[:_SHOWN])}{more}.")
+        parts.append(f"Classes: {', '.join(names[:_SHOWN])}{more}. Options of one: {option.name}.help NAME.")
     if option.required:
         parts.append("(required)")
-    elif option.takes_value and "default" not in text.lower():
+    elif option.takes_value and option.kind is not None and "default" not in text.lower():
         parts.append(f"(default: {_value(option.default)})")
     return " ".join(filter(None, parts))
+
+
+def _section(option: Option, sections: set[str]) -> str:
+    name = option.name[2:].partition(".")[0]
+    return name if name in sections else ""
 
 
 def _head(page: Page) -> list[str]:
@@ -127,23 +135,30 @@ def _heading(option: Option) -> str:
 
 def _metavar(kind: Any) -> str:
     """What to call a value of a type: N, X, PATH, CLASS, …"""
-    kinds = [part for part in branches(kind) if part is not type(None)]
-    for part in kinds:
-        if get_origin(part) is Literal:
-            return "|".join(map(str, get_args(part))) if len(get_args(part)) < 4 else "NAME"
-    names = {int: "N", float: "X", bool: "true|false", str: "TEXT"}
+    literals, kinds = _literals(kind), [part for part in branches(kind) if part is not type(None)]
+    if literals:
+        return "|".join(literals) if len(literals) <= _FEW else "NAME"
+    classes = bases_at(["value"], {"value": kind})
     if Path in kinds:
         return "PATH"
-    plain = [names[part] for part in kinds if part in names]
-    if plain:
-        return plain[0]
-    origin = get_origin(kinds[0]) if kinds else None
-    if inspect.isclass(origin) and issubclass(origin, Sequence):
-        inner = _metavar(get_args(kinds[0])[0])
-        return f"{inner} …" if origin is list else f"[{inner}, …]"  # lists of commands are given value after value
-    if origin is dict or (inspect.isclass(origin) and issubclass(origin, Mapping)):
+    name = next((name for plain, name in _PLAIN.items() if plain in kinds), None)
+    if classes and name != "N":
+        return (
+            "NAME" if name == "TEXT" else "{KEY: VALUE}" if get_origin(kinds[0]) is dict else _several(kinds, "CLASS")
+        )
+    return name or _several(kinds, "")
+
+
+def _several(kinds: Sequence[Any], inner: str) -> str:
+    """Of a list or a dictionary; `inner` is what to call the values of it, or of anything else."""
+    origin = next((get_origin(part) for part in kinds if inspect.isclass(get_origin(part))), None)
+    if origin is None or not issubclass(origin, (Sequence, Mapping)):
+        return inner or "VALUE"
+    if issubclass(origin, Mapping):
         return "{KEY: VALUE}"
-    return "CLASS" if kinds else "VALUE"
+    part = next(part for part in kinds if get_origin(part) is origin)
+    inner = inner or _metavar(get_args(part)[0])
+    return f"{inner} …" if origin is list else f"[{inner}, …]"  # lists of commands are given value after value
 
 
 def _literals(kind: Any) -> list[str]:

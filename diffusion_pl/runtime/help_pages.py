@@ -88,8 +88,8 @@ TRAINER = {
 #: Those of the short help; a name with a text is of a part whose class is not known before the options are read.
 _SHARED = {
     "config": "",
-    "run": "",
-    "ckpt_path": "",
+    "run NAME": TRAINER["run"],
+    "ckpt_path PATH|last|auto": f"{TRAINER['ckpt_path']} (default: none)",
 }
 _DATA = {
     "data": "",
@@ -110,7 +110,7 @@ _LAST = {
 }
 _FIT = {
     **_SHARED,
-    "init_from": "",
+    "init_from PATH": TRAINER["init_from"],
     "trainer.max_steps": "",
     "trainer.max_time": "",
     **_MACHINE,
@@ -161,7 +161,7 @@ PAGES = {
         "Train a model from a configuration, or resume a run with --ckpt_path.",
         (
             f"fit --config {_DIGITS}",
-            f"fit --config {_DIGITS} --run wide --model.network.width 64 --trainer.max_steps 5000",
+            f"fit --config {_DIGITS} --run long --trainer.max_steps 5000",
             f"fit --config {_DIGITS} --ckpt_path last",
         ),
         _FIT,
@@ -199,10 +199,10 @@ PAGES = {
         "--ckpt_path PATH [--OPTION VALUE …]",
         (
             "--ckpt_path runs/digits-vp --num_samples 100 --output digits",
-            "--ckpt_path runs/digits-vp --sampler DPMpp --steps 20 --cond.label 3 --scale 2",
+            "--ckpt_path runs/digits-conditional --sampler DPMpp --steps 20 --cond.label 3",
             "--ckpt_path runs/digits-vp --num_samples 50000 --npz true --devices 8",
         ),
-        "ckpt_path num_samples output seed sampler grid steps cond scale weights npz film data_ batch_size "
+        "ckpt_path num_samples output seed sampler grid steps cond scale weights npz film data batch_size "
         "accelerator devices",
     ),
     "evaluate": _tool_page(
@@ -211,11 +211,11 @@ PAGES = {
         "measured.",
         "--ckpt_path PATH [--OPTION VALUE …]",
         (
-            "--ckpt_path runs/digits-vp --num_samples 50000 --metrics fid is --output runs/digits-vp/evaluation",
-            "--ckpt_path runs/digits-vp --metrics nll elbo --likelihood_split test --output likelihood",
+            "--ckpt_path runs/digits-vp --num_samples 50000 --metrics fid is",
+            "--ckpt_path runs/digits-vp --metrics nll elbo --output likelihood",
         ),
         "ckpt_path metrics num_samples repeats output seed sampler grid steps scale extractor reference split "
-        "likelihood_split data_ weights batch_size accelerator devices",
+        "likelihood_split data weights batch_size accelerator devices",
     ),
     "verify": _tool_page(
         "verify",
@@ -236,14 +236,14 @@ PAGES = {
         "--ckpt_path PATH --samplers NAME … --nfe N …",
         (
             "--ckpt_path runs/digits-vp --samplers DDIM Heun DPMpp --nfe 5 10 20 50",
-            "--ckpt_path runs/digits-vp --samplers '{class_path: DPMpp, init_args: {order: 3}}' --nfe 10",
+            "--ckpt_path runs/digits-vp --samplers DPMpp UniPC --nfe 10 --grid KarrasGrid",
         ),
     ),
     "encode": _tool_page(
         "encode",
         "Compute the noise that images or points come from, and interpolate between them.",
         "--ckpt_path PATH --path PATH [--OPTION VALUE …]",
-        ("--ckpt_path runs/digits-vp --path images --output latents --between 7 --sampler Heun",),
+        ("--ckpt_path runs/digits-vp --path images --between 7 --sampler Heun",),
     ),
     "restore": _tool_page(
         "restore",
@@ -261,15 +261,15 @@ PAGES = {
         "--from NAME --path PATH --output FILE [--OPTION VALUE …]",
         (
             "--from diffusers --path ddpm-cifar10-32 --output cifar10.ckpt",
-            "--from lucidrains --path results/model-10.pt --output flowers.ckpt --data Folder --data.path flowers",
+            "--from lucidrains --path model-10.pt --output own.ckpt --data Folder",
         ),
-        "from_ path output data size variant objective betas steps heads trust_pickle",
+        "from path output data size variant objective betas steps heads trust_pickle",
     ),
     "export": _tool_page(
         "export",
         "Write the model of a checkpoint for another package: diffusers, safetensors, ONNX or torch.export.",
         "--ckpt_path PATH --to NAME --output FOLDER [--OPTION VALUE …]",
-        ("--ckpt_path runs/digits-vp --to diffusers --output digits-diffusers --license mit",),
+        ("--ckpt_path runs/digits-vp --to safetensors --output digits --license mit",),
     ),
     "replay": _tool_page(
         "replay",

@@ -108,7 +108,7 @@ class Option(NamedTuple):
 
     Attributes:
         group: title of the group that it is in; "" of none.
-        name: with its dashes, such as --model.network.
+        name: with its dashes, such as --model.network; without the underscore of a word of Python.
         help: its text; "" if there is none.
         kind: type of its value; None of a switch or a configuration file.
         default: None also where there is none.
@@ -139,7 +139,7 @@ def options_of(parser: argparse.ArgumentParser) -> list[Option]:
             for action in group._group_actions:
                 if not action.option_strings or action.help == argparse.SUPPRESS or isinstance(action, ActionLink):
                     continue
-                name = max(action.option_strings, key=len).rstrip("+")
+                name = max(action.option_strings, key=len).rstrip("+_")  # from_ is --from
                 is_class_help = isinstance(action, _ActionHelpClassPath)
                 options.append(
                     Option(
@@ -162,7 +162,7 @@ def set_help(parser: argparse.ArgumentParser, texts: Mapping[str, str]) -> None:
     Read: jsonargparse 4.53, Python 3.11.
     """
     for action in parser._actions:
-        name = max(action.option_strings, key=len, default="").strip("-+")
+        name = max(action.option_strings, key=len, default="").strip("-+_")
         action.help = texts.get(name, action.help)
 
 
