@@ -60,7 +60,7 @@ def test_help_of_command_fits_two_screens(parsers: dict[str, ArgumentParser], co
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_examples_name_options_that_exist(parsers: dict[str, ArgumentParser], command: str) -> None:
-    known = {option.name.rstrip("_") for option in options_of(parsers[command])}
+    known = {option.name for option in options_of(parsers[command])}
     for example in PAGES[command].examples:
         for option in re.findall(r"--[\w.-]+", example):
             assert option in known or any(option.startswith(f"{name}.") for name in known), option
@@ -116,7 +116,7 @@ def test_help_all_lists_every_option(
     assert end.value.code == 0
     assert max(map(len, text.splitlines())) <= 100
     for option in options_of(parsers[command]):
-        assert option.is_class_help or option.name.rstrip("_") in text, option.name
+        assert option.is_class_help or option.name in text, option.name
     assert not re.search(r"\b(from|data)_\b", text)
 
 

@@ -97,9 +97,7 @@ def describe(option: Option, types: Types, listed: bool = True) -> str:
     literals, key = _literals(option.kind), option.name[2:].split(".")
     if len(literals) > _FEW and sum(value in text for value in literals) < 2:
         parts.append(f"One of {', '.join(literals)}.")
-    elif (
-        listed and not literals and (names := sorted(class_names({*classes_at(key, types)} - {*bases_at(key, types)})))
-    ):
+    elif listed and not literals and (names := _classes(key, types)):
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         parts.append(f"Classes: {', '.join(names[:_SHOWN])}{more}. Options of one: {option.name}.help NAME.")
     if option.required:
@@ -107,6 +105,11 @@ def describe(option: Option, types: Types, listed: bool = True) -> str:
     elif option.takes_value and option.kind is not None and "default" not in text.lower():
         parts.append(f"(default: {_value(option.default)})")
     return " ".join(filter(None, parts))
+
+
+def _classes(key: Sequence[str], types: Types) -> list[str]:
+    """Names of the classes that an option takes, without the base of them all."""
+    return sorted(class_names({*classes_at(key, types)} - {*bases_at(key, types)}))
 
 
 def _section(option: Option, sections: set[str]) -> str:
@@ -143,9 +146,7 @@ def _metavar(kind: Any) -> str:
         return "PATH"
     name = next((name for plain, name in _PLAIN.items() if plain in kinds), None)
     if classes and name != "N":
-        return (
-            "NAME" if name == "TEXT" else "{KEY: VALUE}" if get_origin(kinds[0]) is dict else _several(kinds, "CLASS")
-        )
+        return "NAME" if name == "TEXT" else _several(kinds, "CLASS")
     return name or _several(kinds, "")
 
 

@@ -67,12 +67,13 @@ def completed_classes(classes: Callable[[Any], Iterable[type]]) -> Iterator[None
 
     `get_all_subclass_paths`, imported by `_completions`.  Read: jsonargparse 4.53.
     """
-    before = completions.get_all_subclass_paths
-    completions.get_all_subclass_paths = lambda kind, **_: list(dict.fromkeys(map(get_import_path, classes(kind))))
+    names, name = vars(completions), "get_all_subclass_paths"
+    before = names[name]
+    names[name] = lambda kind, **_: list(dict.fromkeys(map(get_import_path, classes(kind))))
     try:
         yield
     finally:
-        completions.get_all_subclass_paths = before
+        names[name] = before
 
 
 @contextmanager
