@@ -1,4 +1,4 @@
-"""replay: the step at which a run stopped, once more, from the dump alone and to the last bit."""
+"""replay: the step at which a run stopped is recomputed from the dump alone, bit-exactly."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from flaws import flawed
-from pictures_model import fit_classifier
+from images_model import fit_classifier
 from shell import LAST, cli, fit, tiny_config
 from test_checkpoints import Evil
 
@@ -22,10 +22,10 @@ def dump_of(folder: Path, kind: str = "gradient", bad: Any = (12,), **changes: A
     """The dump of a run that stopped at its first bad step."""
     config = tiny_config(folder, "bad.yaml", **({"model__network": flawed(kind, bad)} | changes))
     done = cli(folder, "fit", "--config", config, "--run", "bad", "--guard.stop_after", 1)
-    found = re.search(r"replay (\S+)`", done.error)
-    assert found, done
+    result = re.search(r"replay (\S+)`", done.error)
+    assert result, done
     config.unlink()
-    return folder / found[1]
+    return folder / result[1]
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_it_reproduces_the_step_to_the_last_bit(tmp_path: Path, changes: dict[st
     assert "activations  all finite" in lines
     names = ["input.weight", "input.bias", "blocks.0.linear.weight", "blocks.0.linear.bias"]
     assert f"gradients    4 parameters' not finite: {', '.join(names)}" in lines
-    found = replay(read_dump(path), path, 0)
-    assert len(found.examples) == 32
-    mean = sum(example.loss for example in found.examples) / 32
+    result = replay(read_dump(path), path, 0)
+    assert len(result.examples) == 32
+    mean = sum(example.loss for example in result.examples) / 32
     assert mean == pytest.approx(loss, rel=1e-2 if changes.get("trainer__precision") == "bf16-true" else 1e-6)
 
 
@@ -73,8 +73,8 @@ def test_it_shows_the_worst_examples_and_where_it_begins(tmp_path: Path) -> None
 def test_finite_examples_stand_in_the_order_of_their_losses(tmp_path: Path) -> None:
     path = dump_of(tmp_path)
     rows = json.loads(cli(tmp_path, "replay", path, "--json").out)["rows"]
-    found = sorted(replay(read_dump(path), path, 0).examples, key=lambda example: -example.loss)[:10]
-    assert rows == [{"row": e.row, "t": e.t, "loss": e.loss} for e in found]
+    result = sorted(replay(read_dump(path), path, 0).examples, key=lambda example: -example.loss)[:10]
+    assert rows == [{"row": e.row, "t": e.t, "loss": e.loss} for e in result]
 
 
 def test_data_that_are_no_numbers_are_named(tmp_path: Path) -> None:
@@ -92,9 +92,9 @@ def test_classifiers_are_replayed_too(tmp_path: Path) -> None:
     callback = {"class_path": "flaws.NaNInBatch", "init_args": {"batch": 1}}
     with pytest.raises(AssertionError, match="loss not finite in one step") as stopped:
         fit_classifier(tmp_path, trainer__callbacks=[callback], guard={"stop_after": 1})
-    found = re.search(r"replay (\S+)`", str(stopped.value))
-    assert found
-    done = cli(tmp_path, "replay", found[1])
+    result = re.search(r"replay (\S+)`", str(stopped.value))
+    assert result
+    done = cli(tmp_path, "replay", result[1])
     assert done.code == 0, done
     assert "the first that is not finite: x of the batch" in done.out
 

@@ -1,4 +1,4 @@
-"""One progress bar for the whole run, with what is being done and the time that is left."""
+"""One progress bar for the whole run, with what is being done and the remaining time."""
 
 import math
 import sys

@@ -11,7 +11,7 @@ from ..checkpoints.loading import diffusion_model, fill
 from ..cli import DiffusionCLI
 from ..runtime.output import Report, next_command, show
 from ..runtime.output_folder import OutputFolder
-from ..runtime.processes import part
+from ..runtime.processes import leave_group
 from .choices import default_count
 
 
@@ -40,7 +40,7 @@ def predict(cli: DiffusionCLI, leader: bool) -> None:
         if output.published is None:
             n = default_count(pipeline)
             first = draw(Drawer(pipeline), n, output.work, trainer, size=4 * math.prod(pipeline.shape))
-            part()
+            leave_group()
             if not first:
                 return
             drawn = gathered(output.work, n)
