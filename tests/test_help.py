@@ -123,7 +123,7 @@ def test_help_all_lists_every_option(
 def test_classes_of_network_are_networks(parsers: dict[str, ArgumentParser]) -> None:
     option = next(option for option in options_of(parsers["fit"]) if option.name == "--model.network")
     text = help.describe(option, {"model.network": option.kind})
-    names = set(text.partition("Classes: ")[2].rstrip(".").split(", "))
+    names = set(text.partition("Classes: ")[2].partition(". Options")[0].split(", "))
     assert {"MLP", "UNet", "DiT"} <= names
     assert len(names) < 10
     from diffusion_pl import networks

@@ -16,7 +16,7 @@ _INDENT = 26  # column of the texts
 _SHOWN = 24  # classes in a list
 _FEW = 3  # values that stand beside the name of an option
 _LAST = ("json", "config", "print_config", "help", "help-all")
-_PLAIN = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
+_PLAIN = {float: "X", int: "N", str: "TEXT", bool: "true|false"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def short(parser: Any, page: Page) -> str:
     options = {option.name[2:]: option for option in options_of(parser) if not option.is_class_help}
     types = {name: option.kind for name, option in options.items()}
     names = page.common or dict.fromkeys([name for name in options if name not in _LAST], "") | dict.fromkeys(_LAST, "")
-    lines = [*_head(page), "", "examples:", *(f"  python -m diffusion_pl {example}" for example in page.examples)]
+    lines = [*_head(page), "", "examples:", *map(_example, page.examples)]
     lines += ["", "common options:" if page.common else "options:"]
     for name, text in names.items():
         if text:
@@ -121,6 +121,14 @@ def _head(page: Page) -> list[str]:
     return [f"usage: python -m diffusion_pl {page.usage}", "", *textwrap.wrap(page.about, WIDTH)]
 
 
+def _example(command: str) -> str:
+    """A command line that can be pasted, also where it takes several lines."""
+    parts = textwrap.wrap(
+        f"python -m diffusion_pl {command}", WIDTH - 6, break_on_hyphens=False, break_long_words=False
+    )
+    return "  " + " \\\n      ".join(parts)
+
+
 def _entry(heading: str, text: str) -> list[str]:
     """An option and its text, which begins on the line of a short heading, else on the next."""
     lines = textwrap.wrap(text, WIDTH - _INDENT, break_on_hyphens=False) or [""]
@@ -145,7 +153,7 @@ def _metavar(kind: Any) -> str:
     if Path in kinds:
         return "PATH"
     name = next((name for plain, name in _PLAIN.items() if plain in kinds), None)
-    if classes and name != "N":
+    if classes and name not in ("N", "X"):
         return "NAME" if name == "TEXT" else _several(kinds, "CLASS")
     return name or _several(kinds, "")
 

@@ -4,6 +4,7 @@ from .help import Page
 
 _CONFIG = "Configuration file, YAML or JSON. Of several, a later one replaces the keys of those before it."
 _PRINT = "Configuration that results from all other options, printed; nothing else is done."
+_JSON = "One JSON document on stdout in place of the table; all other lines go to stderr."
 _EVERY = {
     "help": "Common options of this command.",
     "help-all": "List of all options of this command.",
@@ -140,11 +141,10 @@ _DIGITS = "configs/digits/vp.yaml"
 
 def _trainer_page(command: str, about: str, examples: tuple[str, ...], common: dict[str, str]) -> Page:
     classes = ("--data.help Folder", "--model.network.help UNet")
-    return Page(about, _USAGE.format(command), examples, common, classes, {**TRAINER, **_EVERY})
+    return Page(about, _USAGE.format(command), examples, common, classes, {**TRAINER, **_EVERY, "json": _JSON})
 
 
 _OF_A_CHECKPOINT = {**_SHARED, **_MACHINE, **_DATA, **_LAST}
-_JSON = "One JSON document on stdout in place of the table; all other lines go to stderr."
 _TOOL = {**_EVERY, "config": "YAML file with values of these options.", "print_config": _PRINT, "json": _JSON}
 _TAIL = {"json": "", "help": "", "help-all": ""}
 

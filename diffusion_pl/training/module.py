@@ -44,7 +44,7 @@ class DiffusionModule(Trainable):
         network: network, such as UNet: any class, or function, of the shape of one example and the conditions of the
             data.
         schedule: noise schedule, such as VP.
-        parameterization: meaning of the network's output, such as V or Eps.
+        parameterization: meaning of the network's output, such as V or Epsilon.
         loss: loss, such as DenoisingLoss with a timestep distribution and a weighting.
         sampler: sampler of `predict` and of the panels, such as DDIM or Heun.
         optimizer: optimizer of the trained parameters, such as torch.optim.AdamW.
