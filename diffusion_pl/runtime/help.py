@@ -14,7 +14,7 @@ from .vocabulary import Types, bases_at, branches, class_names, classes_at
 WIDTH = 100  # columns
 _INDENT = 26  # column of the texts
 _SHOWN = 24  # classes in a list
-_FEW = 3  # values that stand beside the name of an option
+_FEW = 3  # values that are listed after the name of an option
 _LAST = ("json", "config", "print_config", "help", "help-all")
 _PLAIN = {float: "X", int: "N", str: "TEXT", bool: "true|false"}
 
@@ -89,7 +89,7 @@ def describe(option: Option, types: Types, listed: bool = True) -> str:
         listed: name the classes that it takes, too.
     """
     text = " ".join(option.help.split())
-    if option.default is None and not option.required:  # None in Python is left out on the command line
+    if option.default is None and not option.required:  # what is None in Python is not given on the command line
         text = re.sub(r"(^|\. )None(?=:| for )", r"\1Default", text)
         text = re.sub(r"\bNone(?=:| for )", "default", text)
     text = text[:1].upper() + text[1:]
