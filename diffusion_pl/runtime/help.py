@@ -123,10 +123,10 @@ def _head(page: Page) -> list[str]:
 
 def _example(command: str) -> str:
     """A command line that can be pasted, also where it takes several lines."""
-    parts = textwrap.wrap(
-        f"python -m diffusion_pl {command}", WIDTH - 6, break_on_hyphens=False, break_long_words=False
-    )
-    return "  " + " \\\n      ".join(parts)
+    line = f"  python -m diffusion_pl {command}"
+    if len(line) <= WIDTH:
+        return line
+    return " \\\n      ".join(textwrap.wrap(line, WIDTH - 8, break_on_hyphens=False, break_long_words=False))
 
 
 def _entry(heading: str, text: str) -> list[str]:
