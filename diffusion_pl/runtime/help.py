@@ -123,10 +123,16 @@ def _head(page: Page) -> list[str]:
 
 def _example(command: str) -> str:
     """A command line that can be pasted, also where it takes several lines."""
-    line = f"  python -m diffusion_pl {command}"
-    if len(line) <= WIDTH:
-        return line
-    return " \\\n      ".join(textwrap.wrap(line, WIDTH - 8, break_on_hyphens=False, break_long_words=False))
+    first, *options = re.split(r" (?=--)", f"  python -m diffusion_pl {command}")
+    lines = [first]
+    for number, option in enumerate(options, 1):
+        end = "" if number == len(options) else " \\"
+        if len(f"{lines[-1]} {option}{end}") > WIDTH:
+            lines[-1] += " \\"
+            lines.append(f"      {option}")
+        else:
+            lines[-1] += f" {option}"
+    return "\n".join(lines)
 
 
 def _entry(heading: str, text: str) -> list[str]:
