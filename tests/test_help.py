@@ -39,6 +39,11 @@ def test_each_command_has_a_page() -> None:
     assert set(PAGES) == set(COMMANDS)
 
 
+def test_page_of_the_command_line_lists_all_commands() -> None:
+    page = (Path(__file__).parents[1] / "docs/pages/commands.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE)[: len(COMMANDS)] == list(COMMANDS.items())
+
+
 def test_main_help_fits_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
