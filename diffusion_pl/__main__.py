@@ -9,7 +9,7 @@ from . import __version__
 from .runtime.startup import discard_output, prepare_home, prepare_streams, say_loading
 
 TRAINER_COMMANDS = {
-    "fit": "train a model from a configuration",
+    "fit": "train a model from a configuration, or resume a run",
     "doctor": "check a configuration before training",
     "validate": "compute the losses of a checkpoint on the validation split",
     "test": "compute the losses of a checkpoint on the test split",
