@@ -28,6 +28,7 @@ def watched(screen: io.StringIO | None = None, columns: int = 200) -> Iterator[i
     screen = Terminal() if screen is None else screen
     with redirect_stderr(screen), pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", str(columns))
+        patch.setenv("LINES", "24")  # tqdm asks for both
         yield screen
 
 
