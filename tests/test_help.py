@@ -151,7 +151,7 @@ def test_completion_without_shtab_says_how(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_script_names_commands_and_options(tmp_path: Path, shell: str) -> None:
     pytest.importorskip("shtab")
     done = cli(tmp_path, "completion", shell)
