@@ -129,7 +129,7 @@ TYPED: dict[str, tuple[str, ...]] = {
     "fit --model.loss.weighting Heun": ("--model.loss.weighting:", "another kind", "a Weighting"),
     "fit --model.network TinyCon": ("--model.network:", "no class TinyCon", "ConvUNet", "MLP"),
     "fit --model.network UNET": ("--model.network:", "UNet?"),
-    "fit --model.network {width:3}": ("--model.network:", "class_path"),
+    "fit --model.schedule {class_pth:VP}": ("class_pth", "class_path"),
     "fit --model.optimizer adamw": ("--model.optimizer:", "AdamW?"),
     "fit --model.optimizer.lr 1e-3x": ("--model.optimizer.lr:", "expected float,", "1e-3x"),
     "fit --trainer.logger wandb": ("--trainer.logger:", "WandbLogger?"),
