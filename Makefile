@@ -16,7 +16,7 @@ help: ## this list
 
 setup: .venv/.done ## the virtual environment with everything installed
 
-demo: .venv/.done ## train on the Datasaurus, about a minute, and say where the pictures are
+demo: .venv/.done ## train on the Datasaurus, about a minute: panels, curves and a film of samples
 	@$(BIN)/python -m diffusion_pl fit --config configs/datasaurus/vp.yaml
 
 lint: .venv/.done ## style and types

@@ -64,7 +64,7 @@ def divide(
 
 
 def recorded_split(saved: Mapping[str, Any]) -> State:
-    """How the data of a checkpoint were split, some of {rule, seed, grouped, exceptions}; {} if not recorded.
+    """The entry "split" of a checkpoint: how the data were split; {} if it is missing.
 
     Raises:
         ValueError: the method is not known, or the entry is damaged.
