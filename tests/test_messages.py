@@ -226,10 +226,12 @@ COMMANDS: dict[str, str] = {
     "sample --ckpt_path x.ckpt --sampler.order 3": r"--sampler.order: set --sampler CLASS first",
     "sample": r"missing: --ckpt_path",
     "configs/x.yaml": r"did you mean fit --config configs/x.yaml\?",
-    "--config x.yaml": r"command before --config; did you mean fit --config\?",
+    "--config x.yaml": r"command before --config; did you mean fit --config x.yaml\?",
     "generate": r"did you mean sample\?",
     "Eval": r"did you mean evaluate\?",
     "resume": r"did you mean fit\?",
+    "trian": r"did you mean fit\?",
+    "--versoin": r"did you mean --version\?",
     "sweep --ckpt_path x.ckpt --samplers DDIM --nfe 5 --seed -1": r"seed must not be negative, got -1",
     "fit --config nope.yaml": r"--config nope.yaml: no such file",
 }
