@@ -10,11 +10,10 @@ from ..checkpoints.io import checkpoint_at, last_checkpoint, or_else, previous_c
 from .limits import name_of_config
 from .loggers import LEFTOVERS
 from .processes import agree, find_peers
-from .run_card import read_card
+from .run_card import LOCK
 from .storage import Lock, claim_folder, numbered
 
 RUNS = Path("runs")  # unless trainer.default_root_dir names another folder
-LOCK = ".lock"
 _VARIABLE = "DIFFUSION_PL_RUN"  # by which the first process of a run sends the others the folder that it chose
 
 
@@ -115,17 +114,6 @@ class RunFolder:
         if command == "fit":
             self._lock = Lock(folder / LOCK, f"{folder} is being trained by another process: wait, or stop it")
         return folder
-
-
-def was_killed(folder: Path) -> bool:
-    """Whether the card says that the run is running, but no process trains there."""
-    try:
-        if read_card(folder)["status"] != "running":
-            return False
-        Lock(folder / LOCK, "").release()
-    except (OSError, ValueError, KeyError):  # another process has it, or there is no card
-        return False
-    return True
 
 
 def newest(name: str, root: Path = RUNS) -> Path:
