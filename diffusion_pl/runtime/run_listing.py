@@ -74,7 +74,9 @@ def _read(folder: Path, name: str) -> Run:
         return Run(name, "unknown", None, None, {}, size, " ".join(str(error).split()))
     max_steps = (card.get("config", {}).get("trainer") or {}).get("max_steps")
     planned = max_steps if isinstance(max_steps, int) and max_steps > 0 else None
-    return Run(name, state_of(folder, card), card.get("steps"), planned, (card.get("metrics") or {}).get("values", {}), size)
+    return Run(
+        name, state_of(folder, card), card.get("steps"), planned, (card.get("metrics") or {}).get("values", {}), size
+    )
 
 
 def _size(folder: Path) -> int:
