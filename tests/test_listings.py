@@ -51,7 +51,7 @@ def test_heading_of_a_head_comment(tmp_path: Path) -> None:
     )
     assert read_heading(path) == ("Moons, 2 columns: a test", ("2011.13456", "2202.00512"), "one GPU, two days")
     path.write_text("model: {}\n")
-    with pytest.raises(ValueError, match="a.yaml"):
+    with pytest.raises(ValueError, match=r"a\.yaml"):
         read_heading(path)
 
 
@@ -149,10 +149,10 @@ def test_table_of_runs_has_a_line_each(runs: Path) -> None:
 
 
 def test_running_run_holds_its_lock(runs: Path) -> None:
-    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"
     lock = runs / "runs/dead" / LOCK
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-u", "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         state = {entry["name"]: entry["state"] for entry in listed(runs, "runs")}["dead"]

@@ -62,10 +62,8 @@ def _is_list(annotation: Any) -> bool:
 
 def _is_path(parameter: inspect.Parameter, parameters: Mapping[str, inspect.Parameter]) -> bool:
     """Whether a parameter is the first, and a path: it can be given without its option, as in runs FOLDER."""
-    return parameter is next(iter(parameters.values())) and Path in (
-        parameter.annotation,
-        *get_args(parameter.annotation),
-    )
+    first = next(iter(parameters.values()))
+    return parameter is first and Path in (parameter.annotation, *get_args(parameter.annotation))
 
 
 def named(args: Sequence[str], required: Sequence[str], several: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is known of the runs in a folder without loading a checkpoint: state, step, metrics and size, from their cards."""
+"""The runs in a folder: state, step, metrics and size, from their cards; no checkpoint is read."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -74,9 +74,8 @@ def _read(folder: Path, name: str) -> Run:
         return Run(name, "unknown", None, None, {}, size, " ".join(str(error).split()))
     max_steps = (card.get("config", {}).get("trainer") or {}).get("max_steps")
     planned = max_steps if isinstance(max_steps, int) and max_steps > 0 else None
-    return Run(
-        name, state_of(folder, card), card.get("steps"), planned, (card.get("metrics") or {}).get("values", {}), size
-    )
+    metrics = (card.get("metrics") or {}).get("values", {})
+    return Run(name, state_of(folder, card), card.get("steps"), planned, metrics, size)
 
 
 def _size(folder: Path) -> int:
