@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.exported import is_exported
 from ..checkpoints.io import checkpoint_at, last_checkpoint, or_else, previous_checkpoint
 from .limits import name_of_config
 from .loggers import LEFTOVERS
@@ -79,7 +80,10 @@ class RunFolder:
 
     def _find(self, config: Any, command: str, claim: bool) -> dict[str, Any]:
         if config.ckpt_path not in (None, "last", "auto"):
-            config.ckpt_path = str(checkpoint_at(config.ckpt_path))
+            named = config.ckpt_path
+            config.ckpt_path = str(checkpoint_at(named))
+            if command == "fit" and is_exported(Path(config.ckpt_path)):
+                raise ValueError(f"{named} holds weights only, no run to resume. Fix: --init_from {named}")
         root = self.root
         ckpt_path, resumed = config.ckpt_path, config.ckpt_path in ("last", "auto")
         name = config.run or _default_name(config, root)
