@@ -151,6 +151,4 @@ def _refuse_options(of_models: dict[str, Any], data: Any) -> None:
     if given is not None:
         raise ValueError(f"--{given} is for a model, and --images are measured as they are. Fix: remove one of them")
     if isinstance(data, dict):
-        raise ValueError(
-            "--data: expected a class first, such as --data Folder --data.path FOLDER, got its options only"
-        )
+        raise ValueError("--data: expected a class and its options, such as --data Folder --data.path FOLDER")

@@ -49,7 +49,9 @@ def read_stored(folder: Path) -> StoredImages:
     overviews = [folder / name for name in OVERVIEWS]
     files = [file for file in list_images(folder).files if file not in overviews]
     if not files:
-        raise ValueError(f"{folder}: no images in this folder: expected files with the endings {', '.join(endings())}")
+        raise ValueError(
+            f"{folder}: no images in this folder: expected files with the endings {', '.join(sorted(endings()))}"
+        )
     layout = Layout()
     shape, levels = first_look(str(folder), files, layout, "fail")
     source = load(str(folder), files, None, layout, Format(shape, {}, levels), "fail", _MEMORY).source

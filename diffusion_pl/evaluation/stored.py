@@ -49,10 +49,8 @@ class StoredEvaluation:
         if not 2 <= self.count <= len(self.stored):
             raise ValueError(f"{images} has {len(self.stored)} images, expected at least {max(2, self.count)}")
         if data is not None and data.shape != self.stored.shape:
-            raise ValueError(
-                f"{images} has images of {_size(self.stored.shape)}, {type(data).__name__} of {_size(data.shape)}: both "
-                "must be alike"
-            )
+            here, there = _size(self.stored.shape), _size(data.shape)
+            raise ValueError(f"{images} has images of {here}, --data {type(data).__name__} of {there}: expected equal")
         extractor = extractor_on(plan, device_of(accelerator))
         self.features, self.extractor = Features(self.stored.shape, self.stored.units, extractor), identity(extractor)
         self.against, self.made_with = self._against({"extractor": self.extractor, "shape": list(self.stored.shape)})
