@@ -16,6 +16,7 @@ from diffusion_pl.data.stored import read_stored
 from diffusion_pl.evaluation import note_of
 
 EXTRACTOR = ("--extractor", "DigitsClassifier")
+DATA = ("--data", "Digits", "--data.conditional", "true")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 samples of a model in `drawn`, and what `evaluate` measured of the same in `model`."""
     folder = tmp_path_factory.mktemp("images")
     ckpt = ("--ckpt_path", fit_digits(folder), "--num_samples", 80)
-    assert cli(folder, "sample", *ckpt, "--output", "drawn", "--film", "--num_samples", 80).code == 0
+    assert cli(folder, "sample", *ckpt, "--output", "drawn", "--film").code == 0
     assert cli(folder, "evaluate", *ckpt, *EXTRACTOR, "--output", "model").code == 0
     return folder
 
@@ -45,7 +46,7 @@ def measured(folder: Path, output: str, *args: Any) -> dict[str, Any]:
 
 
 def test_folder_of_samples_gives_the_models_values(folder: Path) -> None:
-    of_model, of_images = results(folder, "model"), measured(folder, "a", "--data", "Digits")
+    of_model, of_images = results(folder, "model"), measured(folder, "a", *DATA)
     assert of_images.keys() == of_model.keys()
     for name, result in of_images.items():
         assert result["value"] == pytest.approx(of_model[name]["value"], rel=1e-4, abs=1e-6), name
@@ -63,7 +64,7 @@ def test_reference_takes_the_place_of_the_data(folder: Path) -> None:
 
 
 def test_first_images_can_be_chosen(folder: Path) -> None:
-    few = measured(folder, "c", "--data", "Digits", "--num_samples", 40, "--metrics", "kid")["kid"]
+    few = measured(folder, "c", *DATA, "--num_samples", 40, "--metrics", "kid")["kid"]
     assert few["protocol"]["num_samples"] == 40
     assert few["model"]["sha256"] != results(folder, "model")["kid"]["model"]["sha256"]
 
@@ -74,9 +75,8 @@ def test_hash_is_that_of_the_same_images_as_data(tmp_path: Path) -> None:
     x = torch.cat([batch["x"] for batch in data.batches("val", 100)])
     for i, image in enumerate(data.units.to_uint8(x).numpy()):
         save_png(image, tmp_path / f"{i:03d}.png")
-    done = cli(
-        tmp_path, "evaluate", "--images", ".", *EXTRACTOR, "--data", "Digits", "--metrics", "kid", "--output", "../o"
-    )
+    call = ("--images", ".", *EXTRACTOR, "--data", "Digits", "--metrics", "kid", "--output", "../o")
+    done = cli(tmp_path, "evaluate", *call)
     assert done.code == 0, done.err
     assert results(tmp_path, "../o")["kid"]["model"]["sha256"] == note_of(data, "val")["sha256"]
 
