@@ -88,7 +88,7 @@ def test_overviews_of_sample_are_no_samples(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (["--images", "none", "--data", "Digits"], "none: no such folder"),
         (["--images", "empty", "--data", "Digits"], "empty: no images"),
@@ -107,14 +107,14 @@ def test_overviews_of_sample_are_no_samples(folder: Path) -> None:
         ([], "--ckpt_path"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line(folder: Path, options: list[Any], told: str) -> None:
+def test_bad_input_is_one_line(folder: Path, options: list[Any], expected: str) -> None:
     (folder / "empty").mkdir(exist_ok=True)
     for name, sides in {"mixed/a.png": 8, "mixed/b.png": 9, "large/a.png": 16, "large/b.png": 16}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         save_png(torch.zeros(1, sides, sides, dtype=torch.uint8).numpy(), folder / name)
     done = cli(folder, "evaluate", *EXTRACTOR, "--output", "bad", *options)
     assert done.code == 2
-    assert told in done.error
+    assert expected in done.error
     assert not (folder / "bad").exists()
 
 
