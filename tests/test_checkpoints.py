@@ -72,7 +72,7 @@ def fail_midway(error: Exception) -> Any:
     ],
     ids=["full disk", "full disk as torch reports it"],
 )
-def test_a_write_that_fails_midway_leaves_the_old_file_whole(
+def test_a_write_that_fails_midway_leaves_the_old_file_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     path = tmp_path / "last.ckpt"
@@ -94,7 +94,7 @@ def test_a_bug_in_saving_is_not_disguised_as_a_full_disk(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("when", ["fsync", "replace"])
-def test_a_failure_at_any_moment_leaves_the_old_file_whole(
+def test_a_failure_at_any_moment_leaves_the_old_file_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     path = tmp_path / "last.ckpt"
@@ -122,7 +122,7 @@ def test_the_data_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch
     assert done == ["fsync", "replace", "fsync", "replace", "fsync"]  # after the first, the old one's second name
 
 
-def test_being_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path) -> None:
+def test_a_kill_while_writing_leaves_the_old_file_intact(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     write(OLD, path)
 
@@ -147,9 +147,7 @@ def test_being_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path) ->
 # The one before
 
 
-def test_the_old_file_gets_a_second_name_at_which_there_is_a_whole_file_at_every_instant(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_previous_checkpoint_is_complete_at_every_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
     write(OLD, path)
     number = path.stat().st_ino
@@ -209,9 +207,7 @@ def test_where_files_cannot_have_two_names_it_is_copied(tmp_path: Path, monkeypa
     assert names(tmp_path) == ["last.ckpt", "previous.ckpt"]
 
 
-def test_being_killed_between_the_two_names_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_between_two_renames_leaves_no_extra_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then both are names of one file, and renaming one to the other does nothing, says POSIX."""
     path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
     write(OLD, path)
@@ -222,7 +218,7 @@ def test_being_killed_between_the_two_names_leaves_nothing_behind(
     assert names(tmp_path) == ["last.ckpt", "previous.ckpt"]
 
 
-def test_a_damaged_file_does_not_take_the_place_of_the_last_good_one(tmp_path: Path) -> None:
+def test_a_damaged_file_does_not_replace_the_last_good_one(tmp_path: Path) -> None:
     path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
     write(OLD, path)
     write(NEW, path)
@@ -231,18 +227,18 @@ def test_a_damaged_file_does_not_take_the_place_of_the_last_good_one(tmp_path: P
     assert [read(file)["global_step"] for file in (path, previous)] == [3, 1]
 
 
-def test_damage_is_told_with_the_newest_good_one(tmp_path: Path) -> None:
+def test_damage_is_reported_with_the_newest_intact_checkpoint(tmp_path: Path) -> None:
     path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
     for content in (OLD, NEW):
         write(content, path)
     shutil.copy(previous, tmp_path / "older.ckpt")
     os.utime(tmp_path / "older.ckpt", (1, 1))
     path.write_bytes(path.read_bytes()[:-100])
-    told = f"; the newest good one is {previous}: give it as --ckpt_path"
-    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged .*{re.escape(told)}$"):
+    hint = f"; the newest good one is {previous}: give it as --ckpt_path"
+    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged .*{re.escape(hint)}$"):
         read(path)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"no checkpoint at {path}{re.escape(told)}$"):
+    with pytest.raises(FileNotFoundError, match=rf"no checkpoint at {path}{re.escape(hint)}$"):
         read(path)
     previous.write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"the newest good one is .*older\.ckpt"):
@@ -254,7 +250,7 @@ def test_damage_is_told_with_the_newest_good_one(tmp_path: Path) -> None:
         read(path)
 
 
-def test_the_command_line_names_the_one_before_and_it_continues_the_run(tmp_path: Path) -> None:
+def test_damage_error_names_a_checkpoint_that_resumes_the_run(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"trainer__max_steps": 20, "saver": {"every_n_steps": 8}}
     whole, run = fit(tmp_path, run="whole", **changes), fit(tmp_path, **changes)
     previous = "runs/run/checkpoints/previous.ckpt"
@@ -262,12 +258,12 @@ def test_the_command_line_names_the_one_before_and_it_continues_the_run(tmp_path
     again = ("fit", "--config", "run.yaml", "--run", "run", "--ckpt_path")
     good = (run / LAST).read_bytes()
     (run / LAST).write_bytes(good[:-1000])
-    told = f"the newest good one is {previous}: give it as --ckpt_path"
+    hint = f"the newest good one is {previous}: give it as --ckpt_path"
     error = cli(tmp_path, *again, "last").error
     assert error.startswith("runs/run/checkpoints/last.ckpt is damaged")
-    assert error.endswith(told)
+    assert error.endswith(hint)
     (run / LAST).unlink()
-    assert cli(tmp_path, *again, "last").error == f"no checkpoint at runs/run/checkpoints/last.ckpt; {told}"
+    assert cli(tmp_path, *again, "last").error == f"no checkpoint at runs/run/checkpoints/last.ckpt; {hint}"
     newer = tmp_path / "runs" / "run-2" / "checkpoints"
     newer.mkdir(parents=True)
     shutil.copy(tmp_path / previous, newer)
@@ -300,7 +296,7 @@ def steps(path: Path) -> Any:
     return read(path)["global_step"]
 
 
-def test_a_thread_writes_what_was_there_while_training_goes_on(tmp_path: Path, gate: threading.Event) -> None:
+def test_a_thread_writes_a_snapshot_while_training_continues(tmp_path: Path, gate: threading.Event) -> None:
     path, writer = tmp_path / "last.ckpt", AtomicCheckpointIO()
     weight, history = torch.zeros(3), [1]
     with writer.in_background():
@@ -340,7 +336,7 @@ def test_whatever_comes_next_waits_for_the_thread(tmp_path: Path, gate: threadin
     writer.wait()
 
 
-def test_a_process_that_ends_finishes_what_it_is_writing(tmp_path: Path) -> None:
+def test_an_ending_process_finishes_its_write(tmp_path: Path) -> None:
     code = (
         "import sys, time, torch\n"
         "from pathlib import Path\n"
@@ -366,7 +362,7 @@ def test_the_error_of_the_thread_comes_with_the_next_call(tmp_path: Path) -> Non
         with pytest.raises(OSError, match=r"cannot write the checkpoint .*there was none before"):
             while True:  # `check` does not wait
                 getattr(writer, call)(*args)
-        writer.teardown()  # told once
+        writer.teardown()  # reported once
 
 
 def test_a_snapshot_is_a_copy_in_which_what_was_shared_is_shared() -> None:
@@ -389,7 +385,7 @@ def test_a_snapshot_is_a_copy_in_which_what_was_shared_is_shared() -> None:
     assert copied["b"][1][2, 1] == 5
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_and_not_silence(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OSError, match="cannot write the checkpoint"):
         write(OLD, tmp_path / "file" / "last.ckpt")
@@ -431,15 +427,15 @@ DAMAGES: dict[str, Any] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("command", ["sample", "fit", "validate"])
 def test_a_damaged_file_is_one_clear_line(trained: Path, tmp_path: Path, damage: str, command: str) -> None:
-    spoil, told = DAMAGES[damage]
+    damaged, message = DAMAGES[damage]
     bad = tmp_path / "bad.ckpt"
-    bad.write_bytes(spoil((trained / "runs" / "run" / LAST).read_bytes(), trained / "runs" / "run"))
+    bad.write_bytes(damaged((trained / "runs" / "run" / LAST).read_bytes(), trained / "runs" / "run"))
     config = tiny_config(trained)
     args = [] if command == "sample" else ["--config", config]
     with no_files_change(trained):
         error = cli(trained, command, *args, "--ckpt_path", bad).error
     assert error.startswith(str(bad))
-    assert re.search(told, error), error
+    assert re.search(message, error), error
 
 
 def test_a_file_holding_code_is_refused_and_the_code_not_run(trained: Path, tmp_path: Path) -> None:
@@ -458,7 +454,7 @@ def test_a_file_holding_code_is_refused_and_the_code_not_run(trained: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ([1, 2], "is not a checkpoint of a training run: it has no state_dict"),
         ({"model": 1}, "is not a checkpoint of a training run: it has no state_dict"),
@@ -466,10 +462,10 @@ def test_a_file_holding_code_is_refused_and_the_code_not_run(trained: Path, tmp_
     ],
     ids=["list", "other keys", "weights only"],
 )
-def test_a_sound_file_of_something_else_is_refused(tmp_path: Path, content: Any, told: str) -> None:
+def test_a_sound_file_of_something_else_is_refused(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "other.ckpt")
     for args in (["sample"], ["fit", "--config", tiny_config(tmp_path)]):
-        assert told in cli(tmp_path, *args, "--ckpt_path", "other.ckpt").error
+        assert message in cli(tmp_path, *args, "--ckpt_path", "other.ckpt").error
 
 
 def test_no_file_is_said_to_be_no_file(tmp_path: Path) -> None:
@@ -487,7 +483,7 @@ def data_of(folder: Path, columns: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "predict"])
-def test_a_checkpoint_of_another_model_is_refused_and_the_run_stays_as_it_was(trained: Path, command: str) -> None:
+def test_checkpoint_of_another_model_is_refused_before_writing(trained: Path, command: str) -> None:
     others = {
         "another network.*16 in the checkpoint, 8 here": {"model__network__init_args": {"width": 8, "depth": 1}},
         "another network.*absent in the checkpoint": {"model__network__init_args": {"width": 16, "depth": 2}},
@@ -495,10 +491,10 @@ def test_a_checkpoint_of_another_model_is_refused_and_the_run_stays_as_it_was(tr
         "another configuration: model.parameterization": {"model__parameterization": {"class_path": "Epsilon"}},
         "16x3 in the checkpoint, 16x4 here": {"data": data_of(trained, "abc")},
     }
-    for index, (told, changes) in enumerate(others.items()):
+    for index, (message, changes) in enumerate(others.items()):
         config = tiny_config(trained, f"other{index}.yaml", trainer__max_steps=9, **changes)
         run = trained / "runs" / "run"
         kept = {path: path.read_bytes() for path in (run / LAST, run / "config.yaml")}
         outcome = cli(trained, command, "--config", config, "--run", "run", "--ckpt_path", "last")
-        assert re.search(told, outcome.error), outcome.error
+        assert re.search(message, outcome.error), outcome.error
         assert {path: path.read_bytes() for path in kept} == kept

@@ -1,4 +1,4 @@
-"""NoisyClassifier: it learns the posterior of labels, and is judged by noise level."""
+"""NoisyClassifier: it learns the posterior of labels, and is evaluated by noise level."""
 
 from functools import partial
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import by_class
-from pictures_model import fit_classifier
+from images_model import fit_classifier
 from shell import cli, fit, scalars
 from torch import Tensor, nn
 
@@ -62,7 +62,7 @@ def test_fit_logs_cross_entropy_and_accuracy_by_noise_level(tmp_path: Path) -> N
         tags = {tag for tag in logged if tag.startswith(f"{name}/")}
         assert {f"{name}/ema0.999", f"{name}/ema0.999_t0.00-0.25", f"{name}/ema0.999_t0.75-1.00"} <= tags
     assert {"train_loss/raw", "train_accuracy/raw", "learning_rate"} <= logged.keys()
-    # Little noise tells more of the digit than much.
+    # With little noise more of the digit is visible.
     clear, noisy = (logged[f"val_accuracy/ema0.999_{span}"][-1][1] for span in ("t0.00-0.25", "t0.75-1.00"))
     assert clear > noisy + 0.05
 
@@ -84,7 +84,7 @@ def test_panels_of_samples_are_refused(tmp_path: Path) -> None:
         fit_classifier(tmp_path, trainer__callbacks=[{"class_path": "ImagePanels"}])
 
 
-def test_the_encoder_gives_logits_of_any_sides_it_can_halve() -> None:
+def test_the_encoder_takes_any_divisible_image_size() -> None:
     net = UNetEncoder((3, 16, 8), by_class(5), nf=8, ch_mult=[1, 2], num_res_blocks=1, attn_resolutions=[8])
     assert net(torch.randn(4, 3, 16, 8), torch.rand(4)).shape == (4, 5)
     assert net(torch.randn(2, 3, 8, 12), torch.rand(2)).shape == (2, 5)

@@ -80,7 +80,7 @@ def test_every_depth_has_its_own_defaults(folder: Path) -> None:
     assert (data["num_points"], data["batch_size"], data["repeats"]) == (99, 512, None)
 
 
-def test_options_of_the_command_line_replace_classes_alike(folder: Path) -> None:
+def test_command_line_options_replace_classes_too(folder: Path) -> None:
     sampler = composed(folder, "--model.sampler.grid", "LogSNRGrid")["model"]["sampler"]["init_args"]
     assert (sampler["grid"]["init_args"]["steps"], sampler["churn"]) == (None, 1.0)
     data = composed(folder, "--data", "Moons", "--data.num_points", 99)["data"]["init_args"]
@@ -129,7 +129,7 @@ def test_a_list_that_replaces_callbacks_says_which(tmp_path: Path) -> None:
 
 
 def test_runs_are_in_the_default_root_dir(tmp_path: Path) -> None:
-    """Of a relative and of an absolute path; resumed there, and from the configuration that lies there."""
+    """Of a relative and of an absolute path; resumed there, and from the configuration saved there."""
     for root in ("results", str(tmp_path / "elsewhere")):
         config = tiny_config(tmp_path, trainer__max_steps=2, trainer__default_root_dir=root)
         run = tmp_path / root / "mine"

@@ -16,7 +16,7 @@ from diffusion_pl.data import Arrays, Folder, Table
 from diffusion_pl.data.folder import natural_order
 from diffusion_pl.data.identity import differences, identity, keys_of
 from diffusion_pl.data.loader import Tensors
-from diffusion_pl.data.splits import hashed
+from diffusion_pl.data.splits import divide, hashed, recorded_split
 from diffusion_pl.runtime.run_card import read_card
 
 UNET = {
@@ -50,12 +50,12 @@ def ready(path: Path, state: dict[str, Any] | None = None, **options: Any) -> Fo
 
 def parts(data: Any) -> list[dict[int, int]]:
     """Label by value, of each split."""
-    found = []
+    result = []
     for split in data.splits:
         batch = split.__getitems__(torch.arange(len(split)))
         label = batch.get("label", torch.zeros(len(batch["x"]), dtype=torch.int64))
-        found.append(dict(zip(batch["x"][:, 0, 0, 0].tolist(), label.tolist(), strict=True)))
-    return found
+        result.append(dict(zip(batch["x"][:, 0, 0, 0].tolist(), label.tolist(), strict=True)))
+    return result
 
 
 def as_written_by_0_1(state: dict[str, Any]) -> dict[str, Any]:
@@ -256,12 +256,12 @@ def test_differences_are_counted() -> None:
     names = [f"{i}.png" for i in range(30)]
     state = identity(keys_of(names, 30), True, source(list(range(30))))
 
-    def told(names: list[str], values: list[int]) -> list[str]:
+    def counts(names: list[str], values: list[int]) -> list[str]:
         return differences(state, keys_of(names, len(names)), True, source(values))
 
-    assert told(names[::-1], list(range(30))[::-1]) == []
-    assert told([*names[2:], "new.png"], [*range(2, 29), 99, 0]) == ["1 added", "2 removed", "1 changed"]
-    assert told(["other.png"], [0]) == ["1 added", "30 removed"]
+    assert counts(names[::-1], list(range(30))[::-1]) == []
+    assert counts([*names[2:], "new.png"], [*range(2, 29), 99, 0]) == ["1 added", "2 removed", "1 changed"]
+    assert counts(["other.png"], [0]) == ["1 added", "30 removed"]
     numbers = identity(keys_of(None, 30), False, source(list(range(30))))
     assert differences(numbers, keys_of(None, 31), False, source([7, *range(1, 31)])) == ["1 added", "1 changed"]
 
@@ -273,12 +273,12 @@ def test_of_very_many_names_differences_are_estimated(monkeypatch: pytest.Monkey
     state = identity(keys_of(names, 3000), True, x)
     assert len(state["keys"]) == 400
     assert differences(state, keys_of(names, 3000), True, x) == []
-    (told,) = differences(state, keys_of([*names, *(f"{i}.jpg" for i in range(1000))], 4000), True, x)
-    assert told.startswith("about ")
-    assert int(told.split()[1].replace(",", "")) == pytest.approx(1000, rel=0.35)  # four standard deviations
+    (estimate,) = differences(state, keys_of([*names, *(f"{i}.jpg" for i in range(1000))], 4000), True, x)
+    assert estimate.startswith("about ")
+    assert int(estimate.split()[1].replace(",", "")) == pytest.approx(1000, rel=0.35)  # four standard deviations
 
 
-def test_changed_data_are_told_at_resume_and_trained_images_stay(copy: Path) -> None:
+def test_changed_data_warn_at_resume_and_trained_images_stay(copy: Path) -> None:
     before = parts(ready(copy / "images", checkpoint(copy / "runs/run")["Folder"], conditional=True))
     save(copy / "images/3/new.png", 255)
     trained = next(value for value in before[0] if value < 20)
@@ -311,7 +311,7 @@ def test_other_classes_are_refused_at_resume(copy: Path, old: str, new: str | No
 # Classes without examples.
 
 
-def test_classes_without_examples_are_told_and_not_sampled(tmp_path: Path) -> None:
+def test_classes_without_examples_are_reported_and_not_sampled(tmp_path: Path) -> None:
     x, y = np.zeros((30, 8, 8), np.uint8), 1 + 2 * (np.arange(30) % 3)  # 1, 3, 5
     np.savez(tmp_path / "a.npz", x=x, y=y)
     data = {"class_path": "Arrays", "init_args": {"path": "a.npz", "key": "x", "labels": "y", "batch_size": 8}}
@@ -380,10 +380,29 @@ def test_a_strangers_data_are_read_only_when_asked_for(
     assert evaluate(tmp_path, "--output", "trusted", ckpt="stranger.ckpt").code == 0
 
 
-def test_a_strangers_empty_state_reads_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_foreign_state_reads_no_data(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFUSION_PL_TRUST", "")
     content = checkpoint(run / "runs/run")
     content["Folder"] = {}
     torch.save(content, tmp_path / "stranger.ckpt")
     refused = cli(tmp_path, "sample", "--ckpt_path", "stranger.ckpt", "--weights", "raw")
     assert "stranger.ckpt" in refused.error
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        5,
+        "hash",
+        {"rule": "odd"},
+        {"seed": "0"},
+        {"seed": True},
+        {"exceptions": 1},
+        {"exceptions": {"keys": torch.ones(2)}},
+    ],
+)
+def test_a_damaged_record_of_the_split_is_refused(split: Any) -> None:
+    with pytest.raises(ValueError, match="checkpoint"):
+        recorded_split({"split": split})
+    with pytest.raises(ValueError, match="checkpoint"):
+        divide(4, None, None, None, (0.5, 0.0), 0, grows=True, saved={"split": split})

@@ -56,10 +56,10 @@ def test_the_exact_network_gives_the_exact_denoiser(
         t = torch.tensor(0.4071, dtype=dtype, device=device)
     else:
         t = torch.tensor(INNER[1:-1], dtype=dtype, device=device)[:, None]
-    found, exact = denoiser(x_t, t), oracle(x_t, t)
+    result, exact = denoiser(x_t, t), oracle(x_t, t)
     scale = 1 + array(schedule(t).sigma / schedule(t).alpha).max()
-    near(found.x_0, exact.x_0, rel=1e-9, abs=1e-11 * scale)
-    near(found.eps, exact.eps, rel=1e-9, abs=1e-11 / array(schedule(t).sigma).min())
+    near(result.x_0, exact.x_0, rel=1e-9, abs=1e-11 * scale)
+    near(result.eps, exact.eps, rel=1e-9, abs=1e-11 / array(schedule(t).sigma).min())
 
 
 @every_schedule
@@ -127,14 +127,14 @@ def test_conditions_reach_the_network() -> None:
 
 @pytest.mark.parametrize("inner", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("outer", [torch.float32, torch.float64], ids=str)
-def test_the_network_keeps_its_precision_and_the_arithmetic_its_own(inner: torch.dtype, outer: torch.dtype) -> None:
+def test_network_and_arithmetic_keep_their_precisions(inner: torch.dtype, outer: torch.dtype) -> None:
     network, schedule = Recorder(inner), Rectified()
     denoiser = NetworkDenoiser(network, schedule, V())
     x_t, t = torch.full((2, 2), 1 / 3, dtype=outer), torch.tensor(0.3, dtype=torch.float64)
-    found = denoiser(x_t, t)
+    result = denoiser(x_t, t)
     assert network.x.dtype == network.c_noise.dtype == inner
-    assert found.x_0.dtype == found.eps.dtype == outer
-    split = 0.7 * array(found.x_0) + 0.3 * array(found.eps)
+    assert result.x_0.dtype == result.eps.dtype == outer
+    split = 0.7 * array(result.x_0) + 0.3 * array(result.eps)
     np.testing.assert_allclose(split, array(x_t), rtol=1e-6 if outer == torch.float32 else 1e-14)
 
 
@@ -149,7 +149,7 @@ def test_raw_is_what_the_network_said() -> None:
 
 @pytest.mark.parametrize("schedule", [VP(), LinearBetas(10, 0.01, 0.5)], ids=["VP", "table"])
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])
-def test_times_outside_the_process_are_refused(value: float, schedule: Schedule) -> None:
+def test_times_outside_the_schedule_are_refused(value: float, schedule: Schedule) -> None:
     denoiser = NetworkDenoiser(Recorder(), schedule, Epsilon())
     with pytest.raises(ValueError, match=rf"t must be in \[0, 1\], got {value}"):
         denoiser(torch.ones(2, 2), torch.tensor(value, dtype=torch.float64))

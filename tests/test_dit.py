@@ -16,9 +16,9 @@ def counted(width: int, depth: int, channels: int, patch: int, classes: int) -> 
     block = 3 * width * width + 3 * width + width * width + width  # attention
     block += 8 * width * width + 5 * width  # MLP of 4 times the width
     block += 6 * width * width + 6 * width  # modulation
-    told = 256 * width + width + width * width + width + (classes + 1) * width
+    conditioning = 256 * width + width + width * width + width + (classes + 1) * width
     ends = channels * patch**2 * width + width + 2 * width * width + 2 * width + channels * patch**2 * (width + 1)
-    return depth * block + told + ends
+    return depth * block + conditioning + ends
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def small(conditions: Conditions | None = None, **options: Any) -> DiT:
     return DiT((3, 8, 12), conditions, **({"patch_size": 4, "width": 16, "depth": 2, "heads": 2} | options))
 
 
-def test_a_fresh_network_says_nothing_and_its_blocks_change_nothing() -> None:
+def test_a_new_network_outputs_zero_and_its_blocks_are_identity() -> None:
     assert small()(torch.randn(2, 3, 8, 12), torch.rand(2)).abs().max() == 0
     block = small().blocks[0]
     tokens = torch.randn(2, 6, 16)
@@ -80,7 +80,7 @@ def test_a_patch_is_a_square_of_neighbours() -> None:
 
 
 def test_patches_come_back_to_where_they_were() -> None:
-    """With the identity in place of everything between, the picture is unchanged."""
+    """With the identity in place of everything between, the image is unchanged."""
     network = DiT((3, 8, 12), patch_size=2, width=12, depth=1, heads=1)
     with torch.no_grad():
         for layer in (network.patch, network.output):
@@ -92,7 +92,7 @@ def test_patches_come_back_to_where_they_were() -> None:
     assert "positions" not in network.state_dict()
 
 
-def test_positions_tell_all_places_apart_and_rows_from_columns() -> None:
+def test_positions_are_distinct_and_separate_rows_from_columns() -> None:
     grid = positions(6, 9, 16)
     flat = grid.flatten(0, 1)
     distance = torch.cdist(flat, flat) + 9 * torch.eye(54)
@@ -106,7 +106,7 @@ def test_positions_tell_all_places_apart_and_rows_from_columns() -> None:
 
 
 @pytest.mark.parametrize(("height", "across"), [(12, 4), (12, 8)])  # (12, 8): as many patches as it was built for
-def test_other_sides_have_their_own_positions(height: int, across: int) -> None:
+def test_other_image_sizes_have_their_own_positions(height: int, across: int) -> None:
     torch.manual_seed(0)
     network = small()
     with torch.no_grad():
@@ -127,17 +127,17 @@ def test_the_noise_level_shifts_and_scales_the_last_norm() -> None:
     network.norm.register_forward_hook(lambda module, args, out: seen.append(out))
     c_noise = torch.tensor([3.0, 700.0])
     network(torch.randn(2, 3, 8, 12), c_noise)
-    told = network.modulation(nn.functional.silu(network.time(network.embedding(c_noise[:, None]))))
-    shift, scale = told[:, None, :16], told[:, None, 16:]
+    modulation = network.modulation(nn.functional.silu(network.time(network.embedding(c_noise[:, None]))))
+    shift, scale = modulation[:, None, :16], modulation[:, None, 16:]
     torch.testing.assert_close(seen[1], seen[0] * (1 + scale) + shift)
 
 
 def test_blocks_attend_as_defined_and_are_modulated() -> None:
     torch.manual_seed(0)
     block = Block(8, 2, 2.0).double()
-    tokens, told = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 8, dtype=torch.float64)
+    tokens, embedding = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 8, dtype=torch.float64)
     nn.init.normal_(block.modulation.weight, std=0.5)
-    a = block.modulation(nn.functional.silu(told))[:, None]
+    a = block.modulation(nn.functional.silu(embedding))[:, None]
     shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (a[:, :, 8 * i : 8 * i + 8] for i in range(6))
 
     def norm(x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def test_blocks_attend_as_defined_and_are_modulated() -> None:
         heads.append((q @ k.transpose(1, 2) / 2).softmax(2) @ v)
     middle = tokens + gate_1 * block.project(torch.cat(heads, 2))
     expected = middle + gate_2 * block.mlp(norm(middle) * (1 + scale_2) + shift_2)
-    torch.testing.assert_close(block(tokens, told), expected)
+    torch.testing.assert_close(block(tokens, embedding), expected)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -169,7 +169,7 @@ def test_the_noise_level_is_embedded_in_float32(autocast: bool) -> None:
     assert (seen[1][0] - seen[1][1]).abs().max() > 0.1
 
 
-def test_pictures_that_patches_do_not_fill_are_refused_when_they_come() -> None:
+def test_image_sizes_must_be_multiples_of_the_patch_size() -> None:
     with pytest.raises(ValueError, match="DiT: height and width must be multiples of 4, got 8x9"):
         small()(torch.randn(1, 3, 8, 9), torch.rand(1))
 
@@ -177,14 +177,14 @@ def test_pictures_that_patches_do_not_fill_are_refused_when_they_come() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mlp_ratio": math.inf}, "mlp_ratio must be positive and finite, at least 1 / width, got inf"),
+        ({"mlp_ratio": math.inf}, "mlp_ratio .*got inf"),
         ({"mlp_ratio": math.nan}, "got nan"),
-        ({"time_features": 7}, "DiT: time_features must be an even number from 2 on, got 7"),
+        ({"time_features": 7}, "DiT: time_features .*got 7"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
-        ({"width": 18}, "width must be divisible by 4 and by heads, got width 18 and heads 2"),
-        ({"heads": 3}, "width must be divisible by 4 and by heads, got width 16 and heads 3"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio must be positive and finite, at least 1 / width, got 0.0"),
+        ({"width": 18}, "width .*got width 18 and heads 2"),
+        ({"heads": 3}, "width .*got width 16 and heads 3"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio .*got 0.0"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:

@@ -48,9 +48,9 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> Iterator[Block]:
     text = page.read_text()
-    found = list(BLOCK.finditer(text))
-    assert len(found) == len(re.findall(r"^ *```\w", text, re.MULTILINE)), f"{page}: a block that is not read"
-    for match in found:
+    result = list(BLOCK.finditer(text))
+    assert len(result) == len(re.findall(r"^ *```\w", text, re.MULTILINE)), f"{page}: a block that is not read"
+    for match in result:
         line = text.count("\n", 0, match.start("text"))
         yield Block(page, line, match["language"], match["text"], match["mark"] or "")
 
@@ -61,7 +61,7 @@ def name(page: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where a page's files lie; modules of that name are forgotten afterwards."""
+    """The folder of a page's files; modules of that name are forgotten afterwards."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -143,10 +143,10 @@ def test_a_pages_examples_do_what_they_say(page: Path, folder: Path) -> None:
 def test_the_readmes_example_is_short_and_finds_the_moons(folder: Path) -> None:
     (code,) = (block.text for block in blocks(README) if block.language == "python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
-    found = work_through(README, folder)
-    for x in (found["own"], found["fast"]):  # two crescents: the mean is between them
+    result = work_through(README, folder)
+    for x in (result["own"], result["fast"]):  # two crescents: the mean is between them
         torch.testing.assert_close(x.mean(0), torch.tensor([0.5, 0.25]), rtol=0, atol=0.1)
-    assert torch.equal(found["again"](8), found["own"][:8])
+    assert torch.equal(result["again"](8), result["own"][:8])
 
 
 @cache

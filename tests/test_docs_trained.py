@@ -99,8 +99,8 @@ def train(folder: Path, config: Path, *args: str, keep: bool = False, whole: boo
     done = cli(folder, "fit", *args, *options(config, trial, keep, "--ckpt_path" in args, whole))
     assert done.code == 0, f"{shlex.join(args)}\n{done.out}{done.err}"
     if "--ckpt_path" not in args:  # a resumed run begins with trained weights
-        UNTRAINED[key(config)] = ValLosses.found[0]
-    return [UNTRAINED[key(config)], ValLosses.found[-1]]
+        UNTRAINED[key(config)] = ValLosses.losses[0]
+    return [UNTRAINED[key(config)], ValLosses.losses[-1]]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=key)
@@ -141,7 +141,7 @@ def run(block: Block, args: list[str], folder: Path) -> None:
     place = f"{block.place}: {shlex.join(args)}"
     if "--trainer.devices" in args or any(word in arg for word in OF_THE_READER for arg in args):
         return
-    if args[0] == "fit":
+    if args[0] == "fit" and "--config" in args:  # without, the model and the data are those of `--init_from`
         args = [
             "32" if before == "--data.init_args.size" else arg for before, arg in zip(["", *args], args, strict=False)
         ]
@@ -151,12 +151,12 @@ def run(block: Block, args: list[str], folder: Path) -> None:
         losses = train(folder, base, *args[1:], keep="quick.yaml" in args, whole=whole)
         assert losses[-1] < TRIALS[key(base)].factor * losses[0], f"{place}\n{losses}"
         return
-    for run_name in {found for arg in args for found in re.findall(r"runs/(\w+-\w+)/checkpoints", arg)}:
+    for run_name in {result for arg in args for result in re.findall(r"runs/(\w+-\w+)/checkpoints", arg)}:
         if not (folder / "runs" / run_name).exists():
             config = f"configs/{run_name.replace('-', '/')}.yaml"
             train(folder, ROOT / config, "--config", config)
     done = cli(folder, *args, *shlex.split(SMALL.get(args[0], "")))
-    if args[0] == "verify":  # of a trial, which is no good model: the figures are shown, and refused
+    if args[0] == "verify":  # of a trial, whose model is poor: the results are shown, and refused
         assert "measured" in done.out, place + done.err
         assert done.code == 2
     elif args[0] == "compare":  # it says what differs

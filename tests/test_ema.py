@@ -80,7 +80,7 @@ def test_every_average_is_the_recursion_in_float64(tmp_path: Path) -> None:
     for decay in DECAYS:
         ours = flat(average(module, str(decay)))
         np.testing.assert_allclose(ours, recursion(recorder.history, decay), rtol=2e-5, atol=1e-6)
-    # The test can tell: one update more or less in the warm-up, or none at all, is far outside that.
+    # The test can fail: one update more or less in the warm-up, or none at all, is far outside that.
     for wrong in (recorder.history[1:], [recorder.history[0], *recorder.history]):
         assert np.abs(recursion(wrong, 0.999) - recursion(recorder.history, 0.999)).max() > 1e-4
 
@@ -115,16 +115,16 @@ def test_half_lives_stand_in_after_decays_and_survive_a_stop(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"half_lives": (0,)}, "half_lives must be at least 1 example, got 0"),
         ({"ramp_up": 0.0}, "ramp_up must be positive and finite, got 0.0"),
         ({"decays": (0.999, 0.9, 0.999)}, "decays must differ from each other, got 0.999 twice"),
-        ({"half_lives": (500, 500)}, "half_lives must differ from each other, got 500 twice"),
+        ({"half_lives": (500, 500)}, "half_lives .*got 500 twice"),
     ],
 )
-def test_half_lives_outside_their_range_are_named(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_half_lives_outside_their_range_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         EMA(**options)
     with pytest.raises(ValueError, match="how many a step has is not known: give decays"):
         HalfLife(5).rate(0, None)
@@ -167,7 +167,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["before the others", "after the others"])
-def test_the_first_average_is_judged_and_the_weights_come_back(tmp_path: Path, first: bool) -> None:
+def test_the_first_ema_is_evaluated_and_weights_are_restored(tmp_path: Path, first: bool) -> None:
     ema, looks, module = EMA((0.9, 0.5)), Looks(), tiny_module()
     callbacks = [ema, looks] if first else [looks, ema]
     trainer = tiny_trainer(tmp_path, *callbacks, max_steps=10, val_check_interval=10)
@@ -196,7 +196,7 @@ def test_validation_changes_nothing_in_training(tmp_path: Path) -> None:
     assert not list(differences(*ends))
 
 
-def test_nothing_stands_in_before_the_first_update(tmp_path: Path) -> None:
+def test_no_ema_weights_are_used_before_the_first_update(tmp_path: Path) -> None:
     ema, looks, module = EMA(), Looks(), tiny_module()
     before = weights(module)
     trainer = tiny_trainer(tmp_path, ema, looks)
@@ -226,7 +226,7 @@ class Fail(Callback):
         raise RuntimeError("on purpose")
 
 
-def test_an_exception_while_the_average_stands_in_gives_the_weights_back(tmp_path: Path) -> None:
+def test_an_exception_during_validation_restores_the_weights(tmp_path: Path) -> None:
     looks, module, ema = Looks(), tiny_module(), EMA((0.9,))
     with pytest.raises(RuntimeError, match="on purpose"):
         train(tmp_path, ema, looks, Fail(), module=module, max_steps=10, val_check_interval=5)
@@ -291,8 +291,8 @@ def test_averages_are_tracked_without_a_callback(tmp_path: Path) -> None:
 def test_averaged_network_is_a_copy(tmp_path: Path, choice: str | None, name: str) -> None:
     module = train(tmp_path, EMA((0.9, 0.5)), max_steps=4)
     raw = weights(module)
-    network, found = module.averaged(module.network, choice)
-    assert found == name and not network.training
+    network, actual = module.averaged(module.network, choice)
+    assert actual == name and not network.training
     expected = raw if name == "raw" else average(module, name.removeprefix("ema"))
     assert same(dict(network.named_parameters()), expected)
     for p in network.parameters():
@@ -337,7 +337,7 @@ def test_a_resumed_average_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> N
     assert_same_training(whole, part)
 
 
-def test_a_decay_that_the_checkpoint_lacks_starts_anew_and_one_not_wanted_is_dropped(tmp_path: Path) -> None:
+def test_decays_added_or_removed_at_resume(tmp_path: Path) -> None:
     run, name = fit(tmp_path, "--ema.decays", "[0.9,0.5]", trainer__max_steps=10), "denoiser.network.output.weight"
     kept = checkpoint(run)["averages"]["shadows"]["0.5"][name]
     raw = checkpoint(run)["state_dict"][name]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures_model import fit_digits
+from images_model import fit_digits
 from shell import cli, fit, start
 
 from diffusion_pl.callbacks.sample_writer import Drawer, SampleWriter
@@ -142,6 +142,7 @@ def test_likelihood_and_bound_of_images_in_bits(folder: Path, digits: Path) -> N
     assert fewer["nll"]["value"] == one["nll"]["value"]
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(folder: Path, digits: Path) -> None:
     few = (
         "--metrics",
@@ -187,12 +188,12 @@ def test_point_metrics(folder: Path, points: Path) -> None:
 def test_samples_that_are_not_finite_are_counted(folder: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Drawer.predict_step
 
-    def spoiled(self: Any, batch: Any, batch_idx: int) -> Any:
+    def with_nan(self: Any, batch: Any, batch_idx: int) -> Any:
         drawn = original(self, batch, batch_idx)
         drawn["x"][3] = math.nan
         return drawn
 
-    monkeypatch.setattr(Drawer, "predict_step", spoiled)
+    monkeypatch.setattr(Drawer, "predict_step", with_nan)
     call = ("evaluate", "--ckpt_path", digits, "--output", "nan", *IMAGES, "--metrics", "fid")
     for _ in range(2):  # the error is the same when the call is repeated
         done = cli(folder, *call)

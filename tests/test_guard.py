@@ -98,9 +98,7 @@ def plain_loop(module: DiffusionModule, batches: list[Any], bad: Any, together: 
 
 @pytest.mark.parametrize("kind", ["output", "gradient", "loss"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_step_that_is_not_finite_changes_nothing_and_the_run_goes_on(
-    tmp_path: Path, optimizer: str, kind: str
-) -> None:
+def test_a_non_finite_step_is_skipped(tmp_path: Path, optimizer: str, kind: str) -> None:
     parts = {"optimizer": OPTIMIZERS[optimizer], "lr_scheduler": partial(WarmupCosine, warmup_steps=3)}
     module, guard = module_with(kind, BAD, **parts), Guard()
     record = train(tmp_path, module, guard)
@@ -115,7 +113,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_run_goes_on(
     assert not list(differences(weights(module), weights(reference)))
 
 
-def test_of_accumulated_batches_one_spoils_the_step(tmp_path: Path) -> None:
+def test_one_bad_accumulated_batch_skips_the_step(tmp_path: Path) -> None:
     bad, parts = (5,), {"lr_scheduler": partial(WarmupCosine, warmup_steps=3)}
     module, guard = module_with("output", bad, **parts), Guard()
     record = train(tmp_path, module, guard, max_steps=6, accumulate_grad_batches=2)
@@ -131,7 +129,7 @@ def test_the_norm_is_that_before_clipping(tmp_path: Path) -> None:
     assert min(record.norms) > 0.01
 
 
-def test_a_law_of_times_that_learns_does_not_learn_from_it(tmp_path: Path) -> None:
+def test_learned_time_distributions_ignore_skipped_steps(tmp_path: Path) -> None:
     times = LossSecondMoment(steps=2, history=1)
     module = module_with("loss", (6,), times=times)
     record = train(tmp_path, module, Guard())
@@ -148,7 +146,7 @@ def stopped(folder: Path, bad: Any, *args: Any, kind: str = "output", run: str =
     return cli(folder, "fit", "--config", config, "--run", run, *args).error
 
 
-def test_it_stops_after_some_in_a_row_and_the_last_good_state_stays(tmp_path: Path) -> None:
+def test_it_stops_after_consecutive_skips_and_keeps_the_state(tmp_path: Path) -> None:
     bad = [*range(3, 12), *range(25, 40)]  # the first are one too few
     error = stopped(tmp_path, bad, "--saver.every_n_steps", 25)
     assert error == (
@@ -171,7 +169,7 @@ def test_it_stops_after_some_in_a_row_and_the_last_good_state_stays(tmp_path: Pa
     assert dump["diffusion_pl"]["model"]["schedule"]["class_path"].endswith("VP")
 
 
-def test_the_first_of_a_row_is_told_once_in_100_steps(tmp_path: Path) -> None:
+def test_the_first_skip_is_reported_once_per_100_steps(tmp_path: Path) -> None:
     changes = {"model__network": flawed("gradient", [3, 4, 8]), "trainer__max_steps": 10}
     done = cli(tmp_path, "fit", "--config", tiny_config(tmp_path, **changes), "--run", "run")
     lines = [line for line in done.out.splitlines() if line.startswith("step ")]
@@ -179,7 +177,7 @@ def test_the_first_of_a_row_is_told_once_in_100_steps(tmp_path: Path) -> None:
     assert checkpoint(tmp_path / "runs/run")["callbacks"]["Guard"]["skipped"] == 3
 
 
-def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_count(tmp_path: Path) -> None:
     bad = {"model__network": flawed("output", [4, 15, 22])}
     whole = fit(tmp_path, run="whole", **bad)
     fit(tmp_path, run="parts", **bad, trainer__max_steps=16)
@@ -189,7 +187,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     assert [value for _, value in scalars(parts)["guard/skipped_steps"]] == [1, 2, 3, 3]
 
 
-def test_a_resumed_run_goes_on_counting_those_in_a_row(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_consecutive_count(tmp_path: Path) -> None:
     bad = range(18, 30)
     assert "step 22" in stopped(tmp_path, bad, "--guard.stop_after", 5)
     fit(tmp_path, run="parts", model__network=flawed("output", bad), trainer__max_steps=20)
@@ -203,8 +201,9 @@ def test_a_trial_run_writes_no_dump(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together(tmp_path: Path) -> None:
-    """What goes wrong on the second of them only is left out by both, and shown by the replay of its share."""
+    """What fails on the second process only is skipped by both, and shown by the replay of its share."""
     pair = {"trainer__devices": 2, "trainer__strategy": "ddp"}
     config = tiny_config(tmp_path, model__network=flawed("output", [2, *range(5, 30)], rank=1), **pair)
     process = start(tmp_path, "fit", "--config", config, "--run", "run", "--guard.stop_after", 3)
@@ -232,18 +231,18 @@ def test_two_processes_stop_together(tmp_path: Path) -> None:
 # Spikes
 
 
-def test_spikes_are_told_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_spikes_are_reported_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     guard = Guard(spike=20)
     module = module_with("spike", (50, 120, 130), optimizer=partial(SGD, lr=1e-6))
     record = train(tmp_path, module, guard, max_steps=135)
     assert guard.spikes == 2  # before there are 100 steps to compare with, none
-    told = re.fullmatch(
+    warned = re.fullmatch(
         r"step 120: gradient norm (\S+), (\d+) times the median of the last 100 \(1 spikes so far\)\n",
         capsys.readouterr().out,
     )
-    assert told
-    assert float(told[1]) == pytest.approx(record.norms[120], rel=1e-2)
-    assert int(told[2]) == pytest.approx(record.norms[120] / np.median(record.norms[20:120]), abs=0.51)
+    assert warned
+    assert float(warned[1]) == pytest.approx(record.norms[120], rel=1e-2)
+    assert int(warned[2]) == pytest.approx(record.norms[120] / np.median(record.norms[20:120]), abs=0.51)
     assert record.metrics[-1]["guard/spikes"] == 2
 
 
@@ -307,13 +306,13 @@ def test_a_scale_below_one_ends_the_run(tmp_path: Path) -> None:
 
 def test_float16_on_the_cpu_is_bfloat16_and_has_no_scaler(tmp_path: Path) -> None:
     run = fit(tmp_path, trainer__precision="16-mixed", model__network=flawed("gradient", [4]))
-    found = scalars(run)
-    assert not [name for name in found if name.startswith("scaler/")]
-    assert found["guard/skipped_steps"][-1][1] == 1
-    assert all(value > 0 for _, value in found["gradient_norm/raw"])
+    result = scalars(run)
+    assert not [name for name in result if name.startswith("scaler/")]
+    assert result["guard/skipped_steps"][-1][1] == 1
+    assert all(value > 0 for _, value in result["gradient_norm/raw"])
 
 
-@pytest.mark.parametrize(("options", "told"), [({"stop_after": 0}, "stop_after"), ({"spike": 1.0}, "spike")])
-def test_what_makes_no_sense_is_named(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=f"{told} must be .*, got {next(iter(options.values()))}"):
+@pytest.mark.parametrize(("options", "option"), [({"stop_after": 0}, "stop_after"), ({"spike": 1.0}, "spike")])
+def test_what_makes_no_sense_is_named(options: dict[str, Any], option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be .*, got {next(iter(options.values()))}"):
         Guard(**options)

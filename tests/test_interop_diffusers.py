@@ -58,10 +58,10 @@ def test_it_denoises_as_theirs(tmp_path: Path, options: dict[str, Any]) -> None:
     assert data.shape == model.shape
     x, steps = torch.randn(3, *model.shape), torch.tensor([0, 300, 998])
     label = {} if not data.conditions else {"label": torch.tensor([0, 4, 2])}
-    told = {} if not data.conditions else {"class_labels": label["label"]}
+    labels = {} if not data.conditions else {"class_labels": label["label"]}
     with torch.no_grad():
         ours = model.denoiser(x, ((steps + 1) / 1000).view(-1, 1, 1, 1), **label)
-        close(ours.eps, theirs(x, steps, **told).sample)
+        close(ours.eps, theirs(x, steps, **labels).sample)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -110,19 +110,19 @@ def test_a_step_of_its_sampler_is_theirs(tmp_path: Path, large: bool) -> None:
         ),
     ],
 )
-def test_its_process_is_theirs(tmp_path: Path, scheduler: Any, kinds: tuple[type, ...]) -> None:
+def test_its_schedule_is_theirs(tmp_path: Path, scheduler: Any, kinds: tuple[type, ...]) -> None:
     pipeline(tmp_path, scheduler)
     assert come_in(tmp_path).code == 0
     model, _ = load_model(tmp_path / "a.ckpt", "raw")
-    found = tuple(map(type, (model.schedule, model.denoiser.parameterization, model.sampler)))
-    assert found == kinds
+    result = tuple(map(type, (model.schedule, model.denoiser.parameterization, model.sampler)))
+    assert result == kinds
     assert (model.guidance is not None) == scheduler.config.clip_sample
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     kept = model.schedule(t).alpha.square().float()
     torch.testing.assert_close(kept, scheduler.alphas_cumprod, rtol=2e-4, atol=1e-6)
 
 
-def test_a_network_alone_has_the_process_of_their_defaults_and_says_so(tmp_path: Path) -> None:
+def test_a_network_alone_gets_the_default_schedule_with_a_note(tmp_path: Path) -> None:
     pipeline(tmp_path)
     (tmp_path / "pipe/unet").rename(tmp_path / "alone")
     done = come_in(tmp_path, "alone")
@@ -148,7 +148,7 @@ def test_weights_of_old_releases_and_in_torch_files_are_read(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, r"down_block_types: expected a list of DownBlock2D"),
         ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, r"up_block_types: expected attention where down_block_types"),
@@ -158,7 +158,7 @@ def test_weights_of_old_releases_and_in_torch_files_are_read(tmp_path: Path) -> 
                 "down_block_types": ["AttnDownBlock2D"] * 2,
                 "up_block_types": ["AttnUpBlock2D"] * 2,
             },
-            r"attention_head_dim: expected the same whole number of heads .* \[8, 16\] channels, got 4",
+            r"attention_head_dim: expected .*\[8, 16\] channels, got 4",
         ),
         ({"attention_head_dim": 3}, r"attention_head_dim: expected .* got 3"),
         ({"downsample_padding": 2}, r"downsample_padding: expected 1 or 0, got 2"),
@@ -183,36 +183,36 @@ def test_weights_of_old_releases_and_in_torch_files_are_read(tmp_path: Path) -> 
         ({"block_out_channels": [8, 8]}, r"is 16(x\d+)*, expected 8.* … and \d+ more"),
     ],
 )
-def test_a_network_that_cannot_be_held_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_an_unsupported_network_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     pipeline(tmp_path)
     edit(tmp_path / "pipe/unet/config.json", **changes)
     error = come_in(tmp_path).error
-    assert re.search(told, error), error
+    assert re.search(message, error), error
     assert error.count(";") <= 10
     assert not (tmp_path / "a.ckpt").exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"beta_schedule": "laplace"}, r'beta_schedule: expected "linear" or "scaled_linear" or'),
         ({"prediction_type": "flow"}, r'prediction_type: expected "epsilon"'),
-        ({"predict_epsilon": False}, r"predict_epsilon: expected true beside prediction_type epsilon"),
+        ({"predict_epsilon": False}, r"predict_epsilon: expected true .*prediction_type epsilon"),
         ({"variance_type": "learned"}, r'variance_type: expected "fixed_small"'),
         ({"variance_type": "learned_range"}, r"learned_range does not go with a network that predicts no variance"),
         ({"thresholding": True, "sample_max_value": 0.5}, r"sample_max_value: expected a number from 1 on, got 0.5"),
-        ({"trained_betas": [0.1, 0.2]}, r"trained_betas: expected as many numbers as num_train_timesteps, 1000"),
+        ({"trained_betas": [0.1, 0.2]}, r"trained_betas: expected .*num_train_timesteps, 1000"),
         ({"num_train_timesteps": 10**9}, r"num_train_timesteps: expected a whole number from 1 to 100000"),
         ({"beta_end": 1e-5}, r"expected 0 < beta_start <= beta_end < 1"),
         ({"timestep_spacing": "karras"}, r'timestep_spacing: expected "leading"'),
         ({"_class_name": "KarrasVeScheduler"}, r'_class_name: expected "DDPMScheduler" or "DDIMScheduler"'),
     ],
 )
-def test_a_process_that_cannot_be_held_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_an_unsupported_schedule_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     pipeline(tmp_path)
     edit(tmp_path / "pipe/scheduler/scheduler_config.json", **changes)
     error = come_in(tmp_path).error
-    assert re.search(told, error), error
+    assert re.search(message, error), error
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
@@ -309,8 +309,8 @@ def test_what_goes_out_is_loaded_by_the_package_and_comes_back(trained: Path) ->
     t = torch.arange(1, 21, dtype=torch.float64) / 20
     torch.testing.assert_close(ours.schedule(t).alpha.square().float(), theirs.scheduler.alphas_cumprod)
     theirs.set_progress_bar_config(disable=True)
-    pictures = theirs(batch_size=2, num_inference_steps=20, output_type="np").images
-    assert pictures.shape == (2, 8, 8, 1)
+    images = theirs(batch_size=2, num_inference_steps=20, output_type="np").images
+    assert images.shape == (2, 8, 8, 1)
 
     back = cli(trained, "import", "out", "--from", "diffusers", "--output", "back.ckpt", "--data", "Digits")
     assert back.code == 0, back.err
@@ -322,21 +322,21 @@ def test_what_goes_out_is_loaded_by_the_package_and_comes_back(trained: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"model__schedule": {"class_path": "VP"}}, r"DDPMScheduler needs a table of betas, this model has VP"),
+        ({"model__schedule": {"class_path": "VP"}}, r"DDPMScheduler needs a beta schedule.* VP"),
         (
             {"model__noise_input": {"class_path": "ScaledTime", "init_args": {"scale": 19}}},
             r"be StepIndex\(20\), or ScaledTime\(20, -1\)",
         ),
-        (unet(groups=None), r"one number of groups for all norms, this UNet 2 for 8 channels"),
-        (unet(attn_resolutions=[4, 8]), r"heads of one width; 2 heads on levels of \[8, 16\] channels have several"),
-        (unet(activation="relu"), r"UNet with activation relu cannot be held by UNet2DModel, only activation swish"),
-        (unet(up_attention="once_per_level"), r"up_attention once_per_level cannot be held by UNet2DModel"),
+        (unet(groups=None), r"groups .*UNet 2 for 8 channels"),
+        (unet(attn_resolutions=[4, 8]), r"heads .*\[8, 16\] channels"),
+        (unet(activation="relu"), r"activation relu is not supported"),
+        (unet(up_attention="once_per_level"), r"up_attention once_per_level is not supported"),
         ({"model__network": {"class_path": "diffusion_pl.networks.ConvUNet"}}, r"can hold a UNet only, not a ConvUNet"),
         (
             {"model__guidance": {"class_path": "Thresholded", "init_args": {"low": 0.0}}},
-            r"guidance Thresholded cannot be held",
+            r"guidance Thresholded is not supported",
         ),
         (sampler("DPMpp", "UniformGrid", steps=20), r"not as DPMpp\. Fix: add --sampler DDIM --grid TrailingGrid"),
         (sampler("DDIM", "UniformGrid", steps=7), r"DDIM cannot visit the times of this UniformGrid.* Fix: "),
@@ -352,9 +352,9 @@ def test_what_goes_out_is_loaded_by_the_package_and_comes_back(trained: Path) ->
         ({"model__parameterization": {"class_path": "Velocity"}}, r"diffusers knows no parameterization Velocity"),
     ],
 )
-def test_what_it_cannot_hold_does_not_go_out(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_unsupported_models_are_not_exported(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     config = yaml.safe_load(tiny_config(tmp_path, **(DDPM | changes)).read_text())
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         export(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

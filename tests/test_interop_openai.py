@@ -21,7 +21,7 @@ from diffusion_pl.samplers import Ancestral
 from diffusion_pl.schedules import CosineBetas, LinearBetas
 
 HEADS = 2
-#: improved-diffusion's published models, of real size: side, flags of the network, flags of the process, and the number
+#: improved-diffusion's published models, of real size: height, flags of network and schedule, and the number
 #: of parameters that the names of their files round.
 PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "cifar10_uncond_50M": ({"side": 32, "mults": (1, 2, 2, 2)}, {"steps": 4000, "dropout": 0.3}, 50),
@@ -57,12 +57,12 @@ class Res(nn.Module):
         self.scales = scales
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h, told = self.in_layers(x), self.emb_layers(time)[..., None, None]
+        h, embedding = self.in_layers(x), self.emb_layers(time)[..., None, None]
         if self.scales:
-            scale, shift = told.split(h.shape[1], 1)
+            scale, shift = embedding.split(h.shape[1], 1)
             h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
         else:
-            h = self.out_layers(h + told)
+            h = self.out_layers(h + embedding)
         return self.skip_connection(x) + h  # type: ignore[no-any-return]
 
 
@@ -106,7 +106,7 @@ class Double(nn.Module):
 
 
 class Peer(nn.Module):
-    """UNetModel; of two levels of 32 and 64 channels unless told otherwise, the second of which attends."""
+    """UNetModel; of two levels of 32 and 64 channels by default, with attention in the second."""
 
     def __init__(
         self,
@@ -218,18 +218,18 @@ def test_it_denoises_as_theirs(
     cond = {} if label is None else {"label": label}
     with torch.no_grad():
         output = theirs(x, i if "--rescale_timesteps" in given else i * 1000 / steps, label)
-        found = model.denoiser(x, ((i + 1) / steps).view(-1, 1, 1, 1), **cond)
+        actual = model.denoiser(x, ((i + 1) / steps).view(-1, 1, 1, 1), **cond)
     atol = 1e-5 * output.abs().max().item()
-    predicted = found.x_0 if "--predict_xstart" in given else found.eps
+    predicted = actual.x_0 if "--predict_xstart" in given else actual.eps
     torch.testing.assert_close(predicted, output[:, :3], rtol=0, atol=atol)
     assert isinstance(model.sampler, Ancestral)
     if options.get("learned", True):
-        assert found.v is not None
-        torch.testing.assert_close(found.v, (output[:, 3:] + 1) / 2, rtol=0, atol=atol)
+        assert actual.v is not None
+        torch.testing.assert_close(actual.v, (output[:, 3:] + 1) / 2, rtol=0, atol=atol)
         assert model.sampler.variance is None
         assert model.loss.variance is not None
     else:
-        assert found.v is None
+        assert actual.v is None
         assert model.sampler.variance == 0
 
 
@@ -277,14 +277,14 @@ def test_an_average_is_known_by_the_name_of_its_file(tmp_path: Path) -> None:
     save(tmp_path / "ema_0.9999_050000.pt")
     done = come_in(tmp_path, "ema_0.9999_050000.pt", "--betas", "cosine")
     assert done.code == 0, done.err
-    assert "note: the file is an average" in done.out
+    assert "note: the file holds EMA weights only" in done.out
     assert load_model(tmp_path / "a.ckpt")[0].weights_name == "ema0.9999"
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     theirs = save(tmp_path / "m.pt")
     good = ["--betas", "linear"]
-    assert "does not show the noise schedule: add --betas linear or cosine" in come_in(tmp_path, "m.pt").error
+    assert ": add --betas linear or cosine" in come_in(tmp_path, "m.pt").error
     assert (
         "64 channels cannot be divided into 5 heads: set --heads"
         in come_in(tmp_path, "m.pt", *good, "--heads", 5).error
@@ -293,9 +293,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         (
             {n: t for n, t in state.items() if n != "out.0.bias"},
-            r"1 of \d+ tensors do not fit .*: out.0.bias is missing",
+            r"1 of \d+ tensors .*: out.0.bias is missing",
         ),
-        ({**state, "extra": torch.zeros(2)}, r"1 of \d+ tensors do not fit .*: extra has no place"),
+        ({**state, "extra": torch.zeros(2)}, r"1 of \d+ tensors .*: extra is unexpected"),
         ({**state, "out.0.bias": torch.zeros(2)}, r"out.0.bias is 2, expected 32"),
         (
             {**state, "output_blocks.1.2.in_layers.2.weight": torch.zeros(2)},
@@ -309,10 +309,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ({**state, "step": 3}, r"state dict.step is a int, not a dense tensor"),
         (
             {**state, "input_blocks.1.0.out_layers.3.weight": torch.zeros(32 * 10**5, 1)},
-            r"tensors do not fit",
+            r"tensors do not match",
         ),
     ]
-    for content, told in cases:
+    for content, message in cases:
         torch.save(content, tmp_path / "m.pt")
         error = come_in(tmp_path, "m.pt", *good).error
-        assert re.search(told, error), error
+        assert re.search(message, error), error

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from images_model import TIME, digits_changes
 from lightning.pytorch import Callback, LightningModule, Trainer
-from pictures_model import TIME, digits_changes
 from shell import LAST, checkpoint, differences, environment, fit, scalars, tiny_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -62,8 +62,8 @@ def experiment(folder: Path, steps: int, *, devices: int = 1) -> dict[str, Any]:
     """All that has a state: dropout, flips, two averages, Adam, a learning rate that moves, accumulated gradients, and
     validations, logs and checkpoints that fall on and between each other's steps and the ends of epochs.
     """
-    pictures = np.random.default_rng(0).integers(0, 256, (540, 8, 8), dtype=np.uint8)
-    np.save(folder / "x.npy", pictures)
+    images = np.random.default_rng(0).integers(0, 256, (540, 8, 8), dtype=np.uint8)
+    np.save(folder / "x.npy", images)
     data = {"path": "x.npy", "batch_size": 32, "horizontal_flip": True, "repeats": 1}
     rate = {"class_path": "WarmupCosine", "init_args": {"warmup_steps": 10}}
     return digits_changes(conditional=False, trainer__max_steps=steps) | {
@@ -142,7 +142,7 @@ def assert_same(whole: Path, killed: Path) -> None:
     parts: Sequence[dict[str, Any]] = (ours, theirs)
     for part in parts:
         loops = part.pop("loops")["fit_loop"]
-        # Who goes on from the last batch of an epoch has begun one epoch less: Lightning only closes that one.
+        # A run resumed after the last batch of an epoch has started one epoch less: Lightning only closes that one.
         ended = {name: loops["epoch_progress"]["total"][name] for name in ("processed", "completed")}
         part["position"] = loops["state_dict"], ended, loops["epoch_loop.batch_progress"]
     assert ours["position"][0]["combined_loader"][0]["batches"] % 15 != 0  # within an epoch
@@ -171,7 +171,8 @@ def shown(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in folder.Scalars(tag)] for tag in folder.Tags()["scalars"]}
 
 
-def test_three_kills_one_in_the_midst_of_a_write_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_three_kills_do_not_change_the_result(tmp_path: Path) -> None:
     changes, chance = experiment(tmp_path, 46), random.Random(0)
     run = Run(tmp_path, changes)
     assert run.kill(run.start(), chance.uniform(0, 0.3))
@@ -188,7 +189,7 @@ def test_three_kills_one_in_the_midst_of_a_write_change_nothing(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_dozen_kills_change_nothing(tmp_path: Path, seed: int) -> None:
+def test_twelve_kills_do_not_change_the_result(tmp_path: Path, seed: int) -> None:
     changes, chance = experiment(tmp_path, 396), random.Random(seed)
     run = Run(tmp_path, changes)
     while run.kills < 12:
@@ -198,7 +199,7 @@ def test_a_dozen_kills_change_nothing(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_killed_together_go_on_exactly(tmp_path: Path) -> None:
+def test_two_processes_killed_together_resume_exactly(tmp_path: Path) -> None:
     changes, chance = experiment(tmp_path, 59, devices=2), random.Random(3)
     run = Run(tmp_path, changes)
     for _ in range(2):

@@ -33,7 +33,7 @@ def test_every_combination_maps_points_to_points_and_learns(
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in network.parameters())
 
 
-def test_the_default_is_the_documents_width_and_depth() -> None:
+def test_the_default_has_the_introductions_width_and_depth() -> None:
     network = MLP((2,), input_embedding=Fourier, time_embedding=partial(Fourier, features=128))
     assert network.input.in_features == 128 + 128
     sizes = 256 * 128 + 128, 3 * (128 * 128 + 128), 128 * 2 + 2
@@ -66,7 +66,7 @@ def test_points_do_not_influence_each_other() -> None:
     assert torch.allclose(network(x, c_noise, label)[3:4], network(x[3:4], c_noise[3:4], label[3:4]), atol=1e-6)
 
 
-def test_fourier_features_are_sines_and_cosines_in_cycles_per_unit() -> None:
+def test_fourier_features_are_in_cycles_per_unit() -> None:
     embedding = Fourier(2, features=8, scale=2.0)
     x = torch.randn(5, 2)
     features = embedding(x)
@@ -76,13 +76,13 @@ def test_fourier_features_are_sines_and_cosines_in_cycles_per_unit() -> None:
     assert torch.allclose(features, expected, atol=1e-5)
 
 
-def test_each_coordinate_has_frequencies_of_its_own_with_the_given_scale() -> None:
+def test_each_coordinate_has_its_own_frequencies_of_the_scale() -> None:
     frequencies = Fourier(2, features=4000, scale=3.0).frequencies
     assert frequencies.std(1).tolist() == pytest.approx([3, 3], rel=0.05)
     assert abs(torch.corrcoef(frequencies)[0, 1]) < 0.1
 
 
-def test_frequencies_are_a_function_of_the_seed_and_leave_global_randomness_alone() -> None:
+def test_frequencies_depend_on_the_seed_only() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     first = Fourier(2, seed=4).frequencies
@@ -92,7 +92,7 @@ def test_frequencies_are_a_function_of_the_seed_and_leave_global_randomness_alon
     assert not torch.equal(Fourier(2, seed=5).frequencies, first)
 
 
-def test_frequencies_travel_in_the_checkpoint_and_are_not_trained() -> None:
+def test_frequencies_are_in_the_checkpoint_and_not_trained() -> None:
     source, target = (MLP((2,), input_embedding=partial(Fourier, seed=seed)) for seed in (0, 1))
     x, c_noise = torch.randn(4, 2), torch.rand(4)
     target.load_state_dict(source.state_dict())
@@ -140,12 +140,12 @@ def test_embeddings_are_chosen_by_class_in_yaml() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MLP((3, 32, 32)), r"MLP: needs data of shape \(D,\), got \(3, 32, 32\): choose another network"),
+        (lambda: MLP((3, 32, 32)), r"MLP: .*shape \(D,\), got \(3, 32, 32\)"),
         (lambda: MLP(()), r"got \(\)"),
         (lambda: MLP((2,), width=0), "width and depth must be at least 1, got width 0, depth 3"),
         (lambda: MLP((2,), depth=-1), "got width 128, depth -1"),
         (lambda: MLP((2,), {"label": Condition((), 0)}), "MLP: label: classes must be at least 1, got 0"),
-        (lambda: Fourier(2, features=7), "Fourier: features must be an even number, half sines, half cosines, got 7"),
+        (lambda: Fourier(2, features=7), "Fourier: features .*got 7"),
         (lambda: Fourier(2, features=0), "got 0"),
         (lambda: Fourier(2, scale=0.0), "Fourier: scale must be positive and finite, got 0"),
         (lambda: Fourier(2, scale=math.inf), "got inf"),

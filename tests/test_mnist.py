@@ -81,7 +81,7 @@ def test_chosen_classes_are_counted_from_0_in_the_given_order(root: Path) -> Non
     "hue", [0, 29, 30, 31, 59.9, 60, 90, 119, 120, 150, 179, 180, 210, 240, 270, 299, 300, 330, 359]
 )
 def test_hues_are_those_of_hsv(hue: float) -> None:
-    """The document rounds H/60 and has half of all hues in the wrong sector: 30 … 59 first among them."""
+    """The VP-SDE seminar rounds H/60 and has half of all hues in the wrong sector: 30 … 59 first among them."""
     grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     shown = colored(grey, torch.tensor([float(hue)]))[0].reshape(3, 256)
     for value in (0, 1, 100, 255):
@@ -89,7 +89,7 @@ def test_hues_are_those_of_hsv(hue: float) -> None:
         assert np.abs(shown[:, value].numpy() - expected).max() <= 0.51
 
 
-def test_colours_belong_to_the_picture_and_not_to_the_choice_of_classes(root: Path) -> None:
+def test_colours_depend_on_the_image_not_on_chosen_classes(root: Path) -> None:
     whole = ready(root, colored=True, conditional=True, val_fraction=0.0)
     twos = ready(root, classes=[2], colored=True, val_fraction=0.0)
     assert (twos.shape, twos.conditions) == ((3, 28, 28), {})
@@ -98,7 +98,7 @@ def test_colours_belong_to_the_picture_and_not_to_the_choice_of_classes(root: Pa
         assert torch.equal(everything(twos.splits[k])["x"], batch["x"][batch["label"] == 2])
 
 
-def test_every_split_and_seed_has_hues_of_its_own_and_the_global_state_is_left_alone(root: Path) -> None:
+def test_hues_depend_on_split_and_seed_only(root: Path) -> None:
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
 
     def first_colours(split: int, seed: int) -> list[list[float]]:
@@ -130,7 +130,7 @@ def test_black_stays_black_and_the_value_is_the_grey(root: Path) -> None:
         ("MNIST-colored_9_0", [9, 0], True),
     ],
 )
-def test_names_as_the_document_writes_them(root: Path, name: str, classes: Any, is_colored: bool) -> None:
+def test_names_as_in_the_seminar(root: Path, name: str, classes: Any, is_colored: bool) -> None:
     short = ready(root, name=name, conditional=True)
     long = ready(root, classes=classes, colored=is_colored, conditional=True)
     assert short.shape == long.shape
@@ -149,7 +149,7 @@ def test_resizing_comes_before_colour(root: Path) -> None:
     ("options", "message"),
     [
         ({"name": "MNIST-coloured"}, "name must be MNIST, -colored if so, and _digit for each class, got 'MNIST-colou"),
-        ({"name": "MNIST_2", "classes": [3]}, "name 'MNIST_2' contradicts classes or colored: give one or the other"),
+        ({"name": "MNIST_2", "classes": [3]}, "name 'MNIST_2' contradicts classes or colored"),
         ({"name": "MNIST_2", "colored": True}, "contradicts classes or colored"),
         ({"classes": [2, 2]}, r"classes must be different numbers from 0 to 9, got \[2, 2\]"),
         ({"classes": [10]}, r"classes must be different numbers from 0 to 9, got \[10\]"),

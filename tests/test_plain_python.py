@@ -141,7 +141,7 @@ def test_a_learned_schedule_resumes_bitwise(tmp_path: Path) -> None:
     assert not list(differences(*ends))
 
 
-def test_a_saved_model_is_loaded_and_samples_alike(tmp_path: Path) -> None:
+def test_a_saved_model_loads_and_samples_the_same(tmp_path: Path) -> None:
     module, data = tiny_module(), tiny_data()
     tiny_trainer(tmp_path, EMA((0.9,)), max_steps=4).fit(module, datamodule=data)
     module.save(tmp_path / "model.ckpt", data)
@@ -190,17 +190,17 @@ def test_a_class_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
 
 def parts() -> list[Any]:
     """Every concrete class of the core with its variants."""
-    found = []
+    result = []
     for base in (Schedule, Parameterization, NoiseInput, Grid, TimeSampler, Weighting, Sampler):
         for cls in classes(base):
             for kwargs in variants(cls, {"steps": 8} if base is Grid else {}):
                 if cls.__name__ != "Replacement":  # made of an observation, in `restore` only
-                    found.append(pytest.param(cls, kwargs, id=label(cls, kwargs)))
-    return found
+                    result.append(pytest.param(cls, kwargs, id=label(cls, kwargs)))
+    return result
 
 
 @pytest.mark.parametrize(("cls", "kwargs"), parts())
-def test_every_part_tells_what_it_was_made_with(cls: type, kwargs: dict[str, Any]) -> None:
+def test_every_component_records_its_arguments(cls: type, kwargs: dict[str, Any]) -> None:
     given = {**kwargs, **({"grid": UniformGrid(4)} if takes_grid(cls) else {})}
     spec = describe(cls(**given), "part")
     assert spec["class_path"].rpartition(".")[2] == cls.__name__

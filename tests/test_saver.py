@@ -15,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from pictures_model import NETWORK, TIME
 from shell import (
     LAST,
     Losses,
@@ -113,7 +114,7 @@ class FailAtTheEnd(Callback):
         raise RuntimeError("on purpose")
 
 
-def test_a_failure_after_the_last_step_loses_nothing(tmp_path: Path) -> None:
+def test_a_failure_after_the_last_step_keeps_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="on purpose"):
         saved(tmp_path, 100, FailAtTheEnd())
     assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] == 20
@@ -131,7 +132,7 @@ class Watch(Callback):
             self.gate.set()
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_its_end_waits(
+def test_training_continues_during_a_write_and_waits_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, real, threads = threading.Event(), torch.save, []
@@ -175,13 +176,13 @@ class FillDisk(Callback):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
-def test_a_full_disk_ends_the_run_in_one_line_and_when_there_is_room_it_goes_on(small_disk: Path) -> None:
+def test_a_full_disk_is_one_line_and_the_run_resumes_later(small_disk: Path) -> None:
     changes: dict[str, Any] = {"saver": {"every_n_steps": 8}, "trainer__val_check_interval": 1000}
     fill = [{"class_path": "test_saver.FillDisk"}]
     config = tiny_config(small_disk, "full.yaml", **changes, trainer__callbacks=fill)
     run = small_disk / "runs" / "run"
     assert cli(small_disk, "fit", "--config", config, "--run", "run").error == (
-        f"cannot write the checkpoint runs/run/{LAST}: No space left on device; the one before is untouched and whole: "
+        f"cannot write the checkpoint runs/run/{LAST}: No space left on device; the previous checkpoint is intact: "
         f"free some space and resume with --ckpt_path runs/run/{LAST}"
     )
     assert checkpoint(run)["global_step"] == 8
@@ -191,7 +192,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_when_there_is_room_it_goes_on(
     assert_same_training(fit(small_disk, run="whole", **changes), run)
 
 
-def test_a_write_that_fails_in_the_background_ends_the_run_with_the_next_step(
+def test_a_failed_background_write_ends_the_run_at_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(content: Any, file: Any) -> None:
@@ -211,7 +212,7 @@ class SlowStep(Callback):
         time.sleep(0.05)
 
 
-def test_being_told_to_stop_saves(tmp_path: Path) -> None:
+def test_a_stop_signal_saves(tmp_path: Path) -> None:
     with pytest.raises(SIGTERMException):
         saved(tmp_path, 4, FailAt(11, SIGTERMException()))
     assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] == 11
@@ -222,7 +223,7 @@ def test_being_told_to_stop_saves(tmp_path: Path) -> None:
     [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU],
     ids=["Ctrl-C", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"],
 )
-def test_a_signal_in_mid_step_ends_cleanly_and_the_run_goes_on_exactly(
+def test_a_signal_in_mid_step_stops_cleanly_and_resumes_exactly(
     whole: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
@@ -236,7 +237,7 @@ def test_a_signal_in_mid_step_ends_cleanly_and_the_run_goes_on_exactly(
         "stopped; runs/stopped/checkpoints/last.ckpt is saved. Resume with "
         "--ckpt_path runs/stopped/checkpoints/last.ckpt"
     )
-    assert ("once more: at once" in done.out) == (number == signal.SIGINT)
+    assert ("Ctrl-C again" in done.out) == (number == signal.SIGINT)
     assert checkpoint(stopped)["global_step"] == 13  # the step was finished
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
 
@@ -245,7 +246,7 @@ def test_a_signal_in_mid_step_ends_cleanly_and_the_run_goes_on_exactly(
 
 
 def test_accumulated_gradients_are_not_lost(tmp_path: Path) -> None:
-    """Told in the first of three batches of a step, the run ends after the third."""
+    """Signalled in the first of three batches of a step, the run ends after the third."""
     three = {"trainer__accumulate_grad_batches": 3, "trainer__max_steps": 12}
     whole = fit(tmp_path, run="whole", **three)
     at_13 = [{"class_path": "shell.SignalAt", "init_args": {"batch": 13, "number": int(signal.SIGTERM)}}]
@@ -257,7 +258,7 @@ def test_accumulated_gradients_are_not_lost(tmp_path: Path) -> None:
     assert_same_training(whole, stopped)
 
 
-def test_a_run_that_is_told_to_stop_in_its_last_step_is_complete(tmp_path: Path) -> None:
+def test_a_run_stopped_in_its_last_step_is_complete(tmp_path: Path) -> None:
     at_40 = [{"class_path": "shell.SignalAt", "init_args": {"batch": 40, "number": int(signal.SIGUSR1)}}]
     assert checkpoint(fit(tmp_path, trainer__callbacks=at_40))["global_step"] == 40
 
@@ -312,9 +313,9 @@ def test_of_an_array_the_task_is_requeued(tmp_path: Path, job: Callable[..., Out
     assert (tmp_path / "scontrol.log").read_text() == "requeue 4700_11\n"
 
 
-def test_a_requeue_that_fails_is_told(job: Callable[..., Outcome]) -> None:
-    told = "`scontrol requeue 4711` failed, submit the job again (slurm says no)"
-    assert told in job(signal.SIGUSR1, status=1).out.splitlines()
+def test_a_failed_requeue_is_reported(job: Callable[..., Outcome]) -> None:
+    warning = "`scontrol requeue 4711` failed, submit the job again (slurm says no)"
+    assert warning in job(signal.SIGUSR1, status=1).out.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -322,7 +323,7 @@ def test_a_requeue_that_fails_is_told(job: Callable[..., Outcome]) -> None:
     [(signal.SIGTERM, {}), (signal.SIGINT, {}), (signal.SIGUSR1, {"SLURM_JOB_NAME": "interactive"})],
     ids=["SIGTERM", "Ctrl-C", "interactive"],
 )
-def test_nothing_else_requeues(
+def test_only_usr_signals_requeue(
     tmp_path: Path, job: Callable[..., Outcome], number: signal.Signals, variables: dict[str, str]
 ) -> None:
     job(number, **variables)
@@ -341,7 +342,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_run_stopped_before_its_first_step_claims_no_checkpoint(tmp_path: Path) -> None:
+def test_a_run_stopped_before_step_1_names_no_checkpoint(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trainer__callbacks=[{"class_path": "test_saver.StopAtStart"}])
     done = cli(tmp_path, "fit", "--config", config, "--run", "run")
     assert done.code == 143
@@ -349,7 +350,7 @@ def test_a_run_stopped_before_its_first_step_claims_no_checkpoint(tmp_path: Path
 
 
 class StopAtStart(Callback):
-    """Is told to stop before the first step."""
+    """Gets a signal to stop before the first step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         raise SIGTERMException
@@ -360,7 +361,7 @@ class StopAtStart(Callback):
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 143, marks=pytest.mark.slow)],
     ids=["SIGTERM", "Ctrl-C"],
 )
-def test_a_process_that_is_stopped_goes_on_exactly(tmp_path: Path, number: signal.Signals, status: int) -> None:
+def test_a_stopped_process_resumes_exactly(tmp_path: Path, number: signal.Signals, status: int) -> None:
     steps = {"trainer__max_steps": 120, "trainer__val_check_interval": 35}
     slow = tiny_config(tmp_path, "slow.yaml", trainer__callbacks=[{"class_path": "shell.Slow"}], **steps)
     process = start(tmp_path, "fit", "--config", slow, "--run", "killed", "--saver.every_n_steps", 15)
@@ -459,19 +460,20 @@ class KillWorker(Callback):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
     import numpy as np
 
     np.save(tmp_path / "x.npy", np.zeros((64, 8, 8), dtype=np.uint8))
-    data = {"class_path": "Arrays", "init_args": {"path": "x.npy", "batch_size": 4, "in_memory": False, "workers": 1}}
-    config = tiny_config(tmp_path, data=data, trainer__callbacks=[{"class_path": "test_saver.KillWorker"}])
+    data = {"class_path": "Arrays", "init_args": {"path": "x.npy", "batch_size": 4, "memory_gb": 0.0, "workers": 1}}
+    kill = [{"class_path": "test_saver.KillWorker"}]
+    config = tiny_config(tmp_path, data=data, model__network=NETWORK, model__noise_input=TIME, trainer__callbacks=kill)
     error = cli(tmp_path, "fit", "--config", config).error
     assert "a process that reads data was ended by the system" in error
     assert "data.init_args.workers" in error
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_sample_told_to_stop_keeps_the_block_and_goes_on(
+def test_a_stopped_sample_keeps_the_block_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
 ) -> None:
     from diffusion_pl.pipeline import Pipeline
@@ -481,13 +483,13 @@ def test_sample_told_to_stop_keeps_the_block_and_goes_on(
     assert cli(tmp_path, *call, "whole").code == 0
     real, drawn = Pipeline.samples, []
 
-    def told(self: Pipeline, indices: Any, *args: Any, **kwargs: Any) -> Any:
+    def samples(self: Pipeline, indices: Any, *args: Any, **kwargs: Any) -> Any:
         drawn.append(indices[0])
         if len(drawn) == 2:
             signal.raise_signal(number)
         return real(self, indices, *args, **kwargs)
 
-    monkeypatch.setattr(Pipeline, "samples", told)
+    monkeypatch.setattr(Pipeline, "samples", samples)
     done = cli(tmp_path, *call, "stopped")
     assert done.code == status
     assert done.out.splitlines()[-1] == "stopped; finished samples are kept. Repeat the command to continue"

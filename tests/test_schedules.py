@@ -1,4 +1,4 @@
-"""Every schedule against autograd, its published SDE, the moment equations; beta tables against DDPM arithmetic."""
+"""Every schedule against autograd, its published SDE, the moment equations; beta schedules against DDPM arithmetic."""
 
 import math
 from collections.abc import Callable
@@ -43,8 +43,8 @@ def at(*t: float) -> torch.Tensor:
 
 
 def test_all_schedules_are_found() -> None:
-    found = {cls.__name__ for cls in classes(Schedule)}
-    assert {"VP", "SubVP", "VE", "Cosine", "Karras", "Rectified", "LinearBetas", "ZeroTerminalSNR"} <= found
+    result = {cls.__name__ for cls in classes(Schedule)}
+    assert {"VP", "SubVP", "VE", "Cosine", "Karras", "Rectified", "LinearBetas", "ZeroTerminalSNR"} <= result
 
 
 @every_schedule
@@ -57,7 +57,7 @@ def test_derivatives_are_those_of_alpha_and_sigma(schedule: Schedule) -> None:
 
 
 @every_schedule
-def test_derived_quantities_are_those_of_the_process(schedule: Schedule) -> None:
+def test_derived_quantities_are_those_of_the_schedule(schedule: Schedule) -> None:
     t, h = at(*INNER), 1e-5
     kernel, ahead, behind = schedule(t), schedule(t + h), schedule(t - h)
     variance = (ahead.sigma**2 - behind.sigma**2) / (2 * h)
@@ -98,7 +98,7 @@ def test_closed_form_of_time_agrees_with_bisection(schedule: Schedule) -> None:
 
 
 @every_schedule
-def test_time_is_clamped_to_the_process(schedule: Schedule) -> None:
+def test_time_is_clamped_to_the_schedule(schedule: Schedule) -> None:
     beyond = schedule.time(at(-200.0, 200.0))
     assert beyond[0] == pytest.approx(1, abs=1e-9)
     assert 0 <= beyond[1] < 1e-9
@@ -195,7 +195,7 @@ def test_vp_in_single_precision_where_one_minus_exp_fails() -> None:
     assert VP()(t).sigma.item() == pytest.approx(exact, rel=1e-6)
     log_mean = -0.25 * t**2 * (20 - 0.1) - 0.5 * t * 0.1
     naive = torch.sqrt(1 - torch.exp(2 * log_mean)).item()
-    assert abs(naive / exact - 1) > 0.005  # 2.4 % or 0.6 %, as exp rounds: this test can tell
+    assert abs(naive / exact - 1) > 0.005  # 2.4 % or 0.6 %, as exp rounds: the test can fail
 
 
 def test_ends_of_the_processes() -> None:
@@ -216,7 +216,7 @@ def test_ends_of_the_processes() -> None:
     assert (sub.diffusion_sq < vp.diffusion_sq).all()
 
 
-# Beta tables ------------------------------------------------------------------------------------------------------
+# Beta schedules ------------------------------------------------------------------------------------------------------
 
 TABLES = [p for p in SCHEDULES if isinstance(p.values[0], BetaTable)]
 
@@ -306,7 +306,7 @@ def test_published_values_of_the_tables() -> None:
     betas = chain_betas(CosineBetas(1000))
     assert betas[0] == pytest.approx(4.1284e-05, rel=1e-3)
     assert betas[-1] == pytest.approx(0.999, abs=1e-6)
-    # Datasaurus document: ᾱ_50 = 0.280 for β up to 0.05, 0.603 for 0.02, ᾱ_25 = 0.733.
+    # German Datasaurus introduction: ᾱ_50 = 0.280 for β up to 0.05, 0.603 for 0.02, ᾱ_25 = 0.733.
     assert LinearBetas(50, 1e-4, 0.05)(at(0.5, 1.0)).alpha.square().tolist() == pytest.approx([0.733, 0.280], abs=5e-4)
     assert LinearBetas(50, 1e-4, 0.02)(at(1.0)).alpha.item() ** 2 == pytest.approx(0.603, abs=5e-4)
     # French demo, T = 100: 0.364 for 1e-4…0.02, 2.0e-5 for ten times as much.
@@ -432,13 +432,13 @@ positive = st.floats(1e-3, 1e2)
 
 @settings(max_examples=40, deadline=None)
 @given(positive, positive, st.sampled_from([VP, SubVP]))
-def test_any_valid_betas_give_a_process(low: float, width: float, kind: type[VP] | type[SubVP]) -> None:
+def test_any_valid_betas_give_a_schedule(low: float, width: float, kind: type[VP] | type[SubVP]) -> None:
     decreasing_and_invertible(kind(low / 10, low / 10 + width / 4))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(1e-4, 1), st.floats(1.5, 1e4), st.floats(0.5, 12))
-def test_any_valid_sigmas_give_a_process(low: float, ratio: float, rho: float) -> None:
+def test_any_valid_sigmas_give_a_schedule(low: float, ratio: float, rho: float) -> None:
     decreasing_and_invertible(VE(low, low * ratio))
     decreasing_and_invertible(Karras(low, low * ratio, rho))
 

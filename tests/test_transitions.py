@@ -36,7 +36,7 @@ def test_steps_compose(schedule: Schedule) -> None:
 
 @every_schedule
 @pytest.mark.parametrize(("s", "t"), PAIRS)
-def test_posterior_is_the_conditional_of_the_joint_law(schedule: Schedule, s: float, t: float) -> None:
+def test_posterior_is_the_conditional_of_the_joint_gaussian(schedule: Schedule, s: float, t: float) -> None:
     """(x_s, x_t) given x_0 is Gaussian; its covariance comes from x_t = α_ts x_s + noise, then x_s is conditioned."""
     at_s, at_t = kernel(schedule, s), kernel(schedule, t)
     step = float(at_t.alpha / at_s.alpha)
@@ -69,7 +69,7 @@ def test_posterior_is_bayes_rule_on_a_grid(schedule: Schedule) -> None:
 
 
 def test_posterior_from_pure_noise_is_the_marginal() -> None:
-    """Where α_t = 0, x_t tells nothing: q(x_s | x_t, x_0) = q(x_s | x_0)."""
+    """Where α_t = 0, x_t has no information: q(x_s | x_t, x_0) = q(x_s | x_0)."""
     at_s, at_t = kernel(Rectified(), 0.6), kernel(Rectified(), 1.0)
     from_t, from_0, var = posterior(at_s, at_t)
     assert (from_t.item(), from_0.item(), var.item()) == pytest.approx((0, 0.4, 0.36))

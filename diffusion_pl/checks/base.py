@@ -1,4 +1,4 @@
-"""What a check yields, and how it is printed."""
+"""Findings of the checks, and how they are printed."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -22,7 +22,7 @@ CHECKS = (
 
 
 class Finding(NamedTuple):
-    """One line of the result: level, name of the check, what was found, and how to fix it ("" if nothing is wrong)."""
+    """One line of the result: level, name of the check, the finding, and how to fix it ("" if nothing is wrong)."""
 
     level: Literal["fine", "warning", "error"]
     name: str

@@ -1,4 +1,4 @@
-"""What is in a folder: each image file once, whatever links there are, and which files are copies of one another."""
+"""List the image files of a folder, each once even with links, and find copies."""
 
 import hashlib
 import os
@@ -15,10 +15,10 @@ from .opening import endings, in_parallel
 
 
 class Listing(NamedTuple):
-    """What was found.
+    """The files of a folder.
 
     files: image files, sorted;  others: files of other kinds by their endings;  links: links to files and folders that
-    were found already.
+    are listed already.
     """
 
     files: list[Path]

@@ -1,4 +1,4 @@
-"""Points in a few dimensions: the base of all such data sets, the Datasaurus, and tables of the user's own."""
+"""Points in a few dimensions: base class, the Datasaurus, and the user's tables."""
 
 import csv
 from abc import abstractmethod
@@ -14,7 +14,7 @@ from ..conditions import Condition, Conditions, class_count
 from .base import DataModule, tell_differences
 from .identity import Keys, differences, identity, keys_of
 from .loader import Loader, Source, Tensors
-from .splits import HASHED, SHUFFLED, hashed
+from .splits import HASHED, SHUFFLED, hashed, recorded_split
 from .tables import read_columns
 from .units import Standardized
 
@@ -23,7 +23,7 @@ class Points(DataModule):
     """N points in D dimensions, normalised per axis: x = (x_file - mean) / std over the training split.
 
     The split is drawn over *distinct* points before any repetition, so no held-out point is a training point; copies
-    of a point stay on its side. The held-out part serves as validation set and as test set: there is no third part.
+    of a point stay in its split. The held-out part serves as validation set and as test set: there is no third part.
     Held-out points are repeated as often as training points, which shows each at several noise levels.
 
     A concrete class defines ``examples``.
@@ -114,7 +114,7 @@ class Points(DataModule):
                 f"{self.source}: val_fraction = {self.val_fraction} holds out all {distinct} distinct point(s) and "
                 "leaves none to train on: lower val_fraction"
             )
-        noted = self._saved.get("split") or {}
+        noted = recorded_split(self._saved)
         hashes = noted.get("rule") == HASHED if self._saved else self.grows
         seed, exceptions = noted.get("seed", self.seed), noted.get("exceptions")
         self._drawn = {"rule": HASHED if hashes else SHUFFLED, "seed": seed}
@@ -167,7 +167,7 @@ class Points(DataModule):
 
     def _ready(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if self._splits is None:
-            raise RuntimeError(f"{self.source}: the points are not there yet: call setup() first")
+            raise RuntimeError(f"{self.source}: the data are not set up: call setup() first")
         splits: tuple[dict[str, Tensor], dict[str, Tensor]] = self._splits
         return splits
 
@@ -199,7 +199,7 @@ class Points(DataModule):
         # Kept in place of what setup() finds, even in other data: these are the units the network was trained in.
         self._units = Standardized(*(torch.tensor(state_dict[name], dtype=torch.float64) for name in ("mean", "std")))
         self._saved = state_dict
-        if self._splits is not None:  # split them anew, as the checkpoint's were
+        if self._splits is not None:  # split them again, as the checkpoint's were
             self._splits = None
             self.setup()
 

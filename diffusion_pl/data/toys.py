@@ -1,4 +1,4 @@
-"""Distributions in the plane that one can draw as many points from as one likes.
+"""Toy distributions in the plane, sampled without limit.
 
 Each is drawn once, from its own generator, so the data set is a function of its arguments. ``noise`` is the standard
 deviation of the Gaussian that blurs the shape, in the units the docstring gives, before normalisation.
@@ -145,7 +145,7 @@ class Checkerboard(Toy):
     """Uniform on the dark squares of a board of 4 x 4 unit squares around the origin.
 
     Args:
-        noise: Blur, in sides of a square; 0 keeps the edges sharp.
+        noise: Blur, as a fraction of the width of a square; 0 keeps the edges sharp.
         kwargs: Of `Points`: batch_size, val_fraction, repeats, seed.
     """
 

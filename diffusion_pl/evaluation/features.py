@@ -1,4 +1,4 @@
-"""Examples as rows of features, the reference of samples, and how near samples are to the training data."""
+"""Features of examples, reference statistics, and distances of samples to the training data."""
 
 import hashlib
 import json
@@ -183,7 +183,7 @@ class Memory(NamedTuple):
 
 
 def memory(data: DataModule, x: Tensor, held_out: str = "val") -> Memory:
-    """How near samples x: (N, *) in model units are to the training split, beside as many held-out examples.
+    """How near samples x: (N, *) in model units are to the training split, compared with as many held-out examples.
 
     The ratio is None where nothing was held out.
     """

@@ -1,9 +1,9 @@
-"""The denoiser as a graph that needs no code of ours: ONNX, or a program of torch.export.
+"""Export the denoiser as a graph that does not need this package: ONNX, or a program of torch.export.
 
     (x_t, t[, label]) ↦ (x̂_0, ε̂)
 
 with the schedule and the parameterization inside, so that a sampler needs α and σ at its times only; those of the
-model's grid are written beside it.
+model's grid are written next to it.
 """
 
 import warnings

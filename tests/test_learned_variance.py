@@ -48,12 +48,12 @@ def test_the_bound_is_the_kl_of_the_step(i: int, v: float) -> None:
         return first + math.sqrt(1 - beta) * (1 - before) / (1 - BARS[i - 1]) * array(x_t)
 
     kl = 0.5 * (np.log(var / tilde) + (tilde + (mean(x_0) - mean(prediction.x_0)) ** 2) / var - 1)
-    found = VarianceBound(N, 0.01)(TABLE, x_0, x_t, t, prediction)
-    np.testing.assert_allclose(array(found), 0.01 * N * kl.mean(1) / math.log(2), rtol=1e-6)
+    result = VarianceBound(N, 0.01)(TABLE, x_0, x_t, t, prediction)
+    np.testing.assert_allclose(array(result), 0.01 * N * kl.mean(1) / math.log(2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("levels", [256, None])
-def test_the_first_step_is_judged_by_the_likelihood_of_the_data(levels: int | None) -> None:
+def test_the_first_step_uses_the_likelihood_of_the_data(levels: int | None) -> None:
     x_0, x_t, t, prediction = example(0.4, 1)
     tilde = BETAS[1] * (1 - BARS[0]) / (1 - BARS[1])  # clipped: that of the second step
     std = np.exp(0.5 * (0.4 * np.log(BETAS[0]) + 0.6 * np.log(tilde)))
@@ -63,8 +63,8 @@ def test_the_first_step_is_judged_by_the_likelihood_of_the_data(levels: int | No
         log_p = np.log(norm.cdf(above) - norm.cdf(below))
     else:
         log_p = norm.logpdf(array(x_0), array(prediction.x_0), std)
-    found = VarianceBound(N, 1.0, levels)(TABLE, x_0, x_t, t, prediction)
-    np.testing.assert_allclose(array(found), -N * log_p.mean(1) / math.log(2), rtol=1e-6)
+    result = VarianceBound(N, 1.0, levels)(TABLE, x_0, x_t, t, prediction)
+    np.testing.assert_allclose(array(result), -N * log_p.mean(1) / math.log(2), rtol=1e-6)
 
 
 def test_the_levels_share_all_of_the_probability() -> None:
@@ -113,7 +113,7 @@ def test_the_bound_alone_teaches_mean_and_variance() -> None:
     torch.manual_seed(0)
     simple = DenoisingLoss(GridTimes(N), SNR())(denoiser, x_0).loss
     torch.testing.assert_close(alone + simple, both)
-    with pytest.raises(ValueError, match=r"without a weighting the mean is taught by VarianceBound\. Fix: set its"):
+    with pytest.raises(ValueError, match=r"VarianceBound\. Fix: set its"):
         DenoisingLoss(GridTimes(N), None, variance=VarianceBound(N))
     with pytest.raises(ValueError, match="without a weighting"):
         DenoisingLoss(GridTimes(N), None)
@@ -169,14 +169,14 @@ def test_what_was_not_learned_cannot_be_taken() -> None:
 
 
 def taught(losses: np.ndarray, uniform: float = 0.1) -> LossSecondMoment:
-    """Told each of the losses (N, history) at its step, oldest first."""
+    """Updated with each of the losses (N, history) at its step, oldest first."""
     times = LossSecondMoment(len(losses), losses.shape[1], uniform)
     for column in losses.T:
         times.learn((torch.arange(len(losses)) + 1) / len(losses), torch.from_numpy(column))
     return times
 
 
-def test_the_law_is_uniform_until_every_step_has_its_history() -> None:
+def test_probabilities_are_uniform_until_every_step_has_history() -> None:
     times = LossSecondMoment(4, 2)
     for _ in range(2):
         np.testing.assert_allclose(array(times.share()), 0.25)
@@ -186,7 +186,7 @@ def test_the_law_is_uniform_until_every_step_has_its_history() -> None:
     assert float(times.share()[3]) == pytest.approx(0.999 * 0.4 + 0.001 / 4)
 
 
-def test_the_law_goes_with_the_root_of_the_second_moment_of_the_latest_losses() -> None:
+def test_probabilities_follow_the_rms_of_the_latest_losses() -> None:
     losses = np.random.default_rng(0).uniform(0.5, 3, (6, 5))
     root = np.sqrt((losses**2).mean(1))
     expected = 0.9 * root / root.sum() + 0.1 / 6
@@ -198,7 +198,7 @@ def test_the_law_goes_with_the_root_of_the_second_moment_of_the_latest_losses() 
     np.testing.assert_allclose(array(forgetting.share()), expected, rtol=1e-5)
 
 
-def test_its_estimates_are_unbiased_and_its_draws_follow_the_law() -> None:
+def test_estimates_are_unbiased_and_draws_follow_probabilities() -> None:
     times = taught(np.linspace(0.2, 4, 10)[:, None].repeat(3, 1))
     t, importance = times.draw(VP(), 200_000, torch.device("cpu"), torch.Generator().manual_seed(0))
     assert isinstance(importance, Tensor)
@@ -227,14 +227,14 @@ def test_it_learns_the_unweighted_losses_of_training_only() -> None:
     for _ in range(5):
         loss(denoiser, x_0)
     assert int(loss.times.seen.sum()) == 5 * 64
-    # Once the law is no longer uniform, what it is told is the loss without importance.
+    # Once the distribution is no longer uniform, it is updated with the loss without importance.
     share = loss.times.share()
     assert float(share.max()) > 1.2 * float(share.min())
-    found = loss(denoiser, x_0)
-    index = torch.round(found.t * 5).long() - 1
+    result = loss(denoiser, x_0)
+    index = torch.round(result.t * 5).long() - 1
     newest = loss.times.history[index, (loss.times.seen[index] - 1) % 2]
     last = torch.tensor([not (index[k + 1 :] == i).any() for k, i in enumerate(index)])
-    np.testing.assert_allclose(array(newest[last]), array((found.loss * 5 * share[index])[last]), rtol=1e-5)
+    np.testing.assert_allclose(array(newest[last]), array((result.loss * 5 * share[index])[last]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"history": 0}, {"uniform": 0.0}, {"uniform": 2.0}])
@@ -266,11 +266,11 @@ def test_half_of_the_steps_are_given_the_networks_own_estimate() -> None:
     loss, rng = DenoisingLoss(UniformTimes(), SNR()), torch.Generator().manual_seed(0)
     for _ in range(400):
         loss(denoiser, torch.ones(3, 2), None, rng)
-    told = [call for call in network.calls if call["x_0_hat"] is not None]
-    assert 0.4 < len(told) / 400 < 0.6
-    assert len(network.calls) == 400 + len(told)  # a first pass for each of these, and for these alone
-    assert all(call["grad"] and not call["x_0_hat"].requires_grad for call in told)
-    first = network.calls[network.calls.index(told[0]) - 1]
+    conditioned = [call for call in network.calls if call["x_0_hat"] is not None]
+    assert 0.4 < len(conditioned) / 400 < 0.6
+    assert len(network.calls) == 400 + len(conditioned)  # a first pass for each of these, and for these alone
+    assert all(call["grad"] and not call["x_0_hat"].requires_grad for call in conditioned)
+    first = network.calls[network.calls.index(conditioned[0]) - 1]
     assert not first["grad"]
 
 
@@ -305,10 +305,10 @@ def test_labels_are_withheld_at_the_given_rate() -> None:
     label = torch.arange(20_000) % 7
     denoiser, rng = NetworkDenoiser(network, VP(), Data()), torch.Generator().manual_seed(0)
     loss(denoiser, torch.ones(20_000, 2), {"label": label}, rng)
-    told = network.calls[0]["label"]
-    withheld = told == -1
+    given = network.calls[0]["label"]
+    withheld = given == -1
     assert float(withheld.float().mean()) == pytest.approx(0.3, abs=0.015)
-    assert torch.equal(told[~withheld], label[~withheld])
+    assert torch.equal(given[~withheld], label[~withheld])
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])
