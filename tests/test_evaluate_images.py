@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictures_model import fit_digits
+from images_model import fit_digits
 from shell import cli
 
 from diffusion_pl.data import Digits
