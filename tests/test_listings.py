@@ -142,7 +142,7 @@ def test_table_of_runs_has_a_line_each(runs: Path) -> None:
     lines = cli(runs, "runs").out.splitlines()
     assert lines[0].split() == ["run", "state", "step", "size", "metrics"]
     assert len(lines) == 7
-    line = next(line for line in lines if line.startswith("run  "))
+    line = next(line for line in lines[1:] if line.startswith("run  "))
     assert "20 of 20" in line and "val_loss/" in line
     assert any(line.startswith("damaged") and "card.json" in line for line in lines)
     assert cli(runs, "runs", "runs/deep").out.count("\n") == 2
