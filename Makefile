@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format notebooks docs benchmarks benchmarks-gpu clean
+.PHONY: help setup demo test test-slow lint format notebooks docs benchmarks benchmarks-gpu zoo clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -52,6 +52,9 @@ benchmarks: .venv/.done ## measure speed and quality beside bare loops and peers
 
 benchmarks-gpu: .venv/.done ## the same for a GPU, twenty minutes: utilisation, sampling, FID features, memory
 	@$(BIN)/python benchmarks/gpu.py
+
+zoo: .venv/.done ## train the shipped models of diffusion_pl/zoo again, half an hour
+	@$(BIN)/python benchmarks/make_zoo.py
 
 clean: ## remove the environment and caches; runs stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

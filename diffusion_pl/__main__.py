@@ -28,7 +28,12 @@ TOOLS = {
     "replay": "re-run the step at which training stopped on non-finite values",
     "completion": "print a completion script for bash, zsh or tcsh",
 }
-COMMANDS = TRAINER_COMMANDS | TOOLS
+#: Tools that answer at once: they need no torch.
+LISTINGS = {
+    "configs": "the configurations that come with the package, by name",
+    "runs": "the runs in a folder: state, step, size and last metrics",
+}
+COMMANDS = TRAINER_COMMANDS | TOOLS | LISTINGS
 
 #: Names that other programs use for our commands.
 _SYNONYMS = {
@@ -79,15 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"diffusion_pl: error: {_unknown(command, rest)}", file=sys.stderr)
         return 2
-    say_loading()
-    prepare_home()
-    # Imported here: they bring torch.
+    if command not in LISTINGS:
+        say_loading()
+        prepare_home()
+    # Imported here: most bring torch.
     from .checkpoints.migrations import migrate_text
     from .runtime.errors import guard
 
     args, rest = [migrate_text(arg) for arg in args], [migrate_text(arg) for arg in rest]
     with guard(debug, args) as status:
-        if command in TOOLS:
+        if command in TOOLS or command in LISTINGS:
             from .commands import run_tool
 
             run_tool(command, rest)

@@ -8,7 +8,7 @@ import pytest
 from shell import cli, environment, fit, tiny_config
 
 import diffusion_pl
-from diffusion_pl.__main__ import COMMANDS, TOOLS, TRAINER_COMMANDS, main
+from diffusion_pl.__main__ import COMMANDS, LISTINGS, TOOLS, TRAINER_COMMANDS, main
 
 HEAVY = ("torch", "lightning", "numpy", "jsonargparse", "matplotlib")
 
@@ -62,8 +62,8 @@ def test_a_command_unlike_any_other_gets_the_list(tmp_path: Path) -> None:
 
 
 def test_commands_are_what_they_are_said_to_be() -> None:
-    assert not set(TRAINER_COMMANDS) & set(TOOLS)
-    assert list(COMMANDS) == [*TRAINER_COMMANDS, *TOOLS]
+    assert len(COMMANDS) == len(TRAINER_COMMANDS) + len(TOOLS) + len(LISTINGS)
+    assert list(COMMANDS) == [*TRAINER_COMMANDS, *TOOLS, *LISTINGS]
 
 
 @pytest.mark.parametrize("position", [0, 1, 99], ids=["first", "after the command", "last"])

@@ -9,7 +9,7 @@ from ..runtime.output import Report
 if TYPE_CHECKING:
     from ..evaluation import Result
 
-_OF_THE_MODEL = ("checkpoint", "weights", "sampler", "nfe", "scale", "seed")
+_OF_THE_MODEL = ("checkpoint", "images", "weights", "sampler", "nfe", "scale", "seed")
 
 
 def compare(files: list[Path], metrics: list[str] | None = None) -> Report:

@@ -62,6 +62,7 @@ def sweep(
     from tqdm.auto import tqdm
 
     from ..callbacks.sample_writer import not_finite_error, refuse_not_finite
+    from ..checkpoints.exported import run_folder_of
     from ..checkpoints.io import checkpoint_at
     from ..checkpoints.loading import load_pipeline
     from ..data.base import count
@@ -110,7 +111,7 @@ def sweep(
                         "error": (x - exact).square().mean().sqrt().item(),
                     }
                 )
-            run = checkpoint_at(ckpt_path).parent.parent.name
+            run = run_folder_of(checkpoint_at(ckpt_path)).name
             title = f"{count(num_samples, 'sample')} of {run}, {pipeline.weights} weights"
             report = Report(
                 done=f"{len(plan)} runs of {count(len(samplers), 'sampler')}, {title}",

@@ -24,9 +24,10 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> Report:
     from ..checkpoints.io import sha256_of
     from ..evaluation import Band, read_results
     from ..runtime.run_card import read_card
-    from ..runtime.run_folder import was_killed
+    from ..runtime.run_listing import state_of
 
-    section = read_card(run).get("config", {}).get("expected") or {}
+    card = read_card(run)
+    section = card.get("config", {}).get("expected") or {}
     expected = {name: Band(**band) for name, band in section.items()}
     if not expected:
         raise ValueError(f"{run}: the run's configuration has no section expected to compare it with")
@@ -40,7 +41,7 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> Report:
     results = {name: result for file in files for name, result in read_results(file).items()}
 
     bad, rows = [], []
-    if was_killed(run):
+    if state_of(run, card) == "dead":
         print(f"{run}: the run was killed before its end; then resume with --ckpt_path last")
     for name, band in expected.items():
         result, (lower, upper) = results.get(name), band.band
@@ -61,7 +62,8 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> Report:
     facts: dict[str, Any] = {}
     for result in list(results.values())[:1]:
         model = result.model
-        facts = {"checkpoint": model["checkpoint"], "weights": model["weights"], "nfe": result.nfe}
+        measured = model.get("checkpoint") or model.get("images")
+        facts = {"checkpoint": measured, "weights": model.get("weights"), "nfe": result.nfe}
     error = ""
     if bad:
         unmeasured = {name: band for name, band in expected.items() if name not in results}

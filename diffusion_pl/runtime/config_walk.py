@@ -237,8 +237,8 @@ class Walk:
             cls = next((c for c in all_classes() if c.__name__ == name), None)
         if cls is not None:
             what = f"{short} is a class of another kind" if inspect.isclass(cls) else f"{name} is no class"
-            near = did_you_mean(nearest(short, class_names(candidates)))
-            self._raise(parts, line, f"{what}, expected {self._expected(parts, hint, bases)}{near}")
+            suggestion = did_you_mean(nearest(short, class_names(candidates)))
+            self._raise(parts, line, f"{what}, expected {self._expected(parts, hint, bases)}{suggestion}")
         near = nearest(short, class_names(candidates))
         text = f"there is no class {name}{_module_missing(name)}"
         if near is None and 0 < len(class_names(candidates)) <= 2 * _LISTED:

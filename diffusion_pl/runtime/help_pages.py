@@ -230,6 +230,18 @@ PAGES = {
         "FILE FILE … [--metrics NAME …]",
         ("a/evaluation.json b/evaluation.json", "*/evaluation.json --metrics fid"),
     ),
+    "configs": _tool_page(
+        "configs",
+        "List the configurations that come with the package, by name: fit --config digits/vp takes one.",
+        "[--json]",
+        ("--json",),
+    ),
+    "runs": _tool_page(
+        "runs",
+        "List the runs in a folder: state, step, planned steps, size and last metrics.",
+        "[FOLDER] [--json]",
+        ("elsewhere/runs", "--json"),
+    ),
     "sweep": _tool_page(
         "sweep",
         "Compare samplers at equal numbers of function evaluations (NFE), from the same latents.",
