@@ -23,13 +23,15 @@ from ..metrics.extractors import identity
 from ..metrics.generation import Moments
 from ..pipeline import Pipeline
 from ..runtime.devices import device_of
+from ..runtime.output import table
 from ..runtime.processes import leave_group
 from ..runtime.provenance import describe
+from ..runtime.startup import say
 from ..runtime.storage import write_json
 from .features import Features, Reference, note_of, read_reference, reference_rows, write_reference
 from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, unit_of
 from .plan import Plan
-from .report import table
+from .report import row
 from .results import Result, SampleResult
 from .samples import keeps_rows, sample_results
 
@@ -54,7 +56,12 @@ class Results:
         return self.metrics[name]
 
     def __str__(self) -> str:
-        return table(self.metrics)
+        return "\n".join(table(self.rows))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row of a table for each metric."""
+        return [row(name, result) for name, result in self.metrics.items()]
 
     @property
     def problem(self) -> str:
@@ -216,6 +223,7 @@ class Evaluation:
         else:
             protocol["extractor"] = self.extractor
             protocol["quantisation"] = f"uint8, lossless, from {data.units.levels} levels"
+        say(f"computing {', '.join(self.of_samples)} …")
         if self.reference is None:
             note = note_of(data, plan.split)
             statistics = self.features.statistics(reference_rows(self.features, note), keeps_rows(self.of_samples))

@@ -2,16 +2,22 @@
 
 import argparse
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonargparse._common as common
+import jsonargparse._completions as completions
 import jsonargparse._typehints as typehints
-from jsonargparse import set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse._actions import _ActionHelpClassPath, _ActionPrintConfig
+from jsonargparse._link_arguments import ActionLink
 from jsonargparse._parameter_resolvers import get_signature_parameters
-from jsonargparse._util import import_object
+from jsonargparse._required import iter_required_keys, restore_suppressed_required
+from jsonargparse._util import get_import_path, import_object
+
+SWITCH = "switch"  # the type of an option without a value
 
 
 @contextmanager
@@ -58,6 +64,21 @@ def prefer_package(package: str) -> None:
 
 
 @contextmanager
+def completed_classes(classes: Callable[[Any], Iterable[type]]) -> Iterator[None]:
+    """Within, completion scripts offer these classes of a kind, by their import paths, not all subclasses.
+
+    `get_all_subclass_paths`, imported by `_completions`.  Read: jsonargparse 4.53.
+    """
+    names, name = vars(completions), "get_all_subclass_paths"
+    before = names[name]
+    names[name] = lambda kind, **_: list(dict.fromkeys(map(get_import_path, classes(kind))))
+    try:
+        yield
+    finally:
+        names[name] = before
+
+
+@contextmanager
 def imports_only(packages: Sequence[str]) -> Iterator[None]:
     """Within, jsonargparse imports nothing outside some packages, nor aliases there of others' names.
 
@@ -73,16 +94,125 @@ def imports_only(packages: Sequence[str]) -> Iterator[None]:
 
 
 def option_types(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Type of each option of a parser by its dotted name: `_actions`, and `_typehint` of each.
+    """Type of each option of a parser by its dotted name: `_actions`, and `_typehint` of each; SWITCH of one without a
+    value.
 
     Read: jsonargparse 4.53, Python 3.11.
     """
     types: dict[str, Any] = {}
     for action in parser._actions:
-        if action.option_strings and action.dest not in ("help", "print_config", argparse.SUPPRESS):
-            name = next((o for o in action.option_strings if o.startswith("--")), "").lstrip("-")
-            types[name.rstrip("+")] = getattr(action, "_typehint", getattr(action, "type", None))
+        name = next((o for o in action.option_strings if o.startswith("--")), "").lstrip("-").rstrip("+")
+        if name and not isinstance(action, (ActionLink, _ActionHelpClassPath)):
+            is_switch = action.nargs == 0 or isinstance(action, _ActionPrintConfig)
+            types[name] = SWITCH if is_switch else getattr(action, "_typehint", getattr(action, "type", None))
     return types
+
+
+def required_options(parser: argparse.ArgumentParser) -> list[str]:
+    """Dotted names of the options that must be given: `iter_required_keys`.  Read: jsonargparse 4.53."""
+    return list(iter_required_keys(parser))  # type: ignore[arg-type]
+
+
+def default_classes(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The class path that an option has by default, by its dotted name: `_actions`.  Read: jsonargparse 4.53."""
+    defaults = {action.dest: action.default for action in parser._actions}
+    is_spec: Callable[[Any], bool] = typehints.is_subclass_spec
+    return {name: str(value["class_path"]) for name, value in defaults.items() if is_spec(value)}
+
+
+def accepts(kind: Any, value: Any) -> bool:
+    """Whether a value of a configuration, or the text of an option, is of a type."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    try:
+        parser.parse_args([f"--value={value}"]) if isinstance(value, str) else parser.parse_object({"value": value})
+    except ArgumentError:
+        return False
+    return True
+
+
+class Option(NamedTuple):
+    """An option of a parser, for its help.
+
+    Attributes:
+        group: title of the group that it is in; "" of none.
+        name: with its dashes, such as --model.network; without the underscore of a word of Python.
+        help: its text; "" if there is none.
+        kind: type of its value; None of a switch or a configuration file.
+        default: None also where there is none.
+        required: whether it must be given.
+        is_class_help: whether it shows the options of a class, as --data.help Folder.
+        takes_value: whether a value follows.
+    """
+
+    group: str
+    name: str
+    help: str
+    kind: Any
+    default: Any
+    required: bool
+    is_class_help: bool
+    takes_value: bool
+
+
+def options_of(parser: argparse.ArgumentParser) -> list[Option]:
+    """The options of a parser in the order of its help: `_action_groups`, `_group_actions`.
+
+    While a command line is parsed none is required: `restore_suppressed_required`.  Read: jsonargparse 4.53, Python
+    3.11.
+    """
+    options = []
+    with restore_suppressed_required():
+        for group in parser._action_groups:
+            for action in group._group_actions:
+                if not action.option_strings or action.help == argparse.SUPPRESS or isinstance(action, ActionLink):
+                    continue
+                name = max(action.option_strings, key=len).rstrip("+_")  # from_ is --from
+                is_class_help = isinstance(action, _ActionHelpClassPath)
+                options.append(
+                    Option(
+                        group=group.title or "" if "." in name else "",
+                        name=name,
+                        help=action.help or "",
+                        kind=None if is_class_help else getattr(action, "_typehint", action.type),
+                        default=None if action.default is argparse.SUPPRESS else action.default,
+                        required=action.required,
+                        is_class_help=is_class_help,
+                        takes_value=action.nargs != 0 and not isinstance(action, _ActionPrintConfig),
+                    )
+                )
+    return options
+
+
+def set_help(parser: argparse.ArgumentParser, texts: Mapping[str, str]) -> None:
+    """Replace the help of options, given by their names without dashes: `_actions`.
+
+    Read: jsonargparse 4.53, Python 3.11.
+    """
+    for action in parser._actions:
+        name = max(action.option_strings, key=len, default="").strip("-+_")
+        action.help = texts.get(name, action.help)
+
+
+class HelpAll(common.NonParsingAction):
+    """--help-all: print `parser.format_help_all()` and exit.  Read: jsonargparse 4.53, `NonParsingAction`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "nargs": 0})
+
+    def __call__(self, parser: Any, *args: Any) -> None:
+        print(parser.format_help_all(), end="")
+        parser.exit()
+
+
+class Switch(common.NonParsingAction):
+    """An option without a value that leaves nothing in the namespace.  Read: jsonargparse 4.53, `NonParsingAction`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "nargs": 0})
+
+    def __call__(self, *args: Any) -> None:
+        pass
 
 
 def make_optional(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
