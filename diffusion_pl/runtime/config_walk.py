@@ -120,13 +120,20 @@ class Walk:
                 if str(key.value) == "<<":
                     self.section(parts, value, line)
                 else:
-                    self.at((*parts, *str(key.value).rstrip("+").split(".")), value, key.start_mark.line + 1)
+                    self._key((*parts, *str(key.value).rstrip("+").split(".")), str(key.value), value, key)
         elif isinstance(node, ScalarNode) and node.value.endswith(SUFFIXES):
             folder = self.source.path.parent if self.source.path else Path()
             self.file(folder / node.value, node.value, parts)
         elif not (parts and parts[0] in OPTIONAL and isinstance(node, ScalarNode) and node.value.lower() in OFF):
             first = next((name for name in self.types if name.startswith(".".join((*parts, "")))), "")
             self._raise(parts, line, f"expected options of its own, such as --{first}, got {_shown(node)}")
+
+    def _key(self, parts: tuple[str, ...], name: str, value: Node, key: Node) -> None:
+        """A key of a section; one with dots may name an option, but no parameter of a class."""
+        line = key.start_mark.line + 1
+        self.at(parts, value, line)
+        if "." in name and ".".join(parts) not in self.types and not self.is_group(parts):
+            self._raise(parts, line, f"write nested keys in place of the dots, or the option --{'.'.join(parts)}")
 
     def is_group(self, parts: Sequence[str]) -> bool:
         """Whether a key is a section of several options."""
