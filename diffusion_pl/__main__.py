@@ -121,7 +121,7 @@ def _unknown(command: str, rest: Sequence[str]) -> str:
         return f"expected a command before {command}; did you mean {near} {options}?"
     names = {word: known for known, words in _SYNONYMS.items() for word in words.split()}
     names |= {known: known for known in COMMANDS}
-    close = difflib.get_close_matches(command.lower(), names, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(command.lower(), names, n=1, cutoff=0.76)
     hint = f"did you mean {names[close[0]]}?" if close else f"choose one of {', '.join(COMMANDS)}"
     return f"unknown command {command!r}: {hint}"
 

@@ -61,6 +61,11 @@ OPTIONS: dict[str, str] = {
     ),
     f"--trainer.logger CSVLogger --trainer.logger.prefix {MASK}": r"--trainer.logger.prefix: the secret was masked",
     "--ema.decays [1.5]": r"--ema.decays: .*1.5",
+    "--ema.decays 0.9": r"--ema.decays: .*mean \[0.9\]\?",
+    "--data.batch_size 0": r"--data.batch_size: Datasaurus: .*got 0",
+    "--trainer.max_time 3h": r"--trainer.max_time: .*got 3h",
+    "--trainer.devices many": r"--trainer.devices: .*got many",
+    "--model.optimizer.learning_rate 3": r"--model.optimizer.learning_rate of AdamW; .*--model.optimizer.lr\?",
 }
 
 
@@ -80,6 +85,10 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "no saver": (FILE + "saver: false\n", r"a.yaml:\d+: saver: .*cannot be switched off"),
     "no trainer": ("trainer: null\n", r"a.yaml:1: trainer: expected keys such as max_steps, got null"),
     "section": (FILE + "modle: {compile: true}\n", r"a.yaml:\d+: modle: unknown key; did you mean model\?"),
+    "dots": (FILE + "model.optimizer.lr: 3\n", r"a.yaml:\d+: model.optimizer.lr: .*nested"),
+    "case": (FILE.replace("model:", "Model:"), r"a.yaml:1: Model: .*mean model\?"),
+    "no date": (FILE + "run: 2026-13-45\n", r"a.yaml:\d+: 2026-13-45 .*quotes"),
+    "no steps": (FILE.replace("max_steps: 40", "max_steps:"), r"a.yaml:\d+: trainer.max_steps: .*null"),
     "key twice": (FILE + "trainer: {max_steps: 1}\n", r"a.yaml:\d+: trainer: set twice, also on line \d+"),
     "empty": ("", r"a.yaml is empty"),
     "comment": ("# nothing\n", r"a.yaml is empty"),

@@ -65,6 +65,8 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 def nearest_child(parts: Sequence[str], name: str, children: Iterable[str]) -> str | None:
     """The name below a key that is meant: by what other programs call it, or the most similar one."""
     known = list(children)
+    if same := next((child for child in known if _plain(child) == _plain(name)), None):
+        return same
     meant = synonym(name, [".".join((*parts, child)) for child in known])
     meant = meant.rpartition(".")[2] if meant else None
     return meant if meant in known else nearest(name, known)
