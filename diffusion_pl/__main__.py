@@ -108,12 +108,15 @@ def _unknown(command: str, rest: Sequence[str]) -> str:
     if command.endswith(".ckpt"):
         return f"expected a command, got the file {command}; did you mean sample --ckpt_path {command}?"
     if command.startswith("-"):
+        if own := difflib.get_close_matches(command, ("--help", "--version", "--debug"), n=1, cutoff=0.7):
+            return f"unknown option {command}; did you mean {own[0]}?"
         near = next((word for word in rest if word in COMMANDS), "fit" if "config" in command else "sample")
-        return f"expected a command before {command}; did you mean {near} {command}?"
-    name = command.lower()
-    meant = next((known for known, words in _SYNONYMS.items() if name in words.split()), None)
-    close = [meant] if meant else difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
+        options = " ".join([command, *(word for word in rest if word != near)])
+        return f"expected a command before {command}; did you mean {near} {options}?"
+    names = {word: known for known, words in _SYNONYMS.items() for word in words.split()}
+    names |= {known: known for known in COMMANDS}
+    close = difflib.get_close_matches(command.lower(), names, n=1, cutoff=0.7)
+    hint = f"did you mean {names[close[0]]}?" if close else f"choose one of {', '.join(COMMANDS)}"
     return f"unknown command {command!r}: {hint}"
 
 

@@ -134,8 +134,8 @@ def fill(model: Trainable, checkpoint: dict[str, Any], path: str | Path, weights
         ValueError: they are not there, do not fit, or are not finite.
     """
     model.on_load_checkpoint(checkpoint)
+    state, name = select(checkpoint, weights, str(path))
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
-        state, name = select(checkpoint, weights, str(path))
         model.load_weights(state, name)
     # Tables may be infinite, such as one of log-SNR; and a dump is of a step that went wrong.
     not_finite = next((key for key, p in model.named_parameters() if not p.isfinite().all()), None)

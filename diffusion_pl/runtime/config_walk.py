@@ -14,9 +14,21 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from .config_files import OFF, OPTIONAL, SUFFIXES, compose, read_text
-from .suggestions import did_you_mean, nearest, option_meant, synonym
+from .suggestions import did_you_mean, nearest, nearest_child, option_meant
 from .upstream.jsonargparse import SWITCH, accepts, parameters
-from .vocabulary import all_classes, choices, class_names, elements, given_by_call, hint_of, kinds, plain, values, words
+from .vocabulary import (
+    all_classes,
+    branches,
+    choices,
+    class_names,
+    elements,
+    given_by_call,
+    hint_of,
+    kinds,
+    plain,
+    values,
+    words,
+)
 
 _NULL = "tag:yaml.org,2002:null"
 _TEXT = "tag:yaml.org,2002:str"
@@ -136,6 +148,8 @@ class Walk:
         if hint in (Any, object, None, inspect.Parameter.empty) or isinstance(hint, str):
             return
         simple, bases = plain(hint), kinds(hint)
+        if node.tag == _NULL and type(None) in branches(hint):
+            return
         if simple is not None and accepts(simple, _python(node)):
             return
         if isinstance(node, SequenceNode) and (element := elements(hint)) is not None:
@@ -223,7 +237,8 @@ class Walk:
             cls = next((c for c in all_classes() if c.__name__ == name), None)
         if cls is not None:
             what = f"{short} is a class of another kind" if inspect.isclass(cls) else f"{name} is no class"
-            self._raise(parts, line, f"{what}, expected {self._expected(parts, hint, bases)}")
+            near = did_you_mean(nearest(short, class_names(candidates)))
+            self._raise(parts, line, f"{what}, expected {self._expected(parts, hint, bases)}{near}")
         near = nearest(short, class_names(candidates))
         text = f"there is no class {name}{_module_missing(name)}"
         if near is None and 0 < len(class_names(candidates)) <= 2 * _LISTED:
@@ -306,8 +321,7 @@ class Walk:
     def _unknown(self, parts: Sequence[str], n: int, line: int, text: str) -> NoReturn:
         """A key whose n-th part does not exist, with the one that is meant, or those that there are."""
         children = self.children(parts[:n])
-        meant = synonym(parts[n], [".".join((*parts[:n], name)) for name in children])
-        near = meant.rpartition(".")[2] if meant else nearest(parts[n], children)
+        near = nearest_child(parts[:n], parts[n], children)
         of_class = ".".join(parts[:n]) in self.classes
         is_option = bool(self.source.option) and len(parts) <= len(self.source.parts)
         if near is not None:
@@ -356,6 +370,8 @@ def _of(cls: Any) -> str:
 
 def _listing(names: Sequence[str] | set[str], most: int = _LISTED) -> str:
     ordered = sorted(names) if isinstance(names, set) else list(names)
+    if isinstance(names, set) and len(names) > most:  # the plain ones have short names
+        ordered.sort(key=len)
     return ", ".join(ordered[:most]) + (", …" if len(ordered) > most else "")
 
 

@@ -1,6 +1,7 @@
 """Our parsers: jsonargparse that raises its errors with the parser, and prefers our short names."""
 
 from functools import cached_property
+from traceback import walk_tb
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -65,9 +66,6 @@ def wrong(key: str, text: str) -> UsageError:
     return UsageError(text, key=key)
 
 
-_refused = list[ValueError]()  # the last error of `_build`
-
-
 def _build(class_type: type[T], *args: Any, **kwargs: Any) -> T:
     """Make an instance for jsonargparse; an error has the class as its attribute BUILT."""
     try:
@@ -75,14 +73,18 @@ def _build(class_type: type[T], *args: Any, **kwargs: Any) -> T:
     except ValueError as error:
         if not hasattr(error, BUILT):
             setattr(error, BUILT, class_type)
-            _refused[:] = [error]
         raise
 
 
 def refusal_in(error: BaseException) -> BaseException:
-    """The error of a class that was being built, if jsonargparse repeats it among its words; else the error itself."""
-    text = " ".join(str(error).split())
-    return next((inner for inner in _refused if " ".join(str(inner).split()) in text), error)
+    """The error that jsonargparse repeats among its own words, as of a class that is built; else the error itself."""
+    inner: BaseException | None = error
+    while inner is not None and inner.__traceback__ is not None:
+        *_, (frame, _) = walk_tb(inner.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] != "jsonargparse":
+            return inner
+        inner = inner.__cause__
+    return error
 
 
 #: How configuration files are read: as YAML, those of older versions too.

@@ -6,7 +6,7 @@ import sys
 import types as python_types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from .upstream.jsonargparse import parameters
 
@@ -134,7 +134,7 @@ def _is_callable(hint: Any) -> bool:
 
 def _is_factory(hint: Any) -> bool:
     """Whether a type is a protocol of functions that make something."""
-    return inspect.isclass(hint) and getattr(hint, "_is_protocol", False) and "__call__" in vars(hint)
+    return inspect.isclass(hint) and Protocol in hint.__bases__ and "__call__" in vars(hint)
 
 
 def _made(hint: Any) -> Any:
