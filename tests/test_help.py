@@ -162,7 +162,7 @@ def test_completion_script_names_commands_and_options(tmp_path: Path, shell: str
     if shell == "bash":
         assert complete(tmp_path, done.out, "ev") == ["evaluate"]
         assert "--trainer.max_steps" in complete(tmp_path, done.out, "fit", "--trainer.max")
-        assert complete(tmp_path, done.out, "fit", "--model.schedule", "Cos") == ["Cosine"]
+        assert complete(tmp_path, done.out, "fit", "--model.schedule", "Cos") == ["Cosine", "CosineBetas"]
 
 
 def complete(folder: Path, script: str, *words: str) -> list[str]:

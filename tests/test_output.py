@@ -39,6 +39,11 @@ def test_table_without_rows_is_empty() -> None:
     assert table([]) == []
 
 
+def test_columns_without_a_value_are_not_shown() -> None:
+    rows = [{"metric": "fid", "error": None, "unit": "", "value": 3.0}]
+    assert table(rows) == ["metric  value", "fid         3"]
+
+
 def test_report_for_machines_has_all_values() -> None:
     content = json.loads(json.dumps(REPORT.to_json()))
     assert content["rows"][0]["distance"] == 0.123456789

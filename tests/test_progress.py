@@ -1,6 +1,7 @@
 """StepProgress: one bar, which counts the optimizer steps of the run."""
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -21,14 +22,16 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
+    def fileno(self) -> int:
+        return 2
+
 
 @contextmanager
 def watched(screen: io.StringIO | None = None, columns: int = 200) -> Iterator[io.StringIO]:
     """What the block writes to stderr; within a test, since pytest puts its own there before it."""
     screen = Terminal() if screen is None else screen
     with redirect_stderr(screen), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLUMNS", str(columns))
-        patch.setenv("LINES", "24")  # tqdm asks for both
+        patch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((columns, 24)))  # tqdm asks it
         yield screen
 
 

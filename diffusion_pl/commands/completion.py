@@ -27,8 +27,6 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
     from . import KEYWORD
 
     def classes(kind: Any) -> list[type]:
-        if kind.__module__.startswith("lightning."):  # of which there are many, and whose options take minutes to find
-            return []
         place = "network" if kind is nn.Module else "other"
         return classes_at([place], {place: kind})
 

@@ -69,12 +69,17 @@ class Report:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows under the names of their columns, in aligned lines: numbers to the right, text to the left."""
+    """Rows under the names of their columns, in aligned lines: numbers to the right, text to the left.
+
+    Columns without a value are not shown.
+    """
     if not rows:
         return []
     columns = []
     for name in rows[0]:
         values = [row[name] for row in rows]
+        if all(value is None or value == "" for value in values):
+            continue
         cells = [name.replace("_", " "), *(str(v) if type(v) is int else _text(v) for v in values)]
         width = max(map(len, cells))
         numeric = all(isinstance(value, (int, float, type(None))) for value in values)

@@ -64,18 +64,41 @@ def prefer_package(package: str) -> None:
 
 
 @contextmanager
-def completed_classes(classes: Callable[[Any], Iterable[type]]) -> Iterator[None]:
-    """Within, completion scripts offer these classes of a kind, by their import paths, not all subclasses.
+def completed_classes(classes: Callable[[Any], Iterable[type]], depth: int = 2) -> Iterator[None]:
+    """Within, completion scripts offer these classes of a kind, and their options down to a depth.
 
-    `get_all_subclass_paths`, imported by `_completions`.  Read: jsonargparse 4.53.
+    Else they offer all subclasses, with options at any depth, which takes many minutes.  Names of `_completions`:
+    `get_all_subclass_paths`, `add_subactions_and_get_subclass_choices`, `get_signature_parameters`.  Read: jsonargparse
+    4.53.
+
+    Args:
+        classes: those of a kind, by which their import paths are offered.
+        depth: number of dots in an option from which on classes are offered without their options; of Lightning's
+            classes, which are many, there are none.
     """
-    names, name = vars(completions), "get_all_subclass_paths"
-    before = names[name]
-    names[name] = lambda kind, **_: list(dict.fromkeys(map(get_import_path, classes(kind))))
+    names = vars(completions)
+    add = names["add_subactions_and_get_subclass_choices"]
+
+    def paths(kind: Any, **_: Any) -> list[str]:
+        return list(dict.fromkeys(map(get_import_path, classes(kind))))
+
+    def add_some(kind: Any, prefix: str | None, *args: Any, closed_type: bool = False) -> list[str]:
+        if (prefix or "").count(".") >= depth or str(getattr(kind, "__module__", "")).startswith("lightning."):
+            return [] if closed_type else paths(kind)
+        added: list[str] = add(kind, prefix, *args, closed_type=closed_type)
+        return added
+
+    ours = {
+        "get_all_subclass_paths": paths,
+        "add_subactions_and_get_subclass_choices": add_some,
+        "get_signature_parameters": cache(get_signature_parameters),
+    }
+    before = {name: names[name] for name in ours}
+    names.update(ours)
     try:
         yield
     finally:
-        names[name] = before
+        names.update(before)
 
 
 @contextmanager
