@@ -27,6 +27,10 @@ lint: .venv/.done ## style and types
 test: lint ## style, types and the ordinary tests, in two processes of one thread each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
+.PHONY: coverage
+coverage: .venv/.done ## the ordinary tests, and the lines that they do not reach
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing
+
 test-slow: .venv/.done ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m slow
 
@@ -37,7 +41,7 @@ format: .venv/.done ## bring the code into style
 notebooks: .venv/.done ## execute the notebooks, some minutes; copies with their pictures in build/notebooks
 	@$(BIN)/python notebooks/run.py
 
-docs: .venv/.done ## the documentation site, into build/docs; a warning is an error
+docs: .venv/.done ## the documentation site, into build/docs; after `make notebooks` with their outputs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet -f docs/mkdocs.yml
 	@echo "open build/docs/index.html"
 
