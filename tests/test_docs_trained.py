@@ -35,6 +35,7 @@ OF_THE_READER = (
     "mine.ckpt",
     "other/",
     "cifar10-ddpm",
+    "runs/photos",
 )
 #: Pages that show commands or configurations.
 EXAMPLES = [page for page in (README, *PAGES) if {"sh", "yaml"} & {block.language for block in blocks(page)}]
@@ -88,7 +89,7 @@ def folder(page_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     accept_any_cifar10(monkeypatch)
     for path in (data, *data.iterdir()):
         (page_folder / ("data" if path == data else path.name)).symlink_to(path)
-    own = ("my_networks", "my_samplers", "my_schedules", "my_objective", "my_points", "my_pictures")
+    own = ("my_networks", "my_samplers", "my_schedules", "my_objective", "my_points", "my_pictures", "my_callbacks")
     monkeypatch.setenv("DIFFUSION_PL_TRUST", ",".join([os.environ["DIFFUSION_PL_TRUST"], *own]))
     return page_folder
 
@@ -141,7 +142,7 @@ def run(block: Block, args: list[str], folder: Path) -> None:
     place = f"{block.place}: {shlex.join(args)}"
     if "--trainer.devices" in args or any(word in arg for word in OF_THE_READER for arg in args):
         return
-    if args[0] == "fit":
+    if args[0] == "fit" and "--config" in args:  # else it begins with the weights of a run of the page
         args = [
             "32" if before == "--data.init_args.size" else arg for before, arg in zip(["", *args], args, strict=False)
         ]
