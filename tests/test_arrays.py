@@ -49,7 +49,7 @@ def pictures(data: Arrays) -> np.ndarray:
     ],
     ids=["NHWC", "NCHW", "NHW1", "NHW", "16 bits"],
 )
-def test_pictures_come_as_channels_first(
+def test_images_are_channels_first(
     write: Any, array: Any, expected: np.ndarray, memory_gb: float, tmp_path: Path
 ) -> None:
     data = ready(write(tmp_path, array), memory_gb=memory_gb)
@@ -183,7 +183,7 @@ def test_files_that_are_none_or_damaged(tmp_path: Path) -> None:
         ready(npy(tmp_path, X), key="x")
 
 
-def test_what_a_checkpoint_has_told_does_not_let_real_numbers_in(tmp_path: Path) -> None:
+def test_checkpoint_state_does_not_allow_real_values(tmp_path: Path) -> None:
     state = ready(npy(tmp_path, X)).state_dict()
     data = Arrays(npy(tmp_path, X / np.float32(255)))
     data.load_state_dict(state)
@@ -198,7 +198,7 @@ def test_a_checkpoints_state_serves_where_the_file_is_not(tmp_path: Path) -> Non
     assert (data.shape, data.conditions, data.units.levels) == ((3, 8, 6), {}, 256)
 
 
-def test_of_an_array_on_the_disk_another_process_is_told_where_it_lies(tmp_path: Path) -> None:
+def test_memory_mapped_arrays_are_pickled_by_path(tmp_path: Path) -> None:
     import pickle
 
     many = np.tile(X, (50, 1, 1, 1))
@@ -304,7 +304,7 @@ def test_empty_and_ragged_arrays_are_refused(tmp_path: Path) -> None:
             ready(npz(tmp_path, x=array))
 
 
-def test_copies_in_an_array_stay_on_one_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copies_in_an_array_stay_in_one_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ready(npy(tmp_path, np.concatenate((X, X))), val_fraction=0.4)
     train, val, _ = ({x.numpy().tobytes() for x in s.__getitems__(torch.arange(len(s)))["x"]} for s in data.splits)
     assert len(train) + len(val) == 20

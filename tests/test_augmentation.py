@@ -56,7 +56,7 @@ def picture(side: int = 16) -> Tensor:
     ],
     ids=["nothing", "mirrored", "upside down", "quarter turn", "half turn", "shift"],
 )
-def test_whole_pixels_go_where_they_should(numbers: dict[str, float], expected: Any, told: list[float]) -> None:
+def test_whole_pixel_shifts_move_pixels_exactly(numbers: dict[str, float], expected: Any, told: list[float]) -> None:
     x = picture()
     y, said = changed(x, drawn(**numbers))
     assert said == pytest.approx(told, abs=1e-5)
@@ -130,7 +130,7 @@ def data(folder: Path, **options: Any) -> Arrays:
     return found
 
 
-def test_training_pictures_are_changed_and_no_others(tmp_path: Path) -> None:
+def test_only_training_images_are_augmented(tmp_path: Path) -> None:
     images = data(tmp_path)
     assert images.format == Format((3, 8, 8))
     for loader, trained in ((images.train_dataloader(), True), (images.val_dataloader(), False)):
@@ -147,7 +147,7 @@ def network(**options: Any) -> NCSNpp:
     return NCSNpp((3, 8, 8), nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), dropout=0.0, **options)
 
 
-def test_nothing_done_is_what_the_network_assumes_and_what_was_done_it_notices() -> None:
+def test_network_responds_to_augmentation_parameters() -> None:
     net = network(augment_dim=9, init_scale=1.0).double()
     x, c_noise = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
     torch.testing.assert_close(net(x, c_noise), net(x, c_noise, augment=torch.zeros(2, 9, dtype=torch.float64)))
@@ -190,7 +190,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(folder: Path) -> None:
     assert not list(shell.differences(ours, theirs))
 
 
-def test_a_network_that_is_not_told_is_refused_before_the_first_step(folder: Path) -> None:
+def test_network_without_augmentation_input_is_refused(folder: Path) -> None:
     from shell import tiny_config
 
     for network, told in (

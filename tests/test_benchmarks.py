@@ -36,7 +36,7 @@ def test_every_part_of_the_gpus_benchmark_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_side_of_the_comparison_with_peers_runs(tmp_path: Path) -> None:
+def test_every_part_of_the_peer_comparison_runs(tmp_path: Path) -> None:
     done = benchmark(tmp_path, "peers.py", "--rounds", "1", "--steps", "4", "--evaluations", "2")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -72,7 +72,7 @@ def fail_midway(error: Exception) -> Any:
     ],
     ids=["full disk", "full disk as torch reports it"],
 )
-def test_a_write_that_fails_midway_leaves_the_old_file_whole(
+def test_a_write_that_fails_midway_leaves_the_old_file_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     path = tmp_path / "last.ckpt"
@@ -94,7 +94,7 @@ def test_a_bug_in_saving_is_not_disguised_as_a_full_disk(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("when", ["fsync", "replace"])
-def test_a_failure_at_any_moment_leaves_the_old_file_whole(
+def test_a_failure_at_any_moment_leaves_the_old_file_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     path = tmp_path / "last.ckpt"
@@ -122,7 +122,7 @@ def test_the_data_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch
     assert done == ["fsync", "replace", "fsync", "replace", "fsync"]  # after the first, the old one's second name
 
 
-def test_being_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path) -> None:
+def test_a_kill_while_writing_leaves_the_old_file_intact(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     write(OLD, path)
 
@@ -147,9 +147,7 @@ def test_being_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path) ->
 # The one before
 
 
-def test_the_old_file_gets_a_second_name_at_which_there_is_a_whole_file_at_every_instant(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_previous_checkpoint_is_complete_at_every_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
     write(OLD, path)
     number = path.stat().st_ino
@@ -209,9 +207,7 @@ def test_where_files_cannot_have_two_names_it_is_copied(tmp_path: Path, monkeypa
     assert names(tmp_path) == ["last.ckpt", "previous.ckpt"]
 
 
-def test_being_killed_between_the_two_names_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_between_two_renames_leaves_no_extra_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then both are names of one file, and renaming one to the other does nothing, says POSIX."""
     path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
     write(OLD, path)
@@ -222,7 +218,7 @@ def test_being_killed_between_the_two_names_leaves_nothing_behind(
     assert names(tmp_path) == ["last.ckpt", "previous.ckpt"]
 
 
-def test_a_damaged_file_does_not_take_the_place_of_the_last_good_one(tmp_path: Path) -> None:
+def test_a_damaged_file_does_not_replace_the_last_good_one(tmp_path: Path) -> None:
     path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
     write(OLD, path)
     write(NEW, path)
@@ -231,7 +227,7 @@ def test_a_damaged_file_does_not_take_the_place_of_the_last_good_one(tmp_path: P
     assert [read(file)["global_step"] for file in (path, previous)] == [3, 1]
 
 
-def test_damage_is_told_with_the_newest_good_one(tmp_path: Path) -> None:
+def test_damage_is_reported_with_the_newest_intact_checkpoint(tmp_path: Path) -> None:
     path, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
     for content in (OLD, NEW):
         write(content, path)
@@ -254,7 +250,7 @@ def test_damage_is_told_with_the_newest_good_one(tmp_path: Path) -> None:
         read(path)
 
 
-def test_the_command_line_names_the_one_before_and_it_continues_the_run(tmp_path: Path) -> None:
+def test_damage_error_names_a_checkpoint_that_resumes_the_run(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"trainer__max_steps": 20, "saver": {"every_n_steps": 8}}
     whole, run = fit(tmp_path, run="whole", **changes), fit(tmp_path, **changes)
     previous = "runs/run/checkpoints/previous.ckpt"
@@ -300,7 +296,7 @@ def steps(path: Path) -> Any:
     return read(path)["global_step"]
 
 
-def test_a_thread_writes_what_was_there_while_training_goes_on(tmp_path: Path, gate: threading.Event) -> None:
+def test_a_thread_writes_a_snapshot_while_training_continues(tmp_path: Path, gate: threading.Event) -> None:
     path, writer = tmp_path / "last.ckpt", AtomicCheckpointIO()
     weight, history = torch.zeros(3), [1]
     with writer.in_background():
@@ -340,7 +336,7 @@ def test_whatever_comes_next_waits_for_the_thread(tmp_path: Path, gate: threadin
     writer.wait()
 
 
-def test_a_process_that_ends_finishes_what_it_is_writing(tmp_path: Path) -> None:
+def test_an_ending_process_finishes_its_write(tmp_path: Path) -> None:
     code = (
         "import sys, time, torch\n"
         "from pathlib import Path\n"
@@ -389,7 +385,7 @@ def test_a_snapshot_is_a_copy_in_which_what_was_shared_is_shared() -> None:
     assert copied["b"][1][2, 1] == 5
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_and_not_silence(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OSError, match="cannot write the checkpoint"):
         write(OLD, tmp_path / "file" / "last.ckpt")
@@ -487,7 +483,7 @@ def data_of(folder: Path, columns: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "predict"])
-def test_a_checkpoint_of_another_model_is_refused_and_the_run_stays_as_it_was(trained: Path, command: str) -> None:
+def test_checkpoint_of_another_model_is_refused_before_writing(trained: Path, command: str) -> None:
     others = {
         "another network.*16 in the checkpoint, 8 here": {"model__network__init_args": {"width": 8, "depth": 1}},
         "another network.*absent in the checkpoint": {"model__network__init_args": {"width": 16, "depth": 2}},

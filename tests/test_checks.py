@@ -120,7 +120,7 @@ def passed(network: nn.Module, x: Tensor, c_noise: Tensor) -> checks.Probe:
     return checks.probe(network, partial(network, x, c_noise), c_noise)
 
 
-def test_a_network_that_keeps_the_shape_passes_and_one_that_does_not_is_told() -> None:
+def test_network_must_keep_the_shape() -> None:
     x, c = torch.ones(2, 2), torch.full((2,), 0.5)
     assert only(checks.network(passed(MLP((2,)), x, c), (2, 2))) == ("fine", "network", "2 examples of 2 pass", "")
     found = only(checks.network(passed(Stretched(), x, c), (2, 2)))
@@ -129,7 +129,7 @@ def test_a_network_that_keeps_the_shape_passes_and_one_that_does_not_is_told() -
     assert (found.level, found.what) == ("error", "the untrained network's output is not finite")
 
 
-def test_what_a_network_refuses_is_a_finding_but_a_mistake_in_it_is_not() -> None:
+def test_network_value_errors_are_findings_but_bugs_are_raised() -> None:
     x, c = torch.ones(2, 2), torch.full((2,), 0.5)
 
     def refuse() -> Tensor:
@@ -145,7 +145,7 @@ def test_what_a_network_refuses_is_a_finding_but_a_mistake_in_it_is_not() -> Non
         passed(MLP((3,)), x, c)
 
 
-def test_the_noise_levels_embedding_is_told_from_that_of_the_points() -> None:
+def test_noise_and_point_embeddings_are_distinguished() -> None:
     network = MLP((1,), input_embedding=Fourier, time_embedding=Sinusoidal)
     seen = passed(network, torch.tensor([[0.1], [0.2]]), torch.tensor([0.5, 0.5]))
     assert seen.embedding is network.time_embedding
@@ -209,7 +209,7 @@ def test_embeddings_that_see_the_noise_level_pass(
     assert only(checks.embedding(embedding, noise_input, schedule, t, CPU)).level == "fine"
 
 
-def test_a_slow_fourier_embedding_is_told_to_raise_its_scale() -> None:
+def test_a_slow_fourier_embedding_needs_a_larger_scale() -> None:
     t = checks.draw_times(UniformTimes(), VP())
     assert only(checks.embedding(Fourier(1, 32, 0.01), ScaledTime(), VP(), t, CPU)).fix.startswith("raise scale")
 
@@ -268,7 +268,7 @@ def test_tables_of_one_length_pass_and_others_are_named() -> None:
 # the run
 
 
-def test_an_empty_validation_split_is_told_if_it_is_wanted() -> None:
+def test_an_empty_validation_split_is_reported_if_used() -> None:
     assert only(checks.validation(0, True)).level == "warning"
     assert only(checks.validation(0, False)).level == only(checks.validation(5, True)).level == "fine"
 
@@ -292,13 +292,13 @@ def test_ema(decay: float, steps: int, level: str, told: str) -> None:
     assert re.search(told, found.what), found.what
 
 
-def test_each_average_has_a_finding_and_a_decay_that_was_meant_the_other_way_round_is_turned() -> None:
+def test_each_ema_is_checked_and_an_inverted_decay_is_detected() -> None:
     assert [f.level for f in checks.ema([0.9, 0.99999], 100)] == ["fine", "warning"]
     assert "'[0.999]'" in only(checks.ema([0.001], 10_000)).fix
     assert only(checks.ema([], 100)).what == "no averages"
 
 
-def test_a_run_of_a_time_constant_gives_the_average_a_ninth_of_its_memory() -> None:
+def test_ema_memory_after_one_time_constant() -> None:
     """The reason for the limit, by the weights of EMA's recursion: mean age of what is averaged, in steps."""
     n = 1000
 
@@ -336,7 +336,7 @@ def test_precision(arguments: Any, level: str, told: str) -> None:
 
 
 @pytest.mark.parametrize(("decay", "moves"), [(0.999, False), (0.9, True)])
-def test_an_average_in_bfloat16_stays_at_its_start_where_the_check_says_so(decay: float, moves: bool) -> None:
+def test_bfloat16_ema_stays_constant_where_the_check_warns(decay: float, moves: bool) -> None:
     average, weights = torch.ones(1, dtype=torch.bfloat16), torch.full((1,), 1.9, dtype=torch.bfloat16)
     for _ in range(2000):
         torch._foreach_lerp_([average], [weights], 1 - decay)
@@ -393,7 +393,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_an_address_that_answers_one_that_does_not_and_one_that_keeps_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_that_answer_refuse_or_stay_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -409,7 +409,7 @@ def test_an_address_that_answers_one_that_does_not_and_one_that_keeps_silent(mon
     assert told
 
 
-def test_a_search_for_an_address_that_takes_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_address_lookup_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(*_: Any, **__: Any) -> Any:
         time.sleep(5)
         raise OSError("no such host")

@@ -18,7 +18,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_all_training_pictures_are_trained_on_and_validation_takes_the_test_pictures(root: Path) -> None:
+def test_all_training_images_train_and_test_images_validate(root: Path) -> None:
     data = CIFAR10(str(root), conditional=True, download=False)
     data.prepare_data()
     data.setup()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import by_class
-from pictures_model import fit_classifier
+from images_model import fit_classifier
 from shell import cli, fit, scalars
 from torch import Tensor, nn
 
@@ -84,7 +84,7 @@ def test_panels_of_samples_are_refused(tmp_path: Path) -> None:
         fit_classifier(tmp_path, trainer__callbacks=[{"class_path": "ImagePanels"}])
 
 
-def test_the_encoder_gives_logits_of_any_sides_it_can_halve() -> None:
+def test_the_encoder_takes_any_divisible_image_size() -> None:
     net = UNetEncoder((3, 16, 8), by_class(5), nf=8, ch_mult=[1, 2], num_res_blocks=1, attn_resolutions=[8])
     assert net(torch.randn(4, 3, 16, 8), torch.rand(4)).shape == (4, 5)
     assert net(torch.randn(2, 3, 8, 12), torch.rand(2)).shape == (2, 5)

@@ -39,7 +39,7 @@ def runs(folder: Path) -> list[str]:
 # The run's folder
 
 
-def test_everything_of_a_run_lies_in_a_folder_named_after_its_file(tmp_path: Path) -> None:
+def test_a_run_folder_is_named_after_its_config(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "moons", "vp.yaml", trainer__max_steps=1)
     assert cli(tmp_path, "fit", "--config", config.relative_to(tmp_path)).code == 0
     assert runs(tmp_path) == ["moons-vp"]
@@ -66,7 +66,7 @@ def test_several_files_all_give_their_names(tmp_path: Path) -> None:
     assert runs(tmp_path) == [f"{tmp_path.name}-tiny-fast"]
 
 
-def test_last_goes_on_in_the_newest_run_in_place(tmp_path: Path) -> None:
+def test_last_resumes_the_newest_run_in_its_folder(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trainer__max_steps=2)
     for _ in range(2):
         assert cli(tmp_path, "fit", "--config", config).code == 0
@@ -79,7 +79,7 @@ def test_last_goes_on_in_the_newest_run_in_place(tmp_path: Path) -> None:
     assert len(runs(tmp_path)) == 3
 
 
-def test_a_checkpoint_given_by_its_path_goes_on_in_its_own_run(tmp_path: Path) -> None:
+def test_a_checkpoint_path_resumes_in_its_own_run(tmp_path: Path) -> None:
     fit(tmp_path, run="a", trainer__max_steps=2)
     other = fit(tmp_path, run="b", trainer__max_steps=2)
     before = (other / LAST).read_bytes()
@@ -91,7 +91,7 @@ def test_a_checkpoint_given_by_its_path_goes_on_in_its_own_run(tmp_path: Path) -
     assert (other / LAST).read_bytes() == before
 
 
-def test_a_checkpoint_from_elsewhere_goes_on_in_a_new_run(tmp_path: Path) -> None:
+def test_a_checkpoint_from_elsewhere_resumes_in_a_new_run(tmp_path: Path) -> None:
     fit(tmp_path, run="a", trainer__max_steps=2)
     other = fit(tmp_path, run="b", trainer__max_steps=3)
     copy = tmp_path / "copy.ckpt"
@@ -112,7 +112,7 @@ def test_a_trial_run_leaves_nothing(tmp_path: Path) -> None:
 # The configuration
 
 
-def test_the_saved_configuration_is_whole_and_trains_the_same_again(tmp_path: Path) -> None:
+def test_the_saved_configuration_trains_the_same_model(tmp_path: Path) -> None:
     run = fit(tmp_path, "--model.optimizer.lr", 0.02, trainer__max_steps=12)
     config = saved(run)
     assert config["model"]["optimizer"]["init_args"]["lr"] == 0.02
@@ -125,7 +125,7 @@ def test_the_saved_configuration_is_whole_and_trains_the_same_again(tmp_path: Pa
     assert saved(tmp_path / "runs" / "run-2") | {"run": None} == config | {"run": None}
 
 
-def test_the_saved_configuration_of_a_resumed_run_begins_anew(tmp_path: Path) -> None:
+def test_the_saved_configuration_of_a_resumed_run_starts_fresh(tmp_path: Path) -> None:
     run = fit(tmp_path, trainer__max_steps=3)
     fit(tmp_path, "--ckpt_path", "last", trainer__max_steps=6)
     assert saved(run)["trainer"]["max_steps"] == 6
@@ -244,7 +244,7 @@ def test_13_steps_and_17_more_are_30(tmp_path: Path, changes: dict[str, Any]) ->
     assert [step for step, _ in theirs["train_loss/raw"]] == list(range(30))
 
 
-def test_a_run_that_is_done_has_nothing_to_go_on_with(tmp_path: Path) -> None:
+def test_a_finished_run_has_nothing_to_resume(tmp_path: Path) -> None:
     run = fit(tmp_path, trainer__max_steps=3)
     before = (run / LAST).read_bytes()
     fit(tmp_path, "--ckpt_path", "last", trainer__max_steps=3)
@@ -254,7 +254,7 @@ def test_a_run_that_is_done_has_nothing_to_go_on_with(tmp_path: Path) -> None:
 # Evaluation
 
 
-def test_validate_and_test_give_what_fit_logged_and_write_nothing_but_logs(tmp_path: Path) -> None:
+def test_validate_and_test_repeat_logged_metrics_and_only_log(tmp_path: Path) -> None:
     run = fit(tmp_path)
     logged = dict(scalars(run)["val_loss/ema0.999"])[39]
     for command, name in (("validate", "val_loss"), ("test", "test_loss")):
@@ -291,7 +291,7 @@ def test_every_command_takes_the_same_file(tmp_path: Path) -> None:
 # Several processes
 
 
-def test_two_processes_share_the_data_draw_their_own_noise_and_agree(tmp_path: Path) -> None:
+def test_two_processes_split_data_draw_own_noise_share_weights(tmp_path: Path) -> None:
     """Global batches of 64 of the 128 points: two ranks see each point once an epoch."""
     config = tiny_config(
         tmp_path,
@@ -322,7 +322,7 @@ def test_two_processes_share_the_data_draw_their_own_noise_and_agree(tmp_path: P
 
 
 @pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_evaluation_on_several_processes_gives_the_figures_of_one(tmp_path: Path, devices: int) -> None:
+def test_evaluation_is_independent_of_the_number_of_processes(tmp_path: Path, devices: int) -> None:
     """Three batches of 512 of the validation points, and samples against the data."""
     data = {"class_path": "Moons", "init_args": {"batch_size": 512, "num_points": 6000, "val_fraction": 0.2}}
     config = tiny_config(tmp_path, data=data, trainer__max_steps=5)
@@ -347,7 +347,7 @@ def test_evaluation_on_several_processes_gives_the_figures_of_one(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_exactly_and_sample_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_resume_exactly_and_sample_like_one(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trainer__devices=2, trainer__strategy="ddp", trainer__max_steps=9)
 
     def two(*args: Any) -> None:

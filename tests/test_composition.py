@@ -80,7 +80,7 @@ def test_every_depth_has_its_own_defaults(folder: Path) -> None:
     assert (data["num_points"], data["batch_size"], data["repeats"]) == (99, 512, None)
 
 
-def test_options_of_the_command_line_replace_classes_alike(folder: Path) -> None:
+def test_command_line_options_replace_classes_too(folder: Path) -> None:
     sampler = composed(folder, "--model.sampler.grid", "LogSNRGrid")["model"]["sampler"]["init_args"]
     assert (sampler["grid"]["init_args"]["steps"], sampler["churn"]) == (None, 1.0)
     data = composed(folder, "--data", "Moons", "--data.num_points", 99)["data"]["init_args"]

@@ -159,7 +159,7 @@ class Old(nn.Module):
 
 
 @pytest.mark.parametrize("network", [Old, partial(Old, width=3), lambda shape, classes: Old(shape)])
-def test_a_network_that_takes_classes_is_told_what_changed(network: Any) -> None:
+def test_a_network_with_the_old_classes_argument_gets_a_hint(network: Any) -> None:
     with pytest.raises(
         ValueError, match=r"its second parameter is now `conditions`, a dict of Condition; .*classes is"
     ):
@@ -198,7 +198,7 @@ def dropped(dropout: dict[str, float], cond: Mapping[str, Tensor], n: int) -> di
     return network.calls[0]
 
 
-def test_a_label_is_dropped_by_the_numbers_that_follow_time_and_noise() -> None:
+def test_label_dropout_is_drawn_after_time_and_noise() -> None:
     """As version 0.1 drew them: t, then ε, then one coin an example."""
     labels = torch.arange(64) % 5
     found = dropped({"label": 0.3}, {"label": labels}, 64)["label"]
@@ -219,7 +219,7 @@ def test_each_condition_is_dropped_by_itself_to_its_null() -> None:
     assert torch.equal(found["kept"], cond["kept"])
 
 
-def test_dropout_of_an_unknown_condition_is_refused_when_the_run_starts(tmp_path: Path) -> None:
+def test_dropout_of_an_unknown_condition_is_refused(tmp_path: Path) -> None:
     loss = DenoisingLoss(UniformTimes(), SNR(), dropout={"label": 0.1, "text": 0.1})
     model = tiny_module(loss=loss, conditions=by_class(2))
     with pytest.raises(ValueError, match=r"model\.loss\.dropout\.text: .* it has label"):

@@ -180,7 +180,7 @@ def unlike(ours: Any, theirs: Any, path: str = "") -> Any:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name)
-def test_an_overlay_goes_on_top_of_a_file(overlay: Path, tmp_path: Path) -> None:
+def test_an_overlay_is_merged_over_a_file(overlay: Path, tmp_path: Path) -> None:
     of_a_network = "network" in yaml.safe_load(overlay.read_text()).get("model", {})
     base = ROOT / "configs" / ("cifar10/vp_ddpmpp.yaml" if of_a_network else "datasaurus/vp.yaml")
     done = cli(tmp_path, "fit", "--config", base, "--config", overlay, "--print_config")

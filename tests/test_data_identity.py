@@ -278,7 +278,7 @@ def test_of_very_many_names_differences_are_estimated(monkeypatch: pytest.Monkey
     assert int(told.split()[1].replace(",", "")) == pytest.approx(1000, rel=0.35)  # four standard deviations
 
 
-def test_changed_data_are_told_at_resume_and_trained_images_stay(copy: Path) -> None:
+def test_changed_data_warn_at_resume_and_trained_images_stay(copy: Path) -> None:
     before = parts(ready(copy / "images", checkpoint(copy / "runs/run")["Folder"], conditional=True))
     save(copy / "images/3/new.png", 255)
     trained = next(value for value in before[0] if value < 20)
@@ -311,7 +311,7 @@ def test_other_classes_are_refused_at_resume(copy: Path, old: str, new: str | No
 # Classes without examples.
 
 
-def test_classes_without_examples_are_told_and_not_sampled(tmp_path: Path) -> None:
+def test_classes_without_examples_are_reported_and_not_sampled(tmp_path: Path) -> None:
     x, y = np.zeros((30, 8, 8), np.uint8), 1 + 2 * (np.arange(30) % 3)  # 1, 3, 5
     np.savez(tmp_path / "a.npz", x=x, y=y)
     data = {"class_path": "Arrays", "init_args": {"path": "a.npz", "key": "x", "labels": "y", "batch_size": 8}}
@@ -380,7 +380,7 @@ def test_a_strangers_data_are_read_only_when_asked_for(
     assert evaluate(tmp_path, "--output", "trusted", ckpt="stranger.ckpt").code == 0
 
 
-def test_a_strangers_empty_state_reads_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_foreign_state_reads_no_data(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFUSION_PL_TRUST", "")
     content = checkpoint(run / "runs/run")
     content["Folder"] = {}

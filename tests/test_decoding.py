@@ -17,7 +17,7 @@ def picture(mode: str, height: int = 6, width: int = 8) -> Image.Image:
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4)])
-def test_pictures_are_taken_as_they_are(mode: str, channels: int) -> None:
+def test_images_are_unchanged_by_default(mode: str, channels: int) -> None:
     source = picture(mode)
     array = to_array(source, Layout(), "x")
     assert (array.shape, array.dtype) == ((channels, 6, 8), np.uint8)
@@ -100,7 +100,7 @@ def test_resizing_is_antialiased() -> None:
     assert abs(wide - 257.0 * small).max() <= 257
 
 
-def test_arrays_are_resized_channel_by_channel_around_their_centre() -> None:
+def test_arrays_are_resized_per_channel_around_the_centre() -> None:
     array = RNG.integers(0, 256, (5, 20, 30), dtype=np.uint8)
     together = resize_array(array, (10, 10))
     assert together.shape == (5, 10, 10)
@@ -176,7 +176,7 @@ def test_sizes_that_are_none_are_refused(size: Any) -> None:
         check_size("Folder", size)
 
 
-def test_a_side_stands_for_a_square() -> None:
+def test_one_number_means_a_square() -> None:
     assert check_size("x", 8) == (8, 8)
     assert check_size("x", (4, 6)) == (4, 6)
     assert check_size("x", None) is None

@@ -127,7 +127,7 @@ def test_conditions_reach_the_network() -> None:
 
 @pytest.mark.parametrize("inner", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("outer", [torch.float32, torch.float64], ids=str)
-def test_the_network_keeps_its_precision_and_the_arithmetic_its_own(inner: torch.dtype, outer: torch.dtype) -> None:
+def test_network_and_arithmetic_keep_their_precisions(inner: torch.dtype, outer: torch.dtype) -> None:
     network, schedule = Recorder(inner), Rectified()
     denoiser = NetworkDenoiser(network, schedule, V())
     x_t, t = torch.full((2, 2), 1 / 3, dtype=outer), torch.tensor(0.3, dtype=torch.float64)
@@ -149,7 +149,7 @@ def test_raw_is_what_the_network_said() -> None:
 
 @pytest.mark.parametrize("schedule", [VP(), LinearBetas(10, 0.01, 0.5)], ids=["VP", "table"])
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])
-def test_times_outside_the_process_are_refused(value: float, schedule: Schedule) -> None:
+def test_times_outside_the_schedule_are_refused(value: float, schedule: Schedule) -> None:
     denoiser = NetworkDenoiser(Recorder(), schedule, Epsilon())
     with pytest.raises(ValueError, match=rf"t must be in \[0, 1\], got {value}"):
         denoiser(torch.ones(2, 2), torch.tensor(value, dtype=torch.float64))

@@ -33,7 +33,7 @@ def loaded(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     description(ours).on_load_checkpoint(ANY, ANY, content)
 
 
-def test_every_checkpoint_holds_the_whole_configuration_of_model_and_data(tmp_path: Path) -> None:
+def test_every_checkpoint_stores_model_and_data_configuration(tmp_path: Path) -> None:
     described = checkpoint(fit(tmp_path, trainer__max_steps=1))["diffusion_pl"]
     assert described["version"] == __version__
     # With the defaults: what they were is part of what the weights mean.
@@ -62,7 +62,7 @@ def test_every_checkpoint_holds_the_whole_configuration_of_model_and_data(tmp_pa
     ],
     ids=["number", "class", "parameterization", "from none"],
 )
-def test_a_model_whose_weights_would_mean_another_thing_is_refused(change: dict[str, Any], told: str) -> None:
+def test_resume_refuses_options_that_change_the_weights_meaning(change: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError) as refusal:
         loaded(MODEL, MODEL | change)
     assert "the checkpoint is of another configuration" in str(refusal.value)
@@ -70,7 +70,7 @@ def test_a_model_whose_weights_would_mean_another_thing_is_refused(change: dict[
     assert "use the config it was made with" in str(refusal.value)
 
 
-def test_what_does_not_change_the_meaning_of_the_weights_may_change() -> None:
+def test_resume_allows_options_that_keep_the_weights_meaning() -> None:
     for change in ({}, {"optimizer": {"class_path": "SGD"}}, {"sampler": {"class_path": "Heun"}}):
         assert loaded(MODEL, MODEL | change) is None  # not refused
 
@@ -86,11 +86,11 @@ def test_an_option_that_a_class_did_not_have_yet_had_its_default() -> None:
         loaded(older, MODEL | {"network": other})
 
 
-def test_a_checkpoint_without_a_description_is_left_to_the_shapes() -> None:
+def test_a_checkpoint_without_description_is_checked_by_shape() -> None:
     description(MODEL).on_load_checkpoint(ANY, ANY, {"state_dict": {}})
 
 
-def test_the_first_difference_is_found_at_any_depth() -> None:
+def test_the_first_difference_is_reported_at_any_depth() -> None:
     assert first_difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}, "x") is None
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}, "x") == "x.a.b is 1 in the checkpoint, 2 here"
     assert first_difference({"a": 1}, {}, "x") == "x.a is 1 in the checkpoint, None here"

@@ -41,7 +41,7 @@ def small(conditions: Conditions | None = None, **options: Any) -> DiT:
     return DiT((3, 8, 12), conditions, **({"patch_size": 4, "width": 16, "depth": 2, "heads": 2} | options))
 
 
-def test_a_fresh_network_says_nothing_and_its_blocks_change_nothing() -> None:
+def test_a_new_network_outputs_zero_and_its_blocks_are_identity() -> None:
     assert small()(torch.randn(2, 3, 8, 12), torch.rand(2)).abs().max() == 0
     block = small().blocks[0]
     tokens = torch.randn(2, 6, 16)
@@ -92,7 +92,7 @@ def test_patches_come_back_to_where_they_were() -> None:
     assert "positions" not in network.state_dict()
 
 
-def test_positions_tell_all_places_apart_and_rows_from_columns() -> None:
+def test_positions_are_distinct_and_separate_rows_from_columns() -> None:
     grid = positions(6, 9, 16)
     flat = grid.flatten(0, 1)
     distance = torch.cdist(flat, flat) + 9 * torch.eye(54)
@@ -106,7 +106,7 @@ def test_positions_tell_all_places_apart_and_rows_from_columns() -> None:
 
 
 @pytest.mark.parametrize(("height", "across"), [(12, 4), (12, 8)])  # (12, 8): as many patches as it was built for
-def test_other_sides_have_their_own_positions(height: int, across: int) -> None:
+def test_other_image_sizes_have_their_own_positions(height: int, across: int) -> None:
     torch.manual_seed(0)
     network = small()
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_the_noise_level_is_embedded_in_float32(autocast: bool) -> None:
     assert (seen[1][0] - seen[1][1]).abs().max() > 0.1
 
 
-def test_pictures_that_patches_do_not_fill_are_refused_when_they_come() -> None:
+def test_image_sizes_must_be_multiples_of_the_patch_size() -> None:
     with pytest.raises(ValueError, match="DiT: height and width must be multiples of 4, got 8x9"):
         small()(torch.randn(1, 3, 8, 9), torch.rand(1))
 

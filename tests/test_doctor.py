@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictures_model import DIGITS, ENCODER, NETWORK, TIME, digits_changes
+from images_model import DIGITS, ENCODER, NETWORK, TIME, digits_changes
 from shell import LAST, Outcome, cli, fit, no_files_change, tiny_config, tiny_data, tiny_module, tiny_trainer
 from torch import Tensor, nn
 
@@ -63,7 +63,7 @@ def test_a_sound_configuration_has_nothing_but_numbers(tmp_path: Path) -> None:
     assert found["validation"][1] == "14 examples, every 20 optimizer steps"
 
 
-def test_everything_wrong_with_a_model_of_points_is_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_of_a_point_model_are_reported_at_once(tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "model__schedule": BETAS,
         "model__loss__times": GRID_TIMES,
@@ -102,7 +102,7 @@ def poor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("poor")
-def test_everything_wrong_with_a_model_of_pictures_is_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_of_an_image_model_are_reported_at_once(tmp_path: Path) -> None:
     changes = digits_changes(
         model__noise_input=None,
         model__loss__times=LOW_NOISE,
@@ -162,7 +162,7 @@ class Bytes(Points):
         return {"x": torch.arange(40, dtype=torch.float64).view(20, 2)}
 
 
-def test_a_network_that_does_not_keep_the_shape_and_data_out_of_their_range(tmp_path: Path) -> None:
+def test_wrong_output_shape_and_data_out_of_range(tmp_path: Path) -> None:
     changes = {"model__network": {"class_path": "test_doctor.Pairs"}, "data": {"class_path": "test_doctor.Bytes"}}
     done = doctor(tmp_path, **changes, **GOOD)
     found = {name: told for name, told in lines(done).items() if told[0] != "ok"}
@@ -247,7 +247,7 @@ def refused(folder: Path, schedule: Schedule, sampler: DDIM | None = None) -> st
     return str(told.value)
 
 
-def test_a_process_that_keeps_the_data_is_refused_with_the_number_and_the_cure(tmp_path: Path) -> None:
+def test_a_schedule_with_signal_left_at_t_1_is_refused(tmp_path: Path) -> None:
     told = refused(tmp_path, TABLE)
     for words in ("LinearBetas", "t=1", "still 0.39", "0.16 nats per dimension", "0.001", "raise beta_max or steps"):
         assert words in told
@@ -257,7 +257,7 @@ def test_a_process_that_keeps_the_data_is_refused_with_the_number_and_the_cure(t
 @pytest.mark.parametrize(
     ("schedule", "cure"), [(VP(0.1, 3.0), "raise beta_max"), (VE(0.01, 2.0), "raise sigma_max")], ids=["VP", "VE"]
 )
-def test_each_process_has_its_own_cure(tmp_path: Path, schedule: Schedule, cure: str) -> None:
+def test_each_schedule_has_its_own_fix(tmp_path: Path, schedule: Schedule, cure: str) -> None:
     assert f"Fix: {cure}" in refused(tmp_path, schedule)
 
 
@@ -289,7 +289,7 @@ def test_the_datas_own_scale_counts(tmp_path: Path, capsys: pytest.CaptureFixtur
     )
 
 
-def test_the_command_line_stops_before_the_first_step_and_goes_on_when_told(tmp_path: Path) -> None:
+def test_fit_stops_at_a_failed_check_unless_disabled(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, model__schedule=BETAS, trainer__max_steps=2)
     told = cli(tmp_path, "fit", "--config", config, "--run", "run").error
     assert told.startswith("LinearBetas does not end in noise")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures_model import fit_digits
+from images_model import fit_digits
 from PIL import Image
 from shell import cli, fit, no_files_change
 
@@ -40,7 +40,7 @@ def ran(folder: Path, *args: Any) -> str:
 # encode -----------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_come_back_from_their_latents(folder: Path) -> None:
+def test_images_are_recovered_from_their_latents(folder: Path) -> None:
     out = ran(
         folder, "encode", "--ckpt_path", CKPT, "--path", "in", "--output", "e", "--sampler", "Heun", "--steps", 100
     )
@@ -51,7 +51,7 @@ def test_pictures_come_back_from_their_latents(folder: Path) -> None:
     assert np.abs(pictures(folder / "back") - given).max() <= 4
 
 
-def test_between_two_pictures_lies_a_way(folder: Path) -> None:
+def test_interpolation_connects_two_images(folder: Path) -> None:
     ran(folder, "encode", "--ckpt_path", CKPT, "--path", "in", "--output", "way", "--steps", 60, "--between", 5)
     way = pictures(folder / "way")
     assert len(way) == 7
@@ -84,7 +84,7 @@ def test_bad_input_of_encode_is_one_line(folder: Path, args: list[Any], told: st
         assert told in cli(folder, "encode", "--ckpt_path", CKPT, "--output", "no", *args).error
 
 
-def test_a_model_of_classes_encodes_and_restores_with_or_without_a_label(folder: Path) -> None:
+def test_class_models_encode_and_restore_with_or_without_label(folder: Path) -> None:
     ckpt = fit_digits(folder)
     given = pictures(folder / "in")
     for name, label in (("any", []), ("two", ["--cond.label", 2])):
@@ -135,7 +135,7 @@ def test_a_mask_says_what_is_known(folder: Path) -> None:
     assert np.abs(found[:, 5:] - given[5:]).max() > 10
 
 
-def test_upscaled_pictures_have_the_means_of_the_blocks(folder: Path) -> None:
+def test_upscaled_images_have_the_means_of_the_blocks(folder: Path) -> None:
     args = ("--path", "in", "--task", "upscale", "--output", "up", "--num_samples", 1)
     ran(folder, "restore", "--ckpt_path", CKPT, *args, "--sampler", "Ancestral", "--steps", 40)
     given, found = pictures(folder / "in"), pictures(folder / "up")

@@ -108,7 +108,7 @@ def test_the_chains_parts_are_those_of_the_closed_form(schedule: Schedule, dim: 
 
 
 @processes
-def test_the_chain_of_few_steps_has_its_closed_form_and_stays_a_bound(schedule: Schedule) -> None:
+def test_few_step_chain_bound_matches_its_closed_form(schedule: Schedule) -> None:
     oracle, mean, var = gaussian(schedule, 2)
     parts = [chain_by_hand(schedule, mean, var, n, False) for n in (8, 32)]
     exact = [prior + sum(terms) + decoder for prior, terms, decoder in parts]
@@ -142,7 +142,7 @@ def test_visiting_some_of_the_steps_is_unbiased() -> None:
         assert abs(float(some.diffusion.mean() - whole.diffusion.mean())) < 3.5 * error
 
 
-def test_visiting_all_of_the_steps_is_the_whole_chain() -> None:
+def test_all_steps_give_the_full_chain() -> None:
     oracle, _, _ = gaussian(VP(), 2)
     x_0 = draw(oracle, 3)
     whole, same = (ChainBound(9, times=k)(oracle, x_0, SampleNoise(0, range(3))) for k in (None, 9))
@@ -150,7 +150,7 @@ def test_visiting_all_of_the_steps_is_the_whole_chain() -> None:
     assert whole.nfe == 9
 
 
-def test_what_ddpm_leaves_of_the_data_is_a_hundred_thousandth_of_a_bit() -> None:
+def test_ddpm_prior_term_is_a_hundred_thousandth_of_a_bit() -> None:
     rng = torch.Generator().manual_seed(0)
     x_0 = torch.randint(0, 256, (8, 3, 16, 16), generator=rng).float() / 127.5 - 1
     x_0 = ((x_0.double() + 1) * 127.5).round().div(127.5) - 1
@@ -279,7 +279,7 @@ def test_an_unlikely_level_has_its_own_probability(kind: torch.dtype) -> None:
         np.testing.assert_allclose(array(found), -(upper + np.log1p(-np.exp(lower - upper))), rtol=2e-5)
 
 
-def test_the_bound_on_levels_is_that_on_the_density_of_fine_levels() -> None:
+def test_discrete_bound_tends_to_the_density_bound() -> None:
     """−log P(level) ≈ −log p(x) − log(width) where the decoder is much wider than a level."""
     oracle = Gaussian(VP(), torch.zeros(2, dtype=torch.float64), 0.04 * torch.eye(2, dtype=torch.float64))
     levels = 65536
@@ -350,7 +350,7 @@ class Counting(Denoiser):
 
 @both
 @processes
-def test_pictures_of_float32_keep_their_type_and_their_condition(bound: Any, schedule: Schedule) -> None:
+def test_float32_images_keep_their_dtype_and_condition(bound: Any, schedule: Schedule) -> None:
     denoiser, label = Counting(schedule), torch.tensor([1, 2])
     x_0 = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     single: Bound = bound(denoiser, x_0, SampleNoise(0, range(2)), label=label)

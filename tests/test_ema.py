@@ -167,7 +167,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["before the others", "after the others"])
-def test_the_first_average_is_judged_and_the_weights_come_back(tmp_path: Path, first: bool) -> None:
+def test_the_first_ema_is_evaluated_and_weights_are_restored(tmp_path: Path, first: bool) -> None:
     ema, looks, module = EMA((0.9, 0.5)), Looks(), tiny_module()
     callbacks = [ema, looks] if first else [looks, ema]
     trainer = tiny_trainer(tmp_path, *callbacks, max_steps=10, val_check_interval=10)
@@ -196,7 +196,7 @@ def test_validation_changes_nothing_in_training(tmp_path: Path) -> None:
     assert not list(differences(*ends))
 
 
-def test_nothing_stands_in_before_the_first_update(tmp_path: Path) -> None:
+def test_no_ema_weights_are_used_before_the_first_update(tmp_path: Path) -> None:
     ema, looks, module = EMA(), Looks(), tiny_module()
     before = weights(module)
     trainer = tiny_trainer(tmp_path, ema, looks)
@@ -226,7 +226,7 @@ class Fail(Callback):
         raise RuntimeError("on purpose")
 
 
-def test_an_exception_while_the_average_stands_in_gives_the_weights_back(tmp_path: Path) -> None:
+def test_an_exception_during_validation_restores_the_weights(tmp_path: Path) -> None:
     looks, module, ema = Looks(), tiny_module(), EMA((0.9,))
     with pytest.raises(RuntimeError, match="on purpose"):
         train(tmp_path, ema, looks, Fail(), module=module, max_steps=10, val_check_interval=5)
@@ -337,7 +337,7 @@ def test_a_resumed_average_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> N
     assert_same_training(whole, part)
 
 
-def test_a_decay_that_the_checkpoint_lacks_starts_anew_and_one_not_wanted_is_dropped(tmp_path: Path) -> None:
+def test_decays_added_or_removed_at_resume(tmp_path: Path) -> None:
     run, name = fit(tmp_path, "--ema.decays", "[0.9,0.5]", trainer__max_steps=10), "denoiser.network.output.weight"
     kept = checkpoint(run)["averages"]["shadows"]["0.5"][name]
     raw = checkpoint(run)["state_dict"][name]

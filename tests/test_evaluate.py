@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures_model import fit_digits
+from images_model import fit_digits
 from shell import cli, fit, start
 
 from diffusion_pl.callbacks.sample_writer import Drawer, SampleWriter

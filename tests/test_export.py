@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pictures_model import fit_digits
+from images_model import fit_digits
 from shell import cli, fit, no_files_change
 
 import diffusion_pl
@@ -146,7 +146,7 @@ def test_the_card_says_what_is_known_and_nothing_else(folder: Path, digits: Path
     assert "raw" not in body  # results of other weights than these
 
 
-def test_a_checkpoint_outside_of_a_run_has_a_card_of_its_own_facts(tmp_path: Path, folder: Path, digits: Path) -> None:
+def test_a_checkpoint_outside_a_run_gets_a_card(tmp_path: Path, folder: Path, digits: Path) -> None:
     (tmp_path / "alone.ckpt").write_bytes((folder / digits).read_bytes())
     given = ["--ckpt_path", "alone.ckpt", "--to", "safetensors"]
     assert cli(tmp_path, "export", *given, "--output", "out", "--weights", "raw").code == 0
@@ -200,7 +200,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(folder: Path, digits: Path, tm
         ("ema500000examples", "of half-life 500,000 examples"),
     ],
 )
-def test_a_card_tells_the_kind_of_average(folder: Path, digits: Path, name: str, told: str) -> None:
+def test_a_card_states_the_kind_of_average(folder: Path, digits: Path, name: str, told: str) -> None:
     pipeline = replace(diffusion_pl.load(folder / digits), weights=name)
     description = checkpoints.read(folder / digits)["diffusion_pl"]
     assert f"{told}, as safetensors" in model_card("safetensors", pipeline, description, {"name": "last.ckpt"}, "0")

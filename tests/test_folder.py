@@ -57,7 +57,7 @@ def broken(path: Path, *, header: bool) -> Path:
     return path
 
 
-def test_sides_and_channels_are_the_pictures(flat: Path) -> None:
+def test_size_and_channels_are_those_of_the_images(flat: Path) -> None:
     data = ready(flat)
     assert (data.shape, data.conditions, data.units.levels) == ((3, 8, 6), {}, 256)
     train, val = (everything(split)["x"][:, 0, 0, 0].tolist() for split in data.splits[:2])
@@ -78,7 +78,7 @@ def test_a_hidden_folder_is_no_class(sorted_by_class: Path) -> None:
     assert ready(sorted_by_class, conditional=True).conditions["label"].classes == 2
 
 
-def test_class_folders_are_labels_and_every_class_is_in_each_split(sorted_by_class: Path) -> None:
+def test_class_folders_are_labels_in_every_split(sorted_by_class: Path) -> None:
     data = ready(sorted_by_class, conditional=True, test_fraction=0.2)
     assert data.conditions == {"label": label(2, ["cat", "dog"])}
     counts = torch.zeros(2, dtype=torch.int64)
@@ -96,13 +96,13 @@ def test_without_conditional_the_folders_are_only_searched(sorted_by_class: Path
     assert sum(map(len, data.splits[:2])) == 40
 
 
-def test_a_picture_outside_the_class_folders_is_refused(sorted_by_class: Path) -> None:
+def test_an_image_outside_the_class_folders_is_refused(sorted_by_class: Path) -> None:
     save(sorted_by_class / "stray.png")
     with pytest.raises(ValueError, match=r"stray\.png: is in no class's folder: move it to one, or give conditional"):
         ready(sorted_by_class, conditional=True)
 
 
-def test_mixed_sides_are_refused_without_size_and_made_alike_with_it(flat: Path) -> None:
+def test_mixed_image_sizes_need_the_size_option(flat: Path) -> None:
     save(flat / "x.png", (9, 6, 3))
     with pytest.raises(ValueError, match=r"x\.png: is 9x6 \(height x width\), .*00\.png is 8x6: give size, .* size: 6"):
         ready(flat)
@@ -139,7 +139,7 @@ def test_sixteen_bit_grey(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("header", [True, False])
 @pytest.mark.parametrize("memory_gb", [2.0, 0.0])
-def test_a_corrupt_picture_is_named_and_fatal(flat: Path, header: bool, memory_gb: float) -> None:
+def test_a_corrupt_image_is_a_named_error(flat: Path, header: bool, memory_gb: float) -> None:
     broken(flat / "07.png", header=header)
     with pytest.raises(
         ValueError, match=r"07\.png: cannot be (read|decoded) \(.+\): repair or remove it, or give corrupt"
@@ -148,7 +148,7 @@ def test_a_corrupt_picture_is_named_and_fatal(flat: Path, header: bool, memory_g
 
 
 @pytest.mark.parametrize("header", [True, False])
-def test_corrupt_pictures_are_left_out_named_and_counted_if_so_wanted(
+def test_corrupt_images_are_skipped_with_a_warning_on_request(
     flat: Path, header: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in (0, 7, 9, 12):
@@ -161,7 +161,7 @@ def test_corrupt_pictures_are_left_out_named_and_counted_if_so_wanted(
     assert sorted(everything(data.splits[0])["x"][:, 0, 0, 0].tolist()) == kept
 
 
-def test_labels_stay_with_their_pictures_when_some_are_left_out(sorted_by_class: Path) -> None:
+def test_labels_stay_with_their_images_when_some_are_skipped(sorted_by_class: Path) -> None:
     broken(sorted_by_class / "cat" / "03.png", header=False)
     broken(sorted_by_class / "dog" / "deep" / "04.PNG", header=True)
     batch = everything(ready(sorted_by_class, size=4, conditional=True, corrupt="skip", val_fraction=0.0).splits[0])
@@ -175,7 +175,7 @@ def test_labels_stay_with_their_pictures_when_some_are_left_out(sorted_by_class:
         assert ((batch["x"][:, 0, 0, 0] >= 100).long() == batch["label"]).all()
 
 
-def test_when_streaming_the_next_good_picture_takes_the_place_of_a_corrupt_one(flat: Path) -> None:
+def test_streaming_replaces_a_corrupt_image_by_the_next_good_one(flat: Path) -> None:
     broken(flat / "07.png", header=False)
     data = ready(flat, size=8, corrupt="skip", val_fraction=0.0, memory_gb=0.0, workers=0)
     with pytest.warns(UserWarning, match=r"07\.png cannot be decoded; the next image takes its place"):
@@ -183,7 +183,7 @@ def test_when_streaming_the_next_good_picture_takes_the_place_of_a_corrupt_one(f
     assert x == [80 if i == 7 else 10 * i for i in range(20)]
 
 
-def test_no_held_out_picture_takes_the_place_of_a_corrupt_one(tmp_path: Path) -> None:
+def test_no_held_out_image_replaces_a_corrupt_one(tmp_path: Path) -> None:
     for i in range(12):
         save(tmp_path / f"{i:02d}.png", (64, 64, 3), value=i)
     data = ready(tmp_path, corrupt="skip", val_fraction=0.4, memory_gb=0.0, workers=0)
@@ -222,7 +222,7 @@ def test_too_many_pixels_are_refused_with_max_pixels(flat: Path) -> None:
     assert ready(flat, max_pixels=48).shape == (3, 8, 6)
 
 
-def test_other_pictures_than_the_checkpoints_are_named(flat: Path, tmp_path: Path) -> None:
+def test_images_other_than_the_checkpoints_are_named(flat: Path, tmp_path: Path) -> None:
     state = ready(flat, size=4).state_dict()
     data = Folder(str(flat))
     data.load_state_dict(state)
@@ -231,9 +231,7 @@ def test_other_pictures_than_the_checkpoints_are_named(flat: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_streaming_gives_the_batches_that_memory_gives_and_resumes_within_an_epoch(
-    sorted_by_class: Path, workers: int
-) -> None:
+def test_streaming_equals_cached_batches_and_resumes_mid_epoch(sorted_by_class: Path, workers: int) -> None:
     options: dict[str, Any] = {"conditional": True, "size": 4, "horizontal_flip": True, "repeats": 2}
     memory = ready(sorted_by_class, **options).train_dataloader()
     streaming = ready(sorted_by_class, **options, memory_gb=0.0, workers=workers)
@@ -261,12 +259,12 @@ def test_streaming_gives_the_batches_that_memory_gives_and_resumes_within_an_epo
         (lambda p: p, r"no images in this folder: expected files with the endings \.apng, "),
     ],
 )
-def test_where_there_are_no_pictures(make: Any, message: str, tmp_path: Path) -> None:
+def test_a_folder_without_images(make: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         ready(make(tmp_path))
 
 
-def test_nothing_but_corrupt_pictures(tmp_path: Path) -> None:
+def test_only_corrupt_images(tmp_path: Path) -> None:
     broken(tmp_path / "a.png", header=True)
     with pytest.raises(ValueError, match="none of its 1 images can be read"):
         ready(tmp_path, corrupt="skip")

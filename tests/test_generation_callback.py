@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from images_model import digits_changes, fit_digits
 from lightning.pytorch import Callback, LightningModule, Trainer
-from pictures_model import digits_changes, fit_digits
 from shell import cli, scalars, start, tiny_config
 
 METRICS: dict[str, Any] = {

@@ -33,7 +33,7 @@ def ratio(schedule: Schedule, t: torch.Tensor) -> np.ndarray:
 
 @every_schedule
 @every_grid
-def test_grids_fall_within_the_process(schedule: Schedule, grid: Grid) -> None:
+def test_grids_decrease_within_the_schedule(schedule: Schedule, grid: Grid) -> None:
     t = grid(schedule)
     assert t.shape == (8,)
     assert t.dtype == torch.float64
@@ -68,7 +68,7 @@ def test_karras_grid_is_even_in_the_root_of_the_noise_level(schedule: Schedule) 
     np.testing.assert_allclose(root, np.linspace(20**0.2, 0.05**0.2, 12), rtol=1e-9)
 
 
-def test_karras_grid_on_its_own_process_is_edms_discretization() -> None:
+def test_karras_grid_on_its_own_schedule_is_edms_discretization() -> None:
     """Karras et al., Eq. 5 with its values for 18 steps; the last σ is σ_min, at t = 0 of this process."""
     t = KarrasGrid(18)(Karras())
     expected = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)]
@@ -78,7 +78,7 @@ def test_karras_grid_on_its_own_process_is_edms_discretization() -> None:
         np.testing.assert_allclose(ratio(Karras(), KarrasGrid(steps)(Karras()))[[0, -1]], [80, 0.002], rtol=1e-9)
 
 
-def test_karras_grid_outside_the_process_is_refused() -> None:
+def test_karras_grid_outside_the_schedule_is_refused() -> None:
     with pytest.raises(ValueError, match="KarrasGrid"):
         KarrasGrid(18)(VE(0.01, 50))
 
@@ -118,7 +118,7 @@ def test_trailing_grid_is_lins(length: int, steps: int) -> None:
     np.testing.assert_allclose(array(TrailingGrid(steps, length=length)(VP())) * length, expected, atol=1e-9)
 
 
-def test_trailing_grid_starts_where_nothing_is_left() -> None:
+def test_trailing_grid_starts_at_zero_signal() -> None:
     table = ZeroTerminalSNR(LinearBetas())
     assert table(TrailingGrid(10, length=1000)(table)[0]).snr < 1e-11
 
@@ -130,7 +130,7 @@ def test_explicit_grid() -> None:
 @pytest.mark.parametrize(
     "t", [[0.5, 0.6], [0.5, 0.5], [1.2, 0.5], [0.5, -0.1], [math.nan], [0.5, math.nan], [0.5, 0.0]], ids=str
 )
-def test_times_must_fall_within_the_process(t: list[float]) -> None:
+def test_times_must_decrease_within_the_schedule(t: list[float]) -> None:
     with pytest.raises(ValueError, match=r"ExplicitGrid: "):
         ExplicitGrid(t)(VP())
 

@@ -98,9 +98,7 @@ def plain_loop(module: DiffusionModule, batches: list[Any], bad: Any, together: 
 
 @pytest.mark.parametrize("kind", ["output", "gradient", "loss"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_step_that_is_not_finite_changes_nothing_and_the_run_goes_on(
-    tmp_path: Path, optimizer: str, kind: str
-) -> None:
+def test_a_non_finite_step_is_skipped(tmp_path: Path, optimizer: str, kind: str) -> None:
     parts = {"optimizer": OPTIMIZERS[optimizer], "lr_scheduler": partial(WarmupCosine, warmup_steps=3)}
     module, guard = module_with(kind, BAD, **parts), Guard()
     record = train(tmp_path, module, guard)
@@ -115,7 +113,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_run_goes_on(
     assert not list(differences(weights(module), weights(reference)))
 
 
-def test_of_accumulated_batches_one_spoils_the_step(tmp_path: Path) -> None:
+def test_one_bad_accumulated_batch_skips_the_step(tmp_path: Path) -> None:
     bad, parts = (5,), {"lr_scheduler": partial(WarmupCosine, warmup_steps=3)}
     module, guard = module_with("output", bad, **parts), Guard()
     record = train(tmp_path, module, guard, max_steps=6, accumulate_grad_batches=2)
@@ -131,7 +129,7 @@ def test_the_norm_is_that_before_clipping(tmp_path: Path) -> None:
     assert min(record.norms) > 0.01
 
 
-def test_a_law_of_times_that_learns_does_not_learn_from_it(tmp_path: Path) -> None:
+def test_learned_time_distributions_ignore_skipped_steps(tmp_path: Path) -> None:
     times = LossSecondMoment(steps=2, history=1)
     module = module_with("loss", (6,), times=times)
     record = train(tmp_path, module, Guard())
@@ -148,7 +146,7 @@ def stopped(folder: Path, bad: Any, *args: Any, kind: str = "output", run: str =
     return cli(folder, "fit", "--config", config, "--run", run, *args).error
 
 
-def test_it_stops_after_some_in_a_row_and_the_last_good_state_stays(tmp_path: Path) -> None:
+def test_it_stops_after_consecutive_skips_and_keeps_the_state(tmp_path: Path) -> None:
     bad = [*range(3, 12), *range(25, 40)]  # the first are one too few
     error = stopped(tmp_path, bad, "--saver.every_n_steps", 25)
     assert error == (
@@ -171,7 +169,7 @@ def test_it_stops_after_some_in_a_row_and_the_last_good_state_stays(tmp_path: Pa
     assert dump["diffusion_pl"]["model"]["schedule"]["class_path"].endswith("VP")
 
 
-def test_the_first_of_a_row_is_told_once_in_100_steps(tmp_path: Path) -> None:
+def test_the_first_skip_is_reported_once_per_100_steps(tmp_path: Path) -> None:
     changes = {"model__network": flawed("gradient", [3, 4, 8]), "trainer__max_steps": 10}
     done = cli(tmp_path, "fit", "--config", tiny_config(tmp_path, **changes), "--run", "run")
     lines = [line for line in done.out.splitlines() if line.startswith("step ")]
@@ -179,7 +177,7 @@ def test_the_first_of_a_row_is_told_once_in_100_steps(tmp_path: Path) -> None:
     assert checkpoint(tmp_path / "runs/run")["callbacks"]["Guard"]["skipped"] == 3
 
 
-def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_count(tmp_path: Path) -> None:
     bad = {"model__network": flawed("output", [4, 15, 22])}
     whole = fit(tmp_path, run="whole", **bad)
     fit(tmp_path, run="parts", **bad, trainer__max_steps=16)
@@ -189,7 +187,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     assert [value for _, value in scalars(parts)["guard/skipped_steps"]] == [1, 2, 3, 3]
 
 
-def test_a_resumed_run_goes_on_counting_those_in_a_row(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_consecutive_count(tmp_path: Path) -> None:
     bad = range(18, 30)
     assert "step 22" in stopped(tmp_path, bad, "--guard.stop_after", 5)
     fit(tmp_path, run="parts", model__network=flawed("output", bad), trainer__max_steps=20)
@@ -232,7 +230,7 @@ def test_two_processes_stop_together(tmp_path: Path) -> None:
 # Spikes
 
 
-def test_spikes_are_told_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_spikes_are_reported_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     guard = Guard(spike=20)
     module = module_with("spike", (50, 120, 130), optimizer=partial(SGD, lr=1e-6))
     record = train(tmp_path, module, guard, max_steps=135)

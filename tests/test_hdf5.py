@@ -33,7 +33,7 @@ def ready(path: str, dataset: str = "imgs", **options: Any) -> HDF5:
 
 
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
-def test_pictures_and_labels(path: str, memory_gb: float) -> None:
+def test_images_and_labels(path: str, memory_gb: float) -> None:
     data = ready(path, labels="group/labels", val_fraction=0.0, memory_gb=memory_gb)
     assert (data.shape, data.conditions, data.units.levels) == ((3, 8, 6), by_class(4), 256)
     indices = torch.tensor([7, 2, 7, 29, 0, 2])
@@ -46,14 +46,14 @@ def test_pictures_and_labels(path: str, memory_gb: float) -> None:
 @pytest.mark.parametrize(
     "indices", [[], [5], [3, 4, 5], [29, 28, 0, 1, 1, 14], list(range(30)), [9, 7, 5, 3], [0, 29, 0, 29]]
 )
-def test_a_batch_is_what_its_pictures_are_one_by_one(path: str, indices: list[int]) -> None:
+def test_a_batch_equals_its_images_read_one_by_one(path: str, indices: list[int]) -> None:
     source = ready(path, memory_gb=0.0, val_fraction=0.0).splits[0]
     x = source.__getitems__(torch.tensor(indices, dtype=torch.long))["x"]
     assert np.array_equal(x.numpy(), X.transpose(0, 3, 1, 2)[indices])
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (4, 8, 6, 3)}, {"chunks": (4, 8, 6, 3), "compression": "gzip"}])
-def test_every_layout_of_the_file_is_read_in_any_order_and_with_repetitions(tmp_path: Path, options: Any) -> None:
+def test_every_file_layout_is_read_in_any_order(tmp_path: Path, options: Any) -> None:
     with h5py.File(tmp_path / "y.hdf5", "w") as file:
         file.create_dataset("other", data=np.arange(1000))  # so that the pictures do not begin where the file does
         file.create_dataset("imgs", data=X, **options)
@@ -79,7 +79,7 @@ def test_streaming_gives_the_batches_that_memory_gives(path: str, workers: int) 
         assert torch.equal(mine["label"], theirs["label"])
 
 
-def test_an_open_file_is_not_handed_to_another_process(path: str) -> None:
+def test_an_open_file_is_not_pickled(path: str) -> None:
     data = ready(path, memory_gb=0.0)
     source = data.splits[0]
     first = source.__getitems__(torch.arange(3))["x"]
@@ -113,7 +113,7 @@ def test_what_is_refused(path: str, tmp_path: Path) -> None:
         ready(str(tmp_path / "float.hdf5"))
 
 
-def test_what_a_checkpoint_has_told_does_not_let_real_numbers_in(path: str, tmp_path: Path) -> None:
+def test_checkpoint_state_does_not_allow_real_values(path: str, tmp_path: Path) -> None:
     state = ready(path).state_dict()
     with h5py.File(tmp_path / "float.hdf5", "w") as file:
         file["imgs"] = X / 255
@@ -124,9 +124,7 @@ def test_what_a_checkpoint_has_told_does_not_let_real_numbers_in(path: str, tmp_
         data.setup()
 
 
-def test_a_process_does_not_read_through_a_file_that_it_has_inherited_open(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_forked_process_reopens_the_file(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = ready(path, memory_gb=0.0).splits[0].source  # type: ignore[attr-defined]
     first = source.__getitems__(torch.arange(3))["x"]
     mine = source.array

@@ -33,7 +33,7 @@ def ready(path: str, **options: Any) -> HuggingFace:
 
 
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
-def test_pictures_labels_and_a_test_split(path: str, memory_gb: float) -> None:
+def test_images_labels_and_a_test_split(path: str, memory_gb: float) -> None:
     data = ready(path, label_column="kind", test_split="held", memory_gb=memory_gb)
     assert (data.shape, data.conditions["label"].classes) == ((3, 8, 6), 2)
     indices = torch.tensor([7, 2, 7, 19])
@@ -48,7 +48,7 @@ def test_sizes_and_modes(path: str) -> None:
     assert next(iter(ready(path, size=4, mode="L").train_dataloader()))["x"].shape == (4, 1, 4, 4)
 
 
-def test_pictures_that_differ_are_named(tmp_path: Path) -> None:
+def test_images_of_different_sizes_are_named(tmp_path: Path) -> None:
     pictures = [Image.fromarray(x) for x in X[:5]] + [Image.fromarray(X[0, :4])]
     table = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
     table.save_to_disk(str(tmp_path / "d"))
@@ -124,7 +124,7 @@ def test_grey_of_8_and_of_16_bits_do_not_mix(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
-def test_what_cannot_be_read_is_named_or_left_out(tmp_path: Path, bad: Any, message: str, memory_gb: float) -> None:
+def test_unreadable_images_are_named_or_skipped(tmp_path: Path, bad: Any, message: str, memory_gb: float) -> None:
     path = table(tmp_path, [png(X[0]), png(X[1]), png(X[2]), bad, png(X[4])], [0, 0, 0, 1, 0])
     options: dict[str, Any] = {"label_column": "kind", "size": (8, 6), "memory_gb": memory_gb, "batch_size": 4}
     with pytest.raises(ValueError, match=message):

@@ -91,7 +91,7 @@ def test_reduced_pages_of_a_tiff_do_not_count(tmp_path: Path) -> None:
         assert (image.n_frames, count_pages(image), image.size) == (2, 1, (6, 8))  # type: ignore[attr-defined]
 
 
-def test_pages_are_refused_for_a_single_picture_and_for_read(tmp_path: Path) -> None:
+def test_multi_page_files_are_refused_for_single_images(tmp_path: Path) -> None:
     several(tmp_path / "a.tif")
     noise().save(tmp_path / "b.png")
     with pytest.raises(ValueError, match="has 3 pages"):
@@ -175,7 +175,7 @@ def test_each_file_is_taken_once_whatever_links_there_are(tmp_path: Path, capsys
     assert "6 links to what is in the folder already skipped" in capsys.readouterr().out
 
 
-def test_copies_stay_on_one_side_of_the_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copies_stay_in_one_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(12):
         Image.fromarray(np.full((8, 6), i, np.uint8)).save(tmp_path / f"{i:02d}.bmp")  # all of one size
     for i in range(12):
@@ -217,7 +217,7 @@ def test_negative_values_are_refused(dtype: str, bits: int, sample_format: int, 
         read(content, layout)
 
 
-def test_values_beyond_sixteen_bits_are_refused_before_conversion() -> None:
+def test_values_beyond_16_bits_are_refused() -> None:
     content = tiff(np.array([[0, 70_000], [1, 2]], "<u4"), 32, 1)
     for layout in (Layout("L"), Layout(size=(1, 1)), Layout("RGB")):
         with pytest.raises(ValueError, match="beyond 16 bits, 0 to 70000"):

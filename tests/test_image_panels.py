@@ -112,7 +112,7 @@ def test_the_same_latents_every_time(tmp_path: Path) -> None:
     assert len(np.unique(first)) > 20
 
 
-def test_raw_weights_are_shown_beside_a_young_average(tmp_path: Path) -> None:
+def test_raw_weights_are_shown_with_a_young_ema(tmp_path: Path) -> None:
     train(tmp_path, ema=(0.95,), steps=40, film=False)
     shown = {name.split("-")[0]: [] for name in files(tmp_path)}
     for name in sorted(files(tmp_path)):
@@ -165,7 +165,7 @@ class Copies(DDIM):
         return samples._replace(x_0=x)
 
 
-def test_moments_of_channels_are_logged_beside_the_datas(run: Path) -> None:
+def test_channel_moments_are_logged_with_those_of_the_data(run: Path) -> None:
     logged = scalars(run)
     data = Blobs()
     data.setup()

@@ -74,7 +74,7 @@ def test_decode_is_the_exact_inverse_of_encode_at_every_level(levels: int) -> No
     assert data.decode(torch.tensor([-7.0, 7.0])).tolist() == [0, levels - 1]
 
 
-def test_to_uint8_is_decode_for_256_levels_and_keeps_fewer_levels_apart() -> None:
+def test_to_uint8_equals_decode_and_separates_fewer_levels() -> None:
     x = torch.linspace(-1.2, 1.2, 999)
     assert torch.equal(Pictures().units.to_uint8(x), Pictures().decode(x))
     data = Pictures(format=Format((1, 1, 17), levels=17))
@@ -101,7 +101,7 @@ def test_every_class_gives_its_share() -> None:
     assert test == val
 
 
-def test_images_of_one_group_stay_on_one_side() -> None:
+def test_images_of_one_group_stay_in_one_split() -> None:
     groups = torch.arange(40) // 4
     for labels in (None, torch.arange(40) % 2):
         data = Pictures(val_fraction=0.2, test_fraction=0.2, labels=labels)
@@ -114,7 +114,7 @@ def test_images_of_one_group_stay_on_one_side() -> None:
         assert not {i // 4 for i in parts[0]} & {i // 4 for i in parts[1] + parts[2]}
 
 
-def test_a_test_split_of_its_own_is_left_whole() -> None:
+def test_a_separate_test_split_is_kept_complete() -> None:
     data = ready(test=7, val_fraction=0.1, test_fraction=0.5)
     assert [len(split) for split in data.splits] == [36, 4, 7]
 
@@ -137,12 +137,12 @@ def test_batches_are_integers_until_they_are_on_the_device() -> None:
     assert data.on_after_batch_transfer(index, 0) == index
 
 
-def test_an_epoch_is_about_a_hundred_batches_unless_repeats_says_otherwise() -> None:
+def test_an_epoch_is_about_100_batches_unless_repeats_is_set() -> None:
     assert len(ready(val_fraction=0.1).train_dataloader()) == pytest.approx(100, abs=2)
     assert len(ready(val_fraction=0.1, repeats=1).train_dataloader()) == 4
 
 
-def test_training_pictures_are_mirrored_one_by_one_and_evaluation_never() -> None:
+def test_only_training_images_are_flipped_each_on_its_own() -> None:
     data = ready(n=40, horizontal_flip=True, batch_size=36, val_fraction=0.1, repeats=30)
     originals = {tuple(x.flatten().tolist()) for x in data.splits[0].__getitems__(torch.arange(36))["x"]}
     mirrored = {tuple(x.flip(-1).flatten().tolist()) for x in data.splits[0].__getitems__(torch.arange(36))["x"]}
@@ -162,7 +162,7 @@ def test_a_flip_mirrors_the_width() -> None:
     assert flipped["label"].tolist() == [0, 1]
 
 
-def test_the_second_moment_is_of_the_training_pictures_in_model_units() -> None:
+def test_second_moment_is_of_training_images_in_model_units() -> None:
     data = ready(n=1300)
     x = data.units.encode(data.splits[0].__getitems__(torch.arange(len(data.splits[0])))["x"]).double()
     assert data.second_moment() == pytest.approx(x.square().mean().item(), rel=1e-6)
@@ -191,7 +191,7 @@ def test_samples_that_png_cannot_hold_are_written_as_an_array(tmp_path: Path) ->
     assert np.array_equal(np.load(tmp_path / "samples.npy"), v.numpy())
 
 
-def test_a_checkpoint_tells_the_format_without_the_data() -> None:
+def test_a_checkpoint_has_the_format_without_the_data() -> None:
     labels = torch.arange(40) % 4
     state = ready(labels=labels, format=Format((3, 4, 6), by_class(4), 17)).state_dict()
 
@@ -205,7 +205,7 @@ def test_a_checkpoint_tells_the_format_without_the_data() -> None:
     assert data.decode(torch.ones(3, 4, 6)).unique().tolist() == [16]
 
 
-def test_a_checkpoint_of_other_pictures_is_refused() -> None:
+def test_a_checkpoint_of_other_images_is_refused() -> None:
     state = ready().state_dict()
     other = ready(format=Format((1, 4, 6), levels=17))
     assert other.shape == (1, 4, 6)
@@ -234,6 +234,6 @@ def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:
         Pictures(**options)
 
 
-def test_a_split_that_leaves_nothing_to_train_on_is_refused() -> None:
+def test_a_split_without_training_data_is_refused() -> None:
     with pytest.raises(ValueError, match=r"these: 0 image\(s\) leave none to train on"):
         ready(n=0)

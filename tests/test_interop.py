@@ -41,7 +41,7 @@ def pipe(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_names_and_shapes_must_fit_and_the_first_ten_that_do_not_are_told() -> None:
+def test_mismatched_names_and_shapes_are_listed_up_to_ten() -> None:
     network = nn.Sequential(*(nn.Linear(2, 3) for _ in range(8)))
     wanted = sources({f"{i}": f"layers.{i}" for i in range(8)}, network)
     found = {source.name: torch.full_like(network.state_dict()[name], 2.0) for name, source in wanted.items()}
@@ -135,7 +135,7 @@ def test_sample_evaluate_export_and_fit_take_what_came_in(pipe: Path) -> None:
     assert 0 < max(moved) < 1e-3  # one step of Adam at 1e-4
 
 
-def test_data_that_are_at_hand_must_be_the_models(pipe: Path) -> None:
+def test_available_data_must_match_the_model(pipe: Path) -> None:
     (pipe / "pictures").mkdir()
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(pipe / "pictures/a.png")
     wrong = ["--data", "Folder", "--data.path", "pictures"]
@@ -146,7 +146,7 @@ def test_data_that_are_at_hand_must_be_the_models(pipe: Path) -> None:
     assert load_model(pipe / "a.ckpt", "raw")[1].source == "elsewhere"  # type: ignore[attr-defined]
 
 
-def test_options_of_other_formats_and_files_that_exist_are_refused(pipe: Path) -> None:
+def test_options_of_other_formats_and_existing_files_are_refused(pipe: Path) -> None:
     with no_files_change(pipe):
         for option, value in (("objective", "pred_v"), ("variant", "vp"), ("ema_decay", "0.9")):
             assert (
@@ -176,7 +176,7 @@ def test_a_pickle_is_not_run_unless_trusted(tmp_path: Path, kind: str) -> None:
     assert (tmp_path / "was_run").exists()
 
 
-def test_files_that_are_none_are_told_from_pickles(tmp_path: Path) -> None:
+def test_unknown_files_and_pickles_are_distinguished(tmp_path: Path) -> None:
     for name, content, told in (
         ("empty", b"", "damaged, or no file of torch.save"),
         ("text", b"hello", "damaged, or no file of torch.save"),
@@ -198,7 +198,7 @@ def test_files_that_are_none_are_told_from_pickles(tmp_path: Path) -> None:
         read_tensors(tmp_path / "list", trust_pickle=False)
 
 
-def test_a_package_that_is_not_installed_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert needs("json", "x").loads("1") == 1
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ValueError, match=r"^this needs the package onnx: pip install 'diffusion_pl\[onnx\]'$"):

@@ -110,7 +110,7 @@ def test_a_step_of_its_sampler_is_theirs(tmp_path: Path, large: bool) -> None:
         ),
     ],
 )
-def test_its_process_is_theirs(tmp_path: Path, scheduler: Any, kinds: tuple[type, ...]) -> None:
+def test_its_schedule_is_theirs(tmp_path: Path, scheduler: Any, kinds: tuple[type, ...]) -> None:
     pipeline(tmp_path, scheduler)
     assert come_in(tmp_path).code == 0
     model, _ = load_model(tmp_path / "a.ckpt", "raw")
@@ -122,7 +122,7 @@ def test_its_process_is_theirs(tmp_path: Path, scheduler: Any, kinds: tuple[type
     torch.testing.assert_close(kept, scheduler.alphas_cumprod, rtol=2e-4, atol=1e-6)
 
 
-def test_a_network_alone_has_the_process_of_their_defaults_and_says_so(tmp_path: Path) -> None:
+def test_a_network_alone_gets_the_default_schedule_with_a_note(tmp_path: Path) -> None:
     pipeline(tmp_path)
     (tmp_path / "pipe/unet").rename(tmp_path / "alone")
     done = come_in(tmp_path, "alone")
@@ -208,7 +208,7 @@ def test_a_network_that_cannot_be_held_is_refused(tmp_path: Path, changes: dict[
         ({"_class_name": "KarrasVeScheduler"}, r'_class_name: expected "DDPMScheduler" or "DDIMScheduler"'),
     ],
 )
-def test_a_process_that_cannot_be_held_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_an_unsupported_schedule_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
     pipeline(tmp_path)
     edit(tmp_path / "pipe/scheduler/scheduler_config.json", **changes)
     error = come_in(tmp_path).error

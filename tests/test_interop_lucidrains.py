@@ -157,7 +157,7 @@ def test_other_classes_are_refused_by_name(tmp_path: Path) -> None:
         assert "not supported" in error
 
 
-def test_it_is_the_file_as_a_whole(tmp_path: Path) -> None:
+def test_every_tensor_of_the_file_is_used(tmp_path: Path) -> None:
     model, _, _ = save(tmp_path)
     done = come_in(tmp_path)
     assumed = "--sinusoidal_pos_emb_theta 10000 --ema_decay 0.995 (give"
@@ -172,7 +172,7 @@ def test_it_is_the_file_as_a_whole(tmp_path: Path) -> None:
     assert come_in(tmp_path).error == "a.ckpt exists already: name another file with --output"
 
 
-def test_release_1_8_is_the_network_of_group_norms_without_memory(tmp_path: Path) -> None:
+def test_release_1_8_uses_group_norm_and_no_memory_tokens(tmp_path: Path) -> None:
     """Its tensors under its names; the numbers are compared with the package where that release is installed."""
     network = LinearAttentionUNet((3, 8, 8), dim=16, dim_mults=(1, 2), full_attention=[False, True])
     _, _, content = save(tmp_path)
@@ -205,7 +205,7 @@ def test_a_schedule_is_known_by_its_betas(steps: int) -> None:
     assert BetaTable(**found["init_args"]).steps == steps
 
 
-def test_the_objective_is_known_by_the_weights_of_the_loss_and_asked_for_otherwise(tmp_path: Path) -> None:
+def test_the_objective_is_inferred_from_loss_weights_or_required(tmp_path: Path) -> None:
     betas = LinearBetas(100)
     betas = -torch.expm1(2 * betas.log_alpha.diff())
     assert implied_objective(betas, None) is None

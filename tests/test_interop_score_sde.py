@@ -431,7 +431,7 @@ def test_the_list_of_averages_is_in_the_order_of_parameters(tmp_path: Path, case
         torch.testing.assert_close(average.network.state_dict()[frequencies], raw.network.state_dict()[frequencies])
 
 
-def test_what_the_file_does_not_tell_is_asked_for(tmp_path: Path) -> None:
+def test_options_missing_from_the_file_are_required(tmp_path: Path) -> None:
     save(tmp_path, peer())
     assert "add --variant ddpm (discrete steps), vp, subvp or ve" in come_in(tmp_path).error
     assert "leave it out" in come_in(tmp_path, "--variant", "vp", "--snr", 0.1).error

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from images_model import TIME, digits_changes
 from lightning.pytorch import Callback, LightningModule, Trainer
-from pictures_model import TIME, digits_changes
 from shell import LAST, checkpoint, differences, environment, fit, scalars, tiny_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -171,7 +171,7 @@ def shown(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in folder.Scalars(tag)] for tag in folder.Tags()["scalars"]}
 
 
-def test_three_kills_one_in_the_midst_of_a_write_change_nothing(tmp_path: Path) -> None:
+def test_three_kills_do_not_change_the_result(tmp_path: Path) -> None:
     changes, chance = experiment(tmp_path, 46), random.Random(0)
     run = Run(tmp_path, changes)
     assert run.kill(run.start(), chance.uniform(0, 0.3))
@@ -188,7 +188,7 @@ def test_three_kills_one_in_the_midst_of_a_write_change_nothing(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_dozen_kills_change_nothing(tmp_path: Path, seed: int) -> None:
+def test_twelve_kills_do_not_change_the_result(tmp_path: Path, seed: int) -> None:
     changes, chance = experiment(tmp_path, 396), random.Random(seed)
     run = Run(tmp_path, changes)
     while run.kills < 12:
@@ -198,7 +198,7 @@ def test_a_dozen_kills_change_nothing(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_killed_together_go_on_exactly(tmp_path: Path) -> None:
+def test_two_processes_killed_together_resume_exactly(tmp_path: Path) -> None:
     changes, chance = experiment(tmp_path, 59, devices=2), random.Random(3)
     run = Run(tmp_path, changes)
     for _ in range(2):

@@ -181,7 +181,7 @@ def test_private_names_of_others_are_in_upstream_alone(path: Path) -> None:
     assert not used, f"{label(path)}: move what uses {', '.join(sorted(used))} to runtime/upstream"
 
 
-def test_environment_variable_of_the_run_is_written_and_read_once() -> None:
+def test_the_run_environment_variable_is_used_in_one_place() -> None:
     uses = []
     for path in MODULES:
         text = path.read_text(encoding="utf-8")

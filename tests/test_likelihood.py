@@ -97,7 +97,7 @@ def test_an_anisotropic_gaussian() -> None:
 
 
 @pytest.mark.parametrize("probes", [0, 1])
-def test_a_figure_does_not_depend_on_its_batch(probes: int) -> None:
+def test_a_likelihood_does_not_depend_on_its_batch(probes: int) -> None:
     oracle, means = mixture(VP(), 2)
     x, likelihood = draws(means, 8), FlowLikelihood(probes)
     whole = likelihood(oracle, x, SampleNoise(0, range(8)))
@@ -143,7 +143,7 @@ def test_a_ripple_in_time_is_not_pursued() -> None:
     assert float((rough.log_p - smooth.log_p).abs().mean()) / 64 < 1e-3
 
 
-def test_it_asks_no_more_often_than_scipy_with_the_whole_state_at_the_same_tolerance() -> None:
+def test_it_needs_no_more_evaluations_than_scipy() -> None:
     """Song et al., App. D.2: RK45 in t on x and its log density, one step size for the batch."""
     oracle, means = mixture(VP(beta_max=40.0), 2)
     x = draws(means, 200)
@@ -174,7 +174,7 @@ def test_a_looser_pair_costs_less() -> None:
     assert abs(float((rough.log_p - fine.log_p).mean())) < 0.1
 
 
-def test_a_uniform_law_over_levels_has_its_bits() -> None:
+def test_a_uniform_distribution_over_levels_has_its_bits() -> None:
     """The probabilities of all levels of a density sum to one, whatever the depth and the range."""
     for levels, span in ((2, (-1.0, 1.0)), (17, (-1.0, 1.0)), (256, (0.0, 1.0))):
         delta = width(levels, span)

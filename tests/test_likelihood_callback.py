@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictures_model import digits_changes, fit_digits
+from images_model import digits_changes, fit_digits
 from shell import LAST, cli, scalars, start, tiny_config
 
 from diffusion_pl.checkpoints.loading import load_model

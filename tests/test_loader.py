@@ -61,7 +61,7 @@ def test_the_global_random_state_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_repeats_are_shuffled_together_and_each_example_occurs_that_often() -> None:
+def test_repeats_are_shuffled_together() -> None:
     order = loader(10, shuffle=True, repeats=30).order(0)
     assert order.bincount().tolist() == [30] * 10
     assert len(set(order[:10].tolist())) < 10  # 30 separate permutations would begin with all ten
@@ -82,7 +82,7 @@ def test_processes_share_the_training_batches_of_one_process(world_size: int) ->
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_evaluation_deals_whole_batches(world_size: int) -> None:
+def test_evaluation_distributes_complete_batches(world_size: int) -> None:
     alone = epoch(loader(25, 6))
     shares = [epoch(loader(25, 6, rank=rank, world_size=world_size)) for rank in range(world_size)]
     assert [shares[k % world_size][k // world_size] for k in range(len(alone))] == alone
@@ -129,7 +129,7 @@ def test_tensors_of_different_length_are_refused() -> None:
         Loader({"x": torch.zeros(3), "label": torch.zeros(4)}, 2)
 
 
-def test_the_stream_goes_on_where_it_was_left_whatever_the_trainer_calls_an_epoch() -> None:
+def test_the_stream_resumes_independent_of_trainer_epochs() -> None:
     whole = loader(20, shuffle=True)
     stream = flat(epoch(whole) for _ in range(4))
 
@@ -150,7 +150,7 @@ def test_the_stream_goes_on_where_it_was_left_whatever_the_trainer_calls_an_epoc
     assert [batch["x"].tolist() for batch in lazy] == stream[14:19]
 
 
-def test_evaluation_begins_anew_after_an_iteration_that_was_broken_off() -> None:
+def test_evaluation_restarts_after_an_interrupted_iteration() -> None:
     batches = loader(20)
     next(iter(batches))
     batches.set_epoch(3)
@@ -330,7 +330,7 @@ def test_a_subset_counts_for_itself() -> None:
     assert [batch["x"].tolist() for batch in Loader(subset, 2)] == [[9, 25], [81]]
 
 
-def test_augmentation_draws_are_a_function_of_seed_and_batch_and_are_shared_out_over_processes() -> None:
+def test_augmentation_depends_on_seed_and_batch_not_on_processes() -> None:
     def drawn(**options: Any) -> list[Tensor]:
         return [batch["u"] for batch in loader(24, augmentation=Draws(), shuffle=True, **options)]
 
@@ -347,7 +347,7 @@ def test_augmentation_draws_are_a_function_of_seed_and_batch_and_are_shared_out_
         assert torch.equal(whole[1::2], odd)
 
 
-def test_worker_processes_change_nothing_and_what_they_read_ahead_is_not_counted() -> None:
+def test_workers_do_not_change_the_stream_or_its_position() -> None:
     def make(workers: int) -> Loader:
         return Loader(
             Squares(20), 4, shuffle=True, augmentation=Draws(), workers=workers, seed=3

@@ -64,7 +64,7 @@ def test_buffers_come_with_every_choice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("choice", ["ema:0.99", "ema:", "best", ""])
-def test_weights_that_are_not_there_are_answered_with_those_that_are(run: Path, choice: str) -> None:
+def test_missing_weights_are_answered_with_the_available_ones(run: Path, choice: str) -> None:
     if choice == "ema:":
         assert load_model(run / LAST, choice)[0].weights_name == "ema0.9"
         return

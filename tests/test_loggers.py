@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+from images_model import digits_changes
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning_utilities.core.imports import RequirementCache
-from pictures_model import digits_changes
 from shell import Outcome, cli, fit, images, scalars, tiny_config
 
 from diffusion_pl.runtime.run_card import read_card
@@ -120,7 +120,7 @@ def test_every_scalar_reaches_every_logger_at_its_step(run: Path) -> None:
             assert other[tag] == pytest.approx(series, rel=1e-6), (read.__name__, tag)
 
 
-def test_every_picture_and_film_reaches_every_logger_that_takes_them(run: Path) -> None:
+def test_images_and_films_reach_every_logger_that_supports_them(run: Path) -> None:
     tags = {"forward_process", "samples/ema0.5", "neighbours/ema0.5", "film/ema0.5"}
     assert images(run).keys() == tags_of(wandb_rows(run)) == tags
     contents = {path.read_bytes() for path in (run / "panels").iterdir()}
@@ -131,7 +131,7 @@ def test_every_picture_and_film_reaches_every_logger_that_takes_them(run: Path) 
     assert artifacts == {path.name for path in (run / "panels").iterdir()}
 
 
-def test_wandb_shows_pictures_and_films_under_the_steps_of_the_scalars(run: Path) -> None:
+def test_wandb_images_and_films_have_the_steps_of_the_scalars(run: Path) -> None:
     shown = [row for row in wandb_rows(run) if "film/ema0.5/_type" in row or "samples/ema0.5/_type" in row]
     steps = {kind: [r["trainer/global_step"] for r in shown if f"{kind}/_type" in r] for kind in tags_of(shown)}
     assert steps == {"samples/ema0.5": [9, 19, 29], "film/ema0.5": [19, 29]}
@@ -159,14 +159,14 @@ def test_every_logger_knows_the_configuration_and_the_runs_name(run: Path) -> No
     assert "diffusion_pl.schedules.VP" in (run / "csv/version_0/hparams.yaml").read_text()
 
 
-def test_the_saved_configuration_does_not_hold_the_run_it_was_saved_in(run: Path) -> None:
+def test_the_saved_configuration_does_not_name_its_run(run: Path) -> None:
     loggers = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["logger"]
     places = [logger["init_args"]["save_dir"] for logger in loggers]
     assert places == ["{folder}", "{folder}", "{folder}", "{folder}/mlruns"]
     assert [loggers[2]["init_args"]["version"], loggers[3]["init_args"]["run_id"]] == [None, None]
 
 
-def test_a_csv_has_what_is_logged_for_the_first_time_late_and_each_session_its_file(tmp_path: Path) -> None:
+def test_csv_has_late_columns_and_one_file_per_session(tmp_path: Path) -> None:
     options = {"trainer__logger": "CSVLogger", "trainer__val_check_interval": 30, "trainer__max_steps": 30}
     run = fit(tmp_path, **options)
     told = from_csv(run)
@@ -194,7 +194,7 @@ def test_a_trial_run_and_the_doctor_leave_nothing(tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "runs").rglob("*")]
 
 
-def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+def test_a_refused_run_leaves_no_files(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trainer__logger=[LOGGERS[1], LOGGERS[3]])
     refused = cli(tmp_path, "fit", "--config", config, "--trainer.callbacks", "ImagePanels")
     assert "ImagePanels draws images only" in refused.error
@@ -202,7 +202,7 @@ def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("logger", "package"), [("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow")])
-def test_a_missing_package_is_told_in_one_line(
+def test_a_missing_package_is_one_line(
     logger: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = f"lightning.pytorch.loggers.{package}"

@@ -224,7 +224,7 @@ def test_what_was_due_when_killed_is_made_up_for_once(tmp_path: Path, hook: str,
     assert shown(killed) == before
 
 
-def test_validation_that_a_signal_ended_is_made_up_for_whole(tmp_path: Path) -> None:
+def test_validation_interrupted_by_a_signal_is_repeated(tmp_path: Path) -> None:
     many = {"data__init_args": {"batch_size": 4, "repeats": 5}}
     whole = fit(tmp_path, run="whole", **many)
     signalled = [{"class_path": "test_saver.SignalInValidation"}]

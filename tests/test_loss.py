@@ -190,7 +190,7 @@ def test_noise_is_fresh_standard_normal_and_from_the_generator() -> None:
 
 @pytest.mark.parametrize("parameterization", instances(Parameterization))
 @pytest.mark.parametrize("schedule", [VP(), Cosine(), Rectified()], ids=lambda s: type(s).__name__)
-def test_single_precision_bears_tiny_t(schedule: Schedule, parameterization: Parameterization) -> None:
+def test_single_precision_is_accurate_at_tiny_t(schedule: Schedule, parameterization: Parameterization) -> None:
     """w = SNR is 1e6 and more at t = 1e-5, the error of x_0 as much smaller."""
 
     class Half(nn.Module):
@@ -257,7 +257,7 @@ def test_gradients_reach_the_network_and_conditions_too() -> None:
     assert slope == pytest.approx(((above - below) / (2 * h)).item(), rel=1e-3)
 
 
-def test_several_times_per_sample_are_as_many_separate_draws_with_the_same_mean() -> None:
+def test_times_per_sample_are_separate_draws_with_the_same_mean() -> None:
     """Each example and its condition occur K times, with fresh (t, ε); the expectation does not depend on K."""
     schedule = VP()
     denoiser = network_of(0.5, schedule, V())

@@ -41,7 +41,7 @@ def test_without_warmup_the_first_step_is_at_full_rate() -> None:
     assert flat(WarmupCosine(optimizer(), 3, warmup_steps=0), 1) == [2]
 
 
-def test_the_cosine_falls_from_the_end_of_the_warmup_to_the_end_of_the_run() -> None:
+def test_cosine_decays_from_the_warmup_to_the_end_of_the_run() -> None:
     seen = flat(WarmupCosine(optimizer(), 104, warmup_steps=4, final=0.1), 110)
     assert seen[:4] == pytest.approx([0.5, 1, 1.5, 2])
     assert seen[4] == pytest.approx(2)
@@ -56,7 +56,7 @@ def test_every_group_keeps_its_own_rate() -> None:
 
 
 @pytest.mark.parametrize("make", [Warmup, WarmupCosine])
-def test_a_resumed_schedule_goes_on_where_it_stopped(make: type[LRScheduler]) -> None:
+def test_a_resumed_schedule_continues(make: type[LRScheduler]) -> None:
     whole = flat(make(optimizer(), 20, 5), 20)
     half = make(optimizer(), 20, 5)
     flat(half, 8)
@@ -78,7 +78,7 @@ def test_a_warmup_longer_than_the_run_is_still_a_rise() -> None:
     assert seen == pytest.approx([0.2, 0.4, 0.6])
 
 
-def test_all_of_them_are_made_alike() -> None:
+def test_all_schedulers_take_optimizer_steps_and_warmup() -> None:
     """The module gives the optimizer and the steps of the run."""
     for make in vars(diffusion_pl.training.lr_schedulers).values():
         if isinstance(make, type) and issubclass(make, LRScheduler) and make is not LRScheduler:

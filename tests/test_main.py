@@ -30,7 +30,7 @@ def bare(folder: Path, *args: str) -> tuple[int, str, str, set[str]]:
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"], ["help"]], ids=["nothing", "--help", "-h", "help"])
-def test_help_lists_the_commands_with_examples_and_imports_nothing(tmp_path: Path, args: list[str]) -> None:
+def test_help_lists_commands_and_examples_without_heavy_imports(tmp_path: Path, args: list[str]) -> None:
     status, out, err, imported = bare(tmp_path, *args)
     assert (status, err, imported) == (0, "", set())
     for name, what in COMMANDS.items():
@@ -109,7 +109,7 @@ def test_arguments_default_to_the_processs(monkeypatch: pytest.MonkeyPatch, caps
     assert diffusion_pl.__version__ in capsys.readouterr().out
 
 
-def test_a_good_command_ends_with_0_and_says_where_the_run_lies(tmp_path: Path) -> None:
+def test_a_good_command_exits_with_0_and_names_the_run_folder(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trainer__max_steps=1)
     done = cli(tmp_path, "fit", "--config", config)
     assert (done.code, done.err) == (0, "")

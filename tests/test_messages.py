@@ -118,7 +118,7 @@ COMMANDS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("typed", COMMANDS)
-def test_another_command_is_told_too(tmp_path: Path, typed: str) -> None:
+def test_another_command_is_suggested_too(tmp_path: Path, typed: str) -> None:
     error = cli(tmp_path, *typed.split()).error
     assert re.search(COMMANDS[typed], error), error
 
@@ -170,7 +170,7 @@ def test_what_sample_is_given_is_bounded_before_it_starts(tmp_path: Path) -> Non
     assert "other.ckpt" not in cli(tmp_path, "sample", "--ckpt_path", last).error
 
 
-def test_no_login_is_told_before_a_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_login_is_reported_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))

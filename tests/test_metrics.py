@@ -16,7 +16,7 @@ def test_the_mean_in_each_bin_and_in_total() -> None:
     assert bins[[1, 3]].isnan().all()
 
 
-def test_a_position_on_an_edge_belongs_to_the_bin_that_begins_there_and_1_to_the_last() -> None:
+def test_bins_include_their_left_edge_and_the_last_includes_1() -> None:
     metric = BinnedMean(2)
     metric.update(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.0, 0.4999, 0.5, 1.0]))
     assert metric.compute()[1].tolist() == [1.5, 3.5]

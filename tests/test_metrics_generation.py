@@ -50,7 +50,7 @@ def noise(n: int, seed: int, top: int = 256) -> Tensor:
     return torch.randint(top, (n, 3, 32, 32), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
-def test_they_are_torch_fidelitys_on_the_same_pictures(weights: Path) -> None:
+def test_values_equal_torch_fidelity_on_the_same_images(weights: Path) -> None:
     a, b = noise(24, 0), noise(20, 1, 200)
     extractor = InceptionV3(str(weights))
     both = []
@@ -91,7 +91,7 @@ def test_they_are_torch_fidelitys_on_the_same_pictures(weights: Path) -> None:
     assert ours["fid"]["value"] > 1e-6
 
 
-def test_the_distance_of_a_set_to_itself_is_nothing_and_of_shifted_gaussians_the_shift() -> None:
+def test_distance_is_0_to_itself_and_the_shift_of_shifted_sets() -> None:
     g = torch.Generator().manual_seed(0)
     root = torch.randn(6, 6, dtype=torch.float64, generator=g)
     cov, shift = root @ root.T + torch.eye(6), torch.arange(6, dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_moments_are_those_of_all_rows_however_they_come() -> None:
         np.testing.assert_allclose(cov, torch.cov(rows.double().T), rtol=1e-8, atol=1e-8)
 
 
-def test_rows_that_are_not_finite_are_counted_and_left_out() -> None:
+def test_non_finite_rows_are_counted_and_skipped() -> None:
     rows = torch.randn(10, 3)
     spoiled = rows.clone()
     spoiled[4, 1] = float("nan")
@@ -130,7 +130,7 @@ def test_rows_that_are_not_finite_are_counted_and_left_out() -> None:
         hopeless.compute()
 
 
-def test_kept_rows_lie_in_the_order_of_their_numbers() -> None:
+def test_kept_rows_are_in_index_order() -> None:
     found = FeatureStatistics(1, keep=True)
     for part in ([3, 1], [0, 2]):
         index = torch.tensor(part)
@@ -169,7 +169,7 @@ class Odd(nn.Module):
         return pictures.float()
 
 
-def test_bad_extractors_and_pictures_are_refused(tmp_path: Path, weights: Path) -> None:
+def test_bad_extractors_and_images_are_refused(tmp_path: Path, weights: Path) -> None:
     with pytest.raises(ValueError, match="there is no file"):
         InceptionV3(str(tmp_path / "none.pth"))
     torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")

@@ -50,7 +50,7 @@ def test_a_copy_has_no_distance_at_all() -> None:
     assert found.best.distance.tolist() == [0, 0, 0]
 
 
-def test_what_is_no_number_is_near_to_nothing_and_spoils_no_other() -> None:
+def test_non_finite_rows_have_no_neighbours() -> None:
     x, y = normal(0, 4, 5), normal(1, 30, 5)
     distances, places = brute_force(x, y)
     spoiled, holes = x.clone(), y.clone()

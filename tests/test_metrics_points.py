@@ -32,7 +32,7 @@ def test_the_energy_distance_of_gaussians_on_a_line() -> None:
     assert found == pytest.approx(2 * mean(shift) - 2 * mean(0), rel=0.05)
 
 
-def test_mmd_is_unbiased_and_tells_laws_apart() -> None:
+def test_mmd_is_unbiased_and_separates_distributions() -> None:
     same = [mmd(normal(60, 2 * k), normal(60, 2 * k + 1)) for k in range(40)]
     error = np.std(same, ddof=1) / math.sqrt(40)
     assert abs(np.mean(same)) < 4 * error

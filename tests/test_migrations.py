@@ -108,7 +108,7 @@ def test_the_loss_of_a_run_is_measured(folder: Path, command: str) -> None:
     assert done.code == 0, done.err
 
 
-def test_points_are_sampled_alike(folder: Path) -> None:
+def test_points_are_sampled_as_before(folder: Path) -> None:
     args = ("--num_samples", 16, "--npz", "true", "--accelerator", "cpu", "--output", "out")
     done = cli(folder, "sample", "--ckpt_path", Path("runs/mlp") / LAST, *args)
     assert done.code == 0, done.err
@@ -141,7 +141,7 @@ def test_points_are_evaluated(folder: Path) -> None:
     assert all(np.isfinite(figure["value"]) for figure in figures.values())
 
 
-def test_pictures_are_sampled_alike(folder: Path) -> None:
+def test_images_are_sampled_as_before(folder: Path) -> None:
     """With guidance, as floats and as the files hold them."""
     path = Path("runs/unet") / LAST
     args = ("--num_samples", 8, "--npz", "true", "--steps", 5, "--scale", 2, "--cond.label", 3, "--accelerator", "cpu")
@@ -153,7 +153,7 @@ def test_pictures_are_sampled_alike(folder: Path) -> None:
         assert difference.max() <= (0 if SAME_PLATFORM else 1)  # a level of 256, where rounding turns
 
 
-def test_a_run_of_pictures_goes_on(folder: Path) -> None:
+def test_an_image_run_resumes(folder: Path) -> None:
     args = ("--config", "runs/unet/config.yaml", "--run", "unet", "--ckpt_path", "last", "--trainer.max_steps", 62)
     done = cli(folder, "fit", *args)
     assert done.code == 0, done.err

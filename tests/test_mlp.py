@@ -66,7 +66,7 @@ def test_points_do_not_influence_each_other() -> None:
     assert torch.allclose(network(x, c_noise, label)[3:4], network(x[3:4], c_noise[3:4], label[3:4]), atol=1e-6)
 
 
-def test_fourier_features_are_sines_and_cosines_in_cycles_per_unit() -> None:
+def test_fourier_features_are_in_cycles_per_unit() -> None:
     embedding = Fourier(2, features=8, scale=2.0)
     x = torch.randn(5, 2)
     features = embedding(x)
@@ -76,13 +76,13 @@ def test_fourier_features_are_sines_and_cosines_in_cycles_per_unit() -> None:
     assert torch.allclose(features, expected, atol=1e-5)
 
 
-def test_each_coordinate_has_frequencies_of_its_own_with_the_given_scale() -> None:
+def test_each_coordinate_has_its_own_frequencies_of_the_scale() -> None:
     frequencies = Fourier(2, features=4000, scale=3.0).frequencies
     assert frequencies.std(1).tolist() == pytest.approx([3, 3], rel=0.05)
     assert abs(torch.corrcoef(frequencies)[0, 1]) < 0.1
 
 
-def test_frequencies_are_a_function_of_the_seed_and_leave_global_randomness_alone() -> None:
+def test_frequencies_depend_on_the_seed_only() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     first = Fourier(2, seed=4).frequencies
@@ -92,7 +92,7 @@ def test_frequencies_are_a_function_of_the_seed_and_leave_global_randomness_alon
     assert not torch.equal(Fourier(2, seed=5).frequencies, first)
 
 
-def test_frequencies_travel_in_the_checkpoint_and_are_not_trained() -> None:
+def test_frequencies_are_in_the_checkpoint_and_not_trained() -> None:
     source, target = (MLP((2,), input_embedding=partial(Fourier, seed=seed)) for seed in (0, 1))
     x, c_noise = torch.randn(4, 2), torch.rand(4)
     target.load_state_dict(source.state_dict())

@@ -89,7 +89,7 @@ def test_hues_are_those_of_hsv(hue: float) -> None:
         assert np.abs(shown[:, value].numpy() - expected).max() <= 0.51
 
 
-def test_colours_belong_to_the_picture_and_not_to_the_choice_of_classes(root: Path) -> None:
+def test_colours_depend_on_the_image_not_on_chosen_classes(root: Path) -> None:
     whole = ready(root, colored=True, conditional=True, val_fraction=0.0)
     twos = ready(root, classes=[2], colored=True, val_fraction=0.0)
     assert (twos.shape, twos.conditions) == ((3, 28, 28), {})
@@ -98,7 +98,7 @@ def test_colours_belong_to_the_picture_and_not_to_the_choice_of_classes(root: Pa
         assert torch.equal(everything(twos.splits[k])["x"], batch["x"][batch["label"] == 2])
 
 
-def test_every_split_and_seed_has_hues_of_its_own_and_the_global_state_is_left_alone(root: Path) -> None:
+def test_hues_depend_on_split_and_seed_only(root: Path) -> None:
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
 
     def first_colours(split: int, seed: int) -> list[list[float]]:

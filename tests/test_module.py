@@ -50,7 +50,7 @@ def test_the_training_loss_is_the_one_computed_by_hand(tmp_path: Path) -> None:
     assert 0.2 < step.loss < 5
 
 
-def test_validation_gives_the_same_figures_again_whatever_was_drawn_before(tmp_path: Path) -> None:
+def test_validation_metrics_do_not_depend_on_earlier_draws(tmp_path: Path) -> None:
     module, data, trainer = tiny_module(), tiny_data(), tiny_trainer(tmp_path)
     first = trainer.validate(module, datamodule=data, verbose=False)[0]
     torch.manual_seed(123)
@@ -59,7 +59,7 @@ def test_validation_gives_the_same_figures_again_whatever_was_drawn_before(tmp_p
     assert set(first) == {"val_loss/raw", *(f"val_loss/raw_{span}" for span in BINS)}
 
 
-def test_validation_is_the_mean_over_every_example_in_total_and_in_each_bin(tmp_path: Path) -> None:
+def test_validation_is_the_mean_over_examples_in_total_and_bins(tmp_path: Path) -> None:
     module, data = tiny_module(), tiny_data()
     logged = tiny_trainer(tmp_path).validate(module, datamodule=data, verbose=False)[0]
     losses, times = [], []
@@ -102,7 +102,7 @@ def test_the_logged_learning_rate_is_the_schedulers(tmp_path: Path) -> None:
     assert [value for _, value in logged] == pytest.approx(expected, rel=1e-5)
 
 
-def test_accumulated_gradients_count_optimizer_steps_in_the_schedule(tmp_path: Path) -> None:
+def test_accumulation_counts_optimizer_steps_in_the_schedule(tmp_path: Path) -> None:
     totals = []
 
     def scheduler(optimizer: torch.optim.Optimizer, total_steps: int) -> WarmupCosine:
@@ -201,7 +201,7 @@ def test_labels_reach_the_network(tmp_path: Path) -> None:
     assert moved.tolist() == [True, True, False]  # the last stands for "any class", which nobody asked for
 
 
-def test_weights_of_another_network_are_refused_with_what_differs() -> None:
+def test_weights_of_another_network_are_refused() -> None:
     theirs = {"state_dict": tiny_module(width=8).state_dict()}
     with pytest.raises(ValueError, match=r"another network: .*bias is 8 in the checkpoint, 16 here \(and 4 more\)"):
         tiny_module().on_load_checkpoint(theirs)
@@ -215,7 +215,7 @@ def test_compilation_leaves_the_names_of_the_weights_alone() -> None:
     assert tiny_module(compile=True).state_dict().keys() == tiny_module().state_dict().keys()
 
 
-def test_a_mode_of_compilation_is_handed_on_and_an_unknown_one_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_mode_is_passed_on_and_unknown_ones_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: asked.append(options))
     tiny_module(compile="reduce-overhead")

@@ -93,7 +93,7 @@ def test_filters_are_zero_insertion_convolution_and_decimation(taps: list[float]
         np.testing.assert_allclose(larger[b, c], reference(plane, taps, 2, 1, (2, 1), 4), rtol=1e-6, atol=1e-7)
 
 
-def test_filters_keep_the_level_of_a_flat_picture_and_remove_the_finest_pattern() -> None:
+def test_filters_keep_constants_and_remove_the_finest_pattern() -> None:
     fir = FIR()
     flat = torch.full((1, 2, 8, 8), 0.7)
     for y in (fir.down(flat), fir.up(flat)):
@@ -102,7 +102,7 @@ def test_filters_keep_the_level_of_a_flat_picture_and_remove_the_finest_pattern(
     assert fir.down(checkerboard)[:, :, 1:-1, 1:-1].abs().max() < 1e-6
 
 
-def test_a_convolution_follows_the_filter_down_and_precedes_it_up() -> None:
+def test_convolution_is_after_the_downfilter_before_the_upfilter() -> None:
     """Against the definition with explicit zeros, in one channel."""
     x = torch.randn(1, 1, 6, 6, dtype=torch.float64)
     down, up = Down(FIR(), 1, 1, True).double(), Up(FIR(), 1, 1, True).double()
@@ -151,7 +151,7 @@ def test_a_fresh_biggan_block_is_its_shortcut_resampled(direction: Any) -> None:
 @pytest.mark.parametrize(
     ("combine", "blocks", "fir"), [("sum", "biggan", True), ("cat", "ddpm", False), ("sum", "ddpm", True)]
 )
-def test_every_combination_makes_a_picture_that_depends_on_all_of_it(
+def test_every_combination_depends_on_all_inputs(
     progressive: Any, progressive_input: Any, combine: Any, blocks: Any, fir: bool
 ) -> None:
     torch.manual_seed(0)
@@ -175,7 +175,7 @@ def test_every_combination_makes_a_picture_that_depends_on_all_of_it(
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
-def test_the_input_pyramid_is_heard_beside_the_way_down() -> None:
+def test_the_input_pyramid_reaches_the_output() -> None:
     """With the stem silenced, only the pyramid can carry the picture."""
     for kind in ("none", "input_skip", "residual"):
         torch.manual_seed(0)
@@ -316,7 +316,7 @@ def test_the_initial_scale_reaches_every_kind_of_block(blocks: Any) -> None:
         assert all((weight.std() > 1e-2) == (scale == 1) for weight in found)
 
 
-def test_checkpointing_computes_blocks_twice_with_the_same_gradients() -> None:
+def test_checkpointing_recomputes_blocks_with_equal_gradients() -> None:
     results, counts = [], []
     for checkpointing in (False, True):
         torch.manual_seed(0)
@@ -331,7 +331,7 @@ def test_checkpointing_computes_blocks_twice_with_the_same_gradients() -> None:
         torch.testing.assert_close(again, plain)
 
 
-def test_without_time_it_ignores_the_noise_level_but_not_the_class() -> None:
+def test_without_time_it_uses_the_class_only() -> None:
     network = small((3, 8, 8), by_class(3), time_conditional=False, init_scale=1.0)
     x, c_noise, label = torch.randn(2, 3, 8, 8), torch.rand(2), torch.tensor([0, 1])
     assert torch.equal(network(x, c_noise, label), network(x, c_noise + 1, label))
@@ -350,7 +350,7 @@ def test_sigma_is_not_rounded_under_autocast() -> None:
     torch.testing.assert_close(divided, bare.float() / sigma.view(2, 1, 1, 1), rtol=1e-5, atol=0)
 
 
-def test_pictures_it_cannot_halve_are_refused_when_given() -> None:
+def test_indivisible_image_sizes_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"NCSNpp: height and width must be multiples of 2, got 7x8 .*: the nearest valid size is"
     ):

@@ -58,7 +58,7 @@ def batch(n: int = 2, height: int = 8, width: int = 8) -> tuple[Tensor, Tensor]:
 
 @every_network
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 16), (16, 8), (24, 12)])
-def test_sides_may_differ_and_may_be_others_than_it_was_built_for(make: Factory, height: int, width: int) -> None:
+def test_height_and_width_may_differ_and_be_new(make: Factory, height: int, width: int) -> None:
     x, c_noise = batch(2, height, width)
     for network in (make((3, 8, 8)), make((3, height, width), **_any_level(make))):
         assert network(x, c_noise).shape == x.shape
@@ -134,7 +134,7 @@ def test_bfloat16_is_near(make: Factory) -> None:
 
 
 @every_network
-def test_it_learns_to_tell_noise_from_picture(make: Factory) -> None:
+def test_it_learns_to_separate_noise_from_image(make: Factory) -> None:
     """A few steps on one batch lower its loss."""
     torch.manual_seed(0)
     network = make((3, 8, 8)).train()
@@ -152,13 +152,13 @@ def test_it_learns_to_tell_noise_from_picture(make: Factory) -> None:
 
 @every_network
 @pytest.mark.parametrize("shape", [(2,), (3, 8), (3, 0, 8), (1, 3, 8, 8)])
-def test_other_data_than_pictures_are_refused(make: Factory, shape: Any) -> None:
+def test_non_image_data_are_refused(make: Factory, shape: Any) -> None:
     with pytest.raises(ValueError, match=r"needs images of shape \(C, H, W\), got data of shape"):
         make(shape)
 
 
 @every_network
-def test_sides_that_cannot_be_halved_are_refused_with_the_nearest_that_can(make: Factory) -> None:
+def test_indivisible_sizes_are_refused_with_the_nearest_valid(make: Factory) -> None:
     with pytest.raises(
         ValueError, match=r"multiples of 4, got 30x9 \(height x width\): the nearest valid size is 32x8"
     ):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pictures_model import fit_digits
+from images_model import fit_digits
 from PIL import Image
 from shell import TINY, Outcome, cli, fit
 

@@ -111,7 +111,7 @@ def test_edm_preconditioning_is_that_of_the_paper(sigma_data: float) -> None:
 
 @every_schedule
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0, 3.0])
-def test_edm_targets_have_unit_variance_and_know_nothing_of_the_input(schedule: Schedule, sigma_data: float) -> None:
+def test_edm_targets_have_unit_variance_uncorrelated_with_input(schedule: Schedule, sigma_data: float) -> None:
     """EDM asks for Var F* = 1 and the smallest c_out, that is Cov(F*, x_t) = 0, for data of variance σ_d²."""
     kernel = schedule(times())
     p, q = EDM(sigma_data).coefficients(kernel)
@@ -159,7 +159,7 @@ def test_weights_in_network_space_are_one_in_single_precision(
     np.testing.assert_allclose(array(effective), 1, rtol=1e-4)
 
 
-def test_velocity_and_v_bear_the_end_where_nothing_of_the_data_is_left() -> None:
+def test_velocity_and_v_are_defined_at_alpha_0() -> None:
     kernel = Rectified()(torch.tensor(1.0, dtype=torch.float64))
     x_0, eps = pairs(1)
     for parameterization in (Velocity(), V(), Data(), EDM(0.5)):

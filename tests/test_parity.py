@@ -229,7 +229,7 @@ class Published(Sampler):
         return at_s.sigma / at_t.sigma * x_t + at_s.alpha * mean, past
 
 
-def test_the_published_third_order_rule_is_theirs_and_not_ours() -> None:
+def test_the_published_third_order_solver_is_theirs_and_not_ours() -> None:
     options: dict[str, Any] = {"algorithm_type": "dpmsolver++", "solver_order": 3, "final_sigmas_type": "zero"}
     states, timesteps = theirs(diffusers.DPMSolverMultistepScheduler(**TABLE, **options), 20)
     agree(ours(Published, timesteps), states, SINGLE)
@@ -239,9 +239,7 @@ def test_the_published_third_order_rule_is_theirs_and_not_ours() -> None:
 
 
 @pytest.mark.parametrize(("build", "order"), [(Published, 2), (lambda grid: DPMpp(grid, 3), 3)], ids=["theirs", "ours"])
-def test_the_published_third_order_rule_is_of_second_order_and_ours_of_third(
-    build: Callable[[Grid], Sampler], order: int
-) -> None:
+def test_our_third_order_solver_reaches_order_3_the_published_2(build: Callable[[Grid], Sampler], order: int) -> None:
     flow, errors = GaussianFlow(VP()), []
     unit = np.random.default_rng(0).normal(size=(8, 2))
     for steps in (128, 256, 512):

@@ -110,7 +110,7 @@ def test_guidance_extrapolates_from_the_estimate_without_class() -> None:
     assert of_classes(guidance=Thresholded)(3, scale=2.0).max() == 1  # clips outside of it
 
 
-def test_latents_are_found_again() -> None:
+def test_latents_are_recovered() -> None:
     pipe = gaussian().with_sampler(Heun(UniformGrid(200)))
     eps = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     x_0 = pipe.with_latents(eps).samples(range(3)).x_0

@@ -141,7 +141,7 @@ def test_a_learned_schedule_resumes_bitwise(tmp_path: Path) -> None:
     assert not list(differences(*ends))
 
 
-def test_a_saved_model_is_loaded_and_samples_alike(tmp_path: Path) -> None:
+def test_a_saved_model_loads_and_samples_the_same(tmp_path: Path) -> None:
     module, data = tiny_module(), tiny_data()
     tiny_trainer(tmp_path, EMA((0.9,)), max_steps=4).fit(module, datamodule=data)
     module.save(tmp_path / "model.ckpt", data)
@@ -200,7 +200,7 @@ def parts() -> list[Any]:
 
 
 @pytest.mark.parametrize(("cls", "kwargs"), parts())
-def test_every_part_tells_what_it_was_made_with(cls: type, kwargs: dict[str, Any]) -> None:
+def test_every_component_records_its_arguments(cls: type, kwargs: dict[str, Any]) -> None:
     given = {**kwargs, **({"grid": UniformGrid(4)} if takes_grid(cls) else {})}
     spec = describe(cls(**given), "part")
     assert spec["class_path"].rpartition(".")[2] == cls.__name__

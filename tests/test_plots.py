@@ -36,7 +36,7 @@ def test_importing_the_module_does_not_import_matplotlib() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_samples_are_drawn_beside_the_data_in_one_frame_at_one_scale() -> None:
+def test_samples_and_data_share_one_scale() -> None:
     samples = POINTS[:40] + 0.1
     figure = plots.samples_panel(POINTS, samples, "Title")
     left, right = figure.axes
@@ -48,7 +48,7 @@ def test_samples_are_drawn_beside_the_data_in_one_frame_at_one_scale() -> None:
     assert figure.get_suptitle() == "Title"
 
 
-def test_the_frame_is_the_datas_and_what_lies_outside_is_counted() -> None:
+def test_axis_limits_are_the_datas_and_outliers_are_counted() -> None:
     samples = np.concatenate((POINTS, [[1e6, 0], [0, -1e6], [np.nan, 0], [np.inf, 0], [0, -np.inf]]))
     figure = plots.samples_panel(POINTS, samples)
     assert frames(figure) == frames(plots.samples_panel(POINTS, POINTS))
@@ -169,7 +169,7 @@ def test_schedules_show_their_three_curves(largest: float, scale: str) -> None:
     assert np.isnan(np.asarray(levels.lines[0].get_ydata())[0])
 
 
-def test_a_figure_becomes_an_image_a_thousand_pixels_wide_and_a_file(tmp_path: Path) -> None:
+def test_a_plot_is_saved_1000_pixels_wide(tmp_path: Path) -> None:
     figure = plots.samples_panel(POINTS, POINTS)
     image = plots.to_image(figure)
     assert image.dtype == np.uint8
@@ -201,7 +201,7 @@ def test_wrong_shapes_are_refused(draw: Any, message: str) -> None:
         draw()
 
 
-def test_a_grid_shows_every_picture_enlarged_without_smoothing() -> None:
+def test_a_grid_enlarges_every_image_without_smoothing() -> None:
     pictures = RNG.integers(0, 255, size=(5, 3, 4, 6), dtype=np.uint8)  # 255 is the background
     grid = plots.image_grid(pictures, columns=3, scale=4)
     assert grid.shape == (2 + 2 * (4 * 4 + 2), 2 + 3 * (6 * 4 + 2), 3)
@@ -235,7 +235,7 @@ def test_a_grid_has_room_for_its_title_and_the_names_of_its_rows() -> None:
 
 
 @pytest.mark.parametrize("columns", [2, 8])
-def test_pairs_lie_one_above_the_other_row_by_row(columns: int) -> None:
+def test_pairs_are_stacked_vertically_row_by_row(columns: int) -> None:
     pictures = RNG.integers(0, 255, size=(5, 2, 1, 4, 6), dtype=np.uint8)
     shown = plots.pairs(pictures, columns=columns, title="words")
     columns = min(columns, 5)
@@ -285,7 +285,7 @@ def test_a_sweep_of_exact_solutions_without_data_can_be_drawn() -> None:
 
 
 @pytest.mark.parametrize("known", [0, 40])
-def test_a_frame_of_a_film_shows_both_clouds_at_the_limits_of_the_data(known: int) -> None:
+def test_a_film_frame_shows_both_clouds_in_the_data_limits(known: int) -> None:
     rng = np.random.default_rng(0)
     x, x_0, data = 50 * rng.normal(size=(30, 2)), rng.normal(size=(30, 2)), rng.normal(size=(known, 2))
     figure = plots.film_panel(x, x_0, data, "t = 0.50")

@@ -97,7 +97,7 @@ def test_the_split_is_a_function_of_the_seed() -> None:
     assert first != other
 
 
-def test_no_held_out_point_is_a_training_point_even_if_the_file_repeats_it(tmp_path: Path) -> None:
+def test_repeated_points_stay_in_one_split(tmp_path: Path) -> None:
     text = "x,y\n" + "".join(f"{i % 20},{(i % 20) ** 2}\n" for i in range(100))  # twenty points, five times each
     for seed in range(5):
         data = ready(table(tmp_path / "points.csv", text, val_fraction=0.25, seed=seed))
@@ -114,7 +114,7 @@ def test_evaluation_repeats_the_held_out_points_equally() -> None:
     assert len(data.test_dataloader()) == len(data.val_dataloader())
 
 
-def test_nothing_held_out_means_no_evaluation() -> None:
+def test_without_held_out_data_there_is_no_evaluation() -> None:
     data = ready(Datasaurus(val_fraction=0))
     assert len(data.train_points) == 142
     assert data.val_points.shape == (0, 2)
@@ -197,7 +197,7 @@ def test_the_normalisation_survives_a_real_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("toy", TOYS)
-def test_toys_are_functions_of_their_seed_and_leave_global_randomness_alone(toy: Any) -> None:
+def test_toys_depend_on_their_seed_only(toy: Any) -> None:
     import numpy as np
 
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
@@ -237,7 +237,7 @@ def test_labels_go_with_their_points() -> None:
             assert torch.allclose(radius(data.decode(batch["x"])), expected, atol=1e-4)
 
 
-def test_noiseless_moons_lie_on_half_circles() -> None:
+def test_noiseless_moons_are_half_circles() -> None:
     x, label = Moons(num_points=1000, noise=0, conditional=True).examples().values()
     assert torch.allclose(radius(x[label == 0]), torch.ones(500, dtype=torch.float64))
     assert torch.allclose(radius(x[label == 1] - torch.tensor([1, 0.5])), torch.ones(500, dtype=torch.float64))
@@ -351,7 +351,7 @@ BAD: dict[str, tuple[str | bytes | None, dict[str, Any], type[Exception], str]] 
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_tables_are_refused_in_one_line_with_place_and_remedy(tmp_path: Path, case: str) -> None:
+def test_bad_tables_are_one_line_errors_with_line_and_fix(tmp_path: Path, case: str) -> None:
     text, options, error, message = BAD[case]
     path = tmp_path / ("none.csv" if text is None else "bad.csv")
     if text is not None:

@@ -36,7 +36,7 @@ def shown(screen: io.StringIO) -> list[str]:
     return [text.strip() for text in re.split(r"[\r\n]", screen.getvalue()) if text.strip()]
 
 
-def test_it_counts_the_optimizer_steps_of_the_whole_run_to_the_last(tmp_path: Path) -> None:
+def test_it_counts_every_optimizer_step_of_the_run(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, StepProgress(), max_steps=45, enable_progress_bar=True, val_check_interval=20)
     with watched() as screen:
         trainer.fit(tiny_module(), datamodule=tiny_data())
@@ -55,7 +55,7 @@ def test_accumulated_gradients_are_one_step(tmp_path: Path) -> None:
     assert " 4/4 " in shown(screen)[-1]
 
 
-def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_count(tmp_path: Path) -> None:
     first = tiny_trainer(tmp_path, EMA(), max_steps=10)
     first.fit(tiny_module(), datamodule=tiny_data())
     first.save_checkpoint(tmp_path / "ten.ckpt")
@@ -92,7 +92,7 @@ class Fail(Callback):
         raise RuntimeError("on purpose")
 
 
-def test_an_error_closes_the_bar_so_that_its_message_has_a_line_of_its_own(tmp_path: Path) -> None:
+def test_an_error_closes_the_bar_before_its_message(tmp_path: Path) -> None:
     bar = StepProgress()
     with watched() as screen, pytest.raises(RuntimeError):
         tiny_trainer(tmp_path, bar, Fail(), enable_progress_bar=True).fit(tiny_module(), datamodule=tiny_data())
@@ -115,7 +115,7 @@ def test_a_file_gets_few_lines(tmp_path: Path) -> None:
     assert len(shown(screen)) <= 4
 
 
-def test_the_command_line_has_it_unless_told_otherwise(tmp_path: Path) -> None:
+def test_the_command_line_enables_it_by_default(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trainer__enable_progress_bar=True, trainer__max_steps=2)
     assert "2/2" in cli(tmp_path, "fit", "--config", config).err
     assert "Traceback" not in cli(tmp_path, "fit", "--config", config, "--trainer.callbacks+=RichProgressBar").err

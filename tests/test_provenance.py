@@ -101,7 +101,7 @@ def test_a_slow_git_is_not_waited_for(repository: Path, monkeypatch: pytest.Monk
     assert time.monotonic() - clock < 30
 
 
-def test_a_package_installed_within_a_repository_has_none_of_its_own(
+def test_an_untracked_package_in_a_repository_has_no_revision(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = repository / "venv" / "diffusion_pl"
@@ -164,7 +164,7 @@ def test_the_fingerprint_of_points_is_of_the_numbers_in_the_file() -> None:
     }
 
 
-def test_the_fingerprint_of_pictures_is_of_at_most_1000_spread_over_all() -> None:
+def test_the_image_fingerprint_uses_at_most_1000_images() -> None:
     digits = load_digits()
     fingerprint = found(Digits(conditional=True, val_fraction=0.0))
     assert (fingerprint["examples"], fingerprint["of"], fingerprint["every"]) == (899, 1797, 2)
@@ -177,7 +177,7 @@ def test_the_fingerprint_of_pictures_is_of_at_most_1000_spread_over_all() -> Non
     assert found(Digits())["splits"] == {"train": 1797 - held_out, "val": held_out, "test": held_out}
 
 
-def test_neither_augmentation_nor_batches_change_the_fingerprint_but_every_value_does(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_data_values_only(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
     np.save(tmp_path / "x.npy", x)
     plain = found(Arrays(str(tmp_path / "x.npy")))
@@ -210,7 +210,7 @@ def test_seeds_are_the_runs_and_the_datas(monkeypatch: pytest.MonkeyPatch) -> No
     assert provenance.seeds(None) == {"run": None, "data": None}
 
 
-def test_the_machine_is_as_the_kernel_tells_it(tmp_path: Path) -> None:
+def test_the_machine_is_described_as_by_the_kernel(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, fast_dev_run=True)
     trainer.fit(tiny_module(), datamodule=tiny_data())
     told = provenance.hardware(trainer)

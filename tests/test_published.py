@@ -198,7 +198,7 @@ def test_what_is_particular_to_one_of_them(build: Any) -> None:
 
 
 @pytest.mark.parametrize("name", DEEPER)
-def test_the_deep_overlay_makes_the_deep_variant_and_changes_nothing_else(name: str, build: Any) -> None:
+def test_the_deep_overlay_changes_the_depth_only(name: str, build: Any) -> None:
     plain, deep = build(CIFAR10 / f"{name}.yaml"), build(CIFAR10 / f"{name}.yaml", DEEP)
     assert sum(p.numel() for p in deep.model.network.parameters()) == DEEPER[name]
     assert deep.trainer.max_steps == 950_000
@@ -319,7 +319,7 @@ def test_results_may_be_in_several_files_elsewhere(run: Path, tmp_path: Path) ->
     assert "--metrics fid nll --num_samples 80 --extractor DigitsClassifier" in error
 
 
-def test_a_run_that_expects_nothing_cannot_be_verified(tmp_path: Path) -> None:
+def test_a_run_without_expected_values_cannot_be_verified(tmp_path: Path) -> None:
     fit(tmp_path, run="plain", trainer__max_steps=1)
     assert "has no section expected" in cli(tmp_path, "verify", "runs/plain").error
     assert "no run card at runs/none" in cli(tmp_path, "verify", "runs/none").error

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from flaws import flawed
-from pictures_model import fit_classifier
+from images_model import fit_classifier
 from shell import LAST, cli, fit, tiny_config
 from test_checkpoints import Evil
 

@@ -84,7 +84,7 @@ def test_results_differ_in_what_was_measured() -> None:
     assert side_by_side(one, sampled([2.0, 4.0])).split() == ["1.5", "3", "+1.5", "±", "1.6"]  # √(½ + 2)
 
 
-def test_a_band_is_for_results_measured_alike() -> None:
+def test_an_expected_range_applies_to_the_same_protocol_only() -> None:
     band = Band((1.0, 2.0), 100, "a test")
     assert incomparable("fid", band, sampled([1.5])) == []
     other = sampled([1.5], num_samples=99, extractor={"class": "DigitsClassifier"})

@@ -75,7 +75,7 @@ def commit(folder: Path, name: str) -> None:
         subprocess.run(["git", *author, "-C", str(folder), *args], check=True)
 
 
-def test_the_card_of_a_run_tells_what_the_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_of_a_run_records_what_the_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_PASSWORD", "open sesame")
     before, clock = datetime.now(UTC).replace(microsecond=0), time.monotonic()
     config = tiny_config(tmp_path, "run.yaml", trainer__accumulate_grad_batches=3)
@@ -133,9 +133,7 @@ def test_the_card_of_a_run_tells_what_the_run_did(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_stopped_run_says_so_and_the_resumed_one_goes_on_on_the_same_card(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_resumed_run_continues_the_card_of_the_stopped_one(tmp_path: Path, number: signal.Signals) -> None:
     at_13 = [{"class_path": "shell.SignalAt", "init_args": {"batch": 13, "number": int(number)}}]
     config = tiny_config(tmp_path, "stopped.yaml", trainer__callbacks=at_13)
     assert cli(tmp_path, "fit", "--config", config.name, "--run", "run").code == 143
@@ -164,7 +162,7 @@ def test_a_stopped_run_says_so_and_the_resumed_one_goes_on_on_the_same_card(
     assert (card["steps"], card["examples_seen"]) == (40, 13 * 32 + 27 * 64)
 
 
-def test_a_failed_run_tells_its_error_in_one_line(tmp_path: Path) -> None:
+def test_a_failed_run_records_its_error_in_one_line(tmp_path: Path) -> None:
     trained(tmp_path, FailAt(11, RuntimeError("on\npurpose")))
     card = read_card(tmp_path)
     assert (card["status"], card["error"], card["steps"]) == ("failed", "RuntimeError: on purpose", 11)
@@ -226,7 +224,7 @@ def test_validate_and_test_append_what_they_find(tmp_path: Path) -> None:
     assert read_card(run)["evaluations"] == [first, second]
 
 
-def test_figures_appended_while_a_run_goes_on_stay(tmp_path: Path) -> None:
+def test_results_appended_during_a_run_are_kept(tmp_path: Path) -> None:
     class Append(Callback):
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
             if trainer.global_step == 5:
@@ -266,7 +264,7 @@ def test_two_processes_write_one_card(tmp_path: Path) -> None:
     assert card["hardware"]["devices"] == 2
 
 
-def test_a_trial_run_writes_and_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_run_writes_and_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained(tmp_path, fast_dev_run=True)
     assert not list(tmp_path.iterdir())
     assert "run:" not in capsys.readouterr().out
@@ -289,7 +287,7 @@ def test_a_card_that_cannot_be_written_is_one_warning(tmp_path: Path, capsys: py
     assert not list(tmp_path.glob(".card*"))
 
 
-def test_a_full_disk_is_a_warning_and_the_card_is_written_as_soon_as_there_is_room(
+def test_a_full_disk_warns_and_the_card_is_written_later(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = cards.write_file, []

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from pictures_model import fit_digits
+from images_model import fit_digits
 from shell import checkpoint, cifar10, cli, fit, tiny_config
 
 from diffusion_pl.checkpoints.io import read_part
@@ -276,9 +276,7 @@ def test_a_package_that_is_trusted_is_used(
     del sys.modules["mine"]
 
 
-def test_a_configuration_of_ones_own_may_name_anything_also_after_loading(
-    stranger: Callable[[str, Any], Path], tmp_path: Path
-) -> None:
+def test_own_configurations_may_name_any_class(stranger: Callable[[str, Any], Path], tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("from diffusion_pl.networks import MLP\n\n\nclass Net(MLP):\n    pass\n")
     with pytest.raises(ValueError, match="stranger"):
         load_model(stranger("model.network", "stranger.Net"))

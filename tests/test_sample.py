@@ -37,7 +37,7 @@ def test_more_samples_than_the_disk_has_room_for_are_refused(folder: Path) -> No
         assert "Fix: ask for fewer, or write to another disk" in cli(folder, *call).error
 
 
-def test_it_writes_a_table_with_a_header_in_the_datas_units_and_a_picture(folder: Path) -> None:
+def test_points_are_written_as_table_in_data_units_and_plot(folder: Path) -> None:
     samples = points(folder, "plain", "--num_samples", 300)
     assert samples.shape == (300, 2)
     with (folder / "plain" / "samples.csv").open() as file:
@@ -152,7 +152,7 @@ def test_predict_writes_the_same_sequence_into_the_runs_folder(tmp_path: Path) -
     np.testing.assert_allclose(ours, theirs, 1e-5)
 
 
-def test_the_picture_shows_the_data_where_they_are_at_hand(tmp_path: Path) -> None:
+def test_the_plot_shows_the_data_if_available(tmp_path: Path) -> None:
     (tmp_path / "line.csv").write_text("x,y\n" + "".join(f"{i},{i}\n" for i in range(50)))
     arguments = {"path": "line.csv", "columns": ["x", "y"], "batch_size": 16}
     fit(tmp_path, data={"class_path": "Table", "init_args": arguments}, trainer__max_steps=1)

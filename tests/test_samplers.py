@@ -165,7 +165,7 @@ def test_all_samplers_are_found() -> None:
 
 
 @crossed(STOCHASTIC)
-def test_law_converges_at_the_declared_order(build: Build, schedule: Schedule) -> None:
+def test_distribution_converges_at_the_declared_order(build: Build, schedule: Schedule) -> None:
     """From the exact marginal at the first time to that at the last, denoised.
 
     Of rules without noise the whole map converges: `test_paths_converge_to_the_probability_flow`.
@@ -183,7 +183,7 @@ def test_law_converges_at_the_declared_order(build: Build, schedule: Schedule) -
 
 
 @crossed(RULES, KINDS - {"LinearBetas"})
-def test_samples_have_the_law_of_the_data(build: Build, schedule: Schedule) -> None:
+def test_samples_have_the_distribution_of_the_data(build: Build, schedule: Schedule) -> None:
     """The whole way from the sampler's own prior: mean and covariance of the data, in the limit of small steps."""
     flow = GaussianFlow(schedule)
 
@@ -213,7 +213,7 @@ def test_one_point_is_one_denoising(build: Build) -> None:
 # The path ---------------------------------------------------------------------------------------------------------
 
 
-def test_deterministic_samplers_are_told_apart() -> None:
+def test_deterministic_samplers_differ() -> None:
     names = {p.id for p in DETERMINISTIC}
     assert {"DDIM-0", "EulerMaruyama-0", "Heun"} <= names
     assert not names & {"DDIM-1", "Ancestral-0", "EulerMaruyama-1", "Heun-4"}
@@ -404,7 +404,7 @@ def test_reverse_sde_of_unit_data_ends_at_variance_one() -> None:
     assert found.cov[0, 0] == pytest.approx(end(1.0), abs=0.01)
 
 
-def test_euler_maruyama_is_eulers_rule_on_the_published_sde() -> None:
+def test_euler_maruyama_is_eulers_method_on_the_published_sde() -> None:
     """x + (s − t)[f x − ½(1 + λ²) g² ∇log p] + λ g √(t − s) z, the score by autograd of the marginal."""
     schedule, flow = VP(), GaussianFlow(VP())
     t, s = 0.6, 0.55
@@ -499,7 +499,7 @@ def test_edm_ends_at_the_least_noise_level() -> None:
     assert (asked[0], asked[-1]) == (pytest.approx(80), pytest.approx(0.002))
 
 
-def test_churn_stops_at_the_end_of_the_process() -> None:
+def test_churn_stops_at_the_end_of_the_schedule() -> None:
     """Noise beyond t = 1 would leave the process: at the first time none is added, whatever the churn."""
     flow = GaussianFlow(VP())
     noisy = Heun(ExplicitGrid([1.0, 0.5]), churn=100.0)
@@ -596,7 +596,7 @@ def test_progress_wraps_the_steps(build: Build) -> None:
 
 
 @every_sampler
-def test_precision_and_place_are_those_of_x(build: Build, device: torch.device) -> None:
+def test_dtype_and_device_are_those_of_x(build: Build, device: torch.device) -> None:
     double = build(UniformGrid(30, 0.99, 0.01))(GaussianFlow(VP()).oracle, start(), SampleNoise(0, range(6))).x_0
     flow = GaussianFlow(VP(), torch.float32, device)
     queue: list[Tensor] = []

@@ -113,7 +113,7 @@ class FailAtTheEnd(Callback):
         raise RuntimeError("on purpose")
 
 
-def test_a_failure_after_the_last_step_loses_nothing(tmp_path: Path) -> None:
+def test_a_failure_after_the_last_step_keeps_the_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="on purpose"):
         saved(tmp_path, 100, FailAtTheEnd())
     assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] == 20
@@ -131,7 +131,7 @@ class Watch(Callback):
             self.gate.set()
 
 
-def test_training_goes_on_while_a_checkpoint_is_written_and_its_end_waits(
+def test_training_continues_during_a_write_and_waits_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, real, threads = threading.Event(), torch.save, []
@@ -175,7 +175,7 @@ class FillDisk(Callback):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
-def test_a_full_disk_ends_the_run_in_one_line_and_when_there_is_room_it_goes_on(small_disk: Path) -> None:
+def test_a_full_disk_is_one_line_and_the_run_resumes_later(small_disk: Path) -> None:
     changes: dict[str, Any] = {"saver": {"every_n_steps": 8}, "trainer__val_check_interval": 1000}
     fill = [{"class_path": "test_saver.FillDisk"}]
     config = tiny_config(small_disk, "full.yaml", **changes, trainer__callbacks=fill)
@@ -191,7 +191,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_when_there_is_room_it_goes_on(
     assert_same_training(fit(small_disk, run="whole", **changes), run)
 
 
-def test_a_write_that_fails_in_the_background_ends_the_run_with_the_next_step(
+def test_a_failed_background_write_ends_the_run_at_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(content: Any, file: Any) -> None:
@@ -211,7 +211,7 @@ class SlowStep(Callback):
         time.sleep(0.05)
 
 
-def test_being_told_to_stop_saves(tmp_path: Path) -> None:
+def test_a_stop_signal_saves(tmp_path: Path) -> None:
     with pytest.raises(SIGTERMException):
         saved(tmp_path, 4, FailAt(11, SIGTERMException()))
     assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] == 11
@@ -222,7 +222,7 @@ def test_being_told_to_stop_saves(tmp_path: Path) -> None:
     [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU],
     ids=["Ctrl-C", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGXCPU"],
 )
-def test_a_signal_in_mid_step_ends_cleanly_and_the_run_goes_on_exactly(
+def test_a_signal_in_mid_step_stops_cleanly_and_resumes_exactly(
     whole: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
@@ -257,7 +257,7 @@ def test_accumulated_gradients_are_not_lost(tmp_path: Path) -> None:
     assert_same_training(whole, stopped)
 
 
-def test_a_run_that_is_told_to_stop_in_its_last_step_is_complete(tmp_path: Path) -> None:
+def test_a_run_stopped_in_its_last_step_is_complete(tmp_path: Path) -> None:
     at_40 = [{"class_path": "shell.SignalAt", "init_args": {"batch": 40, "number": int(signal.SIGUSR1)}}]
     assert checkpoint(fit(tmp_path, trainer__callbacks=at_40))["global_step"] == 40
 
@@ -312,7 +312,7 @@ def test_of_an_array_the_task_is_requeued(tmp_path: Path, job: Callable[..., Out
     assert (tmp_path / "scontrol.log").read_text() == "requeue 4700_11\n"
 
 
-def test_a_requeue_that_fails_is_told(job: Callable[..., Outcome]) -> None:
+def test_a_failed_requeue_is_reported(job: Callable[..., Outcome]) -> None:
     told = "`scontrol requeue 4711` failed, submit the job again (slurm says no)"
     assert told in job(signal.SIGUSR1, status=1).out.splitlines()
 
@@ -322,7 +322,7 @@ def test_a_requeue_that_fails_is_told(job: Callable[..., Outcome]) -> None:
     [(signal.SIGTERM, {}), (signal.SIGINT, {}), (signal.SIGUSR1, {"SLURM_JOB_NAME": "interactive"})],
     ids=["SIGTERM", "Ctrl-C", "interactive"],
 )
-def test_nothing_else_requeues(
+def test_only_usr_signals_requeue(
     tmp_path: Path, job: Callable[..., Outcome], number: signal.Signals, variables: dict[str, str]
 ) -> None:
     job(number, **variables)
@@ -341,7 +341,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_run_stopped_before_its_first_step_claims_no_checkpoint(tmp_path: Path) -> None:
+def test_a_run_stopped_before_step_1_names_no_checkpoint(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, trainer__callbacks=[{"class_path": "test_saver.StopAtStart"}])
     done = cli(tmp_path, "fit", "--config", config, "--run", "run")
     assert done.code == 143
@@ -360,7 +360,7 @@ class StopAtStart(Callback):
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 143, marks=pytest.mark.slow)],
     ids=["SIGTERM", "Ctrl-C"],
 )
-def test_a_process_that_is_stopped_goes_on_exactly(tmp_path: Path, number: signal.Signals, status: int) -> None:
+def test_a_stopped_process_resumes_exactly(tmp_path: Path, number: signal.Signals, status: int) -> None:
     steps = {"trainer__max_steps": 120, "trainer__val_check_interval": 35}
     slow = tiny_config(tmp_path, "slow.yaml", trainer__callbacks=[{"class_path": "shell.Slow"}], **steps)
     process = start(tmp_path, "fit", "--config", slow, "--run", "killed", "--saver.every_n_steps", 15)
@@ -459,7 +459,7 @@ class KillWorker(Callback):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
     import numpy as np
 
     np.save(tmp_path / "x.npy", np.zeros((64, 8, 8), dtype=np.uint8))
@@ -471,7 +471,7 @@ def test_a_worker_that_is_killed_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_sample_told_to_stop_keeps_the_block_and_goes_on(
+def test_a_stopped_sample_keeps_the_block_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
 ) -> None:
     from diffusion_pl.pipeline import Pipeline

@@ -57,7 +57,7 @@ def test_derivatives_are_those_of_alpha_and_sigma(schedule: Schedule) -> None:
 
 
 @every_schedule
-def test_derived_quantities_are_those_of_the_process(schedule: Schedule) -> None:
+def test_derived_quantities_are_those_of_the_schedule(schedule: Schedule) -> None:
     t, h = at(*INNER), 1e-5
     kernel, ahead, behind = schedule(t), schedule(t + h), schedule(t - h)
     variance = (ahead.sigma**2 - behind.sigma**2) / (2 * h)
@@ -98,7 +98,7 @@ def test_closed_form_of_time_agrees_with_bisection(schedule: Schedule) -> None:
 
 
 @every_schedule
-def test_time_is_clamped_to_the_process(schedule: Schedule) -> None:
+def test_time_is_clamped_to_the_schedule(schedule: Schedule) -> None:
     beyond = schedule.time(at(-200.0, 200.0))
     assert beyond[0] == pytest.approx(1, abs=1e-9)
     assert 0 <= beyond[1] < 1e-9
@@ -432,13 +432,13 @@ positive = st.floats(1e-3, 1e2)
 
 @settings(max_examples=40, deadline=None)
 @given(positive, positive, st.sampled_from([VP, SubVP]))
-def test_any_valid_betas_give_a_process(low: float, width: float, kind: type[VP] | type[SubVP]) -> None:
+def test_any_valid_betas_give_a_schedule(low: float, width: float, kind: type[VP] | type[SubVP]) -> None:
     decreasing_and_invertible(kind(low / 10, low / 10 + width / 4))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(1e-4, 1), st.floats(1.5, 1e4), st.floats(0.5, 12))
-def test_any_valid_sigmas_give_a_process(low: float, ratio: float, rho: float) -> None:
+def test_any_valid_sigmas_give_a_schedule(low: float, ratio: float, rho: float) -> None:
     decreasing_and_invertible(VE(low, low * ratio))
     decreasing_and_invertible(Karras(low, low * ratio, rho))
 

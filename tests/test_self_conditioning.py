@@ -96,7 +96,7 @@ def test_about_half_of_the_steps_take_a_first_pass() -> None:
 
 
 @pytest.mark.parametrize("meaning", [Data(), Epsilon(), V()], ids=lambda m: type(m).__name__)
-def test_the_estimate_handed_over_is_that_of_the_first_pass_at_the_same_point(meaning: Any) -> None:
+def test_the_estimate_is_of_the_first_pass_at_the_same_point(meaning: Any) -> None:
     """x̂_0 = (q x_t − σF)/d with F = a x, by the parameterization's own numbers; the label goes to both passes."""
     network, counts = steps(20, meaning, label=torch.arange(3))
     at = next(k for k, n in enumerate(counts) if n == 2)
@@ -177,7 +177,7 @@ def test_validation_with_a_generator_is_the_same_each_time() -> None:
 
 
 @pytest.mark.parametrize("build", [p for p in samplers() if "Replacement" not in p.id])
-def test_every_evaluation_of_every_sampler_is_told_the_one_before(build: Build) -> None:
+def test_every_sampler_passes_the_previous_estimate(build: Build) -> None:
     model, label = Told(), torch.tensor([0, 1, 0])
     for _ in range(2):  # a second run begins with none again
         model.told.clear()
@@ -190,7 +190,7 @@ def test_every_evaluation_of_every_sampler_is_told_the_one_before(build: Build) 
             assert torch.equal(told["label"], label)
 
 
-def test_a_denoiser_that_takes_no_estimate_is_told_none() -> None:
+def test_a_denoiser_without_estimate_input_gets_none() -> None:
     model = Told(takes=False)
     DDIM(UniformGrid(5, 0.9, 0.1))(model, normal(3, 2))
     assert all(told == {} for told in model.told)
@@ -211,7 +211,7 @@ def wrappers() -> list[Any]:
 
 
 @pytest.mark.parametrize("wrap", wrappers())
-def test_a_guided_model_is_told_the_guided_estimate(wrap: Callable[[Denoiser], Denoiser]) -> None:
+def test_a_guided_model_gets_the_guided_estimate(wrap: Callable[[Denoiser], Denoiser]) -> None:
     model = Told()
     guided = wrap(model)
     assert guided.self_conditioned
@@ -226,7 +226,7 @@ def test_a_guided_model_is_told_the_guided_estimate(wrap: Callable[[Denoiser], D
     assert not wrap(Told(takes=False)).self_conditioned
 
 
-def test_a_weaker_model_without_self_conditioning_is_told_no_estimate() -> None:
+def test_a_weaker_model_without_self_conditioning_gets_none() -> None:
     model, weak = Told(), Told(takes=False, gain=0.2)
     label = torch.tensor([0, 1, 0])
     DDIM(UniformGrid(4, 0.9, 0.1))(AutoGuided(model, weak, 2.0), normal(3, 2), label=label)

@@ -29,7 +29,7 @@ def places(source: Any) -> set[tuple[int, int]]:
     return set(map(tuple, source.__getitems__(torch.arange(len(source)))["x"][:, :2, 0, 0].tolist()))
 
 
-def test_crops_are_windows_of_the_picture_and_reach_every_place(path: str) -> None:
+def test_crops_are_windows_that_reach_every_position(path: str) -> None:
     data = ready(path)
     assert data.shape == (3, 4, 6)
     x = data.splits[0].__getitems__(torch.arange(500))["x"]
@@ -40,7 +40,7 @@ def test_crops_are_windows_of_the_picture_and_reach_every_place(path: str) -> No
     assert places(ready(path, crops=20_000).splits[0]) == {(i, j) for i in range(17) for j in range(25)}
 
 
-def test_places_are_a_function_of_seed_split_and_number(path: str) -> None:
+def test_crop_positions_depend_on_seed_split_and_index(path: str) -> None:
     first, again, other = ready(path), ready(path), ready(path, seed=1)
     some = torch.tensor([5, 1, 5])
     for split in (0, 1):
@@ -50,7 +50,7 @@ def test_places_are_a_function_of_seed_split_and_number(path: str) -> None:
     assert [len(split) for split in first.splits] == [2000, 200, 200]
 
 
-def test_the_picture_may_be_made_smaller_first(path: str) -> None:
+def test_the_image_may_be_downscaled_first(path: str) -> None:
     assert tuple(ready(path, shorter_side=10).whole().shape) == (3, 10, 15)
 
 
@@ -77,7 +77,7 @@ def test_what_is_refused(path: str, options: Any, message: str) -> None:
         ready(path, **options)
 
 
-def test_a_path_to_nothing_or_to_no_picture(tmp_path: Path) -> None:
+def test_a_missing_file_or_one_that_is_not_an_image(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.png: no such file\. Fix: give --data\.path"):
         ready(str(tmp_path / "none.png"))
     (tmp_path / "no.png").write_text("no")

@@ -22,7 +22,7 @@ def drawn(batch: int, rank: int = 0, seed: int | None = 0) -> tuple[float, ...]:
         return tuple(torch.randn(3).tolist())
 
 
-def test_what_a_step_draws_does_not_depend_on_what_was_drawn_before() -> None:
+def test_draws_of_a_step_do_not_depend_on_earlier_draws() -> None:
     first = drawn(5)
     torch.manual_seed(99)
     torch.randn(17)
@@ -34,7 +34,7 @@ def test_steps_ranks_and_seeds_all_draw_differently() -> None:
     assert len(draws) == 20 * 4 * 3
 
 
-def test_neighbouring_seeds_steps_and_ranks_are_not_shifted_copies() -> None:
+def test_nearby_seeds_steps_and_ranks_are_not_shifted_copies() -> None:
     """Nor does (seed 1, step 0) draw what (seed 0, step 1) does."""
     assert len({drawn(1, 0, 0), drawn(0, 1, 0), drawn(0, 0, 1)}) == 3
 

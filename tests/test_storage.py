@@ -62,7 +62,7 @@ def test_a_file_is_replaced_in_one_instant(tmp_path: Path) -> None:
     assert names(tmp_path) == ["deep/x.json"]
 
 
-def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
+def test_a_new_file_does_not_replace_another(tmp_path: Path) -> None:
     path = tmp_path / "mine"
     path.write_text("mine")
     with pytest.raises(FileExistsError):
@@ -72,7 +72,7 @@ def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == ["mine", "new"]
 
 
-def test_without_hard_links_nothing_is_replaced_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hard_links_no_file_is_replaced_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "no links here")
 
@@ -192,7 +192,7 @@ def test_another_call_is_refused_with_the_difference(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == [".call.json", "a.txt", "sub/b.txt"]
 
 
-def test_a_call_that_keeps_nothing_leaves_nothing(tmp_path: Path) -> None:
+def test_a_call_without_results_leaves_no_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("new", "empty"):
         with pytest.raises(RuntimeError), OutputFolder(tmp_path / name, {}):
@@ -228,7 +228,7 @@ def test_one_call_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
     publish(tmp_path / "out", {})
 
 
-def test_a_file_in_place_of_the_folder_is_said(tmp_path: Path) -> None:
+def test_a_file_where_a_folder_is_expected_is_reported(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         OutputFolder(tmp_path / "out", {})
@@ -259,7 +259,7 @@ def test_followers_wait_for_the_leader(tmp_path: Path) -> None:
         output.publish(write, "")
 
 
-def test_a_damaged_cache_is_computed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cache_is_recomputed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls: list[int] = []
 
@@ -284,7 +284,7 @@ def test_a_damaged_cache_is_computed_anew(tmp_path: Path, monkeypatch: pytest.Mo
     check(7)
 
 
-def test_without_a_place_for_the_cache_there_is_one_warning(
+def test_without_a_writable_cache_there_is_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")

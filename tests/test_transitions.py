@@ -36,7 +36,7 @@ def test_steps_compose(schedule: Schedule) -> None:
 
 @every_schedule
 @pytest.mark.parametrize(("s", "t"), PAIRS)
-def test_posterior_is_the_conditional_of_the_joint_law(schedule: Schedule, s: float, t: float) -> None:
+def test_posterior_is_the_conditional_of_the_joint_gaussian(schedule: Schedule, s: float, t: float) -> None:
     """(x_s, x_t) given x_0 is Gaussian; its covariance comes from x_t = α_ts x_s + noise, then x_s is conditioned."""
     at_s, at_t = kernel(schedule, s), kernel(schedule, t)
     step = float(at_t.alpha / at_s.alpha)

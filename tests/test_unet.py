@@ -110,7 +110,7 @@ def test_a_learned_variance_doubles_the_channels() -> None:
     assert network(torch.randn(2, 3, 8, 8), torch.rand(2)).shape == (2, 6, 8, 8)
 
 
-def test_waves_of_the_input_tell_the_last_bits_apart() -> None:
+def test_input_waves_separate_the_last_bits() -> None:
     """Neighbouring levels of 8 bits, 2/255 apart, are half a period of n = 7 apart and a whole one of n = 8."""
     network = small((1, 8, 8), fourier=(7, 8))
     seen: list[Tensor] = []
@@ -133,7 +133,7 @@ def test_the_documents_network_has_its_blocks() -> None:
 
 
 @pytest.mark.parametrize("up_attention", ["every_block", "once_per_level"])
-def test_attention_lies_where_the_side_is_listed_and_in_the_middle(up_attention: Any) -> None:
+def test_attention_is_at_listed_resolutions_and_in_the_middle(up_attention: Any) -> None:
     network = UNet((3, 16, 16), nf=8, ch_mult=(1, 2, 2), attn_resolutions=(8,), up_attention=up_attention)
 
     def places(rows: Any) -> list[bool]:
@@ -146,7 +146,7 @@ def test_attention_lies_where_the_side_is_listed_and_in_the_middle(up_attention:
     assert places([network.middle]) == [True]
 
 
-def test_a_fresh_network_says_nothing_and_its_blocks_change_nothing() -> None:
+def test_a_new_network_outputs_zero_and_its_blocks_are_identity() -> None:
     """Scale 0 of the last convolutions: the network begins at 0 and every block at its shortcut."""
     x, c_noise = torch.randn(2, 3, 8, 8), torch.rand(2)
     assert small((3, 8, 8))(x, c_noise).abs().max() < 1e-3
@@ -156,7 +156,7 @@ def test_a_fresh_network_says_nothing_and_its_blocks_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.1])
-def test_variance_scaling_is_uniform_with_variance_scale_over_mean_fan(scale: float) -> None:
+def test_variance_scaling_has_variance_scale_over_mean_fan(scale: float) -> None:
     torch.manual_seed(0)
     weight = torch.empty(96, 32, 3, 3)
     variance_scaling_(weight, scale)
@@ -233,7 +233,7 @@ def test_resampling_without_convolution_is_mean_and_repetition() -> None:
     )
 
 
-def test_conv_shortcut_changes_the_shortcut_only_where_channels_change() -> None:
+def test_conv_shortcut_applies_only_where_channels_change() -> None:
     one, three = small((3, 8, 8)), small((3, 8, 8), conv_shortcut=True)
 
     def sides(network: nn.Module) -> list[int]:
@@ -269,7 +269,7 @@ def test_dropout_works_in_training_only() -> None:
     assert torch.equal(network(x, c_noise), network(x, c_noise))
 
 
-def test_without_time_it_ignores_the_noise_level_but_not_the_class() -> None:
+def test_without_time_it_uses_the_class_only() -> None:
     torch.manual_seed(0)
     network = small((3, 8, 8), by_class(3), time_conditional=False)
     with torch.no_grad():
@@ -282,7 +282,7 @@ def test_without_time_it_ignores_the_noise_level_but_not_the_class() -> None:
     assert size(small((3, 8, 8), time_conditional=False)) < size(small((3, 8, 8)))
 
 
-def test_checkpointing_changes_neither_output_nor_gradients_dropout_included() -> None:
+def test_checkpointing_keeps_output_gradients_and_dropout() -> None:
     def gradients(checkpointing: bool) -> list[Tensor]:
         torch.manual_seed(0)
         network = small((3, 8, 8), dropout=0.3, checkpointing=checkpointing)
@@ -299,7 +299,7 @@ def test_checkpointing_changes_neither_output_nor_gradients_dropout_included() -
         torch.testing.assert_close(mine, theirs)
 
 
-def test_the_time_embedding_is_sinusoidal_of_nf_features_unless_given() -> None:
+def test_the_default_time_embedding_has_nf_sinusoidal_features() -> None:
     assert isinstance(small((3, 8, 8)).time.embedding, Sinusoidal)  # type: ignore[union-attr]
     assert small((3, 8, 8)).time.embedding.width == 8  # type: ignore[union-attr]
     fourier = small((3, 8, 8), time_embedding=partial(Fourier, features=6))
@@ -347,7 +347,7 @@ def leaves(network: nn.Module, *args: Any) -> list[nn.Module]:
     return ran
 
 
-def test_it_computes_what_diffusers_computes_with_the_same_weights() -> None:
+def test_output_equals_diffusers_with_the_same_weights() -> None:
     """An independent implementation of Ho et al.'s wiring; its layers run in the same order, one for one."""
     diffusers = pytest.importorskip("diffusers")
     network = randomised(UNet((3, 8, 16), ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,)))
@@ -372,7 +372,7 @@ def test_it_computes_what_diffusers_computes_with_the_same_weights() -> None:
     assert size(network) == size(peer)
 
 
-def test_attention_once_per_level_is_every_block_without_all_but_the_last() -> None:
+def test_attention_once_per_level_keeps_the_last_of_each_level() -> None:
     full, once = (
         randomised(UNet((3, 8, 8), nf=8, ch_mult=(1, 2), attn_resolutions=(4,), up_attention=wiring))  # type: ignore[arg-type]
         for wiring in ("every_block", "once_per_level")
@@ -386,13 +386,13 @@ def test_attention_once_per_level_is_every_block_without_all_but_the_last() -> N
     torch.testing.assert_close(once(x, c_noise), full(x, c_noise))
 
 
-def test_the_state_dict_lists_the_blocks_in_the_order_in_which_they_run() -> None:
+def test_state_dict_lists_blocks_in_execution_order() -> None:
     network = small((3, 8, 8), by_class(3))
     tops = list(dict.fromkeys(name.split(".")[0] for name in network.state_dict()))
     assert tops == ["time", "label", "stem", "down", "middle", "up", "norm", "output"]
 
 
-def test_attention_is_chosen_by_height_and_stays_for_other_pictures() -> None:
+def test_attention_is_chosen_by_height_for_any_image_size() -> None:
     network = UNet((3, 8, 32), nf=8, ch_mult=(1, 2, 2), attn_resolutions=(4,))
     attending = [i for i, row in enumerate(network.down) for m in row if isinstance(m, AttentionBlock)]  # type: ignore[arg-type, union-attr]
     assert attending == [3, 4]
@@ -405,7 +405,7 @@ def test_attention_is_chosen_by_height_and_stays_for_other_pictures() -> None:
         UNet((3, 8, 32), nf=8, ch_mult=(1, 2, 2), attn_resolutions=(16,))
 
 
-def test_pictures_it_cannot_halve_are_refused_when_given() -> None:
+def test_indivisible_image_sizes_are_refused() -> None:
     network = small((3, 8, 8))
     with pytest.raises(
         ValueError, match=r"UNet: height and width must be multiples of 2, got 8x7 .*: the nearest valid size is"
@@ -422,7 +422,7 @@ def test_checkpointing_computes_blocks_twice() -> None:
         assert len(count) == expected
 
 
-def test_q_k_v_and_1x1_shortcuts_begin_at_a_tenth_and_the_last_layers_at_nothing() -> None:
+def test_initial_scales_of_attention_shortcuts_and_last_layers() -> None:
     torch.manual_seed(0)
     attention, block = AttentionBlock(64), ResBlock(64, 128, 8, "swish", 0.0)
     layers = (attention.query, attention.key, attention.value, block.shortcut)
@@ -436,7 +436,7 @@ def test_q_k_v_and_1x1_shortcuts_begin_at_a_tenth_and_the_last_layers_at_nothing
     assert ResBlock(64, 128, 8, "swish", 0.0, scale=1.0).conv_2.weight.std() > 1e-2
 
 
-def test_the_noise_level_is_embedded_in_float32_whatever_the_network_computes_in() -> None:
+def test_the_noise_level_is_embedded_in_float32() -> None:
     network = small((3, 8, 8)).to(torch.bfloat16)
     seen: list[torch.dtype] = []
     network.time.embedding.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))  # type: ignore[union-attr]
@@ -461,6 +461,6 @@ def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:
         UNet((3, 8, 8), **({"ch_mult": (1, 2), "attn_resolutions": ()} | options))
 
 
-def test_sinusoids_keep_their_phase_in_a_network_of_16_bit_weights() -> None:
+def test_sinusoids_keep_their_phase_with_16_bit_weights() -> None:
     x = torch.tensor([[998.0], [999.0]])
     assert torch.equal(Sinusoidal(1, 64).bfloat16()(x), Sinusoidal(1, 64)(x))

@@ -52,7 +52,7 @@ def test_the_noise_level_is_seen_at_all_scales() -> None:
     assert len(rates) == 8
 
 
-def test_the_groups_are_as_told() -> None:
+def test_the_groups_are_as_configured() -> None:
     norms = [m for m in ConvUNet((3, 8, 8), groups=2).modules() if isinstance(m, nn.GroupNorm)]
     assert {norm.num_groups for norm in norms} == {2}
 
@@ -124,7 +124,7 @@ def test_the_noise_level_is_embedded_in_float32(autocast: bool) -> None:
     assert (seen[1][0] - seen[1][1]).abs().max() > 0.1
 
 
-def test_pictures_it_cannot_halve_are_refused_when_they_come() -> None:
+def test_indivisible_image_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="ConvUNet: height and width must be multiples of 8, got 12x8"):
         ConvUNet((3, 8, 8))(torch.randn(1, 3, 12, 8), torch.rand(1))
 

@@ -88,7 +88,7 @@ def test_linear_attention_is_the_product_of_its_softmaxes() -> None:
     torch.testing.assert_close(layer(x), x + layer.output(mixed), rtol=1e-12, atol=1e-12)
 
 
-def test_linear_attention_does_not_shrink_with_the_number_of_positions() -> None:
+def test_linear_attention_keeps_its_scale_for_more_positions() -> None:
     """A picture tiled has the same context, hence the same result at each copy (the document divides it by n)."""
     torch.manual_seed(0)
     layer = LinearAttention(6, heads=2, dim_head=4)
@@ -135,7 +135,7 @@ def test_the_time_scales_and_shifts_between_the_convolutions() -> None:
     torch.testing.assert_close(block(x, time), x + nn.functional.silu(block.norm_2(block.conv_2(h))))
 
 
-def test_linear_attention_is_on_every_level_full_attention_in_the_middle_only() -> None:
+def test_linear_attention_on_all_levels_full_in_the_middle() -> None:
     network = LinearAttentionUNet((3, 32, 32), dim=8)
     kinds = [type(m) for m in network.modules()]
     assert (kinds.count(LinearAttention), kinds.count(FullAttention), kinds.count(Block)) == (8, 1, 8 + 2 + 8 + 1)
@@ -166,7 +166,7 @@ def test_the_stem_reaches_the_end_directly() -> None:
     assert torch.equal(seen[0][:, 8:], network.stem(x))
 
 
-def test_skips_leave_after_the_first_block_and_after_attention_and_come_back_last_first() -> None:
+def test_skips_after_first_block_and_attention_return_in_reverse() -> None:
     torch.manual_seed(0)
     network = small((3, 8, 8)).eval()
     left: list[Tensor] = []
@@ -183,7 +183,7 @@ def test_skips_leave_after_the_first_block_and_after_attention_and_come_back_las
         assert torch.equal(into[:, -out.shape[1] :], out)
 
 
-def test_self_conditioning_takes_an_estimate_and_zeros_without_one() -> None:
+def test_self_conditioning_without_estimate_takes_zeros() -> None:
     torch.manual_seed(0)
     network = small((3, 8, 8), self_condition=True)
     x, c_noise, estimate = torch.randn(2, 3, 8, 8), torch.rand(2), torch.randn(2, 3, 8, 8)
@@ -232,7 +232,7 @@ def test_random_features_are_the_same_but_stay() -> None:
     assert "frequencies" in embedding.state_dict()
 
 
-def test_the_default_embedding_has_as_many_features_as_the_first_level_channels() -> None:
+def test_default_embedding_features_equal_first_level_channels() -> None:
     embedding = small((3, 8, 8)).embedding
     assert isinstance(embedding, Sinusoidal)
     assert embedding.width == 8
@@ -267,7 +267,7 @@ def test_the_noise_level_is_embedded_in_float32(autocast: bool) -> None:
     assert (seen[1][0] - seen[1][1]).abs().max() > 0.1
 
 
-def test_pictures_it_cannot_halve_are_refused_when_they_come() -> None:
+def test_indivisible_image_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="LinearAttentionUNet: height and width must be multiples of 2, got 9x8"):
         small((3, 8, 8))(torch.randn(1, 3, 9, 8), torch.rand(1))
 

@@ -361,7 +361,7 @@ def scale(*args: str) -> float:
     return found
 
 
-def test_replaced_class_keeps_options_unless_told() -> None:
+def test_replaced_class_keeps_options_unless_changed() -> None:
     """The second is why the first is there: should jsonargparse change its mind, this can go."""
     with arguments.own_defaults():
         assert scale("--part", f"{__name__}.Fast") == 2.0

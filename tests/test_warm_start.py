@@ -47,7 +47,7 @@ def loaded(folder: Path, weights: str = "raw") -> dict[str, torch.Tensor]:
     return state
 
 
-def test_without_a_configuration_model_and_data_are_the_checkpoints(folder: Path) -> None:
+def test_without_a_config_the_checkpoint_gives_model_and_data(folder: Path) -> None:
     done = start(folder, "tuned", "--init_from", "runs/mlp")
     assert done.code == 0, done.err
     content, first = checkpoint(folder / "runs/tuned"), next(iter(loaded_decays(folder)))
@@ -93,7 +93,7 @@ def test_what_may_differ_is_named(folder: Path) -> None:
     assert "--init_from.skip" in error
 
 
-def test_skipped_tensors_begin_anew(folder: Path) -> None:
+def test_skipped_tensors_are_initialized(folder: Path) -> None:
     done = start(folder, "skipped", "--init_from", "runs/mlp", "--init_from.skip", '["output.*"]')
     assert done.code == 0, done.err
     state, theirs = checkpoint(folder / "runs/skipped")["state_dict"], loaded(folder, loaded_decays(folder)[0])
@@ -104,7 +104,7 @@ def test_skipped_tensors_begin_anew(folder: Path) -> None:
     assert "output.weight" in read_card(folder / "runs/skipped")["init_from"]["skipped"]
 
 
-def test_a_resumed_run_goes_on_with_its_own_weights(folder: Path) -> None:
+def test_a_resumed_run_keeps_its_own_weights(folder: Path) -> None:
     assert start(folder, "goes-on", "--init_from", "runs/mlp").code == 0
     before = checkpoint(folder / "runs/goes-on")["state_dict"]
     args = ("--config", "runs/goes-on/config.yaml", "--ckpt_path", "last", "--run", "goes-on")

@@ -33,7 +33,7 @@ def test_weights_are_positive_and_shaped_like_t(schedule: Schedule, weighting: W
 
 @every_schedule
 @every_weighting
-def test_weights_go_on_to_the_end(schedule: Schedule, weighting: Weighting) -> None:
+def test_weights_are_defined_up_to_t_1(schedule: Schedule, weighting: Weighting) -> None:
     """t = 1 is drawn by discrete times; α = 0 there for some processes, and no weight may become 0/0."""
     end, before = weigh(weighting, schedule, torch.tensor([1.0, 1 - 1e-8], dtype=torch.float64))
     assert end.item() == pytest.approx(before.item(), rel=1e-4, abs=1e-7)
@@ -70,7 +70,7 @@ def test_snr_family(schedule: Schedule) -> None:
     np.testing.assert_allclose(log, np.log(snr) - 2 * np.log(snr + 0.5), rtol=1e-8, atol=1e-8)
 
 
-def test_p2_of_a_variance_preserving_process_is_alpha_squared() -> None:
+def test_p2_of_a_variance_preserving_schedule_is_alpha_squared() -> None:
     np.testing.assert_allclose(array(weigh(P2(), VP(), times())), array(VP()(times()).alpha) ** 2, rtol=1e-9)
 
 

@@ -197,7 +197,7 @@ def test_an_unexpected_error_is_one_line_with_its_place(
     (line,) = capsys.readouterr().err.splitlines()
     assert status.code == 1
     assert f"unexpected error: {error.__name__}: " in line
-    assert "(at test_console.py:" in line
+    assert "(at test_errors.py:" in line
     assert "--debug" in line
 
 

@@ -19,7 +19,7 @@ def described(data: DataModule, state: DataModule) -> DataModule:
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_points_are_a_table_and_a_figure_beside_the_data(loaded: bool, tmp_path: Path) -> None:
+def test_points_are_written_as_a_table_and_a_plot(loaded: bool, tmp_path: Path) -> None:
     data = Datasaurus() if loaded else described(Datasaurus(), Datasaurus())
     data.setup() if loaded else None
     files = write_samples(data, torch.zeros(5, 2), tmp_path)
@@ -61,7 +61,7 @@ class Waves(Moons):
         return (1, 2)
 
 
-def test_other_data_are_written_without_a_figure(tmp_path: Path) -> None:
+def test_other_data_are_written_without_a_plot(tmp_path: Path) -> None:
     data = described(Waves(100), Moons(100))
     assert not data.is_image and not data.is_point
     assert not (tmp_path / "samples.png").exists()

@@ -53,7 +53,7 @@ def test_the_bound_is_the_kl_of_the_step(i: int, v: float) -> None:
 
 
 @pytest.mark.parametrize("levels", [256, None])
-def test_the_first_step_is_judged_by_the_likelihood_of_the_data(levels: int | None) -> None:
+def test_the_first_step_uses_the_likelihood_of_the_data(levels: int | None) -> None:
     x_0, x_t, t, prediction = example(0.4, 1)
     tilde = BETAS[1] * (1 - BARS[0]) / (1 - BARS[1])  # clipped: that of the second step
     std = np.exp(0.5 * (0.4 * np.log(BETAS[0]) + 0.6 * np.log(tilde)))
@@ -176,7 +176,7 @@ def taught(losses: np.ndarray, uniform: float = 0.1) -> LossSecondMoment:
     return times
 
 
-def test_the_law_is_uniform_until_every_step_has_its_history() -> None:
+def test_probabilities_are_uniform_until_every_step_has_history() -> None:
     times = LossSecondMoment(4, 2)
     for _ in range(2):
         np.testing.assert_allclose(array(times.share()), 0.25)
@@ -186,7 +186,7 @@ def test_the_law_is_uniform_until_every_step_has_its_history() -> None:
     assert float(times.share()[3]) == pytest.approx(0.999 * 0.4 + 0.001 / 4)
 
 
-def test_the_law_goes_with_the_root_of_the_second_moment_of_the_latest_losses() -> None:
+def test_probabilities_follow_the_rms_of_the_latest_losses() -> None:
     losses = np.random.default_rng(0).uniform(0.5, 3, (6, 5))
     root = np.sqrt((losses**2).mean(1))
     expected = 0.9 * root / root.sum() + 0.1 / 6
@@ -198,7 +198,7 @@ def test_the_law_goes_with_the_root_of_the_second_moment_of_the_latest_losses() 
     np.testing.assert_allclose(array(forgetting.share()), expected, rtol=1e-5)
 
 
-def test_its_estimates_are_unbiased_and_its_draws_follow_the_law() -> None:
+def test_estimates_are_unbiased_and_draws_follow_probabilities() -> None:
     times = taught(np.linspace(0.2, 4, 10)[:, None].repeat(3, 1))
     t, importance = times.draw(VP(), 200_000, torch.device("cpu"), torch.Generator().manual_seed(0))
     assert isinstance(importance, Tensor)

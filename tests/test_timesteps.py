@@ -65,7 +65,7 @@ def test_randomness_comes_from_the_generator_alone(law: TimeSampler) -> None:
 
 
 @every_law
-def test_the_importance_of_a_law_averages_to_one(law: TimeSampler) -> None:
+def test_importance_weights_average_to_one(law: TimeSampler) -> None:
     """E[1/p(t)] over the interval is its length, whatever p; and 1 for a law that is part of the objective."""
     drawn = law(Cosine(), torch.empty(N, 2), torch.Generator().manual_seed(0))
     importance = array(torch.as_tensor(drawn.importance).expand_as(drawn.t))
@@ -144,7 +144,7 @@ def integrand(schedule: Schedule, t: torch.Tensor) -> torch.Tensor:
 
 @likely
 @pytest.mark.parametrize("t_min", [1e-3, 0.4])
-def test_likelihood_times_are_unbiased_and_quieter_than_uniform_ones(schedule: Schedule, t_min: float) -> None:
+def test_likelihood_times_are_unbiased_with_less_variance(schedule: Schedule, t_min: float) -> None:
     n = 50_000
 
     t = torch.logspace(math.log10(t_min), 0, 200_001, dtype=torch.float64)

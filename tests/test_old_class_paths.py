@@ -160,7 +160,7 @@ def test_a_class_of_the_users_own_that_is_gone(tmp_path: Path, monkeypatch: pyte
     assert "\n" not in str(caught.value)
 
 
-def test_old_paths_in_a_file_are_told_once(tmp_path: Path) -> None:
+def test_old_paths_in_a_file_warn_once(tmp_path: Path) -> None:
     shutil.copy(ASSETS / "config_full_paths.yaml", tmp_path / "old.yaml")
     done = cli(tmp_path, "fit", "--config", "old.yaml", "--run", "run")
     assert done.code == 0, done.err

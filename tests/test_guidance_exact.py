@@ -106,7 +106,7 @@ LABEL = torch.tensor([0, 1, 0, 1, 0, 1])
 @every_schedule
 @pytest.mark.parametrize("t", TIMES)
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 4.0])
-def test_classifier_free_guidance_is_the_geometric_law(schedule: Schedule, t: float, scale: float) -> None:
+def test_classifier_free_guidance_is_the_geometric_mixture(schedule: Schedule, t: float, scale: float) -> None:
     """∇log p(x)^{1−w} p(x | y)^w."""
     model, x = Labelled(schedule), points(schedule, t)
     whole, each = scores(array(x), schedule, t)
@@ -117,7 +117,7 @@ def test_classifier_free_guidance_is_the_geometric_law(schedule: Schedule, t: fl
     assert model.rows == [12, 12]  # one call for both
 
 
-def test_outside_its_interval_and_at_scale_one_guidance_is_the_model() -> None:
+def test_guidance_outside_interval_or_at_scale_1_is_the_model() -> None:
     schedule, t = VP(), torch.tensor(0.3, dtype=torch.float64)
     ratio = float(schedule(t).sigma / schedule(t).alpha)
     model, x = Labelled(schedule), points(schedule, 0.3)
@@ -191,7 +191,7 @@ def test_classifier_guidance_is_the_posterior_score(schedule: Schedule, t: float
         check_score(found, x, schedule, t, whole + scale * (mine - whole))
 
 
-def test_where_nothing_of_the_data_is_left_a_classifier_adds_nothing() -> None:
+def test_classifier_guidance_vanishes_at_zero_signal() -> None:
     schedule, t = Cosine(), torch.tensor(1.0, dtype=torch.float64)
     model = GaussianMixture(schedule, torch.from_numpy(MEANS), torch.from_numpy(STDS))
     x = points(schedule, 0.9)
@@ -219,7 +219,7 @@ def test_bad_numbers_are_refused(bad: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("schedule", [VP(), SubVP(), VE(0.01, 20)], ids=lambda s: type(s).__name__)
-def test_a_corrector_mends_what_a_coarse_predictor_spoils(schedule: Schedule) -> None:
+def test_a_corrector_reduces_the_error_of_a_coarse_predictor(schedule: Schedule) -> None:
     """The covariance of 20,000 samples of Gaussian data: nearer with the corrector than without, on every process."""
     flow = GaussianFlow(schedule)
     ends = schedule.time(torch.tensor([-4.0, 5.0], dtype=torch.float64)).tolist()
@@ -243,7 +243,7 @@ def test_a_corrector_mends_what_a_coarse_predictor_spoils(schedule: Schedule) ->
     assert plain > 0.05
 
 
-def test_annealed_langevin_leaves_the_law_with_its_known_bias() -> None:
+def test_annealed_langevin_has_its_known_bias() -> None:
     """For N(0, v): x ← (1 − δ/v)x + √(2δ)ε has variance 2δ/(1 − (1 − δ/v)²), which is v(1 + O(δ/v))."""
     schedule, s = VP(), torch.tensor(0.5, dtype=torch.float64)
     oracle = Gaussian(schedule, torch.zeros(1, dtype=torch.float64), torch.eye(1, dtype=torch.float64))
@@ -327,7 +327,7 @@ def test_reconstruction_is_exact_for_white_gaussian_data() -> None:
     np.testing.assert_allclose(array(found), expected, rtol=1e-9)
 
 
-def test_repeats_bring_the_unknown_part_to_what_the_known_one_implies() -> None:
+def test_repeats_move_the_unknown_part_to_its_posterior() -> None:
     """Correlated Gaussian, first axis known: E[x₂ | x₁]; replacement alone falls short of it, RePaint does not."""
     schedule, mean, cov = VP(), np.zeros(2), np.array([[1.0, 0.9], [0.9, 1.0]])
     oracle = Gaussian(schedule, torch.from_numpy(mean), torch.from_numpy(cov))
@@ -357,7 +357,7 @@ def test_repeats_bring_the_unknown_part_to_what_the_known_one_implies() -> None:
 
 
 @pytest.mark.parametrize(("build", "order"), [(DDIM, 1), (Heun, 2), (DPMpp, 2)])
-def test_what_is_encoded_comes_back_at_the_order_of_the_rule(build: Any, order: int) -> None:
+def test_encode_decode_error_has_the_order_of_the_solver(build: Any, order: int) -> None:
     mixture = GaussianMixture(VP(), torch.from_numpy(MEANS), torch.from_numpy(STDS))
     x_0 = torch.tensor([[0.9, 0.1], [-0.6, 0.7], [1.4, -0.8]], dtype=torch.float64)
 
@@ -385,7 +385,7 @@ def test_noise_cannot_be_encoded(build: Any) -> None:
         build(grid).encode(GaussianFlow(VP()).oracle, torch.zeros(1, 2, dtype=torch.float64))
 
 
-def test_the_adaptive_rule_encodes_to_its_tolerance() -> None:
+def test_the_adaptive_solver_encodes_to_its_tolerance() -> None:
     flow, rule = GaussianFlow(VP()), AdaptiveODE(UniformGrid(2, 0.99, 1e-4), 1e-8, 1e-8)
     x_0 = np.array([[0.4, 0.2], [1.1, -0.9]])
     latent = rule.encode(flow.oracle, torch.from_numpy(x_0))

@@ -116,7 +116,7 @@ def test_all_take_what_the_first_decides() -> None:
     assert together(lambda: answer) == [answer] * 3
 
 
-def test_after_a_restart_nothing_of_the_former_attempt_counts(env: Callable[..., None]) -> None:
+def test_after_a_restart_the_previous_attempt_is_ignored(env: Callable[..., None]) -> None:
     """Of the same store; torch is given another each time."""
     env(MASTER_PORT=1, TORCHELASTIC_USE_AGENT_STORE="True")
     agents = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -129,7 +129,7 @@ def test_after_a_restart_nothing_of_the_former_attempt_counts(env: Callable[...,
     assert len(ports - {1, agents.port}) == 2
 
 
-def test_the_firsts_error_ends_all_and_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_rank_0_ends_all_and_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "SKEW", 0)
 
     def refuse() -> dict[str, Any]:
@@ -170,7 +170,7 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # One voice, one end
 
 
-def test_all_but_the_first_wait_before_they_tell_an_error(
+def test_all_ranks_but_0_wait_before_reporting_an_error(
     tmp_path: Path, env: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
@@ -193,8 +193,8 @@ class Loses(Callback):
             )
 
 
-def test_a_process_that_lost_the_others_says_so_in_one_line(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, trainer__callbacks=[{"class_path": "test_launch.Loses"}])
+def test_a_lost_connection_is_reported_in_one_line(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, trainer__callbacks=[{"class_path": "test_processes.Loses"}])
     done = cli(tmp_path, "fit", "--config", config, "--run", "run", "--saver.every_n_steps", 5)
     assert done.error == (
         "lost connection to another process of the run; the last checkpoint is intact. Resume with "
@@ -231,7 +231,7 @@ def test_a_process_ends_soon_after_the_one_that_started_it(tmp_path: Path) -> No
 # --ckpt_path auto
 
 
-def test_auto_begins_and_goes_on_with_one_command(tmp_path: Path) -> None:
+def test_auto_starts_and_resumes_with_one_command(tmp_path: Path) -> None:
     folder = fit(tmp_path, "--ckpt_path", "auto", trainer__max_steps=13)
     assert checkpoint(folder)["global_step"] == 13
     assert fit(tmp_path, "--ckpt_path", "auto") == folder
@@ -249,7 +249,7 @@ def test_auto_takes_the_folder_of_a_run_that_saved_nothing_yet(tmp_path: Path) -
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
 
 
-def test_auto_goes_on_with_the_newest_run_of_that_name(tmp_path: Path) -> None:
+def test_auto_resumes_the_newest_run_of_that_name(tmp_path: Path) -> None:
     fit(tmp_path, trainer__max_steps=2)
     fit(tmp_path, trainer__max_steps=3)
     fit(tmp_path, "--ckpt_path", "auto", trainer__max_steps=5)
@@ -283,7 +283,7 @@ def test_sharded_models_are_refused(tmp_path: Path, strategy: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["single_device", "{class_path: SingleDeviceStrategy, init_args: {device: cpu}}"])
-def test_whole_models_go_on(tmp_path: Path, strategy: str) -> None:
+def test_strategies_with_replicated_models_train(tmp_path: Path, strategy: str) -> None:
     assert checkpoint(fit(tmp_path, "--trainer.strategy", strategy, trainer__max_steps=1))["global_step"] == 1
 
 
@@ -338,7 +338,7 @@ both_launchers = pytest.mark.parametrize("launcher", LAUNCHERS)
 
 
 def write_config(folder: Path, steps: int = STEPS, **changes: Any) -> None:
-    callbacks = [{"class_path": "test_launch.Report"}]
+    callbacks = [{"class_path": "test_processes.Report"}]
     options: dict[str, Any] = {"trainer__callbacks": callbacks, "trainer__max_steps": steps, **changes}
     tiny_config(folder, "config.yaml", **options)
 
@@ -387,7 +387,7 @@ sys.exit(main())
 """
 
 
-def test_torchruns_processes_take_one_folder_stop_at_one_step_and_save_once(tmp_path: Path) -> None:
+def test_torchrun_processes_share_folder_stop_step_and_save(tmp_path: Path) -> None:
     """Two that do not see the same disk, of which the second alone is told to stop."""
     (tmp_path / "node.py").write_text(NODES)
     for rank in (0, 1):
@@ -437,7 +437,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @both_launchers
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_process_that_is_killed_ends_all_soon_and_the_run_goes_on_exactly(
+def test_a_killed_process_ends_all_and_the_run_resumes_exactly(
     tmp_path: Path, whole: Path, launcher: str, killed: int
 ) -> None:
     write_config(tmp_path)
@@ -465,7 +465,7 @@ def test_a_process_that_is_killed_ends_all_soon_and_the_run_goes_on_exactly(
 @pytest.mark.slow
 @both_launchers
 @pytest.mark.parametrize("told", ["parent", "process 1"])
-def test_told_to_stop_they_save_once_and_the_run_goes_on_exactly(
+def test_a_stop_signal_saves_once_and_the_run_resumes_exactly(
     tmp_path: Path, whole: Path, launcher: str, told: str
 ) -> None:
     write_config(tmp_path)
@@ -488,7 +488,7 @@ def test_told_to_stop_they_save_once_and_the_run_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_told_to_stop_while_they_validate_unequal_shares_they_stop_together(tmp_path: Path) -> None:
+def test_a_stop_during_uneven_validation_stops_all_together(tmp_path: Path) -> None:
     """They validate after each step, 7 and 6 of 13 points in batches of 6; at the end they sum up their losses."""
     data = {"batch_size": 6, "val_fraction": 0.092, "repeats": 1}
     write_config(tmp_path, 5000, trainer__val_check_interval=1, data__init_args=data)
@@ -521,7 +521,7 @@ def test_torchrun_restarts_with_auto(tmp_path: Path, whole: Path, rendezvous: li
 
 
 @pytest.mark.slow
-def test_under_torchrun_an_error_is_told_once(tmp_path: Path) -> None:
+def test_under_torchrun_an_error_is_reported_once(tmp_path: Path) -> None:
     write_config(tmp_path)
     for wrong, message in [
         (["--ckpt_path", "last"], "no checkpoint at runs/run/checkpoints/last.ckpt: nothing to continue from"),
@@ -534,7 +534,7 @@ def test_under_torchrun_an_error_is_told_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_slurm_job_is_requeued_once_and_goes_on_exactly(tmp_path: Path, whole: Path) -> None:
+def test_a_slurm_job_is_requeued_once_and_resumes_exactly(tmp_path: Path, whole: Path) -> None:
     """srun's processes, by hand: each with srun's variables, all with the signal."""
     write_config(tmp_path)
     bin_folder = fake_scontrol(tmp_path)
@@ -656,7 +656,7 @@ def test_two_machines_do_what_two_processes_of_one_do(tmp_path: Path, launcher: 
 
 
 @pytest.mark.slow
-def test_two_machines_restart_and_go_on_exactly(tmp_path: Path, whole: Path) -> None:
+def test_two_machines_restart_and_resume_exactly(tmp_path: Path, whole: Path) -> None:
     write_config(tmp_path)
     port = free_port()
     with two_machines() as machines:

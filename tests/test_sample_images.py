@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures_model import fit_classifier, fit_digits
+from images_model import fit_classifier, fit_digits
 from PIL import Image
 from shell import cli, no_files_change, start
 
@@ -64,7 +64,7 @@ def test_the_note_says_how_they_were_made(folder: Path) -> None:
     assert note["weights"] == "ema0.999"
 
 
-def test_samples_are_the_same_to_the_last_bit_whatever_the_batch_and_the_number(folder: Path) -> None:
+def test_samples_are_bitwise_equal_for_any_batch_and_number(folder: Path) -> None:
     assert diffusion_pl.load(folder / CKPT).block == 64
     whole = drawn(folder, "whole", "--num_samples", 150)
     for k, (number, batch) in enumerate([(150, 1), (70, 64), (129, 1000), (3, 2)]):
@@ -86,7 +86,7 @@ def test_two_processes_draw_the_same_bits(folder: Path) -> None:
         assert np.array_equal(file["x"], whole)
 
 
-def test_an_interrupted_call_goes_on_where_it_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_call_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = drawn(folder, "uncut", "--num_samples", 200)
     step, calls = Drawer.predict_step, []
 
