@@ -1,4 +1,4 @@
-"""Formulas become MathML when the site is built: the reader's browser draws them without JavaScript and without a network."""
+"""Formulas become MathML when the site is built; browsers draw that without JavaScript and without a network."""
 
 import html
 import re

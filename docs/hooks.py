@@ -1,9 +1,9 @@
 """Files of the repository that pages link to, such as tests, become pages of the site; packages become their modules.
 
 A link like ../../tests/test_grids.py#test_explicit_grid then leads, in the repository, to the file and, in the site, to
-that test; one to a file or a test that does not exist is a warning, which `make docs` takes for an error.  A link to a
-notebook leads to its page (see notebook_pages.py), one to docs/assets to a copy.  In the reference, `::: package.*` stands
-for all modules of a package.
+that test; a link to a file or a test that does not exist is a warning, which is an error for `make docs`.  A link to a
+notebook leads to its page (see notebook_pages.py), one to docs/assets to a copy.  In the reference, `::: package.*`
+stands for all modules of a package.
 """
 
 import ast

@@ -11,7 +11,9 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-NOT_EXECUTED = "!!! note\n    Outputs are missing here. `make notebooks docs` executes the notebooks (some minutes) and shows them.\n"
+NOT_EXECUTED = """!!! note
+    The outputs are missing. `make notebooks docs` executes the notebooks (some minutes) and shows them here.
+"""
 IMAGES = {"image/png": "png", "image/gif": "gif", "image/jpeg": "jpg"}
 
 
