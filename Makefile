@@ -2,21 +2,29 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format notebooks docs benchmarks benchmarks-gpu clean
+.PHONY: help setup demo test test-slow lint format notebooks docs pictures benchmarks benchmarks-gpu clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
+# In the environment of `make demo` the package alone, in that of all other targets also what tests and docs need.
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffusion_pl needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+@echo "installing into .venv (some minutes, 6 to 7 GB, once)"
+@$(PYTHON) -m venv .venv
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(1)'
+@touch $@
+endef
+
 .venv/.done: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffusion_pl needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
-	@echo "setting up .venv (some minutes, 6 GB, once)"
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+	$(call install,[dev])
 
-setup: .venv/.done ## the virtual environment with everything installed
+.venv/.small: pyproject.toml constraints.txt
+	$(call install)
 
-demo: .venv/.done ## train on the Datasaurus, about a minute, and say where the pictures are
+setup: .venv/.done ## install everything into the virtual environment .venv
+
+demo: $(if $(wildcard .venv/.done),.venv/.done,.venv/.small) ## train on the Datasaurus, about a minute, and list the files it made
 	@$(BIN)/python -m diffusion_pl fit --config configs/datasaurus/vp.yaml
 
 lint: .venv/.done ## style and types
@@ -44,6 +52,9 @@ notebooks: .venv/.done ## execute the notebooks, some minutes; copies with their
 docs: .venv/.done ## the documentation site, into build/docs; after `make notebooks` with their outputs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet -f docs/mkdocs.yml
 	@echo "open build/docs/index.html"
+
+pictures: .venv/.done ## make the images of README.md and docs again, six minutes, into docs/assets
+	@$(BIN)/python docs/pictures.py
 
 benchmarks: .venv/.done ## measure speed and quality beside bare loops and peers, an hour; prints ratios
 	@$(BIN)/python benchmarks/datasaurus.py

@@ -18,10 +18,10 @@ IMAGES = {"image/png": "png", "image/gif": "gif", "image/jpeg": "jpg"}
 
 
 def on_config(config: Any) -> Any:
-    """Fill the entry "Notebooks" of the navigation."""
+    """Add the notebooks to the entry "Notebooks" of the navigation."""
     for entry in config.nav:
         if "Notebooks" in entry:
-            entry["Notebooks"] = [f"notebooks/{path.stem}.md" for path in _notebooks(config)]
+            entry["Notebooks"] += [f"notebooks/{path.stem}.md" for path in _notebooks(config)]
     return config
 
 

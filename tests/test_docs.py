@@ -9,11 +9,13 @@ that name, merged over that file, and has to satisfy the doctor; test_docs_train
 import ast
 import importlib
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -28,6 +30,7 @@ DOCS = ROOT / "docs"
 PACKAGE = ROOT / "diffusion_pl"
 THEORY = DOCS / "pages/theory.md"
 PAGES = sorted((DOCS / "pages").rglob("*.md"))
+pictures = SimpleNamespace(**runpy.run_path(str(DOCS / "pictures.py")))
 BLOCK = re.compile(r"^(?:<!-- (?P<mark>.+?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -138,18 +141,50 @@ def run_yaml(block: Block, folder: Path) -> None:
     assert done.code == 0, f"{block.place}:\n{done.out}{done.err}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page))], ids=name)
+#: python.md has a test of its own.
+@pytest.mark.parametrize("page", [page for page in PAGES if any(blocks(page)) and page.stem != "python"], ids=name)
 def test_a_pages_examples_do_what_they_say(page: Path, folder: Path) -> None:
     work_through(page, folder)
 
 
-def test_the_readmes_example_is_short_and_finds_the_moons(folder: Path) -> None:
-    (code,) = (block.text for block in blocks(README) if block.language == "python")
-    assert len([line for line in code.splitlines() if line.strip()]) <= 25
-    found = work_through(README, folder)
-    for x in (found["own"], found["fast"]):  # two crescents: the mean is between them
+def python_of(page: Path) -> list[str]:
+    return [block.text for block in blocks(page) if block.language == "python"]
+
+
+def test_the_readme_is_short() -> None:
+    (code,) = python_of(README)
+    assert len(code.splitlines()) <= 12
+    assert len(README.read_text().splitlines()) <= 150
+
+
+def test_the_readmes_example_gives_images_and_estimates(folder: Path) -> None:
+    names = work_through(README, folder)
+    assert names["images"].shape == names["fast"].shape == (100, 1, 8, 8)
+    assert len(names["sevens"]) == 16
+    kernel = names["kernel"]
+    again = kernel.alpha * names["x_0"] + kernel.sigma * names["eps"]
+    torch.testing.assert_close(again.float(), names["x_t"].float(), rtol=0, atol=1e-4)
+
+
+def test_training_in_python_finds_the_moons(folder: Path) -> None:
+    page = DOCS / "pages/python.md"
+    assert len(python_of(page)[-1].splitlines()) <= 25
+    names = work_through(page, folder)
+    for x in (names["own"], names["fast"]):  # two crescents: the mean is between them
         torch.testing.assert_close(x.mean(0), torch.tensor([0.5, 0.25]), rtol=0, atol=0.1)
-    assert torch.equal(found["again"](8), found["own"][:8])
+    assert torch.equal(names["again"](8), names["own"][:8])
+
+
+def test_the_images_of_readme_and_gallery_are_made_by_commands() -> None:
+    made = {name for section in pictures.sections(pictures.PAGE.read_text()) for name in section.files}
+    assets = {path.name: path.stat().st_size for path in pictures.ASSETS.iterdir()}
+    assert assets.keys() == made
+    assert sum(assets.values()) <= pictures.LARGEST
+    for page in (README, *PAGES):
+        for path in re.findall(r"!\[.*?\]\((.+?)\)", page.read_text()):
+            assert (page.parent / path).is_file(), f"{name(page)}: {path}"
+    gallery = pictures.PAGE.read_text()
+    assert set(re.findall(r"!\[.*?\]\(\.\./assets/(.+?)\)", gallery)) == made
 
 
 @cache
