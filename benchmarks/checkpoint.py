@@ -2,7 +2,7 @@
 
     python benchmarks/checkpoint.py [FOLDER]     (where the checkpoints go; a temporary folder if not given)
 
-`fit` of configs/cifar10/ddpm.yaml (35.7 M parameters, one average, Adam) on random pictures at batch 16.  After each of
+`fit` of configs/cifar10/ddpm.yaml (35.7 M parameters, one average, Adam) on random images at batch 16.  After each of
 some steps one of four things is timed, in turns: a checkpoint that is waited for, one that a thread writes, a plain
 copy to host memory of the same tensors, nothing; and in the step after it, what the thread takes away from training.
 """

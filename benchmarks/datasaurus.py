@@ -1,8 +1,8 @@
-"""What the Datasaurus costs: quality in a minute, steps per second beside a bare loop, start-up.
+"""What the Datasaurus costs: quality in a minute, steps per second compared with a bare loop, start-up.
 
     python benchmarks/datasaurus.py [quality] [plain] [speed] [start]        (all of them without an argument)
 
-Each part measures both sides in the same run, interleaved, and prints the ratio: machines are shared, seconds noisy.
+Each part measures both programs in the same run, interleaved, and prints the ratio: machines are shared, seconds noisy.
 """
 
 import contextlib
@@ -157,7 +157,7 @@ def speed(rounds: int = 5) -> None:
 
 
 def start(rounds: int = 5) -> None:
-    """Start-up: --help beside import torch, fit up to its first step beside import lightning.pytorch."""
+    """Start-up: --help compared with import torch, fit up to its first step with import lightning.pytorch."""
     python = sys.executable
     fit = (python, "-m", "diffusion_pl", "fit", "--config", str(CONFIG), "--trainer.callbacks+=stopwatch.FirstStep")
     compared: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {

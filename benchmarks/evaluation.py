@@ -1,4 +1,4 @@
-"""Cost of metrics: likelihood beside scipy's RK45 as score_sde uses it, and the moments of FID beside their features.
+"""Cost of metrics: likelihood against scipy's RK45 as score_sde uses it, and the moments of FID against their features.
 
     python benchmarks/evaluation.py [nll] [digits] [fid] [--ckpt_path FILE]
 
@@ -157,8 +157,8 @@ def digits(ckpt_path: str | None = None, rounds: int = 3) -> None:
     dims = x[0].numel()
 
     def ours(tolerance: float, denoiser: Any = trained, extend: bool = True) -> tuple[Tensor, Tensor]:
-        rule = FlowLikelihood(1, rtol=tolerance, atol=tolerance, t_min=T_MIN, extend=extend)
-        density = rule(denoiser, x, lambda _: signs)
+        likelihood = FlowLikelihood(1, rtol=tolerance, atol=tolerance, t_min=T_MIN, extend=extend)
+        density = likelihood(denoiser, x, lambda _: signs)
         return bits_per_dim(density.log_p, dims, delta), density.nfe.double()
 
     def theirs(tolerance: float) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ class Bench:
         self._peak = 0.0
 
     def wait(self) -> None:
-        """Until the device has done what it was told."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -90,7 +90,7 @@ def matmul(bench: Bench) -> None:
 
 
 def training_step(bench: Bench, name: str, recipe: str, batch: int) -> Callable[[], None]:
-    """A whole step on data that lie on the device: batch, loss, backward pass, clipping, optimizer, average.
+    """A whole step on data on the device: batch, loss, backward pass, clipping, optimizer, average.
 
     recipe: ours is channels_last, fused Adam and a foreach average; `diffusers`' its example's loop and EMAModel.
     """
@@ -164,17 +164,17 @@ def train(bench: Bench) -> None:
             utilisation = flops(bench, name, bench.batch) / taken / bench.peak()
             print(
                 f"train, {name}, {recipe}, batch {bench.batch}: {1e3 * taken:.1f} ms a step, "
-                f"{bench.batch / taken:.1f} pictures/s, utilisation {100 * utilisation:.1f} %",
+                f"{bench.batch / taken:.1f} images/s, utilisation {100 * utilisation:.1f} %",
                 flush=True,
             )
             _forget(bench)
     if {"DDPM", "diffusers"} <= rates.keys():
         a, b = rates["DDPM"], rates["diffusers"]
-        print(f"train, DDPM's network, the better of ours {a:.1f} pictures/s, diffusers {b:.1f}: ratio {a / b:.2f}")
+        print(f"train, DDPM's network, the better of ours {a:.1f} images/s, diffusers {b:.1f}: ratio {a / b:.2f}")
 
 
 def sample(bench: Bench) -> None:
-    """Pictures per second of 18 points of Heun and 10 of DPM-Solver++, eager, compiled, and with CUDA graphs."""
+    """Images per second of 18 points of Heun and 10 of DPM-Solver++, eager, compiled, and with CUDA graphs."""
     from functools import partial
 
     from diffusion_pl.denoisers import EDM, LogSNR
@@ -208,7 +208,7 @@ def sample(bench: Bench) -> None:
             how = {False: "eager", True: "compiled", "reduce-overhead": "compiled with CUDA graphs"}[mode]
             ratio = rate / first.setdefault(name, rate)
             count = len(sampler.grid(model.schedule))
-            print(f"sample, {name} of {count} points, {how}: {rate:.1f} pictures/s, ratio {ratio:.2f}", flush=True)
+            print(f"sample, {name} of {count} points, {how}: {rate:.1f} images/s, ratio {ratio:.2f}", flush=True)
         del model
         _forget(bench)
 
@@ -220,9 +220,9 @@ def features(bench: Bench) -> None:
     from diffusion_pl.metrics.extractors import extract
 
     network, batch = inception().to(bench.device), 2 if bench.tiny else 256
-    pictures = torch.randint(0, 256, (batch, *SHAPE), dtype=torch.uint8, device=bench.device)
-    taken = bench.seconds(lambda: extract(network, pictures))
-    print(f"features: {batch / taken:.1f} pictures/s in batches of {batch}", flush=True)
+    images = torch.randint(0, 256, (batch, *SHAPE), dtype=torch.uint8, device=bench.device)
+    taken = bench.seconds(lambda: extract(network, images))
+    print(f"features: {batch / taken:.1f} images/s in batches of {batch}", flush=True)
 
 
 def memory(bench: Bench) -> None:
@@ -231,10 +231,10 @@ def memory(bench: Bench) -> None:
     count = sum(p.numel() for p in bench.network("DDPM++").parameters())
     _forget(bench)
     parts = {"parameters": 4 * count, "gradients": 4 * count, "optimizer": 8 * count, "average": 4 * count}
-    told = ", ".join(f"{name} {size / 2**20:.0f}" for name, size in parts.items())
+    sizes = ", ".join(f"{name} {size / 2**20:.0f}" for name, size in parts.items())
     if bench.device.type != "cuda":
         step()
-        print(f"memory of DDPM++, MiB by count: {told}; the peak is measured on a GPU only", flush=True)
+        print(f"memory of DDPM++, MiB by count: {sizes}; the peak is measured on a GPU only", flush=True)
         return
     step()
     torch.cuda.reset_peak_memory_stats()
@@ -242,12 +242,12 @@ def memory(bench: Bench) -> None:
     bench.wait()
     peak = torch.cuda.max_memory_allocated()
     rest = (peak - sum(parts.values())) / 2**20
-    print(f"memory of DDPM++, batch {bench.batch}, MiB: peak {peak / 2**20:.0f}: {told}, ", end="")
+    print(f"memory of DDPM++, batch {bench.batch}, MiB: peak {peak / 2**20:.0f}: {sizes}, ", end="")
     print(f"the rest, mostly activations, {rest:.0f}", flush=True)
 
 
 def fit(bench: Bench) -> None:
-    """The command line trains digits and CIFAR-shaped pictures on the device; exit status, and does the loss fall?"""
+    """The command line trains digits and CIFAR-shaped images on the device; exit status, and does the loss fall?"""
     import csv
 
     import numpy as np
@@ -255,8 +255,8 @@ def fit(bench: Bench) -> None:
     gpu = bench.device.type == "cuda"
     steps = 20 if bench.tiny else 300
     with tempfile.TemporaryDirectory() as folder:
-        pictures = np.random.default_rng(0).integers(0, 256, (512, 3, 1, 1)).repeat(32, 2).repeat(32, 3)
-        np.save(Path(folder) / "x.npy", pictures.astype(np.uint8))
+        images = np.random.default_rng(0).integers(0, 256, (512, 3, 1, 1)).repeat(32, 2).repeat(32, 3)
+        np.save(Path(folder) / "x.npy", images.astype(np.uint8))
         arrays = ["--data", "Arrays", "--data.path", "x.npy", "--data.val_fraction", "0.1"]
         small = ["--model.network.nf", "32", "--model.network.num_res_blocks", "1", "--data.batch_size", "8"]
         few = ["--trainer.callbacks", "null"] if bench.tiny else []
@@ -307,7 +307,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="tiny networks, to try the program itself")
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=20, help="calls of which the median is told")
+    parser.add_argument("--rounds", type=int, default=20, help="calls of which the median is printed")
     given = parser.parse_args()
     if unknown := set(given.parts) - parts.keys():
         parser.error(f"there is no part {', '.join(sorted(unknown))}, only {', '.join(parts)}")

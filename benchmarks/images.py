@@ -1,9 +1,9 @@
-"""What pictures cost: quality of digits in four minutes, a step of the network, loading.
+"""What images cost: quality of digits in four minutes, a step of the network, loading.
 
     python benchmarks/images.py [classifier] [floor] [quality] [peer] [net] [loading]     (all but classifier)
 
 `quality` trains configs/digits/vp.yaml; `peer` gives a `diffusers` network of the same width its own training recipe
-for as long.  Both are judged by the Fréchet distance of 1,000 samples to all digits, in the features of the small
+for as long.  Both are measured by the Fréchet distance of 1,000 samples to all digits, in the features of the small
 classifier diffusion_pl.metrics.DigitsClassifier, whose weights `classifier` trained.
 """
 
@@ -33,7 +33,7 @@ def digits() -> tuple[Any, Any]:
 
 
 def classifier() -> None:
-    """Train the classifier anew and write its weights."""
+    """Train the classifier again and write its weights."""
     import numpy as np
     import torch
     from torch import nn
@@ -75,7 +75,7 @@ def frechet(samples: Any) -> float:
     net = DigitsClassifier()
 
     def moments(x: torch.Tensor) -> tuple[Any, Any]:
-        # As pictures have them: 17 levels.
+        # As images have them: 17 levels.
         with torch.no_grad():
             features = net.features(((x.clamp(-1, 1) + 1) * 8).round() / 8 - 1).double().numpy()
         return features.mean(0), np.cov(features, rowvar=False)
@@ -108,9 +108,9 @@ def quality(config: str = "vp") -> None:
         options = ("--ckpt_path", "runs/r/checkpoints/last.ckpt", "--num_samples", "1000", "--batch_size", "250")
         draw = (*program, "sample", *options, "--output", "s", "--accelerator", "cpu")
         subprocess.run(draw, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        pictures = [np.asarray(Image.open(file)) for file in sorted(Path(folder, "s").glob("[0-9]*.png"))]
-    assert len(pictures) == 1000
-    samples = torch.from_numpy(np.stack(pictures)).float()[:, None] / 127.5 - 1
+        images = [np.asarray(Image.open(file)) for file in sorted(Path(folder, "s").glob("[0-9]*.png"))]
+    assert len(images) == 1000
+    samples = torch.from_numpy(np.stack(images)).float()[:, None] / 127.5 - 1
     print(f"digits/{config}: Fréchet distance {frechet(samples):.3f} after {took:.0f} s of fit", flush=True)
 
 

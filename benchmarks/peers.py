@@ -1,8 +1,8 @@
-"""What a training step and a sample cost beside `diffusers`, `denoising-diffusion-pytorch` and a bare loop, on the CPU.
+"""What a training step and a sample cost here, in `diffusers`, in `denoising-diffusion-pytorch` and in a bare loop on the CPU.
 
     python benchmarks/peers.py [train] [sample] [--rounds N] [--steps N] [--evaluations N]
 
-Each side is a process of its own, the sides take turns, and the ratios are medians over the rounds.  `train` is a whole
+Each program is a process of its own, they take turns, and the ratios are medians over the rounds.  `train` is a whole
 step, batch 16 of 3x32x32 in bf16: data, forward and backward pass, clipping, optimizer, average of the weights.  Ours
 is `fit` with everything that it does; `diffusers` has the loop of its unconditional training example, ddp that of its
 Trainer, each around its own network with as many parameters as ours.  `sample` draws 16 samples by DDIM in float32.
@@ -24,14 +24,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
-BATCH, SIDE, SKIP = 16, 32, 2
+BATCH, SIZE, SKIP = 16, 32, 2
 
 
-def pictures() -> Any:
-    """1,000 random pictures, uint8."""
+def images() -> Any:
+    """1,000 random images, uint8."""
     import torch
 
-    return torch.randint(0, 256, (1000, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, 256, (1000, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def fit(network: str, steps: int) -> float:
@@ -60,7 +60,7 @@ def fit(network: str, steps: int) -> float:
     options += ["--data.horizontal_flip", "true", "--trainer.max_steps", str(steps), "--trainer.accelerator", "cpu"]
     options += ["--trainer.callbacks", "stopwatch.Stopwatch", "--trainer.callbacks.skip", str(SKIP)]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        np.save(Path(folder) / "x.npy", pictures().numpy())
+        np.save(Path(folder) / "x.npy", images().numpy())
         os.chdir(folder)
         if main(["fit", *options]):
             raise SystemExit("fit failed")
@@ -84,8 +84,8 @@ def bare(network: str, steps: int) -> float:
 
     from diffusion_pl import networks
 
-    model = getattr(networks, network)((3, SIDE, SIDE)).to(memory_format=torch.channels_last)
-    parameters, data = list(model.parameters()), pictures()
+    model = getattr(networks, network)((3, SIZE, SIZE)).to(memory_format=torch.channels_last)
+    parameters, data = list(model.parameters()), images()
     optimizer = torch.optim.Adam(parameters, lr=2e-4, fused=True)
     alpha_bar = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
 
@@ -110,7 +110,7 @@ def unet2d(channels: tuple[int, ...] = (128, 256, 256, 256)) -> Any:
 
     kinds = ["", "Attn", *[""] * (len(channels) - 2)]
     return UNet2DModel(
-        sample_size=SIDE,
+        sample_size=SIZE,
         block_out_channels=channels,
         layers_per_block=2,
         down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
@@ -133,7 +133,7 @@ def diffusers(network: str, steps: int) -> float:
 
     model = unet2d()
     change = v2.Compose([v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])])
-    loader = DataLoader([*pictures()], BATCH, shuffle=True, collate_fn=lambda rows: torch.stack([*map(change, rows)]))
+    loader = DataLoader([*images()], BATCH, shuffle=True, collate_fn=lambda rows: torch.stack([*map(change, rows)]))
     batches = (batch for _ in range(steps) for batch in loader)
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
@@ -159,7 +159,7 @@ def process(network: str, evaluations: int = 50) -> Any:
 
     options: dict[str, Any] = {"objective": "pred_noise", "beta_schedule": "linear", "timesteps": 1000}
     model = Unet(64, dim_mults=(1, 2, 4, 8))
-    return GaussianDiffusion(model, image_size=SIDE, sampling_timesteps=evaluations, **options)
+    return GaussianDiffusion(model, image_size=SIZE, sampling_timesteps=evaluations, **options)
 
 
 def ddp(network: str, steps: int) -> float:
@@ -167,7 +167,7 @@ def ddp(network: str, steps: int) -> float:
     import torch
     from ema_pytorch import EMA
 
-    diffusion, data = process(network), pictures()
+    diffusion, data = process(network), images()
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
     ema = EMA(diffusion, beta=0.995, update_every=10)
 
@@ -188,8 +188,8 @@ def ddp(network: str, steps: int) -> float:
 def sampled(draw: Callable[[], Any]) -> float:
     """Samples per second."""
     start = time.perf_counter()
-    found = draw()
-    assert len(found) == BATCH
+    result = draw()
+    assert len(result) == BATCH
     return BATCH / (time.perf_counter() - start)
 
 
@@ -213,7 +213,7 @@ def sample_ours(network: str, evaluations: int) -> float:
         optimizer=torch.optim.Adam,
         noise_input=ScaledTime(1000, -1),
         channels_last=True,
-        shape=(3, SIDE, SIDE),
+        shape=(3, SIZE, SIZE),
     ).eval()
     return sampled(lambda: model.live_pipeline().samples(range(BATCH)).x_0)
 
@@ -246,14 +246,16 @@ def rates(function: str, network: str, number: int) -> float:
 
 def compare(what: str, network: str, ours: str, others: dict[str, str], number: int, rounds: int) -> None:
     """Ours ÷ each of the others, in turns."""
-    sides = {"ours": ours, **others}
-    taken = [{side: rates(function, network, number) for side, function in sides.items()} for _ in range(rounds)]
-    for side in others:
+    programs = {"ours": ours, **others}
+    taken = [
+        {program: rates(function, network, number) for program, function in programs.items()} for _ in range(rounds)
+    ]
+    for program in others:
         a, b = (
-            statistics.median(BATCH * row[s] if what == "train" else row[s] for row in taken) for s in ("ours", side)
+            statistics.median(BATCH * row[s] if what == "train" else row[s] for row in taken) for s in ("ours", program)
         )
-        ratio = statistics.median(row["ours"] / row[side] for row in taken)
-        print(f"{what}, {network}: ours {a:.2f} pictures/s, {side} {b:.2f}: ratio {ratio:.2f}", flush=True)
+        ratio = statistics.median(row["ours"] / row[program] for row in taken)
+        print(f"{what}, {network}: ours {a:.2f} images/s, {program} {b:.2f}: ratio {ratio:.2f}", flush=True)
 
 
 if __name__ == "__main__":
@@ -269,8 +271,8 @@ if __name__ == "__main__":
         parser.error(f"rounds must be at least 1, evaluations 2, steps {SKIP + 2}")
     for part in given.parts or ["train", "sample"]:
         if part == "train":
-            beside = ("fit", {"bare loop": "bare", "diffusers": "diffusers"}), ("fit", {"ddp": "ddp"})
+            compared = ("fit", {"bare loop": "bare", "diffusers": "diffusers"}), ("fit", {"ddp": "ddp"})
         else:
-            beside = ("sample_ours", {"diffusers": "sample_diffusers"}), ("sample_ours", {"ddp": "sample_ddp"})
-        for network, (mine, others) in zip(("UNet", "LinearAttentionUNet"), beside, strict=True):
+            compared = ("sample_ours", {"diffusers": "sample_diffusers"}), ("sample_ours", {"ddp": "sample_ddp"})
+        for network, (mine, others) in zip(("UNet", "LinearAttentionUNet"), compared, strict=True):
             compare(part, network, mine, others, given.steps if part == "train" else given.evaluations, given.rounds)

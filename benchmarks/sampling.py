@@ -1,10 +1,10 @@
-"""What sampling costs and gives: ours beside `diffusers`' at equal numbers of evaluations, and the cost of a step.
+"""What sampling costs and gives: compared with `diffusers` at equal numbers of evaluations, and the cost of a step.
 
     python benchmarks/sampling.py [mixture] [digits] [few] [overhead]
 
 `mixture` has the exact scores of a Gaussian mixture in 2 and 3,072 dimensions; `digits` a network, trained by
 configs/digits/vp.yaml or the checkpoint named by DIGITS_CKPT; `few` prints the table that tests/test_few_steps.py
-holds.  The first two are judged by the sliced Wasserstein distance to the exact samples from the same latents: the
+holds.  The first two are measured by the sliced Wasserstein distance to the exact samples from the same latents: the
 solution of the probability-flow ODE by 400 steps of Heun.
 """
 
@@ -43,10 +43,10 @@ def grids(steps: int) -> Iterator[tuple[str, Any]]:
 
 
 def ours(denoiser: Any, latents: Tensor, nfe: int) -> Iterator[tuple[str, Tensor]]:
-    """Samples of every deterministic rule on every grid."""
+    """Samples of every deterministic sampler on every grid."""
     from diffusion_pl.samplers import DDIM, DEIS, DPMpp, DPMppSingle, Heun, UniPC
 
-    rules: list[tuple[str, Callable[[Any], Any], int]] = [
+    methods: list[tuple[str, Callable[[Any], Any], int]] = [
         ("DDIM", DDIM, 1),
         ("Heun", Heun, 2),
         *((f"DPMpp {k}", lambda g, k=k: DPMpp(g, k), 1) for k in (2, 3)),
@@ -54,12 +54,12 @@ def ours(denoiser: Any, latents: Tensor, nfe: int) -> Iterator[tuple[str, Tensor
         *((f"UniPC {k} B{v}", lambda g, k=k, v=v: UniPC(g, k, v), 1) for k in (2, 3) for v in (1, 2)),
         *((f"DEIS {k}", lambda g, k=k: DEIS(g, k), 1) for k in (2, 3)),
     ]
-    for name, rule, each in rules:
+    for name, method, each in methods:
         for grid_name, grid in grids(1 + (nfe - 1) // each):
-            sampler = rule(grid)
-            found = sampler(denoiser, sampler.prior(denoiser.schedule, latents))
-            assert found.nfe <= nfe
-            yield f"{name}, {grid_name}", found.x_0
+            sampler = method(grid)
+            result = sampler(denoiser, sampler.prior(denoiser.schedule, latents))
+            assert result.nfe <= nfe
+            yield f"{name}, {grid_name}", result.x_0
 
 
 def peers() -> Iterator[tuple[str, Callable[[], Any], int]]:
@@ -127,7 +127,7 @@ def compare(name: str, denoiser: Any, latents: Tensor) -> None:
         distance = SlicedWasserstein(fine(denoiser, fine.prior(denoiser.schedule, latents)).x_0)
         for nfe in (5, 10, 20):
             mine, other = (
-                min((distance(x), rule) for rule, x in draw(denoiser, latents, nfe)) for draw in (ours, theirs)
+                min((distance(x), method) for method, x in draw(denoiser, latents, nfe)) for draw in (ours, theirs)
             )
             ratio = mine[0] / other[0]
             print(
@@ -167,16 +167,16 @@ def digits() -> None:
 
 
 def few() -> None:
-    """Error of `--sampler RULE --steps n` and of `diffusers`' defaults, on the exact denoiser of 500 digits."""
+    """Error of `--sampler METHOD --steps n` and of `diffusers`' defaults, on the exact denoiser of 500 digits."""
     sys.path.insert(0, str(ROOT / "tests"))
     from test_few_steps import SCHEDULES, table
 
-    for process in SCHEDULES:
+    for kind in SCHEDULES:
         rows: dict[str, list[str]] = {}
-        for name, nfe, mine, other in table(process):
+        for name, nfe, mine, other in table(kind):
             rows.setdefault(name, []).append(f"{nfe}: {mine:.3f} / {other:.3f}")
         for name, cells in rows.items():
-            print(f"| {process} | {name} | {' | '.join(cells)} |", flush=True)
+            print(f"| {kind} | {name} | {' | '.join(cells)} |", flush=True)
 
 
 def overhead(rounds: int = 300) -> None:
@@ -206,8 +206,8 @@ def overhead(rounds: int = 300) -> None:
         "Ancestral": lambda: a * x + b * x_0 + c * z,
         "DPMpp 2": lambda: a * x + b * (x_0 + c * (x_0 - old)),
     }
-    rules = {"DDIM": DDIM(grid), "Ancestral": Ancestral(grid), "DPMpp 2": DPMpp(grid, 2)}
-    for name, sampler in rules.items():
+    methods = {"DDIM": DDIM(grid), "Ancestral": Ancestral(grid), "DPMpp 2": DPMpp(grid, 2)}
+    for name, sampler in methods.items():
         run = Run(Known(), lambda _: z, {}, times)
         state: Any = None
         _, state = sampler.step(run, x, *pairs[0], state)

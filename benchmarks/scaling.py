@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--rounds 3]
 
-`fit` of configs/cifar10/ddpm.yaml (35.7 M parameters) on random pictures, on one process with one thread and on two
-with one thread each, in turns: batch 16 a process, pictures a second from the second step on.  Wanted: 1.8 times.
+`fit` of configs/cifar10/ddpm.yaml (35.7 M parameters) on random images, on one process with one thread and on two
+with one thread each, in turns: batch 16 a process, images per second from the second step on.  Target: 1.8 times.
 """
 
 import argparse
@@ -23,7 +23,7 @@ PER_PROCESS, STEPS, SKIP = 16, 8, 2
 
 
 class Rate(Callback):
-    """Writes the pictures a second of all processes together to rate.txt, after the last step but one."""
+    """Writes the images per second of all processes together to rate.txt, after the last step but one."""
 
     def __init__(self) -> None:
         self.start = 0.0
@@ -36,7 +36,7 @@ class Rate(Callback):
             Path("rate.txt").write_text(str(trainer.world_size * PER_PROCESS / seconds))
 
 
-def pictures_per_second(processes: int) -> float:
+def images_per_second(processes: int) -> float:
     """Of a fit in a folder of its own."""
     import numpy as np
 
@@ -71,11 +71,11 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
-        for processes, found in rates.items():
-            found.append(pictures_per_second(processes))
-    one, two = (statistics.median(found) for found in rates.values())
+        for processes, measured in rates.items():
+            measured.append(images_per_second(processes))
+    one, two = (statistics.median(measured) for measured in rates.values())
     ratios = ", ".join(f"{b / a:.2f}" for a, b in zip(*rates.values(), strict=True))
-    print(f"pictures/s: one process {one:.2f}, two {two:.2f}: {two / one:.2f} times (by round {ratios}; wanted 1.8)")
+    print(f"images/s: one process {one:.2f}, two {two:.2f}: {two / one:.2f} times (by round {ratios}; target 1.8)")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ A published method is a row of five choices:
 
 The tree, from below; a package imports only from those above it in this list:
 
-    tensors  conditions  ode     shapes, what a model gets beside x_t, Runge–Kutta pairs
+    tensors  conditions  ode     shapes, what a model gets besides x_t, Runge–Kutta pairs
     schedules                    noise schedules and their transitions
     denoisers                    (x_t, t) ↦ (x̂_0, ε̂): networks, guidance, inverse problems, closed forms
     samplers  likelihood  losses grids and samplers; log p and its bounds; losses, weightings, timestep distributions

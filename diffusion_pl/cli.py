@@ -42,7 +42,7 @@ from .runtime.loggers import custom, make_logger
 from .runtime.masking import masked, masked_arguments
 from .runtime.messages import explain
 from .runtime.parsing import RaisingParser, build
-from .runtime.processes import place
+from .runtime.processes import rank_label
 from .runtime.run_card import CARD, read_card
 from .runtime.run_folder import RunFolder
 from .runtime.storage import write_file
@@ -176,7 +176,7 @@ class DiffusionCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         dropped = _dropped_callbacks(self._args, _as_list(self.config.trainer.callbacks))
-        if dropped and not place():
+        if dropped and not rank_label():
             what = f"trainer.callbacks replaces {', '.join(dropped)} of an earlier --config"
             print(f"diffusion_pl: warning: {what}; write callbacks+ to add to them", flush=True)
         self.folder, self.config.ckpt_path = self._run.choose(self.config, self.command, claim=not self._diagnose)
@@ -265,10 +265,10 @@ class DiffusionCLI(LightningCLI):
         if start is None or self.config_init["ckpt_path"] is not None:
             return None
         note: dict[str, Any] = start.load(self.model)
-        if not place():
-            anew = f", anew: {', '.join(note['skipped'][:8])}" if note["skipped"] else ""
+        if not rank_label():
+            fresh = f", newly initialized: {', '.join(note['skipped'][:8])}" if note["skipped"] else ""
             step = "" if note["step"] is None else f" of step {note['step']:,}"
-            print(f"init_from: {note['weights']} weights{step} from {note['path']}{anew}", flush=True)
+            print(f"init_from: {note['weights']} weights{step} from {note['path']}{fresh}", flush=True)
         return note
 
     def _save_config(self, path: Path) -> None:

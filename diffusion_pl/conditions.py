@@ -1,4 +1,4 @@
-"""Conditions: what a model gets beside x_t and t.
+"""Conditions: what a model gets besides x_t and t.
 
 A data module names its conditions, a batch holds a tensor of each name, and the network gets it by that name.  The
 shape of one value says its kind:

@@ -1,6 +1,6 @@
 """Options, discovery of classes, and the numbers that tests compare with.
 
-`--device` and `--dtype` say where the tensors under test lie; tolerances widen with the type.  Tests of rounding, of
+`--device` and `--dtype` say where the tensors under test are; tolerances widen with the type.  Tests of rounding, of
 convergence orders and of identities at 1e-12 fix their own type.
 
 `instances(Base)` builds every concrete subclass of Base in the package's core, so that a new class is tested without an
@@ -108,14 +108,14 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "DEIS": [{"order": k} for k in (1, 2, 3)],
     "UniPC": [{"order": k, "variant": v} for k in (1, 2, 3) for v in (1, 2)],
     "AdaptiveODE": [{"rtol": 1e-8, "atol": 1e-8}],
-    # Of a corrector that leaves the law all but alone: how well it mends a wrong one is tested by itself.
+    # With a corrector that hardly changes the distribution: how well it corrects a wrong one has its own test.
     "Replacement": [{"sampler": Ancestral, "operator": Masked(NOTHING), "y": NOTHING, "repeats": 2}],
     "PredictorCorrector": [{"corrector": AnnealedLangevin(snr=1e-4)}],
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="where the tensors under test lie")
+    parser.addoption("--device", default="cpu", help="device of the tensors under test")
     parser.addoption("--dtype", default="float64", choices=["float32", "float64"], help="their type")
 
 
@@ -185,13 +185,13 @@ def classes(base: type) -> list[type]:
     """The concrete subclasses of base in the core."""
     for name in core_modules():
         importlib.import_module(name)
-    found, stack = set(), [base]
+    names, stack = set(), [base]
     while stack:
         cls = stack.pop()
         stack.extend(cls.__subclasses__())
         if not inspect.isabstract(cls) and cls.__module__.startswith("diffusion_pl."):
-            found.add(cls)
-    return sorted(found, key=lambda c: c.__name__)
+            names.add(cls)
+    return sorted(names, key=lambda c: c.__name__)
 
 
 def variants(cls: type, default: dict[str, Any]) -> list[dict[str, Any]]:
@@ -245,7 +245,7 @@ INNER = [0.00307, 0.0213, 0.1057, 0.2689, 0.5071, 0.7393, 0.9137, 0.9871]
 
 
 class ExactNetwork(nn.Module):
-    """The network F whose NetworkDenoiser is the given oracle; it is told t itself as c_noise."""
+    """The network F whose NetworkDenoiser is the given oracle; its c_noise is t itself."""
 
     def __init__(self, oracle: Denoiser, parameterization: Parameterization) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class ExactNetwork(nn.Module):
 
 
 class GaussianFlow:
-    """Exact laws of the process of x_0 ~ N(mean, cov) in numpy: marginals, probability flow, posterior mean.
+    """Exact distributions of the diffusion of x_0 ~ N(mean, cov) in numpy: marginals, probability flow, posterior mean.
 
     Marginal at t: N(α mean, α² cov + σ² I).  Flow: the optimal transport map between the (commuting) marginals.
     """

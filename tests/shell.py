@@ -186,11 +186,11 @@ def assert_same_training(a: Path, b: Path) -> None:
 
 def events(run: Path) -> list[EventAccumulator]:
     """The event files of a run in the order of their writing."""
-    found = []
+    result = []
     for file in sorted(run.glob("events.*"), key=lambda file: (file.stat().st_mtime_ns, file.name)):
-        found.append(EventAccumulator(str(file), size_guidance={"scalars": 0, "images": 0}))
-        found[-1].Reload()
-    return found
+        result.append(EventAccumulator(str(file), size_guidance={"scalars": 0, "images": 0}))
+        result[-1].Reload()
+    return result
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -203,7 +203,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def images(run: Path) -> dict[str, list[tuple[int, bytes]]]:
-    """(step, PNG) of every picture that a run logged."""
+    """(step, PNG) of every image that a run logged."""
     series: dict[str, list[tuple[int, bytes]]] = {}
     for file in events(run):
         for tag in file.Tags()["images"]:

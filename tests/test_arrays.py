@@ -1,4 +1,4 @@
-"""Pictures in numpy files: axes, types, labels, sizes, and what is refused."""
+"""Images in numpy files: axes, types, labels, sizes, and what is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def ready(path: str, **options: Any) -> Arrays:
     return data
 
 
-def pictures(data: Arrays) -> np.ndarray:
+def pixels_of(data: Arrays) -> np.ndarray:
     x: np.ndarray = data.splits[0].__getitems__(torch.arange(len(data.splits[0])))["x"].numpy()
     return x
 
@@ -55,8 +55,8 @@ def test_images_are_channels_first(
     data = ready(write(tmp_path, array), memory_gb=memory_gb)
     assert data.shape == expected.shape[1:]
     assert data.units.levels == (65_536 if expected.dtype == np.int32 else 256)
-    assert np.array_equal(pictures(data), expected)
-    assert (pictures(data).dtype) == expected.dtype
+    assert np.array_equal(pixels_of(data), expected)
+    assert (pixels_of(data).dtype) == expected.dtype
     x = torch.from_numpy(expected)
     assert torch.equal(data.decode(data.units.encode(x)), x)
 
@@ -126,7 +126,7 @@ def test_resizing(memory_gb: float, tmp_path: Path) -> None:
     fine = ((np.indices((64, 64)).sum(0) % 2) * 255).astype(np.uint8)
     data = ready(npy(tmp_path, np.stack([fine] * 10)), size=9, memory_gb=memory_gb)
     assert data.shape == (1, 9, 9)
-    assert np.abs(pictures(data).astype(int) - 127).max() < 20
+    assert np.abs(pixels_of(data).astype(int) - 127).max() < 20
 
 
 class Evil:
@@ -234,7 +234,7 @@ def test_byte_order_and_fortran_order_are_read(tmp_path: Path) -> None:
     for array in (deep, np.asfortranarray(deep)):
         data = ready(npy(tmp_path, array))
         assert data.units.levels == 65_536
-        assert np.array_equal(pictures(data)[:, 0], deep)
+        assert np.array_equal(pixels_of(data)[:, 0], deep)
 
 
 def test_bits_of_uint16(tmp_path: Path) -> None:
@@ -242,10 +242,10 @@ def test_bits_of_uint16(tmp_path: Path) -> None:
     path = npy(tmp_path, twelve)
     data = ready(path, bits=12)
     assert data.units.levels == 4096
-    assert np.array_equal(pictures(data)[:, 0], twelve)
+    assert np.array_equal(pixels_of(data)[:, 0], twelve)
     for memory_gb in (1.0, 0.0):
         with pytest.raises(ValueError, match="beyond 11 bits: remove the option bits"):
-            pictures(ready(path, bits=11, memory_gb=memory_gb))
+            pixels_of(ready(path, bits=11, memory_gb=memory_gb))
     with pytest.raises(ValueError, match="remove the option bits"):
         ready(npy(tmp_path, X), bits=12)
 

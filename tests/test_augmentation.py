@@ -1,4 +1,4 @@
-"""Augmentations that the network is told of: the right change, the right word for it, and only in training."""
+"""Augmentations as inputs of the network: the right transform, the right parameters, and only in training."""
 
 import math
 from pathlib import Path
@@ -38,17 +38,17 @@ def changed(x: Tensor, u: Tensor) -> tuple[Tensor, list[float]]:
     return warped(x, batch["warp"]), batch["augment"][0].tolist()
 
 
-def picture(side: int = 16) -> Tensor:
+def ramp(side: int = 16) -> Tensor:
     return torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(
-    ("numbers", "expected", "told"),
+    ("numbers", "expected", "parameters"),
     [
         ({}, lambda x: x, [0] * 9),
         ({"MIRROR": 0.4}, lambda x: x.flip(-1), [1] + [0] * 8),
         ({"DOWN": 0.05}, lambda x: x.flip(-2), [0, 1] + [0] * 7),
-        # A quarter turn from the axis across to the axis down: clockwise as pictures are shown.
+        # A quarter turn from the axis across to the axis down: clockwise as images are shown.
         ({"TURN": 0.1, "PHI": 0.75}, lambda x: x.rot90(-1, (2, 3)), [0, 0, 0, -1, 1, 0, 0, 0, 0]),
         ({"TURN": 0.1, "PHI": 0.0}, lambda x: x.flip(2, 3), [0, 0, 0, -2, 0, 0, 0, 0, 0]),
         # Shifts by (2, −4) of 16 pixels.
@@ -56,10 +56,12 @@ def picture(side: int = 16) -> Tensor:
     ],
     ids=["nothing", "mirrored", "upside down", "quarter turn", "half turn", "shift"],
 )
-def test_whole_pixel_shifts_move_pixels_exactly(numbers: dict[str, float], expected: Any, told: list[float]) -> None:
-    x = picture()
+def test_whole_pixel_shifts_move_pixels_exactly(
+    numbers: dict[str, float], expected: Any, parameters: list[float]
+) -> None:
+    x = ramp()
     y, said = changed(x, drawn(**numbers))
-    assert said == pytest.approx(told, abs=1e-5)
+    assert said == pytest.approx(parameters, abs=1e-5)
     if expected is not None:
         torch.testing.assert_close(y, expected(x), rtol=0, atol=2e-5)
     else:
@@ -67,21 +69,21 @@ def test_whole_pixel_shifts_move_pixels_exactly(numbers: dict[str, float], expec
         torch.testing.assert_close(y[:, :, :12, 0], x[:, :, 4:, 2], rtol=0, atol=2e-4)  # mirrored at the edge
 
 
-@pytest.mark.parametrize("sides", [(16, 16), (12, 20)])
-def test_any_change_is_the_product_of_its_parts(sides: tuple[int, int]) -> None:
-    """A linear picture shows where each pixel came from; the matrices are composed here from their definitions."""
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+def test_any_change_is_the_product_of_its_parts(size: tuple[int, int]) -> None:
+    """A linear image shows where each pixel came from; the matrices are composed here from their definitions."""
     a, b, c, d, phi, theta = 0.7, -1.1, 0.4, -0.3, 0.9, -2.0
     angle = {"PHI": phi / (2 * math.pi) + 0.5, "THETA": theta / (2 * math.pi) + 0.5}
     normals = {"A": normal(a), "B": normal(b), "C": normal(c), "D": normal(d)}
     gates = {"MIRROR": 0.1, "DOWN": 0.01, "AXIS": 0.1, "ZOOM": 0.0, "TURN": 0.0, "STRETCH": 0.0, "SHIFT": 0.0}
-    height, width = sides
+    height, width = size
     across, down = (torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in (width, height))  # pixels from middle
     x = torch.stack((across.expand(height, -1), down[:, None].expand(-1, width)))[None]
     u = drawn(**normals, **angle, **gates)
-    y, told = changed(x, u)
+    y, parameters = changed(x, u)
     warp = NonLeaky(0.12)({"x": x}, u)["warp"]
     expected = [1, 1, a, math.cos(phi) - 1, math.sin(phi), b * math.cos(theta), b * math.sin(theta), c, d]
-    assert told == pytest.approx(expected, abs=1e-5)
+    assert parameters == pytest.approx(expected, abs=1e-5)
 
     def rotation(angle: float) -> np.ndarray:
         return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -107,27 +109,27 @@ def test_any_change_is_the_product_of_its_parts(sides: tuple[int, int]) -> None:
 def test_each_change_comes_as_often_as_it_should() -> None:
     n, p = 200_000, 0.12
     u = torch.rand(n, 13, generator=torch.Generator().manual_seed(0))
-    told = NonLeaky(p)({"x": torch.zeros(n, 1, 1, 1)}, u)["augment"]
+    parameters = NonLeaky(p)({"x": torch.zeros(n, 1, 1, 1)}, u)["augment"]
     shares = [0.5, p / 2, p, p, p, p, p / 2, p, p]  # the axis of the stretch is turned one time in two
     for number, share in enumerate(shares):
-        found = (told[:, number] != 0).double().mean().item()
-        assert found == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / n)), number
+        result = (parameters[:, number] != 0).double().mean().item()
+        assert result == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / n)), number
     for number in (2, 7, 8):
-        some = told[told[:, number] != 0, number]
+        some = parameters[parameters[:, number] != 0, number]
         assert some.mean().abs() < 5 / math.sqrt(len(some))
         assert some.std().item() == pytest.approx(1, abs=5 / math.sqrt(2 * len(some)))
-    both = (told[:, 7] != 0) == (told[:, 8] != 0)
+    both = (parameters[:, 7] != 0) == (parameters[:, 8] != 0)
     assert both.all()
-    assert told.isfinite().all()
+    assert parameters.isfinite().all()
     assert NonLeaky(p)({"x": torch.zeros(2, 1, 1, 1)}, torch.zeros(2, 13))["augment"].isfinite().all()
 
 
 def data(folder: Path, **options: Any) -> Arrays:
     np.save(folder / "x.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
-    found = Arrays(str(folder / "x.npy"), batch_size=16, val_fraction=0.2, **options)
-    found.augmentation = NonLeaky(0.5)
-    found.setup()
-    return found
+    result = Arrays(str(folder / "x.npy"), batch_size=16, val_fraction=0.2, **options)
+    result.augmentation = NonLeaky(0.5)
+    result.setup()
+    return result
 
 
 def test_only_training_images_are_augmented(tmp_path: Path) -> None:
@@ -151,12 +153,12 @@ def test_network_responds_to_augmentation_parameters() -> None:
     net = network(augment_dim=9, init_scale=1.0).double()
     x, c_noise = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
     torch.testing.assert_close(net(x, c_noise), net(x, c_noise, augment=torch.zeros(2, 9, dtype=torch.float64)))
-    told = torch.zeros(2, 9, dtype=torch.float64)
-    told[1, 4] = 1
-    difference = (net(x, c_noise, augment=told) - net(x, c_noise)).abs().amax((1, 2, 3))
+    parameters = torch.zeros(2, 9, dtype=torch.float64)
+    parameters[1, 4] = 1
+    difference = (net(x, c_noise, augment=parameters) - net(x, c_noise)).abs().amax((1, 2, 3))
     assert difference[0] == 0 and difference[1] > 1e-3
     with pytest.raises(ValueError, match="got augmented images: give the network augment_dim: 9"):
-        network()(x.float(), c_noise.float(), augment=told.float())
+        network()(x.float(), c_noise.float(), augment=parameters.float())
     with pytest.raises(ValueError, match="augment_dim must not be negative, and needs time_conditional: true, got 9"):
         network(augment_dim=9, time_conditional=False)
 
@@ -193,7 +195,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(folder: Path) -> None:
 def test_network_without_augmentation_input_is_refused(folder: Path) -> None:
     from shell import tiny_config
 
-    for network, told in (
+    for network, message in (
         ({**CHANGES["model__network"]["init_args"], "augment_dim": 0}, "got augmented images: give the network augm"),
         (None, "UNet takes no augment, which the data's batches hold: choose another network"),
     ):
@@ -202,7 +204,7 @@ def test_network_without_augmentation_input_is_refused(folder: Path) -> None:
             options = {"nf": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": []}
             net = {"class_path": "diffusion_pl.networks.UNet", "init_args": options}
         config = tiny_config(folder, **(CHANGES | {"model__network": net}))
-        assert told in cli(folder, "fit", "--config", config).error
+        assert message in cli(folder, "fit", "--config", config).error
 
 
 def test_mirrored_twice_is_refused(folder: Path) -> None:

@@ -87,7 +87,7 @@ EXPLICIT = [GRID, "ExplicitGrid", f"{GRID}.t"]
 CONV = "diffusion_pl.networks.ConvUNet"
 
 
-def pictures(more: Any, first: tuple[int, ...] | None = (8, 8, 3), **changes: Any) -> Any:
+def image_folder(more: Any, first: tuple[int, ...] | None = (8, 8, 3), **changes: Any) -> Any:
     """A file that trains on the folder p with a.png and more; an empty folder for first None, none for more None."""
     trainer = {key: changes.pop(key) for key in list(changes) if "__" in key}
 
@@ -284,16 +284,22 @@ CASES: dict[str, tuple[Any, str]] = {
     "no row matches": (table(CSV, where={"name": "b"}), r"none of 20 rows has name = 'b'.*the file has a"),
     "constant": (table("x,y\n" + "".join(f"{i},5\n" for i in range(9))), r"column 'y' is 5 in all"),
     "no text": (table(b"x,y\n\xff\xfe,1\n"), r"points.csv: not UTF-8 text"),
-    # Pictures.
-    "no folder": (pictures(None), r"p: this folder does not exist\. Fix: give --data\.path"),
-    "empty folder": (pictures({}, None), r"p: no images in this folder"),
-    "corrupt picture": (pictures({"b.png": b"no"}), r"p/b\.png: cannot be read \(.*\): repair or remove it"),
-    "mixed sides": (pictures({"b.png": (9, 8, 3)}), r"p/b\.png: is 9x8 .*, p/a\.png is 8x8: give size, for .* size: 8"),
-    "mixed channels": (pictures({"b.png": (8, 8)}), r"p: channels differ \(1 RGB, 1 L; p/b\.png .*\): give mode: RGB"),
-    "alpha": (pictures({"a.png": (8, 8, 2)}), r"p/a\.png is grey with transparency: give mode RGB \(or L\)"),
-    "sides": (pictures({}, (9, 8, 3)), r"ConvUNet: .* multiples of 8, got 9x8 .*: the nearest valid size is 8x8"),
-    "crop": (pictures({}, crop=0), r"Folder: crop must be at least 1, got 0"),
-    "mode": (pictures({}, mode="CMYK"), r"tiny.yaml:\d+: data.mode: expected one of 'L', 'RGB', 'RGBA'"),
+    # Images.
+    "no folder": (image_folder(None), r"p: this folder does not exist\. Fix: give --data\.path"),
+    "empty folder": (image_folder({}, None), r"p: no images in this folder"),
+    "corrupt image": (image_folder({"b.png": b"no"}), r"p/b\.png: cannot be read \(.*\): repair or remove it"),
+    "mixed sizes": (
+        image_folder({"b.png": (9, 8, 3)}),
+        r"p/b\.png: is 9x8 .*, p/a\.png is 8x8: give size, for .* size: 8",
+    ),
+    "mixed channels": (
+        image_folder({"b.png": (8, 8)}),
+        r"p: channels differ \(1 RGB, 1 L; p/b\.png .*\): give mode: RGB",
+    ),
+    "alpha": (image_folder({"a.png": (8, 8, 2)}), r"p/a\.png is grey with transparency: give mode RGB \(or L\)"),
+    "size": (image_folder({}, (9, 8, 3)), r"ConvUNet: .* multiples of 8, got 9x8 .*: the nearest valid size is 8x8"),
+    "crop": (image_folder({}, crop=0), r"Folder: crop must be at least 1, got 0"),
+    "mode": (image_folder({}, mode="CMYK"), r"tiny.yaml:\d+: data.mode: expected one of 'L', 'RGB', 'RGBA'"),
     "pickle": (array(np.array([{}])), r"x\.npy: holds Python objects, which can run code when read and are refused"),
     "floats": (array(np.zeros((9, 8, 8))), r"x\.npy: images must be uint8 or uint16, got float64: convert them"),
     "labels": (
@@ -302,11 +308,11 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "dataset": (hdf5("images"), r"x\.hdf5: has no dataset 'images': it has imgs \(9, 8, 8\)"),
     "panels of points": (
-        pictures({}, trainer__callbacks=[{"class_path": "PointPanels"}]),
+        image_folder({}, trainer__callbacks=[{"class_path": "PointPanels"}]),
         r"PointPanels draws point data only: take it out",
     ),
     "panels of images": (file(trainer__callbacks=[{"class_path": "ImagePanels"}]), r"ImagePanels draws images only"),
-    "network of pictures": (
+    "network of images": (
         file(model__network={"class_path": "diffusion_pl.networks.UNet"}),
         r"UNet: needs images of shape \(C, H, W\), got data of shape \(2,\)",
     ),
@@ -345,11 +351,11 @@ CASES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_wrong_command_line_is_one_clear_line(tmp_path: Path, case: str) -> None:
-    build, told = CASES[case]
+    build, message = CASES[case]
     args = build(tmp_path)
     with no_files_change(tmp_path):
         error = cli(tmp_path, *args).error
-    assert re.search(told, error), error
+    assert re.search(message, error), error
     assert len(error) < 500
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 

@@ -142,6 +142,6 @@ def test_the_step_index_is_ddpms(steps: int) -> None:
     """0 … N − 1, as integers; in single precision as ScaledTime(N, -1), which 0.1 had for it."""
     table = LinearBetas(steps)
     t = torch.arange(1, steps + 1) / steps
-    found = StepIndex()(table, t, table(t))
-    torch.testing.assert_close(found, torch.arange(float(steps)), rtol=0, atol=1e-4)
-    assert torch.equal(found, float(steps) * t - 1.0)
+    result = StepIndex()(table, t, table(t))
+    torch.testing.assert_close(result, torch.arange(float(steps)), rtol=0, atol=1e-4)
+    assert torch.equal(result, float(steps) * t - 1.0)

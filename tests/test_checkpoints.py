@@ -234,11 +234,11 @@ def test_damage_is_reported_with_the_newest_intact_checkpoint(tmp_path: Path) ->
     shutil.copy(previous, tmp_path / "older.ckpt")
     os.utime(tmp_path / "older.ckpt", (1, 1))
     path.write_bytes(path.read_bytes()[:-100])
-    told = f"; the newest good one is {previous}: give it as --ckpt_path"
-    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged .*{re.escape(told)}$"):
+    hint = f"; the newest good one is {previous}: give it as --ckpt_path"
+    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged .*{re.escape(hint)}$"):
         read(path)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"no checkpoint at {path}{re.escape(told)}$"):
+    with pytest.raises(FileNotFoundError, match=rf"no checkpoint at {path}{re.escape(hint)}$"):
         read(path)
     previous.write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"the newest good one is .*older\.ckpt"):
@@ -258,12 +258,12 @@ def test_damage_error_names_a_checkpoint_that_resumes_the_run(tmp_path: Path) ->
     again = ("fit", "--config", "run.yaml", "--run", "run", "--ckpt_path")
     good = (run / LAST).read_bytes()
     (run / LAST).write_bytes(good[:-1000])
-    told = f"the newest good one is {previous}: give it as --ckpt_path"
+    hint = f"the newest good one is {previous}: give it as --ckpt_path"
     error = cli(tmp_path, *again, "last").error
     assert error.startswith("runs/run/checkpoints/last.ckpt is damaged")
-    assert error.endswith(told)
+    assert error.endswith(hint)
     (run / LAST).unlink()
-    assert cli(tmp_path, *again, "last").error == f"no checkpoint at runs/run/checkpoints/last.ckpt; {told}"
+    assert cli(tmp_path, *again, "last").error == f"no checkpoint at runs/run/checkpoints/last.ckpt; {hint}"
     newer = tmp_path / "runs" / "run-2" / "checkpoints"
     newer.mkdir(parents=True)
     shutil.copy(tmp_path / previous, newer)
@@ -362,7 +362,7 @@ def test_the_error_of_the_thread_comes_with_the_next_call(tmp_path: Path) -> Non
         with pytest.raises(OSError, match=r"cannot write the checkpoint .*there was none before"):
             while True:  # `check` does not wait
                 getattr(writer, call)(*args)
-        writer.teardown()  # told once
+        writer.teardown()  # reported once
 
 
 def test_a_snapshot_is_a_copy_in_which_what_was_shared_is_shared() -> None:
@@ -427,15 +427,15 @@ DAMAGES: dict[str, Any] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("command", ["sample", "fit", "validate"])
 def test_a_damaged_file_is_one_clear_line(trained: Path, tmp_path: Path, damage: str, command: str) -> None:
-    spoil, told = DAMAGES[damage]
+    damaged, message = DAMAGES[damage]
     bad = tmp_path / "bad.ckpt"
-    bad.write_bytes(spoil((trained / "runs" / "run" / LAST).read_bytes(), trained / "runs" / "run"))
+    bad.write_bytes(damaged((trained / "runs" / "run" / LAST).read_bytes(), trained / "runs" / "run"))
     config = tiny_config(trained)
     args = [] if command == "sample" else ["--config", config]
     with no_files_change(trained):
         error = cli(trained, command, *args, "--ckpt_path", bad).error
     assert error.startswith(str(bad))
-    assert re.search(told, error), error
+    assert re.search(message, error), error
 
 
 def test_a_file_holding_code_is_refused_and_the_code_not_run(trained: Path, tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_a_file_holding_code_is_refused_and_the_code_not_run(trained: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ([1, 2], "is not a checkpoint of a training run: it has no state_dict"),
         ({"model": 1}, "is not a checkpoint of a training run: it has no state_dict"),
@@ -462,10 +462,10 @@ def test_a_file_holding_code_is_refused_and_the_code_not_run(trained: Path, tmp_
     ],
     ids=["list", "other keys", "weights only"],
 )
-def test_a_sound_file_of_something_else_is_refused(tmp_path: Path, content: Any, told: str) -> None:
+def test_a_sound_file_of_something_else_is_refused(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "other.ckpt")
     for args in (["sample"], ["fit", "--config", tiny_config(tmp_path)]):
-        assert told in cli(tmp_path, *args, "--ckpt_path", "other.ckpt").error
+        assert message in cli(tmp_path, *args, "--ckpt_path", "other.ckpt").error
 
 
 def test_no_file_is_said_to_be_no_file(tmp_path: Path) -> None:
@@ -491,10 +491,10 @@ def test_checkpoint_of_another_model_is_refused_before_writing(trained: Path, co
         "another configuration: model.parameterization": {"model__parameterization": {"class_path": "Epsilon"}},
         "16x3 in the checkpoint, 16x4 here": {"data": data_of(trained, "abc")},
     }
-    for index, (told, changes) in enumerate(others.items()):
+    for index, (message, changes) in enumerate(others.items()):
         config = tiny_config(trained, f"other{index}.yaml", trainer__max_steps=9, **changes)
         run = trained / "runs" / "run"
         kept = {path: path.read_bytes() for path in (run / LAST, run / "config.yaml")}
         outcome = cli(trained, command, "--config", config, "--run", "run", "--ckpt_path", "last")
-        assert re.search(told, outcome.error), outcome.error
+        assert re.search(message, outcome.error), outcome.error
         assert {path: path.read_bytes() for path in kept} == kept

@@ -94,7 +94,7 @@ def test_a_mismatch_of_nan_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "level", "told"),
+    ("x", "level", "message"),
     [
         ([[-1.0, 1.0], [0.5, -0.5]], "fine", r"2 training examples are in \[-1, 1\], root mean square 0.791"),
         ([[-1.0, 1.0], [0.5, math.nan]], "error", r"^1 of 2 training examples hold NaN or infinity"),
@@ -102,10 +102,10 @@ def test_a_mismatch_of_nan_is_refused() -> None:
         ([[-0.1, 0.1], [0.1, 0.1]], "warning", r"a root mean square of 0.1, the parameterization assumes 0.5"),
     ],
 )
-def test_data(x: list[list[float]], level: str, told: str) -> None:
-    found = only(checks.data(torch.tensor(x), (-1.0, 1.0), float(np.square(x).mean()), 0.5))
-    assert found.level == level
-    assert re.search(told, found.what), found.what
+def test_data(x: list[list[float]], level: str, message: str) -> None:
+    finding = only(checks.data(torch.tensor(x), (-1.0, 1.0), float(np.square(x).mean()), 0.5))
+    assert finding.level == level
+    assert re.search(message, finding.what), finding.what
 
 
 # network and embedding
@@ -123,22 +123,22 @@ def passed(network: nn.Module, x: Tensor, c_noise: Tensor) -> checks.Probe:
 def test_network_must_keep_the_shape() -> None:
     x, c = torch.ones(2, 2), torch.full((2,), 0.5)
     assert only(checks.network(passed(MLP((2,)), x, c), (2, 2))) == ("fine", "network", "2 examples of 2 pass", "")
-    found = only(checks.network(passed(Stretched(), x, c), (2, 2)))
-    assert (found.level, found.what) == ("error", "the network makes (2, 6) where (2, 2) is needed")
-    found = only(checks.network(passed(MLP((2,)), x * math.inf, c), (2, 2)))
-    assert (found.level, found.what) == ("error", "the untrained network's output is not finite")
+    finding = only(checks.network(passed(Stretched(), x, c), (2, 2)))
+    assert (finding.level, finding.what) == ("error", "the network makes (2, 6) where (2, 2) is needed")
+    finding = only(checks.network(passed(MLP((2,)), x * math.inf, c), (2, 2)))
+    assert (finding.level, finding.what) == ("error", "the untrained network's output is not finite")
 
 
 def test_network_value_errors_are_findings_but_bugs_are_raised() -> None:
     x, c = torch.ones(2, 2), torch.full((2,), 0.5)
 
     def refuse() -> Tensor:
-        raise ValueError("sides must be even")
+        raise ValueError("height must be even")
 
     assert only(checks.network(checks.probe(MLP((2,)), refuse, c), (2, 2))) == (
         "error",
         "network",
-        "sides must be even",
+        "height must be even",
         "",
     )
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
@@ -170,13 +170,13 @@ def sinusoidal_speed(features: int) -> float:
 
 @pytest.mark.parametrize("features", [32, 128, 256])
 def test_unscaled_time_hardly_moves_the_transformers_embedding(features: int) -> None:
-    """Document 0 gave its U-Net t itself."""
+    """The VP-SDE seminar gives its U-Net t itself."""
     t = torch.linspace(1e-3, 1, 500, dtype=torch.float64)
-    found = only(checks.embedding(Sinusoidal(1, features), ScaledTime(), VP(), t, CPU))
-    moved = float(found.what.split(" by ")[1].split()[0])
+    finding = only(checks.embedding(Sinusoidal(1, features), ScaledTime(), VP(), t, CPU))
+    moved = float(finding.what.split(" by ")[1].split()[0])
     assert moved == pytest.approx(0.01 * 0.999 * sinusoidal_speed(features), rel=0.03)
-    assert found.level == "warning"
-    assert found.fix == "give model.noise_input StepIndex for a beta table, else ScaledTime with scale 999"
+    assert finding.level == "warning"
+    assert finding.fix == "give model.noise_input StepIndex for a beta table, else ScaledTime with scale 999"
 
 
 def test_only_22_of_128_features_see_unscaled_time() -> None:
@@ -222,24 +222,24 @@ def vp_logsnr(t: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("law", "unseen"),
+    ("time_sampler", "unseen"),
     [
         (UniformTimes(0.3), lambda high, drawn: high - vp_logsnr(0.3)),
         (LogNormalTimes(-3, 0.5), lambda high, drawn: float(drawn.min()) - math.log(2e-3)),
     ],
     ids=["not near data", "not near noise"],
 )
-def test_levels_that_training_never_sees_are_counted(law: TimeSampler, unseen: Any) -> None:
+def test_levels_that_training_never_sees_are_counted(time_sampler: TimeSampler, unseen: Any) -> None:
     schedule, grid = VP(), torch.linspace(1, 0.01, 20, dtype=torch.float64)
-    t = checks.draw_times(law, schedule)
-    found = only(checks.times(schedule, t, grid, 1.0, 1e-3))
+    t = checks.draw_times(time_sampler, schedule)
+    finding = only(checks.times(schedule, t, grid, 1.0, 1e-3))
     high = vp_logsnr(0.01)
     drawn = np.array([vp_logsnr(v) for v in t.tolist()])
     share = unseen(high, drawn) / (
         high - math.log(2e-3)
     )  # SNR below 2 max_kl is pure noise, as log(1 + SNR)/2 < max_kl
-    assert f"{share:.0%} of it never seen" in found.what
-    assert found.level == "warning"
+    assert f"{share:.0%} of it never seen" in finding.what
+    assert finding.level == "warning"
 
 
 def test_noise_beyond_the_prior_checks_limit_need_not_be_seen() -> None:
@@ -260,9 +260,9 @@ def test_a_table_on_its_own_grid_is_covered() -> None:
 def test_tables_of_one_length_pass_and_others_are_named() -> None:
     assert only(checks.tables({})).what == "none: continuous time"
     assert only(checks.tables({"LinearBetas": 50, "GridTimes": 50})).level == "fine"
-    found = only(checks.tables({"LinearBetas": 50, "GridTimes": 1000}))
-    assert found.level == "warning"
-    assert "LinearBetas 50, GridTimes 1000" in found.what
+    finding = only(checks.tables({"LinearBetas": 50, "GridTimes": 1000}))
+    assert finding.level == "warning"
+    assert "LinearBetas 50, GridTimes 1000" in finding.what
 
 
 # the run
@@ -274,7 +274,7 @@ def test_an_empty_validation_split_is_reported_if_used() -> None:
 
 
 @pytest.mark.parametrize(
-    ("decay", "steps", "level", "told"),
+    ("decay", "steps", "level", "message"),
     [
         (0.999, 2500, "fine", "half-life of 693 steps, the run has 2,500"),
         (0.999, 999, "warning", "half-life of 693 steps, the run has 999, which ends while .* decay is 0.991"),
@@ -286,10 +286,10 @@ def test_an_empty_validation_split_is_reported_if_used() -> None:
         (0.4, 40, "fine", ""),
     ],
 )
-def test_ema(decay: float, steps: int, level: str, told: str) -> None:
-    found = only(checks.ema([decay], steps))
-    assert found.level == level
-    assert re.search(told, found.what), found.what
+def test_ema(decay: float, steps: int, level: str, message: str) -> None:
+    finding = only(checks.ema([decay], steps))
+    assert finding.level == level
+    assert re.search(message, finding.what), finding.what
 
 
 def test_each_ema_is_checked_and_an_inverted_decay_is_detected() -> None:
@@ -316,7 +316,7 @@ def adam(**options: Any) -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "level", "told"),
+    ("arguments", "level", "message"),
     [
         (("32-true", "None", adam(fused=True), True, [0.999]), "fine", "32-true"),
         (("bf16-mixed", "bf16-mixed", adam(fused=True), True, [0.999]), "fine", "bf16-mixed"),
@@ -329,10 +329,10 @@ def adam(**options: Any) -> torch.optim.Optimizer:
         (("bf16-true", "bf16-true", adam(), False, [0.9, 0.999]), "error", "decay 0.999 all are"),
     ],
 )
-def test_precision(arguments: Any, level: str, told: str) -> None:
-    found = only(checks.precision(*arguments))
-    assert found.level == level
-    assert re.search(told, found.what), found.what
+def test_precision(arguments: Any, level: str, message: str) -> None:
+    finding = only(checks.precision(*arguments))
+    assert finding.level == level
+    assert re.search(message, finding.what), finding.what
 
 
 @pytest.mark.parametrize(("decay", "moves"), [(0.999, False), (0.9, True)])
@@ -361,9 +361,9 @@ def test_disk(free: float, level: str, tmp_path: Path, monkeypatch: pytest.Monke
         return SimpleNamespace(free=int(free * 16e6))
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    found = only(checks.disk(tmp_path / "runs" / "new", [torch.zeros(1_000_000)], 1, adam()))
-    assert (found.level, asked) == (level, [tmp_path])
-    assert found.what.startswith("three checkpoints take 48.0 MB")
+    finding = only(checks.disk(tmp_path / "runs" / "new", [torch.zeros(1_000_000)], 1, adam()))
+    assert (finding.level, asked) == (level, [tmp_path])
+    assert finding.what.startswith("three checkpoints take 48.0 MB")
 
 
 def test_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,10 +375,10 @@ def test_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert only(checks.metrics(False, url, unasked)).what == "no weights are needed"
     assert "will be downloaded" in only(checks.metrics(True, url, lambda _: "")).what
-    found = only(checks.metrics(True, url, lambda asked: f"no route to {asked}"))
-    assert found.level == "error"
-    assert f"(no route to {url})" in found.what
-    assert url in found.fix
+    finding = only(checks.metrics(True, url, lambda asked: f"no route to {asked}"))
+    assert finding.level == "error"
+    assert f"(no route to {url})" in finding.what
+    assert url in finding.fix
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "weights.pth").touch()
     assert only(checks.metrics(True, url, unasked)).level == "fine"
@@ -404,9 +404,9 @@ def test_addresses_that_answer_refuse_or_stay_silent(monkeypatch: pytest.MonkeyP
     assert "refused" in checks.unreachable(f"{root}/there", 20)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
-        told = checks.unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.2)
+        reason = checks.unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.2)
         assert time.monotonic() - start < 2
-    assert told
+    assert reason
 
 
 def test_a_slow_address_lookup_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,9 +479,9 @@ def test_learning_rates_of_a_schedule(rates: list[float], level: str) -> None:
 def test_the_range_of_c_noise_is_looked_at(noise_input: NoiseInput, level: str) -> None:
     """Also where the network has no embedding that is known."""
     t = checks.draw_times(LogNormalTimes(-0.5, 1.5), VP())
-    found = only(checks.embedding(None, noise_input, VP(), t, CPU))
-    assert found.level == level
-    assert level == "fine" or "noise_input" in found.fix
+    finding = only(checks.embedding(None, noise_input, VP(), t, CPU))
+    assert finding.level == level
+    assert level == "fine" or "noise_input" in finding.fix
 
 
 @pytest.mark.parametrize(("size", "level"), [(1.0, "fine"), (382.0, "warning"), (math.inf, "warning")])

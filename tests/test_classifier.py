@@ -1,4 +1,4 @@
-"""NoisyClassifier: it learns the posterior of labels, and is judged by noise level."""
+"""NoisyClassifier: it learns the posterior of labels, and is evaluated by noise level."""
 
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_fit_logs_cross_entropy_and_accuracy_by_noise_level(tmp_path: Path) -> N
         tags = {tag for tag in logged if tag.startswith(f"{name}/")}
         assert {f"{name}/ema0.999", f"{name}/ema0.999_t0.00-0.25", f"{name}/ema0.999_t0.75-1.00"} <= tags
     assert {"train_loss/raw", "train_accuracy/raw", "learning_rate"} <= logged.keys()
-    # Little noise tells more of the digit than much.
+    # With little noise more of the digit is visible.
     clear, noisy = (logged[f"val_accuracy/ema0.999_{span}"][-1][1] for span in ("t0.00-0.25", "t0.75-1.00"))
     assert clear > noisy + 0.05
 

@@ -130,9 +130,9 @@ def test_the_saved_configuration_of_a_resumed_run_starts_fresh(tmp_path: Path) -
     fit(tmp_path, "--ckpt_path", "last", trainer__max_steps=6)
     assert saved(run)["trainer"]["max_steps"] == 6
     assert saved(run).get("ckpt_path") is None
-    assert cli(tmp_path, "fit", "--config", "runs/run/config.yaml", "--run", "anew").code == 0
+    assert cli(tmp_path, "fit", "--config", "runs/run/config.yaml", "--run", "again").code == 0
     whole = fit(tmp_path, run="whole", trainer__max_steps=6)
-    assert_same_training(whole, tmp_path / "runs" / "anew")
+    assert_same_training(whole, tmp_path / "runs" / "again")
 
 
 def test_evaluation_does_not_touch_the_saved_configuration(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_two_processes_split_data_draw_own_noise_share_weights(tmp_path: Path) -
         seen = torch.cat([x for rank in ranks for x in rank["x"][epoch : epoch + 2]])
         assert len(seen) == len(seen.unique(dim=0)) == 128
     assert not list(differences(ranks[0]["weights"], ranks[1]["weights"]))
-    # The law of the times has learned from the losses of both.
+    # The timestep distribution has learned from the losses of both.
     assert int(ranks[0]["weights"]["loss.times.seen"].sum()) == 4 * 64
     assert ranks[0]["metrics"]["val_loss/ema0.999"] == ranks[1]["metrics"]["val_loss/ema0.999"]
     assert checkpoint(tmp_path / "runs" / "two")["averages"]["updates"] == 4
@@ -339,11 +339,11 @@ def test_evaluation_is_independent_of_the_number_of_processes(tmp_path: Path, de
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     judged = start(tmp_path, *judge, "--output", "judged-several", "--devices", devices)
     assert judged.wait(240) == 0, judged.communicate()
-    figures = [
+    results = [
         json.loads((tmp_path / f"judged-{name}/evaluation.json").read_text())["figures"] for name in ("one", "several")
     ]
-    for name, figure in figures[0].items():
-        assert figure["value"] == pytest.approx(figures[1][name]["value"], rel=1e-6)
+    for name, result in results[0].items():
+        assert result["value"] == pytest.approx(results[1][name]["value"], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -53,14 +53,14 @@ def test_noise_is_the_score_of_the_marginal(
     for value in INNER:
         t = torch.tensor(value, dtype=torch.float64)
         alpha, sigma, *_ = schedule(t)
-        law = marginal(kind, alpha, sigma)
+        distribution = marginal(kind, alpha, sigma)
         x_t = (alpha * MEANS[:1] + 2 * sigma * torch.randn(7, 2, dtype=torch.float64, generator=rng)).requires_grad_()
-        (score,) = torch.autograd.grad(law.log_prob(x_t).sum(), x_t)
-        found = kind(schedule, dtype, device)(x_t.detach().to(device, dtype), t)
-        near(found.eps, -score * sigma, rel=1e-7, abs=1e-8)
+        (score,) = torch.autograd.grad(distribution.log_prob(x_t).sum(), x_t)
+        result = kind(schedule, dtype, device)(x_t.detach().to(device, dtype), t)
+        near(result.eps, -score * sigma, rel=1e-7, abs=1e-8)
         scale = float(1 + sigma / alpha)
-        near(found.x_0, (x_t + sigma**2 * score) / alpha, rel=1e-7, abs=1e-8 * scale)
-        split = alpha.item() * array(found.x_0) + sigma.item() * array(found.eps)
+        near(result.x_0, (x_t + sigma**2 * score) / alpha, rel=1e-7, abs=1e-8 * scale)
+        split = alpha.item() * array(result.x_0) + sigma.item() * array(result.eps)
         near(split, x_t, rel=1e-9, abs=1e-9)
 
 
@@ -96,13 +96,13 @@ def test_empirical_is_the_weighted_mean_of_the_points(schedule: Schedule) -> Non
         t = torch.tensor(value, dtype=torch.float64)
         alpha, sigma = (v.item() for v in schedule(t)[:2])
         x_t = alpha * points[:5] + sigma * rng.normal(size=(5, 3))
-        found = empirical(schedule, torch.from_numpy(points))(torch.from_numpy(x_t), t)
+        actual = empirical(schedule, torch.from_numpy(points))(torch.from_numpy(x_t), t)
         for i in range(5):
             exponent = [-sum((x_t[i] - alpha * p) ** 2) / (2 * sigma**2) for p in points]
             weight = np.exp(np.array(exponent) - max(exponent))
             expected = (weight[:, None] * points).sum(0) / weight.sum()
-            np.testing.assert_allclose(array(found.x_0[i]), expected, rtol=1e-8, atol=1e-10)
-            np.testing.assert_allclose(array(found.eps[i]) * sigma, x_t[i] - alpha * expected, atol=1e-8 * (1 + sigma))
+            np.testing.assert_allclose(array(actual.x_0[i]), expected, rtol=1e-8, atol=1e-10)
+            np.testing.assert_allclose(array(actual.eps[i]) * sigma, x_t[i] - alpha * expected, atol=1e-8 * (1 + sigma))
 
 
 @every_schedule
@@ -125,10 +125,10 @@ def test_single_precision_at_tiny_noise() -> None:
     x_t, t = points + 1e-4 * eps, torch.tensor(0.0, dtype=torch.float64)
     exact = (x_t.double() - points.double()) / 1e-4
     for oracle in (empirical(schedule, points), GaussianMixture(schedule, points, 1e-9)):
-        found = oracle(x_t, t)
-        assert found.x_0.dtype == found.eps.dtype == torch.float32
-        np.testing.assert_allclose(array(found.x_0), array(points), atol=1e-5)
-        np.testing.assert_allclose(array(found.eps), array(exact), rtol=1e-5, atol=1e-5)
+        result = oracle(x_t, t)
+        assert result.x_0.dtype == result.eps.dtype == torch.float32
+        np.testing.assert_allclose(array(result.x_0), array(points), atol=1e-5)
+        np.testing.assert_allclose(array(result.eps), array(exact), rtol=1e-5, atol=1e-5)
     wide = Gaussian(schedule, torch.zeros(2), torch.eye(2))(x_t, t)
     np.testing.assert_allclose(array(wide.x_0), array(x_t), rtol=1e-6)
     np.testing.assert_allclose(array(wide.eps), 1e-4 * array(x_t), rtol=1e-5)
@@ -137,9 +137,9 @@ def test_single_precision_at_tiny_noise() -> None:
 @pytest.mark.parametrize("schedule", [VP(), VE(), Rectified()], ids=lambda s: type(s).__name__)
 def test_far_from_all_data_nothing_overflows(schedule: Schedule) -> None:
     points = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 5.0]])
-    found = empirical(schedule, points)(torch.tensor([[1e4, 0.0]]), torch.tensor(0.02, dtype=torch.float64))
-    assert found.x_0.tolist() == [[1.0, 0.0]]
-    assert found.eps.isfinite().all()
+    result = empirical(schedule, points)(torch.tensor([[1e4, 0.0]]), torch.tensor(0.02, dtype=torch.float64))
+    assert result.x_0.tolist() == [[1.0, 0.0]]
+    assert result.eps.isfinite().all()
 
 
 def test_degenerate_gaussians() -> None:

@@ -129,7 +129,7 @@ def test_a_list_that_replaces_callbacks_says_which(tmp_path: Path) -> None:
 
 
 def test_runs_are_in_the_default_root_dir(tmp_path: Path) -> None:
-    """Of a relative and of an absolute path; resumed there, and from the configuration that lies there."""
+    """Of a relative and of an absolute path; resumed there, and from the configuration saved there."""
     for root in ("results", str(tmp_path / "elsewhere")):
         config = tiny_config(tmp_path, trainer__max_steps=2, trainer__default_root_dir=root)
         run = tmp_path / root / "mine"

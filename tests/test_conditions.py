@@ -201,22 +201,22 @@ def dropped(dropout: dict[str, float], cond: Mapping[str, Tensor], n: int) -> di
 def test_label_dropout_is_drawn_after_time_and_noise() -> None:
     """As version 0.1 drew them: t, then ε, then one coin an example."""
     labels = torch.arange(64) % 5
-    found = dropped({"label": 0.3}, {"label": labels}, 64)["label"]
+    result = dropped({"label": 0.3}, {"label": labels}, 64)["label"]
     rng = torch.Generator().manual_seed(3)
     torch.rand(64, generator=rng)
     torch.randn(64, 2, generator=rng)
-    assert torch.equal(found, torch.where(torch.rand(64, generator=rng) < 0.3, -1, labels))
+    assert torch.equal(result, torch.where(torch.rand(64, generator=rng) < 0.3, -1, labels))
 
 
 def test_each_condition_is_dropped_by_itself_to_its_null() -> None:
     n = 20_000
     cond = {"label": torch.arange(n) % 5, "text": torch.ones(n, 7, 5), "kept": torch.ones(n, 3)}
-    found = dropped({"label": 0.2, "text": 0.5}, cond, n)
-    no_label, no_text = found["label"] == -1, (found["text"] == 0).flatten(1).all(1)
+    result = dropped({"label": 0.2, "text": 0.5}, cond, n)
+    no_label, no_text = result["label"] == -1, (result["text"] == 0).flatten(1).all(1)
     rates = [float(part.float().mean()) for part in (no_label, no_text, no_label & no_text)]
     assert rates == pytest.approx([0.2, 0.5, 0.1], abs=0.015)
-    assert torch.equal(found["text"][~no_text], cond["text"][~no_text])
-    assert torch.equal(found["kept"], cond["kept"])
+    assert torch.equal(result["text"][~no_text], cond["text"][~no_text])
+    assert torch.equal(result["kept"], cond["kept"])
 
 
 def test_dropout_of_an_unknown_condition_is_refused(tmp_path: Path) -> None:
@@ -232,8 +232,8 @@ def test_doctor_and_fit_refuse_dropout_of_an_unknown_condition(tmp_path: Path) -
     options = ("--config", config, "--model.loss.dropout", "{text: 0.1}")
     error = cli(tmp_path, "fit", *options).error
     assert "model.loss.dropout.text: the model has no such condition; it has label" in error
-    found = cli(tmp_path, "doctor", *options)
-    assert (found.code, "model.loss.dropout.text" in found.out) == (2, True)
+    result = cli(tmp_path, "doctor", *options)
+    assert (result.code, "model.loss.dropout.text" in result.out) == (2, True)
 
 
 def test_dropout_of_an_unconditional_model_drops_nothing(tmp_path: Path) -> None:
@@ -291,8 +291,8 @@ def test_guidance_drops_the_conditions_that_it_names(drop: tuple[str, ...], with
     """x̂_0 = w (2 + 6) + (1 − w) of what is left of the sum 2 + 6."""
     cond = {"label": torch.full((3,), 2), "text": torch.ones(3, 2, 3, dtype=torch.float64)}
     x_t, t = torch.zeros(3, 1, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
-    found = ClassifierFree(Sum(), 3.0, drop=drop)(x_t, t, **cond).x_0
-    torch.testing.assert_close(found, torch.full_like(found, 3 * 8 - 2 * without))
+    result = ClassifierFree(Sum(), 3.0, drop=drop)(x_t, t, **cond).x_0
+    torch.testing.assert_close(result, torch.full_like(result, 3 * 8 - 2 * without))
 
 
 def test_guidance_by_a_condition_that_is_not_there_is_refused() -> None:

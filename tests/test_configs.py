@@ -83,7 +83,7 @@ def test_it_opens_with_a_comment_and_is_short(config: Path) -> None:
     assert lines[0].startswith("# ")
     assert len(lines) <= 70
     header = [line for line in lines if line.startswith("#")]
-    assert len(" ".join(header)) > 80  # paper, figure, hardware, wall time
+    assert len(" ".join(header)) > 80  # paper, result, hardware, wall time
 
 
 def test_it_is_flat_and_has_no_tricks_of_yaml(config: Path) -> None:
@@ -147,8 +147,8 @@ def test_its_average_fits_its_length(config: Path) -> None:
     content = yaml.safe_load(config.read_text())
     batch = content["data"]["init_args"].get("batch_size")
     decays = [1 - average.rate(LONG, batch) for average in EMA(**content["ema"]).averages]
-    found = checks.ema(decays, content["trainer"]["max_steps"])
-    assert {finding.level for finding in found} == {"fine"}
+    findings = checks.ema(decays, content["trainer"]["max_steps"])
+    assert {finding.level for finding in findings} == {"fine"}
 
 
 def without_paths(text: str) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def test_every_key_is_used(config: Path, data: Path) -> None:
 def unlike(ours: Any, theirs: Any, path: str = "") -> Any:
     """Where a value of the file is not that of the run; a class may be written short."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        if "class_path" in theirs and "class_path" not in ours:  # the only class there is may be left out
+        if "class_path" in theirs and "class_path" not in ours:  # the only class there is may be omitted
             theirs = theirs["init_args"]
         for key, value in ours.items():
             yield from unlike(value, theirs.get(key), f"{path}.{key}") if key in theirs else [f"{path}.{key}"]

@@ -33,7 +33,7 @@ def check_schedule(schedule: Schedule) -> None:
 
 
 def check_grid(grid: Grid) -> None:
-    # A grid may still refuse a process that does not reach its noise levels.
+    # A grid may still refuse a schedule that does not reach its noise levels.
     times = grid(VP())
     assert times.isfinite().all()
     assert (times.diff() < 0).all()
@@ -98,13 +98,13 @@ def is_union(annotation: Any) -> bool:
 
 def numbers(cls: type) -> dict[str, type]:
     """The parameters that are an int or a float, or None."""
-    found = {}
+    result = {}
     for name, parameter in inspect.signature(cls).parameters.items():
         kinds = (parameter.annotation, *(get_args(parameter.annotation) if is_union(parameter.annotation) else ()))
         kind = next((k for k in (float, int) if k in kinds), None)
         if kind is not None:
-            found[name] = kind
-    return found
+            result[name] = kind
+    return result
 
 
 def built(cls: type) -> list[Any]:
@@ -131,11 +131,11 @@ def make(cls: type, kwargs: dict[str, Any]) -> Any:
     return cls(**kwargs)
 
 
-#: Where infinity means something: an interval of noise levels that is open, a process from pure data to pure noise.
+#: Where infinity means something: an interval of noise levels that is open, a schedule from pure data to pure noise.
 LIMITS = {
     ("Heun", "churn_max", math.inf),
     ("Heun", "churn_min", math.inf),  # never
-    ("Heun", "churn", math.inf),  # as much as the rule allows
+    ("Heun", "churn", math.inf),  # as much as the sampler allows
     ("Cosine", "logsnr_max", math.inf),
     ("Cosine", "logsnr_min", -math.inf),
 }
@@ -147,9 +147,9 @@ def test_what_is_no_number_is_refused(cls: type, kwargs: dict[str, Any], check: 
         for bad in (math.nan, math.inf, -math.inf) if kind is float else ():
             if (cls.__name__, name, bad) in LIMITS:
                 continue
-            with pytest.raises(ValueError, match=r".") as told:
+            with pytest.raises(ValueError, match=r".") as caught:
                 make(cls, {**kwargs, name: bad})
-            assert "\n" not in str(told.value)
+            assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("cls", "kwargs", "check"), CASES)

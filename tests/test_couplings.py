@@ -39,8 +39,8 @@ def test_minibatch_ot_of_a_large_batch() -> None:
     x_0, eps = x_0 + 100, eps + 100
     cost = ((array(x_0)[:, None] - array(eps)[None]) ** 2).sum(-1)
     best = cost[linear_sum_assignment(cost)].sum()
-    found = ((array(x_0) - array(MinibatchOT()(x_0, eps))) ** 2).sum()
-    assert found == pytest.approx(best, rel=1e-3)
+    result = ((array(x_0) - array(MinibatchOT()(x_0, eps))) ** 2).sum()
+    assert result == pytest.approx(best, rel=1e-3)
 
 
 def test_sorted_noise_is_optimal_on_the_line() -> None:

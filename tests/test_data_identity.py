@@ -50,12 +50,12 @@ def ready(path: Path, state: dict[str, Any] | None = None, **options: Any) -> Fo
 
 def parts(data: Any) -> list[dict[int, int]]:
     """Label by value, of each split."""
-    found = []
+    result = []
     for split in data.splits:
         batch = split.__getitems__(torch.arange(len(split)))
         label = batch.get("label", torch.zeros(len(batch["x"]), dtype=torch.int64))
-        found.append(dict(zip(batch["x"][:, 0, 0, 0].tolist(), label.tolist(), strict=True)))
-    return found
+        result.append(dict(zip(batch["x"][:, 0, 0, 0].tolist(), label.tolist(), strict=True)))
+    return result
 
 
 def as_written_by_0_1(state: dict[str, Any]) -> dict[str, Any]:
@@ -256,12 +256,12 @@ def test_differences_are_counted() -> None:
     names = [f"{i}.png" for i in range(30)]
     state = identity(keys_of(names, 30), True, source(list(range(30))))
 
-    def told(names: list[str], values: list[int]) -> list[str]:
+    def counts(names: list[str], values: list[int]) -> list[str]:
         return differences(state, keys_of(names, len(names)), True, source(values))
 
-    assert told(names[::-1], list(range(30))[::-1]) == []
-    assert told([*names[2:], "new.png"], [*range(2, 29), 99, 0]) == ["1 added", "2 removed", "1 changed"]
-    assert told(["other.png"], [0]) == ["1 added", "30 removed"]
+    assert counts(names[::-1], list(range(30))[::-1]) == []
+    assert counts([*names[2:], "new.png"], [*range(2, 29), 99, 0]) == ["1 added", "2 removed", "1 changed"]
+    assert counts(["other.png"], [0]) == ["1 added", "30 removed"]
     numbers = identity(keys_of(None, 30), False, source(list(range(30))))
     assert differences(numbers, keys_of(None, 31), False, source([7, *range(1, 31)])) == ["1 added", "1 changed"]
 
@@ -273,9 +273,9 @@ def test_of_very_many_names_differences_are_estimated(monkeypatch: pytest.Monkey
     state = identity(keys_of(names, 3000), True, x)
     assert len(state["keys"]) == 400
     assert differences(state, keys_of(names, 3000), True, x) == []
-    (told,) = differences(state, keys_of([*names, *(f"{i}.jpg" for i in range(1000))], 4000), True, x)
-    assert told.startswith("about ")
-    assert int(told.split()[1].replace(",", "")) == pytest.approx(1000, rel=0.35)  # four standard deviations
+    (estimate,) = differences(state, keys_of([*names, *(f"{i}.jpg" for i in range(1000))], 4000), True, x)
+    assert estimate.startswith("about ")
+    assert int(estimate.split()[1].replace(",", "")) == pytest.approx(1000, rel=0.35)  # four standard deviations
 
 
 def test_changed_data_warn_at_resume_and_trained_images_stay(copy: Path) -> None:

@@ -66,11 +66,11 @@ def test_configurations_give_the_options_of_before(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_parameters_name_what_kwargs_hand_on(name: str) -> None:
     """Null for an option, its absence in an old checkpoint, suggestions: these need the types and defaults."""
-    found = parameters(MODULES[name])
-    assert found.keys() == OPTIONS[name].keys()
-    given = {key: p.default for key, p in found.items() if p.default is not inspect.Parameter.empty}
+    result = parameters(MODULES[name])
+    assert result.keys() == OPTIONS[name].keys()
+    given = {key: p.default for key, p in result.items() if p.default is not inspect.Parameter.empty}
     assert given.items() <= OPTIONS[name].items()
-    assert found["seed"].annotation is int
+    assert result["seed"].annotation is int
 
 
 def test_options_that_make_no_sense_are_unknown() -> None:

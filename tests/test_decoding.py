@@ -1,4 +1,4 @@
-"""From a picture to integers: modes, orientation, cropping, antialiased resizing, 16 bits."""
+"""From an image file to integers: modes, orientation, cropping, antialiased resizing, 16 bits."""
 
 from typing import Any
 
@@ -11,30 +11,30 @@ from diffusion_pl.data.decoding import Layout, check_size, look, resize_array, t
 RNG = np.random.default_rng(0)
 
 
-def picture(mode: str, height: int = 6, width: int = 8) -> Image.Image:
+def image(mode: str, height: int = 6, width: int = 8) -> Image.Image:
     channels = {"L": (), "RGB": (3,), "RGBA": (4,), "LA": (2,), "CMYK": (4,)}[mode]
     return Image.fromarray(RNG.integers(0, 256, (height, width, *channels), dtype=np.uint8), mode)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4)])
 def test_images_are_unchanged_by_default(mode: str, channels: int) -> None:
-    source = picture(mode)
+    source = image(mode)
     array = to_array(source, Layout(), "x")
     assert (array.shape, array.dtype) == ((channels, 6, 8), np.uint8)
     assert np.array_equal(array.transpose(1, 2, 0).squeeze(), np.asarray(source))
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
-        (lambda: picture("RGB").convert("P"), "has a palette"),
-        (lambda: picture("LA"), "is grey with transparency"),
-        (lambda: picture("CMYK"), "is in print colours"),
-        (lambda: picture("L").convert("1"), "is black and white"),
+        (lambda: image("RGB").convert("P"), "has a palette"),
+        (lambda: image("LA"), "is grey with transparency"),
+        (lambda: image("CMYK"), "is in print colours"),
+        (lambda: image("L").convert("1"), "is black and white"),
     ],
 )
-def test_other_modes_are_refused_unless_one_is_chosen(make: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=rf"a\.png {told}.*: give mode RGB \(or L\) to convert all images"):
+def test_other_modes_are_refused_unless_one_is_chosen(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"a\.png {message}.*: give mode RGB \(or L\) to convert all images"):
         to_array(make(), Layout(), "a.png")
     assert to_array(make(), Layout("RGB"), "a.png").shape == (3, 6, 8)
     assert to_array(make(), Layout("L"), "a.png").shape == (1, 6, 8)
@@ -78,7 +78,7 @@ def test_the_centre_is_cut_out_before_resizing() -> None:
 
 @pytest.mark.parametrize("size", [(10, 10), (20, 10), (10, 20)])
 def test_resizing_crops_to_shape_and_keeps_proportions(size: tuple[int, int]) -> None:
-    """A disc at the centre stays a disc: what lies beside is cut off, nothing is stretched."""
+    """A disc at the centre stays a disc: what is outside is cut off, nothing is stretched."""
     y, x = np.mgrid[:60, :60] - 29.5
     disc = Image.fromarray(((x**2 + y**2 < 14**2) * 255).astype(np.uint8))
     array = to_array(disc, Layout(size=size), "x")[0] / 255
@@ -111,7 +111,7 @@ def test_arrays_are_resized_per_channel_around_the_centre() -> None:
 
 
 def test_a_photograph_taken_upright_is_shown_upright() -> None:
-    source = picture("RGB", 6, 8)
+    source = image("RGB", 6, 8)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     source.info["exif"] = exif.tobytes()
@@ -122,7 +122,7 @@ def test_a_photograph_taken_upright_is_shown_upright() -> None:
 
 
 def test_a_tiff_is_not_turned_twice() -> None:
-    source = picture("RGB", 6, 8)
+    source = image("RGB", 6, 8)
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = Image.open(_saved(source, exif, "TIFF"))

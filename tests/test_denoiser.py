@@ -56,10 +56,10 @@ def test_the_exact_network_gives_the_exact_denoiser(
         t = torch.tensor(0.4071, dtype=dtype, device=device)
     else:
         t = torch.tensor(INNER[1:-1], dtype=dtype, device=device)[:, None]
-    found, exact = denoiser(x_t, t), oracle(x_t, t)
+    result, exact = denoiser(x_t, t), oracle(x_t, t)
     scale = 1 + array(schedule(t).sigma / schedule(t).alpha).max()
-    near(found.x_0, exact.x_0, rel=1e-9, abs=1e-11 * scale)
-    near(found.eps, exact.eps, rel=1e-9, abs=1e-11 / array(schedule(t).sigma).min())
+    near(result.x_0, exact.x_0, rel=1e-9, abs=1e-11 * scale)
+    near(result.eps, exact.eps, rel=1e-9, abs=1e-11 / array(schedule(t).sigma).min())
 
 
 @every_schedule
@@ -131,10 +131,10 @@ def test_network_and_arithmetic_keep_their_precisions(inner: torch.dtype, outer:
     network, schedule = Recorder(inner), Rectified()
     denoiser = NetworkDenoiser(network, schedule, V())
     x_t, t = torch.full((2, 2), 1 / 3, dtype=outer), torch.tensor(0.3, dtype=torch.float64)
-    found = denoiser(x_t, t)
+    result = denoiser(x_t, t)
     assert network.x.dtype == network.c_noise.dtype == inner
-    assert found.x_0.dtype == found.eps.dtype == outer
-    split = 0.7 * array(found.x_0) + 0.3 * array(found.eps)
+    assert result.x_0.dtype == result.eps.dtype == outer
+    split = 0.7 * array(result.x_0) + 0.3 * array(result.eps)
     np.testing.assert_allclose(split, array(x_t), rtol=1e-6 if outer == torch.float32 else 1e-14)
 
 

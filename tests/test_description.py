@@ -43,7 +43,7 @@ def test_every_checkpoint_stores_model_and_data_configuration(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             {"schedule": {"class_path": "diffusion_pl.schedules.VP", "init_args": {"beta_min": 0.1, "beta_max": 15.0}}},
@@ -62,11 +62,11 @@ def test_every_checkpoint_stores_model_and_data_configuration(tmp_path: Path) ->
     ],
     ids=["number", "class", "parameterization", "from none"],
 )
-def test_resume_refuses_options_that_change_the_weights_meaning(change: dict[str, Any], told: str) -> None:
+def test_resume_refuses_options_that_change_the_weights_meaning(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as refusal:
         loaded(MODEL, MODEL | change)
     assert "the checkpoint is of another configuration" in str(refusal.value)
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert "use the config it was made with" in str(refusal.value)
 
 
@@ -76,7 +76,7 @@ def test_resume_allows_options_that_keep_the_weights_meaning() -> None:
 
 
 def test_an_option_that_a_class_did_not_have_yet_had_its_default() -> None:
-    """So that a run goes on after the package has learned something new."""
+    """A run can be resumed after the package has learned something new."""
     older = MODEL | {"network": {"class_path": "diffusion_pl.networks.MLP", "init_args": {"width": 16}}}
     depth = signature(MLP).parameters["depth"].default
     same = MODEL["network"] | {"init_args": {"width": 16, "depth": depth}}

@@ -9,7 +9,7 @@ import torch
 from diffusers_model import bring_in, pipeline
 
 #: What is put in place of each option.
-STRANGE: list[Any] = [None, True, -1, 10**9, 1e308, "x", [], [[1]], {"a": 1}]
+INVALID: list[Any] = [None, True, -1, 10**9, 1e308, "x", [], [[1]], {"a": 1}]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_mutated_options_give_a_model_or_one_line(folder: Path, file: str) -> No
     try:
         for row, name in enumerate(config):
             for k in range(3):  # three of the nine, others for the next option
-                path.write_text(json.dumps({**config, name: STRANGE[(3 * row + k) % len(STRANGE)]}))
+                path.write_text(json.dumps({**config, name: INVALID[(3 * row + k) % len(INVALID)]}))
                 refused += is_refused(folder)
         for content in ("", "[]", "{", '{"a": NaN}', "[" * 100_000, "1" * 10_000, "\x00", '"\ud800"'):
             path.write_bytes(content.encode("utf-8", "surrogatepass"))

@@ -47,11 +47,11 @@ def ours(model: DiffusionModule, x: Tensor, steps: int | None = None, sampler: A
 
 def theirs(pipe: Any, x: Tensor, steps: int, **options: Any) -> Tensor:
     pipe.scheduler.set_timesteps(steps)
-    found = [x]
+    actual = [x]
     with torch.no_grad():
         for t in pipe.scheduler.timesteps:
-            found.append(pipe.scheduler.step(pipe.unet(found[-1], t).sample, t, found[-1], **options).prev_sample)
-    return torch.stack(found)
+            actual.append(pipe.scheduler.step(pipe.unet(actual[-1], t).sample, t, actual[-1], **options).prev_sample)
+    return torch.stack(actual)
 
 
 def noise() -> Tensor:
@@ -125,8 +125,8 @@ def test_default_samples_are_those_of_the_pipeline(tmp_path: Path, kind: str) ->
     def drawn(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator)
 
-    found = model.sampler(model.live_pipeline().guided, x, drawn).x_0
-    close((found / 2 + 0.5).clamp(0, 1), images)
+    result = model.sampler(model.live_pipeline().guided, x, drawn).x_0
+    close((result / 2 + 0.5).clamp(0, 1), images)
 
 
 def test_ddim_of_a_ddpm_file_is_ddim_pipeline(tmp_path: Path) -> None:
@@ -267,12 +267,12 @@ def test_exported_pipeline_samples_as_the_model(tmp_path: Path, changes: dict[st
     torch.manual_seed(0)
     expected = theirs(pipe, x, steps, **(call if kind == "DDIMPipeline" else {}))
     torch.manual_seed(0)
-    found = ours(model, x)
+    actual = ours(model, x)
     # Their rescaling of a table cancels in float32.
-    close(found, expected, 1e-4 if "ZeroTerminalSNR" in str(changes) else 1e-5)
+    close(actual, expected, 1e-4 if "ZeroTerminalSNR" in str(changes) else 1e-5)
     again, notes = bring_in(None, tmp_path)
     torch.manual_seed(0)
-    assert torch.equal(ours(again, x), found)
+    assert torch.equal(ours(again, x), actual)
     assert not any("not read" in note or "by default" in note for note in notes)
 
 

@@ -16,9 +16,9 @@ def counted(width: int, depth: int, channels: int, patch: int, classes: int) -> 
     block = 3 * width * width + 3 * width + width * width + width  # attention
     block += 8 * width * width + 5 * width  # MLP of 4 times the width
     block += 6 * width * width + 6 * width  # modulation
-    told = 256 * width + width + width * width + width + (classes + 1) * width
+    conditioning = 256 * width + width + width * width + width + (classes + 1) * width
     ends = channels * patch**2 * width + width + 2 * width * width + 2 * width + channels * patch**2 * (width + 1)
-    return depth * block + told + ends
+    return depth * block + conditioning + ends
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_patch_is_a_square_of_neighbours() -> None:
 
 
 def test_patches_come_back_to_where_they_were() -> None:
-    """With the identity in place of everything between, the picture is unchanged."""
+    """With the identity in place of everything between, the image is unchanged."""
     network = DiT((3, 8, 12), patch_size=2, width=12, depth=1, heads=1)
     with torch.no_grad():
         for layer in (network.patch, network.output):
@@ -127,17 +127,17 @@ def test_the_noise_level_shifts_and_scales_the_last_norm() -> None:
     network.norm.register_forward_hook(lambda module, args, out: seen.append(out))
     c_noise = torch.tensor([3.0, 700.0])
     network(torch.randn(2, 3, 8, 12), c_noise)
-    told = network.modulation(nn.functional.silu(network.time(network.embedding(c_noise[:, None]))))
-    shift, scale = told[:, None, :16], told[:, None, 16:]
+    modulation = network.modulation(nn.functional.silu(network.time(network.embedding(c_noise[:, None]))))
+    shift, scale = modulation[:, None, :16], modulation[:, None, 16:]
     torch.testing.assert_close(seen[1], seen[0] * (1 + scale) + shift)
 
 
 def test_blocks_attend_as_defined_and_are_modulated() -> None:
     torch.manual_seed(0)
     block = Block(8, 2, 2.0).double()
-    tokens, told = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 8, dtype=torch.float64)
+    tokens, embedding = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 8, dtype=torch.float64)
     nn.init.normal_(block.modulation.weight, std=0.5)
-    a = block.modulation(nn.functional.silu(told))[:, None]
+    a = block.modulation(nn.functional.silu(embedding))[:, None]
     shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (a[:, :, 8 * i : 8 * i + 8] for i in range(6))
 
     def norm(x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def test_blocks_attend_as_defined_and_are_modulated() -> None:
         heads.append((q @ k.transpose(1, 2) / 2).softmax(2) @ v)
     middle = tokens + gate_1 * block.project(torch.cat(heads, 2))
     expected = middle + gate_2 * block.mlp(norm(middle) * (1 + scale_2) + shift_2)
-    torch.testing.assert_close(block(tokens, told), expected)
+    torch.testing.assert_close(block(tokens, embedding), expected)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

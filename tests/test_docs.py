@@ -50,9 +50,9 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> Iterator[Block]:
     text = page.read_text()
-    found = list(BLOCK.finditer(text))
-    assert len(found) == len(re.findall(r"^ *```\w", text, re.MULTILINE)), f"{page}: a block that is not read"
-    for match in found:
+    result = list(BLOCK.finditer(text))
+    assert len(result) == len(re.findall(r"^ *```\w", text, re.MULTILINE)), f"{page}: a block that is not read"
+    for match in result:
         line = text.count("\n", 0, match.start("text"))
         yield Block(page, line, match["language"], match["text"], match["mark"] or "")
 
@@ -63,7 +63,7 @@ def name(page: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where a page's files lie; modules of that name are forgotten afterwards."""
+    """The folder of a page's files; modules of that name are forgotten afterwards."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

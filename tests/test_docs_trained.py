@@ -101,8 +101,8 @@ def train(folder: Path, config: Path, *args: str, keep: bool = False, whole: boo
     done = cli(folder, "fit", *args, *options(config, trial, keep, "--ckpt_path" in args, whole))
     assert done.code == 0, f"{shlex.join(args)}\n{done.out}{done.err}"
     if "--ckpt_path" not in args:  # a resumed run begins with trained weights
-        UNTRAINED[key(config)] = ValLosses.found[0]
-    return [UNTRAINED[key(config)], ValLosses.found[-1]]
+        UNTRAINED[key(config)] = ValLosses.losses[0]
+    return [UNTRAINED[key(config)], ValLosses.losses[-1]]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=key)
@@ -158,12 +158,12 @@ def run(block: Block, args: list[str], folder: Path) -> None:
         losses = train(folder, base, *args[1:], keep="quick.yaml" in args, whole=whole)
         assert losses[-1] < TRIALS[key(base)].factor * losses[0], f"{place}\n{losses}"
         return
-    for run_name in {found for arg in args for found in re.findall(r"runs/(\w+-\w+)/checkpoints", arg)}:
+    for run_name in {result for arg in args for result in re.findall(r"runs/(\w+-\w+)/checkpoints", arg)}:
         if not (folder / "runs" / run_name).exists():
             config = f"configs/{run_name.replace('-', '/')}.yaml"
             train(folder, ROOT / config, "--config", config)
     done = cli(folder, *args, *shlex.split(SMALL.get(args[0], "")))
-    if args[0] == "verify":  # of a trial, which is no good model: the figures are shown, and refused
+    if args[0] == "verify":  # of a trial, whose model is poor: the results are shown, and refused
         assert "measured" in done.out, place + done.err
         assert done.code == 2
     elif args[0] == "compare":  # it says what differs

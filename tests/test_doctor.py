@@ -1,4 +1,4 @@
-"""The doctor: what a person is told before the first step, by `fit` and by the command `doctor`."""
+"""The doctor: what `fit` and the command `doctor` report before the first step."""
 
 import re
 import shutil
@@ -31,11 +31,11 @@ GOOD: dict[str, Any] = {"trainer__max_steps": 5000, "trainer__enable_checkpointi
 
 def lines(done: Outcome) -> dict[str, tuple[str, str]]:
     """Level and text of each check in the table."""
-    found: dict[str, tuple[str, str]] = {}
+    result: dict[str, tuple[str, str]] = {}
     for line in done.out.splitlines()[:-1]:
-        name, level, told = re.split(r"  +", line, maxsplit=2)
-        found[name] = level, told
-    return found
+        name, level, text = re.split(r"  +", line, maxsplit=2)
+        result[name] = level, text
+    return result
 
 
 def doctor(folder: Path, *args: Any, **changes: Any) -> Outcome:
@@ -53,14 +53,14 @@ def doctor(folder: Path, *args: Any, **changes: Any) -> Outcome:
 
 def test_a_sound_configuration_has_nothing_but_numbers(tmp_path: Path) -> None:
     done = doctor(tmp_path, **GOOD)
-    found = lines(done)
-    assert list(found) == list(CHECKS)
-    assert {level for level, _ in found.values()} == {"ok"}
+    result = lines(done)
+    assert list(result) == list(CHECKS)
+    assert {level for level, _ in result.values()} == {"ok"}
     assert done.code == 0
     assert done.out.splitlines()[-1] == "no errors, no warnings: ready for fit"
-    assert found["prior"][1].startswith("2.2e-05 nats per dimension")  # ½ log(1 + e^−10.05)
-    assert found["data"][1].startswith("128 training examples are in [-1.92, 2.59], root mean square 1")
-    assert found["validation"][1] == "14 examples, every 20 optimizer steps"
+    assert result["prior"][1].startswith("2.2e-05 nats per dimension")  # ½ log(1 + e^−10.05)
+    assert result["data"][1].startswith("128 training examples are in [-1.92, 2.59], root mean square 1")
+    assert result["validation"][1] == "14 examples, every 20 optimizer steps"
 
 
 def test_all_errors_of_a_point_model_are_reported_at_once(tmp_path: Path) -> None:
@@ -89,13 +89,13 @@ def test_all_errors_of_a_point_model_are_reported_at_once(tmp_path: Path) -> Non
         ("precision", "error", r"the average with decay 0.9999 all are.* Fix: give --trainer.precision bf16-mixed"),
     ]
     assert [(name, level) for name, level, _ in wrong] == [(name, level) for name, level, _ in expected]
-    for (_, _, told), (_, _, pattern) in zip(wrong, expected, strict=True):
-        assert re.search(pattern, told), told
+    for (_, _, text), (_, _, pattern) in zip(wrong, expected, strict=True):
+        assert re.search(pattern, text), text
 
 
 @pytest.fixture
 def poor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, no weights at hand, little room."""
+    """No network connection, no weights on disk, little space."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(checks, "unreachable", lambda url: "no route")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5000))
@@ -112,7 +112,7 @@ def test_all_errors_of_an_image_model_are_reported_at_once(tmp_path: Path) -> No
     )
     del changes["model__noise_input"]
     done = doctor(tmp_path, **changes)
-    found = {name: told for name, told in lines(done).items() if told[0] != "ok"}
+    actual = {name: finding for name, finding in lines(done).items() if finding[0] != "ok"}
     expected = {
         "embedding": (
             "warning",
@@ -123,15 +123,19 @@ def test_all_errors_of_an_image_model_are_reported_at_once(tmp_path: Path) -> No
         "disk": ("error", r"three checkpoints take \d.\d MB, .* 0.0 MB free. Fix: make room"),
         "metrics": ("error", r"needs the weights of InceptionV3, .*\(no route\). Fix: fetch https://"),
     }
-    assert {name: level for name, (level, _) in found.items()} == {k: level for k, (level, _) in expected.items()}
+    assert {name: level for name, (level, _) in actual.items()} == {k: level for k, (level, _) in expected.items()}
     for name, (_, pattern) in expected.items():
-        assert re.search(pattern, found[name][1]), found[name][1]
+        assert re.search(pattern, actual[name][1]), actual[name][1]
     assert done.code == 2
-    # The same with the noise input as it should be, and with the checks named that cannot be mended here.
+    # The same with the noise input as it should be, and with the checks named that cannot be fixed here.
     changes |= {"model__noise_input": TIME, "model__loss__times": {"class_path": "UniformTimes"}}
     done = doctor(tmp_path, "--doctor.ignore", "[disk, metrics, precision]", **changes)
     assert done.code == 0, done.out
-    assert [name for name, (_, told) in lines(done).items() if told == "ignored"] == ["precision", "disk", "metrics"]
+    assert [name for name, (_, finding) in lines(done).items() if finding == "ignored"] == [
+        "precision",
+        "disk",
+        "metrics",
+    ]
     assert done.out.splitlines()[-1] == "no errors, no warnings: ready for fit"
 
 
@@ -165,14 +169,14 @@ class Bytes(Points):
 def test_wrong_output_shape_and_data_out_of_range(tmp_path: Path) -> None:
     changes = {"model__network": {"class_path": "test_doctor.Pairs"}, "data": {"class_path": "test_doctor.Bytes"}}
     done = doctor(tmp_path, **changes, **GOOD)
-    found = {name: told for name, told in lines(done).items() if told[0] != "ok"}
-    assert found.keys() == {"data", "network"}
-    assert re.search(r"16 training examples are in \[-1.\d+, 1.\d+\], the data declare \[-1, 1\]", found["data"][1])
-    assert "the network makes (2, 3) of x_t: (2, 2); it must keep the shape" in found["network"][1]
+    result = {name: finding for name, finding in lines(done).items() if finding[0] != "ok"}
+    assert result.keys() == {"data", "network"}
+    assert re.search(r"16 training examples are in \[-1.\d+, 1.\d+\], the data declare \[-1, 1\]", result["data"][1])
+    assert "the network makes (2, 3) of x_t: (2, 2); it must keep the shape" in result["network"][1]
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (
             digits_changes(model__network={**NETWORK, "init_args": {**NETWORK["init_args"], "ch_mult": [1] * 5}}),
@@ -187,13 +191,13 @@ def test_wrong_output_shape_and_data_out_of_range(tmp_path: Path) -> None:
             r"^data +error +ExplicitGrid: times must fall strictly",
         ),
     ],
-    ids=["sides", "no data", "grid"],
+    ids=["size", "no data", "grid"],
 )
-def test_what_cannot_be_built_or_read_is_a_finding(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_built_or_read_is_a_finding(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     done = doctor(tmp_path, **changes)
     assert done.code == 2
     line, last = done.out.splitlines()
-    assert re.search(told, line), line
+    assert re.search(message, line), line
     assert last == "1 error, no warnings: fix the errors first"
 
 
@@ -207,10 +211,10 @@ def test_a_classifier_is_examined_too(tmp_path: Path) -> None:
             "optimizer": {"class_path": "torch.optim.AdamW"},
         },
     }
-    found = lines(doctor(tmp_path, model=model, data=DIGITS, **GOOD))
-    assert found.keys() == set(CHECKS) - {"prior", "times", "tables"}
-    assert found["network"] == ("ok", "2 examples of 10 pass")
-    assert {name for name, (level, _) in found.items() if level != "ok"} == {"embedding"}
+    result = lines(doctor(tmp_path, model=model, data=DIGITS, **GOOD))
+    assert result.keys() == set(CHECKS) - {"prior", "times", "tables"}
+    assert result["network"] == ("ok", "2 examples of 10 pass")
+    assert {name for name, (level, _) in result.items() if level != "ok"} == {"embedding"}
 
 
 def test_it_takes_the_options_of_fit_and_explains_itself(tmp_path: Path) -> None:
@@ -241,30 +245,30 @@ def refused(folder: Path, schedule: Schedule, sampler: DDIM | None = None) -> st
     """What fit says; nothing was trained."""
     trainer = tiny_trainer(folder, Doctor(), max_steps=1)
     module = tiny_module(schedule=schedule, **({} if sampler is None else {"sampler": sampler}))
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as caught:
         trainer.fit(module, datamodule=tiny_data())
     assert trainer.global_step == 0
-    return str(told.value)
+    return str(caught.value)
 
 
 def test_a_schedule_with_signal_left_at_t_1_is_refused(tmp_path: Path) -> None:
-    told = refused(tmp_path, TABLE)
+    error = refused(tmp_path, TABLE)
     for words in ("LinearBetas", "t=1", "still 0.39", "0.16 nats per dimension", "0.001", "raise beta_max or steps"):
-        assert words in told
-    assert told.endswith("train anyway with --doctor.ignore '[prior]'")
+        assert words in error
+    assert error.endswith("train anyway with --doctor.ignore '[prior]'")
 
 
 @pytest.mark.parametrize(
-    ("schedule", "cure"), [(VP(0.1, 3.0), "raise beta_max"), (VE(0.01, 2.0), "raise sigma_max")], ids=["VP", "VE"]
+    ("schedule", "fix"), [(VP(0.1, 3.0), "raise beta_max"), (VE(0.01, 2.0), "raise sigma_max")], ids=["VP", "VE"]
 )
-def test_each_schedule_has_its_own_fix(tmp_path: Path, schedule: Schedule, cure: str) -> None:
-    assert f"Fix: {cure}" in refused(tmp_path, schedule)
+def test_each_schedule_has_its_own_fix(tmp_path: Path, schedule: Schedule, fix: str) -> None:
+    assert f"Fix: {fix}" in refused(tmp_path, schedule)
 
 
 def test_a_sampler_that_starts_too_early_is_named(tmp_path: Path) -> None:
-    told = refused(tmp_path, VP(), DDIM(UniformGrid(4, t_max=0.5)))
-    assert "at t=0.5, where DDIM's grid starts" in told
-    assert "let the sampler's grid start at t=1" in told
+    error = refused(tmp_path, VP(), DDIM(UniformGrid(4, t_max=0.5)))
+    assert "at t=0.5, where DDIM's grid starts" in error
+    assert "let the sampler's grid start at t=1" in error
 
 
 class Wide(Points):
@@ -291,8 +295,8 @@ def test_the_datas_own_scale_counts(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_fit_stops_at_a_failed_check_unless_disabled(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, model__schedule=BETAS, trainer__max_steps=2)
-    told = cli(tmp_path, "fit", "--config", config, "--run", "run").error
-    assert told.startswith("LinearBetas does not end in noise")
+    error = cli(tmp_path, "fit", "--config", config, "--run", "run").error
+    assert error.startswith("LinearBetas does not end in noise")
     assert not (tmp_path / "runs" / "run").exists()
     assert cli(tmp_path, "fit", "--config", config, "--run", "run", "--doctor.ignore", "[prior]").code == 0
     assert cli(tmp_path, "fit", "--config", config, "--run", "lax", "--doctor.max_kl", "0.2").code == 0
@@ -315,8 +319,8 @@ def test_several_errors_are_one_line_and_warnings_a_line_each(tmp_path: Path) ->
 def test_it_speaks_before_whatever_else_begins(tmp_path: Path) -> None:
     """GenerationMetrics would try to download its weights."""
     config = tiny_config(tmp_path, **digits_changes(trainer__callbacks=[{"class_path": "GenerationMetrics"}]))
-    told = cli(tmp_path, "fit", "--config", config, "--doctor.ignore", "[disk]").error
-    assert told.startswith("GenerationMetrics needs the weights of InceptionV3")
+    error = cli(tmp_path, "fit", "--config", config, "--doctor.ignore", "[disk]").error
+    assert error.startswith("GenerationMetrics needs the weights of InceptionV3")
 
 
 def test_a_look_changes_neither_the_training_nor_the_modes(tmp_path: Path) -> None:
@@ -334,8 +338,8 @@ def test_a_look_changes_neither_the_training_nor_the_modes(tmp_path: Path) -> No
 def test_a_checkpoint_is_as_large_as_the_check_says(tmp_path: Path) -> None:
     changes = {"model__network__init_args__width": 512, "trainer__max_steps": 1, "ema": {"decays": [0.9, 0.99]}}
     run = fit(tmp_path / "a", **changes)
-    told = lines(doctor(tmp_path / "b", **changes))["disk"][1]
-    size = float(told.split("take ")[1].split(" MB")[0]) / 3
+    text = lines(doctor(tmp_path / "b", **changes))["disk"][1]
+    size = float(text.split("take ")[1].split(" MB")[0]) / 3
     assert size == pytest.approx((run / LAST).stat().st_size / 1e6, rel=0.05)
 
 

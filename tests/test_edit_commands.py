@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pictures(folder: Path) -> np.ndarray:
+def read_images(folder: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(p)) for p in sorted(folder.glob("[0-9]*.png"))]).astype(int)
 
 
@@ -45,32 +45,32 @@ def test_images_are_recovered_from_their_latents(folder: Path) -> None:
         folder, "encode", "--ckpt_path", CKPT, "--path", "in", "--output", "e", "--sampler", "Heun", "--steps", 100
     )
     assert "2 examples carried to noise and back by Heun" in out
-    given = pictures(folder / "in")
-    assert np.abs(pictures(folder / "e") - given).max() <= 4
+    given = read_images(folder / "in")
+    assert np.abs(read_images(folder / "e") - given).max() <= 4
     ran(folder, "sample", "--ckpt_path", CKPT, "--latents", "e/latents.npz", *HUNDRED, "--output", "back")
-    assert np.abs(pictures(folder / "back") - given).max() <= 4
+    assert np.abs(read_images(folder / "back") - given).max() <= 4
 
 
 def test_interpolation_connects_two_images(folder: Path) -> None:
     ran(folder, "encode", "--ckpt_path", CKPT, "--path", "in", "--output", "way", "--steps", 60, "--between", 5)
-    way = pictures(folder / "way")
+    way = read_images(folder / "way")
     assert len(way) == 7
-    assert np.abs(way[[0, -1]] - pictures(folder / "in")).max() <= 40  # DDIM, 60 steps
+    assert np.abs(way[[0, -1]] - read_images(folder / "in")).max() <= 40  # DDIM, 60 steps
     steps = np.abs(np.diff(way, axis=0)).mean((1, 2))
     assert steps.max() < 0.7 * np.abs(way[-1] - way[0]).mean()
 
 
 def test_points_are_encoded_from_a_table(folder: Path) -> None:
     (folder / "points.csv").write_text("x,y\n50,40\n30,80\n")
-    rule = ("--sampler", "Heun", "--grid", "UniformGrid", "--grid.steps", 200, "--grid.t_min", 0.001)
-    out = ran(folder, "encode", "--ckpt_path", POINTS, "--path", "points.csv", "--output", "pe", *rule)
+    options = ("--sampler", "Heun", "--grid", "UniformGrid", "--grid.steps", 200, "--grid.t_min", 0.001)
+    out = ran(folder, "encode", "--ckpt_path", POINTS, "--path", "points.csv", "--output", "pe", *options)
     assert "2 examples" in out
-    found = np.loadtxt(folder / "pe" / "samples.csv", delimiter=",", skiprows=1)
-    np.testing.assert_allclose(found, [[50, 40], [30, 80]], atol=0.5)
+    result = np.loadtxt(folder / "pe" / "samples.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(result, [[50, 40], [30, 80]], atol=0.5)
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["--path", "nowhere.png"], "nowhere.png"),
         (["--path", "in", "--sampler", "Ancestral"], "Ancestral draws noise: encoding needs a deterministic sampler"),
@@ -79,19 +79,19 @@ def test_points_are_encoded_from_a_table(folder: Path) -> None:
         (["--path", "in", "--output", "in"], "in is not empty"),
     ],
 )
-def test_bad_input_of_encode_is_one_line(folder: Path, args: list[Any], told: str) -> None:
+def test_bad_input_of_encode_is_one_line(folder: Path, args: list[Any], message: str) -> None:
     with no_files_change(folder):
-        assert told in cli(folder, "encode", "--ckpt_path", CKPT, "--output", "no", *args).error
+        assert message in cli(folder, "encode", "--ckpt_path", CKPT, "--output", "no", *args).error
 
 
 def test_class_models_encode_and_restore_with_or_without_label(folder: Path) -> None:
     ckpt = fit_digits(folder)
-    given = pictures(folder / "in")
+    given = read_images(folder / "in")
     for name, label in (("any", []), ("two", ["--cond.label", 2])):
         ran(folder, "encode", "--ckpt_path", ckpt, "--path", "in", "--output", name, *HUNDRED, *label)
-        assert np.abs(pictures(folder / name) - given).max() <= 4
+        assert np.abs(read_images(folder / name) - given).max() <= 4
         ran(folder, "restore", "--ckpt_path", ckpt, "--path", "in", "--output", f"r{name}", *label)
-        assert len(pictures(folder / f"r{name}")) == 8
+        assert len(read_images(folder / f"r{name}")) == 8
     assert "cond.label: expected a number in 0 … 9; got 11" in cli(
         folder, "restore", "--ckpt_path", ckpt, "--path", "in", "--output", "no", "--cond.label", 11
     ).error  # fmt: skip
@@ -117,11 +117,11 @@ def test_what_is_known_stays(folder: Path, method: list[Any]) -> None:
         "--method",
         *method,
     )
-    given, found = pictures(folder / "in"), pictures(folder / name)
-    assert len(found) == 6
-    assert np.abs(found[:3, :, :4] - given[0, :, :4]).max() <= 1
-    assert np.abs(found[3:, :, :4] - given[1, :, :4]).max() <= 1
-    assert len({picture.tobytes() for picture in found}) == 6  # the rest is drawn
+    given, result = read_images(folder / "in"), read_images(folder / name)
+    assert len(result) == 6
+    assert np.abs(result[:3, :, :4] - given[0, :, :4]).max() <= 1
+    assert np.abs(result[3:, :, :4] - given[1, :, :4]).max() <= 1
+    assert len({image.tobytes() for image in result}) == 6  # the rest is drawn
 
 
 def test_a_mask_says_what_is_known(folder: Path) -> None:
@@ -130,26 +130,26 @@ def test_a_mask_says_what_is_known(folder: Path) -> None:
     Image.fromarray(mask).save(folder / "mask.png")
     ran(folder, "restore", "--ckpt_path", CKPT, "--path", "in/0.png", "--mask", "mask.png", "--output", "masked",
         "--num_samples", 2)  # fmt: skip
-    given, found = pictures(folder / "in")[0], pictures(folder / "masked")
-    assert np.abs(found[:, 2:5] - given[2:5]).max() <= 1
-    assert np.abs(found[:, 5:] - given[5:]).max() > 10
+    given, result = read_images(folder / "in")[0], read_images(folder / "masked")
+    assert np.abs(result[:, 2:5] - given[2:5]).max() <= 1
+    assert np.abs(result[:, 5:] - given[5:]).max() > 10
 
 
 def test_upscaled_images_have_the_means_of_the_blocks(folder: Path) -> None:
     args = ("--path", "in", "--task", "upscale", "--output", "up", "--num_samples", 1)
     ran(folder, "restore", "--ckpt_path", CKPT, *args, "--sampler", "Ancestral", "--steps", 40)
-    given, found = pictures(folder / "in"), pictures(folder / "up")
+    given, result = read_images(folder / "in"), read_images(folder / "up")
 
     def means(x: np.ndarray) -> np.ndarray:
         return x.reshape(2, 4, 2, 4, 2).mean((2, 4))
 
-    inside = (found > 0).reshape(2, 4, 2, 4, 2).all((2, 4)) & (found < 255).reshape(2, 4, 2, 4, 2).all((2, 4))
+    inside = (result > 0).reshape(2, 4, 2, 4, 2).all((2, 4)) & (result < 255).reshape(2, 4, 2, 4, 2).all((2, 4))
     assert inside.sum() > 3  # elsewhere clipping to the range moves the mean
-    np.testing.assert_allclose(means(found)[inside], means(given)[inside], atol=1)
+    np.testing.assert_allclose(means(result)[inside], means(given)[inside], atol=1)
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["--task", "colorize"], "colorize needs a model of colour images, this one has 1 channel(s)"),
         (["--task", "upscale", "--factor", 3], "factor 3 does not divide height x width 8x8"),
@@ -159,16 +159,16 @@ def test_upscaled_images_have_the_means_of_the_blocks(folder: Path) -> None:
         (["--mask", "in"], "in: give one mask, not a folder of 2"),
     ],
 )
-def test_bad_input_of_restore_is_one_line(folder: Path, args: list[Any], told: str) -> None:
+def test_bad_input_of_restore_is_one_line(folder: Path, args: list[Any], message: str) -> None:
     with no_files_change(folder):
-        assert told in cli(folder, "restore", "--ckpt_path", CKPT, "--path", "in", "--output", "no", *args).error
+        assert message in cli(folder, "restore", "--ckpt_path", CKPT, "--path", "in", "--output", "no", *args).error
 
 
 def test_points_are_not_restored(folder: Path) -> None:
-    told = cli(
+    error = cli(
         folder, "restore", "--ckpt_path", "runs/points/checkpoints/last.ckpt", "--path", "in", "--output", "no"
     ).error
-    assert told.endswith("is a model of points: only images can be restored")
+    assert error.endswith("is a model of points: only images can be restored")
 
 
 # sweep ------------------------------------------------------------------------------------------------------------
@@ -190,17 +190,17 @@ def test_a_sweep_has_a_row_for_each_sampler_and_number(folder: Path) -> None:
     assert errors["DPMpp(order=3)", 18] < errors["DDIM", 18]
     assert all(0 < float(row["distance"]) < 5 for row in rows)
     assert "distance to data" in out
-    with Image.open(folder / "s" / "sweep.png") as picture:
-        assert min(picture.size) > 200
+    with Image.open(folder / "s" / "sweep.png") as plot:
+        assert min(plot.size) > 200
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["--samplers", "DDMI", "--nfe", "5"], "there is no class DDMI; did you mean DDIM?"),
         (["--samplers", "DDIM", "Heun", "--nfe", "0", "5"], "nfe must be at least 1"),
     ],
 )
-def test_bad_input_of_sweep_is_one_line(folder: Path, args: list[Any], told: str) -> None:
+def test_bad_input_of_sweep_is_one_line(folder: Path, args: list[Any], message: str) -> None:
     with no_files_change(folder):
-        assert told in cli(folder, "sweep", "--ckpt_path", CKPT, "--output", "no", *args).error
+        assert message in cli(folder, "sweep", "--ckpt_path", CKPT, "--output", "no", *args).error

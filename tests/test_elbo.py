@@ -112,9 +112,9 @@ def test_few_step_chain_bound_matches_its_closed_form(schedule: Schedule) -> Non
     oracle, mean, var = gaussian(schedule, 2)
     parts = [chain_by_hand(schedule, mean, var, n, False) for n in (8, 32)]
     exact = [prior + sum(terms) + decoder for prior, terms, decoder in parts]
-    found = [float(ChainBound(n)(oracle, draw(oracle, 8000), seeded()).total.mean()) for n in (8, 32)]
-    np.testing.assert_allclose(found, exact, rtol=0.02)
-    assert min(found) > entropy(var)
+    result = [float(ChainBound(n)(oracle, draw(oracle, 8000), seeded()).total.mean()) for n in (8, 32)]
+    np.testing.assert_allclose(result, exact, rtol=0.02)
+    assert min(result) > entropy(var)
 
 
 def test_fixed_large_and_small_are_right_for_opposite_data() -> None:
@@ -163,8 +163,8 @@ def test_ddpm_prior_term_is_a_hundred_thousandth_of_a_bit() -> None:
     np.testing.assert_allclose(array(bits), by_hand, rtol=1e-6)
 
 
-class Told(Denoiser):
-    """An oracle that also tells a variance."""
+class WithVariance(Denoiser):
+    """An oracle that also predicts a variance."""
 
     def __init__(self, oracle: Gaussian, v: float) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class Told(Denoiser):
 def test_a_learned_variance_at_its_ends_is_the_fixed_one(v: float, times: int | None) -> None:
     oracle, _, _ = gaussian(VP(), 2)
     x_0 = draw(oracle, 5)
-    learned = ChainBound(12, None, times)(Told(oracle, v), x_0, SampleNoise(0, range(5)))
+    learned = ChainBound(12, None, times)(WithVariance(oracle, v), x_0, SampleNoise(0, range(5)))
     fixed = ChainBound(12, v, times)(oracle, x_0, SampleNoise(0, range(5)))
     np.testing.assert_allclose(array(learned.terms), array(fixed.terms), rtol=1e-9)
     # At t = 1/T every fixed variance is β̃_2; a learned one runs from there to β_1.
@@ -233,8 +233,10 @@ def test_both_bound_the_likelihood_of_a_mixture(schedule: Schedule, dim: int) ->
     which = torch.multinomial(weights, count, replacement=True, generator=rng)
     white = torch.randn(count, dim, dtype=torch.float64, generator=rng)
     x_0 = means[which] + stds[which, None] * white
-    laws = -0.5 * (x_0[:, None] - means).square().sum(-1) / stds**2 - dim * torch.log(stds * math.sqrt(2 * math.pi))
-    true = -torch.logsumexp(weights.log() + laws, 1)
+    log_densities = -0.5 * (x_0[:, None] - means).square().sum(-1) / stds**2 - dim * torch.log(
+        stds * math.sqrt(2 * math.pi)
+    )
+    true = -torch.logsumexp(weights.log() + log_densities, 1)
     oracle = GaussianMixture(schedule, means, stds, weights.tolist())
 
     continuous = ContinuousBound(64)(oracle, x_0, seeded()).total
@@ -272,11 +274,11 @@ def test_an_unlikely_level_has_its_own_probability(kind: torch.dtype) -> None:
     mean = torch.tensor([0.2, -0.2, 0.5, 0.0, 0.4], dtype=kind)
     x_0 = ((x_0 + 1) * 127.5).round() / 127.5 - 1
     for std in (0.03, 0.002):
-        found = decoder_nll(x_0, mean, torch.tensor(std, dtype=torch.float64), 256)
+        result = decoder_nll(x_0, mean, torch.tensor(std, dtype=torch.float64), 256)
         near, far = (np.abs(array(x_0 - mean)) + side / 255 for side in (-1, 1))
         far[[2, 3]] = np.inf
         upper, lower = norm.logsf(near / std), norm.logsf(far / std)
-        np.testing.assert_allclose(array(found), -(upper + np.log1p(-np.exp(lower - upper))), rtol=2e-5)
+        np.testing.assert_allclose(array(result), -(upper + np.log1p(-np.exp(lower - upper))), rtol=2e-5)
 
 
 def test_discrete_bound_tends_to_the_density_bound() -> None:
@@ -334,7 +336,7 @@ def test_an_examples_bound_does_not_depend_on_its_batch(bound: Any, schedule: Sc
 
 
 class Counting(Denoiser):
-    """Pictures of any shape as N(0, I); keeps the types and conditions it is given."""
+    """Images of any shape as N(0, I); keeps the types and conditions it is given."""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
@@ -369,8 +371,8 @@ def test_float32_images_keep_their_dtype_and_condition(bound: Any, schedule: Sch
 
 
 def call(bound: Any, levels: int | None = None, x: float = 0.0) -> Bound:
-    found: Bound = bound(Counting(VP()), torch.full((2, 3), x), seeded(), levels)
-    return found
+    result: Bound = bound(Counting(VP()), torch.full((2, 3), x), seeded(), levels)
+    return result
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_every_average_is_the_recursion_in_float64(tmp_path: Path) -> None:
     for decay in DECAYS:
         ours = flat(average(module, str(decay)))
         np.testing.assert_allclose(ours, recursion(recorder.history, decay), rtol=2e-5, atol=1e-6)
-    # The test can tell: one update more or less in the warm-up, or none at all, is far outside that.
+    # The test would fail: one update more or less in the warm-up, or none at all, is far outside that.
     for wrong in (recorder.history[1:], [recorder.history[0], *recorder.history]):
         assert np.abs(recursion(wrong, 0.999) - recursion(recorder.history, 0.999)).max() > 1e-4
 
@@ -115,7 +115,7 @@ def test_half_lives_stand_in_after_decays_and_survive_a_stop(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"half_lives": (0,)}, "half_lives must be at least 1 example, got 0"),
         ({"ramp_up": 0.0}, "ramp_up must be positive and finite, got 0.0"),
@@ -123,8 +123,8 @@ def test_half_lives_stand_in_after_decays_and_survive_a_stop(tmp_path: Path) -> 
         ({"half_lives": (500, 500)}, "half_lives must differ from each other, got 500 twice"),
     ],
 )
-def test_half_lives_outside_their_range_are_named(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_half_lives_outside_their_range_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         EMA(**options)
     with pytest.raises(ValueError, match="how many a step has is not known: give decays"):
         HalfLife(5).rate(0, None)
@@ -291,8 +291,8 @@ def test_averages_are_tracked_without_a_callback(tmp_path: Path) -> None:
 def test_averaged_network_is_a_copy(tmp_path: Path, choice: str | None, name: str) -> None:
     module = train(tmp_path, EMA((0.9, 0.5)), max_steps=4)
     raw = weights(module)
-    network, found = module.averaged(module.network, choice)
-    assert found == name and not network.training
+    network, actual = module.averaged(module.network, choice)
+    assert actual == name and not network.training
     expected = raw if name == "raw" else average(module, name.removeprefix("ema"))
     assert same(dict(network.named_parameters()), expected)
     for p in network.parameters():

@@ -118,7 +118,7 @@ CASES = {
         'Parser key "data":\n  the following arguments are required: path, columns',
         "data: missing: path, columns",
     ),
-    "parameters beside class_path": (
+    "parameters next to class_path": (
         'Parser key "model.schedule":\n  Expected an instantiatable class, but schedules.Schedule is abstract',
         "model.schedule: expected class_path and init_args only",
     ),
@@ -131,8 +131,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_message_becomes_one_line_that_names_key_and_cure(case: str) -> None:
-    message, told = CASES[case]
-    assert one_line(message, types=TYPES).startswith(told)
+    message, start = CASES[case]
+    assert one_line(message, types=TYPES).startswith(start)
 
 
 def test_the_place_is_the_option_of_the_command_line() -> None:
@@ -152,14 +152,14 @@ def test_the_place_is_the_line_of_the_file_if_there_is_but_one(tmp_path: Path) -
     config.write_text(
         "model:\n  network:\n    # the width: a comment\n    class_path: MLP\n    init_args: {width: abc}\n"
     )
-    told = "model.network.width: expected int, got abc"
-    assert one_line(message, ["fit", "--config", str(config)]) == f"{config}:5: {told}"
+    message_end = "model.network.width: expected int, got abc"
+    assert one_line(message, ["fit", "--config", str(config)]) == f"{config}:5: {message_end}"
     config.write_text("model:\n  network:\n    init_args: {width: abc}\n")
-    assert one_line(message, ["fit", "--config", str(config)]) == f"{config}:3: {told}"
-    assert one_line(message, ["fit", f"--config={config}"]) == f"{config}:3: {told}"
+    assert one_line(message, ["fit", "--config", str(config)]) == f"{config}:3: {message_end}"
+    assert one_line(message, ["fit", f"--config={config}"]) == f"{config}:3: {message_end}"
     config.write_text("data:\n  width: 3\nmodel:\n  network:\n    init_args: {width: abc}\n")
-    assert one_line(message, ["fit", "--config", str(config)]) == f"{config}:5: {told}"  # by the whole path
-    assert one_line(message, ["fit", "--config", str(tmp_path / "gone.yaml")]) == told
+    assert one_line(message, ["fit", "--config", str(config)]) == f"{config}:5: {message_end}"  # by the whole path
+    assert one_line(message, ["fit", "--config", str(tmp_path / "gone.yaml")]) == message_end
 
 
 def test_of_several_files_the_last_that_sets_the_key_is_named(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_an_unexpected_error_is_one_line_with_its_place(
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 2, "--data.batch_size"),
@@ -211,12 +211,12 @@ def test_an_unexpected_error_is_one_line_with_its_place(
     ],
 )
 def test_known_errors_have_a_line_of_their_own(
-    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with guard(False, []) as status:
         raise error
     (line,) = capsys.readouterr().err.splitlines()
-    assert (status.code, told in line) == (code, True), line
+    assert (status.code, message in line) == (code, True), line
 
 
 def test_an_exit_is_left_alone() -> None:

@@ -187,12 +187,12 @@ def test_point_metrics(folder: Path, points: Path) -> None:
 def test_samples_that_are_not_finite_are_counted(folder: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Drawer.predict_step
 
-    def spoiled(self: Any, batch: Any, batch_idx: int) -> Any:
+    def with_nan(self: Any, batch: Any, batch_idx: int) -> Any:
         drawn = original(self, batch, batch_idx)
         drawn["x"][3] = math.nan
         return drawn
 
-    monkeypatch.setattr(Drawer, "predict_step", spoiled)
+    monkeypatch.setattr(Drawer, "predict_step", with_nan)
     call = ("evaluate", "--ckpt_path", digits, "--output", "nan", *IMAGES, "--metrics", "fid")
     for _ in range(2):  # the error is the same when the call is repeated
         done = cli(folder, *call)

@@ -121,7 +121,7 @@ def test_vp_keeps_unit_variance_because_of_ito() -> None:
 
 
 def test_wiener_increments_are_of_the_size_of_the_root_of_dt() -> None:
-    """E[dw dwᵀ] = Q dt with correlated Q, at two step sizes; sums of increments keep the law."""
+    """E[dw dwᵀ] = Q dt with correlated Q, at two step sizes; sums of increments keep the distribution."""
     q = np.array([[1.0, 0.6], [0.6, 0.5]])
     root = np.linalg.cholesky(q)
     rng = np.random.default_rng(0)

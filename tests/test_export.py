@@ -1,4 +1,4 @@
-"""What goes out: files that other packages read, and the card beside them, whose code runs."""
+"""Exports: files that other packages read, and their model card, whose code runs."""
 
 import json
 import re
@@ -65,11 +65,11 @@ def test_onnx_denoises_any_number_of_examples(folder: Path, digits: Path, out: d
     session = onnxruntime.InferenceSession(out["onnx"] / "model.onnx", providers=["CPUExecutionProvider"])
     x_t, t, label = example(model.live_pipeline(), batch)
     label[0] = -1  # any class
-    found = session.run(["x_0", "eps"], {"x_t": x_t.numpy(), "t": t.numpy(), "label": label.numpy()})
+    result = session.run(["x_0", "eps"], {"x_t": x_t.numpy(), "t": t.numpy(), "label": label.numpy()})
     with torch.no_grad():
         ours = model.denoiser(x_t, t.view(-1, 1, 1, 1), label=label)
-    torch.testing.assert_close(torch.from_numpy(found[0]), ours.x_0, rtol=0, atol=1e-4)
-    torch.testing.assert_close(torch.from_numpy(found[1]), ours.eps, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(result[0]), ours.x_0, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(result[1]), ours.eps, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [1, 5])
@@ -132,7 +132,7 @@ def test_the_card_says_what_is_known_and_nothing_else(folder: Path, digits: Path
     assert head == {"library_name": "onnx", "license": "mit", "tags": ["diffusion", "diffusion_pl", "onnx"]}
     card = json.loads((folder / "runs/digits/card.json").read_text())
     for fact in (
-        "A diffusion model of Digits (1x8x8, 10 classes): the average of the weights of decay 0.999",
+        "A diffusion model of Digits (1x8x8, 10 classes): the EMA weights of decay 0.999",
         sha256_of(folder / digits),
         card["data"]["sha256"]["x"],
         "20 steps",
@@ -193,14 +193,14 @@ def test_a_folder_that_is_not_empty_is_left_alone(folder: Path, digits: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("raw", "the raw weights"),
         ("ema0.999", "of decay 0.999"),
         ("ema500000examples", "of half-life 500,000 examples"),
     ],
 )
-def test_a_card_states_the_kind_of_average(folder: Path, digits: Path, name: str, told: str) -> None:
+def test_a_card_states_the_kind_of_average(folder: Path, digits: Path, name: str, message: str) -> None:
     pipeline = replace(diffusion_pl.load(folder / digits), weights=name)
     description = checkpoints.read(folder / digits)["diffusion_pl"]
-    assert f"{told}, as safetensors" in model_card("safetensors", pipeline, description, {"name": "last.ckpt"}, "0")
+    assert f"{message}, as safetensors" in model_card("safetensors", pipeline, description, {"name": "last.ckpt"}, "0")

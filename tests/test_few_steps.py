@@ -1,4 +1,4 @@
-"""Few steps on the exact denoiser of 500 digits, beside `diffusers` with its defaults at equal evaluations.
+"""Few steps on the exact denoiser of 500 digits, compared with `diffusers` with its defaults at equal evaluations.
 
 The error is the root mean square over 128 samples to the exact solution of the ODE from the same latents.  The exact
 denoiser carries samples onto digits; one of the 128 that ends at another digit adds about FLIP to the squared error.
@@ -61,8 +61,8 @@ class Digits(Denoiser):
         return Prediction(mean + alpha * self.var * off, sigma * off)
 
 
-class Rule(NamedTuple):
-    """One of ours, and the scheduler of `diffusers` of the same rule; evaluations of a step of both."""
+class Method(NamedTuple):
+    """One of our samplers, and the scheduler of `diffusers` with the same formula; evaluations of a step of both."""
 
     name: str
     ours: Callable[[Grid], Sampler]
@@ -70,24 +70,24 @@ class Rule(NamedTuple):
     evaluations: int = 1
 
 
-def rules(process: str) -> Iterator[Rule]:
-    if process == "edm":
-        yield Rule("DDIM", DDIM, diffusers.EDMEulerScheduler)
+def methods(kind: str) -> Iterator[Method]:
+    if kind == "edm":
+        yield Method("DDIM", DDIM, diffusers.EDMEulerScheduler)
         for k in (1, 2, 3):
-            yield Rule(
+            yield Method(
                 f"DPMpp {k}",
                 lambda g, k=k: DPMpp(g, k),
                 lambda k=k: diffusers.EDMDPMSolverMultistepScheduler(solver_order=k),
             )
         return
-    betas = "squaredcos_cap_v2" if process == "cosine" else "linear"
-    kw = FLOW if process == "rectified" else {**TABLE, "beta_schedule": betas}
-    if process == "rectified":
-        yield Rule("DDIM", DDIM, diffusers.FlowMatchEulerDiscreteScheduler)
-        yield Rule("Heun", Heun, diffusers.FlowMatchHeunDiscreteScheduler, 2)
+    betas = "squaredcos_cap_v2" if kind == "cosine" else "linear"
+    kw = FLOW if kind == "rectified" else {**TABLE, "beta_schedule": betas}
+    if kind == "rectified":
+        yield Method("DDIM", DDIM, diffusers.FlowMatchEulerDiscreteScheduler)
+        yield Method("Heun", Heun, diffusers.FlowMatchHeunDiscreteScheduler, 2)
     else:
-        yield Rule("DDIM", DDIM, lambda: diffusers.DDIMScheduler(**kw, clip_sample=False))
-        yield Rule("Heun", Heun, lambda: diffusers.HeunDiscreteScheduler(**kw), 2)
+        yield Method("DDIM", DDIM, lambda: diffusers.DDIMScheduler(**kw, clip_sample=False))
+        yield Method("Heun", Heun, lambda: diffusers.HeunDiscreteScheduler(**kw), 2)
     multistep = (
         ("DPMpp", DPMpp, diffusers.DPMSolverMultistepScheduler),
         ("UniPC", UniPC, diffusers.UniPCMultistepScheduler),
@@ -95,10 +95,10 @@ def rules(process: str) -> Iterator[Rule]:
     )
     for name, ours, theirs in multistep:
         for k in (1, 2, 3):
-            yield Rule(f"{name} {k}", lambda g, o=ours, k=k: o(g, k), lambda s=theirs, k=k: s(**kw, solver_order=k))
+            yield Method(f"{name} {k}", lambda g, o=ours, k=k: o(g, k), lambda s=theirs, k=k: s(**kw, solver_order=k))
     for k in (2, 3):
         single = lambda k=k: diffusers.DPMSolverSinglestepScheduler(**kw, solver_order=k)  # noqa: E731
-        yield Rule(f"DPMppSingle {k}", lambda g, k=k: DPMppSingle(g, k), single, k)
+        yield Method(f"DPMppSingle {k}", lambda g, k=k: DPMppSingle(g, k), single, k)
 
 
 SCHEDULES: dict[str, Schedule] = {
@@ -110,67 +110,67 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 @cache
-def reference(process: str, std: float = 0.0) -> Tensor:
+def reference(kind: str, std: float = 0.0) -> Tensor:
     """The exact solution, by 160 steps of Heun that are short both in t and, near the end, in λ."""
-    schedule = SCHEDULES[process]
+    schedule = SCHEDULES[kind]
     sampler = Heun(ExplicitGrid((torch.linspace(1, 1e-2, 160, dtype=torch.float64) ** 2).tolist()))
     return sampler(Digits(schedule, std), sampler.prior(schedule, LATENTS)).x_0
 
 
-def error(x: Tensor, process: str, std: float = 0.0) -> float:
-    return float((x - reference(process, std)).square().mean().sqrt())
+def error(x: Tensor, kind: str, std: float = 0.0) -> float:
+    return float((x - reference(kind, std)).square().mean().sqrt())
 
 
-def ours(sampler: Sampler, process: str, std: float = 0.0) -> float:
-    schedule = SCHEDULES[process]
-    return error(sampler(Digits(schedule, std), sampler.prior(schedule, LATENTS)).x_0, process, std)
+def ours(sampler: Sampler, kind: str, std: float = 0.0) -> float:
+    schedule = SCHEDULES[kind]
+    return error(sampler(Digits(schedule, std), sampler.prior(schedule, LATENTS)).x_0, kind, std)
 
 
-def theirs(make: Callable[[], Any], process: str, steps: int) -> float:
+def theirs(make: Callable[[], Any], kind: str, steps: int) -> float:
     """Error of a scheduler; the denoiser is asked at the time that the scheduler has."""
-    denoiser, scheduler = Digits(SCHEDULES[process]), make()
+    denoiser, scheduler = Digits(SCHEDULES[kind]), make()
     scheduler.set_timesteps(steps)
-    x = LATENTS * (1.0 if process == "rectified" else float(scheduler.init_noise_sigma))
+    x = LATENTS * (1.0 if kind == "rectified" else float(scheduler.init_noise_sigma))
     for k, n in enumerate(scheduler.timesteps):
-        scaled = scheduler.scale_model_input(x, n) if process != "rectified" else x
-        sigma = scheduler.sigmas[k].double() if process in ("edm", "rectified") else None
-        if process == "edm":
+        scaled = scheduler.scale_model_input(x, n) if kind != "rectified" else x
+        sigma = scheduler.sigmas[k].double() if kind in ("edm", "rectified") else None
+        if kind == "edm":
             assert sigma is not None
             x_0 = denoiser(x, denoiser.schedule.time(-2 * torch.log(sigma))).x_0
             norm = sigma**2 + 0.25  # EDM's preconditioning at σ_data ½ undone
             out = (x_0 - 0.25 / norm * x) / (sigma * 0.5 / norm.sqrt())
-        elif process == "rectified":
+        elif kind == "rectified":
             assert sigma is not None
             x_0, eps, _ = denoiser(x.double(), sigma)
             out = eps - x_0
         else:
             out = denoiser(scaled.double(), (n.double() + 1) / 1000).eps
         x = scheduler.step(out, n, x).prev_sample
-    return error(x, process)
+    return error(x, kind)
 
 
-def chosen(process: str, grid: Grid, sampler: Any, new: Grid | None, steps: int | None) -> Sampler:
+def chosen(kind: str, grid: Grid, sampler: Any, new: Grid | None, steps: int | None) -> Sampler:
     """The sampler of a pipeline that had another one on a grid."""
-    pipeline = Pipeline(Digits(SCHEDULES[process]), Ancestral(grid), (64,))
+    pipeline = Pipeline(Digits(SCHEDULES[kind]), Ancestral(grid), (64,))
     return pipeline.with_sampler(sampler, new, steps).sampler
 
 
-def table(process: str) -> Iterator[tuple[str, int, float, float]]:
-    """(rule, evaluations, our error, theirs) of `--sampler RULE --steps n` at no more than 5, 10 and 20 evaluations."""
-    for rule in rules(process):
+def table(kind: str) -> Iterator[tuple[str, int, float, float]]:
+    """(method, evaluations, our error, theirs) of `--sampler METHOD --steps n` at 5, 10 and 20 evaluations or fewer."""
+    for method in methods(kind):
         for nfe in (5, 10, 20):
-            points = 1 + (nfe - 1) // rule.evaluations
-            taken = 1 + (points - 1) * rule.evaluations
-            made = chosen(process, UniformGrid(1000), rule.ours, None, points)
-            other = theirs(rule.theirs, process, points if rule.name == "Heun" else taken)
-            yield rule.name, taken, ours(made, process), other
+            points = 1 + (nfe - 1) // method.evaluations
+            taken = 1 + (points - 1) * method.evaluations
+            made = chosen(kind, UniformGrid(1000), method.ours, None, points)
+            other = theirs(method.theirs, kind, points if method.name == "Heun" else taken)
+            yield method.name, taken, ours(made, kind), other
 
 
 @pytest.mark.parametrize(
-    "process", ["table", "rectified", *(pytest.param(p, marks=pytest.mark.slow) for p in ("cosine", "edm"))]
+    "kind", ["table", "rectified", *(pytest.param(p, marks=pytest.mark.slow) for p in ("cosine", "edm"))]
 )
-def test_few_steps_are_no_worse_than_diffusers(process: str) -> None:
-    worse = [row for row in table(process) if not row[2] ** 2 <= (1.03 * row[3]) ** 2 + FLIP]
+def test_few_steps_are_no_worse_than_diffusers(kind: str) -> None:
+    worse = [row for row in table(kind) if not row[2] ** 2 <= (1.03 * row[3]) ** 2 + FLIP]
     assert not worse
 
 
@@ -242,11 +242,11 @@ THIRD = {"DPMpp": lambda g: DPMpp(g, 3), "UniPC": lambda g: UniPC(g, 3), "DEIS":
 
 
 @pytest.mark.parametrize("name", THIRD)
-@pytest.mark.parametrize("process", ["table", "cosine", "rectified"])
-def test_a_long_last_step_is_of_lower_order(process: str, name: str) -> None:
+@pytest.mark.parametrize("kind", ["table", "cosine", "rectified"])
+def test_a_long_last_step_is_of_lower_order(kind: str, name: str) -> None:
     """Ten uniform steps that end at t = 1/1000: the last is 3 in log α/σ, and a parabola there missed by up to 0.8."""
     grid = UniformGrid(10, t_min=1e-3)
-    assert ours(THIRD[name](grid), process) < ours(DDIM(grid), process)
+    assert ours(THIRD[name](grid), kind) < ours(DDIM(grid), kind)
 
 
 @pytest.mark.parametrize("name", ["DPMpp", "UniPC"])

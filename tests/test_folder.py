@@ -1,4 +1,4 @@
-"""A folder of pictures: what is found, labels, splits, what is refused and how, memory and streaming alike."""
+"""A folder of images: listing, labels, splits, what is refused and how, cached and streamed."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def everything(source: Any) -> dict[str, torch.Tensor]:
 
 
 def broken(path: Path, *, header: bool) -> Path:
-    """A picture cut off in its header, or in its body."""
+    """An image file cut off in its header, or in its body."""
     save(path, (64, 64, 3))
     content = path.read_bytes()
     path.write_bytes(content[:20] if header else content[: len(content) // 2])
@@ -67,8 +67,8 @@ def test_size_and_channels_are_those_of_the_images(flat: Path) -> None:
 
 
 def test_other_files_and_hidden_ones_are_left_alone(flat: Path) -> None:
-    (flat / "notes.txt").write_text("no picture")
-    (flat / ".hidden.png").write_text("no picture")
+    (flat / "notes.txt").write_text("not an image")
+    (flat / ".hidden.png").write_text("not an image")
     save(flat / ".thumbnails" / "small.png")
     assert sum(map(len, ready(flat).splits[:2])) == 20
 
@@ -154,9 +154,9 @@ def test_corrupt_images_are_skipped_with_a_warning_on_request(
     for i in (0, 7, 9, 12):
         broken(flat / f"{i:02d}.png", header=header)
     data = ready(flat, size=8, corrupt="skip", val_fraction=0.0)
-    told = capsys.readouterr().out
-    assert "4 of 20 images cannot be read and are skipped" in told
-    assert all(f"{i:02d}.png" in told for i in (0, 7, 9))
+    output = capsys.readouterr().out
+    assert "4 of 20 images cannot be read and are skipped" in output
+    assert all(f"{i:02d}.png" in output for i in (0, 7, 9))
     kept = [10 * i for i in range(20) if i not in (0, 7, 9, 12)]
     assert sorted(everything(data.splits[0])["x"][:, 0, 0, 0].tolist()) == kept
 

@@ -202,7 +202,7 @@ def test_a_trial_run_writes_no_dump(tmp_path: Path) -> None:
 
 
 def test_two_processes_stop_together(tmp_path: Path) -> None:
-    """What goes wrong on the second of them only is left out by both, and shown by the replay of its share."""
+    """What fails on the second process only is skipped by both, and shown by the replay of its share."""
     pair = {"trainer__devices": 2, "trainer__strategy": "ddp"}
     config = tiny_config(tmp_path, model__network=flawed("output", [2, *range(5, 30)], rank=1), **pair)
     process = start(tmp_path, "fit", "--config", config, "--run", "run", "--guard.stop_after", 3)
@@ -235,13 +235,13 @@ def test_spikes_are_reported_and_counted(tmp_path: Path, capsys: pytest.CaptureF
     module = module_with("spike", (50, 120, 130), optimizer=partial(SGD, lr=1e-6))
     record = train(tmp_path, module, guard, max_steps=135)
     assert guard.spikes == 2  # before there are 100 steps to compare with, none
-    told = re.fullmatch(
+    warned = re.fullmatch(
         r"step 120: gradient norm (\S+), (\d+) times the median of the last 100 \(1 spikes so far\)\n",
         capsys.readouterr().out,
     )
-    assert told
-    assert float(told[1]) == pytest.approx(record.norms[120], rel=1e-2)
-    assert int(told[2]) == pytest.approx(record.norms[120] / np.median(record.norms[20:120]), abs=0.51)
+    assert warned
+    assert float(warned[1]) == pytest.approx(record.norms[120], rel=1e-2)
+    assert int(warned[2]) == pytest.approx(record.norms[120] / np.median(record.norms[20:120]), abs=0.51)
     assert record.metrics[-1]["guard/spikes"] == 2
 
 
@@ -305,13 +305,13 @@ def test_a_scale_below_one_ends_the_run(tmp_path: Path) -> None:
 
 def test_float16_on_the_cpu_is_bfloat16_and_has_no_scaler(tmp_path: Path) -> None:
     run = fit(tmp_path, trainer__precision="16-mixed", model__network=flawed("gradient", [4]))
-    found = scalars(run)
-    assert not [name for name in found if name.startswith("scaler/")]
-    assert found["guard/skipped_steps"][-1][1] == 1
-    assert all(value > 0 for _, value in found["gradient_norm/raw"])
+    result = scalars(run)
+    assert not [name for name in result if name.startswith("scaler/")]
+    assert result["guard/skipped_steps"][-1][1] == 1
+    assert all(value > 0 for _, value in result["gradient_norm/raw"])
 
 
-@pytest.mark.parametrize(("options", "told"), [({"stop_after": 0}, "stop_after"), ({"spike": 1.0}, "spike")])
-def test_what_makes_no_sense_is_named(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=f"{told} must be .*, got {next(iter(options.values()))}"):
+@pytest.mark.parametrize(("options", "option"), [({"stop_after": 0}, "stop_after"), ({"spike": 1.0}, "spike")])
+def test_what_makes_no_sense_is_named(options: dict[str, Any], option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be .*, got {next(iter(options.values()))}"):
         Guard(**options)

@@ -37,7 +37,7 @@ def batch() -> tuple[Tensor, Tensor]:
 def test_thresholds(low: float, high: float, quantile: float | None) -> None:
     x_0, x_t = batch()
     t = torch.tensor(0.4, dtype=torch.float64)
-    found = Thresholded(Says(VP(), x_0), low, high, quantile)(x_t, t).x_0
+    actual = Thresholded(Says(VP(), x_0), low, high, quantile)(x_t, t).x_0
     for i in range(4):
         sample = array(x_0[i])
         if quantile is None:
@@ -47,9 +47,9 @@ def test_thresholds(low: float, high: float, quantile: float | None) -> None:
             reach = max(np.quantile(np.abs(sample - middle), quantile), (high - low) / 2)
             inside = np.clip(sample, middle - reach, middle + reach)
             expected = middle + (inside - middle) * (high - low) / 2 / reach
-        np.testing.assert_allclose(array(found[i]), expected, rtol=1e-10, atol=1e-12)
-    assert found.min() >= low - 1e-12
-    assert found.max() <= high + 1e-12
+        np.testing.assert_allclose(array(actual[i]), expected, rtol=1e-10, atol=1e-12)
+    assert actual.min() >= low - 1e-12
+    assert actual.max() <= high + 1e-12
 
 
 @pytest.mark.parametrize("schedule", [VP(), Karras(), Rectified()], ids=lambda s: type(s).__name__)
@@ -61,9 +61,9 @@ def test_the_noise_follows_the_clipped_data(schedule: Schedule, quantile: float 
         torch.tensor(0.4, dtype=torch.float64),
         torch.tensor([0.1, 0.4, 0.7, 0.95], dtype=torch.float64)[:, None, None, None],
     ):
-        kernel, found = schedule(t), wrapped(x_t, t)
-        assert not torch.allclose(found.x_0, x_0)
-        np.testing.assert_allclose(array(kernel.alpha * found.x_0 + kernel.sigma * found.eps), array(x_t), atol=1e-12)
+        kernel, result = schedule(t), wrapped(x_t, t)
+        assert not torch.allclose(result.x_0, x_0)
+        np.testing.assert_allclose(array(kernel.alpha * result.x_0 + kernel.sigma * result.eps), array(x_t), atol=1e-12)
 
 
 def test_samples_do_not_share_their_quantile() -> None:

@@ -93,11 +93,11 @@ def points(schedule: Schedule, t: float) -> Tensor:
     return x * torch.sqrt(alpha**2 + sigma**2)
 
 
-def check_score(found: Prediction, x: Tensor, schedule: Schedule, t: float, expected: np.ndarray) -> None:
+def check_score(actual: Prediction, x: Tensor, schedule: Schedule, t: float, expected: np.ndarray) -> None:
     alpha, sigma, *_ = schedule(torch.tensor(t, dtype=torch.float64))
-    score = -array(found.eps) / float(sigma)
+    score = -array(actual.eps) / float(sigma)
     np.testing.assert_allclose(score, expected, rtol=1e-5, atol=1e-6 * abs(expected).max())
-    np.testing.assert_allclose(array(alpha * found.x_0 + sigma * found.eps), array(x), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(array(alpha * actual.x_0 + sigma * actual.eps), array(x), rtol=1e-9, atol=1e-9)
 
 
 LABEL = torch.tensor([0, 1, 0, 1, 0, 1])
@@ -112,8 +112,8 @@ def test_classifier_free_guidance_is_the_geometric_mixture(schedule: Schedule, t
     whole, each = scores(array(x), schedule, t)
     mine = np.where(array(LABEL)[:, None] == 0, each[0], each[1])
     for time in (torch.tensor(t, dtype=torch.float64), torch.full((6, 1), t, dtype=torch.float64)):
-        found = ClassifierFree(model, scale)(x, time, label=LABEL)
-        check_score(found, x, schedule, t, (1 - scale) * whole + scale * mine)
+        result = ClassifierFree(model, scale)(x, time, label=LABEL)
+        check_score(result, x, schedule, t, (1 - scale) * whole + scale * mine)
     assert model.rows == [12, 12]  # one call for both
 
 
@@ -153,9 +153,9 @@ def test_autoguidance_extrapolates_away_from_the_weaker_model() -> None:
         Gaussian(schedule, torch.zeros(2, dtype=torch.float64), v * torch.eye(2, dtype=torch.float64))
         for v in (0.2, 0.5)
     )
-    found = AutoGuided(good, bad, 2.5)(x, t)
+    result = AutoGuided(good, bad, 2.5)(x, t)
     np.testing.assert_allclose(
-        array(found.x_0), array(bad(x, t).x_0 + 2.5 * (good(x, t).x_0 - bad(x, t).x_0)), rtol=1e-9
+        array(result.x_0), array(bad(x, t).x_0 + 2.5 * (good(x, t).x_0 - bad(x, t).x_0)), rtol=1e-9
     )
     with pytest.raises(ValueError, match="must have the schedule of the model"):
         AutoGuided(good, Gaussian(VE(), good.mean, torch.eye(2, dtype=torch.float64)))
@@ -187,8 +187,8 @@ def test_classifier_guidance_is_the_posterior_score(schedule: Schedule, t: float
     guided = ClassifierGuided(GaussianMixture(schedule, means, stds), classifier, scale)
     for time in (torch.tensor(t, dtype=torch.float64), torch.full((6, 1), t, dtype=torch.float64)):
         with torch.no_grad():
-            found = guided(x, time, label=LABEL)
-        check_score(found, x, schedule, t, whole + scale * (mine - whole))
+            result = guided(x, time, label=LABEL)
+        check_score(result, x, schedule, t, whole + scale * (mine - whole))
 
 
 def test_classifier_guidance_vanishes_at_zero_signal() -> None:
@@ -234,9 +234,9 @@ def test_a_corrector_reduces_the_error_of_a_coarse_predictor(schedule: Schedule)
         def noise(x: Tensor) -> Tensor:
             return torch.randn(x.shape, dtype=x.dtype, generator=rng)
 
-        found = array(sampler(flow.oracle, x_T, noise).x_0)
+        result = array(sampler(flow.oracle, x_T, noise).x_0)
         mean, cov = flow.denoised(float(grid(schedule)[-1]))
-        return abs(np.cov(found.T) - cov).max()
+        return abs(np.cov(result.T) - cov).max()
 
     plain = error(ReverseDiffusion(grid))
     assert error(PredictorCorrector(grid, AnnealedLangevin(0.2, 30))) < 0.5 * plain
@@ -247,7 +247,7 @@ def test_annealed_langevin_has_its_known_bias() -> None:
     """For N(0, v): x ← (1 − δ/v)x + √(2δ)ε has variance 2δ/(1 − (1 − δ/v)²), which is v(1 + O(δ/v))."""
     schedule, s = VP(), torch.tensor(0.5, dtype=torch.float64)
     oracle = Gaussian(schedule, torch.zeros(1, dtype=torch.float64), torch.eye(1, dtype=torch.float64))
-    rule = PredictorCorrector(ExplicitGrid([0.5 + 1e-9, 0.5]), AnnealedLangevin(0.3, 400), DDIM)
+    sampler = PredictorCorrector(ExplicitGrid([0.5 + 1e-9, 0.5]), AnnealedLangevin(0.3, 400), DDIM)
     rng = torch.Generator().manual_seed(0)
     seen: list[Tensor] = []
 
@@ -261,7 +261,7 @@ def test_annealed_langevin_has_its_known_bias() -> None:
             return oracle(x_t, t)
 
     x_T = torch.randn(40_000, 1, dtype=torch.float64, generator=rng)
-    rule(Last(), x_T, lambda x: torch.randn(x.shape, dtype=x.dtype, generator=rng))
+    sampler(Last(), x_T, lambda x: torch.randn(x.shape, dtype=x.dtype, generator=rng))
     delta = 2 * 0.3**2 * float(schedule(s).sigma) ** 2
     assert float(seen[-1].var()) == pytest.approx(2 * delta / (1 - (1 - delta) ** 2), rel=0.03)
     assert 2 * delta / (1 - (1 - delta) ** 2) > 1.06  # the bias is there to be seen
@@ -277,9 +277,9 @@ def test_langevin_mends_in_many_dimensions(schedule: Schedule) -> None:
     def error(sampler: Sampler) -> float:
         at, end = (schedule(grid(schedule)[k]) for k in (0, -1))
         x_T = torch.randn(400, 128, dtype=torch.float64, generator=rng) * torch.sqrt(0.25 * at.alpha**2 + at.sigma**2)
-        found = sampler(oracle, x_T, lambda x: torch.randn(x.shape, dtype=x.dtype, generator=rng)).x_0
+        result = sampler(oracle, x_T, lambda x: torch.randn(x.shape, dtype=x.dtype, generator=rng)).x_0
         exact = (0.25 * end.alpha) ** 2 / (0.25 * end.alpha**2 + end.sigma**2)
-        return abs(float(found.var() / exact) - 1)
+        return abs(float(result.var() / exact) - 1)
 
     plain = error(ReverseDiffusion(grid))
     assert plain > 0.1
@@ -288,9 +288,9 @@ def test_langevin_mends_in_many_dimensions(schedule: Schedule) -> None:
 
 def test_langevin_steps_are_of_each_sample_alone() -> None:
     flow, x = GaussianFlow(VP()), torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    rule = PredictorCorrector(UniformGrid(6, 0.9, 0.1))
-    whole = rule(flow.oracle, x, SampleNoise(0, range(5))).x_0
-    alone = rule(flow.oracle, x[3:4], SampleNoise(0, [3])).x_0
+    sampler = PredictorCorrector(UniformGrid(6, 0.9, 0.1))
+    whole = sampler(flow.oracle, x, SampleNoise(0, range(5))).x_0
+    alone = sampler(flow.oracle, x[3:4], SampleNoise(0, [3])).x_0
     np.testing.assert_allclose(array(alone), array(whole[3:4]), rtol=1e-10)
 
 
@@ -320,11 +320,11 @@ def test_reconstruction_is_exact_for_white_gaussian_data() -> None:
         torch.randn(3, 4, dtype=torch.float64, generator=rng),
         mask * torch.randn(3, 4, dtype=torch.float64, generator=rng),
     )
-    found = Reconstructing(prior, Masked(mask), y, noise=s, data_std=d)(x_t, t).x_0
+    actual = Reconstructing(prior, Masked(mask), y, noise=s, data_std=d)(x_t, t).x_0
     alpha, sigma, *_ = (float(v) for v in schedule(t))
     precision = np.diag(1 / d**2 + alpha**2 / sigma**2 + array(mask)[0] / s**2)
     expected = np.linalg.solve(precision, (alpha / sigma**2 * array(x_t) + array(y) / s**2).T).T
-    np.testing.assert_allclose(array(found), expected, rtol=1e-9)
+    np.testing.assert_allclose(array(actual), expected, rtol=1e-9)
 
 
 def test_repeats_move_the_unknown_part_to_its_posterior() -> None:
@@ -335,14 +335,14 @@ def test_repeats_move_the_unknown_part_to_its_posterior() -> None:
     rng = torch.Generator().manual_seed(0)
 
     def unknown(repeats: int) -> tuple[float, float]:
-        rule = Replacement(
+        sampler = Replacement(
             Ancestral(UniformGrid(60, 1.0, 1e-3)),
             Masked(torch.tensor([[1.0, 0.0]], dtype=torch.float64)),
             known,
             repeats,
         )
         x_T = torch.randn(4000, 2, dtype=torch.float64, generator=rng)
-        x = rule(oracle, x_T, lambda x: torch.randn(x.shape, dtype=x.dtype, generator=rng)).x_0
+        x = sampler(oracle, x_T, lambda x: torch.randn(x.shape, dtype=x.dtype, generator=rng)).x_0
         assert float((x[:, 0] - 1.5).abs().max()) < 0.25
         return float(x[:, 1].mean()), float(x[:, 1].std())
 
@@ -362,8 +362,8 @@ def test_encode_decode_error_has_the_order_of_the_solver(build: Any, order: int)
     x_0 = torch.tensor([[0.9, 0.1], [-0.6, 0.7], [1.4, -0.8]], dtype=torch.float64)
 
     def error(steps: int) -> float:
-        rule = build(LogSNRGrid(steps, 0.99, 1e-3))
-        back = rule(mixture, rule.encode(mixture, x_0)).x_0
+        sampler = build(LogSNRGrid(steps, 0.99, 1e-3))
+        back = sampler(mixture, sampler.encode(mixture, x_0)).x_0
         return float((back - x_0).abs().max())
 
     errors = [error(n) for n in (40, 80, 160)]
@@ -386,8 +386,8 @@ def test_noise_cannot_be_encoded(build: Any) -> None:
 
 
 def test_the_adaptive_solver_encodes_to_its_tolerance() -> None:
-    flow, rule = GaussianFlow(VP()), AdaptiveODE(UniformGrid(2, 0.99, 1e-4), 1e-8, 1e-8)
+    flow, sampler = GaussianFlow(VP()), AdaptiveODE(UniformGrid(2, 0.99, 1e-4), 1e-8, 1e-8)
     x_0 = np.array([[0.4, 0.2], [1.1, -0.9]])
-    latent = rule.encode(flow.oracle, torch.from_numpy(x_0))
+    latent = sampler.encode(flow.oracle, torch.from_numpy(x_0))
     np.testing.assert_allclose(array(latent), flow.flow(x_0, 0.0, 0.99), atol=1e-3)
-    np.testing.assert_allclose(array(rule(flow.oracle, latent).x_0), x_0, atol=1e-3)
+    np.testing.assert_allclose(array(sampler(flow.oracle, latent).x_0), x_0, atol=1e-3)

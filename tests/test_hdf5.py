@@ -1,4 +1,4 @@
-"""Pictures in HDF5 files: one read a batch, a file for every process, and what is refused."""
+"""Images in HDF5 files: one read per batch, a file for every process, and what is refused."""
 
 import pickle
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_a_batch_equals_its_images_read_one_by_one(path: str, indices: list[int]
 @pytest.mark.parametrize("options", [{}, {"chunks": (4, 8, 6, 3)}, {"chunks": (4, 8, 6, 3), "compression": "gzip"}])
 def test_every_file_layout_is_read_in_any_order(tmp_path: Path, options: Any) -> None:
     with h5py.File(tmp_path / "y.hdf5", "w") as file:
-        file.create_dataset("other", data=np.arange(1000))  # so that the pictures do not begin where the file does
+        file.create_dataset("other", data=np.arange(1000))  # so that the images do not start where the file does
         file.create_dataset("imgs", data=X, **options)
     source = ready(str(tmp_path / "y.hdf5"), val_fraction=0.0, memory_gb=0.0).splits[0]
     for indices in ([29], [3, 4, 5, 12, 11], [7, 2, 7, 29, 0, 2, 1], list(range(30))):

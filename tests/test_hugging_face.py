@@ -49,8 +49,8 @@ def test_sizes_and_modes(path: str) -> None:
 
 
 def test_images_of_different_sizes_are_named(tmp_path: Path) -> None:
-    pictures = [Image.fromarray(x) for x in X[:5]] + [Image.fromarray(X[0, :4])]
-    table = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+    images = [Image.fromarray(x) for x in X[:5]] + [Image.fromarray(X[0, :4])]
+    table = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": datasets.Image()}))
     table.save_to_disk(str(tmp_path / "d"))
     with pytest.raises(ValueError, match=r"image 5: is 4x6 \(height x width\), .*image 0 is 8x6: give size"):
         ready(str(tmp_path / "d"))
@@ -79,10 +79,10 @@ def test_without_the_library_the_extra_is_named(path: str, monkeypatch: pytest.M
         ready(path)
 
 
-def table(folder: Path, pictures: list[Any], labels: list[int] | None = None) -> str:
+def table(folder: Path, images: list[Any], labels: list[int] | None = None) -> str:
     """A data set without splits."""
     columns: dict[str, Any] = {"image": datasets.Image()}
-    rows: dict[str, Any] = {"image": pictures}
+    rows: dict[str, Any] = {"image": images}
     if labels is not None:
         columns["kind"], rows["kind"] = datasets.ClassLabel(names=["a", "b"]), labels
     datasets.Dataset.from_dict(rows, features=datasets.Features(columns)).save_to_disk(str(folder / "t"))

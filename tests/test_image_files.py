@@ -167,10 +167,10 @@ def test_each_file_is_taken_once_whatever_links_there_are(tmp_path: Path, capsys
     (root / "c link").symlink_to(tmp_path / "outside")
     (root / "0.png").symlink_to(root / "real" / "2.png")
     os.link(root / "1.png", root / "9.png")
-    found = list_images(root)
-    names = [str(path.relative_to(root)) for path in found.files]
+    listing = list_images(root)
+    names = [str(path.relative_to(root)) for path in listing.files]
     assert names == ["1.png", "b link/4.png", "real/2.png", "real/deep/3.png"]
-    assert found.links == 6
+    assert listing.links == 6
     assert len(ready(root, val_fraction=0.0).splits[0]) == 4
     assert "6 links to what is in the folder already skipped" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""ImagePanels: what is drawn, when, of which weights, in which classes; the numbers beside; and the film."""
+"""ImagePanels: what is drawn, when, of which weights, in which classes; the metrics; and the film."""
 
 import io
 import re

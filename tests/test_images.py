@@ -1,4 +1,4 @@
-"""Pictures: the scale and its exact inverse, splits, batches, files, and what a checkpoint keeps of them."""
+"""Images: the scale and its exact inverse, splits, batches, files, and what a checkpoint keeps of them."""
 
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from diffusion_pl.data.loader import Tensors
 RGB = Format((3, 4, 6))
 
 
-class Pictures(Images):
-    """Random integers; the number of a picture is its first pixel where there are enough levels.
+class RandomImages(Images):
+    """Random integers; the number of an image is its first pixel where there are enough levels.
 
     The split is that of a set that does not grow, with exact shares.
     """
@@ -49,8 +49,8 @@ class Pictures(Images):
         return Examples(Tensors(tensors), self.labels, test)
 
 
-def ready(**options: Any) -> Pictures:
-    data = Pictures(**options)
+def ready(**options: Any) -> RandomImages:
+    data = RandomImages(**options)
     data.setup()
     return data
 
@@ -61,7 +61,7 @@ def numbers(source: Any) -> list[int]:
 
 @pytest.mark.parametrize("levels", [2, 17, 256, 1024, 65_536])
 def test_decode_is_the_exact_inverse_of_encode_at_every_level(levels: int) -> None:
-    data = Pictures(format=Format((1, 1, levels), levels=levels))
+    data = RandomImages(format=Format((1, 1, levels), levels=levels))
     v = torch.arange(levels).reshape(1, 1, 1, -1)
     x = data.units.encode(v)
     assert (x.dtype, x.min().item(), x.max().item()) == (torch.float32, -1.0, 1.0)
@@ -76,8 +76,8 @@ def test_decode_is_the_exact_inverse_of_encode_at_every_level(levels: int) -> No
 
 def test_to_uint8_equals_decode_and_separates_fewer_levels() -> None:
     x = torch.linspace(-1.2, 1.2, 999)
-    assert torch.equal(Pictures().units.to_uint8(x), Pictures().decode(x))
-    data = Pictures(format=Format((1, 1, 17), levels=17))
+    assert torch.equal(RandomImages().units.to_uint8(x), RandomImages().decode(x))
+    data = RandomImages(format=Format((1, 1, 17), levels=17))
     shown = data.units.to_uint8(data.units.encode(torch.arange(17)))
     assert len(shown.unique()) == 17
     assert (shown.min(), shown.max()) == (0, 255)
@@ -96,7 +96,7 @@ def test_every_class_gives_its_share() -> None:
     labels = torch.tensor([0] * 30 + [1] * 9 + [2])
     data = ready(labels=labels, format=Format((3, 4, 6), by_class(3)), val_fraction=0.1)
     train, val, test = ([int(labels[i]) for i in numbers(split)] for split in data.splits)
-    assert [val.count(k) for k in range(3)] == [3, 1, 0]  # a class of one picture keeps it for training
+    assert [val.count(k) for k in range(3)] == [3, 1, 0]  # a class of one image keeps it for training
     assert [train.count(k) for k in range(3)] == [27, 8, 1]
     assert test == val
 
@@ -104,7 +104,7 @@ def test_every_class_gives_its_share() -> None:
 def test_images_of_one_group_stay_in_one_split() -> None:
     groups = torch.arange(40) // 4
     for labels in (None, torch.arange(40) % 2):
-        data = Pictures(val_fraction=0.2, test_fraction=0.2, labels=labels)
+        data = RandomImages(val_fraction=0.2, test_fraction=0.2, labels=labels)
         together = Examples(*data.examples()[:3], groups)
         data.examples = lambda kept=together: kept  # type: ignore[method-assign]
         data.setup()
@@ -176,9 +176,9 @@ def test_samples_are_written_losslessly(shape: Any, levels: int, mode: str, tmp_
     v = data.splits[0].__getitems__(torch.arange(12))["x"]
     assert data.write(data.units.encode(v), tmp_path) == [tmp_path / "00.png … 11.png"]
     for i in range(12):
-        with Image.open(tmp_path / f"{i:02d}.png") as picture:
-            assert (picture.mode, picture.size) == (mode, (6, 4))
-            written = torch.from_numpy(np.array(picture, dtype=np.int64)).reshape(4, 6, -1).permute(2, 0, 1)
+        with Image.open(tmp_path / f"{i:02d}.png") as file:
+            assert (file.mode, file.size) == (mode, (6, 4))
+            written = torch.from_numpy(np.array(file, dtype=np.int64)).reshape(4, 6, -1).permute(2, 0, 1)
         if levels == 17:  # shown over the whole range of grey, from which the levels come back
             written = (written * 16 / 255).round()
         assert torch.equal(written.long(), v[i].long())
@@ -195,7 +195,7 @@ def test_a_checkpoint_has_the_format_without_the_data() -> None:
     labels = torch.arange(40) % 4
     state = ready(labels=labels, format=Format((3, 4, 6), by_class(4), 17)).state_dict()
 
-    class Gone(Pictures):
+    class Gone(RandomImages):
         def inspect(self) -> Format:
             raise FileNotFoundError("the data are elsewhere")
 
@@ -211,7 +211,7 @@ def test_a_checkpoint_of_other_images_is_refused() -> None:
     assert other.shape == (1, 4, 6)
     with pytest.raises(ValueError, match="images are 3 x 4 x 6 with 256 levels and no classes, these are 1 x 4"):
         other.load_state_dict(state)
-    later = Pictures(format=Format((1, 4, 6), levels=17))
+    later = RandomImages(format=Format((1, 4, 6), levels=17))
     later.load_state_dict(state)
     with pytest.raises(ValueError, match="use the data the checkpoint was trained on"):
         later.setup()
@@ -231,7 +231,7 @@ def test_a_checkpoint_of_other_images_is_refused() -> None:
 )
 def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Pictures(**options)
+        RandomImages(**options)
 
 
 def test_a_split_without_training_data_is_refused() -> None:

@@ -43,31 +43,33 @@ def pipe(tmp_path: Path) -> Path:
 
 def test_mismatched_names_and_shapes_are_listed_up_to_ten() -> None:
     network = nn.Sequential(*(nn.Linear(2, 3) for _ in range(8)))
-    wanted = sources({f"{i}": f"layers.{i}" for i in range(8)}, network)
-    found = {source.name: torch.full_like(network.state_dict()[name], 2.0) for name, source in wanted.items()}
-    taken = take(found, wanted, network, "f")
+    needed = sources({f"{i}": f"layers.{i}" for i in range(8)}, network)
+    tensors = {source.name: torch.full_like(network.state_dict()[name], 2.0) for name, source in needed.items()}
+    taken = take(tensors, needed, network, "f")
     assert taken.keys() == network.state_dict().keys()
     assert all((tensor == 2).all() for tensor in taken.values())
     # Axes of length 1 say nothing; converted tensors are as our network needs them.
-    turned = {**wanted, "0.weight": Source("layers.0.weight", lambda w: w.T)}
+    turned = {**needed, "0.weight": Source("layers.0.weight", lambda w: w.T)}
     square = {
-        **found,
+        **tensors,
         "layers.0.weight": torch.arange(6.0).view(2, 3, 1, 1).squeeze(),
         "layers.1.bias": torch.ones(1, 3),
     }
     assert take(square, turned, network, "f")["0.weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
-    bad = {f"odd.{name}" if "weight" in name else name: tensor for name, tensor in found.items()}
+    bad = {f"odd.{name}" if "weight" in name else name: tensor for name, tensor in tensors.items()}
     bad["layers.0.bias"] = torch.zeros(5)
     with pytest.raises(ValueError) as caught:
-        take(bad, wanted, network, "f", "module.")
-    told = str(caught.value)
-    assert told.startswith("f: 17 of 16 tensors do not fit the network that it describes: module.layers.0.weight is ")
-    assert told.count(" is missing") == 8
-    assert told.count(" has no place") == 2
-    assert told.endswith(" … and 7 more")
+        take(bad, needed, network, "f", "module.")
+    message = str(caught.value)
+    assert message.startswith(
+        "f: 17 of 16 tensors do not fit the network that it describes: module.layers.0.weight is "
+    )
+    assert message.count(" is missing") == 8
+    assert message.count(" has no place") == 2
+    assert message.endswith(" … and 7 more")
     with pytest.raises(ValueError, match=r"^f: 1 of 16 .*: module\.layers\.0\.bias is 5, expected 3$"):
-        take({**found, "layers.0.bias": torch.zeros(5)}, wanted, network, "f", "module.")
+        take({**tensors, "layers.0.bias": torch.zeros(5)}, needed, network, "f", "module.")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_sample_evaluate_export_and_fit_take_what_came_in(pipe: Path) -> None:
     assert "* imported from files of diffusers:\n  * `pipe/model_index.json`, SHA-256" in card
     assert "## Training" in card and "optimizer" not in card  # of which nothing is known
 
-    # Training goes on with the model as it is described, from its weights.
+    # Training continues with the model as described, from its weights.
     before, _ = load_model(pipe / "a.ckpt", "raw")
     description = torch.load(pipe / "a.ckpt", weights_only=True)["diffusion_pl"]
     trainer = {"max_steps": 1, "accelerator": "cpu", "limit_val_batches": 0, "enable_progress_bar": False}
@@ -169,20 +171,22 @@ def test_a_pickle_is_not_run_unless_trusted(tmp_path: Path, kind: str) -> None:
     for file in ("a.pt", "b.pt"):
         options = ["--from", kind, file, "--output", "out.ckpt"]
         error = cli(tmp_path, "import", *options).error
-        told = r"holds more than tensors and plain values, .* it was not read; if you trust .* add --trust_pickle true"
-        assert re.search(told, error), error
+        message = (
+            r"holds more than tensors and plain values, .* it was not read; if you trust .* add --trust_pickle true"
+        )
+        assert re.search(message, error), error
         assert not (tmp_path / "was_run").exists()
     assert cli(tmp_path, "import", "--from", kind, "a.pt", "--output", "o", "--trust_pickle", "true").code == 2
     assert (tmp_path / "was_run").exists()
 
 
 def test_unknown_files_and_pickles_are_distinguished(tmp_path: Path) -> None:
-    for name, content, told in (
+    for name, content, message in (
         ("empty", b"", "damaged, or no file of torch.save"),
         ("text", b"hello", "damaged, or no file of torch.save"),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             read_tensors(tmp_path / name, trust_pickle=False)
     torch.save({"a": torch.zeros(10**6)}, tmp_path / "plain")
     with (
@@ -211,8 +215,8 @@ def test_a_configuration_is_completed_as_fit_keeps_it() -> None:
     network, schedule = spec("networks.UNet", nf=8), spec("schedules.LinearBetas", steps=10)
     sampler = spec("samplers.DDIM", grid=spec("samplers.UniformGrid", steps=10))
     v, snr = spec("denoisers.V"), spec("losses.SNR", plus=1.0)
-    found = complete(discrete(network, schedule, 10, v, snr, sampler))
-    assert found["schedule"]["init_args"] == {"steps": 10, "beta_min": 1e-4, "beta_max": 0.02}
-    assert found["network"]["init_args"]["ch_mult"] == [1, 2, 2, 2]
-    assert "shape" not in found and "classes" not in found
-    assert found == complete(found)
+    result = complete(discrete(network, schedule, 10, v, snr, sampler))
+    assert result["schedule"]["init_args"] == {"steps": 10, "beta_min": 1e-4, "beta_max": 0.02}
+    assert result["network"]["init_args"]["ch_mult"] == [1, 2, 2, 2]
+    assert "shape" not in result and "classes" not in result
+    assert result == complete(result)

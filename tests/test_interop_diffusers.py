@@ -58,10 +58,10 @@ def test_it_denoises_as_theirs(tmp_path: Path, options: dict[str, Any]) -> None:
     assert data.shape == model.shape
     x, steps = torch.randn(3, *model.shape), torch.tensor([0, 300, 998])
     label = {} if not data.conditions else {"label": torch.tensor([0, 4, 2])}
-    told = {} if not data.conditions else {"class_labels": label["label"]}
+    labels = {} if not data.conditions else {"class_labels": label["label"]}
     with torch.no_grad():
         ours = model.denoiser(x, ((steps + 1) / 1000).view(-1, 1, 1, 1), **label)
-        close(ours.eps, theirs(x, steps, **told).sample)
+        close(ours.eps, theirs(x, steps, **labels).sample)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -114,8 +114,8 @@ def test_its_schedule_is_theirs(tmp_path: Path, scheduler: Any, kinds: tuple[typ
     pipeline(tmp_path, scheduler)
     assert come_in(tmp_path).code == 0
     model, _ = load_model(tmp_path / "a.ckpt", "raw")
-    found = tuple(map(type, (model.schedule, model.denoiser.parameterization, model.sampler)))
-    assert found == kinds
+    result = tuple(map(type, (model.schedule, model.denoiser.parameterization, model.sampler)))
+    assert result == kinds
     assert (model.guidance is not None) == scheduler.config.clip_sample
     t = torch.arange(1, 1001, dtype=torch.float64) / 1000
     kept = model.schedule(t).alpha.square().float()
@@ -148,7 +148,7 @@ def test_weights_of_old_releases_and_in_torch_files_are_read(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, r"down_block_types: expected a list of DownBlock2D"),
         ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, r"up_block_types: expected attention where down_block_types"),
@@ -183,21 +183,21 @@ def test_weights_of_old_releases_and_in_torch_files_are_read(tmp_path: Path) -> 
         ({"block_out_channels": [8, 8]}, r"is 16(x\d+)*, expected 8.* … and \d+ more"),
     ],
 )
-def test_a_network_that_cannot_be_held_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_a_network_that_cannot_be_held_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     pipeline(tmp_path)
     edit(tmp_path / "pipe/unet/config.json", **changes)
     error = come_in(tmp_path).error
-    assert re.search(told, error), error
+    assert re.search(message, error), error
     assert error.count(";") <= 10
     assert not (tmp_path / "a.ckpt").exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"beta_schedule": "laplace"}, r'beta_schedule: expected "linear" or "scaled_linear" or'),
         ({"prediction_type": "flow"}, r'prediction_type: expected "epsilon"'),
-        ({"predict_epsilon": False}, r"predict_epsilon: expected true beside prediction_type epsilon"),
+        ({"predict_epsilon": False}, r"predict_epsilon: expected true .*prediction_type epsilon"),
         ({"variance_type": "learned"}, r'variance_type: expected "fixed_small"'),
         ({"variance_type": "learned_range"}, r"learned_range does not go with a network that predicts no variance"),
         ({"thresholding": True, "sample_max_value": 0.5}, r"sample_max_value: expected a number from 1 on, got 0.5"),
@@ -208,11 +208,11 @@ def test_a_network_that_cannot_be_held_is_refused(tmp_path: Path, changes: dict[
         ({"_class_name": "KarrasVeScheduler"}, r'_class_name: expected "DDPMScheduler" or "DDIMScheduler"'),
     ],
 )
-def test_an_unsupported_schedule_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_an_unsupported_schedule_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     pipeline(tmp_path)
     edit(tmp_path / "pipe/scheduler/scheduler_config.json", **changes)
     error = come_in(tmp_path).error
-    assert re.search(told, error), error
+    assert re.search(message, error), error
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
@@ -309,8 +309,8 @@ def test_what_goes_out_is_loaded_by_the_package_and_comes_back(trained: Path) ->
     t = torch.arange(1, 21, dtype=torch.float64) / 20
     torch.testing.assert_close(ours.schedule(t).alpha.square().float(), theirs.scheduler.alphas_cumprod)
     theirs.set_progress_bar_config(disable=True)
-    pictures = theirs(batch_size=2, num_inference_steps=20, output_type="np").images
-    assert pictures.shape == (2, 8, 8, 1)
+    images = theirs(batch_size=2, num_inference_steps=20, output_type="np").images
+    assert images.shape == (2, 8, 8, 1)
 
     back = cli(trained, "import", "out", "--from", "diffusers", "--output", "back.ckpt", "--data", "Digits")
     assert back.code == 0, back.err
@@ -322,9 +322,9 @@ def test_what_goes_out_is_loaded_by_the_package_and_comes_back(trained: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"model__schedule": {"class_path": "VP"}}, r"DDPMScheduler needs a table of betas, this model has VP"),
+        ({"model__schedule": {"class_path": "VP"}}, r"DDPMScheduler needs a beta schedule.* VP"),
         (
             {"model__noise_input": {"class_path": "ScaledTime", "init_args": {"scale": 19}}},
             r"be StepIndex\(20\), or ScaledTime\(20, -1\)",
@@ -352,9 +352,9 @@ def test_what_goes_out_is_loaded_by_the_package_and_comes_back(trained: Path) ->
         ({"model__parameterization": {"class_path": "Velocity"}}, r"diffusers knows no parameterization Velocity"),
     ],
 )
-def test_what_it_cannot_hold_does_not_go_out(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_what_it_cannot_hold_does_not_go_out(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     config = yaml.safe_load(tiny_config(tmp_path, **(DDPM | changes)).read_text())
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         export(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -126,10 +126,10 @@ def test_a_learned_variance_comes_with_predicted_noise(tmp_path: Path, objective
         at_t, at_s = model.schedule(t), model.schedule(t - 0.01)
         alpha_sq = (at_t.alpha / at_s.alpha).square()
         small = (1 - alpha_sq) * at_s.sigma.square() / at_t.sigma.square()
-        found = (1 - ours.v) * small.log() + ours.v * (1 - alpha_sq).log()
-        torch.testing.assert_close(found.float(), log_variance, rtol=1e-5, atol=2e-5)
-        found = at_s.alpha * (1 - alpha_sq) * ours.x_0 + alpha_sq.sqrt() * at_s.sigma.square() * x
-        torch.testing.assert_close((found / at_t.sigma.square()).float(), mean, rtol=1e-5, atol=1e-4)
+        actual = (1 - ours.v) * small.log() + ours.v * (1 - alpha_sq).log()
+        torch.testing.assert_close(actual.float(), log_variance, rtol=1e-5, atol=2e-5)
+        actual = at_s.alpha * (1 - alpha_sq) * ours.x_0 + alpha_sq.sqrt() * at_s.sigma.square() * x
+        torch.testing.assert_close((actual / at_t.sigma.square()).float(), mean, rtol=1e-5, atol=1e-4)
     assert model.loss.variance.weight == pytest.approx(0.001 / 100)  # theirs is of one step, not of the sum over all
 
 
@@ -196,13 +196,13 @@ def test_release_1_8_uses_group_norm_and_no_memory_tokens(tmp_path: Path) -> Non
 def test_a_schedule_is_known_by_its_betas(steps: int) -> None:
     for table in (LinearBetas(steps, 5e-5, 0.01), CosineBetas(steps), SigmoidAlphaBars(steps)):
         betas = -torch.expm1(2 * table.log_alpha.diff())
-        found = find_schedule(betas.float().double())
-        assert found["class_path"] == f"diffusion_pl.schedules.{type(table).__name__}"
+        result = find_schedule(betas.float().double())
+        assert result["class_path"] == f"diffusion_pl.schedules.{type(table).__name__}"
     other = torch.linspace(0.01, 0.2, steps, dtype=torch.float64).sqrt()
-    found = find_schedule(other)
-    assert found["class_path"] == "diffusion_pl.schedules.BetaTable"
-    torch.testing.assert_close(torch.tensor(found["init_args"]["betas"], dtype=torch.float64), other)
-    assert BetaTable(**found["init_args"]).steps == steps
+    result = find_schedule(other)
+    assert result["class_path"] == "diffusion_pl.schedules.BetaTable"
+    torch.testing.assert_close(torch.tensor(result["init_args"]["betas"], dtype=torch.float64), other)
+    assert BetaTable(**result["init_args"]).steps == steps
 
 
 def test_the_objective_is_inferred_from_loss_weights_or_required(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def left_over(content: dict[str, Any]) -> None:
     content["model"]["model.downs.0.7.weight"] = torch.zeros(2)
 
 
-def strange(content: dict[str, Any]) -> None:
+def with_extra_tensor(content: dict[str, Any]) -> None:
     content["model"]["alphas"] = torch.zeros(2)
 
 
@@ -248,7 +248,7 @@ def headless(content: dict[str, Any]) -> None:
     del content["model"]["model.init_conv.weight"]
 
 
-def lying(content: dict[str, Any]) -> None:
+def with_wrong_options(content: dict[str, Any]) -> None:
     """A few numbers that promise a network of 10¹² parameters."""
     content["model"]["model.downs.1.3.weight"] = torch.zeros(16 * 10**5, 1, 1, 1)
 
@@ -262,25 +262,25 @@ def worded(content: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
-        (lying, "tensors do not fit"),
+        (with_wrong_options, "tensors do not fit"),
         (stretched, "has 147,000,000 numbers and stores fewer"),
         (worded, "model.model.init_conv.bias is a str, not a dense tensor"),
         (lambda content: content.update(step="many"), "step must be a whole number"),
         (lambda content: content["model"].update(betas=torch.zeros(3, 3)), "betas must be two or more numbers"),
         (lacking, r"1 of \d+ tensors do not fit .*: model.downs.0.0.block1.proj.bias is missing"),
         (left_over, r"1 of \d+ tensors do not fit .*: model.downs.0.7.weight has no place"),
-        (strange, r"1 tensors have no place: alphas"),
+        (with_extra_tensor, r"1 tensors have no place: alphas"),
         (misshaped, r"average 0.995.*: model.mid_block1.block1.proj.bias is 2, expected 32"),
         (another, r"is no model-N.pt of denoising-diffusion-pytorch: it needs model \(with betas\)"),
         (headless, r"model.model.init_conv.weight is missing|model.init_conv.weight is missing"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, damage: Any, told: str) -> None:
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, damage: Any, message: str) -> None:
     _, _, content = save(tmp_path)
     damage(content)
     torch.save(content, tmp_path / "model-1.pt")
     error = come_in(tmp_path).error
-    assert re.search(told, error), error
+    assert re.search(message, error), error
     assert not (tmp_path / "a.ckpt").exists()

@@ -21,7 +21,7 @@ from diffusion_pl.samplers import Ancestral
 from diffusion_pl.schedules import CosineBetas, LinearBetas
 
 HEADS = 2
-#: improved-diffusion's published models, of real size: side, flags of the network, flags of the process, and the number
+#: improved-diffusion's published models, of real size: height, flags of network and schedule, and the number
 #: of parameters that the names of their files round.
 PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "cifar10_uncond_50M": ({"side": 32, "mults": (1, 2, 2, 2)}, {"steps": 4000, "dropout": 0.3}, 50),
@@ -57,12 +57,12 @@ class Res(nn.Module):
         self.scales = scales
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h, told = self.in_layers(x), self.emb_layers(time)[..., None, None]
+        h, embedding = self.in_layers(x), self.emb_layers(time)[..., None, None]
         if self.scales:
-            scale, shift = told.split(h.shape[1], 1)
+            scale, shift = embedding.split(h.shape[1], 1)
             h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
         else:
-            h = self.out_layers(h + told)
+            h = self.out_layers(h + embedding)
         return self.skip_connection(x) + h  # type: ignore[no-any-return]
 
 
@@ -106,7 +106,7 @@ class Double(nn.Module):
 
 
 class Peer(nn.Module):
-    """UNetModel; of two levels of 32 and 64 channels unless told otherwise, the second of which attends."""
+    """UNetModel; of two levels of 32 and 64 channels by default, with attention in the second."""
 
     def __init__(
         self,
@@ -218,18 +218,18 @@ def test_it_denoises_as_theirs(
     cond = {} if label is None else {"label": label}
     with torch.no_grad():
         output = theirs(x, i if "--rescale_timesteps" in given else i * 1000 / steps, label)
-        found = model.denoiser(x, ((i + 1) / steps).view(-1, 1, 1, 1), **cond)
+        actual = model.denoiser(x, ((i + 1) / steps).view(-1, 1, 1, 1), **cond)
     atol = 1e-5 * output.abs().max().item()
-    predicted = found.x_0 if "--predict_xstart" in given else found.eps
+    predicted = actual.x_0 if "--predict_xstart" in given else actual.eps
     torch.testing.assert_close(predicted, output[:, :3], rtol=0, atol=atol)
     assert isinstance(model.sampler, Ancestral)
     if options.get("learned", True):
-        assert found.v is not None
-        torch.testing.assert_close(found.v, (output[:, 3:] + 1) / 2, rtol=0, atol=atol)
+        assert actual.v is not None
+        torch.testing.assert_close(actual.v, (output[:, 3:] + 1) / 2, rtol=0, atol=atol)
         assert model.sampler.variance is None
         assert model.loss.variance is not None
     else:
-        assert found.v is None
+        assert actual.v is None
         assert model.sampler.variance == 0
 
 
@@ -312,7 +312,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             r"tensors do not fit",
         ),
     ]
-    for content, told in cases:
+    for content, message in cases:
         torch.save(content, tmp_path / "m.pt")
         error = come_in(tmp_path, "m.pt", *good).error
-        assert re.search(told, error), error
+        assert re.search(message, error), error

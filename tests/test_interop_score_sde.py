@@ -77,7 +77,7 @@ def norm(channels: int, groups: int | None = None) -> nn.GroupNorm:
 
 
 def smooth(x: Tensor, before: int, after: int, step: int = 1, gain: float = 1.0) -> Tensor:
-    """The filter (1, 3, 3, 1)/8 along both sides, zeros around, every step-th value."""
+    """The filter (1, 3, 3, 1)/8 along both axes, zeros around, every step-th value."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
     x = F.pad(x, (before, after, before, after)).unfold(3, 4, step) @ taps.to(x)
     return gain * (x.unfold(2, 4, step) @ taps.to(x))
@@ -182,7 +182,7 @@ class Peer(nn.Module):
         entry: str = "none",
         exit: str = "none",
         fir: bool = False,
-        beside: bool = False,
+        concatenated: bool = False,
         divides: bool = False,
         act: Any = F.silu,
         sigma_max: float = 50.0,
@@ -193,13 +193,13 @@ class Peer(nn.Module):
         self.register_buffer("sigmas", logs.exp())  # falling
         self.kind, self.nf, self.mults, self.depth, self.conditional = kind, nf, mults, depth, conditional
         self.attends = [side >> level in attends for level in range(len(mults))]
-        self.fourier, self.entry, self.exit, self.fir, self.beside = fourier, entry, exit, fir, beside
+        self.fourier, self.entry, self.exit, self.fir, self.concatenated = fourier, entry, exit, fir, concatenated
         self.divides, self.act = divides, act
         width, last = 4 * nf, len(mults) - 1
-        found: list[nn.Module] = [Frequencies(nf)] if fourier else []
+        result: list[nn.Module] = [Frequencies(nf)] if fourier else []
         if conditional:
-            found += [nn.Linear(2 * nf if fourier else nf, width), nn.Linear(width, width)]
-        found.append(nn.Conv2d(3, nf, 3, padding=1))
+            result += [nn.Linear(2 * nf if fourier else nf, width), nn.Linear(width, width)]
+        result.append(nn.Conv2d(3, nf, 3, padding=1))
         skips, c, pyramid = [nf], nf, 3
 
         def res(channels: int, out: int, way: str = "") -> Res:
@@ -207,43 +207,43 @@ class Peer(nn.Module):
 
         for level, mult in enumerate(mults):
             for _ in range(depth):
-                found.append(res(c, nf * mult))
+                result.append(res(c, nf * mult))
                 c = nf * mult
-                found += [Attention(c, kind)] if self.attends[level] else []
+                result += [Attention(c, kind)] if self.attends[level] else []
                 skips.append(c)
             if level < last:
-                found.append(Resample(c, c, "down") if kind == "ddpm" else res(c, c, "down"))
+                result.append(Resample(c, c, "down") if kind == "ddpm" else res(c, c, "down"))
                 if entry == "input_skip":
-                    found.append(Combine(3, c))
-                    c *= 1 + beside
+                    result.append(Combine(3, c))
+                    c *= 1 + concatenated
                 elif entry == "residual":
-                    found.append(Resample(pyramid, c, "down", fir))
+                    result.append(Resample(pyramid, c, "down", fir))
                     pyramid = c
                 skips.append(c)
-        found += [res(c, c), Attention(c, kind), res(c, c)]
+        result += [res(c, c), Attention(c, kind), res(c, c)]
         for level in reversed(range(len(mults))):
             for _ in range(depth + 1):
-                found.append(res(c + skips.pop(), nf * mults[level]))
+                result.append(res(c + skips.pop(), nf * mults[level]))
                 c = nf * mults[level]
-            found += [Attention(c, kind)] if self.attends[level] else []
+            result += [Attention(c, kind)] if self.attends[level] else []
             if exit == "output_skip":
-                found += [norm(c), nn.Conv2d(c, 3, 3, padding=1)]
+                result += [norm(c), nn.Conv2d(c, 3, 3, padding=1)]
             if level > 0:
-                found.append(Resample(c, c, "up") if kind == "ddpm" else res(c, c, "up"))
+                result.append(Resample(c, c, "up") if kind == "ddpm" else res(c, c, "up"))
         if exit != "output_skip":
-            found += [norm(c, 32 if kind == "ddpm" else None), nn.Conv2d(c, 3, 3, padding=1)]
-        self.all_modules = nn.ModuleList(found)
+            result += [norm(c, 32 if kind == "ddpm" else None), nn.Conv2d(c, 3, 3, padding=1)]
+        self.all_modules = nn.ModuleList(result)
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        """x: images, of which those in [0, 1] (divides) are first brought to [-1, 1]; told: σ, else the step."""
+    def forward(self, x: Tensor, noise_level: Tensor) -> Tensor:
+        """x: images, of which those in [0, 1] (divides) are first brought to [-1, 1]; noise_level: σ, else the step."""
         rest = iter(self.all_modules)
         act = self.act
         x = 2 * x - 1 if self.divides else x
         if self.fourier:
-            phase = 2 * math.pi * told.log()[:, None] * next(rest).W  # type: ignore[operator]
+            phase = 2 * math.pi * noise_level.log()[:, None] * next(rest).W  # type: ignore[operator]
         else:
             half = self.nf // 2
-            phase = told[:, None] * torch.exp(-math.log(10_000) * torch.arange(half) / (half - 1))
+            phase = noise_level[:, None] * torch.exp(-math.log(10_000) * torch.arange(half) / (half - 1))
         time = torch.cat((phase.sin(), phase.cos()), 1).to(x)
         if self.conditional:
             time = next(rest)(time)
@@ -261,7 +261,7 @@ class Peer(nn.Module):
                 if self.entry == "input_skip":
                     pyramid = halved(pyramid, self.fir)
                     joined = next(rest).Conv_0(pyramid)  # type: ignore[operator, union-attr]
-                    h = torch.cat((joined, h), 1) if self.beside else joined + h
+                    h = torch.cat((joined, h), 1) if self.concatenated else joined + h
                 elif self.entry == "residual":
                     h = pyramid = ROOT_HALF * (next(rest)(pyramid, time) + h)
                 skips.append(h)
@@ -285,7 +285,7 @@ class Peer(nn.Module):
         assert next(rest, None) is None
         if not self.divides:
             return shown  # type: ignore[no-any-return]
-        used = told if self.fourier else self.sigmas[told.long()].to(x)  # type: ignore[index]
+        used = noise_level if self.fourier else self.sigmas[noise_level.long()].to(x)  # type: ignore[index]
         return shown / used[:, None, None, None]  # type: ignore[no-any-return]
 
 
@@ -338,15 +338,15 @@ def test_every_published_configuration_loads(name: str, monkeypatch: pytest.Monk
     network = sketch(foreign)
     assert type(network) is (UNet if options.get("kind") == "ddpm" else NCSNpp)
     ours = take(foreign.raw, foreign.sources(network), network, name)
-    told = sum(
+    count = sum(
         t.numel() for n, t in theirs.named_parameters() if options.get("conditional", True) or ".Dense_0." not in n
     )
-    assert sum(t.numel() for t in ours.values()) == told
+    assert sum(t.numel() for t in ours.values()) == count
     for average in foreign.averages.values():
         take(average, foreign.sources(network), network, name)
     said = " ".join(foreign.notes)
-    told_size = {"vp/cifar10_ddpmpp": 61_804_419, "ve/cifar10_ncsnpp_deep_continuous": 107_586_947 + 128}
-    assert told == told_size.get(name, told)  # of the paper, the frequencies besides
+    published_size = {"vp/cifar10_ddpmpp": 61_804_419, "ve/cifar10_ncsnpp_deep_continuous": 107_586_947 + 128}
+    assert count == published_size.get(name, count)  # of the paper, the frequencies besides
     expected = {
         "skip_rescale": "false" if options.get("kind") == "ddpm" else "true",
         "scale_by_sigma": "true" if sde == "ve" else "false",
@@ -379,7 +379,7 @@ CASES: dict[str, tuple[dict[str, Any], str, type, list[Any]]] = {
     "ncsn++ of large images": (DEEP_SKIPS | {"fourier": True}, "ve", NCSNpp, []),
     "ncsn++ of large images by number": (DEEP_SKIPS, "ve", NCSNpp, []),
     "ncsn++ concatenated": (
-        DEEP_SKIPS | {"fourier": True, "beside": True, "fir": False},
+        DEEP_SKIPS | {"fourier": True, "concatenated": True, "fir": False},
         "ve",
         NCSNpp,
         ["--fir", False],
@@ -408,8 +408,8 @@ def test_it_denoises_as_theirs(tmp_path: Path, case: str) -> None:
             # Theirs sees images in [0, 1] under half the noise, and gives their score, −ε/σ.
             sigma = theirs.sigmas.flip(0)[number].float()  # type: ignore[operator, index]
             torch.testing.assert_close(sigma.view(-1, 1, 1, 1), kernel.sigma / 2)
-            told = sigma if theirs.fourier else steps - 1 - number
-            output = -theirs((x + 1) / 2, told) * sigma[:, None, None, None]
+            level = sigma if theirs.fourier else steps - 1 - number
+            output = -theirs((x + 1) / 2, level) * sigma[:, None, None, None]
         else:
             output = theirs(x, (t * steps - 1 if variant == "ddpm" else 999 * t).flatten())
     largest = output.abs().max().item()
@@ -488,7 +488,7 @@ def far(content: dict[str, Any]) -> None:
     content["model"]["module.all_modules.100000000000.weight"] = torch.zeros(3)
 
 
-def lying(content: dict[str, Any]) -> None:
+def with_wrong_options(content: dict[str, Any]) -> None:
     """A few numbers that promise a network of 10¹² parameters."""
     content["model"]["module.all_modules.2.weight"] = torch.zeros(10**6, 3, 1, 1)
 
@@ -498,7 +498,7 @@ def cut(content: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lacking, r"1 of \d+ tensors do not fit .*: module.all_modules.4.Conv_1.bias is missing"),
         (left_over, r"1 of \d+ tensors do not fit .*: module.all_modules.4.Conv_9.bias has no place"),
@@ -507,7 +507,7 @@ def cut(content: dict[str, Any]) -> None:
         (cut, r"checkpoint.pth: .*are no U-Net"),
         (refined, r"NCSN and NCSNv2 are not supported"),
         (far, r"is the last of only \d+ modules"),
-        (lying, r"are no multiples of nf 1000000"),
+        (with_wrong_options, r"are no multiples of nf 1000000"),
         (
             lambda content: content["model"].update({"module.all_modules.4.Conv_1.bias": 3}),
             r"Conv_1.bias is a int, not",
@@ -518,10 +518,10 @@ def cut(content: dict[str, Any]) -> None:
         (lambda content: content.pop("ema"), r"is no checkpoint of score_sde_pytorch: it needs model, ema .* and has"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, damage: Any, told: str) -> None:
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, damage: Any, message: str) -> None:
     content = save(tmp_path, peer())
     damage(content)
     torch.save(content, tmp_path / "checkpoint.pth")
     error = come_in(tmp_path, "--variant", "vp").error
-    assert re.search(told, error), error
+    assert re.search(message, error), error
     assert not (tmp_path / "a.ckpt").exists()

@@ -29,7 +29,7 @@ FORK = multiprocessing.get_context("fork")  # the packages are imported already
 CHECKPOINT = Path("runs/digits/checkpoints/last.ckpt")
 EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
 
-#: What each command is given beside its output.
+#: What each command is given besides its output.
 CALLS: dict[str, list[Any]] = {
     "sample": ["--num_samples", 6, "--film", "true"],
     "encode": ["--path", "images"],
@@ -115,19 +115,19 @@ def run(args: Sequence[str], moment: int | None) -> tuple[int, int]:
 
 def contents(output: Path) -> dict[str, Any]:
     """What the files below a folder hold, but for the seconds that something took."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for path in sorted(path for path in output.rglob("*") if path.is_file()):
         name = str(path.relative_to(output))
         if path.name == "sweep.csv":
-            found[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(path.open())]
+            result[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(path.open())]
         elif path.suffix == ".ckpt":
             content = checkpoints.read(path)
-            found[name] = {key: value.tolist() for key, value in content["state_dict"].items()}
-        elif path.name not in (".call.json", "sweep.png"):  # they tell and show the seconds
-            found[name] = path.read_bytes()
+            result[name] = {key: value.tolist() for key, value in content["state_dict"].items()}
+        elif path.name not in (".call.json", "sweep.png"):  # they contain the seconds
+            result[name] = path.read_bytes()
         else:
-            found[name] = path.stat().st_size > 0
-    return found
+            result[name] = path.stat().st_size > 0
+    return result
 
 
 def check(folder: Path, command: str, moments: int) -> None:
@@ -187,11 +187,11 @@ def start_together(folder: Path, count: int) -> list[Path]:
 
 
 def check_together(folder: Path, count: int) -> None:
-    found = start_together(folder, count)
-    assert [path.name for path in found] == ["same", *(f"same-{k}" for k in range(2, count + 1))]
-    seeds = [yaml.safe_load((path / "config.yaml").read_text())["seed_everything"] for path in found]
+    result = start_together(folder, count)
+    assert [path.name for path in result] == ["same", *(f"same-{k}" for k in range(2, count + 1))]
+    seeds = [yaml.safe_load((path / "config.yaml").read_text())["seed_everything"] for path in result]
     assert sorted(seeds) == list(range(count))
-    for path in found:
+    for path in result:
         assert checkpoints.read(path / "checkpoints" / "last.ckpt")["global_step"] == 3
         assert not [file for file in path.rglob("*") if file.suffix in (".part", ".lock")]
         shutil.rmtree(path)
@@ -227,9 +227,9 @@ def test_the_folder_of_one_that_was_faster_is_not_removed(folder: Path, monkeypa
     assert begun.wait(60)
     exists = Path.exists
     monkeypatch.setattr(Path, "exists", lambda self, **options: self != run and exists(self, **options))
-    told = cli(folder, "fit", "--config", "tiny.yaml", "--run", "faster", "--ckpt_path", "auto").error
+    error = cli(folder, "fit", "--config", "tiny.yaml", "--run", "faster", "--ckpt_path", "auto").error
     monkeypatch.undo()
-    assert "is being trained by another process" in told
+    assert "is being trained by another process" in error
     assert (folder / run / ".lock").exists()
     end.set()
     process.join(60)
@@ -250,9 +250,9 @@ def test_a_run_that_is_being_trained_is_not_resumed_twice(folder: Path) -> None:
     process.start()
     assert begun.wait(60)
     again = ("fit", "--config", "tiny.yaml", "--run", "locked", "--ckpt_path", "last", "--trainer.max_steps", 5)
-    told = cli(folder, *again).error
-    assert told.startswith("runs/locked is being trained by another process")
-    assert f"process {process.pid}" in told
+    error = cli(folder, *again).error
+    assert error.startswith("runs/locked is being trained by another process")
+    assert f"process {process.pid}" in error
     end.set()
     process.join(60)
     assert cli(folder, *again).code == 0

@@ -62,8 +62,8 @@ def experiment(folder: Path, steps: int, *, devices: int = 1) -> dict[str, Any]:
     """All that has a state: dropout, flips, two averages, Adam, a learning rate that moves, accumulated gradients, and
     validations, logs and checkpoints that fall on and between each other's steps and the ends of epochs.
     """
-    pictures = np.random.default_rng(0).integers(0, 256, (540, 8, 8), dtype=np.uint8)
-    np.save(folder / "x.npy", pictures)
+    images = np.random.default_rng(0).integers(0, 256, (540, 8, 8), dtype=np.uint8)
+    np.save(folder / "x.npy", images)
     data = {"path": "x.npy", "batch_size": 32, "horizontal_flip": True, "repeats": 1}
     rate = {"class_path": "WarmupCosine", "init_args": {"warmup_steps": 10}}
     return digits_changes(conditional=False, trainer__max_steps=steps) | {
@@ -142,7 +142,7 @@ def assert_same(whole: Path, killed: Path) -> None:
     parts: Sequence[dict[str, Any]] = (ours, theirs)
     for part in parts:
         loops = part.pop("loops")["fit_loop"]
-        # Who goes on from the last batch of an epoch has begun one epoch less: Lightning only closes that one.
+        # A run resumed after the last batch of an epoch has started one epoch less: Lightning only closes that one.
         ended = {name: loops["epoch_progress"]["total"][name] for name in ("processed", "completed")}
         part["position"] = loops["state_dict"], ended, loops["epoch_loop.batch_progress"]
     assert ours["position"][0]["combined_loader"][0]["batches"] % 15 != 0  # within an epoch

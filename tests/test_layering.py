@@ -50,7 +50,7 @@ def imports(path: Path) -> tuple[set[tuple[str, ...]], set[str]]:
                 target = [*base, alias.name]
                 is_module = base[0] == "diffusion_pl" and _exists(target[1:])
                 name(target if is_module else base)
-    return {found for found in inner if found}, outer
+    return {result for result in inner if result}, outer
 
 
 def _exists(parts: list[str]) -> bool:
@@ -79,7 +79,7 @@ def test_every_module_has_its_floor(path: Path) -> None:
 @every_module
 def test_modules_import_from_lower_floors_only(path: Path) -> None:
     mine = place(path)
-    for target in {owner(found) for found in imports(path)[0]} - {mine}:
+    for target in {owner(result) for result in imports(path)[0]} - {mine}:
         if mine in ISLANDS:
             assert target in ISLANDS[mine], f"the island {mine} imports {target}"
         elif target in ISLANDS:
@@ -104,12 +104,12 @@ def data_modules() -> set[str]:
     """Names of the kinds of data, concrete or not, beneath the one that all share."""
     for path in (ROOT / "data").glob("*.py"):
         importlib.import_module(f"diffusion_pl.data.{path.stem}")
-    found, todo = set[str](), list(DataModule.__subclasses__())
+    names, todo = set[str](), list(DataModule.__subclasses__())
     while todo:
         kind = todo.pop()
         todo += kind.__subclasses__()
-        found |= {kind.__name__} if kind.__module__.startswith("diffusion_pl.") else set()
-    return found
+        names |= {kind.__name__} if kind.__module__.startswith("diffusion_pl.") else set()
+    return names
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if place(p) != "data"], ids=label)
@@ -143,22 +143,22 @@ def private_names(tree: ast.Module) -> set[str]:
     owners = {"self", "cls", *classes}
     defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
     defined |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    found, mine = set[str](), set[str]()
+    names, mine = set[str](), set[str]()
     for node in nodes:
         if isinstance(node, ast.Attribute):
             own = isinstance(node.value, ast.Name) and node.value.id in owners
-            (mine if own else found).add(node.attr)
+            (mine if own else names).add(node.attr)
             if own and isinstance(node.ctx, ast.Store):
                 defined.add(node.attr)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BY_NAME:
-            found |= {
+            names |= {
                 arg.value for arg in node.args[1:2] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
             }
         elif isinstance(node, ast.Import):
-            found |= {part for alias in node.names for part in alias.name.split(".")}
+            names |= {part for alias in node.names for part in alias.name.split(".")}
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            found |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
-    return {name for name in found | (mine - defined) if name.startswith("_") and not name.startswith("__")}
+            names |= {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+    return {name for name in names | (mine - defined) if name.startswith("_") and not name.startswith("__")}
 
 
 def test_the_reader_sees_every_kind_of_private_name() -> None:
@@ -195,18 +195,18 @@ def test_the_run_environment_variable_is_used_in_one_place() -> None:
 
 def assigned(tree: ast.AST) -> list[str]:
     """The attributes of a model or data module that a file assigns, as it spells them."""
-    found: list[ast.expr] = []
+    result: list[ast.expr] = []
     for node in ast.walk(tree):
         if isinstance(node, (ast.Assign, ast.Delete)):
-            found += node.targets
+            result += node.targets
         elif isinstance(node, (ast.AugAssign, ast.AnnAssign, ast.For)):
-            found.append(node.target)
+            result.append(node.target)
         elif isinstance(node, ast.withitem) and node.optional_vars is not None:
-            found.append(node.optional_vars)
+            result.append(node.optional_vars)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "delattr"):
-            found.append(ast.Attribute(node.args[0], "…"))
+            result.append(ast.Attribute(node.args[0], "…"))
     flat = [
-        part for target in found for part in (target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target])
+        part for target in result for part in (target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target])
     ]
     owners = {"model", "module", "pl_module", "lightning_module", "classifier", "data", "datamodule", "dataset"}
     return [
@@ -223,8 +223,8 @@ def test_the_reader_sees_every_kind_of_assignment() -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if place(p) in ("callbacks", "commands")], ids=label)
 def test_models_and_data_are_not_set_from_outside(path: Path) -> None:
-    found = assigned(ast.parse(path.read_text(encoding="utf-8")))
-    assert not found, f"{label(path)} sets {', '.join(found)}: build a Pipeline, or give the model a method for it"
+    result = assigned(ast.parse(path.read_text(encoding="utf-8")))
+    assert not result, f"{label(path)} sets {', '.join(result)}: build a Pipeline, or give the model a method for it"
 
 
 def test_no_module_imports_itself_around_a_corner() -> None:
@@ -232,7 +232,7 @@ def test_no_module_imports_itself_around_a_corner() -> None:
         return ".".join(parts[:-1] if parts and parts[-1] == "__init__" else parts)
 
     graph = {
-        node(path.relative_to(ROOT).with_suffix("").parts): {node(found) for found in imports(path)[0]}
+        node(path.relative_to(ROOT).with_suffix("").parts): {node(result) for result in imports(path)[0]}
         for path in MODULES
     }
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError

@@ -48,8 +48,8 @@ def test_the_bound_is_the_kl_of_the_step(i: int, v: float) -> None:
         return first + math.sqrt(1 - beta) * (1 - before) / (1 - BARS[i - 1]) * array(x_t)
 
     kl = 0.5 * (np.log(var / tilde) + (tilde + (mean(x_0) - mean(prediction.x_0)) ** 2) / var - 1)
-    found = VarianceBound(N, 0.01)(TABLE, x_0, x_t, t, prediction)
-    np.testing.assert_allclose(array(found), 0.01 * N * kl.mean(1) / math.log(2), rtol=1e-6)
+    result = VarianceBound(N, 0.01)(TABLE, x_0, x_t, t, prediction)
+    np.testing.assert_allclose(array(result), 0.01 * N * kl.mean(1) / math.log(2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("levels", [256, None])
@@ -63,8 +63,8 @@ def test_the_first_step_uses_the_likelihood_of_the_data(levels: int | None) -> N
         log_p = np.log(norm.cdf(above) - norm.cdf(below))
     else:
         log_p = norm.logpdf(array(x_0), array(prediction.x_0), std)
-    found = VarianceBound(N, 1.0, levels)(TABLE, x_0, x_t, t, prediction)
-    np.testing.assert_allclose(array(found), -N * log_p.mean(1) / math.log(2), rtol=1e-6)
+    result = VarianceBound(N, 1.0, levels)(TABLE, x_0, x_t, t, prediction)
+    np.testing.assert_allclose(array(result), -N * log_p.mean(1) / math.log(2), rtol=1e-6)
 
 
 def test_the_levels_share_all_of_the_probability() -> None:
@@ -169,7 +169,7 @@ def test_what_was_not_learned_cannot_be_taken() -> None:
 
 
 def taught(losses: np.ndarray, uniform: float = 0.1) -> LossSecondMoment:
-    """Told each of the losses (N, history) at its step, oldest first."""
+    """Updated with each of the losses (N, history) at its step, oldest first."""
     times = LossSecondMoment(len(losses), losses.shape[1], uniform)
     for column in losses.T:
         times.learn((torch.arange(len(losses)) + 1) / len(losses), torch.from_numpy(column))
@@ -227,14 +227,14 @@ def test_it_learns_the_unweighted_losses_of_training_only() -> None:
     for _ in range(5):
         loss(denoiser, x_0)
     assert int(loss.times.seen.sum()) == 5 * 64
-    # Once the law is no longer uniform, what it is told is the loss without importance.
+    # Once the distribution is no longer uniform, it is updated with the loss without importance.
     share = loss.times.share()
     assert float(share.max()) > 1.2 * float(share.min())
-    found = loss(denoiser, x_0)
-    index = torch.round(found.t * 5).long() - 1
+    result = loss(denoiser, x_0)
+    index = torch.round(result.t * 5).long() - 1
     newest = loss.times.history[index, (loss.times.seen[index] - 1) % 2]
     last = torch.tensor([not (index[k + 1 :] == i).any() for k, i in enumerate(index)])
-    np.testing.assert_allclose(array(newest[last]), array((found.loss * 5 * share[index])[last]), rtol=1e-5)
+    np.testing.assert_allclose(array(newest[last]), array((result.loss * 5 * share[index])[last]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"history": 0}, {"uniform": 0.0}, {"uniform": 2.0}])
@@ -266,11 +266,11 @@ def test_half_of_the_steps_are_given_the_networks_own_estimate() -> None:
     loss, rng = DenoisingLoss(UniformTimes(), SNR()), torch.Generator().manual_seed(0)
     for _ in range(400):
         loss(denoiser, torch.ones(3, 2), None, rng)
-    told = [call for call in network.calls if call["x_0_hat"] is not None]
-    assert 0.4 < len(told) / 400 < 0.6
-    assert len(network.calls) == 400 + len(told)  # a first pass for each of these, and for these alone
-    assert all(call["grad"] and not call["x_0_hat"].requires_grad for call in told)
-    first = network.calls[network.calls.index(told[0]) - 1]
+    conditioned = [call for call in network.calls if call["x_0_hat"] is not None]
+    assert 0.4 < len(conditioned) / 400 < 0.6
+    assert len(network.calls) == 400 + len(conditioned)  # a first pass for each of these, and for these alone
+    assert all(call["grad"] and not call["x_0_hat"].requires_grad for call in conditioned)
+    first = network.calls[network.calls.index(conditioned[0]) - 1]
     assert not first["grad"]
 
 
@@ -305,10 +305,10 @@ def test_labels_are_withheld_at_the_given_rate() -> None:
     label = torch.arange(20_000) % 7
     denoiser, rng = NetworkDenoiser(network, VP(), Data()), torch.Generator().manual_seed(0)
     loss(denoiser, torch.ones(20_000, 2), {"label": label}, rng)
-    told = network.calls[0]["label"]
-    withheld = told == -1
+    given = network.calls[0]["label"]
+    withheld = given == -1
     assert float(withheld.float().mean()) == pytest.approx(0.3, abs=0.015)
-    assert torch.equal(told[~withheld], label[~withheld])
+    assert torch.equal(given[~withheld], label[~withheld])
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])

@@ -53,11 +53,11 @@ def exact(x: Tensor, means: Tensor) -> np.ndarray:
 def test_the_log_density_is_the_exact_one(schedule: Schedule, dims: int, n: int) -> None:
     oracle, means = mixture(schedule, dims)
     x = draws(means, n)
-    found = FlowLikelihood(probes=0)(oracle, x, SampleNoise(0, range(n)))
-    error = (exact(x, means) - array(found.log_p)) / dims / math.log(2)
+    result = FlowLikelihood(probes=0)(oracle, x, SampleNoise(0, range(n)))
+    error = (exact(x, means) - array(result.log_p)) / dims / math.log(2)
     assert abs(error.mean()) < 1e-4  # bits/dim
     assert np.abs(error).max() < 3e-3
-    assert 20 < found.nfe.min() <= found.nfe.max() < 400
+    assert 20 < result.nfe.min() <= result.nfe.max() < 400
 
 
 @named
@@ -65,8 +65,8 @@ def test_the_log_density_is_the_exact_one(schedule: Schedule, dims: int, n: int)
 def test_hutchinsons_estimate_is_unbiased(schedule: Schedule, gaussian: bool) -> None:
     oracle, means = mixture(schedule, 64)
     x = draws(means, 100)
-    found = FlowLikelihood(probes=2, gaussian=gaussian)(oracle, x, SampleNoise(3, range(100)))
-    error = (exact(x, means) - array(found.log_p)) / 64 / math.log(2)
+    result = FlowLikelihood(probes=2, gaussian=gaussian)(oracle, x, SampleNoise(3, range(100)))
+    error = (exact(x, means) - array(result.log_p)) / 64 / math.log(2)
     assert 1e-3 < error.std() < 0.5
     assert abs(error.mean()) < 4 * error.std() / 10
 
@@ -76,8 +76,8 @@ def test_more_probes_vary_less_and_signs_less_than_normal_ones() -> None:
     x = draws(means, 100)
 
     def spread(**kwargs: Any) -> float:
-        found = FlowLikelihood(**kwargs)(oracle, x, SampleNoise(3, range(100)))
-        return float((exact(x, means) - array(found.log_p)).std())
+        result = FlowLikelihood(**kwargs)(oracle, x, SampleNoise(3, range(100)))
+        return float((exact(x, means) - array(result.log_p)).std())
 
     one, four, normal = spread(probes=1), spread(probes=4), spread(probes=1, gaussian=True)
     assert 0.35 < four / one < 0.7
@@ -90,10 +90,10 @@ def test_an_anisotropic_gaussian() -> None:
     mean, cov = torch.tensor([0.2, -0.1, 0.3], dtype=torch.float64), root @ root.T + 0.1 * torch.eye(3)
     x = torch.distributions.MultivariateNormal(mean, cov).sample((200,))
     for schedule in (LinearBetas(), Rectified()):
-        found = FlowLikelihood(probes=0)(Gaussian(schedule, mean, cov), x, SampleNoise(0, range(200)))
+        result = FlowLikelihood(probes=0)(Gaussian(schedule, mean, cov), x, SampleNoise(0, range(200)))
         truth = torch.distributions.MultivariateNormal(mean, cov).log_prob(x)
-        assert abs(float((truth - found.log_p).mean())) < 2e-3
-    np.testing.assert_allclose(array(found.latent.square().mean()), 1, atol=0.1)
+        assert abs(float((truth - result.log_p).mean())) < 2e-3
+    np.testing.assert_allclose(array(result.latent.square().mean()), 1, atol=0.1)
 
 
 @pytest.mark.parametrize("probes", [0, 1])
@@ -104,13 +104,13 @@ def test_a_likelihood_does_not_depend_on_its_batch(probes: int) -> None:
     others = x.clone()
     others[1:] = 5 * x[1:] + 1  # as many, but others
     for batch in (x, others):
-        found = likelihood(oracle, batch, SampleNoise(0, range(8)))
-        assert found.log_p[0] == whole.log_p[0]
-        assert found.nfe[0] == whole.nfe[0]
+        result = likelihood(oracle, batch, SampleNoise(0, range(8)))
+        assert result.log_p[0] == whole.log_p[0]
+        assert result.nfe[0] == whole.nfe[0]
 
 
 def test_without_the_extension_it_is_the_density_at_t_min() -> None:
-    """Which for the exploding process is that of the data convolved with σ_min."""
+    """Which for the variance-exploding schedule is that of the data convolved with σ_min."""
     oracle, means = mixture(VE(sigma_min=0.1, sigma_max=2000.0), 2)
     x = draws(means, 300)
     noise = SampleNoise(0, range(300))
@@ -157,12 +157,12 @@ def test_it_needs_no_more_evaluations_than_scipy() -> None:
         return np.concatenate([array(v.detach()).ravel(), array(div)])
 
     start = np.concatenate([array(x).ravel(), np.zeros(200)])
-    found = solve_ivp(flow, (1e-5, 1.0), start, rtol=1e-5, atol=1e-5)
-    noise = found.y[:400, -1].reshape(200, 2)
-    theirs = found.y[400:, -1] - 0.5 * (noise**2).sum(1) - math.log(2 * math.pi)
+    actual = solve_ivp(flow, (1e-5, 1.0), start, rtol=1e-5, atol=1e-5)
+    noise = actual.y[:400, -1].reshape(200, 2)
+    theirs = actual.y[400:, -1] - 0.5 * (noise**2).sum(1) - math.log(2 * math.pi)
     ours = FlowLikelihood(0, rtol=1e-5, atol=1e-5)(oracle, x, SampleNoise(0, range(200)))
     np.testing.assert_allclose(array(ours.log_p), theirs, atol=3e-3)
-    assert ours.nfe.double().mean() < found.nfev
+    assert ours.nfe.double().mean() < actual.nfev
 
 
 def test_a_looser_pair_costs_less() -> None:

@@ -1,4 +1,4 @@
-"""Loggers: all that a run tells reaches every one of them, in the run's folder; read back from what each wrote."""
+"""Loggers: everything a run logs reaches each of them, in the run's folder; read back from what each wrote."""
 
 import csv
 import json
@@ -46,14 +46,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def from_csv(run: Path) -> Series:
-    found: Series = {}
+    result: Series = {}
     for session in sorted(run.glob("csv/version_*/metrics.csv")):
         with session.open(newline="") as file:
             for row in csv.DictReader(file):
                 for tag, value in row.items():
                     if tag != "step" and value:
-                        found.setdefault(tag, {})[int(row["step"])] = float(value)
-    return found
+                        result.setdefault(tag, {})[int(row["step"])] = float(value)
+    return result
 
 
 def wandb_records(run: Path) -> Iterator[Any]:
@@ -80,12 +80,12 @@ def wandb_rows(run: Path) -> list[dict[str, Any]]:
 
 
 def from_wandb(run: Path) -> Series:
-    found: Series = {}
+    result: Series = {}
     for row in wandb_rows(run):
         for tag, value in row.items():
             if not tags_of([row]) and not tag.startswith(("_", "trainer/")):
-                found.setdefault(tag, {})[row["trainer/global_step"]] = value
-    return found
+                result.setdefault(tag, {})[row["trainer/global_step"]] = value
+    return result
 
 
 def mlflow_run(run: Path) -> Any:
@@ -94,29 +94,29 @@ def mlflow_run(run: Path) -> Any:
 
     client = MlflowClient(f"file:{run}/mlruns")
     experiment = client.get_experiment_by_name("diffusion_pl")
-    (found,) = client.search_runs([experiment.experiment_id])
-    return client, found
+    (result,) = client.search_runs([experiment.experiment_id])
+    return client, result
 
 
 def from_mlflow(run: Path) -> Series:
-    client, found = mlflow_run(run)
-    histories = {tag: client.get_metric_history(found.info.run_id, tag) for tag in found.data.metrics}
+    client, result = mlflow_run(run)
+    histories = {tag: client.get_metric_history(result.info.run_id, tag) for tag in result.data.metrics}
     return {tag: {metric.step: metric.value for metric in history} for tag, history in histories.items()}
 
 
 def tags_of(rows: list[dict[str, Any]]) -> set[str]:
-    """Of pictures and films."""
+    """Of images and films."""
     return {key.removesuffix("/_type") for row in rows for key in row if key.endswith("/_type")}
 
 
 def test_every_scalar_reaches_every_logger_at_its_step(run: Path) -> None:
-    told = {tag: dict(series) for tag, series in scalars(run).items()}
-    assert {9, 19, 29} <= told["train_loss/raw"].keys()
-    assert {"val_loss/ema0.5", "learning_rate", "samples_ema0.5/mean_0", "neighbours_ema0.5/distance"} <= told.keys()
+    logged = {tag: dict(series) for tag, series in scalars(run).items()}
+    assert {9, 19, 29} <= logged["train_loss/raw"].keys()
+    assert {"val_loss/ema0.5", "learning_rate", "samples_ema0.5/mean_0", "neighbours_ema0.5/distance"} <= logged.keys()
     for read in (from_csv, from_wandb, from_mlflow):
         other = read(run)
-        assert other.keys() == told.keys(), read.__name__
-        for tag, series in told.items():
+        assert other.keys() == logged.keys(), read.__name__
+        for tag, series in logged.items():
             assert other[tag] == pytest.approx(series, rel=1e-6), (read.__name__, tag)
 
 
@@ -126,8 +126,8 @@ def test_images_and_films_reach_every_logger_that_supports_them(run: Path) -> No
     contents = {path.read_bytes() for path in (run / "panels").iterdir()}
     assert {content for series in images(run).values() for _, content in series} == contents
     assert {path.read_bytes() for path in run.glob("wandb/*/files/media/**/*") if path.is_file()} == contents
-    client, found = mlflow_run(run)
-    artifacts = {Path(file.path).name for file in client.list_artifacts(found.info.run_id, "panels")}
+    client, result = mlflow_run(run)
+    artifacts = {Path(file.path).name for file in client.list_artifacts(result.info.run_id, "panels")}
     assert artifacts == {path.name for path in (run / "panels").iterdir()}
 
 
@@ -142,19 +142,19 @@ def test_wandb_images_and_films_have_the_steps_of_the_scalars(run: Path) -> None
 def test_a_resumed_run_is_one_run_in_wandb_and_mlflow(run: Path) -> None:
     ids = {record.run.run_id for record in wandb_records(run) if record.HasField("run")}
     assert len(list(run.glob("wandb/offline-run-*"))) == 2
-    _, found = mlflow_run(run)
-    assert read_card(run)["logged_to"] == {"WandbLogger": ids.pop(), "MLFlowLogger": found.info.run_id}
+    _, result = mlflow_run(run)
+    assert read_card(run)["logged_to"] == {"WandbLogger": ids.pop(), "MLFlowLogger": result.info.run_id}
     assert not ids
-    assert found.info.status == "FINISHED"
+    assert result.info.status == "FINISHED"
 
 
 def test_every_logger_knows_the_configuration_and_the_runs_name(run: Path) -> None:
-    _, found = mlflow_run(run)
-    assert found.info.run_name == "mine"
-    assert found.data.params["model/schedule/class_path"] == "diffusion_pl.schedules.VP"
+    _, result = mlflow_run(run)
+    assert result.info.run_name == "mine"
+    assert result.data.params["model/schedule/class_path"] == "diffusion_pl.schedules.VP"
     (config,) = (r.config for r in wandb_records(run) if r.HasField("config") and len(r.config.update) > 1)
-    told = {entry.key: json.loads(entry.value_json) for entry in config.update}
-    assert told["model"]["schedule"]["class_path"] == "diffusion_pl.schedules.VP"
+    options = {entry.key: json.loads(entry.value_json) for entry in config.update}
+    assert options["model"]["schedule"]["class_path"] == "diffusion_pl.schedules.VP"
     assert {r.run.display_name for r in wandb_records(run) if r.HasField("run")} == {"mine"}
     assert "diffusion_pl.schedules.VP" in (run / "csv/version_0/hparams.yaml").read_text()
 
@@ -169,9 +169,9 @@ def test_the_saved_configuration_does_not_name_its_run(run: Path) -> None:
 def test_csv_has_late_columns_and_one_file_per_session(tmp_path: Path) -> None:
     options = {"trainer__logger": "CSVLogger", "trainer__val_check_interval": 30, "trainer__max_steps": 30}
     run = fit(tmp_path, **options)
-    told = from_csv(run)
-    assert {9, 19, 29} <= told["train_loss/raw"].keys()
-    assert [step for step in told["val_loss/ema0.999"]] == [29]
+    logged = from_csv(run)
+    assert {9, 19, 29} <= logged["train_loss/raw"].keys()
+    assert [step for step in logged["val_loss/ema0.999"]] == [29]
     before = (run / "csv/version_0/metrics.csv").read_bytes()
     more = ["--ckpt_path", "last", "--trainer.max_steps", 40]
     assert cli(tmp_path, "fit", "--config", "run.yaml", "--run", "run", *more).run == "runs/run"
@@ -208,8 +208,8 @@ def test_a_missing_package_is_one_line(
     module = f"lightning.pytorch.loggers.{package}"
     monkeypatch.setattr(f"{module}._{package.upper()}_AVAILABLE", RequirementCache("no-such-package>=1"))
     refused: Outcome = cli(tmp_path, "fit", "--config", tiny_config(tmp_path), "--trainer.logger", logger)
-    wanted = f"trainer.logger: {logger} needs the package {package}: pip install 'diffusion_pl[{package}]'"
-    assert refused.error == wanted
+    expected = f"trainer.logger: {logger} needs the package {package}: pip install 'diffusion_pl[{package}]'"
+    assert refused.error == expected
     assert not (tmp_path / "runs").exists()
 
 
@@ -219,5 +219,5 @@ def test_a_store_elsewhere_is_taken_as_given(tmp_path: Path) -> None:
     assert not (run / "mlruns").exists()
     os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     client = MLFlowLogger("diffusion_pl", tracking_uri=f"file:{tmp_path}/store").experiment
-    found = client.get_run(read_card(run)["logged_to"]["MLFlowLogger"])
-    assert found.data.metrics["train_loss/raw"] > 0
+    result = client.get_run(read_card(run)["logged_to"]["MLFlowLogger"])
+    assert result.data.metrics["train_loss/raw"] > 0

@@ -182,13 +182,13 @@ def test_run_of_epochs_killed_twice_takes_the_same_steps(tmp_path: Path, steps: 
 
 
 def shown(run: Path) -> dict[str, list[int]]:
-    """Steps of all scalars and pictures, in all event files without those that were overtaken by a later one."""
+    """Steps of all scalars and images, in all event files without those that were overtaken by a later one."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0})
     folder.Reload()
-    found = {tag: sorted(event.step for event in folder.Scalars(tag)) for tag in folder.Tags()["scalars"]}
-    return found | {tag: sorted(event.step for event in folder.Images(tag)) for tag in folder.Tags()["images"]}
+    result = {tag: sorted(event.step for event in folder.Scalars(tag)) for tag in folder.Tags()["scalars"]}
+    return result | {tag: sorted(event.step for event in folder.Images(tag)) for tag in folder.Tags()["images"]}
 
 
 @pytest.mark.parametrize(

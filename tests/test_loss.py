@@ -84,7 +84,7 @@ def test_the_exact_network_pays_the_posterior_variance(schedule: Schedule, weigh
 
 @every_schedule
 def test_an_inexact_network_pays_its_bias_too(schedule: Schedule) -> None:
-    """The loss of a network for data of another law: w E‖x̂_0 − x_0‖², by quadrature of that very error."""
+    """The loss of a network for data of another distribution: w E‖x̂_0 − x_0‖², by quadrature of that very error."""
     x_0, eps, weight = quadrature(0.4, 0.3)
     time = torch.tensor(INNER[4], dtype=torch.float64)
     denoiser = network_of(1.1, schedule, V(), mean=-0.2)
@@ -102,14 +102,14 @@ def test_the_loss_does_not_depend_on_what_the_network_predicts(schedule: Schedul
     rng = torch.Generator().manual_seed(0)
     x_0, eps = torch.randn(2, len(INNER), 1, dtype=torch.float64, generator=rng)
     times = At(torch.tensor(INNER, dtype=torch.float64))
-    found = [
+    result = [
         array(DenoisingLoss(times, weighting, Given(eps))(network_of(1.7, schedule, p.values[0]), x_0).loss)
         for p in instances(Parameterization)
     ]
-    assert len(found) >= 6
-    assert (found[0] > 0).all()
-    for other in found[1:]:
-        np.testing.assert_allclose(other, found[0], rtol=1e-6)
+    assert len(result) >= 6
+    assert (result[0] > 0).all()
+    for other in result[1:]:
+        np.testing.assert_allclose(other, result[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_drawn_losses_average_to_the_bound(times: TimeSampler) -> None:
 
 
 def test_noise_is_fresh_standard_normal_and_from_the_generator() -> None:
-    """With F = 0 and the ε-loss the loss is ε² itself: a χ² law."""
+    """With F = 0 and the ε-loss the loss is ε² itself: χ² distributed."""
 
     class Zero(nn.Module):
         def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is typed or written -> what the one line says: the place and the remedy.  Most fail while they are parsed."""
+"""What is typed or written -> what the one line says: where, and how to fix it.  Most fail while they are parsed."""
 
 import ast
 import re
@@ -98,10 +98,10 @@ FILES: dict[str, tuple[str | bytes, str]] = {
 
 @pytest.mark.parametrize("case", FILES)
 def test_a_file_is_named_with_its_line(tmp_path: Path, case: str) -> None:
-    content, told = FILES[case]
+    content, message = FILES[case]
     (tmp_path / "a.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     error = cli(tmp_path, "fit", "--config", "a.yaml").error
-    assert re.search(told, error), error
+    assert re.search(message, error), error
 
 
 #: Another command -> a pattern.
@@ -125,13 +125,13 @@ def test_another_command_is_suggested_too(tmp_path: Path, typed: str) -> None:
 
 def test_of_two_files_the_one_with_the_mistake_is_named(tmp_path: Path) -> None:
     tiny_config(tmp_path)
-    for second, told in (
+    for second, message in (
         ("model:\n  optimizer:\n    init_args: {lr: abc}\n", "b.yaml:3: model.optimizer.lr"),
         ("trainer:\n  max_steps: abc\n", "b.yaml:2: trainer.max_steps"),
         ("a: [1\n", "b.yaml:2:1"),
     ):
         (tmp_path / "b.yaml").write_text(second)
-        assert cli(tmp_path, "fit", "--config", "tiny.yaml", "--config", "b.yaml").error.startswith(told)
+        assert cli(tmp_path, "fit", "--config", "tiny.yaml", "--config", "b.yaml").error.startswith(message)
 
 
 def test_our_short_name_wins_over_another_package_s(tmp_path: Path) -> None:
@@ -154,13 +154,13 @@ def test_sections_are_switched_off_by_false_and_null(tmp_path: Path) -> None:
 def test_what_sample_is_given_is_bounded_before_it_starts(tmp_path: Path) -> None:
     run = fit(tmp_path, trainer__max_steps=1)
     last = run / "checkpoints/last.ckpt"
-    for option, value, told in (
+    for option, value, message in (
         ("--devices", "1000", r"--devices: must be at most"),
         ("--accelerator", "tpu", r"--accelerator: expected one of auto, cpu, gpu, cuda, mps"),
         ("--sampler", "Sampler", r"--sampler: Sampler is abstract"),
     ):
         error = cli(tmp_path, "sample", "--ckpt_path", last, "--num_samples", 2, option, value).error
-        assert re.search(told, error), error
+        assert re.search(message, error), error
     monitor = ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "foo"]
     config = tiny_config(tmp_path, trainer__max_steps=4, trainer__val_check_interval=2)
     error = cli(tmp_path, "fit", "--config", config, *monitor).error
@@ -182,15 +182,15 @@ def test_a_missing_login_is_reported_before_the_run(tmp_path: Path, monkeypatch:
 def test_secrets_are_masked() -> None:
     config: dict[str, Any] = {"tracking_uri": "https://ada:pw@host/x", "api_key": "k", "logger": [{"token": "t"}]}
     config |= {"save_dir": "a/b", "tokens": 5}
-    found = masked(config)
-    assert found == {
+    result = masked(config)
+    assert result == {
         "tracking_uri": f"https://ada:{MASK}@host/x",
         "api_key": MASK,
         "logger": [{"token": MASK}],
         "save_dir": "a/b",
         "tokens": 5,
     }
-    assert masked(found) == found
+    assert masked(result) == result
     args = ["fit", "--a.api_key", "k", "--b.password=p", "--run", "r"]
     assert masked_arguments(args) == ["fit", "--a.api_key", MASK, f"--b.password={MASK}", "--run", "r"]
 

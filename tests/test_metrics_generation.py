@@ -1,4 +1,4 @@
-"""FID, IS, KID, precision and recall: against torch-fidelity's own run on the same pictures, and closed forms."""
+"""FID, IS, KID, precision and recall: against torch-fidelity's own run on the same images, and closed forms."""
 
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "weights.pth"
 
 
-class Pictures(Dataset[Tensor]):
-    def __init__(self, pictures: Tensor) -> None:
-        self.pictures = pictures
+class Images(Dataset[Tensor]):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.pictures[index]
+        return self.images[index]
 
 
 def noise(n: int, seed: int, top: int = 256) -> Tensor:
@@ -54,16 +54,16 @@ def test_values_equal_torch_fidelity_on_the_same_images(weights: Path) -> None:
     a, b = noise(24, 0), noise(20, 1, 200)
     extractor = InceptionV3(str(weights))
     both = []
-    for pictures in (a, b):
-        found = FeatureStatistics(2048, keep=True)
-        for first in range(0, len(pictures), 7):
-            features, logits = extract(extractor, pictures[first : first + 7])
-            found.update(features, torch.arange(first, first + len(features)), logits)
-        both.append(found)
+    for images in (a, b):
+        actual = FeatureStatistics(2048, keep=True)
+        for first in range(0, len(images), 7):
+            features, logits = extract(extractor, images[first : first + 7])
+            actual.update(features, torch.arange(first, first + len(features)), logits)
+        both.append(actual)
     ours = scores(["fid", "is", "kid", "prc"], *both)
     theirs = torch_fidelity.calculate_metrics(
-        input1=Pictures(a),
-        input2=Pictures(b),
+        input1=Images(a),
+        input2=Images(b),
         fid=True,
         isc=True,
         kid=True,
@@ -86,7 +86,7 @@ def test_values_equal_torch_fidelity_on_the_same_images(weights: Path) -> None:
         "recall": "recall",
     }
     for name, key in names.items():
-        # KID of so alike pictures is a difference of numbers near one, taken in single precision.
+        # KID of such similar images is a difference of numbers near one, taken in single precision.
         assert ours[name]["value"] == pytest.approx(theirs[key], rel=1e-6, abs=2e-6 if name == "kid" else 0), name
     assert ours["fid"]["value"] > 1e-6
 
@@ -105,10 +105,10 @@ def test_distance_is_0_to_itself_and_the_shift_of_shifted_sets() -> None:
 def test_moments_are_those_of_all_rows_however_they_come() -> None:
     rows = torch.randn(101, 5, generator=torch.Generator().manual_seed(0)) + 100
     for size in (101, 10, 1):
-        found = FeatureStatistics(5)
+        result = FeatureStatistics(5)
         for part in torch.arange(101).split(size):
-            found.update(rows[part], part)
-        n, mean, cov = found.compute()
+            result.update(rows[part], part)
+        n, mean, cov = result.compute()
         assert n == 101
         np.testing.assert_allclose(mean, rows.double().mean(0), rtol=1e-12)
         np.testing.assert_allclose(cov, torch.cov(rows.double().T), rtol=1e-8, atol=1e-8)
@@ -116,26 +116,26 @@ def test_moments_are_those_of_all_rows_however_they_come() -> None:
 
 def test_non_finite_rows_are_counted_and_skipped() -> None:
     rows = torch.randn(10, 3)
-    spoiled = rows.clone()
-    spoiled[4, 1] = float("nan")
-    found, clean = FeatureStatistics(3, keep=True), FeatureStatistics(3)
-    found.update(spoiled, torch.arange(10))
+    with_nan = rows.clone()
+    with_nan[4, 1] = float("nan")
+    result, clean = FeatureStatistics(3, keep=True), FeatureStatistics(3)
+    result.update(with_nan, torch.arange(10))
     clean.update(rows[[0, 1, 2, 3, 5, 6, 7, 8, 9]], torch.arange(9))
-    assert int(found.bad) == 1
-    assert torch.equal(found.compute().mean, clean.compute().mean)
-    assert len(found.kept()[0]) == 9
+    assert int(result.bad) == 1
+    assert torch.equal(result.compute().mean, clean.compute().mean)
+    assert len(result.kept()[0]) == 9
     hopeless = FeatureStatistics(3)
-    hopeless.update(spoiled[4:5], torch.arange(1))
+    hopeless.update(with_nan[4:5], torch.arange(1))
     with pytest.raises(ValueError, match="1 of 1 samples are not finite"):
         hopeless.compute()
 
 
 def test_kept_rows_are_in_index_order() -> None:
-    found = FeatureStatistics(1, keep=True)
+    result = FeatureStatistics(1, keep=True)
     for part in ([3, 1], [0, 2]):
         index = torch.tensor(part)
-        found.update(index[:, None].float(), index, 10 * index[:, None].float())
-    features, logits = found.kept()
+        result.update(index[:, None].float(), index, 10 * index[:, None].float())
+    features, logits = result.kept()
     assert features.flatten().tolist() == [0, 1, 2, 3]
     assert logits.flatten().tolist() == [0, 10, 20, 30]
 
@@ -149,8 +149,8 @@ def test_the_digits_classifier_knows_digits() -> None:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pictures = torch.from_numpy(np.rint(digits.images * 255 / 16).astype(np.uint8))[:, None]
-    features, logits = extract(DigitsClassifier(), pictures)
+    images = torch.from_numpy(np.rint(digits.images * 255 / 16).astype(np.uint8))[:, None]
+    features, logits = extract(DigitsClassifier(), images)
     assert features.shape == (1797, 64)
     assert logits is not None
     assert (logits.argmax(1).numpy() == digits.target).mean() > 0.97
@@ -165,8 +165,8 @@ def test_an_extractor_is_known_by_its_weights() -> None:
 
 
 class Odd(nn.Module):
-    def forward(self, pictures: Tensor) -> Tensor:
-        return pictures.float()
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float()
 
 
 def test_bad_extractors_and_images_are_refused(tmp_path: Path, weights: Path) -> None:

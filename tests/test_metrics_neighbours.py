@@ -1,4 +1,4 @@
-"""Nearest seen examples against brute force, and the ratio that tells copies from new examples."""
+"""Nearest seen examples against brute force, and the ratio that separates copies from new examples."""
 
 import math
 
@@ -31,47 +31,47 @@ def brute_force(x: Tensor, y: Tensor) -> tuple[list[float], list[int]]:
 def test_the_nearest_are_those_of_a_plain_loop(pieces: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "CHUNK", 7)
     x, y = normal(0, 20, 1, 3, 4), normal(1, 50, 1, 3, 4)
-    found = NearestNeighbours(x)
+    search = NearestNeighbours(x)
     for piece in y.split(pieces):
-        found.update(piece)
+        search.update(piece)
     distances, places = brute_force(x, y)
-    assert found.best.place.tolist() == places
+    assert search.best.place.tolist() == places
     assert len(set(places)) > 5
-    np.testing.assert_allclose(array(found.best.distance), distances, rtol=1e-6)
+    np.testing.assert_allclose(array(search.best.distance), distances, rtol=1e-6)
 
 
 def test_a_copy_has_no_distance_at_all() -> None:
     """Also far from the origin, where a distance from products would be off by rounding."""
     y = 100 + normal(0, 200, 64)
-    found = NearestNeighbours(y[[150, 3, 77]])
-    found.update(y[:100])
-    found.update(y[100:])
-    assert found.best.place.tolist() == [150, 3, 77]
-    assert found.best.distance.tolist() == [0, 0, 0]
+    search = NearestNeighbours(y[[150, 3, 77]])
+    search.update(y[:100])
+    search.update(y[100:])
+    assert search.best.place.tolist() == [150, 3, 77]
+    assert search.best.distance.tolist() == [0, 0, 0]
 
 
 def test_non_finite_rows_have_no_neighbours() -> None:
     x, y = normal(0, 4, 5), normal(1, 30, 5)
     distances, places = brute_force(x, y)
-    spoiled, holes = x.clone(), y.clone()
-    spoiled[1, 2] = torch.nan
+    with_nan, holes = x.clone(), y.clone()
+    with_nan[1, 2] = torch.nan
     holes[next(k for k in range(30) if k not in places), 0] = torch.nan
-    found = NearestNeighbours(spoiled)
-    found.update(holes[:10])
-    found.update(holes[10:])
-    assert found.best.distance[1] == torch.inf
+    search = NearestNeighbours(with_nan)
+    search.update(holes[:10])
+    search.update(holes[10:])
+    assert search.best.distance[1] == torch.inf
     others = [0, 2, 3]
-    np.testing.assert_allclose(array(found.best.distance[others]), [distances[k] for k in others], rtol=1e-6)
-    assert found.best.place[others].tolist() == [places[k] for k in others]
+    np.testing.assert_allclose(array(search.best.distance[others]), [distances[k] for k in others], rtol=1e-6)
+    assert search.best.place[others].tolist() == [places[k] for k in others]
 
 
 def test_new_examples_have_the_ratio_1_and_copies_0() -> None:
     seen, held_out, fresh = normal(0, 2000, 4), normal(1, 500, 4), normal(2, 500, 4)
 
     def distances(x: Tensor) -> Tensor:
-        found = NearestNeighbours(x)
-        found.update(seen)
-        return found.best.distance
+        search = NearestNeighbours(x)
+        search.update(seen)
+        return search.best.distance
 
     assert memorisation(distances(fresh), distances(held_out)) == pytest.approx(1, abs=0.1)
     assert memorisation(distances(seen[:500]), distances(held_out)) == 0
@@ -102,6 +102,6 @@ def test_the_memory_of_a_data_set(data: DataModule) -> None:
 def test_without_held_out_examples_there_is_no_ratio() -> None:
     data = Datasaurus(val_fraction=0.0)
     data.setup("fit")
-    found = memory(data, torch.zeros(3, 2))
-    assert found.ratio is None
-    assert found.nearest.distance.isfinite().all()
+    search = memory(data, torch.zeros(3, 2))
+    assert search.ratio is None
+    assert search.nearest.distance.isfinite().all()

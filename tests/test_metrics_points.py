@@ -28,8 +28,8 @@ def test_the_energy_distance_of_gaussians_on_a_line() -> None:
     def mean(m: float) -> float:
         return math.sqrt(4 / math.pi) * math.exp(-m * m / 4) + m * math.erf(m / 2)
 
-    found = energy_distance(normal(4000, 0, 1), normal(4000, 1, 1) + shift)
-    assert found == pytest.approx(2 * mean(shift) - 2 * mean(0), rel=0.05)
+    result = energy_distance(normal(4000, 0, 1), normal(4000, 1, 1) + shift)
+    assert result == pytest.approx(2 * mean(shift) - 2 * mean(0), rel=0.05)
 
 
 def test_mmd_is_unbiased_and_separates_distributions() -> None:

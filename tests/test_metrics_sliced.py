@@ -11,13 +11,13 @@ from diffusion_pl.metrics import SlicedWasserstein
 def test_in_one_dimension_it_is_the_distance_of_quantiles() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(60, 1)), rng.normal(1, 2, size=(60, 1))
-    found = SlicedWasserstein(torch.from_numpy(a), 5)(torch.from_numpy(b))
-    assert found == pytest.approx(np.sqrt(((np.sort(a, 0) - np.sort(b, 0)) ** 2).mean()))
-    # Sets of different sizes: repeating each point changes neither law.
+    result = SlicedWasserstein(torch.from_numpy(a), 5)(torch.from_numpy(b))
+    assert result == pytest.approx(np.sqrt(((np.sort(a, 0) - np.sort(b, 0)) ** 2).mean()))
+    # Sets of different sizes: repeating each point changes neither distribution.
     again = SlicedWasserstein(torch.from_numpy(a.repeat(3, 0)), 5)(torch.from_numpy(b.repeat(2, 0)))
-    assert again == pytest.approx(found)
+    assert again == pytest.approx(result)
     # W₁ ≤ W₂, with equality for a shift.
-    assert wasserstein_distance(a[:, 0], b[:, 0]) <= found
+    assert wasserstein_distance(a[:, 0], b[:, 0]) <= result
     shifted = SlicedWasserstein(torch.from_numpy(a), 5)(torch.from_numpy(a[:37] + 100))
     assert shifted == pytest.approx(wasserstein_distance(a[:, 0], a[:37, 0] + 100), rel=1e-3)
 

@@ -26,8 +26,8 @@ def here() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        found = re.search(r"^model name\s*: (.+)$", info.read_text(errors="replace"), re.MULTILINE)
-        cpu = found[1].strip() if found else cpu
+        result = re.search(r"^model name\s*: (.+)$", info.read_text(errors="replace"), re.MULTILINE)
+        cpu = result[1].strip() if result else cpu
     kind = torch.backends.cpu.get_cpu_capability()
     return f"{cpu}, {kind}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
@@ -75,21 +75,21 @@ def test_the_assets_are_of_that_version() -> None:
 
 
 def test_a_run_is_resumed_to_the_same_weights(folder: Path) -> None:
-    """Network, averages, optimizer, learning rate and batches go on as they would have in 0.1."""
+    """Network, averages, optimizer, learning rate and batches continue as they would have in 0.1."""
     assert checkpoint(folder / "runs/mlp")["global_step"] == 20
     args = ("--config", "runs/mlp/config.yaml", "--run", "mlp", "--ckpt_path", "last", "--trainer.max_steps", 40)
     done = cli(folder, "fit", *args)
     assert done.code == 0, done.err
-    found, expected = checkpoint(folder / "runs/mlp"), torch.load(ASSETS / "mlp/step40.pt", weights_only=True)
-    assert found["global_step"] == 40
-    assert found["state_dict"].keys() == expected["state_dict"].keys()
+    actual, expected = checkpoint(folder / "runs/mlp"), torch.load(ASSETS / "mlp/step40.pt", weights_only=True)
+    assert actual["global_step"] == 40
+    assert actual["state_dict"].keys() == expected["state_dict"].keys()
     for name, value in expected["state_dict"].items():
-        assert_same(found["state_dict"][name], value)
-    assert averages(found).keys() == expected["shadows"].keys() == {"0.9", "0.99"}
+        assert_same(actual["state_dict"][name], value)
+    assert averages(actual).keys() == expected["shadows"].keys() == {"0.9", "0.99"}
     for decay, shadow in expected["shadows"].items():
-        assert averages(found)[decay].keys() == shadow.keys()
+        assert averages(actual)[decay].keys() == shadow.keys()
         for name, value in shadow.items():
-            assert_same(averages(found)[decay][name], value)
+            assert_same(averages(actual)[decay][name], value)
     card = json.loads((folder / "runs/mlp/card.json").read_text())
     assert [session["to_step"] for session in card["sessions"]] == [20, 40]
 
@@ -112,8 +112,8 @@ def test_points_are_sampled_as_before(folder: Path) -> None:
     args = ("--num_samples", 16, "--npz", "true", "--accelerator", "cpu", "--output", "out")
     done = cli(folder, "sample", "--ckpt_path", Path("runs/mlp") / LAST, *args)
     assert done.code == 0, done.err
-    with np.load(folder / "out/samples.npz") as found, np.load(ASSETS / "mlp/samples.npz") as expected:
-        assert_same(found["x"], expected["x"])
+    with np.load(folder / "out/samples.npz") as actual, np.load(ASSETS / "mlp/samples.npz") as expected:
+        assert_same(actual["x"], expected["x"])
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema:0.9", "ema:0.99"])
@@ -136,9 +136,9 @@ def test_points_are_evaluated(folder: Path) -> None:
     args = ("--num_samples", 64, "--repeats", 1, "--accelerator", "cpu", "--output", "out")
     done = cli(folder, "evaluate", "--ckpt_path", Path("runs/mlp") / LAST, *args)
     assert done.code == 0, done.err
-    figures = json.loads((folder / "out/evaluation.json").read_text())["figures"]
-    assert figures
-    assert all(np.isfinite(figure["value"]) for figure in figures.values())
+    results = json.loads((folder / "out/evaluation.json").read_text())["figures"]
+    assert results
+    assert all(np.isfinite(result["value"]) for result in results.values())
 
 
 def test_images_are_sampled_as_before(folder: Path) -> None:
@@ -147,9 +147,9 @@ def test_images_are_sampled_as_before(folder: Path) -> None:
     args = ("--num_samples", 8, "--npz", "true", "--steps", 5, "--scale", 2, "--cond.label", 3, "--accelerator", "cpu")
     done = cli(folder, "sample", "--ckpt_path", path, *args, "--output", "out")
     assert done.code == 0, done.err
-    with np.load(folder / "out/samples.npz") as found, np.load(ASSETS / "unet/samples.npz") as expected:
+    with np.load(folder / "out/samples.npz") as actual, np.load(ASSETS / "unet/samples.npz") as expected:
         assert_same(guided(folder / path), expected["x"])
-        difference = np.abs(found["x"].astype(int) - expected["pixels"].astype(int))
+        difference = np.abs(actual["x"].astype(int) - expected["pixels"].astype(int))
         assert difference.max() <= (0 if SAME_PLATFORM else 1)  # a level of 256, where rounding turns
 
 
@@ -181,9 +181,9 @@ def test_a_dump_is_replayed_with_the_same_verdict(tmp_path: Path, name: str) -> 
     if SAME_PLATFORM:
         assert done.code == 0, done
         assert done.out == expected
-    else:  # a finite loss rounds otherwise, which is told; what is not finite, and where, stays
-        told = [line for line in done.out.splitlines() if line.startswith(("activations", "gradients"))]
-        assert told == [line for line in expected.splitlines() if line.startswith(("activations", "gradients"))]
+    else:  # a finite loss rounds otherwise, which is reported; what is not finite, and where, stays
+        verdict = [line for line in done.out.splitlines() if line.startswith(("activations", "gradients"))]
+        assert verdict == [line for line in expected.splitlines() if line.startswith(("activations", "gradients"))]
 
 
 def test_an_exported_model_is_imported(tmp_path: Path) -> None:
@@ -192,10 +192,10 @@ def test_an_exported_model_is_imported(tmp_path: Path) -> None:
     done = cli(tmp_path, "import", *args)
     assert done.code == 0, done.err
     model, _ = load_model(tmp_path / "back.ckpt", "raw")
-    found, expected = model.network.state_dict(), torch.load(ASSETS / "exported_weights.pt", weights_only=True)
-    assert found.keys() == expected.keys()
+    actual, expected = model.network.state_dict(), torch.load(ASSETS / "exported_weights.pt", weights_only=True)
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+        assert torch.equal(actual[name], value), name
 
 
 @pytest.mark.parametrize("name", ["config_full_paths", "config_deep_paths"])

@@ -33,7 +33,7 @@ def test_every_combination_maps_points_to_points_and_learns(
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in network.parameters())
 
 
-def test_the_default_is_the_documents_width_and_depth() -> None:
+def test_the_default_has_the_introductions_width_and_depth() -> None:
     network = MLP((2,), input_embedding=Fourier, time_embedding=partial(Fourier, features=128))
     assert network.input.in_features == 128 + 128
     sizes = 256 * 128 + 128, 3 * (128 * 128 + 128), 128 * 2 + 2

@@ -81,7 +81,7 @@ def test_chosen_classes_are_counted_from_0_in_the_given_order(root: Path) -> Non
     "hue", [0, 29, 30, 31, 59.9, 60, 90, 119, 120, 150, 179, 180, 210, 240, 270, 299, 300, 330, 359]
 )
 def test_hues_are_those_of_hsv(hue: float) -> None:
-    """The document rounds H/60 and has half of all hues in the wrong sector: 30 … 59 first among them."""
+    """The VP-SDE seminar rounds H/60 and has half of all hues in the wrong sector: 30 … 59 first among them."""
     grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     shown = colored(grey, torch.tensor([float(hue)]))[0].reshape(3, 256)
     for value in (0, 1, 100, 255):
@@ -130,7 +130,7 @@ def test_black_stays_black_and_the_value_is_the_grey(root: Path) -> None:
         ("MNIST-colored_9_0", [9, 0], True),
     ],
 )
-def test_names_as_the_document_writes_them(root: Path, name: str, classes: Any, is_colored: bool) -> None:
+def test_names_as_in_the_seminar(root: Path, name: str, classes: Any, is_colored: bool) -> None:
     short = ready(root, name=name, conditional=True)
     long = ready(root, classes=classes, colored=is_colored, conditional=True)
     assert short.shape == long.shape

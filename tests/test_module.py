@@ -24,7 +24,7 @@ BINS = ["t0.00-0.25", "t0.25-0.50", "t0.50-0.75", "t0.75-1.00"]
 
 
 def v_losses(network: torch.nn.Module, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """‖F − v‖² of the variance-preserving process with β from 0.1 to 20, by hand: (B,)."""
+    """‖F − v‖² of the variance-preserving schedule with β from 0.1 to 20, by hand: (B,)."""
     log_alpha = -0.25 * t**2 * 19.9 - 0.05 * t
     alpha, sigma = torch.exp(log_alpha)[:, None], torch.sqrt(-torch.expm1(2 * log_alpha))[:, None]
     v = alpha * eps - sigma * x_0

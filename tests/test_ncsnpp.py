@@ -176,7 +176,7 @@ def test_every_combination_depends_on_all_inputs(
 
 
 def test_the_input_pyramid_reaches_the_output() -> None:
-    """With the stem silenced, only the pyramid can carry the picture."""
+    """With the stem silenced, only the pyramid can carry the image."""
     for kind in ("none", "input_skip", "residual"):
         torch.manual_seed(0)
         network = small((3, 8, 8), progressive_input=kind)
@@ -191,8 +191,8 @@ def test_the_input_pyramid_reaches_the_output() -> None:
 
 def test_the_input_pyramid_is_added_or_put_before_the_way_down() -> None:
     pyramid, h = torch.randn(2, 3, 4, 4), torch.randn(2, 8, 4, 4)
-    beside, added = Combine(3, 8, "cat"), Combine(3, 8, "sum")
-    torch.testing.assert_close(beside(pyramid, h), torch.cat((beside.conv(pyramid), h), 1))
+    joined, added = Combine(3, 8, "cat"), Combine(3, 8, "sum")
+    torch.testing.assert_close(joined(pyramid, h), torch.cat((joined.conv(pyramid), h), 1))
     torch.testing.assert_close(added(pyramid, h), added.conv(pyramid) + h)
 
 
@@ -310,10 +310,10 @@ def test_it_computes_the_wiring_written_out_by_hand(fir: bool, progressive: Any,
 def test_the_initial_scale_reaches_every_kind_of_block(blocks: Any) -> None:
     for scale in (0.0, 1.0):
         network = small((3, 8, 8), resblock_type=blocks, init_scale=scale)
-        found = [m.conv_2.weight for m in network.modules() if isinstance(m, (BigGANBlock, ResBlock))]
-        found += [m.output.weight for m in network.modules() if isinstance(m, AttentionBlock)]
-        assert len(found) > 6
-        assert all((weight.std() > 1e-2) == (scale == 1) for weight in found)
+        result = [m.conv_2.weight for m in network.modules() if isinstance(m, (BigGANBlock, ResBlock))]
+        result += [m.output.weight for m in network.modules() if isinstance(m, AttentionBlock)]
+        assert len(result) > 6
+        assert all((weight.std() > 1e-2) == (scale == 1) for weight in result)
 
 
 def test_checkpointing_recomputes_blocks_with_equal_gradients() -> None:

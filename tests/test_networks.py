@@ -1,6 +1,6 @@
-"""What holds for every network of pictures: sides, conditions, precision, gradients, messages, YAML.
+"""What holds for every image network: sizes, conditions, precision, gradients, messages, YAML.
 
-A network is compared with itself on another picture or at another noise level only after its weights were all made
+A network is compared with itself on another image or at another noise level only after its weights were all made
 random: those that begin as nothing would hide what they lead to.
 """
 
@@ -65,7 +65,7 @@ def test_height_and_width_may_differ_and_be_new(make: Factory, height: int, widt
 
 
 def _any_level(make: Factory) -> dict[str, Any]:
-    """Attention on no level: its heights are another picture's."""
+    """Attention on no level: its heights are those of another image."""
     return {"attn_resolutions": ()} if "attn_resolutions" in make.keywords else {}  # type: ignore[attr-defined]
 
 

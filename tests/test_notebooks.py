@@ -14,26 +14,26 @@ import nbformat
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-#: What may be imported beside the package and the standard library.
+#: What may be imported besides the package and the standard library.
 KNOWN = {"IPython", "PIL", "ipywidgets", "lightning", "matplotlib", "numpy", "scipy", "sklearn", "torch"}
 MINUTES = 3  # each notebook's time, on two cores
 
 
-def defects(document: int, last: str, more: str = "") -> set[str]:
-    """Names of a document's known defects: a letter for each, to the last, and then some."""
+def defects(number: int, last: str, more: str = "") -> set[str]:
+    """Names of the known defects of a source: a letter for each, to the last, and then some."""
     letters = ascii_lowercase[: ascii_lowercase.index(last) + 1] + more
-    return {f"{document}-{letter}" for letter in letters}
+    return {f"{number}-{letter}" for letter in letters}
 
 
-#: Which document a notebook is about, and its known defects.
+#: Which source a notebook is about, and the known defects of that source.
 CORRECTED = {
-    "0_continuous_sde": ("Document 0", defects(0, "z", "ABCDEFGHIJKLMNO")),
-    "1_ddpm": ("Document 1", defects(1, "i")),
-    "2_unet_and_elbo": ("Document 2", defects(2, "k")),
-    "3_datasaurus": ("Document 3", defects(3, "p")),
-    "4_one_picture": ("Document 4", defects(4, "l")),
+    "0_continuous_sde": ("VP-SDE seminar", defects(0, "z", "ABCDEFGHIJKLMNO")),
+    "1_ddpm": ("annotated DDPM", defects(1, "i")),
+    "2_unet_and_elbo": ("Korean DDPM notes", defects(2, "k")),
+    "3_datasaurus": ("German Datasaurus introduction", defects(3, "p")),
+    "4_one_picture": ("French DDPM demonstration", defects(4, "l")),
 }
-#: Exercises and questions that the documents leave open, by the numbers that the notebooks give them.
+#: Exercises and questions that the sources leave open, by the numbers that the notebooks give them.
 ANSWERED = {
     "0_continuous_sde": "0-01 0-04 0-07 0-09 0-10 0-11 0-14 0-15 0-19 0-21 0-22 0-53 0-54 0-55",
     "3_datasaurus": "3-02 3-09 3-10",
@@ -69,30 +69,30 @@ def test_is_valid_and_stripped(path: Path) -> None:
 
 @each
 def test_imports_the_package_and_well_known_libraries_only(path: Path) -> None:
-    found = set()
+    names = set()
     for cell in read(path).cells:
         if cell.cell_type != "code":
             continue
         code = "\n".join(line for line in cell.source.splitlines() if not line.startswith("%"))
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.Import):
-                found |= {alias.name.split(".")[0] for alias in node.names}
+                names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                found.add((node.module or "").split(".")[0])
-    assert "diffusion_pl" in found
-    assert found - set(sys.stdlib_module_names) - {"diffusion_pl"} <= KNOWN
+                names.add((node.module or "").split(".")[0])
+    assert "diffusion_pl" in names
+    assert names - set(sys.stdlib_module_names) - {"diffusion_pl"} <= KNOWN
 
 
 @pytest.mark.parametrize("name", CORRECTED)
-def test_names_its_document_and_corrects_all_of_it(name: str) -> None:
-    document, known = CORRECTED[name]
-    told = text(FOLDER / f"{name}.ipynb")
-    assert f"**{document}**" in told
-    assert set(re.findall(r"\*\*Correction (\d-\w)\.\*\*", told)) == known
+def test_names_its_source_and_corrects_all_of_it(name: str) -> None:
+    title, known = CORRECTED[name]
+    content = text(FOLDER / f"{name}.ipynb")
+    assert f"**{title}**" in content
+    assert set(re.findall(r"\*\*Correction (\d-\w)\.\*\*", content)) == known
 
 
 @pytest.mark.parametrize("name", ANSWERED)
-def test_answers_what_its_document_leaves_open(name: str) -> None:
+def test_answers_the_open_questions_of_its_source(name: str) -> None:
     marked = re.findall(r"\*\*(?:Exercise|Question)s? ([^*]+)\*\*", text(FOLDER / f"{name}.ipynb"))
     assert set(re.findall(r"\d-\d\d", " ".join(marked))) == set(ANSWERED[name].split())
 
@@ -136,11 +136,11 @@ def test_runs_in_its_time(path: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     before = processor_time()
     wall = run.execute(path)
     assert min(wall, processor_time() - before) < 60 * MINUTES  # the machine may be busy with other things
-    pictures = [
+    images = [
         output
         for cell in read(tmp_path / path.name).cells
         if cell.cell_type == "code"
         for output in cell.outputs
         if "image/png" in output.get("data", {})
     ]
-    assert len(pictures) >= 5
+    assert len(images) >= 5

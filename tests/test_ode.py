@@ -25,11 +25,11 @@ def test_the_error_follows_the_tolerance(table: Tableau, span: tuple[float, floa
     errors, costs = [], []
     for tolerance in (1e-4, 1e-6, 1e-8):
         start = (torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
-        found = solve(rotation, start, *span, tolerance, tolerance, table)
+        result = solve(rotation, start, *span, tolerance, tolerance, table)
         turned = span[1] - span[0]
-        np.testing.assert_allclose(array(found.y[1]), [turned], rtol=1e-12)
-        errors.append(np.abs(array(found.y[0])[0] - [math.cos(turned), -math.sin(turned)]).max())
-        costs.append(int(found.nfe))
+        np.testing.assert_allclose(array(result.y[1]), [turned], rtol=1e-12)
+        errors.append(np.abs(array(result.y[0])[0] - [math.cos(turned), -math.sin(turned)]).max())
+        costs.append(int(result.nfe))
         assert errors[-1] < 20 * tolerance
     # Of a method of order p the evaluations grow like tolerance^(−1/p).
     assert math.log(costs[2] / costs[1]) / math.log(100) == pytest.approx(1 / table.order, abs=0.07)
@@ -73,8 +73,8 @@ def test_cash_and_karps_averages_what_is_rough() -> None:
         def ripple(y: State, t: Tensor) -> State:
             return (torch.cos(997 * t[:, None] + phase),)
 
-        found = solve(ripple, (torch.zeros(400, 1, dtype=torch.float64),), 0.0, 1.0, 1.0, 1.0, table)
-        return float(found.y[0].square().mean().sqrt())
+        result = solve(ripple, (torch.zeros(400, 1, dtype=torch.float64),), 0.0, 1.0, 1.0, 1.0, table)
+        return float(result.y[0].square().mean().sqrt())
 
     assert error(CASH_KARP) < 0.8 * error(TABLEAUS[5])
 

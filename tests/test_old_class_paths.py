@@ -143,8 +143,8 @@ def test_a_newer_checkpoint_is_one_line_of_a_command(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "new.ckpt")
     config = ("--config", ASSETS / "mlp/config.yaml")
     for args in (("sample", "--output", "x"), ("fit", *config)):
-        told = cli(tmp_path, *args, "--ckpt_path", "new.ckpt").error
-        assert "new.ckpt was written by diffusion_pl 9.0.0" in told
+        error = cli(tmp_path, *args, "--ckpt_path", "new.ckpt").error
+        assert "new.ckpt was written by diffusion_pl 9.0.0" in error
 
 
 def test_a_class_of_the_users_own_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_a_run_card_is_compared_in_new_names(tmp_path: Path) -> None:
 
 
 def test_an_exported_description_is_rebuilt() -> None:
-    """The config.json beside exported weights has no checkpoint around it."""
+    """The config.json of exported weights has no checkpoint around it."""
     described = checkpoint(ASSETS / "mlp")["diffusion_pl"]
     model, data = rebuild(described, {})
     assert (model.shape, type(data).__name__) == ((2,), "Datasaurus")

@@ -33,11 +33,11 @@ def test_target_and_prediction_are_inverse(
     kernel = schedule(times(dtype).to(device)[1:-1])
     x_0, eps = x_0[1:-1], eps[1:-1]
     x_t = kernel.alpha * x_0 + kernel.sigma * eps
-    found = parameterization.predict(kernel, x_t, parameterization.target(kernel, x_0, eps))
+    result = parameterization.predict(kernel, x_t, parameterization.target(kernel, x_0, eps))
     # Dividing by a small α (or σ) magnifies rounding; that is all that is allowed.
     scale = 1e-13 if dtype == torch.float64 else 1e-5
-    assert ((found.x_0 - x_0).abs() <= scale * (10 + 100 * kernel.sigma / kernel.alpha)).all()
-    assert ((found.eps - eps).abs() <= scale * (10 + 100 * kernel.alpha / kernel.sigma)).all()
+    assert ((result.x_0 - x_0).abs() <= scale * (10 + 100 * kernel.sigma / kernel.alpha)).all()
+    assert ((result.eps - eps).abs() <= scale * (10 + 100 * kernel.alpha / kernel.sigma)).all()
 
 
 @every_schedule
@@ -78,8 +78,8 @@ def test_targets_as_published() -> None:
         np.testing.assert_allclose(array(Velocity().target(kernel, x_0, eps)), array(velocity), rtol=1e-10, atol=1e-12)
         # Score: ∇ log q(x_t | x_0), by autograd.
         x_t = (kernel.alpha * x_0 + kernel.sigma * eps).requires_grad_()
-        law = torch.distributions.Normal(kernel.alpha * x_0, kernel.sigma.expand_as(x_0))
-        (score,) = torch.autograd.grad(law.log_prob(x_t).sum(), x_t)
+        distribution = torch.distributions.Normal(kernel.alpha * x_0, kernel.sigma.expand_as(x_0))
+        (score,) = torch.autograd.grad(distribution.log_prob(x_t).sum(), x_t)
         np.testing.assert_allclose(array(Score().target(kernel, x_0, eps)), array(score), rtol=1e-8, atol=1e-8)
 
 
@@ -104,8 +104,8 @@ def test_edm_preconditioning_is_that_of_the_paper(sigma_data: float) -> None:
     sigma = array(kernel.sigma)
     c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)
     c_out = sigma * sigma_data / np.sqrt(sigma_data**2 + sigma**2)
-    found = EDM(sigma_data).predict(kernel, x, output).x_0
-    np.testing.assert_allclose(array(found), c_skip * array(x) + c_out * array(output), rtol=1e-9, atol=1e-12)
+    result = EDM(sigma_data).predict(kernel, x, output).x_0
+    np.testing.assert_allclose(array(result), c_skip * array(x) + c_out * array(output), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(array(EDM(sigma_data).c_out(kernel)), c_out, rtol=1e-12)
 
 
@@ -163,9 +163,9 @@ def test_velocity_and_v_are_defined_at_alpha_0() -> None:
     kernel = Rectified()(torch.tensor(1.0, dtype=torch.float64))
     x_0, eps = pairs(1)
     for parameterization in (Velocity(), V(), Data(), EDM(0.5)):
-        found = parameterization.predict(kernel, eps, parameterization.target(kernel, x_0, eps))
-        np.testing.assert_allclose(array(found.x_0), array(x_0), rtol=1e-12)
-        np.testing.assert_allclose(array(found.eps), array(eps), rtol=1e-12)
+        result = parameterization.predict(kernel, eps, parameterization.target(kernel, x_0, eps))
+        np.testing.assert_allclose(array(result.x_0), array(x_0), rtol=1e-12)
+        np.testing.assert_allclose(array(result.eps), array(eps), rtol=1e-12)
 
 
 @pytest.mark.parametrize("value", [0, -0.5, math.nan, math.inf])

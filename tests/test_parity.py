@@ -128,7 +128,7 @@ def test_ancestral_is_their_ddpm(kind: str, variance: float, clip: bool, steps: 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_is_their_ddim(eta: float, clip: bool) -> None:
     scheduler = diffusers.DDIMScheduler(**TABLE, clip_sample=clip, set_alpha_to_one=True)
-    # Their noise direction keeps the ε̂ of the unclipped estimate unless told otherwise.
+    # Their noise direction keeps the ε̂ of the unclipped estimate by default.
     states, timesteps = theirs(scheduler, 20, eta=eta, use_clipped_model_output=clip, generator=drawn())
     agree(ours(lambda grid: DDIM(grid, eta), timesteps, clip), states)
 
@@ -163,7 +163,7 @@ def test_unipc_is_theirs(order: int, variant: int) -> None:
             **TABLE, solver_order=order, solver_type=f"bh{variant}", predict_x0=True, lower_order_final=lower
         )
 
-    # At σ = 0 their weights of order 2 and 3 do not exist, so the last step must be left out or lowered to order 1 ...
+    # At σ = 0 their weights of order 2 and 3 do not exist, so the last step must be skipped or lowered to order 1 ...
     states, timesteps = theirs(scheduler(False), 20, left_out=1)
     mine = ours(lambda grid: UniPC(grid, order, variant), timesteps)
     agree(mine[:-1], states)
@@ -184,7 +184,7 @@ def test_ddim_is_euler_in_sigma() -> None:
 
 
 def test_heun_is_their_heun_where_alpha_is_one() -> None:
-    """Both take the trapezoidal rule in (α, σ); on x/α that is another rule than on x, so ours runs with α = 1."""
+    """Both use the trapezoidal rule in (α, σ); on x/α that is a different scheme than on x, so ours runs with α = 1."""
     scheduler, schedule = diffusers.HeunDiscreteScheduler(**TABLE), Karras(0.002, 200)
     sigmas = ratio(torch.arange(999, -1, -111))
     scheduler.set_timesteps(10)
@@ -252,5 +252,5 @@ def test_our_third_order_solver_reaches_order_3_the_published_2(build: Callable[
         path = build(grid)(flow.oracle, torch.from_numpy(x_T), path=True).path
         assert path is not None
         errors.append(abs(array(path.x[-2]) - flow.flow(x_T, grid.t[0], grid.t[-1])).max())
-    found = np.log2(np.divide(errors[:-1], errors[1:]))
-    np.testing.assert_allclose(found, order, atol=0.15, err_msg=str(errors))
+    actual = np.log2(np.divide(errors[:-1], errors[1:]))
+    np.testing.assert_allclose(actual, order, atol=0.15, err_msg=str(errors))

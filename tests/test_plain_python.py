@@ -190,13 +190,13 @@ def test_a_class_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
 
 def parts() -> list[Any]:
     """Every concrete class of the core with its variants."""
-    found = []
+    result = []
     for base in (Schedule, Parameterization, NoiseInput, Grid, TimeSampler, Weighting, Sampler):
         for cls in classes(base):
             for kwargs in variants(cls, {"steps": 8} if base is Grid else {}):
                 if cls.__name__ != "Replacement":  # made of an observation, in `restore` only
-                    found.append(pytest.param(cls, kwargs, id=label(cls, kwargs)))
-    return found
+                    result.append(pytest.param(cls, kwargs, id=label(cls, kwargs)))
+    return result
 
 
 @pytest.mark.parametrize(("cls", "kwargs"), parts())

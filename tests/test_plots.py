@@ -1,4 +1,4 @@
-"""The pictures: what they draw, in which frame, and what they say of it."""
+"""Plots: what they draw, their axis limits, and their titles."""
 
 import math
 import subprocess
@@ -82,7 +82,7 @@ def test_numbers_become_densities_in_the_same_bins() -> None:
         values, bins, _ = stairs.get_data()  # type: ignore[attr-defined]
         areas.append(float((values * np.diff(bins)).sum()))
         edges.append(bins)
-    assert areas == pytest.approx([1, 0.75], abs=0.01)  # a quarter of the samples lies outside the frame
+    assert areas == pytest.approx([1, 0.75], abs=0.01)  # a quarter of the samples is outside the axes
     assert np.array_equal(*edges)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
     assert labels[0] == "data: 400"
@@ -175,9 +175,9 @@ def test_a_plot_is_saved_1000_pixels_wide(tmp_path: Path) -> None:
     assert image.dtype == np.uint8
     assert image.shape[1:] == (1000, 3)
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 10
-    path = plots.save(figure, tmp_path / "new" / "picture.png")
+    path = plots.save(figure, tmp_path / "new" / "image.png")
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert plots.save(figure, str(tmp_path / "picture.svg")).read_text().startswith("<?xml")
+    assert plots.save(figure, str(tmp_path / "image.svg")).read_text().startswith("<?xml")
 
 
 @pytest.mark.parametrize(
@@ -202,30 +202,30 @@ def test_wrong_shapes_are_refused(draw: Any, message: str) -> None:
 
 
 def test_a_grid_enlarges_every_image_without_smoothing() -> None:
-    pictures = RNG.integers(0, 255, size=(5, 3, 4, 6), dtype=np.uint8)  # 255 is the background
-    grid = plots.image_grid(pictures, columns=3, scale=4)
+    images = RNG.integers(0, 255, size=(5, 3, 4, 6), dtype=np.uint8)  # 255 is the background
+    grid = plots.image_grid(images, columns=3, scale=4)
     assert grid.shape == (2 + 2 * (4 * 4 + 2), 2 + 3 * (6 * 4 + 2), 3)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         y, x = 2 + index // 3 * 18, 2 + index % 3 * 26
         shown = grid[y : y + 16, x : x + 24]
         for dy in range(4):
             for dx in range(4):
-                assert np.array_equal(shown[dy::4, dx::4], picture.transpose(1, 2, 0))
+                assert np.array_equal(shown[dy::4, dx::4], image.transpose(1, 2, 0))
     assert (grid[20:, 54:] == 255).all()
 
 
 def test_a_grid_of_grey_or_many_channels_shows_the_first() -> None:
     for channels in (1, 4):
-        pictures = RNG.integers(0, 255, size=(1, channels, 4, 6), dtype=np.uint8)
-        shown = plots.image_grid(pictures, scale=1)[2:6, 2:8]
-        assert np.array_equal(shown, pictures[0, 0][..., None].repeat(3, 2))
+        images = RNG.integers(0, 255, size=(1, channels, 4, 6), dtype=np.uint8)
+        shown = plots.image_grid(images, scale=1)[2:6, 2:8]
+        assert np.array_equal(shown, images[0, 0][..., None].repeat(3, 2))
 
 
 def test_a_grid_has_room_for_its_title_and_the_names_of_its_rows() -> None:
-    pictures = np.zeros((6, 1, 8, 8), dtype=np.uint8)
-    bare = plots.image_grid(pictures, columns=2, scale=5)
-    titled = plots.image_grid(pictures, columns=2, scale=5, title="words " * 12)
-    named = plots.image_grid(pictures, columns=2, scale=5, rows_named=["0", "1", "twelve"])
+    images = np.zeros((6, 1, 8, 8), dtype=np.uint8)
+    bare = plots.image_grid(images, columns=2, scale=5)
+    titled = plots.image_grid(images, columns=2, scale=5, title="words " * 12)
+    named = plots.image_grid(images, columns=2, scale=5, rows_named=["0", "1", "twelve"])
     assert titled.shape[1] == bare.shape[1]
     assert np.array_equal(titled[-bare.shape[0] + 2 :], bare[2:])
     assert (titled[: titled.shape[0] - bare.shape[0]] < 128).any()
@@ -236,8 +236,8 @@ def test_a_grid_has_room_for_its_title_and_the_names_of_its_rows() -> None:
 
 @pytest.mark.parametrize("columns", [2, 8])
 def test_pairs_are_stacked_vertically_row_by_row(columns: int) -> None:
-    pictures = RNG.integers(0, 255, size=(5, 2, 1, 4, 6), dtype=np.uint8)
-    shown = plots.pairs(pictures, columns=columns, title="words")
+    images = RNG.integers(0, 255, size=(5, 2, 1, 4, 6), dtype=np.uint8)
+    shown = plots.pairs(images, columns=columns, title="words")
     columns = min(columns, 5)
     scale = max(1, round(600 / (columns * 7)))
     gap = max(2, scale // 2)
@@ -246,12 +246,12 @@ def test_pairs_are_stacked_vertically_row_by_row(columns: int) -> None:
     top = shown.shape[0] - 2 * groups * down - 12 * (groups - 1)
     left = shown.shape[1] - columns * across
     assert left > 40  # the names
-    for index, pair in enumerate(pictures):
+    for index, pair in enumerate(images):
         row, column = divmod(index, columns)
-        for k, picture in enumerate(pair):
+        for k, image in enumerate(pair):
             y, x = top + (2 * row + k) * down + 12 * row, left + column * across
             cell = shown[y : y + 4 * scale : scale, x : x + 6 * scale : scale]
-            assert np.array_equal(cell, picture[0][..., None].repeat(3, 2))
+            assert np.array_equal(cell, image[0][..., None].repeat(3, 2))
     last = 2 * (groups - 1)
     empty = shown[top + last * down + 12 * (groups - 1) :, left + (5 - columns * (groups - 1)) * across :]
     assert (empty == 255).all()
@@ -259,11 +259,11 @@ def test_pairs_are_stacked_vertically_row_by_row(columns: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "pictures", [np.zeros((0, 3, 4, 4), np.uint8), np.zeros((1, 3, 4, 4)), np.zeros((4, 4), np.uint8)]
+    "images", [np.zeros((0, 3, 4, 4), np.uint8), np.zeros((1, 3, 4, 4)), np.zeros((4, 4), np.uint8)]
 )
-def test_a_grid_of_anything_else_is_refused(pictures: Any) -> None:
+def test_a_grid_of_anything_else_is_refused(images: Any) -> None:
     with pytest.raises(ValueError, match=r"image_grid: needs uint8 images \(N, C, H, W\), got"):
-        plots.image_grid(pictures)
+        plots.image_grid(images)
 
 
 def test_a_sweep_has_a_line_for_each_sampler_in_both_panels() -> None:
@@ -292,4 +292,4 @@ def test_a_film_frame_shows_both_clouds_in_the_data_limits(known: int) -> None:
     for ax, cloud in zip(figure.axes, (x, x_0), strict=True):
         drawn = [np.asarray(c.get_offsets()) for c in ax.collections if isinstance(c, PathCollection)]
         assert any(len(points) == 30 and np.allclose(points, cloud) for points in drawn)
-        assert max(np.abs(ax.get_xlim())) < 20  # the noise may lie outside
+        assert max(np.abs(ax.get_xlim())) < 20  # the noise may be outside

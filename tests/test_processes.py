@@ -20,7 +20,7 @@ from shell import LAST, assert_same_training, checkpoint, cli, differences, envi
 from torch.distributed import TCPStore
 
 from diffusion_pl.runtime import processes as launch
-from diffusion_pl.runtime.processes import Peers, agree, find_peers, lost_touch, place
+from diffusion_pl.runtime.processes import Peers, agree, find_peers, is_connection_lost, rank_label
 from diffusion_pl.runtime.run_card import read_card
 
 # Which processes there are, and which this is
@@ -48,13 +48,13 @@ SLURM |= {"SLURM_PROCID": 2, "SLURM_LOCALID": 0, "SLURM_NODEID": 1, "SLURM_NNODE
 
 def test_a_process_alone_has_no_peers(env: Callable[..., None]) -> None:
     assert find_peers(nodes=1) is None
-    assert place() == ""
+    assert rank_label() == ""
 
 
 def test_under_torchrun(env: Callable[..., None]) -> None:
     env(**TORCHRUN, MASTER_ADDR="a", MASTER_PORT=29500, TORCHELASTIC_USE_AGENT_STORE="True")
     assert find_peers(nodes=2) == Peers(3, 4, "a", 29500, served=True)
-    assert place() == "RANK=3"
+    assert rank_label() == "RANK=3"
     env(TORCHELASTIC_USE_AGENT_STORE="False")
     assert find_peers(nodes=2) == Peers(3, 4, "a", 29500, served=False)
     env(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0)
@@ -64,7 +64,7 @@ def test_under_torchrun(env: Callable[..., None]) -> None:
 def test_under_slurm(env: Callable[..., None]) -> None:
     env(**SLURM)
     assert find_peers(nodes=2) == Peers(2, 4, "host3", 16234, served=False)
-    assert place() == "SLURM_PROCID=2"
+    assert rank_label() == "SLURM_PROCID=2"
     env(SLURM_JOB_NAME="interactive")
     assert find_peers(nodes=1) is None
 
@@ -74,9 +74,9 @@ def test_started_by_hand_on_each_machine(env: Callable[..., None]) -> None:
         find_peers(nodes=3)
     env(MASTER_ADDR="a", MASTER_PORT=2000, NODE_RANK=1)
     assert find_peers(nodes=3) == Peers(1, 3, "a", 2000, served=False)
-    assert place() == "NODE_RANK=1"
+    assert rank_label() == "NODE_RANK=1"
     env(NODE_RANK=0, LOCAL_RANK=1)  # a child of Lightning's
-    assert place() == "LOCAL_RANK=1"
+    assert rank_label() == "LOCAL_RANK=1"
 
 
 # The first decides
@@ -204,9 +204,9 @@ def test_a_lost_connection_is_reported_in_one_line(tmp_path: Path) -> None:
     assert checkpoint(tmp_path / "runs" / "run")["global_step"] == 5
 
 
-def test_an_error_of_our_own_is_no_lost_touch() -> None:
-    assert not lost_touch(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert lost_touch(torch.distributed.DistBackendError("NCCL communicator was aborted"))
+def test_an_own_error_is_not_a_lost_connection() -> None:
+    assert not is_connection_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_connection_lost(torch.distributed.DistBackendError("NCCL communicator was aborted"))
 
 
 def test_a_process_ends_soon_after_the_one_that_started_it(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ sys.exit(main())
 
 
 def test_torchrun_processes_share_folder_stop_step_and_save(tmp_path: Path) -> None:
-    """Two that do not see the same disk, of which the second alone is told to stop."""
+    """Two that do not see the same disk, of which only the second gets the signal to stop."""
     (tmp_path / "node.py").write_text(NODES)
     for rank in (0, 1):
         write_config(tmp_path / f"node{rank}", 5000)
@@ -464,15 +464,15 @@ def test_a_killed_process_ends_all_and_the_run_resumes_exactly(
 
 @pytest.mark.slow
 @both_launchers
-@pytest.mark.parametrize("told", ["parent", "process 1"])
+@pytest.mark.parametrize("target", ["parent", "process 1"])
 def test_a_stop_signal_saves_once_and_the_run_resumes_exactly(
-    tmp_path: Path, whole: Path, launcher: str, told: str
+    tmp_path: Path, whole: Path, launcher: str, target: str
 ) -> None:
     write_config(tmp_path)
     command = [*LAUNCHERS[launcher], *ARGS, "--run", "run"]
     with started(tmp_path, command) as process:
         reports = ranks(tmp_path, process)
-        os.kill(process.pid if told == "parent" else reports[1]["pid"], signal.SIGTERM)
+        os.kill(process.pid if target == "parent" else reports[1]["pid"], signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == {"Lightning": 143, "torchrun": 1}[launcher], err
     (stopped,) = (line for line in out.splitlines() if line.startswith("stopped; "))

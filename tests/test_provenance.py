@@ -120,13 +120,13 @@ def test_versions_are_those_of_the_modules() -> None:
     import torchmetrics
     import torchvision
 
-    found = provenance.versions()
+    result = provenance.versions()
     modules = {"torch": torch, "lightning": lightning, "torchvision": torchvision, "torchmetrics": torchmetrics}
     for name, module in {**modules, "torch-fidelity": torch_fidelity, "numpy": np}.items():
         # The local part, such as +cu128, may be missing from the metadata.
-        assert found[name].split("+")[0] == module.__version__.split("+")[0]
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["diffusion_pl"] == __version__
+        assert result[name].split("+")[0] == module.__version__.split("+")[0]
+    assert result["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert result["diffusion_pl"] == __version__
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def sha256(values: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
-def found(data: Any) -> dict[str, Any]:
+def fingerprint_of(data: Any) -> dict[str, Any]:
     data.setup()
     fingerprint = provenance.fingerprint(data)
     assert fingerprint is not None
@@ -148,7 +148,7 @@ def found(data: Any) -> dict[str, Any]:
 def test_the_fingerprint_of_points_is_of_the_numbers_in_the_file() -> None:
     with (files("diffusion_pl.data") / "datasaurus.csv").open() as file:
         points = np.loadtxt(file, delimiter=",", skiprows=1)
-    assert found(Datasaurus(val_fraction=0.0)) == {
+    assert fingerprint_of(Datasaurus(val_fraction=0.0)) == {
         "class": "Datasaurus",
         "splits": {"train": 142, "val": 0, "test": 0},
         "shape": [2],
@@ -166,7 +166,7 @@ def test_the_fingerprint_of_points_is_of_the_numbers_in_the_file() -> None:
 
 def test_the_image_fingerprint_uses_at_most_1000_images() -> None:
     digits = load_digits()
-    fingerprint = found(Digits(conditional=True, val_fraction=0.0))
+    fingerprint = fingerprint_of(Digits(conditional=True, val_fraction=0.0))
     assert (fingerprint["examples"], fingerprint["of"], fingerprint["every"]) == (899, 1797, 2)
     assert (fingerprint["shape"], fingerprint["classes"], fingerprint["levels"]) == ([1, 8, 8], 10, 17)
     assert fingerprint["sha256"] == {
@@ -174,18 +174,18 @@ def test_the_image_fingerprint_uses_at_most_1000_images() -> None:
         "label": sha256(digits.target[::2].astype(np.int64)),
     }
     held_out = sum(round(0.1 * count) for count in np.bincount(digits.target))
-    assert found(Digits())["splits"] == {"train": 1797 - held_out, "val": held_out, "test": held_out}
+    assert fingerprint_of(Digits())["splits"] == {"train": 1797 - held_out, "val": held_out, "test": held_out}
 
 
 def test_the_fingerprint_depends_on_data_values_only(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
     np.save(tmp_path / "x.npy", x)
-    plain = found(Arrays(str(tmp_path / "x.npy")))
-    assert found(Arrays(str(tmp_path / "x.npy"), horizontal_flip=True, batch_size=7)) == plain
+    plain = fingerprint_of(Arrays(str(tmp_path / "x.npy")))
+    assert fingerprint_of(Arrays(str(tmp_path / "x.npy"), horizontal_flip=True, batch_size=7)) == plain
     x += 1
     np.save(tmp_path / "y.npy", x)
-    assert found(Arrays(str(tmp_path / "y.npy")))["sha256"] != plain["sha256"]
-    assert found(Arrays(str(tmp_path / "x.npy"), seed=1))["sha256"] != plain["sha256"]  # another split
+    assert fingerprint_of(Arrays(str(tmp_path / "y.npy")))["sha256"] != plain["sha256"]
+    assert fingerprint_of(Arrays(str(tmp_path / "x.npy"), seed=1))["sha256"] != plain["sha256"]  # another split
 
 
 def test_points_in_other_units_have_another_fingerprint(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_points_in_other_units_have_another_fingerprint(tmp_path: Path) -> None:
     for scale in (1, 4):
         np.savetxt(tmp_path / f"{scale}.csv", scale * points, delimiter=",", header="x,y", comments="")
         data = Table(str(tmp_path / f"{scale}.csv"), ["x", "y"])
-        prints.append(found(data)["sha256"])
+        prints.append(fingerprint_of(data)["sha256"])
     assert prints[0] != prints[1]
 
 
@@ -213,14 +213,14 @@ def test_seeds_are_the_runs_and_the_datas(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_machine_is_described_as_by_the_kernel(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, fast_dev_run=True)
     trainer.fit(tiny_module(), datamodule=tiny_data())
-    told = provenance.hardware(trainer)
+    hardware = provenance.hardware(trainer)
     kernel = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     # The kernel keeps some pages to itself.
-    assert told["memory"] == pytest.approx(int(kernel["MemTotal"].split()[0]) * 1024, rel=0.05)
-    assert (told["cores"], told["threads"]) == (os.cpu_count(), torch.get_num_threads())
-    assert told["usable_cores"] == int(subprocess.run(["nproc"], capture_output=True, env={}).stdout)
-    assert told["processor"] and told["processor"] in Path("/proc/cpuinfo").read_text()
-    assert (told["device"], told["devices"], told["accelerators"]) == ("cpu", 1, [])
+    assert hardware["memory"] == pytest.approx(int(kernel["MemTotal"].split()[0]) * 1024, rel=0.05)
+    assert (hardware["cores"], hardware["threads"]) == (os.cpu_count(), torch.get_num_threads())
+    assert hardware["usable_cores"] == int(subprocess.run(["nproc"], capture_output=True, env={}).stdout)
+    assert hardware["processor"] and hardware["processor"] in Path("/proc/cpuinfo").read_text()
+    assert (hardware["device"], hardware["devices"], hardware["accelerators"]) == ("cpu", 1, [])
 
 
 def test_the_peak_of_memory_is_the_kernels() -> None:
@@ -231,6 +231,6 @@ def test_the_peak_of_memory_is_the_kernels() -> None:
 def test_the_share_of_each_process_is_the_loaders(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, accumulate_grad_batches=3, precision="bf16-mixed", max_steps=1)
     trainer.fit(tiny_module(), datamodule=tiny_data(batch_size=16))
-    told = provenance.parallel(trainer)
-    assert (told["precision"], told["accumulate_grad_batches"]) == ("bf16-mixed", 3)
-    assert (told["batch_per_process"], told["global_batch"], told["num_nodes"]) == (16, 16, 1)
+    parallel = provenance.parallel(trainer)
+    assert (parallel["precision"], parallel["accumulate_grad_batches"]) == ("bf16-mixed", 3)
+    assert (parallel["batch_per_process"], parallel["global_batch"], parallel["num_nodes"]) == (16, 16, 1)

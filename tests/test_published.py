@@ -26,7 +26,7 @@ class Row(NamedTuple):
     warmup: int | None
     batch: int
     steps: int
-    average: str  # decay, or half-life in pictures
+    average: str  # decay, or half-life in images
     dropout: float
     clip: float | None
     process: dict[str, Any]
@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 VP = {"class": "VP", "beta_min": 0.1, "beta_max": 20.0}
 SUBVP = {**VP, "class": "SubVP"}
-VE = {"class": "VE", "sigma_min": 0.02, "sigma_max": 100.0}  # of pictures in [-1, 1]
+VE = {"class": "VE", "sigma_min": 0.02, "sigma_max": 100.0}  # of images in [-1, 1]
 TABLE = {"class": "LinearBetas", "steps": 1000, "beta_1": 1e-4, "beta_N": 0.02}
 COSINE = {"class": "CosineBetas", "steps": 4000}
 EDM = {"class": "Karras", "sigma_min": 0.002, "sigma_max": 80.0}
@@ -103,7 +103,7 @@ DEEPER = {"vp_ddpmpp": 106_632_579, "subvp_ddpmpp": 106_632_579, "ve_ncsnpp": 10
 
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Everything that a configuration names, at its size; weights stay as they lie in memory, which saves minutes."""
+    """Everything that a configuration names, at its size; weights stay uninitialized, which saves minutes."""
     monkeypatch.chdir(tmp_path)
     for name in ("kaiming_uniform_", "uniform_", "normal_", "xavier_uniform_", "zeros_"):
         monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)

@@ -21,10 +21,10 @@ def dump_of(folder: Path, kind: str = "gradient", bad: Any = (12,), **changes: A
     """The dump of a run that stopped at its first bad step."""
     config = tiny_config(folder, "bad.yaml", **({"model__network": flawed(kind, bad)} | changes))
     done = cli(folder, "fit", "--config", config, "--run", "bad", "--guard.stop_after", 1)
-    found = re.search(r"replay (\S+)`", done.error)
-    assert found, done
+    result = re.search(r"replay (\S+)`", done.error)
+    assert result, done
     config.unlink()
-    return folder / found[1]
+    return folder / result[1]
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def test_it_reproduces_the_step_to_the_last_bit(tmp_path: Path, changes: dict[st
     names = ["input.weight", "input.bias", "blocks.0.linear.weight", "blocks.0.linear.bias"]
     assert f"gradients    4 parameters' not finite: {', '.join(names)}" in lines
     assert lines[-1] == "reproduced"
-    found = replay(read_dump(path), path, 0)
-    assert len(found.examples) == 32
-    mean = sum(example.loss for example in found.examples) / 32
+    result = replay(read_dump(path), path, 0)
+    assert len(result.examples) == 32
+    mean = sum(example.loss for example in result.examples) / 32
     assert mean == pytest.approx(loss, rel=1e-2 if changes.get("trainer__precision") == "bf16-true" else 1e-6)
 
 
@@ -72,8 +72,8 @@ def test_it_shows_the_worst_examples_and_where_it_begins(tmp_path: Path) -> None
 def test_finite_examples_stand_in_the_order_of_their_losses(tmp_path: Path) -> None:
     path = dump_of(tmp_path)
     rows = re.findall(r"^ +(\d+)   t (\S+)   loss (\S+)$", cli(tmp_path, "replay", path).out, re.MULTILINE)
-    found = sorted(replay(read_dump(path), path, 0).examples, key=lambda example: -example.loss)[:10]
-    assert rows == [(f"{e.row}", f"{e.t:.6f}", f"{e.loss:.6g}") for e in found]
+    result = sorted(replay(read_dump(path), path, 0).examples, key=lambda example: -example.loss)[:10]
+    assert rows == [(f"{e.row}", f"{e.t:.6f}", f"{e.loss:.6g}") for e in result]
 
 
 def test_data_that_are_no_numbers_are_named(tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_classifiers_are_replayed_too(tmp_path: Path) -> None:
     callback = {"class_path": "flaws.NaNInBatch", "init_args": {"batch": 1}}
     with pytest.raises(AssertionError, match="loss not finite in one step") as stopped:
         fit_classifier(tmp_path, trainer__callbacks=[callback], guard={"stop_after": 1})
-    found = re.search(r"replay (\S+)`", str(stopped.value))
-    assert found
-    done = cli(tmp_path, "replay", found[1])
+    result = re.search(r"replay (\S+)`", str(stopped.value))
+    assert result
+    done = cli(tmp_path, "replay", result[1])
     assert done.code == 0, done
     assert "the first that is not finite: x of the batch" in done.out
 
@@ -104,8 +104,8 @@ def test_accumulated_batches_are_all_there(tmp_path: Path) -> None:
     assert share["numbers"] == [12, 13, 14]
     done = cli(tmp_path, "replay", path)
     assert done.code == 0, done
-    told = [f"{loss!r}, in the run {loss!r}   (process 0, batch {k})" for k, loss in enumerate(share["losses"])]
-    assert [line.removeprefix("loss         ") for line in done.out.splitlines() if line.startswith("loss")] == told
+    expected = [f"{loss!r}, in the run {loss!r}   (process 0, batch {k})" for k, loss in enumerate(share["losses"])]
+    assert [line.removeprefix("loss         ") for line in done.out.splitlines() if line.startswith("loss")] == expected
 
 
 def test_another_precision_shows_whether_it_is_to_blame(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def resume(begun: Path, folder: Path, *args: Any, steps: int = 8) -> tuple[Outcome, dict[str, Any]]:
-    """Go on from `begun` in another folder; what is printed and the new checkpoint."""
+    """Resume from `begun` in another folder; what is printed and the new checkpoint."""
     tiny_config(folder, "run.yaml", trainer__limit_val_batches=0, ema__decays=[0.9])
     args = ("--run", "run", "--ckpt_path", begun / "runs/run" / LAST, "--trainer.max_steps", steps, *args)
     done = cli(folder, "fit", "--config", "run.yaml", *args)
@@ -66,7 +66,7 @@ def test_optimizer_options_are_the_users(begun: Path, tmp_path: Path) -> None:
     options_ = {name: group(content)[name] for name in ("lr", "weight_decay", "fused")}
     assert options_ == {"lr": 5e-3, "weight_decay": 0.3, "fused": True}
     assert list(group(content)["betas"]) == [0.5, 0.6]
-    assert content["optimizer_states"][0]["state"][0]["step"] == 8  # the count and the moments go on
+    assert content["optimizer_states"][0]["state"][0]["step"] == 8  # the count and the moments continue
     assert warnings(done) == []
     recorded = yaml.safe_load((tmp_path / "runs/run/config.yaml").read_text())["model"]["optimizer"]["init_args"]
     assert (recorded["lr"], recorded["weight_decay"]) == (5e-3, 0.3)
@@ -169,17 +169,17 @@ def resumed(saved: dict[str, Any] | None, factory: Any, *parameters: Tensor) -> 
     content: dict[str, Any] = {"global_step": 3, "lr_schedulers": [{}]}
     if saved is not None:
         content["optimizer_states"] = [saved]
-    told = list(resume_optimizer(content, factory(parameters), None, factory, parameters))
-    return content, told
+    changes = list(resume_optimizer(content, factory(parameters), None, factory, parameters))
+    return content, changes
 
 
 def test_what_an_optimizer_counts_for_a_group_is_state() -> None:
     p = nn.Parameter(torch.zeros(2))
     saved = Counting([p], lr=0.1).state_dict()
     saved["param_groups"][0]["count"] = 7
-    content, told = resumed(saved, partial(Counting, lr=0.5), p)
+    content, changes = resumed(saved, partial(Counting, lr=0.5), p)
     options = content["optimizer_states"][0]["param_groups"][0]
-    assert (options["count"], options["lr"], told) == (7, 0.5, [])
+    assert (options["count"], options["lr"], changes) == (7, 0.5, [])
 
 
 def test_groups_and_missing_states_start_fresh() -> None:
@@ -206,8 +206,8 @@ def test_parameters_thawed_since_have_no_state_yet() -> None:
     a.grad = torch.ones(2)
     before.step()
     b.requires_grad_()
-    content, told = resumed(before.state_dict(), torch.optim.Adam, a, b)
-    assert told == [] and list(content["optimizer_states"][0]["state"]) == [0]
+    content, changes = resumed(before.state_dict(), torch.optim.Adam, a, b)
+    assert changes == [] and list(content["optimizer_states"][0]["state"]) == [0]
     now = torch.optim.Adam([a, b])
     now.load_state_dict(content["optimizer_states"][0])
     b.grad = torch.ones(3)

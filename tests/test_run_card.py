@@ -85,8 +85,8 @@ def test_the_card_of_a_run_records_what_the_run_did(tmp_path: Path, monkeypatch:
     run = tmp_path / done.run
     card = read_card(run)
 
-    told = [line for line in done.out.splitlines() if "warning" not in line]
-    assert told[0] == "run: runs/run"
+    printed = [line for line in done.out.splitlines() if "warning" not in line]
+    assert printed[0] == "run: runs/run"
     assert "  card        runs/run/card.json" in done.out.splitlines()
     assert (card["run"], card["config_file"], card["command"]) == ("runs/run", "runs/run/config.yaml", COMMAND)
     linked = {name: card["config"]["model"].pop(name) for name in ("shape", "conditions")}  # come from the data
@@ -142,7 +142,7 @@ def test_a_resumed_run_continues_the_card_of_the_stopped_one(tmp_path: Path, num
     assert (stopped["status"], stopped["error"]) == ("stopped", None)
     assert (stopped["steps"], stopped["examples_seen"]) == (13, 13 * 32)
     assert checkpoint(run)["examples_seen"] == 13 * 32
-    assert stopped["metrics"]["values"]["train_loss/raw"] > 0  # of step 10; no validation, and so no other figure
+    assert stopped["metrics"]["values"]["train_loss/raw"] > 0  # of step 10; no validation, and so no other metric
     assert stopped["sessions"][0]["end"] is not None
 
     fit(tmp_path, "--ckpt_path", "last", data__init_args={"batch_size": 64, "repeats": 5})
@@ -211,9 +211,9 @@ def test_validate_and_test_append_what_they_find(tmp_path: Path) -> None:
     args = ["--config", "run.yaml", "--run", "run", "--ckpt_path", "last"]
     for command in ("validate", "test"):
         assert cli(tmp_path, command, *args).code == 0
-    found = read_card(run)
-    first, second = found.pop("evaluations")
-    assert found | {"evaluations": []} == card
+    result = read_card(run)
+    first, second = result.pop("evaluations")
+    assert result | {"evaluations": []} == card
     assert first["command"] == COMMAND.replace("fit", "validate") + " --ckpt_path last"
     assert {(e["checkpoint"], e["step"]) for e in (first, second)} == {(f"runs/run/{LAST}", 40)}
     logged = dict(scalars(run)["val_loss/ema0.999"])[39]

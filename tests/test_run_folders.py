@@ -63,13 +63,13 @@ CALLS: dict[tuple[str, str], tuple[tuple[Any, ...], int, str]] = {
 
 
 def test_every_option_that_takes_a_checkpoint_is_tried() -> None:
-    found = set()
+    names = set()
     for name in TOOLS:
         identifier = "import_" if name == "import" else name
         function = getattr(import_module(f"diffusion_pl.commands.{identifier}"), identifier)
         options = ("ckpt_path", "classifier", "weak", "dump", "run")
-        found |= {(name, option) for option in options if option in inspect.signature(function).parameters}
-    assert found == CALLS.keys()
+        names |= {(name, option) for option in options if option in inspect.signature(function).parameters}
+    assert names == CALLS.keys()
 
 
 @pytest.mark.parametrize("call", CALLS, ids="-".join)

@@ -1,4 +1,4 @@
-"""Files of strangers: whatever reads a file, code in it is not run, and a checkpoint names trusted classes only.
+"""Untrusted files: whatever reads a file, code in it is not run, and a checkpoint names trusted classes only.
 
 That `fit`, `predict` and `sample` refuse such checkpoints is tested in test_checkpoints.py.
 """
@@ -131,7 +131,7 @@ PLACES: dict[str, tuple[str, str, Any]] = {
     "reference": ("raw npy npz", "bad.npz", command(*EVALUATE, *FID, "--reference")),
     "extractor": ("raw zipped", "bad.pth", command(*EVALUATE, "--extractor", "InceptionV3", "--extractor.weights")),
     "compare": ("raw", "bad.json", lambda folder, bad: ["compare", bad, bad]),
-    "pictures": ("raw npy", "bad.png", command("encode", "--ckpt_path", CKPT, "--output", "no", "--path")),
+    "images": ("raw npy", "bad.png", command("encode", "--ckpt_path", CKPT, "--output", "no", "--path")),
     "Arrays": ("raw npy zipped", "bad.npy", data("Arrays", path="BAD")),
     "Arrays of several": ("raw npz zipped", "bad.npz", data("Arrays", path="BAD")),
     "labels": ("raw npy", "bad.npy", labels),
@@ -156,7 +156,7 @@ def test_code_in_a_file_is_not_run(folder: Path, tmp_path: Path, place: str, wri
 
 @pytest.mark.parametrize("writer", ["raw", "zipped"])
 def test_code_in_what_an_interrupted_call_left_is_not_run(folder: Path, tmp_path: Path, writer: str) -> None:
-    """The folder may be a stranger's."""
+    """The folder may be untrusted."""
     output, trap = tmp_path / "left", tmp_path / "trap"
     parts = output / UNFINISHED
     parts.mkdir(parents=True)
@@ -221,7 +221,7 @@ TOUCH = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "trap
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "told"),
+    ("place", "value", "message"),
     [
         (
             "model.network",
@@ -251,11 +251,11 @@ TOUCH = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "trap
     ],
 )
 def test_a_checkpoint_gets_no_class_of_elsewhere(
-    stranger: Callable[[str, Any], Path], tmp_path: Path, place: str, value: Any, told: str
+    stranger: Callable[[str, Any], Path], tmp_path: Path, place: str, value: Any, message: str
 ) -> None:
     bad = stranger(place, value)
     error = cli(tmp_path, "sample", "--ckpt_path", bad, "--output", "no").error
-    assert re.search(told, error), error
+    assert re.search(message, error), error
     assert error.startswith(f"{bad} asks for")
     assert not (tmp_path / "trap").exists()
     assert "stranger" not in sys.modules

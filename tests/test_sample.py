@@ -42,11 +42,11 @@ def test_points_are_written_as_table_in_data_units_and_plot(folder: Path) -> Non
     assert samples.shape == (300, 2)
     with (folder / "plain" / "samples.csv").open() as file:
         assert next(csv.reader(file)) == ["height", "weight"]
-    # Unit-variance noise would have mean 0; heights lie around 175, weights around 70.
+    # Unit-variance noise would have mean 0; heights are around 175, weights around 70.
     assert samples.mean(0) == pytest.approx([174.5, 69.5], abs=6)
     assert ((samples.std(0) > 5) & (samples.std(0) < 40)).all()
-    with Image.open(folder / "plain" / "samples.png") as picture:
-        assert min(picture.size) > 100
+    with Image.open(folder / "plain" / "samples.png") as plot:
+        assert min(plot.size) > 100
     assert sorted(path.name for path in (folder / "plain").iterdir()) == [
         ".call.json",
         "samples.csv",
@@ -56,12 +56,12 @@ def test_points_are_written_as_table_in_data_units_and_plot(folder: Path) -> Non
 
 
 def test_it_says_what_it_did(folder: Path) -> None:
-    done = cli(folder, "sample", "--ckpt_path", Path("runs/run") / LAST, "--output", "told", "--num_samples", 5)
+    done = cli(folder, "sample", "--ckpt_path", Path("runs/run") / LAST, "--output", "out", "--num_samples", 5)
     assert done.out.splitlines() == [
         "5 samples of runs/run/checkpoints/last.ckpt (ema0.99 weights), 4 evaluations each:",
-        "  told/samples.csv",
-        "  told/samples.png",
-        "  told/samples.json",
+        "  out/samples.csv",
+        "  out/samples.png",
+        "  out/samples.json",
     ]
 
 
@@ -121,7 +121,7 @@ def test_an_output_that_is_a_file_is_said_before_sampling(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["--num_samples", 0], "num_samples must be at least 1, got 0"),
         (["--batch_size", 0], "batch_size must be at least 1, got 0"),
@@ -132,9 +132,9 @@ def test_an_output_that_is_a_file_is_said_before_sampling(folder: Path) -> None:
         (["--wieghts", "raw"], "unknown option --wieghts; did you mean --weights?"),
     ],
 )
-def test_bad_options_are_one_line_and_write_nothing(folder: Path, args: list[object], told: str) -> None:
+def test_bad_options_are_one_line_and_write_nothing(folder: Path, args: list[object], message: str) -> None:
     with no_files_change(folder):
-        assert told in cli(folder, "sample", "--ckpt_path", Path("runs/run") / LAST, "--output", "no", *args).error
+        assert message in cli(folder, "sample", "--ckpt_path", Path("runs/run") / LAST, "--output", "no", *args).error
 
 
 def test_without_a_checkpoint_it_says_which_option_is_missing(folder: Path) -> None:
@@ -156,9 +156,9 @@ def test_the_plot_shows_the_data_if_available(tmp_path: Path) -> None:
     (tmp_path / "line.csv").write_text("x,y\n" + "".join(f"{i},{i}\n" for i in range(50)))
     arguments = {"path": "line.csv", "columns": ["x", "y"], "batch_size": 16}
     fit(tmp_path, data={"class_path": "Table", "init_args": arguments}, trainer__max_steps=1)
-    points(tmp_path, "beside", "--num_samples", 10)
+    points(tmp_path, "with_data", "--num_samples", 10)
     (tmp_path / "line.csv").unlink()
     points(tmp_path, "alone", "--num_samples", 10)
-    beside, alone = (tmp_path / name for name in ("beside", "alone"))
-    assert (beside / "samples.csv").read_bytes() == (alone / "samples.csv").read_bytes()
-    assert (beside / "samples.png").read_bytes() != (alone / "samples.png").read_bytes()
+    with_data, alone = (tmp_path / name for name in ("with_data", "alone"))
+    assert (with_data / "samples.csv").read_bytes() == (alone / "samples.csv").read_bytes()
+    assert (with_data / "samples.png").read_bytes() != (alone / "samples.png").read_bytes()

@@ -1,4 +1,4 @@
-"""Figures of samples: which files are written, and what they show."""
+"""Files of samples: which ones are written, and what they show."""
 
 from pathlib import Path
 

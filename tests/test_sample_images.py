@@ -1,4 +1,4 @@
-"""python -m diffusion_pl sample, of pictures: files, bits, guidance, samplers, interrupted calls, processes."""
+"""python -m diffusion_pl sample, of images: files, bits, guidance, samplers, interrupted calls, processes."""
 
 import json
 from pathlib import Path
@@ -42,8 +42,8 @@ def test_pngs_are_the_array_without_loss(folder: Path) -> None:
     assert cli(folder, "sample", "--ckpt_path", CKPT, "--output", "png", "--num_samples", 12).code == 0
     names = sorted(p.name for p in (folder / "png").iterdir())
     assert names == [".call.json", *(f"{i:02d}.png" for i in range(12)), "grid.png", "samples.json"]
-    pictures = np.stack([np.asarray(Image.open(folder / "png" / f"{i:02d}.png")) for i in range(12)])
-    assert np.array_equal(pictures, array[:, 0])
+    images = np.stack([np.asarray(Image.open(folder / "png" / f"{i:02d}.png")) for i in range(12)])
+    assert np.array_equal(images, array[:, 0])
 
 
 def test_the_note_says_how_they_were_made(folder: Path) -> None:
@@ -102,8 +102,8 @@ def test_an_interrupted_call_resumes(folder: Path, monkeypatch: pytest.MonkeyPat
     assert len(list((folder / "cut" / UNFINISHED).glob("*.pt"))) == 2
     # Another call may not mix its samples with these, and destroys nothing.
     with no_files_change(folder):
-        told = cli(folder, *args, "--seed", 1).error
-    assert told.startswith(
+        error = cli(folder, *args, "--seed", 1).error
+    assert error.startswith(
         "cut holds the unfinished results of another call (seed 0, now 1): repeat that call to finish it"
     )
     assert cli(folder, *args).code == 0
@@ -124,17 +124,17 @@ def test_a_full_disk_is_one_line_and_what_is_finished_stays(folder: Path, monkey
 
     monkeypatch.setattr(torch, "save", failing)
     args = ("sample", "--ckpt_path", CKPT, "--output", "full", "--num_samples", 200, "--batch_size", 1)
-    told = cli(folder, *args).err.splitlines()[-1]
-    assert "no space left on device" in told
-    assert "repeat the call" in told
+    line = cli(folder, *args).err.splitlines()[-1]
+    assert "no space left on device" in line
+    assert "repeat the call" in line
     assert [p.name for p in (folder / "full" / UNFINISHED).glob("*.pt")] == ["00000000.pt"]
 
 
 def test_a_call_that_fails_at_once_leaves_no_folder(folder: Path) -> None:
     grid = ("--grid", "ExplicitGrid", "--grid.t", "[0.5, 0.9]")
-    told = cli(folder, "sample", "--ckpt_path", CKPT, "--output", "none", *grid)
-    assert "ExplicitGrid: times must fall strictly" in told.err
-    assert told.code == 2
+    outcome = cli(folder, "sample", "--ckpt_path", CKPT, "--output", "none", *grid)
+    assert "ExplicitGrid: times must fall strictly" in outcome.err
+    assert outcome.code == 2
     assert not (folder / "none").exists()
 
 
@@ -187,7 +187,7 @@ def test_a_weaker_model_guides(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["--sampler", "DPMp"], "--sampler: there is no class DPMp; did you mean DPMpp?"),
         (["--sampler", "DPMpp", "--sampler.ordr", 3], "--sampler.ordr: unknown key; did you mean order?"),
@@ -201,9 +201,9 @@ def test_a_weaker_model_guides(folder: Path) -> None:
         (["--latents", "nowhere.npz"], "nowhere.npz: file not found"),
     ],
 )
-def test_bad_options_are_one_line_and_write_nothing(folder: Path, args: list[Any], told: str) -> None:
+def test_bad_options_are_one_line_and_write_nothing(folder: Path, args: list[Any], message: str) -> None:
     with no_files_change(folder):
-        assert told in cli(folder, "sample", "--ckpt_path", CKPT, "--output", "no", *args).error
+        assert message in cli(folder, "sample", "--ckpt_path", CKPT, "--output", "no", *args).error
     assert not (folder / "no").exists()
 
 
@@ -214,8 +214,8 @@ def test_what_a_model_without_classes_cannot_do(folder: Path) -> None:
 
 
 def test_a_classifier_is_not_sampled(folder: Path) -> None:
-    told = cli(folder, "sample", "--ckpt_path", JUDGE, "--output", "no").error
-    assert told.endswith("is a NoisyClassifier, not a diffusion model: it can be given as --classifier")
+    error = cli(folder, "sample", "--ckpt_path", JUDGE, "--output", "no").error
+    assert error.endswith("is a NoisyClassifier, not a diffusion model: it can be given as --classifier")
 
 
 def test_a_truncated_checkpoint_is_one_line(folder: Path) -> None:
@@ -228,5 +228,5 @@ def test_a_checkpoint_of_another_version_is_named(folder: Path) -> None:
     content["diffusion_pl"]["version"] = "0.0.1"
     content["diffusion_pl"]["model"]["schedule"] = {"class_path": "Gone"}
     torch.save(content, folder / "old.ckpt")
-    told = cli(folder, "sample", "--ckpt_path", "old.ckpt", "--output", "no").error
-    assert "old.ckpt was written by diffusion_pl 0.0.1" in told
+    error = cli(folder, "sample", "--ckpt_path", "old.ckpt", "--output", "no").error
+    assert "old.ckpt was written by diffusion_pl 0.0.1" in error

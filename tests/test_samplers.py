@@ -1,8 +1,8 @@
-"""Every sampler on every schedule: the right law, exactly, and the declared order of convergence.
+"""Every sampler on every schedule: the right distribution, exactly, and the declared order of convergence.
 
-On Gaussian data every sampler is affine in its start and its noises.  One batch therefore gives its law without Monte
+On Gaussian data every sampler is affine in its start and its noises.  One batch gives its distribution without Monte
 Carlo: row 0 starts at 0 without noise, two rows start at unit vectors, two more per draw of noise get a unit vector
-there.  The mean and covariance that follow are compared with the process's own.
+there.  The mean and covariance that follow are compared with the exact ones.
 """
 
 import math
@@ -39,13 +39,13 @@ Build = Callable[[Grid], Sampler]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 every_sampler = pytest.mark.parametrize("build", samplers())
 #: Those whose error depends on the grid, and whose samples are affine in their start and noises.
-RULES = [p for p in samplers() if p.values[0](UniformGrid(2)).order > 0]
+WITH_ORDER = [p for p in samplers() if p.values[0](UniformGrid(2)).order > 0]
 #: A schedule of each kind: bounded drift, no signal at t = 1, exploding variance, a table.
 KINDS = {"VP", "Rectified", "Karras", "LinearBetas"}
 
 
-def crossed(rules: list[Any], kinds: Collection[str] = KINDS) -> Any:
-    """Each rule on a schedule of each of the kinds, DDIM and DPMpp on all of them; the other pairs are slow tests."""
+def crossed(builds: list[Any], kinds: Collection[str] = KINDS) -> Any:
+    """Each sampler on a schedule of each kind, DDIM and DPMpp on all of them; the other pairs are slow tests."""
     return pytest.mark.parametrize(
         ("build", "schedule"),
         [
@@ -55,13 +55,13 @@ def crossed(rules: list[Any], kinds: Collection[str] = KINDS) -> Any:
                 id=f"{build.id}-{schedule.id}",
                 marks=() if schedule.id in kinds or build.id in ("DDIM-0", "DPMpp-2") else pytest.mark.slow,
             )
-            for build in rules
+            for build in builds
             for schedule in SCHEDULES
         ],
     )
 
 
-class Law(NamedTuple):
+class Moments(NamedTuple):
     mean: np.ndarray
     cov: np.ndarray
 
@@ -85,7 +85,7 @@ def deterministic(build: Build) -> bool:
 
 
 DETERMINISTIC = [p for p in samplers() if deterministic(p.values[0])]
-STOCHASTIC = [p for p in RULES if not deterministic(p.values[0])]
+STOCHASTIC = [p for p in WITH_ORDER if not deterministic(p.values[0])]
 
 
 class Unit:
@@ -117,8 +117,8 @@ class Zero(Denoiser):
         return Prediction(torch.zeros_like(x_t), torch.zeros_like(x_t))
 
 
-def exact_law(sampler: Sampler, denoiser: Denoiser, mean: np.ndarray, cov: np.ndarray) -> Law:
-    """Law of the samples when x_T ~ N(mean, cov)."""
+def exact_moments(sampler: Sampler, denoiser: Denoiser, mean: np.ndarray, cov: np.ndarray) -> Moments:
+    """Distribution of the samples when x_T ~ N(mean, cov)."""
     count = Count()
     sampler(Zero(denoiser.schedule), torch.zeros(1, 2, dtype=torch.float64), count)
     x_T = torch.zeros(3 + 2 * count.calls + 1, 2, dtype=torch.float64)
@@ -129,16 +129,18 @@ def exact_law(sampler: Sampler, denoiser: Denoiser, mean: np.ndarray, cov: np.nd
     assert noise.k == count.calls
     maps = (out[1:-1] - out[0]).reshape(-1, 2, 2)  # (1 + draws, input axis, output axis)
     guess = out[0] + sum(v @ m for v, m in zip([array(x_T[-1]), *noise.last], maps, strict=True))
-    np.testing.assert_allclose(out[-1], guess, rtol=1e-7, atol=1e-7, err_msg="not affine: its law needs another test")
+    np.testing.assert_allclose(
+        out[-1], guess, rtol=1e-7, atol=1e-7, err_msg="not affine: its distribution needs another test"
+    )
     total = maps[0].T @ cov @ maps[0] + sum(m.T @ m for m in maps[1:])
-    return Law(out[0] + mean @ maps[0], total)
+    return Moments(out[0] + mean @ maps[0], total)
 
 
 def middle(schedule: Schedule, steps: int, width: float = 4.0) -> ExplicitGrid:
     """The grid of equal steps in λ between λ = −width and λ = width.
 
     On a coarse table, whose α' jumps by as much as itself, equal steps within its cells instead: which step holds a
-    jump is chance, and would hide the order of rules that read α'.
+    jump is chance, and would hide the order of samplers that read α'.
     """
     if isinstance(schedule, BetaTable) and schedule.steps < 100:
         cells = schedule.steps - 2
@@ -146,7 +148,7 @@ def middle(schedule: Schedule, steps: int, width: float = 4.0) -> ExplicitGrid:
         t = UniformGrid(cells * per_cell + 1, 1 - 1 / schedule.steps, 1 / schedule.steps)(schedule)
         short = 0.5 / steps**2
         return ExplicitGrid([*t[:1].tolist(), t[0].item() - short, t[0].item() - 2 * short, *t[1:].tolist()])
-    # The first two steps are short, O(h²), or the low order in which multistep rules start would be all that is seen.
+    # The first two steps are short, O(h²), or only the low order of the start of multistep methods would be seen.
     equal = torch.linspace(-width, width, steps + 1, dtype=torch.float64)
     short = (2 * width / steps) ** 2 / 8
     t = schedule.time(torch.cat([equal[:1], equal[:1] + short, equal[:1] + 2 * short, equal[1:]]))
@@ -161,40 +163,40 @@ def test_all_samplers_are_found() -> None:
     assert {Ancestral, DDIM, EulerMaruyama, Heun} <= set(classes(Sampler))
 
 
-# The law ----------------------------------------------------------------------------------------------------------
+# The distribution -----------------------------------------------------------------------------------------------------
 
 
 @crossed(STOCHASTIC)
 def test_distribution_converges_at_the_declared_order(build: Build, schedule: Schedule) -> None:
     """From the exact marginal at the first time to that at the last, denoised.
 
-    Of rules without noise the whole map converges: `test_paths_converge_to_the_probability_flow`.
+    Without noise the whole map converges: `test_paths_converge_to_the_probability_flow`.
     """
     flow, errors = GaussianFlow(schedule), []
     for steps in (64, 128):
         grid = middle(schedule, steps)
-        found = exact_law(build(grid), flow.oracle, *flow.marginal(grid.t[0]))
+        result = exact_moments(build(grid), flow.oracle, *flow.marginal(grid.t[0]))
         mean, cov = flow.denoised(grid.t[-1])
-        errors.append(max(abs(found.mean - mean).max(), abs(found.cov - cov).max()))
+        errors.append(max(abs(result.mean - mean).max(), abs(result.cov - cov).max()))
     order = build(grid).order
     assert errors[-1] < {1: 0.1, 2: 5e-3}.get(order, 1e-3)
     if errors[0] > 1e-8:  # else exact already
         assert orders(errors)[-1] >= 0.93 * order - 0.08, (errors, orders(errors))
 
 
-@crossed(RULES, KINDS - {"LinearBetas"})
+@crossed(WITH_ORDER, KINDS - {"LinearBetas"})
 def test_samples_have_the_distribution_of_the_data(build: Build, schedule: Schedule) -> None:
     """The whole way from the sampler's own prior: mean and covariance of the data, in the limit of small steps."""
     flow = GaussianFlow(schedule)
 
-    def law(steps: int) -> Law:
+    def moments(steps: int) -> Moments:
         t_min = schedule.time(torch.tensor(7.0, dtype=torch.float64)).item()  # noise of 3 % of the data
         sampler = build(LogSNRGrid(steps + 1, t_max=0.999, t_min=t_min))
         start = array(sampler.prior(schedule, torch.eye(2, dtype=torch.float64)))
-        return exact_law(sampler, flow.oracle, np.zeros(2), start @ start.T)
+        return exact_moments(sampler, flow.oracle, np.zeros(2), start @ start.T)
 
-    coarse, fine, gain = law(75), law(150), 2 ** build(UniformGrid(2)).order
-    # What the process itself has not forgotten at its first time is no fault of the sampler.
+    coarse, fine, gain = moments(75), moments(150), 2 ** build(UniformGrid(2)).order
+    # Signal left at the schedule's first time is not an error of the sampler.
     alpha, sigma = flow.scales(0.999)
     loose = 0.02 + 2 * alpha / sigma
     for at_75, at_150, exact in zip(coarse, fine, (flow.mean, flow.cov), strict=True):
@@ -324,9 +326,9 @@ def test_ancestral_is_ddpm(grid: Grid, variance: float) -> None:
             x = x + math.sqrt(beta[i] if variance else tilde) * draws[step]
 
     queue = iter(torch.from_numpy(draws))
-    found = Ancestral(grid, variance)(mixture(table), torch.from_numpy(start), lambda _: next(queue))
-    assert found.nfe == len(beta)
-    np.testing.assert_allclose(array(found.x_0), x, rtol=1e-8, atol=1e-10)
+    result = Ancestral(grid, variance)(mixture(table), torch.from_numpy(start), lambda _: next(queue))
+    assert result.nfe == len(beta)
+    np.testing.assert_allclose(array(result.x_0), x, rtol=1e-8, atol=1e-10)
 
 
 @every_schedule
@@ -345,7 +347,7 @@ def test_ddim_with_full_noise_is_ancestral(schedule: Schedule) -> None:
 
 @every_schedule
 def test_ancestral_is_exact_where_its_variance_is_right(schedule: Schedule) -> None:
-    """β̃ for a point mass, after any number of steps; and for a preserving process β for N(0, I) data."""
+    """β̃ for a point mass, after any number of steps; and for a variance-preserving schedule β for N(0, I) data."""
     grid = middle(schedule, 5)
     point = np.array([0.7, -0.4])
     alpha, sigma = GaussianFlow(schedule).scales(grid.t[0])
@@ -353,21 +355,21 @@ def test_ancestral_is_exact_where_its_variance_is_right(schedule: Schedule) -> N
     before = ExplicitGrid([*grid.t, grid.t[-1] * 0.9])
 
     class Stop(Denoiser):
-        """At the last time, x itself: shows the law of x there."""
+        """At the last time, x itself: shows the distribution of x there."""
 
         def __init__(self) -> None:
             super().__init__()
             self.schedule = schedule
 
         def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
-            found = oracle(x_t, t)
-            return Prediction(x_t, found.eps) if t.item() == before.t[-1] else found
+            result = oracle(x_t, t)
+            return Prediction(x_t, result.eps) if t.item() == before.t[-1] else result
 
     for build in (lambda g: Ancestral(g, 0.0), lambda g: DDIM(g, 1.0), lambda g: DDIM(g, 0.5), lambda g: DDIM(g)):
-        found = exact_law(build(before), Stop(), alpha * point, sigma**2 * np.eye(2))
+        result = exact_moments(build(before), Stop(), alpha * point, sigma**2 * np.eye(2))
         alpha_s, sigma_s = GaussianFlow(schedule).scales(before.t[-1])
-        np.testing.assert_allclose(found.mean, alpha_s * point, rtol=1e-9)
-        np.testing.assert_allclose(found.cov, sigma_s**2 * np.eye(2), rtol=1e-8, atol=1e-12 * sigma**2)
+        np.testing.assert_allclose(result.mean, alpha_s * point, rtol=1e-9)
+        np.testing.assert_allclose(result.cov, sigma_s**2 * np.eye(2), rtol=1e-8, atol=1e-12 * sigma**2)
 
 
 # Anderson ---------------------------------------------------------------------------------------------------------
@@ -387,8 +389,8 @@ def test_reverse_sde_of_unit_data_ends_at_variance_one() -> None:
             alpha, sigma, *_ = VP()(t)
             return Prediction(x_t if t == times[-1] else alpha * x_t, sigma * x_t)
 
-    found = exact_law(EulerMaruyama(grid), Identity(), np.zeros(2), np.eye(2))
-    np.testing.assert_allclose(found.cov, np.eye(2), atol=0.01)
+    result = exact_moments(EulerMaruyama(grid), Identity(), np.zeros(2), np.eye(2))
+    np.testing.assert_allclose(result.cov, np.eye(2), atol=0.01)
 
     def end(factor: float) -> float:
         """Variance of dx = [f x − factor g² score] dt + g dw̄ backwards, score = −x/V_t with V_t = 1."""
@@ -401,7 +403,7 @@ def test_reverse_sde_of_unit_data_ends_at_variance_one() -> None:
 
     assert end(1.0) == pytest.approx(1, abs=1e-6)
     assert end(0.5) == pytest.approx(11.05, abs=0.01)
-    assert found.cov[0, 0] == pytest.approx(end(1.0), abs=0.01)
+    assert result.cov[0, 0] == pytest.approx(end(1.0), abs=0.01)
 
 
 def test_euler_maruyama_is_eulers_method_on_the_published_sde() -> None:
@@ -477,8 +479,8 @@ def test_edm_converges_on_its_own_grid(churn: float) -> None:
     flow, errors = GaussianFlow(Karras()), []
     for steps in (18, 36, 72):
         sampler = Heun(KarrasGrid(steps), churn, 0.05, 50.0)
-        found = exact_law(sampler, flow.oracle, *flow.marginal(1.0))
-        errors.append(max(abs(found.mean - flow.mean).max(), abs(found.cov - flow.cov).max()))
+        result = exact_moments(sampler, flow.oracle, *flow.marginal(1.0))
+        errors.append(max(abs(result.mean - flow.mean).max(), abs(result.cov - flow.cov).max()))
     assert errors[0] < 0.15
     assert errors[-1] < 0.01
     assert orders(errors)[-1] > 1.85
@@ -503,13 +505,13 @@ def test_churn_stops_at_the_end_of_the_schedule() -> None:
     """Noise beyond t = 1 would leave the process: at the first time none is added, whatever the churn."""
     flow = GaussianFlow(VP())
     noisy = Heun(ExplicitGrid([1.0, 0.5]), churn=100.0)
-    law = exact_law(noisy, flow.oracle, *flow.marginal(1.0))
-    plain = exact_law(Heun(ExplicitGrid([1.0, 0.5])), flow.oracle, *flow.marginal(1.0))
-    np.testing.assert_allclose(law.cov, plain.cov, rtol=1e-10)
+    moments = exact_moments(noisy, flow.oracle, *flow.marginal(1.0))
+    plain = exact_moments(Heun(ExplicitGrid([1.0, 0.5])), flow.oracle, *flow.marginal(1.0))
+    np.testing.assert_allclose(moments.cov, plain.cov, rtol=1e-10)
 
 
 def test_churn_range_is_in_units_of_the_data() -> None:
-    """churn_min ≤ σ/α ≤ churn_max on any process; σ/α of VP at these times is 0.05, 0.5 and 5."""
+    """churn_min ≤ σ/α ≤ churn_max on any schedule; σ/α of VP at these times is 0.05, 0.5 and 5."""
     times = VP().time(-2 * torch.log(torch.tensor([5.0, 0.5, 0.05], dtype=torch.float64))).tolist()
     grid = ExplicitGrid([*times, times[-1] / 2])
     for low, high, draws in ((0.0, math.inf, 3), (0.1, 1.0, 1), (0.1, 10.0, 2), (6.0, 10.0, 0)):

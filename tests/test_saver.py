@@ -181,7 +181,7 @@ def test_a_full_disk_is_one_line_and_the_run_resumes_later(small_disk: Path) -> 
     config = tiny_config(small_disk, "full.yaml", **changes, trainer__callbacks=fill)
     run = small_disk / "runs" / "run"
     assert cli(small_disk, "fit", "--config", config, "--run", "run").error == (
-        f"cannot write the checkpoint runs/run/{LAST}: No space left on device; the one before is untouched and whole: "
+        f"cannot write the checkpoint runs/run/{LAST}: No space left on device; the previous checkpoint is intact: "
         f"free some space and resume with --ckpt_path runs/run/{LAST}"
     )
     assert checkpoint(run)["global_step"] == 8
@@ -245,7 +245,7 @@ def test_a_signal_in_mid_step_stops_cleanly_and_resumes_exactly(
 
 
 def test_accumulated_gradients_are_not_lost(tmp_path: Path) -> None:
-    """Told in the first of three batches of a step, the run ends after the third."""
+    """Signalled in the first of three batches of a step, the run ends after the third."""
     three = {"trainer__accumulate_grad_batches": 3, "trainer__max_steps": 12}
     whole = fit(tmp_path, run="whole", **three)
     at_13 = [{"class_path": "shell.SignalAt", "init_args": {"batch": 13, "number": int(signal.SIGTERM)}}]
@@ -313,8 +313,8 @@ def test_of_an_array_the_task_is_requeued(tmp_path: Path, job: Callable[..., Out
 
 
 def test_a_failed_requeue_is_reported(job: Callable[..., Outcome]) -> None:
-    told = "`scontrol requeue 4711` failed, submit the job again (slurm says no)"
-    assert told in job(signal.SIGUSR1, status=1).out.splitlines()
+    warning = "`scontrol requeue 4711` failed, submit the job again (slurm says no)"
+    assert warning in job(signal.SIGUSR1, status=1).out.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_a_run_stopped_before_step_1_names_no_checkpoint(tmp_path: Path) -> None
 
 
 class StopAtStart(Callback):
-    """Is told to stop before the first step."""
+    """Gets a signal to stop before the first step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         raise SIGTERMException
@@ -481,13 +481,13 @@ def test_a_stopped_sample_keeps_the_block_and_resumes(
     assert cli(tmp_path, *call, "whole").code == 0
     real, drawn = Pipeline.samples, []
 
-    def told(self: Pipeline, indices: Any, *args: Any, **kwargs: Any) -> Any:
+    def samples(self: Pipeline, indices: Any, *args: Any, **kwargs: Any) -> Any:
         drawn.append(indices[0])
         if len(drawn) == 2:
             signal.raise_signal(number)
         return real(self, indices, *args, **kwargs)
 
-    monkeypatch.setattr(Pipeline, "samples", told)
+    monkeypatch.setattr(Pipeline, "samples", samples)
     done = cli(tmp_path, *call, "stopped")
     assert done.code == status
     assert done.out.splitlines()[-1] == "stopped; finished samples are kept. Repeat the command to continue"

@@ -43,8 +43,8 @@ def at(*t: float) -> torch.Tensor:
 
 
 def test_all_schedules_are_found() -> None:
-    found = {cls.__name__ for cls in classes(Schedule)}
-    assert {"VP", "SubVP", "VE", "Cosine", "Karras", "Rectified", "LinearBetas", "ZeroTerminalSNR"} <= found
+    result = {cls.__name__ for cls in classes(Schedule)}
+    assert {"VP", "SubVP", "VE", "Cosine", "Karras", "Rectified", "LinearBetas", "ZeroTerminalSNR"} <= result
 
 
 @every_schedule
@@ -195,7 +195,7 @@ def test_vp_in_single_precision_where_one_minus_exp_fails() -> None:
     assert VP()(t).sigma.item() == pytest.approx(exact, rel=1e-6)
     log_mean = -0.25 * t**2 * (20 - 0.1) - 0.5 * t * 0.1
     naive = torch.sqrt(1 - torch.exp(2 * log_mean)).item()
-    assert abs(naive / exact - 1) > 0.005  # 2.4 % or 0.6 %, as exp rounds: this test can tell
+    assert abs(naive / exact - 1) > 0.005  # 2.4 % or 0.6 %, as exp rounds: this test would fail
 
 
 def test_ends_of_the_processes() -> None:
@@ -306,7 +306,7 @@ def test_published_values_of_the_tables() -> None:
     betas = chain_betas(CosineBetas(1000))
     assert betas[0] == pytest.approx(4.1284e-05, rel=1e-3)
     assert betas[-1] == pytest.approx(0.999, abs=1e-6)
-    # Datasaurus document: ᾱ_50 = 0.280 for β up to 0.05, 0.603 for 0.02, ᾱ_25 = 0.733.
+    # German Datasaurus introduction: ᾱ_50 = 0.280 for β up to 0.05, 0.603 for 0.02, ᾱ_25 = 0.733.
     assert LinearBetas(50, 1e-4, 0.05)(at(0.5, 1.0)).alpha.square().tolist() == pytest.approx([0.733, 0.280], abs=5e-4)
     assert LinearBetas(50, 1e-4, 0.02)(at(1.0)).alpha.item() ** 2 == pytest.approx(0.603, abs=5e-4)
     # French demo, T = 100: 0.364 for 1e-4…0.02, 2.0e-5 for ten times as much.

@@ -47,16 +47,16 @@ class Linear(nn.Module):
         return self.a * x if x_0_hat is None else self.a * x + self.b * x_0_hat
 
 
-class Told(Denoiser):
-    """x̂_0 = ½x_t + 0.1 x_0_hat + label/10; keeps what it is told and what it says."""
+class Conditioned(Denoiser):
+    """x̂_0 = ½x_t + 0.1 x_0_hat + label/10; records its conditions and its estimates."""
 
     self_conditioned = True
 
     def __init__(self, takes: bool = True, gain: float = 0.5) -> None:
         super().__init__()
         self.schedule, self.self_conditioned, self.gain = VP(), takes, gain
-        self.told: list[dict[str, Tensor]] = []
-        self.said: list[Tensor] = []
+        self.conds: list[dict[str, Tensor]] = []
+        self.estimates: list[Tensor] = []
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
         kernel = self.schedule(t)
@@ -65,8 +65,8 @@ class Told(Denoiser):
             x_0 = x_0 + 0.1 * cond["x_0_hat"]
         if "label" in cond:
             x_0 = x_0 + cond["label"].reshape(-1, *[1] * (x_t.ndim - 1)) / 10
-        self.told.append(cond)
-        self.said.append(x_0)
+        self.conds.append(cond)
+        self.estimates.append(x_0)
         return Prediction(x_0, (x_t - kernel.alpha * x_0) / kernel.sigma)
 
 
@@ -106,7 +106,7 @@ def test_the_estimate_is_of_the_first_pass_at_the_same_point(meaning: Any) -> No
     assert torch.equal(first["label"], second["label"])
     assert first["x_0_hat"] is None
     kernel = VP()(first["c_noise"][:, None])
-    x_t = array(first["x"])  # c_in is 1: a preserving process, unit data
+    x_t = array(first["x"])  # c_in is 1: a variance-preserving schedule, unit data
     alpha, sigma = array(kernel.alpha), array(kernel.sigma)
     output = 0.5 * x_t
     expected = {"Data": output, "Epsilon": (x_t - sigma * output) / alpha, "V": alpha * x_t - sigma * output}
@@ -125,11 +125,11 @@ def test_the_estimate_is_held_fixed_by_the_gradient() -> None:
             break
         seed += 1
     losses.loss.sum().backward()
-    told = network.calls[1]
-    assert not told["x_0_hat"].requires_grad
+    inputs = network.calls[1]
+    assert not inputs["x_0_hat"].requires_grad
     kernel = VP()(losses.t[:, None])
     weight = array(kernel.snr)
-    x, c = array(told["x"]), array(told["x_0_hat"])
+    x, c = array(inputs["x"]), array(inputs["x_0_hat"])
     error = 0.5 * x + 0.3 * c - array(x_0)
     assert network.a.grad is not None
     assert network.b.grad is not None
@@ -163,12 +163,12 @@ def test_validation_with_a_generator_is_the_same_each_time() -> None:
     def epoch(seed: int) -> tuple[Tensor, list[bool]]:
         network.calls.clear()
         rng = torch.Generator().manual_seed(seed)
-        found = torch.cat([loss(denoiser, normal(32, 2), {"label": label}, rng).loss for _ in range(8)])
-        return found, [call["x_0_hat"] is not None for call in network.calls]
+        result = torch.cat([loss(denoiser, normal(32, 2), {"label": label}, rng).loss for _ in range(8)])
+        return result, [call["x_0_hat"] is not None for call in network.calls]
 
-    (one, told), (again, told_again), (other, _) = epoch(3), epoch(3), epoch(4)
+    (one, estimated), (again, told_again), (other, _) = epoch(3), epoch(3), epoch(4)
     assert torch.equal(one, again)
-    assert told == told_again
+    assert estimated == told_again
     assert not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -178,22 +178,22 @@ def test_validation_with_a_generator_is_the_same_each_time() -> None:
 
 @pytest.mark.parametrize("build", [p for p in samplers() if "Replacement" not in p.id])
 def test_every_sampler_passes_the_previous_estimate(build: Build) -> None:
-    model, label = Told(), torch.tensor([0, 1, 0])
+    model, label = Conditioned(), torch.tensor([0, 1, 0])
     for _ in range(2):  # a second run begins with none again
-        model.told.clear()
-        model.said.clear()
-        found = build(UniformGrid(5, 0.9, 0.1))(model, normal(3, 2), lambda x: normal(*x.shape), label=label)
-        assert found.nfe == len(model.told)
-        assert "x_0_hat" not in model.told[0]
-        for told, said in zip(model.told[1:], model.said, strict=False):
-            assert torch.equal(told["x_0_hat"], said)
-            assert torch.equal(told["label"], label)
+        model.conds.clear()
+        model.estimates.clear()
+        result = build(UniformGrid(5, 0.9, 0.1))(model, normal(3, 2), lambda x: normal(*x.shape), label=label)
+        assert result.nfe == len(model.conds)
+        assert "x_0_hat" not in model.conds[0]
+        for cond, said in zip(model.conds[1:], model.estimates, strict=False):
+            assert torch.equal(cond["x_0_hat"], said)
+            assert torch.equal(cond["label"], label)
 
 
 def test_a_denoiser_without_estimate_input_gets_none() -> None:
-    model = Told(takes=False)
+    model = Conditioned(takes=False)
     DDIM(UniformGrid(5, 0.9, 0.1))(model, normal(3, 2))
-    assert all(told == {} for told in model.told)
+    assert all(cond == {} for cond in model.conds)
 
 
 def wrappers() -> list[Any]:
@@ -204,7 +204,7 @@ def wrappers() -> list[Any]:
     return [
         pytest.param(lambda m: Thresholded(m, -0.5, 0.5), id="Thresholded"),
         pytest.param(lambda m: ClassifierFree(m, 2.0), id="ClassifierFree"),
-        pytest.param(lambda m: AutoGuided(m, Told(gain=0.2), 2.0), id="AutoGuided"),
+        pytest.param(lambda m: AutoGuided(m, Conditioned(gain=0.2), 2.0), id="AutoGuided"),
         pytest.param(lambda m: ClassifierGuided(m, classifier, 2.0), id="ClassifierGuided"),
         pytest.param(lambda m: Reconstructing(m, Gray(3), gray), id="Reconstructing"),
     ]
@@ -212,30 +212,30 @@ def wrappers() -> list[Any]:
 
 @pytest.mark.parametrize("wrap", wrappers())
 def test_a_guided_model_gets_the_guided_estimate(wrap: Callable[[Denoiser], Denoiser]) -> None:
-    model = Told()
+    model = Conditioned()
     guided = wrap(model)
     assert guided.self_conditioned
     path = DDIM(UniformGrid(5, 0.9, 0.1))(guided, normal(3, 3, 2, 2), path=True, label=torch.tensor([0, 1, 0])).path
     assert path is not None
-    assert len(model.told) == 5
-    assert "x_0_hat" not in model.told[0]
-    for told, estimate, said in zip(model.told[1:], path.x_0, model.said, strict=False):
+    assert len(model.conds) == 5
+    assert "x_0_hat" not in model.conds[0]
+    for cond, estimate, said in zip(model.conds[1:], path.x_0, model.estimates, strict=False):
         both = torch.cat((estimate, estimate)) if isinstance(guided, ClassifierFree) else estimate
-        assert torch.equal(told["x_0_hat"], both)
+        assert torch.equal(cond["x_0_hat"], both)
         assert not torch.allclose(said[:3], estimate)  # guidance did something
-    assert not wrap(Told(takes=False)).self_conditioned
+    assert not wrap(Conditioned(takes=False)).self_conditioned
 
 
 def test_a_weaker_model_without_self_conditioning_gets_none() -> None:
-    model, weak = Told(), Told(takes=False, gain=0.2)
+    model, weak = Conditioned(), Conditioned(takes=False, gain=0.2)
     label = torch.tensor([0, 1, 0])
     DDIM(UniformGrid(4, 0.9, 0.1))(AutoGuided(model, weak, 2.0), normal(3, 2), label=label)
-    assert ["x_0_hat" in told for told in model.told] == [False, True, True, True]
-    assert all(set(told) == {"label"} for told in weak.told)
-    both = Told(gain=0.2)
-    model.told.clear()
+    assert ["x_0_hat" in cond for cond in model.conds] == [False, True, True, True]
+    assert all(set(cond) == {"label"} for cond in weak.conds)
+    both = Conditioned(gain=0.2)
+    model.conds.clear()
     DDIM(UniformGrid(4, 0.9, 0.1))(AutoGuided(model, both, 2.0), normal(3, 2), label=label)
-    for ours, theirs in zip(model.told[1:], both.told[1:], strict=True):
+    for ours, theirs in zip(model.conds[1:], both.conds[1:], strict=True):
         assert torch.equal(ours["x_0_hat"], theirs["x_0_hat"])
 
 

@@ -1,4 +1,4 @@
-"""One picture: its crops are windows of it, at places of their own."""
+"""One image: its crops are windows of it, each at its own position."""
 
 from pathlib import Path
 from typing import Any

@@ -120,16 +120,16 @@ def test_a_file_that_another_process_is_writing_stays(tmp_path: Path) -> None:
 def test_every_claim_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "run-2").mkdir()
     (tmp_path / "run-2" / "note").write_text("mine")
-    gate, found = FORK.Barrier(8), FORK.Queue()
+    gate, result = FORK.Barrier(8), FORK.Queue()
 
     def claim() -> None:
         gate.wait(30)
-        found.put(claim_folder(tmp_path, "run").name)
+        result.put(claim_folder(tmp_path, "run").name)
 
     children = [FORK.Process(target=claim) for _ in range(8)]
     for child in children:
         child.start()
-    claimed = sorted(found.get(timeout=30) for _ in children)
+    claimed = sorted(result.get(timeout=30) for _ in children)
     for child in children:
         child.join(30)
     assert claimed == sorted(["run", *(f"run-{k}" for k in range(3, 10))])
@@ -244,17 +244,17 @@ def test_a_damaged_note_is_one_line(tmp_path: Path) -> None:
 
 
 def test_followers_wait_for_the_leader(tmp_path: Path) -> None:
-    found = FORK.Queue()
+    result = FORK.Queue()
 
     def follow() -> None:
         with OutputFolder(tmp_path / "out", {}, leader=False) as output:
-            found.put((output.work.is_dir(), output.published is None))
+            result.put((output.work.is_dir(), output.published is None))
 
     child = FORK.Process(target=follow)
     child.start()
     time.sleep(0.2)
     with OutputFolder(tmp_path / "out", {}) as output:
-        assert found.get(timeout=30) == (True, True)
+        assert result.get(timeout=30) == (True, True)
         child.join(30)
         output.publish(write, "")
 

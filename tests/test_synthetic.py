@@ -23,7 +23,7 @@ DATA: dict[str, Any] = {
 SHAPES = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "celeba_male": (3, 218, 178)}
 
 
-def test_there_is_one_for_each_of_the_documents_sets() -> None:
+def test_there_is_a_stand_in_for_each_original_data_set() -> None:
     assert DATA.keys() == synthetic.MAKERS.keys()
 
 

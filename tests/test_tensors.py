@@ -79,8 +79,8 @@ def test_a_combination_is_the_sum_and_leaves_its_terms_alone() -> None:
     x = torch.randn(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     c = torch.tensor([0.3, -2.0, 1e-3, 7.0], dtype=torch.float64)
     before = x.clone()
-    found = combine(*zip(c, x, strict=True))
-    np.testing.assert_allclose(found.numpy(), np.einsum("k,kij->ij", c.numpy(), x.numpy()), rtol=1e-13)
+    result = combine(*zip(c, x, strict=True))
+    np.testing.assert_allclose(result.numpy(), np.einsum("k,kij->ij", c.numpy(), x.numpy()), rtol=1e-13)
     assert torch.equal(x, before)
     single = combine(*zip(c, x.float(), strict=True))
     assert single.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Laws of the training times by Kolmogorov–Smirnov; importance sampling against quadrature."""
+"""Distributions of the training times by Kolmogorov–Smirnov; importance sampling against quadrature."""
 
 import math
 from collections.abc import Callable
@@ -22,25 +22,29 @@ from diffusion_pl.losses import (
 from diffusion_pl.schedules import VE, VP, Cosine, Karras, LinearBetas, Rectified, Schedule, SubVP
 
 N = 20_000
-every_law = pytest.mark.parametrize("law", instances(TimeSampler))
+every_time_sampler = pytest.mark.parametrize("time_sampler", instances(TimeSampler))
 
 
-def draw(law: TimeSampler, schedule: Schedule, n: int = N, seed: int = 0) -> np.ndarray:
-    return array(law(schedule, torch.empty(n, 2), torch.Generator().manual_seed(seed)).t.flatten())
+def draw(time_sampler: TimeSampler, schedule: Schedule, n: int = N, seed: int = 0) -> np.ndarray:
+    return array(time_sampler(schedule, torch.empty(n, 2), torch.Generator().manual_seed(seed)).t.flatten())
 
 
-def same_law(sample: np.ndarray, law: str, args: tuple[float, ...] = ()) -> None:
-    assert stats.kstest(sample, getattr(stats, law)(*args).cdf).pvalue > 1e-3
+def same_distribution(sample: np.ndarray, name: str, args: tuple[float, ...] = ()) -> None:
+    assert stats.kstest(sample, getattr(stats, name)(*args).cdf).pvalue > 1e-3
 
 
-# Every law --------------------------------------------------------------------------------------------------------
+# Every distribution ---------------------------------------------------------------------------------------------------
 
 
-@every_law
+@every_time_sampler
 @pytest.mark.parametrize("shape", [(64,), (64, 2), (64, 3, 8, 8)], ids=str)
-def test_shapes(law: TimeSampler, shape: tuple[int, ...], device: torch.device, generator: torch.Generator) -> None:
-    t, importance = law(VP(), torch.empty(shape, device=device), generator)
-    importance = torch.as_tensor(importance, device=device).expand_as(t)  # one number for laws of the objective itself
+def test_shapes(
+    time_sampler: TimeSampler, shape: tuple[int, ...], device: torch.device, generator: torch.Generator
+) -> None:
+    t, importance = time_sampler(VP(), torch.empty(shape, device=device), generator)
+    importance = torch.as_tensor(importance, device=device).expand_as(
+        t
+    )  # one number where the distribution is part of the objective
     for value in (t, importance):
         assert value.shape == (64, *[1] * (len(shape) - 1))
         assert value.dtype == torch.float32
@@ -49,25 +53,25 @@ def test_shapes(law: TimeSampler, shape: tuple[int, ...], device: torch.device, 
     assert (importance > 0).all()
 
 
-@every_law
-def test_randomness_comes_from_the_generator_alone(law: TimeSampler) -> None:
+@every_time_sampler
+def test_randomness_comes_from_the_generator_alone(time_sampler: TimeSampler) -> None:
     x_0 = torch.empty(32, 2)
     before = torch.get_rng_state()
-    one = law(VP(), x_0, torch.Generator().manual_seed(7)).t
+    one = time_sampler(VP(), x_0, torch.Generator().manual_seed(7)).t
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(law(VP(), x_0, torch.Generator().manual_seed(7)).t, one)
-    assert not torch.equal(law(VP(), x_0, torch.Generator().manual_seed(8)).t, one)
+    assert torch.equal(time_sampler(VP(), x_0, torch.Generator().manual_seed(7)).t, one)
+    assert not torch.equal(time_sampler(VP(), x_0, torch.Generator().manual_seed(8)).t, one)
     torch.manual_seed(1)
-    first = law(VP(), x_0).t
+    first = time_sampler(VP(), x_0).t
     torch.manual_seed(1)
-    assert torch.equal(law(VP(), x_0).t, first)
-    assert not torch.equal(law(VP(), x_0).t, first)
+    assert torch.equal(time_sampler(VP(), x_0).t, first)
+    assert not torch.equal(time_sampler(VP(), x_0).t, first)
 
 
-@every_law
-def test_importance_weights_average_to_one(law: TimeSampler) -> None:
-    """E[1/p(t)] over the interval is its length, whatever p; and 1 for a law that is part of the objective."""
-    drawn = law(Cosine(), torch.empty(N, 2), torch.Generator().manual_seed(0))
+@every_time_sampler
+def test_importance_weights_average_to_one(time_sampler: TimeSampler) -> None:
+    """E[1/p(t)] over the interval is its length, whatever p; and 1 for a distribution that is part of the objective."""
+    drawn = time_sampler(Cosine(), torch.empty(N, 2), torch.Generator().manual_seed(0))
     importance = array(torch.as_tensor(drawn.importance).expand_as(drawn.t))
     error = importance.std() / math.sqrt(N)
     assert abs(importance.mean() - 1) <= 4 * error
@@ -78,7 +82,7 @@ def test_importance_weights_average_to_one(law: TimeSampler) -> None:
 
 @pytest.mark.parametrize("t_min", [1e-5, 0.3])
 def test_uniform(t_min: float) -> None:
-    same_law(draw(UniformTimes(t_min), VP()), "uniform", (t_min, 1 - t_min))
+    same_distribution(draw(UniformTimes(t_min), VP()), "uniform", (t_min, 1 - t_min))
 
 
 @pytest.mark.parametrize("t_min", [1e-5, 0.3])
@@ -88,7 +92,7 @@ def test_stratified_is_uniform_with_one_time_in_each_slice(t_min: float) -> None
             u = (draw(StratifiedTimes(t_min), VP(), n, seed) - t_min) / (1 - t_min)
             assert sorted(np.floor(u * n).astype(int)) == list(range(n))
     single = np.array([draw(StratifiedTimes(t_min), VP(), 5, seed)[3] for seed in range(1000)])
-    same_law(single, "uniform", (t_min, 1 - t_min))
+    same_distribution(single, "uniform", (t_min, 1 - t_min))
 
 
 def test_stratified_batches_have_a_quieter_mean() -> None:
@@ -113,13 +117,13 @@ def test_grid_times_are_uniform_on_the_steps() -> None:
 @pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.4, 0.3)])
 def test_log_normal_times_give_log_normal_noise_levels(schedule: Schedule, mean: float, std: float) -> None:
     kernel = schedule(torch.from_numpy(draw(LogNormalTimes(mean, std), schedule)))
-    same_law(array(torch.log(kernel.sigma / kernel.alpha)), "norm", (mean, std))
+    same_distribution(array(torch.log(kernel.sigma / kernel.alpha)), "norm", (mean, std))
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.5, 0.7)])
 def test_logit_normal(mean: float, std: float) -> None:
     t = draw(LogitNormalTimes(mean, std), Rectified())
-    same_law(np.log(t / (1 - t)), "norm", (mean, std))
+    same_distribution(np.log(t / (1 - t)), "norm", (mean, std))
     assert draw(LogitNormalTimes(mean, std, t_min=0.4), Rectified()).min() == pytest.approx(0.4)
 
 
@@ -133,7 +137,7 @@ def test_likelihood_times_are_uniform_in_logsnr(schedule: Schedule, t_min: float
     t = torch.from_numpy(draw(LikelihoodTimes(t_min), schedule))
     assert t.min() >= np.float32(t_min)
     low, high = (float(schedule(torch.tensor(v, dtype=torch.float64)).logsnr) for v in (1.0, t_min))
-    same_law(array(schedule(t).logsnr), "uniform", (low, high - low))
+    same_distribution(array(schedule(t).logsnr), "uniform", (low, high - low))
 
 
 def integrand(schedule: Schedule, t: torch.Tensor) -> torch.Tensor:
@@ -150,15 +154,15 @@ def test_likelihood_times_are_unbiased_with_less_variance(schedule: Schedule, t_
     t = torch.logspace(math.log10(t_min), 0, 200_001, dtype=torch.float64)
     exact = np.trapezoid(array(integrand(schedule, t)), array(t)) / (1 - t_min)
 
-    def estimates(law: TimeSampler) -> np.ndarray:
-        t, importance = law(schedule, torch.empty(n, 1), torch.Generator().manual_seed(3))
+    def estimates(time_sampler: TimeSampler) -> np.ndarray:
+        t, importance = time_sampler(schedule, torch.empty(n, 1), torch.Generator().manual_seed(3))
         return array(torch.as_tensor(importance).double() * integrand(schedule, t.double())).flatten()
 
     drawn, plain = estimates(LikelihoodTimes(t_min)), estimates(UniformTimes(t_min))
     assert abs(drawn.mean() - exact) < 4 * drawn.std() / math.sqrt(n)
     assert abs(plain.mean() - exact) < 4 * plain.std() / math.sqrt(n)
     assert drawn.std() / math.sqrt(n) < 0.02 * exact  # the comparison above means something
-    if t_min < 0.1 and not isinstance(schedule, VE):  # whose −λ' is constant: there both laws are one
+    if t_min < 0.1 and not isinstance(schedule, VE):  # whose −λ' is constant: there both distributions are one
         assert drawn.var() < 0.7 * plain.var()
 
 

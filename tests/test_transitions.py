@@ -69,7 +69,7 @@ def test_posterior_is_bayes_rule_on_a_grid(schedule: Schedule) -> None:
 
 
 def test_posterior_from_pure_noise_is_the_marginal() -> None:
-    """Where α_t = 0, x_t tells nothing: q(x_s | x_t, x_0) = q(x_s | x_0)."""
+    """Where α_t = 0, x_t has no information: q(x_s | x_t, x_0) = q(x_s | x_0)."""
     at_s, at_t = kernel(Rectified(), 0.6), kernel(Rectified(), 1.0)
     from_t, from_0, var = posterior(at_s, at_t)
     assert (from_t.item(), from_0.item(), var.item()) == pytest.approx((0, 0.4, 0.36))

@@ -26,7 +26,7 @@ def size(network: nn.Module) -> int:
     [
         ((3, 32, 32), {}, 35_746_307),  # Ho et al., Sec. 4: 35.7 million
         ((3, 32, 32), {"up_attention": "once_per_level"}, 35_218_947),
-        ((3, 16, 16), {"num_res_blocks": 4, "up_attention": "once_per_level"}, 56_646_147),  # document 0
+        ((3, 16, 16), {"num_res_blocks": 4, "up_attention": "once_per_level"}, 56_646_147),  # VP-SDE seminar
     ],
 )
 def test_the_published_networks_have_exactly_their_size(shape: Any, options: Any, parameters: int) -> None:
@@ -99,9 +99,9 @@ def test_the_time_can_scale_and_shift_the_second_norm() -> None:
     block = ResBlock(8, 8, 4, "swish", 0.0, scale=1.0, time_scales=True).double()
     x, time = torch.randn(3, 8, 4, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     assert block.time is not None
-    told = time * torch.sigmoid(time) @ block.time.weight.T + block.time.bias
+    modulation = time * torch.sigmoid(time) @ block.time.weight.T + block.time.bias
     h = block.norm_2(block.conv_1(F.silu(block.norm_1(x))))
-    h = h * (1 + told[:, :8, None, None]) + told[:, 8:, None, None]
+    h = h * (1 + modulation[:, :8, None, None]) + modulation[:, 8:, None, None]
     torch.testing.assert_close(block(x, time), x + block.conv_2(F.silu(h)))
 
 
@@ -125,7 +125,7 @@ def test_input_waves_separate_the_last_bits() -> None:
     assert step > 1.5  # cos turns over from level to level
 
 
-def test_the_documents_network_has_its_blocks() -> None:
+def test_the_seminars_network_has_its_blocks() -> None:
     with torch.device("meta"):
         network = UNet((3, 16, 16), num_res_blocks=4, up_attention="once_per_level")
     kinds = [type(module) for module in network.modules()]
@@ -162,7 +162,7 @@ def test_variance_scaling_has_variance_scale_over_mean_fan(scale: float) -> None
     variance_scaling_(weight, scale)
     variance = scale / ((32 * 9 + 96 * 9) / 2)
     n = weight.numel()
-    # Of a uniform law, the variance of the sample variance is 4/5 of its square by n; the range is √12 deviations.
+    # Uniform: the variance of the sample variance is 4/5 of its square by n; the range is √12 deviations.
     assert weight.var().item() == pytest.approx(variance, rel=5 * math.sqrt(0.8 / n))
     assert weight.abs().max().item() == pytest.approx(math.sqrt(3 * variance), rel=1e-3)
     assert abs(weight.mean().item()) < 5 * math.sqrt(variance / n)
@@ -236,11 +236,11 @@ def test_resampling_without_convolution_is_mean_and_repetition() -> None:
 def test_conv_shortcut_applies_only_where_channels_change() -> None:
     one, three = small((3, 8, 8)), small((3, 8, 8), conv_shortcut=True)
 
-    def sides(network: nn.Module) -> list[int]:
+    def resolutions(network: nn.Module) -> list[int]:
         shortcuts = [m.shortcut for m in network.modules() if isinstance(m, ResBlock)]
         return [s.weight.shape[2] for s in shortcuts if isinstance(s, nn.Conv2d)]
 
-    shapes = [sides(one), sides(three)]
+    shapes = [resolutions(one), resolutions(three)]
     assert set(shapes[0]) == {1}
     assert set(shapes[1]) == {3}
     assert len(shapes[0]) == len(shapes[1])

@@ -1,4 +1,4 @@
-"""The convolutional U-Net of document 4: its size counted by hand, its blocks, its bypasses."""
+"""The convolutional U-Net of the French DDPM demonstration: its size counted by hand, its blocks, its bypasses."""
 
 from functools import partial
 from itertools import pairwise
@@ -43,7 +43,7 @@ def test_a_time_embedding_and_classes_bring_their_own_width() -> None:
 
 
 def test_the_noise_level_is_seen_at_all_scales() -> None:
-    """From single steps to the whole table; the document divides by its length, and never gets below 0.27."""
+    """From single steps to the whole schedule; the demonstration divides by its length, and never gets below 0.27."""
     network = ConvUNet((3, 8, 8))
     small = torch.tensor([[1e-3]])
     rates = network.embedding(small)[0, :8] / small[0]

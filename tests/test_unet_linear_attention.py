@@ -89,7 +89,7 @@ def test_linear_attention_is_the_product_of_its_softmaxes() -> None:
 
 
 def test_linear_attention_keeps_its_scale_for_more_positions() -> None:
-    """A picture tiled has the same context, hence the same result at each copy (the document divides it by n)."""
+    """A tiled image has the same context, hence the same result at each copy (the original code divides it by n)."""
     torch.manual_seed(0)
     layer = LinearAttention(6, heads=2, dim_head=4)
     x = torch.randn(1, 6, 4, 4)
@@ -129,8 +129,8 @@ def test_the_time_scales_and_shifts_between_the_convolutions() -> None:
     torch.manual_seed(0)
     block = Block(4, 4, 3, groups=2).double()
     x, time = torch.randn(2, 4, 5, 5, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
-    told = block.time(nn.functional.silu(time))
-    scale, shift = told[:, :4, None, None], told[:, 4:, None, None]
+    modulation = block.time(nn.functional.silu(time))
+    scale, shift = modulation[:, :4, None, None], modulation[:, 4:, None, None]
     h = nn.functional.silu(block.norm_1(block.conv_1(x)) * (scale + 1) + shift)
     torch.testing.assert_close(block(x, time), x + nn.functional.silu(block.norm_2(block.conv_2(h))))
 

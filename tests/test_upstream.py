@@ -123,7 +123,7 @@ def test_processes_meet_where_no_agent_hosts_a_store(monkeypatch: pytest.MonkeyP
 
 
 class Notes(Callback):
-    """What the functions tell, at each hook of a fit."""
+    """What the functions return, at each hook of a fit."""
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
@@ -151,11 +151,11 @@ class Notes(Callback):
 @pytest.fixture(scope="module")
 def notes(tmp_path_factory: pytest.TempPathFactory) -> Notes:
     """Of a fit of two epochs of two batches each, with a validation after the last."""
-    found = Notes()
+    result = Notes()
     options = {"max_steps": 4, "val_check_interval": 4, "check_val_every_n_epoch": None, "logger": False}
-    trainer = tiny_trainer(tmp_path_factory.mktemp("notes"), found, **options)
+    trainer = tiny_trainer(tmp_path_factory.mktemp("notes"), result, **options)
     trainer.fit(tiny_module(), datamodule=tiny_data(batch_size=50, repeats=1))
-    return found
+    return result
 
 
 def test_batch_number_counts_over_epochs(notes: Notes) -> None:
@@ -357,8 +357,8 @@ def parser(kind: type = Base) -> ArgumentParser:
 def scale(*args: str) -> float:
     """The scale of a Fast that replaces a Slow of scale 9."""
     slow = ["--part", f"{__name__}.Slow", "--part.scale", "9", "--number", "1"]
-    found: float = parser().parse_args([*slow, *args]).part.init_args.scale
-    return found
+    result: float = parser().parse_args([*slow, *args]).part.init_args.scale
+    return result
 
 
 def test_replaced_class_keeps_options_unless_changed() -> None:
@@ -392,10 +392,10 @@ def test_imports_only_refuses_and_lets_go() -> None:
 
 
 def test_option_types_are_those_of_the_signature() -> None:
-    found = arguments.option_types(parser())
-    assert found["number"] is int
-    assert Base in get_args(found["part"])
-    assert "help" not in found
+    result = arguments.option_types(parser())
+    assert result["number"] is int
+    assert Base in get_args(result["part"])
+    assert "help" not in result
 
 
 def test_options_with_a_default_are_not_required() -> None:

@@ -1,6 +1,6 @@
 """Short trainings of the shipped configurations: a narrow network, a small batch, some hundred steps on a CPU.
 
-What a configuration says of process, parameterization, loss, times and optimizer stays as it is: that is what a trial
+What a configuration says of schedule, parameterization, loss, times and optimizer stays as it is: that is what a trial
 is about.  The validation loss, always at the same times and noise, is taken before the first step and after the last.
 """
 
@@ -68,14 +68,14 @@ TRIALS: dict[str, Trial] = {
 class ValLosses(Callback):
     """The validation losses of the latest run: of the untrained model, and of the averaged weights since."""
 
-    found: ClassVar[list[float]] = []
+    losses: ClassVar[list[float]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.found.clear()
+        self.losses.clear()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         (name,) = (name for name in trainer.callback_metrics if name.startswith("val_loss/") and "_t" not in name[9:])
-        self.found.append(trainer.callback_metrics[name].item())
+        self.losses.append(trainer.callback_metrics[name].item())
 
 
 def key(config: Path) -> str:
@@ -92,7 +92,7 @@ def options(config: Path, trial: Trial, keep: bool = False, resumed: bool = Fals
     model = yaml.safe_load(config.read_text())["model"]
     where = "model.init_args" if "class_path" in model else "model"
     model = model.get("init_args", model)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "trainer.accelerator": "cpu",
         "trainer.devices": 1,
         "trainer.num_nodes": 1,
@@ -109,12 +109,12 @@ def options(config: Path, trial: Trial, keep: bool = False, resumed: bool = Fals
     network = {} if whole else model["network"]["init_args"]
     for size, less in NARROW.items():
         if network.get(size, 0) > less:
-            found[f"{where}.network.init_args.{size}"] = less
+            result[f"{where}.network.init_args.{size}"] = less
     if len(network.get("ch_mult", ())) > 2 and 7 not in network["attn_resolutions"]:  # MNIST's 7 is the third level's
-        found[f"{where}.network.init_args.ch_mult"] = "[1, 2]"
-        found[f"{where}.network.init_args.attn_resolutions"] = "[16]"
+        result[f"{where}.network.init_args.ch_mult"] = "[1, 2]"
+        result[f"{where}.network.init_args.attn_resolutions"] = "[16]"
     if model["optimizer"]["init_args"]["lr"] < 1e-3:  # a narrow network takes larger steps
-        found[f"{where}.optimizer.init_args.lr"] = 2e-3
+        result[f"{where}.optimizer.init_args.lr"] = 2e-3
     if "lr_scheduler" in model:
-        found[f"{where}.lr_scheduler.init_args.warmup_steps"] = 10
-    return [word for name, value in found.items() for word in (f"--{name}", str(value))]
+        result[f"{where}.lr_scheduler.init_args.warmup_steps"] = 10
+    return [word for name, value in result.items() for word in (f"--{name}", str(value))]

@@ -1,4 +1,4 @@
-"""Figures of samples, by the kind of data: grids of images, scatter plots of points."""
+"""Plots of samples, by the kind of data: grids of images, scatter plots of points."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ WIDEST = 20  # classes up to which each has a column of the grid
 
 
 def write_samples(data: DataModule, x: Tensor, folder: Path) -> list[Path]:
-    """Write samples to files in the user's units, with a figure of them: grid.png of images, samples.png of points.
+    """Write samples to files in the user's units, with a plot of them: grid.png of images, samples.png of points.
 
     Args:
         data: of the model.

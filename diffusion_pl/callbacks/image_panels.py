@@ -23,7 +23,7 @@ class ImagePanels(LeanCallback):
     """Panels of images, as files in the run's folder and in the loggers; each says which weights it shows.
 
     During training: samples, always from the same latents, one row for each class if there are classes; those of the
-    raw weights next to the EMA weights' while the average is young.  Mean and deviation of each channel are logged next
+    raw weights next to the EMA weights' while the EMA is young.  Mean and deviation of each channel are logged next
     to the data's, and constant samples are counted.  At the start the forward process of some images; at the end a film
     of x_t and of the estimate x̂_0 from noise to samples, and samples above their nearest training images, with
     their distance relative to that of held-out images (memorisation).

@@ -137,7 +137,7 @@ class Drawer(LightningModule):
 
 
 class _Blocks(LightningDataModule):
-    """The blocks that are not done yet, as batches {"block": (K,)}, which go to the processes whole."""
+    """The blocks that are not done yet, as batches {"block": (K,)}, none of which is divided among processes."""
 
     def __init__(self, count: int, batch: int, done: frozenset[int]) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ class Saver(LeanCallback, Checkpoint):
 
     The one before stays next to it as previous.ckpt.  Every few steps training waits for a copy to host memory only, as
     large as the file, which a thread then writes; the last checkpoint of a run is waited for.  If one cannot be
-    written, the run ends with the next step: it would train on without a way back, and the last good one is whole.
+    written, the run ends with the next step: continuing would risk losing progress; the last good checkpoint is intact.
 
     Ctrl-C, SIGTERM, SIGHUP, SIGXCPU, SIGUSR1 and SIGUSR2, and a reader of the output that goes away, let the current
     step finish, save and end; a second Ctrl-C ends at once.  Of several processes any can get the signal: all end
@@ -95,7 +95,7 @@ class Saver(LeanCallback, Checkpoint):
         # The end of a run that is counted in epochs, or that EarlyStopping ends, whose state is newer than that of the
         # step: before what other callbacks do at the end, which may fail.
         if trainer.should_stop or epochs_trained(trainer) == trainer.max_epochs:
-            self._save(trainer, anew=trainer.should_stop)
+            self._save(trainer, again=trainer.should_stop)
             if self._signals is not None and not trainer.should_stop:
                 self._signals.end()
 
@@ -119,8 +119,8 @@ class Saver(LeanCallback, Checkpoint):
                     print(requeue(), flush=True)
                 trainer.strategy.barrier("requeue")  # if one ended now, SLURM might end the first before it asked
 
-    def _save(self, trainer: Trainer, in_background: bool = False, anew: bool = False) -> None:
-        if trainer.fast_dev_run or (trainer.global_step == self._saved_step and not anew):
+    def _save(self, trainer: Trainer, in_background: bool = False, again: bool = False) -> None:
+        if trainer.fast_dev_run or (trainer.global_step == self._saved_step and not again):
             return
         self._saved_step = trainer.global_step
         io = trainer.strategy.checkpoint_io

@@ -1,6 +1,6 @@
 """The one reader and writer of checkpoint files.
 
-Written by `storage.write_file`: whatever happens in between, the old file is whole.  Read with weights_only=True, so
+Written by `storage.write_file`: whatever happens in between, the old file is intact.  Read with weights_only=True, so
 that a file can hold no code, after its checksums were verified.
 """
 
@@ -247,7 +247,7 @@ def or_else(path: Path) -> str:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether the file is whole and of a training run, not any archive of this name."""
+    """Whether the file is complete and of a training run, not any archive of this name."""
     if not is_whole(path):
         return False
     try:
@@ -282,5 +282,5 @@ def _what_is_left(path: Path, remedy: str) -> str:
     if not path.is_file():
         return f"there was none before{or_else(path)}"
     if is_whole(path):
-        return f"the one before is untouched and whole: {remedy} and resume with --ckpt_path {path}"
+        return f"the previous checkpoint is intact: {remedy} and resume with --ckpt_path {path}"
     return f"the one before is untouched, but damaged{or_else(path)}"

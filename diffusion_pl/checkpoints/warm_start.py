@@ -86,7 +86,7 @@ class WarmStart:
         pattern = f"{name.rpartition('.')[0] or name}*"
         raise ValueError(
             f"init_from: {self.path} does not fit the new model: {'; '.join(differences[:_LISTED])}{more}. Fix: begin "
-            f"these anew with --init_from.skip '[\"{pattern}\"]', or give the model the options of the checkpoint"
+            f"these newly with --init_from.skip '[\"{pattern}\"]', or give the model the options of the checkpoint"
         )
 
 

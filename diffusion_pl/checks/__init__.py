@@ -1,7 +1,7 @@
 """Before step 1: checks of a run that has not started.
 
 Each check is a function of the parts that it checks and yields findings: what is wrong, with values, and how to fix
-it.  An error spoils a run or ends it; a warning may do so.  The thresholds are given with their reasons.
+it.  An error ends a run or makes it useless; a warning may do so.  The thresholds are given with their reasons.
 """
 
 from .base import CHECKS, Finding, table

@@ -22,7 +22,7 @@ CHECKS = (
 
 
 class Finding(NamedTuple):
-    """One line of the result: level, name of the check, what was found, and how to fix it ("" if nothing is wrong)."""
+    """One line of the result: level, name of the check, the finding, and how to fix it ("" if nothing is wrong)."""
 
     level: Literal["fine", "warning", "error"]
     name: str

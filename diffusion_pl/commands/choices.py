@@ -6,7 +6,7 @@ from pathlib import Path
 from ..checkpoints.loading import load_classifier, load_pipeline
 from ..pipeline import Pipeline
 from ..runtime.parsing import wrong
-from ..runtime.processes import place
+from ..runtime.processes import rank_label
 from ..samplers import Grid, Sampler
 
 
@@ -60,7 +60,7 @@ def _say_names(pipeline: Pipeline, cond: Mapping[str, str]) -> None:
     """Say which class a number is the name of, where it is not the class of that number: of folders 10, 20, 30."""
     for name, asked in cond.items():
         names = pipeline.conditions[name].names if name in pipeline.conditions else ()
-        if str(asked).isdigit() and str(asked) in names and names.index(str(asked)) != int(asked) and not place():
+        if str(asked).isdigit() and str(asked) in names and names.index(str(asked)) != int(asked) and not rank_label():
             print(f"cond.{name} {asked}: the class named '{asked}', which is number {names.index(str(asked))}")
 
 

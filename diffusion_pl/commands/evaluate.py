@@ -78,7 +78,7 @@ def evaluate(
     from ..runtime.errors import quiet
     from ..runtime.limits import check_devices
     from ..runtime.output_folder import OutputFolder
-    from ..runtime.processes import place
+    from ..runtime.processes import rank_label
     from .choices import choose
 
     plan = Plan(
@@ -102,7 +102,7 @@ def evaluate(
     pipeline = choose(pipeline, sampler, grid, steps, scale)
     pipeline.guided.requires_grad_(False)
     evaluation = Evaluation(pipeline, data, plan, str(ckpt_path), scale, accelerator, prepare=bool(data_))
-    with OutputFolder(output, {**evaluation.call, "data": data_ or None}, leader=not place()) as folder:
+    with OutputFolder(output, {**evaluation.call, "data": data_ or None}, leader=not rank_label()) as folder:
         if folder.published is None:
             results = evaluation.run(folder.work, devices)
             if results is None:

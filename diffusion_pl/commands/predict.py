@@ -10,7 +10,7 @@ from ..checkpoints.io import read_hashed
 from ..checkpoints.loading import diffusion_model, fill
 from ..cli import DiffusionCLI
 from ..runtime.output_folder import OutputFolder
-from ..runtime.processes import part
+from ..runtime.processes import leave_group
 from .choices import default_count
 
 
@@ -39,7 +39,7 @@ def predict(cli: DiffusionCLI, leader: bool) -> None:
         if output.published is None:
             n = default_count(pipeline)
             first = draw(Drawer(pipeline), n, output.work, trainer, size=4 * math.prod(pipeline.shape))
-            part()
+            leave_group()
             if not first:
                 return
             drawn = gathered(output.work, n)

@@ -76,7 +76,7 @@ def sample(
     from ..runtime.errors import quiet
     from ..runtime.limits import check_devices
     from ..runtime.output_folder import OutputFolder
-    from ..runtime.processes import place
+    from ..runtime.processes import rank_label
     from ..runtime.provenance import describe
     from .choices import choose, default_count
     from .encode import read_latents
@@ -103,7 +103,7 @@ def sample(
     device = device_of(accelerator)
     check_devices(devices, device.type, "devices")
     whole = {**call, "num_samples": n, "npz": npz, "film": film}
-    with OutputFolder(output, whole, leader=not place()) as folder:
+    with OutputFolder(output, whole, leader=not rank_label()) as folder:
         if folder.published is None:
             drawn = _drawn(pipeline, data, n, folder.work, device.type, devices, batch_size)
             if drawn is None:
@@ -120,15 +120,15 @@ def _drawn(
 ) -> "Drawn | None":
     """Draw n samples on all devices, kept in the folder `work`; None in every process but the first."""
     from ..callbacks.sample_writer import Drawer, draw, drawing_trainer, gathered
-    from ..runtime.processes import part, place
+    from ..runtime.processes import leave_group, rank_label
 
-    if not place():
+    if not rank_label():
         _say_untrained(pipeline)
     with suppress(OSError, ValueError):  # the image shows the data too, where they can be read
         data.setup("predict")
     trainer = drawing_trainer(accelerator, devices)
     first = draw(Drawer(pipeline), n, work, trainer, batch_size, size=4 * math.prod(pipeline.shape))
-    part()
+    leave_group()
     return gathered(work, n) if first else None
 
 

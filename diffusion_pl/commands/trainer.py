@@ -16,7 +16,7 @@ from ..cli import DiffusionCLI
 from ..runtime.devices import keep_freed_memory
 from ..runtime.errors import quiet
 from ..runtime.loggers import quiet_threads
-from ..runtime.processes import end_with_parent, let_the_first_speak, lost_touch, part, place
+from ..runtime.processes import end_with_parent, is_connection_lost, leave_group, rank_label, report_from_rank_zero
 from ..runtime.run_card import CARD
 from ..runtime.run_folder import RunFolder
 from ..runtime.stopping import Stopped, output_may_break, stoppable
@@ -69,16 +69,16 @@ def _run(command: str, args: Sequence[str], run: RunFolder) -> DiffusionCLI:
         with warm_started(args) if command == "fit" else nullcontext(list(args)) as options:
             cli = DiffusionCLI(command, options, run)
         if command == "predict":
-            predict(cli, leader=not place() and not run.inherited)
+            predict(cli, leader=not rank_label() and not run.inherited)
         else:
             getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, **cli.options)
-        part()
+        leave_group()
     except SIGTERMException:
-        part()
+        leave_group()
         if run.inherited:
             raise SystemExit(0) from None  # Lightning would take any other for a failure, and kill the first process
-        if place():
-            let_the_first_speak()
+        if rank_label():
+            report_from_rank_zero()
         else:
             assert run.path is not None
             saved = last_checkpoint(run.path)
@@ -94,7 +94,7 @@ def _run(command: str, args: Sequence[str], run: RunFolder) -> DiffusionCLI:
         run.discard()
         resume = "the last checkpoint is intact. Resume with --ckpt_path last"
         reason = str(error).partition("\n")[0].split(". ")[0]
-        if isinstance(error, RuntimeError) and lost_touch(error):
+        if isinstance(error, RuntimeError) and is_connection_lost(error):
             raise ConnectionError(f"lost connection to another process of the run; {resume} ({reason})") from error
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise OSError(

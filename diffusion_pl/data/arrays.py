@@ -76,7 +76,7 @@ class ImageArrays(Images):
         path: The file.
         labels: Name of the array of labels in the file, or for `Arrays` also the path of a .npy; None: no labels.
         classes: Number of classes; None: the largest label and one.
-        order: NHWC or NCHW; None: found by the number of channels, 1, 3 or 4.
+        order: NHWC or NCHW; None: inferred from the number of channels, 1, 3 or 4.
         size: Height and width, or one number for both, to which images are cropped in shape and resized; None:
             as they are.
         memory_gb: Keep the images in memory if they take no more; else they are read from the disk as needed.
@@ -180,7 +180,7 @@ def prepared(rows: NDArray[Any], order: Order | None, size: tuple[int, int] | No
 
 
 def order_of(name: str, shape: tuple[int, ...], order: Order | None) -> Order | None:
-    """NHWC or NCHW, given or found; None for images without an axis of channels."""
+    """NHWC or NCHW, given or inferred; None for images without an axis of channels."""
     if len(shape) == 3:
         return None
     if len(shape) != 4:
@@ -292,7 +292,7 @@ def same_values(name: str, source: Source) -> Tensor | None:
     copied = len(groups) - len(first)
     if not copied:
         return None
-    say(f"{name}: {copied} of {len(groups)} images are copies of others and stay on their side of the split")
+    say(f"{name}: {copied} of {len(groups)} images are copies of others and stay in their split")
     return groups
 
 

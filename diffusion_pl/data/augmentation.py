@@ -65,13 +65,13 @@ class NonLeaky(Recorded):
         augment = torch.stack([part.double() for part in changes], 1)
 
         # The inverse of the change: each place of the new image has to know where it comes from.  Angles are between
-        # pixels, places count in halves of a side.
+        # pixels; positions are in halves of the width or height.
         height, width = batch["x"].shape[-2:]
-        sides = torch.tensor([width, height], dtype=torch.float64)
+        lengths = torch.tensor([width, height], dtype=torch.float64)
         turn = _rotation(theta)
         stretch = turn @ torch.diag_embed(torch.stack((2 ** (-b / 5), 2 ** (b / 5)), 1)) @ turn.mT
         flip = torch.diag_embed(1 - 2 * torch.stack((mirrored, down), 1).double())
-        linear = (2 ** (-a / 5))[:, None, None] * (flip @ _rotation(-phi) @ stretch) * sides / sides[:, None]
+        linear = (2 ** (-a / 5))[:, None, None] * (flip @ _rotation(-phi) @ stretch) * lengths / lengths[:, None]
         shift = linear @ torch.stack((c, d), 1)[:, :, None] / -4
         warp = torch.cat((linear, shift), 2)
         return {**batch, "augment": augment.float(), "warp": warp.float()}
@@ -80,8 +80,8 @@ class NonLeaky(Recorded):
 def warped(x: Tensor, warp: Tensor) -> Tensor:
     """Images x: (B, C, H, W) whose value at a place r is x's at A r + b; warp: (B, 2, 3) holds (A, b).
 
-    Places count in halves of a side from the middle, (across, down).  Bicubic between the pixels, mirrored at the
-    outermost of them.
+    Positions count from the middle, (across, down), in half widths and half heights.  Bicubic between the pixels,
+    mirrored at the outermost of them.
     """
     *_, height, width = x.shape
     across = (2 * torch.arange(width, device=x.device) + 1) / width - 1

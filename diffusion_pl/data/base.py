@@ -104,7 +104,7 @@ class DataModule(Recorded, LightningDataModule, ABC):
 
     @property
     def conditions(self) -> dict[str, Condition]:
-        """What batches hold beside ``x``, by name; {}: nothing, the data are unconditional.  Known before ``setup``."""
+        """What batches hold besides ``x``, by name; {} for unconditional data.  Known before ``setup``."""
         return {}
 
     @property
@@ -226,7 +226,7 @@ class DataModule(Recorded, LightningDataModule, ABC):
         """This process's loader.
 
         Training shuffles and leaves out a last partial batch, so that every step weighs every example alike on any
-        number of processes; a training set smaller than one batch is one batch. Evaluation leaves nothing out.
+        number of processes; a training set smaller than one batch is one batch. Evaluation skips nothing.
         """
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)

@@ -34,9 +34,9 @@ _REFUSED = {"signed": "has signed values"}
 
 
 class Layout(NamedTuple):
-    """How images are made alike.
+    """How images are converted to one format.
 
-    mode: to convert to, None: as they are;  crop: side of the centre square cut out first, None: none;  size: height
+    mode: to convert to, None: as they are;  crop: length of the centre square cut out first, None: none;  size: height
     and width to crop to in shape and to resize to, None: as they are;  frames: of files with several pages, None: these
     are refused;  bits: that 16-bit images use, None: all 16;  max_pixels: of one image.
     """
@@ -69,12 +69,12 @@ class Look(NamedTuple):
 
 def check_size(name: str, size: Size, crop: int | None = None) -> tuple[int, int] | None:
     """(height, width) of one number or two."""
-    sides = (size, size) if isinstance(size, int) else size
-    if sides is not None and (len(sides) != 2 or min(sides) < 1):
+    pair = (size, size) if isinstance(size, int) else size
+    if pair is not None and (len(pair) != 2 or min(pair) < 1):
         raise ValueError(f"{name}: size must be height and width, or one number for both, at least 1, got {size}")
     if crop is not None and crop < 1:
         raise ValueError(f"{name}: crop must be at least 1, got {crop}")
-    return None if sides is None else (sides[0], sides[1])
+    return None if pair is None else (pair[0], pair[1])
 
 
 def make_layout(
@@ -99,7 +99,7 @@ def check_bits(name: str, bits: int | None) -> None:
 
 
 def look(image: "Image", *, pages: bool = True) -> Look:
-    """Mode, height, width and the number of pages from the header alone; EXIF may turn an image on its side.
+    """Mode, height, width and the number of pages from the header alone; EXIF may rotate an image.
 
     Args:
         image: Opened.
@@ -111,7 +111,7 @@ def look(image: "Image", *, pages: bool = True) -> Look:
     return Look(_kind(image), height, width, count_pages(image) if pages else 1)
 
 
-def sides(seen: Look, layout: Layout) -> tuple[int, int]:
+def size_of(seen: Look, layout: Layout) -> tuple[int, int]:
     """Height and width that `to_array` makes of such an image."""
     if layout.size is not None:
         return layout.size

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .base import say
-from .decoding import Frames, Layout, Look, Mode, Size, look, make_layout, mode_of, profile_name, sides, to_array
+from .decoding import Frames, Layout, Look, Mode, Size, look, make_layout, mode_of, profile_name, size_of, to_array
 from .images import Format, Images
 from .loader import Batch, Source, Subset, Tensors
 from .opening import MAX_PIXELS, AnyFile, Page, Unreadable, count_pages, in_parallel, opened
@@ -27,10 +27,10 @@ class ImageFiles(Images):
         path: What to call the data in messages, and where they are.
         size: Height and width, or one number for both, to which images are cropped in shape and resized; None:
             as they are.
-        crop: Side of the centre square that is cut out before.
+        crop: Height and width of the centre square that is cut out before.
         mode: L (grey), RGB or RGBA to convert to, transparency onto white; None: as they are.
         corrupt: What to do about images that cannot be read: fail, or skip and count them.
-        memory_gb: Keep the images in memory if they take no more; else decode them anew each time.
+        memory_gb: Keep the images in memory if they take no more; else decode them each time.
         workers: Processes that decode ahead where images are not in memory; None: up to four.
         frames: Which pages of a multi-page TIFF or frames of an animation to take: all (each is an image) or first;
             None: such files are refused.
@@ -73,7 +73,7 @@ def first_look(name: str, files: Sequence[AnyFile], layout: Layout, corrupt: str
                 raise ValueError(f"{file}: cannot be read ({_short(error)}): {_REMEDY}") from None
             continue
         channels, levels = mode_of(seen, layout, str(file))
-        return (channels, *sides(seen, layout)), levels
+        return (channels, *size_of(seen, layout)), levels
     raise ValueError(f"{name}: none of its {len(files)} images can be read")
 
 
@@ -192,8 +192,8 @@ def _check(name: str, files: Sequence[AnyFile], layout: Layout, format: Format, 
     kinds: dict[tuple[int, int], int] = {}
     for i, seen in good.items():
         kinds.setdefault(mode_of(seen, layout, str(files[i])), i)
-        if sides(seen, layout) != (height, width):
-            other = "x".join(map(str, sides(seen, layout)))
+        if size_of(seen, layout) != (height, width):
+            other = "x".join(map(str, size_of(seen, layout)))
             first = next(iter(good))
             raise ValueError(
                 f"{files[i]}: is {other} (height x width), {files[first]} is {height}x{width}: give size, for "

@@ -20,7 +20,7 @@ from .stand_ins import stand_in_hint, tell_if_stand_in
 class Folder(ImageFiles):
     """Images in a folder, flat or in one folder for each class.
 
-    A file is taken once, however many links lead to it, and files with the same bytes stay on one side of the split.
+    A file is taken once, however many links lead to it, and files with the same bytes stay in one split.
 
     Args:
         path: The folder; folders within are searched too.
@@ -107,9 +107,7 @@ class Folder(ImageFiles):
 
     def _say_copies(self, groups: Tensor, labels: Tensor | None) -> None:
         copied = int((groups != torch.arange(len(groups))).sum())
-        line = (
-            f"{self.source}: {copied} of {len(groups)} files are copies of others and stay on their side of the split"
-        )
+        line = f"{self.source}: {copied} of {len(groups)} files are copies of others and stay in their split"
         other = 0 if labels is None else int((labels != labels[groups]).sum())
         say(
             line

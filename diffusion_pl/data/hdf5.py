@@ -178,5 +178,5 @@ def _check_saved(dataset: Any, name: str, where: str) -> None:
     if missing:
         raise ValueError(
             f"{where}: dataset {name!r} declares shape {dataset.shape}, {dataset.nbytes / 2**30:,.3g} GiB, and only a "
-            f"part of it is in the file ({saved:,} bytes): write it whole"
+            f"part of it is in the file ({saved:,} bytes): write all of it"
         )

@@ -23,9 +23,9 @@ from .units import Levels
 
 
 class Format(NamedTuple):
-    """What images are like.
+    """Format of images.
 
-    shape: (C, H, W);  conditions: what batches hold beside the images;  levels: how many values a channel can take, 256
+    shape: (C, H, W);  conditions: what else batches hold;  levels: how many values a channel can take, 256
     for 8 bits and 65,536 for 16.
     """
 
@@ -50,7 +50,7 @@ class Examples(NamedTuple):
     train: sources of {"x": integers 0 … levels − 1, (B, C, H, W)} and the conditions, such as {"label": int64, (B,)};
     what is held out for validation, and for testing unless ``test`` is there, is taken of it;  labels: (n,) of
     ``train``, for the stratified split, None without classes;  test: the set's own test split;  groups: (n,) int64 of
-    ``train``, images with the same number (copies of one file) stay on one side of the split, None: each is a group of
+    ``train``, images with the same number (copies of one file) stay in one split, None: each is a group of
     its own;  names: of the n images of ``train``, such as paths within a folder, None: their numbers.
     """
 
@@ -252,7 +252,7 @@ class Images(DataModule):
         current, there = self._format, self._splits is not None
         self._format = format_of(state_dict)
         self._saved, self._class_counts = state_dict, state_dict.get("class_counts")
-        if there:  # split them anew, as the checkpoint's were
+        if there:  # split them again, as the checkpoint's were
             self._splits = None
             self.setup()
         elif current is not None:

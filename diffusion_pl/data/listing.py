@@ -15,10 +15,10 @@ from .opening import endings, in_parallel
 
 
 class Listing(NamedTuple):
-    """What was found.
+    """The files of a folder.
 
     files: image files, sorted;  others: files of other kinds by their endings;  links: links to files and folders that
-    were found already.
+    are listed already.
     """
 
     files: list[Path]

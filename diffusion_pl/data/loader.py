@@ -84,20 +84,20 @@ class Loader:
 
     With ``shuffle`` (training) every batch is shared out: process r takes every world_size-th example of it, from the
     r-th on. All have equally many: a last, partial batch smaller than the number of processes is dropped.  Without it
-    (evaluation) batches are dealt out whole, process r takes every world_size-th one, so that a metric is made of the
+    (evaluation) batches are not divided: process r takes every world_size-th one, so that a metric is made of the
     same batches on any number of processes; no example is dropped or padded, and processes may differ by one batch.  A
     process that would have none has one of no examples: Lightning would skip its hooks, where the others wait.
 
     Shuffled batches are one endless stream, epoch after epoch: iterating takes the next ``len(loader)`` of it, from
     where the last iteration, or the loaded state, left off. So the batches do not depend on where the trainer believes
     an epoch to end, and the trainer's epoch is a multiple of ``accumulate`` batches: an optimizer step that began with
-    the last batches of an epoch continues with the first of the next. Unshuffled batches begin anew each time.
+    the last batches of an epoch continues with the first of the next. Unshuffled batches start over each time.
 
     Args:
         source: The n examples; a dictionary of tensors is one.
         batch_size: Examples per batch, over all processes.
         seed: Chooses the sequence of permutations.
-        shuffle: Permute anew in each epoch.
+        shuffle: Draw a new permutation in each epoch.
         repeats: How often each example occurs in an epoch.
         drop_last: Leave out the last batch if it is not full.
         rank: Which of the processes this is.
@@ -184,7 +184,7 @@ class Loader:
         return (divmod(k, self.num_batches) for k in range(self._taken, self._taken + len(self)))
 
     def read(self, epoch: int, index: int) -> Batch:
-        """A batch of an epoch: in training this process's share of it, else the whole."""
+        """A batch of an epoch: in training this process's share of it, else all of it."""
         if self._idle:
             return {name: value[:0] for name, value in self.source.__getitems__(torch.tensor([0])).items()}
         own = slice(self.rank, None, self.world_size) if self.shuffle else slice(None)
@@ -256,7 +256,7 @@ class _Read:
 
 
 class _Places:
-    """The places of the batches to come, asked anew at each iteration."""
+    """The places of the batches to come, computed at each iteration."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader

@@ -145,8 +145,8 @@ class MNIST(Torchvision):
         self.colored, self.size = colored, check_size("MNIST", size)
 
     def inspect(self) -> Format:
-        sides = self.size or (28, 28)
-        return self.labelled((3 if self.colored else 1, *sides))
+        size = self.size or (28, 28)
+        return self.labelled((3 if self.colored else 1, *size))
 
     def dataset(self, train: bool, download: bool) -> Any:
         from torchvision import datasets

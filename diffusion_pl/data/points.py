@@ -23,7 +23,7 @@ class Points(DataModule):
     """N points in D dimensions, normalised per axis: x = (x_file - mean) / std over the training split.
 
     The split is drawn over *distinct* points before any repetition, so no held-out point is a training point; copies
-    of a point stay on its side. The held-out part serves as validation set and as test set: there is no third part.
+    of a point stay in its split. The held-out part serves as validation set and as test set: there is no third part.
     Held-out points are repeated as often as training points, which shows each at several noise levels.
 
     A concrete class defines ``examples``.
@@ -199,7 +199,7 @@ class Points(DataModule):
         # Kept in place of what setup() finds, even in other data: these are the units the network was trained in.
         self._units = Standardized(*(torch.tensor(state_dict[name], dtype=torch.float64) for name in ("mean", "std")))
         self._saved = state_dict
-        if self._splits is not None:  # split them anew, as the checkpoint's were
+        if self._splits is not None:  # split them again, as the checkpoint's were
             self._splits = None
             self.setup()
 

@@ -23,7 +23,7 @@ class Picture(Images):
     Args:
         path: The image; None: the photograph of a flower that comes with scikit-learn.
         size: Height and width of a crop, or one number for both.
-        shorter_side: Side to which the image's shorter one is resized first, so that a crop holds more of it; None:
+        shorter_side: Length to which the image's shorter side is resized first, so that a crop holds more of it; None:
             as it is.
         crops: How many different crops training has; validation has a tenth of that.
         mode: L (grey), RGB or RGBA to convert to; None: as it is.
@@ -47,14 +47,14 @@ class Picture(Images):
         super().__init__(
             source, batch_size=batch_size, augment=0.0, val_fraction=0.0, test_fraction=0.0, workers=0, **kwargs
         )
-        sides = check_size("Picture", size)
-        if sides is None:
+        window = check_size("Picture", size)
+        if window is None:
             raise ValueError("Picture: size is the height and width of a crop and must be given")
         if crops < 10 or (shorter_side is not None and shorter_side < 1):
             raise ValueError(
                 f"Picture: crops must be at least 10 and shorter_side at least 1, got {crops} and {shorter_side}"
             )
-        self.path, self.sides, self.shorter_side, self.crops = path, sides, shorter_side, crops
+        self.path, self.window, self.shorter_side, self.crops = path, window, shorter_side, crops
         self.layout = Layout(mode)
         self._whole: Tensor | None = None
 
@@ -68,10 +68,10 @@ class Picture(Images):
                 scale = self.shorter_side / min(seen.height, seen.width)
                 layout = layout._replace(size=(round(scale * seen.height), round(scale * seen.width)))
             array = torch.from_numpy(to_array(image, layout, self.source).copy())
-            if array.shape[1] < self.sides[0] or array.shape[2] < self.sides[1]:
+            if array.shape[1] < self.window[0] or array.shape[2] < self.window[1]:
                 raise ValueError(
                     f"{self.source}: is {array.shape[1]}x{array.shape[2]} (height x width), smaller than a crop of "
-                    f"{self.sides[0]}x{self.sides[1]}: lower size or raise shorter_side"
+                    f"{self.window[0]}x{self.window[1]}: lower size or raise shorter_side"
                 )
             self._whole = array
         return self._whole
@@ -79,15 +79,15 @@ class Picture(Images):
     def inspect(self) -> Format:
         image = _flower() if self.path is None else _open(Path(self.path).expanduser())
         channels, levels = mode_of(look(image), self.layout, self.source)
-        return Format((channels, *self.sides), levels=levels)
+        return Format((channels, *self.window), levels=levels)
 
     def examples(self) -> Examples:
         whole = self.whole()
-        return Examples(Crops(whole, self.sides, self.crops, 2 * self.seed))
+        return Examples(Crops(whole, self.window, self.crops, 2 * self.seed))
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
-        held_out = Crops(self.whole(), self.sides, self.crops // 10, 2 * self.seed + 1)
+        held_out = Crops(self.whole(), self.window, self.crops // 10, 2 * self.seed + 1)
         self._splits = self.splits[0], held_out, held_out
 
 
@@ -96,17 +96,17 @@ class Crops:
 
     Args:
         whole: (C, H, W).
-        sides: Height and width of a crop.
+        size: Height and width of a crop.
         count: How many.
         seed: Chooses the places.
     """
 
-    def __init__(self, whole: Tensor, sides: tuple[int, int], count: int, seed: int) -> None:
+    def __init__(self, whole: Tensor, size: tuple[int, int], count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        down, across = (full - side + 1 for full, side in zip(whole.shape[1:], sides, strict=True))
+        down, across = (full - side + 1 for full, side in zip(whole.shape[1:], size, strict=True))
         self.top = torch.randint(down, (count,), generator=generator)
         self.left = torch.randint(across, (count,), generator=generator)
-        self.windows = whole.unfold(1, sides[0], 1).unfold(2, sides[1], 1)  # (C, down, across, h, w), no copy
+        self.windows = whole.unfold(1, size[0], 1).unfold(2, size[1], 1)  # (C, down, across, h, w), no copy
 
     def __len__(self) -> int:
         return len(self.top)

@@ -61,7 +61,7 @@ def divide(
     elif rule == SHUFFLED:
         parts = shuffled(n, labels, fractions, seed, groups)
     else:
-        raise ValueError(f"the checkpoint's data were split by the rule {rule!r}, which this version does not know")
+        raise ValueError(f"the checkpoint's data were split by the method {rule!r}, which this version does not know")
     return parts, {"rule": rule, "seed": seed, "grouped": grouped, "exceptions": exceptions}
 
 
@@ -79,7 +79,7 @@ def hashed(
         labels: (n,), None without classes.
         fractions: for validation and for testing.
         seed: of the split.
-        exceptions: of an earlier split; None: they are chosen anew.
+        exceptions: of an earlier split; None: they are chosen again.
 
     Returns:
         The parts, and the exceptions, {"keys": (k,) int64, "parts": (k,) 0, 1 or 2}.

@@ -1,4 +1,4 @@
-"""How a stand-in is distinguished from the data it stands in for: by a note beside it."""
+"""How a stand-in is distinguished from the real data: by a note next to it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ NOTE = "Drawings made by python -m diffusion_pl.data.synthetic {name}. They are 
 
 
 def note_of(path: Path) -> Path:
-    """Where the note of a file or folder is: beside it."""
+    """Where the note of a file or folder is: next to it."""
     return path.with_name(f"{path.name}.STAND-IN.txt")
 
 
@@ -19,7 +19,7 @@ def tell_if_stand_in(path: Path) -> None:
 
 
 def stand_in_hint(path: Path) -> str:
-    """How to do without the data of the source documents."""
+    """How to do without the data of the VP-SDE seminar."""
     name = path.name.partition(".")[0].partition("_64")[0]
     known = {"shoes", "celeba_male", "anime", "church"}
     return f", or make a stand-in: python -m diffusion_pl.data.synthetic {name}" if name in known else ""

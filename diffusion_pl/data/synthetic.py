@@ -1,8 +1,8 @@
-"""Stand-ins for the data sets of the source documents: small, drawn by program, in the files of the real ones.
+"""Stand-ins for the data sets of the VP-SDE seminar: small, drawn by program, in the file formats of the real ones.
 
     python -m diffusion_pl.data.synthetic NAME [--root data] [--count 500] [--seed 0]
 
-They are for trying things without the data. A note beside each says that it is not the real one, and runs on it say so.
+They are for trying things without the data. A note next to each says that it is not real, and runs on it say so.
 """
 
 import argparse

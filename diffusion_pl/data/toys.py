@@ -145,7 +145,7 @@ class Checkerboard(Toy):
     """Uniform on the dark squares of a board of 4 x 4 unit squares around the origin.
 
     Args:
-        noise: Blur, in sides of a square; 0 keeps the edges sharp.
+        noise: Blur, as a fraction of the width of a square; 0 keeps the edges sharp.
         kwargs: Of `Points`: batch_size, val_fraction, repeats, seed.
     """
 

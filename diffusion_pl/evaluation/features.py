@@ -175,7 +175,7 @@ class Memory(NamedTuple):
 
 
 def memory(data: DataModule, x: Tensor, held_out: str = "val") -> Memory:
-    """How near samples x: (N, *) in model units are to the training split, beside as many held-out examples.
+    """How near samples x: (N, *) in model units are to the training split, compared with as many held-out examples.
 
     The ratio is None where nothing was held out.
     """

@@ -1,4 +1,4 @@
-"""Results in lines of text: in a table, or two of them side by side where they can be compared."""
+"""Results in lines of text: in a table, or two of them next to each other where they can be compared."""
 
 from collections.abc import Mapping
 from typing import Any

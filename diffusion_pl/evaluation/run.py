@@ -23,7 +23,7 @@ from ..metrics.extractors import identity
 from ..metrics.generation import Moments
 from ..pipeline import Pipeline
 from ..runtime.devices import device_of
-from ..runtime.processes import part
+from ..runtime.processes import leave_group
 from ..runtime.provenance import describe
 from ..runtime.storage import write_json
 from .features import Features, Reference, note_of, read_reference, reference_rows, write_reference
@@ -176,7 +176,7 @@ class Evaluation:
         for name, task in tasks.items():
             trainer = drawing_trainer(self.device.type, devices)
             first = draw(task.drawer, task.n, work / name, trainer, task.batch, task.convert, task.size)
-        part()
+        leave_group()
         if not first:
             return None
         drawn = {name: gathered(work / name, task.n) for name, task in tasks.items()}

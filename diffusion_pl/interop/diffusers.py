@@ -201,7 +201,7 @@ def _network(option: Options, size: list[int] | None) -> tuple[Spec, tuple[int, 
     if classes is not None and not is_whole(classes, 1, CLASSES):
         raise option.wrong("num_class_embeds", f"null or a whole number from 1 to {CLASSES}")
     option.get("num_train_timesteps", None)  # of time_embedding_type learned only
-    shape = image_shape(channels, size or _sides(option), Path(option.where))
+    shape = image_shape(channels, size or _size(option), Path(option.where))
     # Frequencies 10⁴^(−i/(half − shift)) are ours, P^(−i/(half − 1)), of another P.
     half, shift = nf // 2, option.number("freq_shift", 0, 0, 1)
     embedding = (
@@ -227,14 +227,14 @@ def _network(option: Options, size: list[int] | None) -> tuple[Spec, tuple[int, 
     return network, shape, classes, attends
 
 
-def _sides(option: Options) -> list[int]:
-    side = option.get("sample_size", None)
-    if side is None:
+def _size(option: Options) -> list[int]:
+    length = option.get("sample_size", None)
+    if length is None:
         raise ValueError(f"{option.where}: sample_size is null: add --size, such as --size 32")
-    sides = side if isinstance(side, list) else [side]
-    if len(sides) not in (1, 2) or not all(is_whole(side, 1, SIDE) for side in sides):
+    lengths = length if isinstance(length, list) else [length]
+    if len(lengths) not in (1, 2) or not all(is_whole(length, 1, SIDE) for length in lengths):
         raise option.wrong("sample_size", f"height and width, or one number for both, from 1 to {SIDE}")
-    return sides
+    return lengths
 
 
 def _heads(option: Options, widths: list[int], attends: list[bool]) -> int:

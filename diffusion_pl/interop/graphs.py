@@ -3,7 +3,7 @@
     (x_t, t[, label]) ↦ (x̂_0, ε̂)
 
 with the schedule and the parameterization inside, so that a sampler needs α and σ at its times only; those of the
-model's grid are written beside it.
+model's grid are written next to it.
 """
 
 import warnings

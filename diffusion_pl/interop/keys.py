@@ -55,7 +55,7 @@ def take(
         name_map: the map of names.
         network: ours.
         where: the file, for messages.
-        without: what the names in the file begin with beside those of the map, for messages.
+        without: what the names in the file begin with besides those of the map, for messages.
 
     Raises:
         ValueError: names are missing or left over, or shapes differ; the first ten are listed.

@@ -1,7 +1,7 @@
 """model-N.pt of denoising-diffusion-pytorch: the Unet of its releases 1.8 to 2.3, under a GaussianDiffusion or a
 LearnedGaussianDiffusion.
 
-The file holds no configuration.  The network's is read from the shapes; the schedule from the table of betas; what the
+The file holds no configuration.  The network's is read from the shapes; the schedule from the betas; what the
 network predicts from the weights of the loss, which are 1, SNR or SNR/(SNR + 1) (SNR capped, if so trained).  A network
 with two outputs a channel is a LearnedGaussianDiffusion's: it predicts the noise, whatever its objective was called.
 """
@@ -20,7 +20,7 @@ from .keys import Source, sources
 
 Objective = Literal["pred_noise", "pred_x0", "pred_v"]
 
-#: What GaussianDiffusion keeps beside the network; all of it follows from the betas and the loss.
+#: What GaussianDiffusion keeps besides the network; all of it follows from the betas and the loss.
 BUFFERS = {
     "betas",
     "alphas_cumprod",
@@ -157,7 +157,7 @@ def read(
         raise ValueError(f"ema_decay must be between 0 and 1, got {decay}")
     notes = [*assume.notes(path), "assumed: auto_normalize true, which means a network of images in [-1, 1]"]
     if not initted:
-        notes.append("the average had not begun and was skipped")
+        notes.append("the EMA weights had not been started and were skipped")
 
     full = network["init_args"]["full_attention"]
 

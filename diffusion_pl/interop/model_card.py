@@ -166,16 +166,18 @@ def model_card(
     ]
     lines += ["## Use", "", _use(kind, pipeline), ""]
     if kind in ("onnx", "torch_export"):
-        sides = ", ".join(map(str, pipeline.shape))
+        sizes = ", ".join(map(str, pipeline.shape))
         label = ", `label` (B,), int64, −1 for any class"
         lines += [
-            f"Inputs: `x_t` (B, {sides}), float32; `t` (B,), float32, from 0 (data) to 1 (noise){label}. Outputs: the "
+            f"Inputs: `x_t` (B, {sizes}), float32; `t` (B,), float32, from 0 (data) to 1 (noise){label}. Outputs: the "
             "estimates `x_0` of the data and `eps` of the noise, alpha x_0 + sigma eps = x_t.",
             "",
         ]
     lines += ["## Model", "", "| part | options |", "|---|---|"]
     shown = {**config, "sampler": _spec(describe(pipeline.sampler))}  # which may be another than that of the training
-    lines += [f"| {name} | {_told(shown[name])} |" for name in (*parts, "noise_input", "guidance") if shown.get(name)]
+    lines += [
+        f"| {name} | {_described(shown[name])} |" for name in (*parts, "noise_input", "guidance") if shown.get(name)
+    ]
     lines += [f"| parameters | {parameters:,} |", ""]
     lines += ["## Training", "", *_training(description, checkpoint, sha256, run, pipeline.weights), ""]
     if results:
@@ -227,9 +229,9 @@ def _training(
         facts += [f"  `{name}`, SHA-256 `{digest}`" for name, digest in imported["files"].items()]
         facts += [f"  {note}" for note in imported["notes"]]
         return [f"{'  ' if fact.startswith('  ') else ''}* {fact.strip()}" for fact in facts]
-    facts.append(f"data: {_told(description['data'])}")
-    facts.append(f"loss: {_told(description['model']['loss'])}")
-    facts.append(f"optimizer: {_told(description['model']['optimizer'])}")
+    facts.append(f"data: {_described(description['data'])}")
+    facts.append(f"loss: {_described(description['model']['loss'])}")
+    facts.append(f"optimizer: {_described(description['model']['optimizer'])}")
     if run is not None:
         data = run.get("data") or {}
         facts += [
@@ -265,14 +267,14 @@ def _weights(name: str) -> str:
     average = name.removeprefix("ema")
     half_life = average.removesuffix("examples")
     kind = f"decay {average}" if half_life == average else f"half-life {int(half_life):,} examples"
-    return f"the average of the weights of {kind}"
+    return f"the EMA weights of {kind}"
 
 
 def _name(config: Mapping[str, Any]) -> str:
     return str(config["class_path"]).rpartition(".")[2]
 
 
-def _told(config: Any) -> str:
+def _described(config: Any) -> str:
     """A class and its options in one line of code, those left at null out."""
     if isinstance(config, Mapping) and "class_path" in config:
         options = config.get("init_args") or {}
@@ -291,7 +293,7 @@ def _spec(described: Any) -> Any:
 
 def _value(config: Any) -> str:
     if isinstance(config, Mapping) and "class_path" in config:
-        return _told(config).strip("`")
+        return _described(config).strip("`")
     if isinstance(config, list) and len(config) > 12:
         return f"[{len(config)} numbers]"
     return json.dumps(config) if isinstance(config, str) else str(config)

@@ -1,4 +1,4 @@
-"""A scheduler of the package diffusers: the process it was trained with, and how its pipeline samples.
+"""A scheduler of the package diffusers: the noise schedule it was trained with, and how its pipeline samples.
 
 Timestep k there is index k + 1 of our table.  DDIMScheduler goes from timestep k to k − ⌊N/n⌋, whatever timestep it
 visits next; where these are the same its samples are ours.  After the last step it is at ᾱ = 1 (`set_alpha_to_one`),
@@ -66,7 +66,7 @@ class Process(NamedTuple):
 
 
 def read(option: Options, learns: bool, pipeline: str | None) -> Process:
-    """The process of a scheduler.
+    """The noise schedule of a scheduler.
 
     Args:
         option: of scheduler_config.json.
@@ -148,7 +148,7 @@ def _prediction(option: Options) -> str:
     if option.flag("predict_epsilon", True):
         return str(prediction)
     if "prediction_type" in option and prediction != "sample":
-        raise option.wrong("predict_epsilon", f"true beside prediction_type {prediction}")
+        raise option.wrong("predict_epsilon", f"true with prediction_type {prediction}")
     return "sample"
 
 

@@ -1,8 +1,8 @@
 """checkpoint.pth of score_sde_pytorch: DDPM, DDPM++ and NCSN++ (Song et al., arXiv 2011.13456).
 
 The file holds no configuration.  What the list of its modules shows is read from it (`score_sde_blocks`), the noise
-levels of VE and the number of steps from the buffer `sigmas`, the decay of the average from the file.  What is left,
-such as the process of a network without Fourier features, is an option, or assumed as in the published configurations.
+levels of VE and the number of steps from the buffer `sigmas`, the EMA decay from the file.  What is left,
+such as the noise schedule of a network without Fourier features, is an option, or as in the published configurations.
 """
 
 import math
@@ -59,7 +59,7 @@ def read(
         path: of the file.
         trust_pickle: See `foreign.read_tensors`.
         size: Height and width of the images.
-        variant: Process: ddpm (vpsde with continuous false), vp, subvp or ve; None: ve if there are Fourier features.
+        variant: Schedule: ddpm (vpsde with continuous false), vp, subvp or ve; None: ve if there are Fourier features.
         beta_min, beta_max: Of vpsde and subvpsde per unit of time.
         centered: Whether its images are in [−1, 1] and not in [0, 1].
         scale_by_sigma, skip_rescale, nonlinearity, fir, fir_kernel, dropout: Of config.model.

@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     """The network that a list is of.
 
     blocks: the list;  nf, channels, ch_mult, depth;  attends: by level;  biggan: kind of residual blocks;  fourier,
-    conditional: of the noise level;  progressive_input, progressive: the pyramids;  doubled: the input's is put beside,
+    conditional: of the noise level;  progressive_input, progressive: the pyramids;  doubled: the input is concatenated,
     not added;  convolves: resamples with convolutions;  filters: and with FIR filters, None: not shown.
     """
 

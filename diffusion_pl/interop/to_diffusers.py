@@ -34,7 +34,7 @@ HELD = {
 
 
 def write(pipeline: Pipeline, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the network and the process of a model.
+    """Write the network and the noise schedule of a model.
 
     Args:
         pipeline: with the weights to write.
@@ -143,7 +143,7 @@ def _freq_shift(unet: UNet, nf: int) -> float:
 def _scheduler(pipeline: Pipeline, config: Spec) -> dict[str, Any]:
     schedule, noise_input = pipeline.schedule, network_of(pipeline).noise_input
     if not isinstance(schedule, BetaTable):
-        raise ValueError(f"diffusers' DDPMScheduler needs a table of betas, this model has {type(schedule).__name__}")
+        raise ValueError(f"diffusers' DDPMScheduler needs a beta schedule, this model has {type(schedule).__name__}")
     steps = schedule.steps
     if not _is_index(noise_input, steps):
         raise ValueError(

@@ -53,7 +53,7 @@ class DiT(nn.Module):
         shape: Shape of one example, (C, H, W); height and width divisible by ``patch_size``.  Images of other
             sizes so divisible may be given later.
         conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
-        patch_size: Side of a patch.
+        patch_size: Height and width of a patch.
         width: Channels of a token; divisible by 4 and by ``heads``.
         depth: Number of blocks.
         heads: Attention heads.

@@ -107,7 +107,7 @@ class Sinusoidal(Embedding):
         self.max_period = max_period
 
     def forward(self, x: Tensor) -> Tensor:
-        # Made anew each time: a buffer would be rounded with the weights, and steps near 1000 would lose their phase.
+        # Computed each time: a buffer would be rounded with the weights, and steps near 1000 would lose their phase.
         half = self.width // 2
         exponent = torch.arange(half, dtype=torch.float64) / max(1, half - 1)
         phase = x * (self.max_period**-exponent).to(x)

@@ -18,11 +18,11 @@ def image_shape(
     """
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"{network}: needs images of shape (C, H, W), got data of shape {tuple(shape)}")
-    channels, *sides = shape
-    if any(side % factor for side in sides):
-        nearest = [max(factor, round(side / factor) * factor) for side in sides]
+    channels, *size = shape
+    if any(length % factor for length in size):
+        nearest = [max(factor, round(length / factor) * factor) for length in size]
         raise ValueError(
-            f"{network}: height and width must be multiples of {factor}, got {sides[0]}x{sides[1]} (height x width): "
+            f"{network}: height and width must be multiples of {factor}, got {size[0]}x{size[1]} (height x width): "
             f"the nearest valid size is {nearest[0]}x{nearest[1]}; resize the data to it or {remedy}"
         )
-    return channels, sides[0], sides[1]
+    return channels, size[0], size[1]

@@ -22,7 +22,7 @@ from .unet import TimeFeatures, attending, check
 
 
 class Combine(nn.Module):
-    """Joins the input pyramid to the way down: channels brought to `out` by a 1x1 convolution, added or put beside."""
+    """Joins the input pyramid to the encoder: a 1x1 convolution to `out` channels, then added or concatenated."""
 
     def __init__(self, channels: int, out: int, method: Literal["sum", "cat"]) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class NCSNpp(nn.Module):
     """DDPM++ (the defaults) and NCSN++ of Song et al.
 
     NCSN++ is ``fir: true, progressive_input: residual, scale_by_sigma: true`` with ``time_embedding`` Fourier (features
-    2 nf, scale 16) of ln σ, which the noise_input LogSNR with scale −1/2 gives for a variance-exploding process.
+    2 nf, scale 16) of ln σ, which the noise_input LogSNR with scale −1/2 gives for a variance-exploding schedule.
 
     Parameters for (3, 32, 32) with nf 128: DDPM++ 61,804,419, deep (8 blocks) 106,632,579; NCSN++ 62,758,787, deep
     107,586,947.  EDM's DDPM++, ``ch_mult: [2, 2, 2], augment_dim: 9``, 55,733,891.

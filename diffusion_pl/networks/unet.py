@@ -54,8 +54,8 @@ class UNet(nn.Module):
         up_heads: Attention heads on the way up; None: as ``heads``.
         time_scales: Let the noise level scale and shift the second norm of a block instead of being added before it.
         learned_variance: Return 2C channels, the second half for the variance of the reverse step.
-        fourier: Exponents n of features sin(2ⁿ π x) and cos(2ⁿ π x) of the input, put beside it, so that the network
-            sees the last bits of the images.
+        fourier: Exponents n of features sin(2ⁿ π x) and cos(2ⁿ π x) of the input, as extra channels, so that the
+            network sees the last bits of the images.
         groups: Of every norm; None: 32, or fewer for few channels.
         norm_eps: Added to the variance in every norm.
         padding: Where images are padded before they are halved: below and at the right ("corner"), or around.
@@ -184,7 +184,7 @@ class UNet(nn.Module):
 
 
 def _with_waves(x: Tensor, exponents: Sequence[int]) -> Tensor:
-    """x, and beside it sin(2ⁿ π x) and cos(2ⁿ π x) for each n: (B, C, H, W) -> (B, C (1 + 2K), H, W)."""
+    """x, concatenated with sin(2ⁿ π x) and cos(2ⁿ π x) for each n: (B, C, H, W) -> (B, C (1 + 2K), H, W)."""
     if not exponents:
         return x
     phases = [2**n * math.pi * x.float() for n in exponents]  # 16 bits would lose the phase

@@ -53,7 +53,7 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """Twice the height and width, the bypass beside it, the time added to every pixel, two convolutions.
+    """Twice the height and width, concatenated with the bypass, the time added to every pixel, two convolutions.
 
     Args:
         channels, out: channels before and after; the bypass has as many as come in.

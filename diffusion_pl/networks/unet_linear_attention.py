@@ -144,7 +144,7 @@ class LinearAttentionUNet(nn.Module):
         heads: Heads of every attention.
         dim_head: Channels of a head.
         groups: Of the group norms, must divide ``dim``; None: channel norms in their place.
-        memory: Learned keys and values beside those of the image, in every attention.
+        memory: Learned keys and values in addition to those of the image, in every attention.
         full_attention: Which levels attend fully, linearly the others; None: none, only the middle.
         self_condition: Also take an estimate of x_0, the network's own from before.
         learned_variance: Return 2C channels, the second half for the variance of the reverse step.

@@ -1,4 +1,4 @@
-"""Figures: functions of arrays that return figures, and images side by side.  An island: it knows no model."""
+"""Plots: functions of arrays that return matplotlib figures, and grids of images.  Independent of models."""
 
 from .curves import schedule_panel, sweep_panel
 from .images import image_grid, pairs, save_image

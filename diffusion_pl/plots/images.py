@@ -1,4 +1,4 @@
-"""Images side by side."""
+"""Grids of images."""
 
 import textwrap
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Figures of points, their forward process, fields and paths.  Panels of one figure share limits and scale."""
+"""Plots of points, their forward process, fields and paths.  Panels of one plot share limits and scale."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 def samples_panel(data: Array, samples: Array, title: str = "") -> "Figure":
-    """The data beside the samples, in the frame of the data; what is outside is counted.
+    """Data and samples next to each other, in the axis limits of the data; what is outside is counted.
 
     Of points in more than two dimensions the first two are drawn, and the axes say so; numbers become histograms.
 
     Args:
         data: (N, D); N may be 0 if there are no data.
         samples: (M, D), in the same units.
-        title: Headline of the figure.
+        title: Title of the plot.
     """
     if data.ndim != 2 or samples.ndim != 2 or data.shape[1] != samples.shape[1]:
         raise ValueError(
@@ -68,7 +68,7 @@ def forward_panel(frames: Sequence[tuple[float, Array]], title: str = "") -> "Fi
 
     Args:
         frames: Pairs of a time t and the points (N, D) at that time.
-        title: Headline of the figure.
+        title: Title of the plot.
     """
     if not frames:
         raise ValueError("forward_panel: frames is empty: give one or more pairs (t, points)")
@@ -95,7 +95,7 @@ def field_panel(grid_xy: Array, fields: Sequence[tuple[float, Array, Array]], da
         grid_xy: Where the fields are known, (M, 2).
         fields: Triples of a time t, the learned field (M, 2) and the exact field (M, 2).
         data: Points to draw beneath, (N, 2).
-        title: Headline of the figure.
+        title: Title of the plot.
     """
     if not fields:
         raise ValueError("field_panel: fields is empty: give one or more triples (t, learned, exact)")
@@ -140,7 +140,7 @@ def trajectories_panel(times: Array, paths: Array, data: Array, title: str = "")
         times: Times of the points of a path, (N + 1,).
         paths: (N + 1, B, D), first the noise, last the samples.
         data: Points to draw beneath, (M, D).
-        title: Headline of the figure.
+        title: Title of the plot.
     """
     from matplotlib.collections import LineCollection
 

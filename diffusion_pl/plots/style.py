@@ -1,4 +1,4 @@
-"""What all figures share: colours, axes, limits, and the way to an image or a file.
+"""Style of all plots: colours, axes, limits, and conversion to an image or a file.
 
 The figures belong to no window and no global state (never pyplot), so they can be drawn in any process and thread.
 matplotlib is imported when a figure is drawn.
@@ -128,7 +128,7 @@ def sequential() -> Any:
 
 
 def to_image(figure: "Figure") -> NDArray[np.uint8]:
-    """The drawn figure: (height, width, 3), uint8."""
+    """The rendered plot: (height, width, 3), uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)
@@ -137,7 +137,7 @@ def to_image(figure: "Figure") -> NDArray[np.uint8]:
 
 
 def save(figure: "Figure", path: str | Path) -> Path:
-    """Write the figure in the format of the path's ending, making its folder."""
+    """Write the plot in the format of the path's ending, making its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

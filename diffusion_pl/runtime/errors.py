@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .messages import explain
-from .processes import let_the_first_speak, place
+from .processes import rank_label, report_from_rank_zero
 from .startup import discard_output
 
 # Errors of the input are of these classes; any other is unexpected.
@@ -54,8 +54,8 @@ def guard(debug: bool, args: Sequence[str]) -> Iterator[Status]:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        let_the_first_speak()
-        where = f"{place()}: " if place() else ""
+        report_from_rank_zero()
+        where = f"{rank_label()}: " if rank_label() else ""
         status.code, text = status_and_line(error, args)
         text = re.sub(r"\S{300,}", lambda word: f"{word[0][:100]}…", text)  # a value too long to print
         print(f"diffusion_pl: error: {where}{text}", file=sys.stderr)

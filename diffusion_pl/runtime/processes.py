@@ -38,7 +38,7 @@ class Peers(NamedTuple):
     served: bool
 
 
-def place() -> str:
+def rank_label() -> str:
     """Which process of a run this is, in words such as RANK=1; empty for the first and for one on its own."""
     names = ["RANK"] if "TORCHELASTIC_RUN_ID" in os.environ else ["RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"]
     return next((f"{name}={os.environ[name]}" for name in names if os.environ.get(name, "0") != "0"), "")
@@ -117,7 +117,7 @@ def agree(decide: Callable[[], dict[str, Any]], peers: Peers | None) -> dict[str
             f"process {peers.rank} of {peers.world} cannot meet the others at {meeting}: {hint} ({reason})"
         ) from error
     if message["answer"] is None:
-        let_the_first_speak()
+        report_from_rank_zero()
         raise SystemExit(2)
     if peers.served:
         meet_at_own_store(message["port"])
@@ -156,16 +156,16 @@ def _send(store: Any, world: int, message: dict[str, Any]) -> None:
         time.sleep(0.05)
 
 
-def let_the_first_speak() -> None:
+def report_from_rank_zero() -> None:
     """Before ending with an error: where all processes do, the launcher ends the others when the first has ended.
 
     So the error is printed once.  A process that still runs after SKEW prints its own error.
     """
-    if place():
+    if rank_label():
         time.sleep(SKEW)
 
 
-def part() -> None:
+def leave_group() -> None:
     """Disconnect the processes: from here on no metric waits for the others.
 
     If this is left to the interpreter's end, torch's threads may crash the process.
@@ -177,7 +177,7 @@ def part() -> None:
     _keep.clear()
 
 
-def lost_touch(error: RuntimeError) -> bool:
+def is_connection_lost(error: RuntimeError) -> bool:
     """Whether an error says that the processes are disconnected, mostly because one of them has ended."""
     from torch.distributed import DistError
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO
 
-from .processes import place
+from .processes import rank_label
 
 #: Signals that end a process: of Ctrl-C, schedulers, a closed terminal, a time limit.
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU", "SIGUSR1", "SIGUSR2")
@@ -37,7 +37,7 @@ def stoppable(how: str) -> Iterator[None]:
     try:
         yield
     except Stopped:
-        if not place():  # of several processes the first prints
+        if not rank_label():  # of several processes the first prints
             print(f"\nstopped; {how}", flush=True)
         raise
     finally:

@@ -37,7 +37,7 @@ class BetaTable(Schedule):
 
     def _set_log_alpha(self, log_alpha: Tensor) -> None:
         self.steps = len(log_alpha) - 1
-        # Neither a buffer (mixed precision and devices without float64 would spoil it) nor state (it is configuration).
+        # Neither a buffer (mixed precision and devices without float64 would round it) nor state (it is configuration).
         self._copies = {(log_alpha.device, log_alpha.dtype): log_alpha}
         self.log_alpha = log_alpha
 

@@ -65,7 +65,7 @@ class ConstantDecay(Average):
 class HalfLife(Average):
     """r = 1 − min(½^(B / half_life), ½^(1/(ramp_up n))) at update n of steps of B examples.
 
-    Half of what the average holds is half_life examples old, whatever the batch.
+    Half of the weight of the EMA is half_life examples old, whatever the batch.
 
     Reference: Karras et al., arXiv 2206.00364, App. F.1.
 
@@ -176,7 +176,7 @@ class Averages:
 
     @property
     def standing_in(self) -> str | None:
-        """The average that is in place of the weights at the moment."""
+        """The EMA whose weights are in the network at the moment."""
         return self.names[0] if self._raw else None
 
     @torch.no_grad()

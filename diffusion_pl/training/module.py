@@ -102,7 +102,7 @@ class DiffusionModule(Trainable):
         return self.denoiser.schedule
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
-        """The loss of each example, at random times; what is in the batch beside x conditions the network."""
+        """The loss of each example, at random times; what is in the batch besides x conditions the network."""
         losses: Losses = self.loss(self.denoiser, batch["x"], _cond(batch), generator)
         return losses
 
