@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format notebooks docs pictures benchmarks benchmarks-gpu clean
+.PHONY: help setup demo test test-slow coverage lint format notebooks docs pictures benchmarks benchmarks-gpu zoo clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -35,7 +35,6 @@ lint: .venv/.done ## style and types
 test: lint ## style, types and the ordinary tests, in two processes of one thread each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: coverage
 coverage: .venv/.done ## the ordinary tests, and the lines that they do not reach
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing
 
@@ -67,6 +66,9 @@ benchmarks: .venv/.done ## measure speed and quality beside bare loops and peers
 
 benchmarks-gpu: .venv/.done ## the same for a GPU, twenty minutes: utilisation, sampling, FID features, memory
 	@$(BIN)/python benchmarks/gpu.py
+
+zoo: .venv/.done ## train the shipped models of diffusion_pl/zoo again, half an hour
+	@$(BIN)/python benchmarks/make_zoo.py
 
 clean: ## remove the environment and caches; runs stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

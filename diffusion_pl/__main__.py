@@ -27,7 +27,12 @@ TOOLS = {
     "export": "a model for another package: diffusers, safetensors, ONNX, torch.export",
     "replay": "repeat of the step at which a run stopped because loss or gradients were not finite",
 }
-COMMANDS = TRAINER_COMMANDS | TOOLS
+#: Tools that answer at once: they need no torch.
+LISTINGS = {
+    "configs": "the configurations that come with the package, by name",
+    "runs": "the runs in a folder: state, step, size and last metrics",
+}
+COMMANDS = TRAINER_COMMANDS | TOOLS | LISTINGS
 
 _SYNONYMS = {"train": "fit", "generate": "sample", "draw": "sample", "eval": "evaluate", "check": "doctor"}
 _SYNONYMS |= {"inpaint": "restore", "convert": "import", "load": "import", "save": "export", "resume": "fit"}
@@ -66,15 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         print(f"diffusion_pl: error: unknown command {command!r}: {hint}", file=sys.stderr)
         return 2
-    say_loading()
-    prepare_home()
-    # Imported here: they bring torch.
+    if command not in LISTINGS:
+        say_loading()
+        prepare_home()
+    # Imported here: most bring torch.
     from .checkpoints.migrations import migrate_text
     from .runtime.errors import guard
 
     args, rest = [migrate_text(arg) for arg in args], [migrate_text(arg) for arg in rest]
     with guard(debug, args) as status:
-        if command in TOOLS:
+        if command in TOOLS or command in LISTINGS:
             from .commands import run_tool
 
             run_tool(command, rest)

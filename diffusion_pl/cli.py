@@ -35,7 +35,7 @@ from .conditions import to_plain
 from .data import DataModule
 from .denoisers import guidance  # noqa: F401  short names
 from .evaluation import Band, check_names
-from .runtime.config_files import OPTIONAL, SUFFIXES, check_files, config_files, find
+from .runtime.config_files import OPTIONAL, SUFFIXES, check_files, config_files, find, with_config_files
 from .runtime.errors import EXPECTED
 from .runtime.limits import check
 from .runtime.loggers import custom, make_logger
@@ -167,7 +167,7 @@ class DiffusionCLI(LightningCLI):
         self._options = ["ckpt_path", *parser.add_method_arguments(Trainer, self.command, skip=skipped)]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        args, off = switched_off(args)
+        args, off = switched_off(with_config_files(args))
         with own_defaults():
             self.config = parser.parse_args(args)
         for name in off:

@@ -8,7 +8,7 @@ import pytest
 from shell import cli, environment, fit, tiny_config
 
 import diffusion_pl
-from diffusion_pl.__main__ import COMMANDS, TOOLS, TRAINER_COMMANDS, main
+from diffusion_pl.__main__ import COMMANDS, LISTINGS, TOOLS, TRAINER_COMMANDS, main
 
 HEAVY = ("torch", "lightning", "numpy", "jsonargparse", "matplotlib")
 
@@ -67,12 +67,12 @@ def test_every_command_has_its_own_help(tmp_path: Path, command: str) -> None:
     assert done.code == 0
     assert done.out.startswith("usage: ")
     assert command in done.out.splitlines()[0]
-    assert "--ckpt_path" in done.out or command in ("compare", "replay", "verify", "import")
+    assert "--ckpt_path" in done.out or command in ("compare", "replay", "verify", "import", *LISTINGS)
 
 
 def test_commands_are_what_they_are_said_to_be() -> None:
-    assert not set(TRAINER_COMMANDS) & set(TOOLS)
-    assert list(COMMANDS) == [*TRAINER_COMMANDS, *TOOLS]
+    assert len(COMMANDS) == len(TRAINER_COMMANDS) + len(TOOLS) + len(LISTINGS)
+    assert list(COMMANDS) == [*TRAINER_COMMANDS, *TOOLS, *LISTINGS]
 
 
 @pytest.mark.parametrize("position", [0, 1, 99], ids=["first", "after the command", "last"])

@@ -108,7 +108,7 @@ def test_a_file_is_named_with_its_line(tmp_path: Path, case: str) -> None:
 COMMANDS: dict[str, str] = {
     "train --config x.yaml": r"unknown command 'train': did you mean fit\?",
     "sample --checkpoint x.ckpt": r"unknown option --checkpoint; did you mean --ckpt_path\?",
-    "sample --ckpt_path x.ckpt --film": r"--film needs a value: --film true",
+    "sample --ckpt_path x.ckpt --film": r"no checkpoint at x.ckpt",
     "sample --ckpt_path x.ckpt --sampler DPM++": r"--sampler: there is no class DPM\+\+; did you mean DPMpp\?",
     "sample --ckpt_path x.ckpt --sampler.order 3": r"--sampler.order: set --sampler CLASS first",
     "sample": r"missing: --ckpt_path",

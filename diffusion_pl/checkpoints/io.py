@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..runtime.reading import check, reading
 from ..runtime.storage import copy_file, write_file
+from .exported import CONFIG, WEIGHTS, is_exported, read_exported, sha256_of_exported, zoo_folder
 from .migrations import migrate_checkpoint
 
 #: Names of a run's newest checkpoint and of the one before: what replaces the first makes it the second.
@@ -165,6 +166,11 @@ def read_hashed(path: str | Path, map_location: Any = "cpu") -> tuple[dict[str, 
     path = checkpoint_at(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}{or_else(path)}")
+    if is_exported(path):
+        if not path.with_name(CONFIG).is_file():
+            raise FileNotFoundError(f"{path}: there is no {CONFIG} of `export --to safetensors` next to it. {FOREIGN}")
+        content, sha256 = read_exported(path)
+        return migrate_checkpoint(content, path), sha256
     try:
         opened = path.open("rb")
     except OSError as error:
@@ -180,8 +186,7 @@ def read_hashed(path: str | Path, map_location: Any = "cpu") -> tuple[dict[str, 
             raise ValueError(f"{path} holds more than tensors and plain values, maybe code: it was not read") from error
         except Exception as error:  # a damaged file shows itself in a dozen ways, all of which mean the same
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            other = f". {FOREIGN}" if path.suffix == ".safetensors" else ""
-            raise ValueError(f"{path} is damaged or not a checkpoint ({reason}){or_else(path)}{other}") from error
+            raise ValueError(f"{path} is damaged or not a checkpoint ({reason}){or_else(path)}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of a training run: it has no state_dict. {FOREIGN}")
     return migrate_checkpoint(checkpoint, path), sha256
@@ -213,14 +218,16 @@ def previous_checkpoint(run: str | Path) -> Path:
 
 
 def checkpoint_at(path: str | Path) -> Path:
-    """The checkpoint at path; of the folder of a run, its newest good one.
+    """The checkpoint at path; of a run's folder its newest good one; of an exported model or zoo:NAME its weights.
 
     Raises:
-        FileNotFoundError: the folder holds none.
+        FileNotFoundError: the folder holds none, or there is no shipped model of this name.
     """
-    path = Path(path)
+    path = zoo_folder(Path(path))
     if not path.is_dir():
         return path
+    if (path / WEIGHTS).is_file():
+        return path / WEIGHTS
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     first = [folder / LAST, folder / PREVIOUS]
     others = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
@@ -232,8 +239,11 @@ def checkpoint_at(path: str | Path) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, or of the newest checkpoint in the folder of a run; hexadecimal."""
-    with checkpoint_at(path).open("rb") as file:
+    """SHA-256 of a file, of the newest checkpoint in the folder of a run, or of an exported model; hexadecimal."""
+    path = checkpoint_at(path)
+    if is_exported(path) and path.with_name(CONFIG).is_file():
+        return sha256_of_exported(path)
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -152,12 +152,17 @@ def fill(model: Trainable, checkpoint: dict[str, Any], path: str | Path, weights
 _KIND = {
     "diffusion_pl": {"version?": (str, None), "model": dict, "data": {"class_path": str, "init_args?": (dict, None)}},
     "state_dict": {"*": Tensor},
+    "weights?": str,
     "averages?": {"updates": int, "shadows": {"*": {"*": Tensor}}},
 }
 
 
 def select(checkpoint: dict[str, Any], weights: str, path: str) -> tuple[dict[str, Any], str]:
     """State dict with the chosen weights, and their name as panels and logs give it."""
+    if only := checkpoint.get("weights"):  # of an exported model, which has one set
+        if weights not in ("ema", str(only).replace("ema", "ema:", 1)):
+            raise ValueError(f"{path} has no weights {weights!r}: it holds {str(only).replace('ema', 'ema:', 1)}")
+        return checkpoint["state_dict"], str(only)
     averages = checkpoint.get("averages", {}).get("shadows", {})
     kind, _, decay = weights.partition(":")
     if weights == "raw" or (weights in ("ema", "ema:") and not averages):

@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from ..training import Trainable
+from .exported import is_exported, run_folder_of
 from .io import FOREIGN, checkpoint_at, read_hashed
 from .loading import LINKED, from_content, select
 
@@ -105,9 +106,9 @@ def warm_started(args: Sequence[str]) -> Iterator[list[str]]:
     description = content.get("diffusion_pl")
     if not isinstance(description, dict):
         raise ValueError(f"{path} carries no configuration. {FOREIGN}, or give the new run a --config")
-    from_content(content, path, "raw")  # refuses classes that are not trusted, or that are gone
+    from_content(content, path, "ema")  # refuses classes that are not trusted, or that are gone
     file = checkpoint_at(path)
-    name = file.parent.parent.name if file.parent.name == "checkpoints" else file.stem
+    name = run_folder_of(file).name if file.parent.name == "checkpoints" or is_exported(file) else file.stem
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / (name or "run") / "tuned.yaml"  # after which the new run is named, NAME-tuned
         config.parent.mkdir()

@@ -1,10 +1,12 @@
-"""Commands that need a checkpoint only: plain typed functions, one a file, heavy imports inside."""
+"""Commands that need no configuration: plain typed functions, one a file, heavy imports inside."""
 
 import inspect
 import keyword
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import auto_cli
@@ -16,6 +18,8 @@ from ..runtime.upstream.jsonargparse import option_types
 #: Words of Python cannot name its functions and parameters: `from_` is the option --from.  Nor can what a function
 #: computes have the name of a parameter: `data_` is --data.
 _UNDERSCORED = (*keyword.kwlist, "data")
+#: What may follow an option that is true or false.
+_TRUTHS = ("true", "false", "yes", "no", "on", "off", "1", "0", "null", "none")
 _KEYWORD = re.compile(rf"\b({'|'.join(_UNDERSCORED)})_\b")
 
 
@@ -36,14 +40,15 @@ def run_tool(name: str, args: Sequence[str]) -> None:
     function = getattr(import_module(f".{identifier}", __package__), identifier)
     parameters = inspect.signature(function).parameters
     several = [name for name, p in parameters.items() if _is_list(p.annotation)]
-    required = [name for name, p in parameters.items() if p.default is p.empty]
+    required = [name for name, p in parameters.items() if p.default is p.empty or _is_path(p, parameters)]
+    options = [name for name, p in parameters.items() if p.annotation is bool]
     renamed = [name[:-1] for name in parameters if name.endswith("_")]
     args = [re.sub(rf"^--({'|'.join(renamed)})(?=[=.]|$)", r"--\1_", arg) if renamed else arg for arg in args]
     kept = "finished samples are kept. Repeat the command to continue"
     with stoppable(kept if name in ("sample", "evaluate") else "nothing is kept. Repeat the command to start over"):
         auto_cli(
             function,
-            args=lists(named(args, required, several), several),
+            args=lists(named(switches(args, options), required, several), several),
             as_positional=False,
             parser_class=ToolParser,
             prog=f"diffusion_pl {name}",
@@ -53,6 +58,12 @@ def run_tool(name: str, args: Sequence[str]) -> None:
 
 def _is_list(annotation: Any) -> bool:
     return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
+
+
+def _is_path(parameter: inspect.Parameter, parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a parameter is the first, and a path: it can be given without its option, as in runs FOLDER."""
+    first = next(iter(parameters.values()))
+    return parameter is first and Path in (parameter.annotation, *get_args(parameter.annotation))
 
 
 def named(args: Sequence[str], required: Sequence[str], several: Sequence[str]) -> list[str]:
@@ -76,6 +87,16 @@ def named(args: Sequence[str], required: Sequence[str], several: Sequence[str]) 
         else:
             arguments.append(arg)
             option = option if option in several else None
+    return arguments
+
+
+def switches(args: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Options that are true or false, where no value follows them, made true: --json is --json true."""
+    arguments = []
+    for arg, after in pairwise([*args, "--"]):
+        arguments.append(arg)
+        if arg.startswith("--") and arg[2:] in options and after.lower() not in _TRUTHS:
+            arguments.append("true")
     return arguments
 
 

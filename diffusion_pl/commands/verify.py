@@ -22,9 +22,10 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> None:
     from ..checkpoints.io import sha256_of
     from ..evaluation import Band, number, read_results
     from ..runtime.run_card import read_card
-    from ..runtime.run_folder import was_killed
+    from ..runtime.run_listing import state_of
 
-    section = read_card(run).get("config", {}).get("expected") or {}
+    card = read_card(run)
+    section = card.get("config", {}).get("expected") or {}
     expected = {name: Band(**band) for name, band in section.items()}
     if not expected:
         raise ValueError(f"{run}: the run's configuration has no section expected to compare it with")
@@ -38,7 +39,7 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> None:
     results = {name: result for file in files for name, result in read_results(file).items()}
 
     bad = []
-    if was_killed(run):
+    if state_of(run, card) == "dead":
         print(f"{run}: the run was killed before its end; then resume with --ckpt_path last")
     print(f"{'':<10} {'measured':>20} {'band':>20}")
     for name, band in expected.items():

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints import tensor_file
 from ..conditions import label
 from ..networks import UNet
 from . import hub, scheduler
 from .foreign import Foreign, Spec, discrete, image_shape, read_tensors, spec
-from .keys import Source, needs, sources, swap_halves, take, with_a_row_of_zeros
+from .keys import Source, sources, swap_halves, take, with_a_row_of_zeros
 from .layouts import ATTENTION, RES, unet
 from .options import Options, is_whole, listed
 
@@ -283,18 +284,15 @@ def _weights(folder: Path, trust_pickle: bool, check: Callable[[Mapping[str, Ten
         state = {_renamed(str(name)): tensor for name, tensor in state.items()}
         check({name: tensor.to("meta") for name, tensor in state.items()})
         return state
-    safetensors = needs("safetensors.torch", "diffusers")
     try:
-        with needs("safetensors", "diffusers").safe_open(path, framework="pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-            shapes = {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
-    except needs("safetensors", "diffusers").SafetensorError as error:
+        entries = tensor_file.read_header(path)
+        for name, entry in entries.items():
+            if not entry.dtype.is_floating_point:
+                raise ValueError(f"{name}: expected floating-point numbers, got {entry.dtype}")
+        check({_renamed(name): torch.empty(entry.shape, device="meta") for name, entry in entries.items()})
+        return {_renamed(name): tensor for name, tensor in tensor_file.read_tensors(path).items()}
+    except ValueError as error:
         raise ValueError(f"{path} is damaged, or no safetensors ({error})") from error
-    for name, (_, dtype) in shapes.items():
-        if dtype not in ("F64", "F32", "F16", "BF16"):
-            raise ValueError(f"{path}: {name}: expected floating-point numbers, got {dtype}")
-    check({_renamed(name): torch.empty(shape, device="meta") for name, (shape, _) in shapes.items()})
-    return {_renamed(name): tensor for name, tensor in safetensors.load_file(path).items()}
 
 
 def _renamed(name: str) -> str:

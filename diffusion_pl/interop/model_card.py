@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.exported import run_folder_of
 from ..conditions import class_count
 from ..evaluation import Result, number, read_results
 from ..pipeline import Pipeline
@@ -49,17 +50,9 @@ x = torch.randn({shape})
 output = unet(x, 10, class_labels=torch.tensor([0])).sample  # labels 0 … {last}, {classes} is "any class"
 ```"""
 _SAFETENSORS = """```python
-import json
-from pathlib import Path
+import diffusion_pl
 
-from safetensors.torch import load_file
-
-from diffusion_pl.checkpoints.loading import rebuild
-
-config = json.loads(Path("config.json").read_text(encoding="utf-8"))
-model, data = rebuild(config, config["data_state"])
-model.network.load_state_dict(load_file("model.safetensors"))
-samples = model.eval().live_pipeline(data)(4)
+samples = diffusion_pl.load(".")(4)  # the folder with model.safetensors and config.json
 ```"""
 _ONNX = """```python
 import numpy as np
@@ -104,7 +97,7 @@ def _scalar(text: str) -> str:
 
 def find_run(ckpt_path: Path) -> dict[str, Any] | None:
     """The card of the run that a checkpoint is in, if it is in one."""
-    path = ckpt_path.absolute().parent.parent / CARD
+    path = run_folder_of(ckpt_path) / CARD
     return read_card(path) if path.is_file() else None
 
 
@@ -115,7 +108,7 @@ def find_results(ckpt_path: Path, sha256: str, given: Path | None) -> dict[str, 
         FileNotFoundError, ValueError: the file is none of `evaluate`, or is of another checkpoint.
     """
     results: dict[str, Result] = {}
-    run = ckpt_path.absolute().parent.parent
+    run = run_folder_of(ckpt_path)
     inside = sorted(run.rglob("evaluation.json")) if (run / CARD).is_file() else []
     for path in [*inside, *([] if given is None else [given])]:
         matching = {name: result for name, result in read_results(path).items() if result.model["sha256"] == sha256}

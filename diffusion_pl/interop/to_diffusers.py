@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.tensor_file import write_tensors
 from ..data import DataModule
 from ..denoisers import NoiseInput, ScaledTime, StepIndex, parameterizations
 from ..networks import Sinusoidal, UNet
@@ -19,7 +20,7 @@ from ..samplers import DDIM, Ancestral, Grid, LeadingGrid, RespacedGrid, Trailin
 from ..schedules import BetaTable, Schedule
 from .diffusers import ANY_CLASS, DOWN, PADDINGS, UP, WEIGHTS, modules
 from .foreign import Spec
-from .keys import needs, network_of, sources
+from .keys import network_of, sources
 from .scheduler import CALL, PREDICTIONS, SCHEDULES, VARIANCES
 
 #: Options of UNet that UNet2DModel has no other value of.
@@ -48,7 +49,6 @@ def write(pipeline: Pipeline, data: DataModule, description: Mapping[str, Any], 
     Raises:
         ValueError: diffusers has no such model; the option and its value are named.
     """
-    save_file = needs("safetensors.torch", "diffusers").save_file
     config = description["model"]
     network, tensors = _network(pipeline, config["network"])
     scheduler = _scheduler(pipeline, config)
@@ -62,7 +62,7 @@ def write(pipeline: Pipeline, data: DataModule, description: Mapping[str, Any], 
     contents = {"model_index.json": index, "unet/config.json": network, "scheduler/scheduler_config.json": scheduler}
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, folder / "unet" / WEIGHTS, {"format": "pt"})
+    write_tensors(folder / "unet" / WEIGHTS, tensors, {"format": "pt"})
     return [folder / name for name in (*contents, f"unet/{WEIGHTS}")]
 
 

@@ -5,11 +5,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+if TYPE_CHECKING:
+    from torch import nn
 
 MOST_TENSORS = 20_000  # of a network
 MOST_VALUES = 100_000  # of a configuration
@@ -71,21 +70,24 @@ def limited(tensors: int, size: int) -> Iterator[None]:
         _limit.reset(token)
 
 
-def build(make: Callable[[], nn.Module]) -> nn.Module:
+def build(make: "Callable[[], nn.Module]") -> "nn.Module":
     """The network that `make` returns, after it was made once on the meta device to get its size.
 
     Raises:
         TooLarge: it has more parameter tensors than any network, or needs more memory than this machine has; or more
             than it may within `limited`.
     """
+    import torch
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     most, space = _limit.get() or (MOST_TENSORS, memory)
     owner = "this machine has" if _limit.get() is None else "the checkpoint holds"
     count, size = 0, 0
 
-    def look(module: nn.Module, name: str, parameter: Any) -> None:
+    def look(module: "nn.Module", name: str, parameter: Any) -> None:
         nonlocal count, size
-        if isinstance(parameter, Tensor) and parameter.is_meta:
+        if isinstance(parameter, torch.Tensor) and parameter.is_meta:
             count += 1
             size += parameter.numel() * parameter.element_size()
             if count > most:

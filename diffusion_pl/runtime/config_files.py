@@ -14,6 +14,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from .bounds import check_plain
+from .shipped_configs import find_config, near_configs
 
 SUFFIXES = (".yaml", ".yml", ".json")
 #: Sections that may be switched off by null or false.
@@ -49,10 +50,24 @@ class Entry(NamedTuple):
 
 
 def config_files(args: Sequence[str]) -> list[Path]:
-    """The files that a command line names with --config, in its order."""
+    """The files that a command line names with --config, in its order; shipped ones as `find_config` finds them."""
     files = [b for a, b in pairwise(args) if a in ("--config", "-c")]
     files += [a.split("=", 1)[1] for a in args if a.startswith("--config=")]
-    return [Path(f) for f in files]
+    return [find_config(Path(f)) for f in files]
+
+
+def with_config_files(args: Sequence[str]) -> list[str]:
+    """A command line in which each --config has the path of its file in place of a shipped configuration's name."""
+    named, before = list[str](), ""
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        if before in ("--config", "-c"):
+            arg = str(find_config(Path(arg)))
+        elif option == "--config" and equals:
+            arg = f"--config={find_config(Path(value))}"
+        named.append(arg)
+        before = arg
+    return named
 
 
 def check_files(args: Sequence[str]) -> None:
@@ -92,9 +107,10 @@ def read_text(path: Path) -> str:
         content = path.read_bytes()
     except FileNotFoundError:
         names = [file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES]
-        near = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise FileNotFoundError(f"--config {path}: no such file{hint}") from None
+        near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=1)]
+        near = near or near_configs(path)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`python -m diffusion_pl configs` lists those by name"
+        raise FileNotFoundError(f"--config {path}: no such file; {hint}") from None
     except OSError as error:
         raise OSError(f"--config {path}: cannot be read: {error.strerror}") from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):

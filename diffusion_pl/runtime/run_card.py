@@ -11,11 +11,13 @@ from .reading import Number, read_json, reading
 from .storage import write_file
 
 CARD = "card.json"
+#: The file that `fit` holds a lock on in the folder of its run.
+LOCK = ".lock"
 
 
 #: What every reader of a card can expect; JSON has no infinity, which is a string there.
 _NUMBER = (int, float, str)
-_KIND = {
+KIND = {
     "status?": str,
     "sessions": [{"status": str, "wall_seconds": Number}],
     "error?": (str, None),
@@ -43,7 +45,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
         path = path / CARD
     try:
         with reading(path, "run card", "move it away"):
-            card: dict[str, Any] = read_json(path, _KIND)
+            card: dict[str, Any] = read_json(path, KIND)
             if not card["sessions"]:
                 raise ValueError("it has no sessions")
             if "config" in card:

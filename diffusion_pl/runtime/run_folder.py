@@ -6,15 +6,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.exported import is_exported
 from ..checkpoints.io import checkpoint_at, last_checkpoint, or_else, previous_checkpoint
 from .limits import name_of_config
 from .loggers import LEFTOVERS
 from .processes import agree, find_peers
-from .run_card import read_card
+from .run_card import LOCK
 from .storage import Lock, claim_folder, numbered
 
 RUNS = Path("runs")  # unless trainer.default_root_dir names another folder
-LOCK = ".lock"
 _VARIABLE = "DIFFUSION_PL_RUN"  # by which the first process of a run sends the others the folder that it chose
 
 
@@ -80,7 +80,10 @@ class RunFolder:
 
     def _find(self, config: Any, command: str, claim: bool) -> dict[str, Any]:
         if config.ckpt_path not in (None, "last", "auto"):
-            config.ckpt_path = str(checkpoint_at(config.ckpt_path))
+            named = config.ckpt_path
+            config.ckpt_path = str(checkpoint_at(named))
+            if command == "fit" and is_exported(Path(config.ckpt_path)):
+                raise ValueError(f"{named} holds weights only, no run to resume. Fix: --init_from {named}")
         root = self.root
         ckpt_path, resumed = config.ckpt_path, config.ckpt_path in ("last", "auto")
         name = config.run or _default_name(config, root)
@@ -115,17 +118,6 @@ class RunFolder:
         if command == "fit":
             self._lock = Lock(folder / LOCK, f"{folder} is being trained by another process: wait, or stop it")
         return folder
-
-
-def was_killed(folder: Path) -> bool:
-    """Whether the card says that the run is running, but no process trains there."""
-    try:
-        if read_card(folder)["status"] != "running":
-            return False
-        Lock(folder / LOCK, "").release()
-    except (OSError, ValueError, KeyError):  # another process has it, or there is no card
-        return False
-    return True
 
 
 def newest(name: str, root: Path = RUNS) -> Path:

@@ -164,6 +164,20 @@ class Lock:
             return False
 
 
+def is_locked(path: Path) -> bool | None:
+    """Whether a process holds the lock on a file; None where the file system has no locks, or the file is unreadable.
+
+    Nothing is written.  Not for a lock of this process, which it would release.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        return False if isinstance(error, FileNotFoundError) else None
+    with file:
+        free = _try_lock(file.fileno(), fcntl.LOCK_SH)
+    return None if free is None else not free
+
+
 def move_new(source: Path, target: Path) -> None:
     """Rename a file to a name that no other file has, else FileExistsError.  A repeated call continues."""
     try:
@@ -192,11 +206,11 @@ def sync_tree(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def _try_lock(descriptor: int) -> bool | None:
+def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool | None:
     """Lock an open file: whether that succeeded; None where the file system has no locks."""
     try:
         # Of the process, not of the open file: worker processes that outlive a killed one must not hold it.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         return False if error.errno in (errno.EACCES, errno.EAGAIN) else None
     return True

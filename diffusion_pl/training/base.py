@@ -363,6 +363,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
             )
         if "averages" in checkpoint:
             self.averages.load(checkpoint["averages"])
+        self._loaded_weights = checkpoint.get("weights", self._loaded_weights)
         if self.attached is not None and self.attached.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint
 
