@@ -67,7 +67,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         target = root / "BY_CLASS" / "ab"[k % 2] / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(file)
-    for link in ("MY_IMAGES", "MY_PICTURES", "pictures"):
+    for link in ("MY_IMAGES", "pictures"):
         (root / link).symlink_to(root / "anime")
     (root / "picture.png").symlink_to(next((root / "celeba_male").glob("*.png")))
     images = np.stack([np.asarray(Image.open(file).convert("RGB").resize((32, 32))) for file in files])
