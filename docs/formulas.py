@@ -2,6 +2,8 @@
 
 import html
 import re
+import unicodedata
+from contextlib import suppress
 from typing import Any
 
 from latex2mathml.converter import convert
@@ -9,6 +11,8 @@ from mkdocs.exceptions import PluginError
 
 #: What the extension arithmatex makes of `$…$` and `$$…$$`.
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+#: A letter in another style: browsers know the style "normal" only, and have letters of their own for the others.
+STYLED = re.compile(r'<mi mathvariant="(?!normal)([\w-]+)">(\w)</mi>')
 
 
 def on_page_content(content: str, page: Any, **kwargs: Any) -> str:
@@ -24,8 +28,22 @@ def _drawn(tag: str, tex: str, place: str) -> str:
     """
     try:
         drawn = convert(tex, display="block" if tag == "div" else "inline")
+        drawn = STYLED.sub(lambda match: f"<mi>{_letter(*match.groups())}</mi>", drawn)
     except Exception as error:
         raise PluginError(f"{place}: cannot convert the formula {tex!r}: {error!r}") from error
     if "\\" in html.unescape(drawn):  # the converter keeps commands that it does not know
         raise PluginError(f"{place}: unknown command in the formula {tex!r}")
     return f'<{tag} class="arithmatex">{drawn}</{tag}>'
+
+
+def _letter(style: str, letter: str) -> str:
+    """The Unicode character of a letter in a style such as script or double-struck.
+
+    Raises:
+        LookupError: there is none.
+    """
+    size = "CAPITAL" if letter.isupper() else "SMALL"
+    for prefix in ("MATHEMATICAL ", ""):
+        with suppress(KeyError):
+            return unicodedata.lookup(f"{prefix}{style} {size} {letter}")
+    raise LookupError(f"no letter {letter} in the style {style}")

@@ -28,18 +28,28 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Add a page for each notebook, and its images."""
     for path in _notebooks(config):
-        executed = path.parents[1] / "build/notebooks" / path.name
-        cells = _cells(path)
-        outputs = _cells(executed) if executed.is_file() else []
-        fresh = [cell["source"] for cell in outputs] == [cell["source"] for cell in cells]
-        images: dict[str, bytes] = {}
-        parts = [text for cell in (outputs if fresh else cells) for text in _cell(cell, path.stem, images)]
-        if not fresh:
-            parts.insert(1, NOT_EXECUTED)
-        files.append(File.generated(config, f"notebooks/{path.stem}.md", content="\n".join(parts)))
+        text, images = page_of(path, path.parents[1] / "build/notebooks" / path.name)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
         for name, data in images.items():
             files.append(File.generated(config, f"notebooks/{name}", content=data))
     return files
+
+
+def page_of(notebook: Path, executed: Path) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown, and its images by name.
+
+    Args:
+        notebook: without outputs.
+        executed: with outputs, if it exists; it is used if its cells are still those of the notebook.
+    """
+    cells = _cells(notebook)
+    outputs = _cells(executed) if executed.is_file() else []
+    fresh = [cell["source"] for cell in outputs] == [cell["source"] for cell in cells]
+    images: dict[str, bytes] = {}
+    parts = [text for cell in (outputs if fresh else cells) for text in _cell(cell, notebook.stem, images)]
+    if not fresh:
+        parts.insert(1, NOT_EXECUTED)
+    return "\n".join(parts), images
 
 
 def _notebooks(config: Any) -> list[Path]:
