@@ -31,8 +31,9 @@ def _drawn(tag: str, tex: str, place: str) -> str:
         drawn = STYLED.sub(lambda match: f"<mi>{_letter(*match.groups())}</mi>", drawn)
     except Exception as error:
         raise PluginError(f"{place}: cannot convert the formula {tex!r}: {error!r}") from error
-    if "\\" in html.unescape(drawn):  # the converter keeps commands that it does not know
-        raise PluginError(f"{place}: unknown command in the formula {tex!r}")
+    # The converter keeps commands that it does not know, and styles that browsers do not.
+    if "\\" in html.unescape(drawn) or re.search(r'mathvariant="(?!normal")', drawn):
+        raise PluginError(f"{place}: unknown command or style in the formula {tex!r}")
     return f'<{tag} class="arithmatex">{drawn}</{tag}>'
 
 
