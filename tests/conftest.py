@@ -64,6 +64,7 @@ FLOORS: dict[str, float] = {
     "interop": 6.55,
     "callbacks": 6.6,
     "evaluation.run": 6.7,
+    "evaluation.stored": 6.75,
     "cli": 6.9,
     "commands": 7,
     "__main__": 7.9,

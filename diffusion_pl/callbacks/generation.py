@@ -60,7 +60,7 @@ class GenerationMetrics(Measurement):
         if self.extractor is None:
             self.extractor = InceptionV3()
         self.extractor.eval().requires_grad_(False).to(pl_module.device)
-        self._features = Features(data, self.extractor)
+        self._features = Features(data.shape, data.units, self.extractor)
         if "fid" in self.metrics and trainer.is_global_zero:
             warn_of_few(self.num_samples, self._features)
 

@@ -29,7 +29,7 @@ def compare(a: Path, b: Path, metrics: list[str] | None = None) -> None:
             refused.append(f"{name} ({'; '.join(reasons)})")
             continue
         print(f"{name:<10} {side_by_side(results_a[name], results_b[name])}")
-    for key in ("checkpoint", "weights", "sampler", "nfe", "seed"):
+    for key in ("checkpoint", "images", "weights", "sampler", "nfe", "seed"):
         pair = [results[names[0]].model.get(key) for results in (results_a, results_b)]
         if pair[0] != pair[1]:
             print(f"  {key}: {pair[0]} | {pair[1]}")

@@ -2,20 +2,25 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..data import DataModule
 from ..likelihood import ChainBound, ContinuousBound, FlowLikelihood
 from ..metrics import InceptionV3
 from ..runtime.bounds import check_counts
 from ..samplers import Grid, Sampler
 
+if TYPE_CHECKING:
+    from ..evaluation import Plan
+
 
 def evaluate(
-    ckpt_path: Path,
+    ckpt_path: Path | None = None,
+    images: Path | None = None,
     metrics: list[str] | None = None,
-    num_samples: int = 1000,
+    num_samples: int | None = None,
     repeats: int = 1,
     output: Path = Path("evaluation"),
     seed: int = 0,
@@ -31,13 +36,13 @@ def evaluate(
     likelihood_examples: int | None = None,
     dequantizations: int = 1,
     bound: ChainBound | ContinuousBound | None = None,
-    data_: dict[str, str | list[Any]] | None = None,
+    data_: Callable[[], DataModule] | dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     batch_size: int = 250,
     accelerator: str = "auto",
     devices: int = 1,
 ) -> None:
-    """Measure a model: samples against the data, and the likelihood of the data under it.
+    """Measure a model, samples against the data and the likelihood of the data under it; or a folder of images.
 
     Writes evaluation.json, in which every result says how many samples, which features and weights, which data and
     split, which sampler it is of, and prints a table.  `compare` shows two of them side by side.  A call that was
@@ -45,9 +50,12 @@ def evaluate(
 
     Args:
         ckpt_path: Checkpoint of a run.
+        images: Folder of images that exist already, in place of a checkpoint; compared with --data CLASS and its
+            options, such as --data Folder --data.path FOLDER, or with --reference.
         metrics: Of images fid, is, kid, prc (precision and recall); of points energy, mmd, sliced, prc; of both nll
             (probability-flow ODE) and elbo (variational bound).  None: all but the last two.
-        num_samples: Number of samples in each repeat, at least 2; published results of images take 50,000.
+        num_samples: Number of samples in each repeat, at least 2; published results of images take 50,000.  None:
+            1,000, and all of --images.
         repeats: Sets of other samples (and other noise of the likelihood), for a mean and a standard deviation.
         output: Folder for the files.
         seed: Of samples and noise, at least 0.
@@ -64,7 +72,8 @@ def evaluate(
         likelihood_examples: Number of examples, the first of that split; None: all.
         dequantizations: Noises K for each example of quantized data; more than 1 is tighter, importance-weighted.
         bound: ContinuousBound or ChainBound (--bound.variance 1); None: ContinuousBound.
-        data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true.
+        data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true;
+            with --images the class of the data and its options.
         weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         batch_size: Number of samples between two savings.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
@@ -83,7 +92,7 @@ def evaluate(
 
     plan = Plan(
         metrics=None if metrics is None else tuple(metrics),
-        num_samples=num_samples,
+        num_samples=1000 if num_samples is None else num_samples,
         repeats=repeats,
         seed=seed,
         extractor=extractor,
@@ -98,6 +107,17 @@ def evaluate(
     )
     quiet()
     check_devices(devices, device_of(accelerator).type, "devices")
+    if images is not None:
+        of_models = {"ckpt_path": ckpt_path, "sampler": sampler, "grid": grid, "steps": steps, "scale": scale}
+        _refuse_options({**of_models, "likelihood": likelihood, "bound": bound}, data_)
+        _evaluate_images(images, data_() if callable(data_) else None, plan, num_samples, output, accelerator)
+        return
+    if ckpt_path is None:
+        raise ValueError("missing: --ckpt_path CHECKPOINT, or --images FOLDER")
+    if callable(data_):
+        raise ValueError(
+            "--data: the checkpoint names the class of its data. Fix: give its options only, as --data.path"
+        )
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
     pipeline = choose(pipeline, sampler, grid, steps, scale)
     pipeline.guided.requires_grad_(False)
@@ -109,3 +129,26 @@ def evaluate(
                 return
             folder.publish(results.write, f"{ckpt_path} ({pipeline.weights} weights)\n{results}", results.problem)
         folder.show()
+
+
+def _evaluate_images(
+    images: Path, data: DataModule | None, plan: "Plan", num_samples: int | None, output: Path, accelerator: str
+) -> None:
+    from ..evaluation.stored import StoredEvaluation
+    from ..runtime.output_folder import OutputFolder
+
+    evaluation = StoredEvaluation(images, data, plan, num_samples, accelerator)
+    with OutputFolder(output, evaluation.call) as folder:
+        if folder.published is None:
+            results = evaluation.run()
+            folder.publish(results.write, f"{evaluation.count:,} images of {images}\n{results}")
+        folder.show()
+
+
+def _refuse_options(of_models: dict[str, Any], data: Any) -> None:
+    """Raise ValueError for options that do not go with --images."""
+    given = next((name for name, value in of_models.items() if value is not None), None)
+    if given is not None:
+        raise ValueError(f"--{given} is for a model, and --images are measured as they are. Fix: remove one of them")
+    if isinstance(data, dict):
+        raise ValueError("--data: expected a class and its options, such as --data Folder --data.path FOLDER")

@@ -21,15 +21,15 @@ def runs(folder: Path = Path("runs"), json: bool = False) -> None:
     from ..runtime.run_listing import list_runs
     from ..runtime.text_table import text_table
 
-    found = list_runs(folder)
+    listed = list_runs(folder)
     if json:
-        print(dumps([run._asdict() for run in found], indent=2, ensure_ascii=False))
+        print(dumps([run._asdict() for run in listed], indent=2, ensure_ascii=False))
         return
-    if not found:
+    if not listed:
         print(f"no runs in {folder}")
         return
     rows = []
-    for run in found:
+    for run in listed:
         step = "" if run.step is None else f"{run.step:,}"
         steps = f"{step} of {run.max_steps:,}" if step and run.max_steps else step
         rows.append((run.name, run.state, steps, _bytes(run.size), run.problem or _metrics(run.metrics)))

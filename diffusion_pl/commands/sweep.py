@@ -59,6 +59,7 @@ def sweep(
     from tqdm import tqdm
 
     from ..callbacks.sample_writer import not_finite_error, refuse_not_finite
+    from ..checkpoints.exported import run_folder_of
     from ..checkpoints.io import checkpoint_at
     from ..checkpoints.loading import load_pipeline
     from ..data.base import count
@@ -105,7 +106,7 @@ def sweep(
                         "error": (x - exact).square().mean().sqrt().item(),
                     }
                 )
-            run = checkpoint_at(ckpt_path).parent.parent.name
+            run = run_folder_of(checkpoint_at(ckpt_path)).name
             title = f"{count(num_samples, 'sample')} of {run}, {pipeline.weights} weights"
             error = not_finite_error(bad, num_samples * len(plan))
             folder.publish(lambda stage: _write(rows, title, stage), _table(rows), error)

@@ -51,7 +51,8 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> None:
             bad.append(f"{name} {verdict}")
     for result in list(results.values())[:1]:
         model = result.model
-        print(f"  {model['checkpoint']}, {model['weights']} weights, NFE {result.nfe:.4g}")
+        of = "" if result.nfe is None else f", {model['weights']} weights, NFE {result.nfe:.4g}"
+        print(f"  {model.get('checkpoint') or model.get('images')}{of}")
     if bad:
         unmeasured = {name: band for name, band in expected.items() if name not in results}
         fix = f"; to measure it: {how} {_options(unmeasured)}" if unmeasured else ""

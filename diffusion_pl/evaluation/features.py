@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data import DataModule
+from ..data.units import Units
 from ..metrics.extractors import extract, identity
 from ..metrics.generation import FeatureStatistics, Moments
 from ..metrics.neighbours import Nearest, NearestNeighbours, memorisation
@@ -31,19 +32,20 @@ class Features:
         finite
 
     Args:
-        data: of the model.
+        shape: of an example.
+        units: of its model units.
         extractor: of features of images; None: the examples themselves, for points.
     """
 
-    def __init__(self, data: DataModule, extractor: nn.Module | None = None) -> None:
-        self.data, self.extractor = data, extractor
+    def __init__(self, shape: tuple[int, ...], units: Units, extractor: nn.Module | None = None) -> None:
+        self.shape, self.units, self.extractor = shape, units, extractor
 
     def __call__(self, x: Tensor) -> Tensor:
         bad = ~x.flatten(1).isfinite().all(1)
         if self.extractor is None:
             rows = x.flatten(1).float()
         else:
-            features, logits = extract(self.extractor, self.data.units.to_uint8(torch.nan_to_num(x)))
+            features, logits = extract(self.extractor, self.units.to_uint8(torch.nan_to_num(x)))
             rows = features if logits is None else torch.cat((features, logits), 1)
         rows[bad.to(rows.device)] = math.nan
         return rows
@@ -52,8 +54,8 @@ class Features:
     def width(self) -> int:
         """F, how many features there are of an example."""
         if self.extractor is None:
-            return math.prod(self.data.shape)
-        return extract(self.extractor, torch.zeros(1, *self.data.shape, dtype=torch.uint8))[0].shape[1]
+            return math.prod(self.shape)
+        return extract(self.extractor, torch.zeros(1, *self.shape, dtype=torch.uint8))[0].shape[1]
 
     def add(self, statistics: FeatureStatistics, rows: Tensor, first: int) -> None:
         """Add rows (B, F + K) of the examples from number `first` on, on the device of the statistics."""
@@ -72,26 +74,32 @@ class Features:
 
 def note_of(data: DataModule, split: str) -> dict[str, Any]:
     """What identifies a split of data: {"data", "split", "n", "sha256"}."""
+    batches = (batch["x"] for batch in data.batches(split, 500))
+    n, sha256 = hash_of(data.units.to_uint8(x) if data.is_image else x for x in batches)
+    return {"data": type(data).__name__, "split": split, "n": n, "sha256": sha256}
+
+
+def hash_of(batches: Iterable[Tensor]) -> tuple[int, str]:
+    """Number and SHA-256 of the examples in batches, images as uint8."""
     digest, n = hashlib.sha256(), 0
-    for batch in data.batches(split, 500):
-        shown = data.units.to_uint8(batch["x"]) if data.is_image else batch["x"]
+    for shown in batches:
         digest.update(str(tuple(shown.shape[1:])).encode() + shown.contiguous().numpy().tobytes())
         n += len(shown)
-    return {"data": type(data).__name__, "split": split, "n": n, "sha256": digest.hexdigest()}
+    return n, digest.hexdigest()
 
 
-def reference_rows(features: Features, note: Mapping[str, Any]) -> NDArray[Any]:
+def reference_rows(features: Features, data: DataModule, note: Mapping[str, Any]) -> NDArray[Any]:
     """Rows (N, F + K) of the split that a note is of.
 
     Those of images are kept in the user's cache, under the hashes of the images and of the extractor.
     """
     split, n = note["split"], note["n"]
     if features.extractor is None:
-        return torch.cat([features(batch["x"]) for batch in features.data.batches(split, 500)]).numpy()
+        return torch.cat([features(batch["x"]) for batch in data.batches(split, 500)]).numpy()
     name = f"{note['sha256'][:32]}-{identity(features.extractor)['sha256'][:32]}.npy"
 
     def compute() -> NDArray[Any]:
-        batches = tqdm(features.data.batches(split, 64), f"features of {split}", -(-n // 64), dynamic_ncols=True)
+        batches = tqdm(data.batches(split, 64), f"features of {split}", -(-n // 64), dynamic_ncols=True)
         return np.concatenate([features(batch["x"]).numpy() for batch in batches])
 
     return cached(name, n, compute)

@@ -33,7 +33,8 @@ def table(results: Mapping[str, Result]) -> str:
     """The results in lines: metric, value ± what is known of its error, unit, and what it is of."""
     lines = []
     for name, result in results.items():
-        of = f"{result.count:,} {result.counted}, {result.data['data']} {result.data['split']}, NFE {result.nfe:.4g}"
+        nfe = "" if result.nfe is None else f", NFE {result.nfe:.4g}"
+        of = f"{result.count:,} {result.counted}, {result.data['data']} {result.data['split']}{nfe}"
         lines.append(f"  {name:<10} {number(result):<20} {result.unit:<9} {of}")
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ class Result:
         values: of each repeat.
         unit: "bits/dim", "nats/dim", or "" of a plain number.
         protocol: all that must be equal for two results to be comparable: how many samples, features, data, bound.
-        model: what may differ between the models compared: checkpoint, weights, sampler, NFE.
+        model: what may differ between the models compared: checkpoint, weights, sampler, NFE; or the folder of images.
     """
 
     value: float
@@ -65,9 +65,9 @@ class Result:
         return None if by is None else by["class"]
 
     @property
-    def nfe(self) -> float:
-        """Evaluations of the denoiser, of a sample or an example."""
-        number: float = self.model["nfe"]
+    def nfe(self) -> float | None:
+        """Evaluations of the denoiser, of a sample or an example; None: of images that existed already."""
+        number: float | None = self.model.get("nfe")
         return number
 
     def to_json(self) -> dict[str, Any]:
@@ -147,8 +147,9 @@ _KIND = {
     "model": {
         "checkpoint?": (str, None),
         "sha256": (str, None),
-        "weights": str,
-        "nfe": Number,
+        "weights?": str,
+        "nfe?": Number,
+        "images?": str,
         "sampler?": (None, {"class": str}),
     },
     "standard_error?": (*Number, None),

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import torch
 from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -90,6 +91,49 @@ def run(
     return results
 
 
+def measure(
+    names: list[str],
+    rows: NDArray[Any],
+    features: Features,
+    against: DataModule | Reference,
+    split: str,
+    made_with: Mapping[str, Any],
+    model: Mapping[str, Any],
+) -> tuple[dict[str, SampleResult], Reference | None]:
+    """The results of samples, and the reference if fid was measured against data.
+
+    Args:
+        names: of the metrics.
+        rows: of the samples, (repeats, N, F + K).
+        features: of which the rows are.
+        against: data, or the moments of their features.
+        split: of the data.
+        made_with: extractor and levels, for the record.
+        model: of the samples, for the record.
+    """
+    protocol: dict[str, Any] = {"num_samples": rows.shape[1]}
+    if made_with["extractor"] is None:
+        protocol["units"] = "model units: unit variance per axis"
+    else:
+        protocol["extractor"] = made_with["extractor"]
+        protocol["quantisation"] = f"uint8, lossless, from {made_with['levels']} levels"
+    statistics: FeatureStatistics | Moments
+    made = None
+    if isinstance(against, Reference):
+        statistics, note = against
+    else:
+        note = note_of(against, split)
+        statistics = features.statistics(reference_rows(features, against, note), keeps_rows(names))
+        made = Reference(statistics.compute(), note) if "fid" in names else None
+    protocol["reference"] = note
+    return sample_results(names, rows, features, statistics, protocol, model), made
+
+
+def extractor_on(plan: Plan, device: torch.device) -> nn.Module:
+    """The extractor of a plan on a device, which nothing trains."""
+    return (plan.extractor or InceptionV3()).eval().requires_grad_(False).to(device)
+
+
 class Evaluation:
     """A plan for a pipeline and its data, checked, so that what is wrong shows before anything is drawn.
 
@@ -121,7 +165,9 @@ class Evaluation:
         self.device = device_of(accelerator)
         images = data.is_image
         self.of_samples, self.of_data = plan.names(images)
-        self.features = Features(data, self._extractor() if images and self.of_samples else None)
+        self.features = Features(
+            data.shape, data.units, extractor_on(plan, self.device) if images and self.of_samples else None
+        )
         self.extractor = None if self.features.extractor is None else identity(self.features.extractor)
         splits = [plan.split] if self.of_samples and plan.reference is None else []
         splits += [plan.likelihood_split] if self.of_data else []
@@ -137,10 +183,6 @@ class Evaluation:
         self.examples = count(data, plan.likelihood_split, plan.likelihood_examples) if self.of_data else 0
         self.model: dict[str, Any] = {"checkpoint": checkpoint, "sha256": pipeline.sha256, "weights": pipeline.weights}
         self.model |= {"scale": scale, "seed": plan.seed}
-
-    def _extractor(self) -> nn.Module:
-        extractor = self.plan.extractor or InceptionV3()
-        return extractor.eval().requires_grad_(False).to(self.device)
 
     @property
     def call(self) -> dict[str, Any]:
@@ -209,24 +251,10 @@ class Evaluation:
 
     def _sample_results(self, drawn: Drawn) -> tuple[dict[str, SampleResult], Reference | None]:
         """The results of samples, and the reference if fid was measured against the data."""
-        plan, data = self.plan, self.data
-        protocol: dict[str, Any] = {"num_samples": plan.num_samples}
-        if self.extractor is None:
-            protocol["units"] = "model units: unit variance per axis"
-        else:
-            protocol["extractor"] = self.extractor
-            protocol["quantisation"] = f"uint8, lossless, from {data.units.levels} levels"
-        if self.reference is None:
-            note = note_of(data, plan.split)
-            statistics = self.features.statistics(reference_rows(self.features, note), keeps_rows(self.of_samples))
-            against: FeatureStatistics | Moments = statistics
-            made = Reference(statistics.compute(), note) if "fid" in self.of_samples else None
-        else:
-            (against, note), made = self.reference, None
-        samples = drawn.x.numpy().reshape(plan.repeats, self._padded, -1)[:, : plan.num_samples]
+        samples = drawn.x.numpy().reshape(self.plan.repeats, self._padded, -1)[:, : self.plan.num_samples]
         model = {**self.model, "sampler": describe(self.pipeline.sampler), "nfe": drawn.nfe}
-        protocol["reference"] = note
-        return sample_results(self.of_samples, samples, self.features, against, protocol, model), made
+        against = self.data if self.reference is None else self.reference
+        return measure(self.of_samples, samples, self.features, against, self.plan.split, self.made_with, model)
 
     def _data_results(self, rows: Mapping[str, NDArray[Any]]) -> dict[str, Result]:
         """The results of data from the rows of their examples, by metric."""

@@ -251,7 +251,7 @@ def _row(name: str, result: Result) -> str:
     sampler = (model.get("sampler") or {"class": "probability flow" if name == "nll" else "bound"})["class"]
     value = f"{number(result)} {result.unit}".strip()
     many = f"{result.count:,} {result.counted}"
-    return f"| {name} | {value} | {many} | {model['weights']} | {sampler}, {result.nfe:.4g} |"
+    return f"| {name} | {value} | {many} | {model['weights']} | {sampler}, {model['nfe']:.4g} |"
 
 
 def _weights(name: str) -> str:
