@@ -1,4 +1,4 @@
-"""Ordinary differential equations  dy/dt = f(y, t)  whose step size every sample chooses for itself.
+"""Ordinary differential equations  dy/dt = f(y, t)  with a step size per sample.
 
 An embedded Runge–Kutta pair of orders p and p − 1, a table of numbers:
 

@@ -150,7 +150,7 @@ def test_pickles_are_refused_unread(write: Any, tmp_path: Path) -> None:
 
 
 def test_floats_are_refused_with_how_to_convert(tmp_path: Path) -> None:
-    message = r"must be uint8 or uint16, got float32: convert them \(the first go from 0 to 255\), .*astype\('uint8'\)"
+    message = r"uint8 or uint16, got float32.*astype\('uint8'\)"
     with pytest.raises(ValueError, match=message):
         ready(npy(tmp_path, X.astype(np.float32)))
 
@@ -187,7 +187,7 @@ def test_checkpoint_state_does_not_allow_real_values(tmp_path: Path) -> None:
     state = ready(npy(tmp_path, X)).state_dict()
     data = Arrays(npy(tmp_path, X / np.float32(255)))
     data.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"got float32: convert them \(the first go from 0 to 1\)"):
+    with pytest.raises(ValueError, match=r"got float32.*0 to 1"):
         data.setup()
 
 

@@ -159,7 +159,7 @@ def test_network_responds_to_augmentation_parameters() -> None:
     assert difference[0] == 0 and difference[1] > 1e-3
     with pytest.raises(ValueError, match="got augmented images: give the network augment_dim: 9"):
         network()(x.float(), c_noise.float(), augment=parameters.float())
-    with pytest.raises(ValueError, match="augment_dim must not be negative, and needs time_conditional: true, got 9"):
+    with pytest.raises(ValueError, match=r"augment_dim .*time_conditional.*got 9"):
         network(augment_dim=9, time_conditional=False)
 
 
@@ -197,7 +197,7 @@ def test_network_without_augmentation_input_is_refused(folder: Path) -> None:
 
     for network, message in (
         ({**CHANGES["model__network"]["init_args"], "augment_dim": 0}, "got augmented images: give the network augm"),
-        (None, "UNet takes no augment, which the data's batches hold: choose another network"),
+        (None, "UNet takes no augment"),
     ):
         net = {"class_path": "diffusion_pl.networks.NCSNpp", "init_args": network}
         if network is None:
@@ -212,7 +212,7 @@ def test_mirrored_twice_is_refused(folder: Path) -> None:
 
     data = {"class_path": "CIFAR10", "init_args": {"augment": 0.1}}
     error = cli(folder, "fit", "--config", tiny_config(folder, **(CHANGES | {"data": data}))).error
-    assert "CIFAR10: augment mirrors images itself: give horizontal_flip: false" in error
+    assert "CIFAR10: augment" in error and "horizontal_flip: false" in error
     data["init_args"] = {"augment": 1.5, "horizontal_flip": False}
     error = cli(folder, "fit", "--config", tiny_config(folder, **(CHANGES | {"data": data}))).error
     assert "p must be in (0, 1], got 1.5" in error

@@ -116,7 +116,7 @@ def test_steps_that_nobody_gives_are_named(name: str) -> None:
     ("call", "expected"),
     [
         (lambda: TrailingGrid(50)(LinearBetas(40)), "cannot keep 50 points of a table of 40"),
-        (lambda: LeadingGrid(8, offset=5)(LinearBetas(40)), "offset must leave 8 points within a table of 40, got 5"),
+        (lambda: LeadingGrid(8, offset=5)(LinearBetas(40)), "offset .*got 5"),
         (lambda: chain_bound(ChainBound(times=50), LinearBetas(40)), "times must be in 2 … 40 .* got 50"),
     ],
     ids=["grid", "offset", "bound"],

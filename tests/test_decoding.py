@@ -166,13 +166,13 @@ def test_a_transparent_colour_is_not_dropped_unasked() -> None:
 
 @pytest.mark.parametrize("layout", [Layout(), Layout("L")])
 def test_real_numbers_are_refused(layout: Layout) -> None:
-    with pytest.raises(ValueError, match=r"x has real numbers, whose white is unknown: convert the file"):
+    with pytest.raises(ValueError, match=r"x has real numbers"):
         to_array(Image.fromarray(np.ones((4, 4), np.float32)), layout, "x")
 
 
 @pytest.mark.parametrize("size", [0, (4, 0), (4, 4, 4)])
 def test_sizes_that_are_none_are_refused(size: Any) -> None:
-    with pytest.raises(ValueError, match="Folder: size must be height and width, or one number for both"):
+    with pytest.raises(ValueError, match="Folder: size "):
         check_size("Folder", size)
 
 

@@ -177,14 +177,14 @@ def test_image_sizes_must_be_multiples_of_the_patch_size() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mlp_ratio": math.inf}, "mlp_ratio must be positive and finite, at least 1 / width, got inf"),
+        ({"mlp_ratio": math.inf}, "mlp_ratio .*got inf"),
         ({"mlp_ratio": math.nan}, "got nan"),
-        ({"time_features": 7}, "DiT: time_features must be an even number from 2 on, got 7"),
+        ({"time_features": 7}, "DiT: time_features .*got 7"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
-        ({"width": 18}, "width must be divisible by 4 and by heads, got width 18 and heads 2"),
-        ({"heads": 3}, "width must be divisible by 4 and by heads, got width 16 and heads 3"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio must be positive and finite, at least 1 / width, got 0.0"),
+        ({"width": 18}, "width .*got width 18 and heads 2"),
+        ({"heads": 3}, "width .*got width 16 and heads 3"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio .*got 0.0"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:

@@ -77,16 +77,16 @@ def test_all_errors_of_a_point_model_are_reported_at_once(tmp_path: Path) -> Non
     assert done.out.splitlines()[-1] == "3 errors, 3 warnings: fix the errors first"
     wrong = [re.split(r"  +", line, maxsplit=2) for line in done.out.splitlines()[:-1] if "  ok  " not in line]
     expected = [
-        ("prior", "error", r"LinearBetas does not end in noise: at t=1, .* still 0.39 .* Fix: raise beta_max"),
+        ("prior", "error", r"LinearBetas .*t=1, .* 0.39 .* Fix: raise beta_max"),
         (
             "tables",
             "warning",
-            r"LinearBetas 50, GridTimes 1000, .* Fix: give all of them the steps of the beta schedule",
+            r"LinearBetas 50, GridTimes 1000, .* Fix: .*steps",
         ),
         ("validation", "warning", r"split is empty: .* Fix: raise data.init_args.val_fraction"),
         ("ema", "warning", r"half-life of 6,931 steps, the run has 5,000.* lower the decay to 0.998"),
-        ("ema", "error", r"decay 0.001 .* no average. Fix: give --ema.decays '\[0.999\]'"),
-        ("precision", "error", r"the average with decay 0.9999 all are.* Fix: give --trainer.precision bf16-mixed"),
+        ("ema", "error", r"decay 0.001 .* Fix: give --ema.decays '\[0.999\]'"),
+        ("precision", "error", r"decay 0.9999 .* Fix: .*--trainer.precision bf16-mixed"),
     ]
     assert [(name, level) for name, level, _ in wrong] == [(name, level) for name, level, _ in expected]
     for (_, _, text), (_, _, pattern) in zip(wrong, expected, strict=True):
@@ -116,7 +116,7 @@ def test_all_errors_of_an_image_model_are_reported_at_once(tmp_path: Path) -> No
     expected = {
         "embedding": (
             "warning",
-            r"moves Sinusoidal by 0.00\d+ .* Fix: give model.noise_input StepIndex .* ScaledTime with .*999",
+            r"Sinusoidal by 0.00\d+ .* Fix: .*noise_input StepIndex .* ScaledTime .*999",
         ),
         "times": ("warning", r"the sampler visits -10 … 9.12, .* never seen. Fix: .* reach nearer to t=1"),
         "precision": ("warning", r"16-mixed was requested, but is bf16-mixed on a CPU. .*precision bf16-mixed"),
@@ -180,11 +180,11 @@ def test_wrong_output_shape_and_data_out_of_range(tmp_path: Path) -> None:
     [
         (
             digits_changes(model__network={**NETWORK, "init_args": {**NETWORK["init_args"], "ch_mult": [1] * 5}}),
-            r"^build +error +.*: UNet: height and width must be multiples of 16, got 8x8 .*nearest valid size is 16x16",
+            r"^build +error +.*: UNet: .*multiples of 16, got 8x8 .*16x16",
         ),
         (
             digits_changes(data={"class_path": "MNIST", "init_args": {"root": "none"}}),
-            r"^data +error +MNIST: its files are not in 'none' and have not been fetched yet, as fit does",
+            r"^data +error +MNIST: .*'none'",
         ),
         (
             {"model__sampler__init_args__grid": {"class_path": "ExplicitGrid", "init_args": {"t": [0.1, 0.5]}}},

@@ -120,7 +120,7 @@ def test_half_lives_stand_in_after_decays_and_survive_a_stop(tmp_path: Path) -> 
         ({"half_lives": (0,)}, "half_lives must be at least 1 example, got 0"),
         ({"ramp_up": 0.0}, "ramp_up must be positive and finite, got 0.0"),
         ({"decays": (0.999, 0.9, 0.999)}, "decays must differ from each other, got 0.999 twice"),
-        ({"half_lives": (500, 500)}, "half_lives must differ from each other, got 500 twice"),
+        ({"half_lives": (500, 500)}, "half_lives .*got 500 twice"),
     ],
 )
 def test_half_lives_outside_their_range_are_named(options: dict[str, Any], message: str) -> None:

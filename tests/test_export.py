@@ -167,7 +167,7 @@ def test_a_checkpoint_outside_a_run_gets_a_card(tmp_path: Path, folder: Path, di
 
 
 def test_points_go_out_too(tmp_path: Path) -> None:
-    """And of a beta table, which keeps copies of itself that a tracing must not leave behind."""
+    """And of a beta schedule, which keeps copies of itself that a tracing must not leave behind."""
     table = {"class_path": "LinearBetas", "init_args": {"steps": 1000}}
     run = fit(tmp_path, model__schedule=table, trainer__max_steps=2, model__guidance={"class_path": "Thresholded"})
     ckpt = run / "checkpoints/last.ckpt"

@@ -141,9 +141,7 @@ def test_sixteen_bit_grey(tmp_path: Path) -> None:
 @pytest.mark.parametrize("memory_gb", [2.0, 0.0])
 def test_a_corrupt_image_is_a_named_error(flat: Path, header: bool, memory_gb: float) -> None:
     broken(flat / "07.png", header=header)
-    with pytest.raises(
-        ValueError, match=r"07\.png: cannot be (read|decoded) \(.+\): repair or remove it, or give corrupt"
-    ):
+    with pytest.raises(ValueError, match=r"07\.png: cannot be (read|decoded) \(.+\): .*corrupt"):
         list(ready(flat, size=8, memory_gb=memory_gb, workers=0).train_dataloader())
 
 
@@ -178,7 +176,7 @@ def test_labels_stay_with_their_images_when_some_are_skipped(sorted_by_class: Pa
 def test_streaming_replaces_a_corrupt_image_by_the_next_good_one(flat: Path) -> None:
     broken(flat / "07.png", header=False)
     data = ready(flat, size=8, corrupt="skip", val_fraction=0.0, memory_gb=0.0, workers=0)
-    with pytest.warns(UserWarning, match=r"07\.png cannot be decoded; the next image takes its place"):
+    with pytest.warns(UserWarning, match=r"07\.png cannot be decoded"):
         x = everything(data.splits[0])["x"][:, 0, 0, 0].tolist()
     assert x == [80 if i == 7 else 10 * i for i in range(20)]
 
@@ -256,7 +254,7 @@ def test_streaming_equals_cached_batches_and_resumes_mid_epoch(sorted_by_class: 
             r"anime: this folder does not exist\. .* python -m diffusion_pl\.data\.synthetic anime$",
         ),
         (lambda p: save(p / "f.png"), r"f\.png: this folder is a file\. Fix: give --data\.path"),
-        (lambda p: p, r"no images in this folder: expected files with the endings \.apng, "),
+        (lambda p: p, r"no images in this folder: .*\.apng, "),
     ],
 )
 def test_a_folder_without_images(make: Any, message: str, tmp_path: Path) -> None:

@@ -62,11 +62,9 @@ def test_mismatched_names_and_shapes_are_listed_up_to_ten() -> None:
     with pytest.raises(ValueError) as caught:
         take(bad, needed, network, "f", "module.")
     message = str(caught.value)
-    assert message.startswith(
-        "f: 17 of 16 tensors do not fit the network that it describes: module.layers.0.weight is "
-    )
+    assert message.startswith("f: 17 of 16 tensors do not match the inferred network: module.layers.0.weight is ")
     assert message.count(" is missing") == 8
-    assert message.count(" has no place") == 2
+    assert message.count(" is unexpected") == 2
     assert message.endswith(" … and 7 more")
     with pytest.raises(ValueError, match=r"^f: 1 of 16 .*: module\.layers\.0\.bias is 5, expected 3$"):
         take({**tensors, "layers.0.bias": torch.zeros(5)}, needed, network, "f", "module.")
@@ -154,7 +152,7 @@ def test_options_of_other_formats_and_existing_files_are_refused(pipe: Path) -> 
             assert (
                 cli(pipe, "import", *OPTIONS, f"--{option}", value).error == f"--{option} is not for --from diffusers"
             )
-        assert "there is no such file" in cli(pipe, "import", "--from", "lucidrains", "x.pt", "--output", "b").error
+        assert "x.pt: file not found" in cli(pipe, "import", "--from", "lucidrains", "x.pt", "--output", "b").error
 
 
 class Code:
@@ -171,9 +169,7 @@ def test_a_pickle_is_not_run_unless_trusted(tmp_path: Path, kind: str) -> None:
     for file in ("a.pt", "b.pt"):
         options = ["--from", kind, file, "--output", "out.ckpt"]
         error = cli(tmp_path, "import", *options).error
-        message = (
-            r"holds more than tensors and plain values, .* it was not read; if you trust .* add --trust_pickle true"
-        )
+        message = r"it was not read; .*--trust_pickle true"
         assert re.search(message, error), error
         assert not (tmp_path / "was_run").exists()
     assert cli(tmp_path, "import", "--from", kind, "a.pt", "--output", "o", "--trust_pickle", "true").code == 2

@@ -158,7 +158,7 @@ def test_weights_of_old_releases_and_in_torch_files_are_read(tmp_path: Path) -> 
                 "down_block_types": ["AttnDownBlock2D"] * 2,
                 "up_block_types": ["AttnUpBlock2D"] * 2,
             },
-            r"attention_head_dim: expected the same whole number of heads .* \[8, 16\] channels, got 4",
+            r"attention_head_dim: expected .*\[8, 16\] channels, got 4",
         ),
         ({"attention_head_dim": 3}, r"attention_head_dim: expected .* got 3"),
         ({"downsample_padding": 2}, r"downsample_padding: expected 1 or 0, got 2"),
@@ -183,7 +183,7 @@ def test_weights_of_old_releases_and_in_torch_files_are_read(tmp_path: Path) -> 
         ({"block_out_channels": [8, 8]}, r"is 16(x\d+)*, expected 8.* … and \d+ more"),
     ],
 )
-def test_a_network_that_cannot_be_held_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_an_unsupported_network_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     pipeline(tmp_path)
     edit(tmp_path / "pipe/unet/config.json", **changes)
     error = come_in(tmp_path).error
@@ -201,7 +201,7 @@ def test_a_network_that_cannot_be_held_is_refused(tmp_path: Path, changes: dict[
         ({"variance_type": "learned"}, r'variance_type: expected "fixed_small"'),
         ({"variance_type": "learned_range"}, r"learned_range does not go with a network that predicts no variance"),
         ({"thresholding": True, "sample_max_value": 0.5}, r"sample_max_value: expected a number from 1 on, got 0.5"),
-        ({"trained_betas": [0.1, 0.2]}, r"trained_betas: expected as many numbers as num_train_timesteps, 1000"),
+        ({"trained_betas": [0.1, 0.2]}, r"trained_betas: expected .*num_train_timesteps, 1000"),
         ({"num_train_timesteps": 10**9}, r"num_train_timesteps: expected a whole number from 1 to 100000"),
         ({"beta_end": 1e-5}, r"expected 0 < beta_start <= beta_end < 1"),
         ({"timestep_spacing": "karras"}, r'timestep_spacing: expected "leading"'),
@@ -329,14 +329,14 @@ def test_what_goes_out_is_loaded_by_the_package_and_comes_back(trained: Path) ->
             {"model__noise_input": {"class_path": "ScaledTime", "init_args": {"scale": 19}}},
             r"be StepIndex\(20\), or ScaledTime\(20, -1\)",
         ),
-        (unet(groups=None), r"one number of groups for all norms, this UNet 2 for 8 channels"),
-        (unet(attn_resolutions=[4, 8]), r"heads of one width; 2 heads on levels of \[8, 16\] channels have several"),
-        (unet(activation="relu"), r"UNet with activation relu cannot be held by UNet2DModel, only activation swish"),
-        (unet(up_attention="once_per_level"), r"up_attention once_per_level cannot be held by UNet2DModel"),
+        (unet(groups=None), r"groups .*UNet 2 for 8 channels"),
+        (unet(attn_resolutions=[4, 8]), r"heads .*\[8, 16\] channels"),
+        (unet(activation="relu"), r"activation relu is not supported"),
+        (unet(up_attention="once_per_level"), r"up_attention once_per_level is not supported"),
         ({"model__network": {"class_path": "diffusion_pl.networks.ConvUNet"}}, r"can hold a UNet only, not a ConvUNet"),
         (
             {"model__guidance": {"class_path": "Thresholded", "init_args": {"low": 0.0}}},
-            r"guidance Thresholded cannot be held",
+            r"guidance Thresholded is not supported",
         ),
         (sampler("DPMpp", "UniformGrid", steps=20), r"not as DPMpp\. Fix: add --sampler DDIM --grid TrailingGrid"),
         (sampler("DDIM", "UniformGrid", steps=7), r"DDIM cannot visit the times of this UniformGrid.* Fix: "),
@@ -352,7 +352,7 @@ def test_what_goes_out_is_loaded_by_the_package_and_comes_back(trained: Path) ->
         ({"model__parameterization": {"class_path": "Velocity"}}, r"diffusers knows no parameterization Velocity"),
     ],
 )
-def test_what_it_cannot_hold_does_not_go_out(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_unsupported_models_are_not_exported(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     config = yaml.safe_load(tiny_config(tmp_path, **(DDPM | changes)).read_text())
     with pytest.raises(ValueError, match=message):
         export(config, tmp_path / "out")

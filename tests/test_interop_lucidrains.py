@@ -264,13 +264,13 @@ def worded(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (with_wrong_options, "tensors do not fit"),
+        (with_wrong_options, "tensors do not match"),
         (stretched, "has 147,000,000 numbers and stores fewer"),
         (worded, "model.model.init_conv.bias is a str, not a dense tensor"),
         (lambda content: content.update(step="many"), "step must be a whole number"),
         (lambda content: content["model"].update(betas=torch.zeros(3, 3)), "betas must be two or more numbers"),
-        (lacking, r"1 of \d+ tensors do not fit .*: model.downs.0.0.block1.proj.bias is missing"),
-        (left_over, r"1 of \d+ tensors do not fit .*: model.downs.0.7.weight has no place"),
+        (lacking, r"1 of \d+ tensors .*: model.downs.0.0.block1.proj.bias is missing"),
+        (left_over, r"1 of \d+ tensors .*: model.downs.0.7.weight is unexpected"),
         (with_extra_tensor, r"1 tensors have no place: alphas"),
         (misshaped, r"average 0.995.*: model.mid_block1.block1.proj.bias is 2, expected 32"),
         (another, r"is no model-N.pt of denoising-diffusion-pytorch: it needs model \(with betas\)"),

@@ -140,12 +140,12 @@ def test_embeddings_are_chosen_by_class_in_yaml() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MLP((3, 32, 32)), r"MLP: needs data of shape \(D,\), got \(3, 32, 32\): choose another network"),
+        (lambda: MLP((3, 32, 32)), r"MLP: .*shape \(D,\), got \(3, 32, 32\)"),
         (lambda: MLP(()), r"got \(\)"),
         (lambda: MLP((2,), width=0), "width and depth must be at least 1, got width 0, depth 3"),
         (lambda: MLP((2,), depth=-1), "got width 128, depth -1"),
         (lambda: MLP((2,), {"label": Condition((), 0)}), "MLP: label: classes must be at least 1, got 0"),
-        (lambda: Fourier(2, features=7), "Fourier: features must be an even number, half sines, half cosines, got 7"),
+        (lambda: Fourier(2, features=7), "Fourier: features .*got 7"),
         (lambda: Fourier(2, features=0), "got 0"),
         (lambda: Fourier(2, scale=0.0), "Fourier: scale must be positive and finite, got 0"),
         (lambda: Fourier(2, scale=math.inf), "got inf"),

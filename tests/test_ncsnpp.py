@@ -351,9 +351,7 @@ def test_sigma_is_not_rounded_under_autocast() -> None:
 
 
 def test_indivisible_image_sizes_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"NCSNpp: height and width must be multiples of 2, got 7x8 .*: the nearest valid size is"
-    ):
+    with pytest.raises(ValueError, match=r"NCSNpp: .*multiples of 2, got 7x8 .*nearest"):
         small((3, 8, 8))(torch.randn(1, 3, 7, 8), torch.rand(1))
 
 

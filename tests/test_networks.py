@@ -98,7 +98,7 @@ def test_no_label_is_the_label_past_the_last(make: Factory) -> None:
 
 @every_network
 def test_labels_for_a_network_without_classes_are_refused(make: Factory) -> None:
-    with pytest.raises(ValueError, match="got labels but was built without conditions: give it the data's"):
+    with pytest.raises(ValueError, match=r"got labels .*without conditions"):
         make((3, 8, 8))(*batch(), torch.tensor([0, 1]))
 
 

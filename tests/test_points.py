@@ -122,9 +122,9 @@ def test_without_held_out_data_there_is_no_evaluation() -> None:
 
 
 def test_asking_before_setup_says_what_to_do() -> None:
-    with pytest.raises(RuntimeError, match=r"Datasaurus: the points are not there yet: call setup\(\) first"):
+    with pytest.raises(RuntimeError, match=r"Datasaurus: .*setup\(\)"):
         _ = Datasaurus().train_points
-    with pytest.raises(RuntimeError, match=r"Datasaurus: the normalisation is not known yet: call setup\(\) or load"):
+    with pytest.raises(RuntimeError, match=r"Datasaurus: .*normalisation.*setup\(\)"):
         Datasaurus().decode(torch.zeros(1, 2))
 
 
@@ -375,7 +375,7 @@ def test_bad_tables_are_one_line_errors_with_line_and_fix(tmp_path: Path, case: 
         (lambda: Moons(num_points=1), "Moons: num_points must be at least 2, got 1"),
         (lambda: Moons(noise=-1), "Moons: noise must be a finite number and not negative, got -1"),
         (lambda: Circles(factor=1), r"Circles: factor must be in \(0, 1\), got 1"),
-        (lambda: Table("a.csv", []), r"Table: columns must be a list of one or more different column names, got \[\]"),
+        (lambda: Table("a.csv", []), r"Table: columns .*got \[\]"),
         (lambda: Table("a.csv", ["x", "x"]), "different column names"),
         (lambda: Table("a.csv", "xy"), "got 'xy'"),  # type: ignore[arg-type]
     ],

@@ -144,8 +144,8 @@ def test_an_error_of_rank_0_ends_all_and_is_reported_once(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("rank", "message"),
     [
-        (0, r"1 of 2 processes did not come to 127.0.0.1:\d+: are all running, and does MASTER_PORT"),
-        (1, r"process 1 of 2 cannot meet the others at 127.0.0.1:\d+: are all running, and does MASTER_PORT"),
+        (0, r"1 of 2 processes .*127.0.0.1:\d+: .*MASTER_PORT"),
+        (1, r"process 1 of 2 .*127.0.0.1:\d+: .*MASTER_PORT"),
     ],
 )
 def test_whoever_stays_alone_says_so_in_time(rank: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""replay: the step at which a run stopped, once more, from the dump alone and to the last bit."""
+"""replay: the step at which a run stopped is recomputed from the dump alone, bit-exactly."""
 
 import math
 import re

@@ -237,8 +237,8 @@ TOUCH = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "trap
             {"class_path": "os.system", "init_args": {"command": "touch trap"}},
             r"asks for os\.system",
         ),
-        ("model.optimizer", "os.system", r"asks for os\.system, .* the file is not to be trusted"),
-        ("model.optimizer", TOUCH, r"asks for subprocess\.Popen, which no model is made of"),
+        ("model.optimizer", "os.system", r"asks for os\.system, which is not a model class"),
+        ("model.optimizer", TOUCH, r"asks for subprocess\.Popen, which is not a model class"),
         ("model.schedule", TOUCH, r"asks for subprocess\.Popen"),
         ("model.network", TOUCH, r"asks for subprocess\.Popen"),
         (

@@ -236,7 +236,7 @@ def test_a_signal_in_mid_step_stops_cleanly_and_resumes_exactly(
         "stopped; runs/stopped/checkpoints/last.ckpt is saved. Resume with "
         "--ckpt_path runs/stopped/checkpoints/last.ckpt"
     )
-    assert ("once more: at once" in done.out) == (number == signal.SIGINT)
+    assert ("Ctrl-C again" in done.out) == (number == signal.SIGINT)
     assert checkpoint(stopped)["global_step"] == 13  # the step was finished
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
 

@@ -1,4 +1,4 @@
-"""Every schedule against autograd, its published SDE, the moment equations; beta tables against DDPM arithmetic."""
+"""Every schedule against autograd, its published SDE, the moment equations; beta schedules against DDPM arithmetic."""
 
 import math
 from collections.abc import Callable
@@ -216,7 +216,7 @@ def test_ends_of_the_processes() -> None:
     assert (sub.diffusion_sq < vp.diffusion_sq).all()
 
 
-# Beta tables ------------------------------------------------------------------------------------------------------
+# Beta schedules ------------------------------------------------------------------------------------------------------
 
 TABLES = [p for p in SCHEDULES if isinstance(p.values[0], BetaTable)]
 

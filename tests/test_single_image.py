@@ -65,11 +65,11 @@ def test_without_a_path_it_is_the_flower() -> None:
     [
         (
             {"size": 24},
-            r"p\.png: is 20x30 \(height x width\), smaller than a crop of 24x24: lower size or raise shorter",
+            r"p\.png: is 20x30 .*crop of 24x24: .*size .*shorter",
         ),
-        ({"size": None}, "Picture: size is the height and width of a crop and must be given"),
+        ({"size": None}, "Picture: size .*must be given"),
         ({"crops": 9}, "crops must be at least 10 and shorter_side at least 1, got 9 and None"),
-        ({"size": 0}, "Picture: size must be height and width, or one number for both, at least 1, got 0"),
+        ({"size": 0}, "Picture: size .*got 0"),
     ],
 )
 def test_what_is_refused(path: str, options: Any, message: str) -> None:

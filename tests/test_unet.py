@@ -407,9 +407,7 @@ def test_attention_is_chosen_by_height_for_any_image_size() -> None:
 
 def test_indivisible_image_sizes_are_refused() -> None:
     network = small((3, 8, 8))
-    with pytest.raises(
-        ValueError, match=r"UNet: height and width must be multiples of 2, got 8x7 .*: the nearest valid size is"
-    ):
+    with pytest.raises(ValueError, match=r"UNet: .*multiples of 2, got 8x7 .*nearest"):
         network(torch.randn(1, 3, 8, 7), torch.rand(1))
 
 

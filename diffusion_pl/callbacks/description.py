@@ -1,4 +1,4 @@
-"""Checkpoints that say what they are."""
+"""Store the configuration in every checkpoint."""
 
 from collections.abc import Callable
 from importlib import import_module

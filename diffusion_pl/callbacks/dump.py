@@ -1,4 +1,4 @@
-"""Everything that a training step was computed from, in a file: with it the step can be repeated to the last bit.
+"""A file with all inputs of a training step, from which the step can be repeated bit for bit.
 
 Randomness is a function of (seed, batch, rank), see `training.step_noise`, so no generator's state is needed.
 """

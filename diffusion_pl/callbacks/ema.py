@@ -1,4 +1,4 @@
-"""Which EMA weights a run keeps."""
+"""EMA weights of a run: decays, half-lives, updates."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,19 @@ from ..training import Average, ConstantDecay, HalfLife, LeanCallback, Trainable
 class EMA(LeanCallback):
     """Lets the module keep EMA weights θ̄ ← d θ̄ + (1 − d) θ of all trained parameters, several at once.
 
-    An average has a decay d per step, or a half-life in examples, which means the same for any batch size:
+    Each EMA has a decay d per step, or a half-life in examples, which means the same for any batch size:
     d = ½^(batch / half-life).
 
     Warm-up, so that the random start is forgotten: at update n the decay is at most (1 + n)/(10 + n), that of a
-    half-life at most ½^(1/(ramp_up n)).  The first average, decays before half-lives, replaces the weights in
+    half-life at most ½^(1/(ramp_up n)).  The first EMA, decays before half-lives, replaces the weights in
     validation, test and panels; before its first update nothing is swapped.  A checkpoint's state_dict always holds
-    the raw weights, its entry "averages" the averages.
+    the raw weights, its entry "averages" the EMA weights.
 
     Reference: see `ConstantDecay` and `HalfLife`.
 
     Args:
-        decays: d of each average; empty: none.
-        half_lives: of further averages, in examples; 500,000 in EDM.
+        decays: d of each EMA; empty: none.
+        half_lives: of further EMAs, in examples; 500,000 in EDM.
         ramp_up: no half-life is longer than this fraction of the examples seen so far.
     """
 

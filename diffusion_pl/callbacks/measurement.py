@@ -1,4 +1,4 @@
-"""Metrics every so many steps: logged once, at their own step, and monitored only where they are new."""
+"""Metrics every N steps: logged once, at their own step, and monitored only when they are new."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable

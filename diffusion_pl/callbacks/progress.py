@@ -1,4 +1,4 @@
-"""One progress bar for the whole run, with the time that is left."""
+"""One progress bar for the whole run, with the remaining time."""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""Keeps the samples of `predict`, or what is made of them, block by block: an interruption loses at most one batch."""
+"""Save the samples of `predict`, or features of them, in blocks: an interruption loses at most one batch."""
 
 import shutil
 from collections.abc import Callable

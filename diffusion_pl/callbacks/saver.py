@@ -1,4 +1,4 @@
-"""Keeps the newest checkpoint of a run, however it ends."""
+"""Save the newest checkpoint of a run, however it ends."""
 
 import contextlib
 from contextlib import nullcontext

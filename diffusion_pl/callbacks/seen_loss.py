@@ -1,4 +1,4 @@
-"""The loss of the training data, next to the validation loss: their difference shows overfitting."""
+"""Loss on training data, to compare with the validation loss: the difference shows overfitting."""
 
 from typing import Any
 

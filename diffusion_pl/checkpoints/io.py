@@ -1,4 +1,4 @@
-"""The one reader and writer of checkpoint files.
+"""Read and write checkpoint files.
 
 Written by `storage.write_file`: whatever happens in between, the old file is intact.  Read with weights_only=True, so
 that a file can hold no code, after its checksums were verified.

@@ -1,4 +1,4 @@
-"""From a checkpoint alone to a model that samples.
+"""Load a model from a checkpoint alone.
 
 A checkpoint names classes, and one from elsewhere may name any: only those of diffusion_pl, torch.nn and torch.optim
 are looked up, and those of packages that the variable DIFFUSION_PL_TRUST lists; nothing else is imported or called.
@@ -270,7 +270,7 @@ def _listed() -> list[str]:
 def _refusal(name: str) -> str:
     package = name.partition(".")[0]
     if package in sys.stdlib_module_names:
-        return "which no model is made of: it was not looked up, and the file is not to be trusted"
+        return "which is not a model class; it was not imported, and the file may be malicious"
     return (
         "which is neither diffusion_pl's nor of torch.nn or torch.optim, so it was not imported: if you trust it, set "
         f"{TRUST}={package} in the environment"

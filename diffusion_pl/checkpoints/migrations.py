@@ -1,4 +1,4 @@
-"""What older versions wrote, in the words of this one: pure functions from plain values to plain values.
+"""Convert configurations and checkpoints of older versions: pure functions from plain values to plain values.
 
 A configuration (a file's, an option's, or what a checkpoint says of its model and data) and the rest of a checkpoint
 pass through the steps of the versions after the one that wrote them, in order.  A step leaves its argument as it is and

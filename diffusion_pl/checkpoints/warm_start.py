@@ -1,4 +1,4 @@
-"""A new run that begins with the weights of another one: `fit --init_from CKPT`."""
+"""Start a new run from the weights of another one: `fit --init_from CKPT`."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Before step 1: checks of a run that has not started.
+"""Checks of a run before step 1.
 
 Each check is a function of the parts that it checks and yields findings: what is wrong, with values, and how to fix
 it.  An error ends a run or makes it useless; a warning may do so.  The thresholds are given with their reasons.

@@ -1,4 +1,4 @@
-"""What a check yields, and how it is printed."""
+"""Findings of the checks, and how they are printed."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple

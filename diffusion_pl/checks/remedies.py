@@ -1,4 +1,4 @@
-"""What to change, by the class of a part: completes "Fix: …".  A subclass has the remedy of its base."""
+"""The text after "Fix: …", by the class of a part; a subclass has that of its base."""
 
 from collections.abc import Mapping
 
@@ -30,7 +30,7 @@ _NOISIER_END: Mapping[type, str] = {
 }
 _FASTER_EMBEDDING: Mapping[type, str] = {
     Fourier: "raise scale of the time_embedding, or give model.noise_input with a larger scale",
-    Sinusoidal: "give model.noise_input StepIndex for a beta table, else ScaledTime with scale 999",
+    Sinusoidal: "give model.noise_input StepIndex for a beta schedule, else ScaledTime with scale 999",
     Embedding: "give model.noise_input with a larger scale",
 }
 

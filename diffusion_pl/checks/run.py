@@ -61,9 +61,9 @@ def learning_rate(rates: Sequence[float], own: float, steps: int) -> Iterator[Fi
 def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:
     """Do the memories of the EMA weights fit the run?
 
-    The warm-up lets an average forget the random start in any run, but N steps give it a memory of (10 + N)/9 at most:
+    The warm-up lets an EMA forget the random start in any run, but N steps give it a memory of (10 + N)/9 at most:
     in less than one time constant 1/(1 − d), a ninth of what its name says.  A decay below ½ weighs the last step more
-    than all others together: no average, but most likely 1 − d.
+    than all others together: most likely 1 − d was meant.
 
     Args:
         decays: d of each of the EMA weights.
@@ -74,7 +74,7 @@ def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:
         what = f"decay {d:g} has a half-life of {half} steps, the run has {max_steps:,}"
         if d < 0.5 and not 0 <= max_steps <= 1000:
             fix = f"give --ema.decays '[{1 - d if 1e-5 <= d < 0.1 else 0.999:g}]', or [] for none"
-            yield Finding("error", "ema", f"{what}: that is no average", fix)
+            yield Finding("error", "ema", f"{what}: no EMA of many steps", fix)
         elif 0 <= max_steps * (1 - d) < 1 - 1e-9:
             decay = (1 + max_steps) / (10 + max_steps)
             what += f", which ends while the warm-up's decay is {decay:.3g}"
@@ -83,15 +83,15 @@ def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:
         else:
             yield Finding("fine", "ema", what if max_steps >= 0 else f"decay {d:g}: half-life {half} steps")
     if not decays:
-        yield Finding("fine", "ema", "no averages")
+        yield Finding("fine", "ema", "no EMA weights")
 
 
 def precision(
     precision: str, requested: str, optimizer: Optimizer, clips: bool, decays: Sequence[float]
 ) -> Iterator[Finding]:
-    """Is the precision sufficient for the weights and their averages?
+    """Is the precision sufficient for the weights and their EMA?
 
-    A step of an average by less than half the spacing of the weights' type, 1 − d < ε/2, is rounded away.
+    An EMA step by less than half the spacing of the weights' type, 1 − d < ε/2, is rounded away.
 
     Args:
         precision: the trainer's.
@@ -117,7 +117,7 @@ def precision(
         lost = [d for d in decays if 1 - d < torch.finfo(torch.bfloat16).eps / 2]
         what = "weights in bfloat16, of 8 bits, so that small steps are rounded away"
         if lost:
-            what += f"; those of the average with decay {lost[0]:g} all are, and it stays at its start"
+            what += f"; those of the EMA with decay {lost[0]:g} all are, and it stays constant"
         yield Finding("error" if lost else "warning", "precision", what, "give --trainer.precision bf16-mixed")
     else:
         yield Finding("fine", "precision", precision)

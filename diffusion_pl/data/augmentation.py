@@ -1,4 +1,4 @@
-"""Random changes of training images.
+"""Random augmentation of training images.
 
 A mirror image may be taken for data.  Rotations and the like would leak into the samples; but a network that gets
 what was done as an input learns the images as they are, and gets "nothing" when it samples.

@@ -1,4 +1,4 @@
-"""What every data set offers to the rest of the package."""
+"""Base class of all data sets."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence

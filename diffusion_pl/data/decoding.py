@@ -1,4 +1,4 @@
-"""From an image in a file to an array of integers: modes, orientation, cropping, resizing."""
+"""Decode an image file to an array of integers: modes, orientation, cropping, resizing."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Images in files: looked at, checked to be alike, and decoded, at once or when asked for."""
+"""Image files: inspected, checked for equal size and channels, and decoded, all at once or on access."""
 
 import math
 import os
@@ -246,7 +246,7 @@ class Files:
                 reason = reason or f"{self.files[i]}: cannot be decoded ({_short(error)})"
                 if self.corrupt == "fail":
                     raise ValueError(f"{reason}: {_REMEDY}") from None
-                warnings.warn(f"{self.files[i]} cannot be decoded; the next image takes its place", stacklevel=2)
+                warnings.warn(f"{self.files[i]} cannot be decoded; it is replaced by the next image", stacklevel=2)
         if not good:
             raise ValueError(f"{reason}, nor can any other image of its batch: remove such files")
         taken = [min(good, key=lambda other: (other - place) % len(indices)) for place in range(len(indices))]

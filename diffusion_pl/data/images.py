@@ -1,4 +1,4 @@
-"""Images: the base of all such data sets."""
+"""Images: base class of image data sets."""
 
 import math
 from abc import abstractmethod
@@ -174,7 +174,7 @@ class Images(DataModule):
     def splits(self) -> tuple[Source, Source, Source]:
         """Training, validation and test images, as integers."""
         if self._splits is None:
-            raise RuntimeError(f"{self.source}: the images are not there yet: call setup() first")
+            raise RuntimeError(f"{self.source}: the data are not set up: call setup() first")
         splits: tuple[Source, Source, Source] = self._splits
         return splits
 

@@ -1,4 +1,4 @@
-"""What is in a folder: each image file once, whatever links there are, and which files are copies of one another."""
+"""List the image files of a folder, each once even with links, and find copies."""
 
 import hashlib
 import os

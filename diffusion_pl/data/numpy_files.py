@@ -1,4 +1,4 @@
-"""Numpy files that may come from anyone: what their headers declare is compared with the file before it is read."""
+"""Untrusted numpy files: the header is compared with the file before anything is read."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Opening image files that may come from anyone: which formats are read, and what is refused before it is decoded."""
+"""Open untrusted image files: which formats are read, and what is refused before decoding."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Points in a few dimensions: the base of all such data sets, the Datasaurus, and tables of the user's own."""
+"""Points in a few dimensions: base class, the Datasaurus, and the user's tables."""
 
 import csv
 from abc import abstractmethod
@@ -167,7 +167,7 @@ class Points(DataModule):
 
     def _ready(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if self._splits is None:
-            raise RuntimeError(f"{self.source}: the points are not there yet: call setup() first")
+            raise RuntimeError(f"{self.source}: the data are not set up: call setup() first")
         splits: tuple[dict[str, Tensor], dict[str, Tensor]] = self._splits
         return splits
 

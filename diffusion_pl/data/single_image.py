@@ -1,4 +1,4 @@
-"""One image, of which random crops are shown."""
+"""Random crops of one image."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Which examples are held out for validation and testing."""
+"""Split examples into training, validation and test sets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

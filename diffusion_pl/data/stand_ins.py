@@ -1,4 +1,4 @@
-"""How a stand-in is distinguished from the real data: by a note next to it."""
+"""Mark synthetic stand-in data by a note next to the files."""
 
 from pathlib import Path
 

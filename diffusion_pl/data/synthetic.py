@@ -126,7 +126,7 @@ def _idx(folder: Path, count: int, random: Generator, draw: Callable[[int], tupl
 
 def _refuse(path: Path) -> None:
     if path.exists():
-        raise ValueError(f"{path} is there already and is left as it is: remove it, or name another --root")
+        raise ValueError(f"{path} exists already and is not overwritten: remove it, or name another --root")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Numbers from the columns of CSV and TSV files."""
+"""Read numbers from the columns of CSV and TSV files."""
 
 import csv
 import io

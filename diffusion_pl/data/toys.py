@@ -1,4 +1,4 @@
-"""Distributions in the plane that one can draw as many points from as one likes.
+"""Toy distributions in the plane, sampled without limit.
 
 Each is drawn once, from its own generator, so the data set is a function of its arguments. ``noise`` is the standard
 deviation of the Gaussian that blurs the shape, in the units the docstring gives, before normalisation.

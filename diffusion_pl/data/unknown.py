@@ -1,4 +1,4 @@
-"""The data of a model that came without any: nothing but a shape and the conditions."""
+"""Placeholder for the data of a model without any: a shape and the conditions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Denoiser: the only thing that samplers, likelihood and guidance know of a model.
+"""Denoiser: the interface of a model for samplers, likelihood and guidance.
 
 D(x_t, t) = (x̂_0, ε̂)   with   x̂_0 = E[x_0 | x_t],   α x̂_0 + σ ε̂ = x_t
 """

@@ -1,4 +1,4 @@
-"""Denoisers known in closed form.  With them samplers, likelihoods and fields are checked for the right answer.
+"""Denoisers in closed form, to verify samplers, likelihoods and vector fields.
 
 For x_0 ~ N(μ, C):   x̂_0 = μ + αC (α²C + σ²I)⁻¹ (x_t − αμ)
 For a mixture:       x̂_0 = Σ_k r_k x̂_0^{(k)},   r_k ∝ w_k N(x_t; αμ_k, α²s_k² + σ²)

@@ -1,4 +1,4 @@
-"""Guidance: wrappers that take a denoiser and are one, so that any sampler runs with any of them.
+"""Guidance: wrappers of denoisers that are denoisers themselves, for use with any sampler.
 
 extrapolation    x̂_0 = x̂_0' + w (x̂_0 − x̂_0'),  ε̂ likewise          w = 1 is the plain model
 classifier       ∇log p(x_t) + w ∇log p(y | x_t)                        w = 1 is the posterior, 1/w the temperature

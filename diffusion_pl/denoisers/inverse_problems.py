@@ -1,4 +1,4 @@
-"""Linear inverse problems  y = A x_0 + s ε:  what is known of an image, and a denoiser that agrees with it.
+"""Linear inverse problems  y = A x_0 + s ε:  the measurement of an image, and a denoiser consistent with it.
 
 Only operators with A Aᵀ = c I are here, whose pseudo-inverse is Aᵀ/c: a mask, the mean of colours, the mean of blocks.
 """

@@ -1,4 +1,4 @@
-"""The denoiser that a network makes.
+"""The denoiser made from a network.
 
     F = network(c_in x_t, c_noise),   c_in = 1/√(α²σ_d² + σ²),   (x̂_0, ε̂) = parameterization.predict(F)
 

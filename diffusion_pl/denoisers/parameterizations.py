@@ -1,4 +1,4 @@
-"""What the network's output F means:  F = p x_0 + q ε,  two scalars p, q at each noise level.
+"""Parameterization of the network's output:  F = p x_0 + q ε,  two scalars p, q at each noise level.
 
 With x_t = α x_0 + σ ε this is a 2×2 system, solved once for all:
 

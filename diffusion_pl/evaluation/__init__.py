@@ -1,4 +1,4 @@
-"""How good a model is: results that say how they were measured, of samples and of the likelihood of data.
+"""Evaluation of samples and likelihood; every result records how it was measured.
 
 `diffusion_pl.evaluation.run` makes them all:  samples -> features -> metrics;  examples -> −log p and its bound.
 """

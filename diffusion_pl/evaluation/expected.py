@@ -1,4 +1,4 @@
-"""What a configuration expects of its run, and whether a result can be compared with it."""
+"""Expected results of a configuration, and whether a result can be compared with them."""
 
 import math
 from collections.abc import Mapping

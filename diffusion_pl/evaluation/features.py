@@ -1,4 +1,4 @@
-"""Examples as rows of features, the reference of samples, and how near samples are to the training data."""
+"""Features of examples, reference statistics, and distances of samples to the training data."""
 
 import hashlib
 import json

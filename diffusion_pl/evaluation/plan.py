@@ -1,4 +1,4 @@
-"""What an evaluation measures, and how."""
+"""Plan of an evaluation: metrics and protocol."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Results in lines of text: in a table, or two of them next to each other where they can be compared."""
+"""Print results as a table, or compare two of them."""
 
 from collections.abc import Mapping
 from typing import Any

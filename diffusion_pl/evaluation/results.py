@@ -1,4 +1,4 @@
-"""Results: the value of a metric with all that it depends on, as evaluation.json keeps it."""
+"""Results: the value of a metric and everything it depends on, as stored in evaluation.json."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields

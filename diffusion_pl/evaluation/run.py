@@ -1,4 +1,4 @@
-"""Evaluation of a model: a plan, carried out on a pipeline and its data, gives results.
+"""Run an evaluation: from a plan, a pipeline and data to results.
 
 samples   -> features -> fid, is, kid, precision, recall; of points energy, mmd, sliced, precision, recall
 examples  -> −log p (nll), its variational bound (elbo)

@@ -1,4 +1,4 @@
-"""Metrics of samples: from rows of features to values, and to results that say how they were measured."""
+"""Metrics of samples: from features to results with their protocol."""
 
 import sys
 from collections.abc import Mapping, Sequence

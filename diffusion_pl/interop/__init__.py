@@ -1,4 +1,4 @@
-"""Models that were trained elsewhere come in as checkpoints; those trained here go out as other packages read them."""
+"""Import models trained with other packages as checkpoints, and export models for other packages."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

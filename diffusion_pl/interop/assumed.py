@@ -1,4 +1,4 @@
-"""What a file of another package does not show: the user's option, or an assumption that is said."""
+"""Values missing from a file of another package: given as options, or assumed and reported."""
 
 from pathlib import Path
 from typing import Any

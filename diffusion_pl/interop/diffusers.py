@@ -1,4 +1,4 @@
-"""UNet2DModel and its scheduler, of the package diffusers: what it writes comes in, what `DDPMPipeline` loads goes out.
+"""UNet2DModel and its scheduler, of the package diffusers: import, and export of folders for `DDPMPipeline`.
 
 Neither direction needs the package, only its files: config.json and diffusion_pytorch_model.safetensors of the
 network, scheduler_config.json, and model_index.json of the folder that holds both.

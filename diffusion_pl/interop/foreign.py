@@ -1,4 +1,4 @@
-"""From a model that was trained elsewhere to a checkpoint as `fit` writes it.
+"""Convert a model trained with another package to a checkpoint as `fit` writes it.
 
 A reader of a format finds out what the file is about, as our configuration spells it, and gives its tensors under
 their own names with the map to ours; here the network is built, filled, and written with all of that.
@@ -91,7 +91,7 @@ def read_tensors(path: Path, trust_pickle: bool) -> dict[str, Any]:
         FileNotFoundError, ValueError: no such file, or damaged; more than tensors and plain values, untrusted.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
+        raise FileNotFoundError(f"{path}: file not found")
     try:
         _check_sizes(path)
         content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)

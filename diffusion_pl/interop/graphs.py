@@ -1,4 +1,4 @@
-"""The denoiser as a graph that needs no code of ours: ONNX, or a program of torch.export.
+"""Export the denoiser as a graph that does not need this package: ONNX, or a program of torch.export.
 
     (x_t, t[, label]) ↦ (x̂_0, ε̂)
 

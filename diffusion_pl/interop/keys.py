@@ -1,4 +1,4 @@
-"""Tensors under the names of another package, and under ours: every one is used, and has the shape that it must have.
+"""Map tensor names of another package to ours: every tensor must be used and have the right shape.
 
 A map of names is a dictionary from a parameter of ours to the `Source` in the file that it comes from.
 """
@@ -63,7 +63,7 @@ def take(
     like = network.state_dict()
     expected = {source.name for source in name_map.values()}
     problems = [f"{without}{name} is missing" for name in sorted(expected - state.keys())]
-    problems += [f"{without}{name} has no place" for name in sorted(state.keys() - expected)]
+    problems += [f"{without}{name} is unexpected" for name in sorted(state.keys() - expected)]
     taken = {}
     for name, (theirs, convert) in name_map.items():
         if theirs not in state:
@@ -79,7 +79,7 @@ def take(
     if problems:
         more = f" … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ValueError(
-            f"{where}: {len(problems)} of {len(state)} tensors do not fit the network that it describes: "
+            f"{where}: {len(problems)} of {len(state)} tensors do not match the inferred network: "
             f"{'; '.join(problems[:_SHOWN])}{more}"
         )
     return taken

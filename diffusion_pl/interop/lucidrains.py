@@ -122,7 +122,7 @@ def read(
     extra = sorted(n for n in averages if not n.startswith(("ema_model.", "online_model.")))
     unknown = [name for name in extra if name not in ("initted", "step")]
     if unknown:
-        raise ValueError(f"{path}: ema.{unknown[0]} has no place")
+        raise ValueError(f"{path}: ema.{unknown[0]} is unexpected")
 
     assume = Assumptions(
         ema_decay=ema_decay, heads=heads, groups=groups, sinusoidal_pos_emb_theta=sinusoidal_pos_emb_theta

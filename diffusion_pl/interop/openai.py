@@ -1,4 +1,4 @@
-"""State dicts of improved-diffusion and guided-diffusion: UNetModel, where our UNet can hold it.
+"""State dicts of improved-diffusion and guided-diffusion: UNetModel, where our UNet supports it.
 
 A file holds the tensors of one network, the raw weights (modelNNN.pt) or an average (ema_RATE_NNN.pt), and nothing
 else: widths, depths, where it attends, classes, whether the noise level scales and whether the variance is learned are
@@ -140,7 +140,7 @@ def read(
     average = re.match(r"ema_(0\.\d+)_", path.name)
     if average:
         averages = {float(average[1]): state}
-        notes.append("the file is an average; the raw weights are not in it, and it stands for them too")
+        notes.append("the file holds EMA weights only; they are used as the raw weights too")
     number = re.search(r"(\d{6,})\.pt$", path.name)
     return Foreign(
         model, shape, classes, name_map, state, averages, 0, int(number[1]) if number else None, notes=tuple(notes)

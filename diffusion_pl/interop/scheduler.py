@@ -204,7 +204,7 @@ def _variance(option: Options, learns: bool) -> float | None:
     variance = VARIANCES[kind]
     if learns != (variance is None):
         raise ValueError(
-            f"{option.where}: variance_type {kind} does not go with a network that predicts "
+            f"{option.where}: variance_type {kind} does not match a network that predicts "
             f"{'a' if learns else 'no'} variance"
         )
     return variance

@@ -73,13 +73,13 @@ def _network(pipeline: Pipeline, config: Spec) -> tuple[Spec, dict[str, Tensor]]
     option = _options(config)
     for name, value in HELD.items():
         if option[name] != value:
-            raise ValueError(f"UNet with {name} {option[name]} cannot be held by UNet2DModel, only {name} {value}")
+            raise ValueError(f"UNet with {name} {option[name]} is not supported by UNet2DModel, only {name} {value}")
     if option["fourier"]:
-        raise ValueError(f"UNet with fourier {option['fourier']} cannot be held by UNet2DModel")
+        raise ValueError(f"UNet with fourier {option['fourier']} is not supported by UNet2DModel")
     channels, height, width = pipeline.shape
     attends = [height >> level in option["attn_resolutions"] for level in range(len(option["ch_mult"]))]
     if any(attends) and option["up_attention"] != "every_block":
-        raise ValueError("UNet with up_attention once_per_level cannot be held by UNet2DModel, only every_block")
+        raise ValueError("UNet with up_attention once_per_level is not supported by UNet2DModel, only every_block")
     groups = {norm.num_channels: norm.num_groups for norm in unet.modules() if isinstance(norm, nn.GroupNorm)}
     if len(set(groups.values())) > 1:
         counts = ", ".join(f"{groups[c]} for {c} channels" for c in sorted(groups))
@@ -277,7 +277,7 @@ def _clipping(guidance: Spec | None) -> dict[str, Any]:
     dynamic = options["quantile"] is not None
     if name != "Thresholded" or options["low"] != -options["high"] or (dynamic and options["high"] != 1):
         raise ValueError(
-            f"guidance {name} cannot be held by diffusers' schedulers, only Thresholded(-c, c), with a quantile (-1, 1)"
+            f"guidance {name} is not supported by diffusers' schedulers, only Thresholded(-c, c), with a quantile c = 1"
         )
     if dynamic:
         most = min(float(options["max_r"]), 1e6)  # JSON has no infinity

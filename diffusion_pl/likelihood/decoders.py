@@ -1,4 +1,4 @@
-"""The last step of a chain: −log p(x_0) under N(mean, std²), of a density or of one of an image's levels.
+"""Decoders, the last step of a chain: −log p(x_0) under N(mean, std²), of a density or of quantization levels.
 
     density   −log N(x_0; mean, std²)
     levels    −log ∫ N(x; mean, std²) dx  over  x_0 ± 1/(L − 1),  the outermost of the L levels in [−1, 1] to infinity

@@ -1,4 +1,4 @@
-"""What a loss is, and what it returns."""
+"""Base class of losses, and what they return."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Couplings: which noise is paired with which example.  The marginals of x_0 and ε stay as they are."""
+"""Couplings: pairs of noise and examples.  The marginals of x_0 and ε stay as they are."""
 
 from abc import ABC, abstractmethod
 

@@ -1,4 +1,4 @@
-"""The bound that teaches a network the variance of the reverse step.
+"""Variational bound for learning the variance of the reverse step.
 
     log var = (1 − v) log β̃ + v log β,     β̃ = σ²_ts σ_s²/σ_t²,  β = σ²_ts,  s = t − 1/N
 

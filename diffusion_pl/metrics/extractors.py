@@ -1,4 +1,4 @@
-"""Networks whose features represent an image: any module from uint8 images to rows of numbers.
+"""Feature extractors: modules from uint8 images to rows of features.
 
 An extractor maps (B, C, H, W), uint8, to features (B, F), or to (features, logits (B, K)) if it can also classify, as
 the Inception Score needs.  Its attribute `resize`, if it has one, says in words how it resizes images.

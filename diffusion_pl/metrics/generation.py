@@ -1,4 +1,4 @@
-"""How near generated examples come to real ones, in a space of features: FID, IS, KID, precision and recall."""
+"""Metrics of generated examples in a feature space: FID, IS, KID, precision and recall."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""How near generated examples are to those that a model has seen: memorisation."""
+"""Memorisation: nearest training examples of generated ones."""
 
 from typing import NamedTuple
 

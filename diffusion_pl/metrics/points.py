@@ -1,4 +1,4 @@
-"""How far two sets of points are apart: energy distance, MMD, precision and recall by neighbours.
+"""Distances between two sets of points: energy distance, MMD, precision and recall by neighbours.
 
 Sums over pairs are taken in pieces, so memory stays bounded; x: (N, *) and y: (M, *) may differ in number.
 """

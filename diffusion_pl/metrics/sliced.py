@@ -1,4 +1,4 @@
-"""Sliced Wasserstein distance: how far two sets are apart along many directions."""
+"""Sliced Wasserstein distance between two sets."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What the networks share of conditions: which of them a network embeds, and the embedding of class labels."""
+"""Conditions of networks: which ones a network embeds, and the embedding of class labels."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""DiT: a transformer over patches, which gets the noise level through adaptive layer norms that are zero at first.
+"""DiT: a transformer over patches, conditioned through adaLN-Zero.
 
     x → patches → + position → [ x + gate · attention(modulated norm x),  x + gate · MLP(modulated norm x) ] × depth → F
 

@@ -1,4 +1,4 @@
-"""Embeddings of numbers, such as noise levels and coordinates, as features that a network can bend around."""
+"""Embeddings of noise levels and coordinates as features."""
 
 import math
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""What the image networks share: the check of the image's shape."""
+"""Checks shared by the image networks."""
 
 
 def image_shape(

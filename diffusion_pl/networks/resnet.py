@@ -1,4 +1,4 @@
-"""What the residual U-Nets are built of: initialisation, attention, residual blocks, resampling.
+"""Building blocks of the residual U-Nets: initialisation, attention, residual blocks, resampling.
 
 Every block maps (x: (B, C, H, W), time features: (B, width)) to an image of the same height and width.
 """

@@ -1,4 +1,4 @@
-"""A small U-Net of convolutions alone, for small images, patches and lessons."""
+"""A small convolutional U-Net for small images, patches and teaching."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""The way down of the U-Net, with a classifier at its end."""
+"""The encoder of the U-Net with a classification head."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Bounds that are checked before anything is built: what no machine can hold, or no experiment has, is refused."""
+"""Upper bounds on options, checked before anything is built."""
 
 import math
 import os

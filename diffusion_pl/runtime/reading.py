@@ -1,4 +1,4 @@
-"""Files of this package, read back: an error of one of them is one line."""
+"""Read the package's own files; errors are one line."""
 
 import json
 import math

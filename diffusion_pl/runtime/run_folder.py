@@ -1,4 +1,4 @@
-"""The folder of a run: chosen and claimed once, by its first process, and locked while a fit writes to it."""
+"""The folder of a run: chosen once, by rank 0, and locked while `fit` writes to it."""
 
 import contextlib
 import os

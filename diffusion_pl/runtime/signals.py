@@ -57,7 +57,7 @@ class Signals:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._previous)
             if self._trainer.is_global_zero:
-                print("\nstopping after this step (once more: at once)", flush=True)
+                print("\nstopping after this step (Ctrl-C again to stop immediately)", flush=True)
         if self._trainer.validating and self._trainer.world_size == 1:
             stop_after_batch(self._trainer)
 
@@ -88,7 +88,7 @@ class AfterBlock:
         self._number = number
         signal_started_processes(self._trainer, number)
         if self._trainer.is_global_zero:
-            print("\nstopping after these samples (once more: at once)", flush=True)
+            print("\nstopping after these samples (Ctrl-C again to stop immediately)", flush=True)
 
 
 class Agreement:

@@ -1,4 +1,4 @@
-"""Files and folders that are written: nothing of the user's is overwritten, and no file is incomplete.
+"""Write files and folders: nothing of the user's is overwritten, and no file is left incomplete.
 
     write_file      replaces a file in one instant, or creates it if it is new
     claim_folder    makes the first free folder of NAME, NAME-2, NAME-3 …; of several processes each gets its own

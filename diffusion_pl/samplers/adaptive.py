@@ -1,4 +1,4 @@
-"""The probability-flow ODE with a step size that each sample chooses for itself."""
+"""The probability-flow ODE with an adaptive step size per sample."""
 
 from torch import Tensor
 

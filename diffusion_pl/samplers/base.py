@@ -1,4 +1,4 @@
-"""The sampling loop, once.
+"""The sampling loop.
 
 A sampler integrates the reverse process along a grid t_1 > … > t_N and ends with the denoised x̂_0 at t_N:
 

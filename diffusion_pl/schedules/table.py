@@ -1,4 +1,4 @@
-"""Beta tables: DDPM's discrete chain, read as a schedule on the grid t = i/N.
+"""Beta schedules: DDPM's discrete chain, read as a schedule on the grid t = i/N.
 
     q(x_i | x_{i−1}) = N(√(1−β_i) x_{i−1}, β_i I)   ⇒   α(i/N) = √ᾱ_i,  ᾱ_i = Π_{j≤i} (1 − β_j),  α(0) = 1
 
@@ -30,7 +30,7 @@ class BetaTable(Schedule):
     def __init__(self, betas: Sequence[float]) -> None:
         super().__init__()
         table = torch.as_tensor(betas, dtype=torch.float64)
-        check(table.ndim == 1 and len(table) > 0, "a beta table needs at least one step, got none")
+        check(table.ndim == 1 and len(table) > 0, "a beta schedule needs at least one step, got none")
         outside = table[~((table > 0) & (table < 1))].tolist()
         check(not outside, f"every beta must be in (0, 1), got {outside[:3]}")
         self._set_log_alpha(torch.cat([torch.zeros(1, dtype=torch.float64), 0.5 * torch.log1p(-table).cumsum(0)]))
@@ -172,7 +172,7 @@ class ZeroTerminalSNR(BetaTable):
 
 
 def _check_steps(steps: int) -> None:
-    check(steps >= 1, f"a beta table needs at least one step, got steps={steps}")
+    check(steps >= 1, f"a beta schedule needs at least one step, got steps={steps}")
 
 
 def _between(steps: int, beta_min: float, beta_max: float) -> Tensor:

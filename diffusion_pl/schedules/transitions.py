@@ -3,7 +3,7 @@
     q(x_t | x_s)      = N(α_ts x_s, σ²_ts I)         α_ts = α_t/α_s,   σ²_ts = −σ_t² expm1(λ_t − λ_s)
     q(x_s | x_t, x_0) = N(α_ts σ_s²/σ_t² x_t + α_s σ²_ts/σ_t² x_0,  σ²_ts σ_s²/σ_t² I)
 
-On the grid i/N of a beta table: σ²_ts = β_i, the posterior variance is β̃_i and the two coefficients are DDPM's.
+On the grid i/N of a beta schedule: σ²_ts = β_i, the posterior variance is β̃_i and the two coefficients are DDPM's.
 
 Reference: Kingma et al., arXiv 2107.00630, App. A; Ho et al., arXiv 2006.11239, Eq. 6–7.
 """

@@ -1,4 +1,4 @@
-"""Exponential moving averages of what a model learns: θ̄ ← (1 − r) θ̄ + r θ after every optimizer step.
+"""Exponential moving averages (EMA) of parameters: θ̄ ← (1 − r) θ̄ + r θ after every optimizer step.
 
 The module owns them.  It updates them within its own optimizer step, so that whatever looks at them after a step, a
 callback of any place in the list, sees them with that step.
@@ -93,7 +93,7 @@ class HalfLife(Average):
 
 
 class Averages:
-    """Averages of some parameters, several at once; the first stands in for the weights wherever a model is evaluated.
+    """Averages of some parameters, several at once; the first replaces the weights in validation, testing and sampling.
 
     In a checkpoint they are the entry "averages": {"updates": n, "shadows": {name of the average: {name of the
     parameter in the state dict: tensor}}}.
@@ -107,7 +107,7 @@ class Averages:
         self._examples: int | None = None
         self._parameters: list[Tensor] = []
         self._lists: list[tuple[Average, list[Tensor]]] = []
-        self._raw: dict[str, Tensor] = {}  # the raw weights, while an average stands in for them
+        self._raw: dict[str, Tensor] = {}  # the raw weights, while EMA weights are in their place
 
     def track(self, averages: Sequence[Average]) -> None:
         """Choose what `begin` starts and `load` takes from a checkpoint, the one that stands in first.

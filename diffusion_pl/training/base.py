@@ -1,4 +1,4 @@
-"""What every network in training shares: optimizer, gradient clipping, check of a checkpoint, losses by noise level."""
+"""Base of all trained modules: optimizer, gradient clipping, check of a checkpoint, losses by noise level."""
 
 import inspect
 from abc import abstractmethod
@@ -145,18 +145,18 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
 
     @property
     def weights_name(self) -> str:
-        """Of the weights that the model has at the moment: "raw", or an average's such as "ema0.999"."""
+        """Of the weights that the model has at the moment: "raw", or those of an EMA such as "ema0.999"."""
         average = self.averages.standing_in
         return self._loaded_weights if average is None else f"ema{average}"
 
     def load_weights(self, state: dict[str, Tensor], name: str) -> None:
-        """Load a state dict whose trained parameters are the weights of this name, for good: averages are forgotten."""
+        """Load a state dict whose trained parameters are these weights, for good; EMA weights are removed."""
         self.averages.clear()
         self.load_state_dict(state)
         self._loaded_weights = name
 
     def use_raw_weights(self) -> None:
-        """Give the raw weights back, if an average is in their place."""
+        """Restore the raw weights if EMA weights are in their place."""
         self.averages.swap_out(self._averaged_parameters())
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, and how one is made for a run, moved to its position and tried out.
+"""Learning-rate schedules: built for a run, moved to its position, and previewed.
 
 A scheduler takes one step per optimizer step.  It is made from the optimizer and its own options; one that has a
 parameter `total_steps`, such as WarmupCosine or torch's OneCycleLR, is also given the number of steps of the run.

@@ -1,4 +1,4 @@
-"""What an optimizer takes over from a checkpoint: its state, while the options are those of the configuration.
+"""Resume optimizers: the state comes from the checkpoint, the options from the configuration.
 
 An option is what the optimizer's class takes as an argument (lr, betas, weight_decay, fused …).  State is all else:
 moments and step counts of each parameter, and what some optimizers count for a group of parameters.  A learning-rate

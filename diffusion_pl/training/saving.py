@@ -1,4 +1,4 @@
-"""A checkpoint of a model that was made in Python, with the configuration that its parts know.
+"""Save a model built in Python as a checkpoint, with the configuration recorded by its parts.
 
 Parts know what they were made with, see `Recorded`; a factory is a class, or functools.partial of one.
 """

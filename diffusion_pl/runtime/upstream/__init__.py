@@ -1,4 +1,4 @@
-"""Every use of what other libraries keep private or do not document, one named function (or class) each.
+"""Every use of private or undocumented API of other libraries, one named function (or class) each.
 
     torch           versions of tensors, fused lists of tensors, event files, torchrun's store
     lightning       signals, values of a validation, when ModelCheckpoint and EarlyStopping compare, counts of batches

@@ -1,4 +1,4 @@
-"""What jsonargparse keeps private or does not document."""
+"""Private or undocumented API of jsonargparse."""
 
 import argparse
 import inspect

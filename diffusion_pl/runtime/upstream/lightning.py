@@ -1,4 +1,4 @@
-"""What Lightning keeps private or does not document."""
+"""Private or undocumented API of Lightning."""
 
 import os
 from collections.abc import Callable

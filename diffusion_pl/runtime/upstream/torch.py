@@ -1,4 +1,4 @@
-"""What torch keeps private or does not document."""
+"""Private or undocumented API of torch."""
 
 import os
 from pathlib import Path
