@@ -1,4 +1,4 @@
-"""What a training step and a sample cost here, in `diffusers`, in `denoising-diffusion-pytorch` and in a bare loop on the CPU.
+"""Cost of a training step and of a sample: `fit`, `diffusers`, `denoising-diffusion-pytorch` and a bare loop, on a CPU.
 
     python benchmarks/peers.py [train] [sample] [--rounds N] [--steps N] [--evaluations N]
 

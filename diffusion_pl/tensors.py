@@ -34,11 +34,11 @@ class Recorded:
         (args, kwargs), signature = self._given, inspect.signature(type(self))
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        found = dict(bound.arguments)
+        arguments = dict(bound.arguments)
         for parameter in signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:  # handed on to a base class
-                found |= found.pop(parameter.name)
-        return found
+                arguments |= arguments.pop(parameter.name)
+        return arguments
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:

@@ -235,7 +235,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "saver": (options("--saver.every_n_steps", 0), r"every_n_steps must be at least 1, got 0"),
     "half-life": (options("--ema.half_lives", "[0]"), r"EMA half_lives must be at least 1 example, got 0"),
     "expected": (file(expected=7), r"tiny.yaml:\d+: expected: expected dict, got 7"),
-    "expected figure": (
+    "unknown metric": (
         file(expected={"fit": {"band": [1, 2], "num_samples": 5, "source": "x"}}),
         r"expected: there is no metric 'fit', only nll, elbo, fid",
     ),

@@ -18,9 +18,9 @@ X = RNG.integers(0, 256, (20, 8, 6, 3), dtype=np.uint8)
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     columns = datasets.Features(
-        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b"]), "note": datasets.Value("string")}
+        {"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b"]), "note": datasets.Value("string")}
     )
-    rows = {"picture": [Image.fromarray(x) for x in X], "kind": [i % 2 for i in range(20)], "note": ["n"] * 20}
+    rows = {"photo": [Image.fromarray(x) for x in X], "kind": [i % 2 for i in range(20)], "note": ["n"] * 20}
     table = datasets.Dataset.from_dict(rows, features=columns)
     datasets.DatasetDict({"train": table, "held": table.select(range(5))}).save_to_disk(str(tmp_path / "d"))
     return str(tmp_path / "d")
@@ -60,7 +60,7 @@ def test_images_of_different_sizes_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_column": "note"}, "which column holds the images? Give image_column, of picture"),
+        ({"image_column": "note"}, "which column holds the images? Give image_column, of photo"),
         ({"label_column": "note"}, "'note' is no column of labels: there is kind"),
         ({"split": "validation"}, "no such folder, or not available from the hub as split 'validation'"),
     ],

@@ -208,9 +208,9 @@ def describe(
         raise ValueError(f"{name}: images must be uint8 or uint16, got {dtype}{_advice(array)}")
     if bits is not None and dtype.itemsize == 1:
         raise ValueError(f"{name}: bits is for uint16, and these are uint8: remove the option bits")
-    found = order_of(name, shape, order)
-    axes = {None: (1, 2), "NHWC": (1, 2), "NCHW": (2, 3)}[found]
-    channels = {None: 1, "NHWC": shape[-1], "NCHW": shape[1]}[found]
+    axis_order = order_of(name, shape, order)
+    axes = {None: (1, 2), "NHWC": (1, 2), "NCHW": (2, 3)}[axis_order]
+    channels = {None: 1, "NHWC": shape[-1], "NCHW": shape[1]}[axis_order]
     height, width = size or (shape[axes[0]], shape[axes[1]])
     return (channels, height, width), 256 if dtype.itemsize == 1 else 2 ** (bits or 16)
 

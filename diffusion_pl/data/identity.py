@@ -98,13 +98,13 @@ def _how_many(source: Source) -> int:
 
 def _contents(source: Source, indices: NDArray[np.int64]) -> Tensor:
     """A hash of each of these examples: (k,), int64."""
-    found: list[bytes] = []
+    hashes: list[bytes] = []
     for first in range(0, len(indices), 100):  # large images need not be in memory all at once
         batch = source.__getitems__(torch.from_numpy(indices[first : first + 100]))
         columns = [batch[name].contiguous().numpy() for name in sorted(batch)]
         rows = (b"".join(column.tobytes() for column in row) for row in zip(*columns, strict=True))
-        found += [hashlib.blake2b(row, digest_size=8).digest() for row in rows]
-    return signed(_numbers(found))
+        hashes += [hashlib.blake2b(row, digest_size=8).digest() for row in rows]
+    return signed(_numbers(hashes))
 
 
 def _numbers(digests: Iterable[bytes]) -> Keys:
