@@ -23,12 +23,14 @@ import torch
 import yaml
 from shell import ROOT, cli
 
+from diffusion_pl import __version__
 from diffusion_pl.__main__ import COMMANDS
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "diffusion_pl"
 THEORY = DOCS / "pages/theory.md"
+BESIDES = ("CONTRIBUTING", "CHANGELOG", "SECURITY")
 PAGES = sorted((DOCS / "pages").rglob("*.md"))
 pictures = SimpleNamespace(**runpy.run_path(str(DOCS / "pictures.py")))
 BLOCK = re.compile(r"^(?:<!-- (?P<mark>.+?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -192,7 +194,7 @@ def functions_of(file: str) -> set[str]:
     return {node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=name)
+@pytest.mark.parametrize("page", [README, *(ROOT / f"{page}.md" for page in BESIDES), *PAGES], ids=name)
 def test_the_commands_and_files_it_names_exist(page: Path) -> None:
     text = page.read_text()
     named = set(re.findall(r"python -m diffusion_pl (\w+)", text))
@@ -201,6 +203,11 @@ def test_the_commands_and_files_it_names_exist(page: Path) -> None:
         assert (ROOT / path).is_file(), path
     for file, test in re.findall(r"\((?:\.\./)+(tests/\w+\.py)#(\w+)\)", text):
         assert test in functions_of(file), f"{file} has no {test}"
+
+
+def test_changelog_and_citation_name_the_version() -> None:
+    assert re.search(rf"^## {re.escape(__version__)}$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
 
 
 def test_the_table_of_methods_is_the_same_wherever_it_stands() -> None:
