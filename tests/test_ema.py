@@ -80,7 +80,7 @@ def test_every_average_is_the_recursion_in_float64(tmp_path: Path) -> None:
     for decay in DECAYS:
         ours = flat(average(module, str(decay)))
         np.testing.assert_allclose(ours, recursion(recorder.history, decay), rtol=2e-5, atol=1e-6)
-    # The test would fail: one update more or less in the warm-up, or none at all, is far outside that.
+    # The test can fail: one update more or less in the warm-up, or none at all, is far outside that.
     for wrong in (recorder.history[1:], [recorder.history[0], *recorder.history]):
         assert np.abs(recursion(wrong, 0.999) - recursion(recorder.history, 0.999)).max() > 1e-4
 

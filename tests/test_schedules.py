@@ -195,7 +195,7 @@ def test_vp_in_single_precision_where_one_minus_exp_fails() -> None:
     assert VP()(t).sigma.item() == pytest.approx(exact, rel=1e-6)
     log_mean = -0.25 * t**2 * (20 - 0.1) - 0.5 * t * 0.1
     naive = torch.sqrt(1 - torch.exp(2 * log_mean)).item()
-    assert abs(naive / exact - 1) > 0.005  # 2.4 % or 0.6 %, as exp rounds: this test would fail
+    assert abs(naive / exact - 1) > 0.005  # 2.4 % or 0.6 %, as exp rounds: the test can fail
 
 
 def test_ends_of_the_processes() -> None:
