@@ -64,10 +64,10 @@ def divide(
 
 
 def recorded_split(saved: Mapping[str, Any]) -> State:
-    """How the data of a checkpoint were split, some of {"rule", "seed", "grouped", "exceptions"}; {} if not recorded.
+    """The entry "split" of a checkpoint: how the data were split; {} if it is missing.
 
     Raises:
-        ValueError: the rule is not known, or the entry is damaged.
+        ValueError: the method is not known, or the entry is damaged.
     """
     split = saved.get("split") or {}
     if not isinstance(split, dict) or type(split.get("seed", 0)) is not int or not _are_exceptions(split):
