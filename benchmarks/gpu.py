@@ -203,7 +203,7 @@ def sample(bench: Bench) -> None:
         model.to(bench.device).eval()
         for name, sampler in (("Heun", heun), ("DPM-Solver++", dpmpp)):
             with bench.autocast():
-                taken = bench.seconds(partial(model.sample, range(bench.batch), sampler=sampler))
+                taken = bench.seconds(partial(model.live_pipeline().with_sampler(sampler).samples, range(bench.batch)))
             rate = bench.batch / taken
             how = {False: "eager", True: "compiled", "reduce-overhead": "compiled with CUDA graphs"}[mode]
             ratio = rate / first.setdefault(name, rate)

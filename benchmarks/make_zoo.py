@@ -22,11 +22,11 @@ ZOO = Path(diffusion_pl.__file__).parent / "zoo"
 #: Of each model, the options of `fit` and of `evaluate`.
 MODELS: dict[str, tuple[list[str], list[str]]] = {
     "datasaurus": (
-        ["--config", "datasaurus/vp", "--trainer.max_steps", "10000"],
+        ["--config", "datasaurus/vp", "--trainer.max_steps", "5000"],
         ["--metrics", "energy", "sliced", "--num_samples", "4000"],
     ),
     "digits": (
-        ["--config", "digits/conditional", "--trainer.max_steps", "4000"],
+        ["--config", "digits/conditional", "--trainer.max_steps", "2000"],
         ["--metrics", "fid", "kid", "prc", "--num_samples", "1000", "--extractor", "DigitsClassifier"],
     ),
 }

@@ -16,7 +16,7 @@ from diffusion_pl.data import Arrays, Folder, Table
 from diffusion_pl.data.folder import natural_order
 from diffusion_pl.data.identity import differences, identity, keys_of
 from diffusion_pl.data.loader import Tensors
-from diffusion_pl.data.splits import hashed
+from diffusion_pl.data.splits import divide, hashed, recorded_split
 from diffusion_pl.runtime.run_card import read_card
 
 UNET = {
@@ -387,3 +387,22 @@ def test_an_empty_foreign_state_reads_no_data(run: Path, tmp_path: Path, monkeyp
     torch.save(content, tmp_path / "stranger.ckpt")
     refused = cli(tmp_path, "sample", "--ckpt_path", "stranger.ckpt", "--weights", "raw")
     assert "stranger.ckpt" in refused.error
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        5,
+        "hash",
+        {"rule": "odd"},
+        {"seed": "0"},
+        {"seed": True},
+        {"exceptions": 1},
+        {"exceptions": {"keys": torch.ones(2)}},
+    ],
+)
+def test_a_damaged_record_of_the_split_is_refused(split: Any) -> None:
+    with pytest.raises(ValueError, match="checkpoint"):
+        recorded_split({"split": split})
+    with pytest.raises(ValueError, match="checkpoint"):
+        divide(4, None, None, None, (0.5, 0.0), 0, grows=True, saved={"split": split})

@@ -148,7 +148,7 @@ def run(block: Block, args: list[str], folder: Path) -> None:
     place = f"{block.place}: {shlex.join(args)}"
     if "--trainer.devices" in args or any(word in arg for word in OF_THE_READER for arg in args):
         return
-    if args[0] == "fit" and "--config" in args:  # else it begins with the weights of a run of the page
+    if args[0] == "fit" and "--config" in args:  # without, the model and the data are those of `--init_from`
         args = [
             "32" if before == "--data.init_args.size" else arg for before, arg in zip(["", *args], args, strict=False)
         ]

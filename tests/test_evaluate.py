@@ -142,6 +142,7 @@ def test_likelihood_and_bound_of_images_in_bits(folder: Path, digits: Path) -> N
     assert fewer["nll"]["value"] == one["nll"]["value"]
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(folder: Path, digits: Path) -> None:
     few = (
         "--metrics",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictures_model import fit_digits
+from images_model import fit_digits
 from shell import cli
 
 from diffusion_pl.data import Digits
@@ -109,9 +109,9 @@ def test_overviews_of_sample_are_no_samples(folder: Path) -> None:
 )  # fmt: skip
 def test_bad_input_is_one_line(folder: Path, options: list[Any], expected: str) -> None:
     (folder / "empty").mkdir(exist_ok=True)
-    for name, sides in {"mixed/a.png": 8, "mixed/b.png": 9, "large/a.png": 16, "large/b.png": 16}.items():
+    for name, size in {"mixed/a.png": 8, "mixed/b.png": 9, "large/a.png": 16, "large/b.png": 16}.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        save_png(torch.zeros(1, sides, sides, dtype=torch.uint8).numpy(), folder / name)
+        save_png(torch.zeros(1, size, size, dtype=torch.uint8).numpy(), folder / name)
     done = cli(folder, "evaluate", *EXTRACTOR, "--output", "bad", *options)
     assert done.code == 2
     assert expected in done.error

@@ -33,6 +33,7 @@ def evaluated(folder: Path, checkpoint: Path) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pair = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accelerator": "cpu"}

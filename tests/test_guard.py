@@ -201,6 +201,7 @@ def test_a_trial_run_writes_no_dump(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together(tmp_path: Path) -> None:
     """What fails on the second process only is skipped by both, and shown by the replay of its share."""
     pair = {"trainer__devices": 2, "trainer__strategy": "ddp"}

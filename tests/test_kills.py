@@ -171,6 +171,7 @@ def shown(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in folder.Scalars(tag)] for tag in folder.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_three_kills_do_not_change_the_result(tmp_path: Path) -> None:
     changes, chance = experiment(tmp_path, 46), random.Random(0)
     run = Run(tmp_path, changes)

@@ -18,6 +18,7 @@ LIKELIHOOD: dict[str, Any] = {
 LIKELIHOOD["init_args"]["estimator"]["class_path"] = "diffusion_pl.likelihood.FlowLikelihood"
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_evaluate_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pair = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accelerator": "cpu"}
@@ -84,6 +85,7 @@ def test_the_seen_loss_is_the_loss_of_the_training_split(tmp_path: Path) -> None
         assert value == pytest.approx(float(mine.mean()), abs=8 * float(mine.std()) / len(mine) ** 0.5 + 1e-6)
 
 
+@pytest.mark.slow
 def test_memorised_data_separate_the_two_losses(tmp_path: Path) -> None:
     """A wide network on 16 points: the loss of what it saw falls far below that of what it did not."""
     network = {"class_path": "diffusion_pl.networks.MLP", "init_args": {"width": 128, "depth": 2}}

@@ -13,7 +13,7 @@ from shell import ROOT, cli, environment, fit
 
 from diffusion_pl.runtime.config_files import config_files, with_config_files
 from diffusion_pl.runtime.run_card import LOCK
-from diffusion_pl.runtime.shipped_configs import find_config, near_configs, read_heading, shipped_configs
+from diffusion_pl.runtime.shipped_configs import Heading, find_config, near_configs, read_heading, shipped_configs
 from diffusion_pl.runtime.text_table import text_table
 
 SHIPPED = shipped_configs()
@@ -49,7 +49,7 @@ def test_heading_of_a_head_comment(tmp_path: Path) -> None:
         "# Moons, 2 columns: a test. More words.\n# Source: A, arXiv 2011.13456 (x); B, arXiv 2202.00512.\n"
         "# Expected: nothing.  Hardware: one GPU, two\n#   days (of 8); more.\nmodel: {}\n# Hardware: none.\n"
     )
-    assert read_heading(path) == ("Moons, 2 columns: a test", ("2011.13456", "2202.00512"), "one GPU, two days")
+    assert read_heading(path) == Heading("Moons, 2 columns: a test", ("2011.13456", "2202.00512"), "one GPU, two days")
     path.write_text("model: {}\n")
     with pytest.raises(ValueError, match=r"a\.yaml"):
         read_heading(path)
@@ -142,7 +142,7 @@ def test_table_of_runs_has_a_line_each(runs: Path) -> None:
     lines = cli(runs, "runs").out.splitlines()
     assert lines[0].split() == ["run", "state", "step", "size", "metrics"]
     assert len(lines) == 7
-    line = next(line for line in lines if line.startswith("run  "))
+    line = next(line for line in lines[1:] if line.startswith("run  "))
     assert "20 of 20" in line and "val_loss/" in line
     assert any(line.startswith("damaged") and "card.json" in line for line in lines)
     assert cli(runs, "runs", "runs/deep").out.count("\n") == 2

@@ -525,7 +525,7 @@ def test_under_torchrun_an_error_is_reported_once(tmp_path: Path) -> None:
     write_config(tmp_path)
     for wrong, message in [
         (["--ckpt_path", "last"], "no checkpoint at runs/run/checkpoints/last.ckpt: nothing to continue from"),
-        (["--trainer.max_step", 3], "unknown option --trainer.max_step; did you mean max_steps?"),
+        (["--trainer.max_step", 3], "unknown option --trainer.max_step; did you mean --trainer.max_steps?"),
     ]:
         code, out, err = run(tmp_path, [*LAUNCHERS["torchrun"], *ARGS, "--run", "run", *wrong])
         assert (code, out) == (1, "")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from pictures_model import NETWORK, TIME
 from shell import (
     LAST,
     Losses,
@@ -463,8 +464,9 @@ def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
     import numpy as np
 
     np.save(tmp_path / "x.npy", np.zeros((64, 8, 8), dtype=np.uint8))
-    data = {"class_path": "Arrays", "init_args": {"path": "x.npy", "batch_size": 4, "in_memory": False, "workers": 1}}
-    config = tiny_config(tmp_path, data=data, trainer__callbacks=[{"class_path": "test_saver.KillWorker"}])
+    data = {"class_path": "Arrays", "init_args": {"path": "x.npy", "batch_size": 4, "memory_gb": 0.0, "workers": 1}}
+    kill = [{"class_path": "test_saver.KillWorker"}]
+    config = tiny_config(tmp_path, data=data, model__network=NETWORK, model__noise_input=TIME, trainer__callbacks=kill)
     error = cli(tmp_path, "fit", "--config", config).error
     assert "a process that reads data was ended by the system" in error
     assert "data.init_args.workers" in error

@@ -105,13 +105,13 @@ def test_every_formula_is_mathml(site: Path) -> None:
 @functools.cache
 def browser() -> str:
     """The path of a browser."""
-    found = os.environ.get("CHROME") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
+    path = os.environ.get("CHROME") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
         pytest.fail(
             "there is no browser to look at the site with. Fix: install Chromium (Debian: apt-get install chromium) or "
             "Chrome, or set CHROME to the path of one"
         )
-    return found
+    return path
 
 
 def browse(address: str, profile: Path, *options: str) -> str:
@@ -163,7 +163,7 @@ def test_no_page_scrolls_sideways(site: Path, pages: list[str], tmp_path: Path, 
     measured = re.search(r'<pre id="wide">(.*?)</pre>', document)
     assert measured, document[-2000:]
     wide: dict[str, Any] = json.loads(unquote(unescape(measured[1])))
-    assert not wide, "\n".join(f"{page}: {found}" for page, found in wide.items())
+    assert not wide, "\n".join(f"{page}: {width}" for page, width in wide.items())
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_the_search_answers_from_the_disk(site: Path, tmp_path: Path, question: 
     address = f"{(site / 'index.html').as_uri()}?q={question}"
     document = browse(address, tmp_path / "profile", "--virtual-time-budget=20000", "--dump-dom")
     answers = re.findall(r'href="([^"]*)" class="md-search-result__link"', document)
-    assert any(answer in unescape(found) for found in answers), answers
+    assert any(answer in unescape(link) for link in answers), answers
 
 
 def screenshots() -> Iterator[Any]:

@@ -76,7 +76,7 @@ class Likelihood(Measurement):
         rows = trainer.strategy.reduce(rows, reduce_op="sum")
         result = likelihood_result(rows.cpu().numpy(), unit_of(data), {}, {})
         name = result.unit.replace("/", "_per_")
-        measured = {f"{name}_n{n}": result.value, f"{name}_nfe_n{n}": result.nfe}
+        measured = {f"{name}_n{n}": result.value, f"{name}_nfe_n{n}": float(result.model["nfe"])}
         return measured | ({} if result.standard_error is None else {f"{name}_error_n{n}": result.standard_error})
 
 

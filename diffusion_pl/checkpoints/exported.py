@@ -79,6 +79,7 @@ def read_exported(path: Path) -> tuple[dict[str, Any], str]:
         config: dict[str, Any] = read_json(path.with_name(CONFIG), _KIND)
     state = {f"denoiser.network.{name}": t.float() if t.itemsize == 2 else t for name, t in tensors.items()}
     data_state, weights = config.pop("data_state"), config.pop("weights")
+    config = _with_infinity(config)
     content = {
         "pytorch-lightning_version": version("lightning"),
         "state_dict": state,
@@ -87,3 +88,12 @@ def read_exported(path: Path) -> tuple[dict[str, Any], str]:
         config["data"]["class_path"].rpartition(".")[2]: data_state,
     }
     return content, sha256_of_exported(path)
+
+
+def _with_infinity(value: Any) -> Any:
+    """Plain values with the numbers that JSON cannot hold, which are strings there."""
+    if isinstance(value, dict):
+        return {name: _with_infinity(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_with_infinity(part) for part in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value

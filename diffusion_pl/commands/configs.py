@@ -10,6 +10,7 @@ def configs(json: bool = False) -> None:
     Args:
         json: Print the same as JSON, with whole sentences and the path of each file.
     """
+    from dataclasses import asdict
     from json import dumps
 
     from ..runtime.shipped_configs import read_heading, shipped_configs
@@ -17,7 +18,7 @@ def configs(json: bool = False) -> None:
 
     headings = {name: (path, read_heading(path)) for name, path in shipped_configs().items()}
     if json:
-        content = [{"name": name, "path": str(path), **head._asdict()} for name, (path, head) in headings.items()]
+        content = [{"name": name, "path": str(path), **asdict(head)} for name, (path, head) in headings.items()]
         print(dumps(content, indent=2, ensure_ascii=False))
         return
     rows = [

@@ -16,6 +16,7 @@ def runs(folder: Path = Path("runs"), json: bool = False) -> None:
         folder: Folder of the runs.
         json: Print the same as JSON, with all metrics.
     """
+    from dataclasses import asdict
     from json import dumps
 
     from ..runtime.run_listing import list_runs
@@ -23,7 +24,7 @@ def runs(folder: Path = Path("runs"), json: bool = False) -> None:
 
     listed = list_runs(folder)
     if json:
-        print(dumps([run._asdict() for run in listed], indent=2, ensure_ascii=False))
+        print(dumps([asdict(run) for run in listed], indent=2, ensure_ascii=False))
         return
     if not listed:
         print(f"no runs in {folder}")

@@ -14,7 +14,7 @@ from ..conditions import Condition, Conditions, class_count
 from .base import DataModule, tell_differences
 from .identity import Keys, differences, identity, keys_of
 from .loader import Loader, Source, Tensors
-from .splits import HASHED, SHUFFLED, hashed
+from .splits import HASHED, SHUFFLED, hashed, recorded_split
 from .tables import read_columns
 from .units import Standardized
 
@@ -114,7 +114,7 @@ class Points(DataModule):
                 f"{self.source}: val_fraction = {self.val_fraction} holds out all {distinct} distinct point(s) and "
                 "leaves none to train on: lower val_fraction"
             )
-        noted = self._saved.get("split") or {}
+        noted = recorded_split(self._saved)
         hashes = noted.get("rule") == HASHED if self._saved else self.grows
         seed, exceptions = noted.get("seed", self.seed), noted.get("exceptions")
         self._drawn = {"rule": HASHED if hashes else SHUFFLED, "seed": seed}

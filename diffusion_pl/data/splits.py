@@ -44,9 +44,9 @@ def divide(
         The parts, and how they were drawn, for the next checkpoint.
 
     Raises:
-        ValueError: the checkpoint's way to split is not known.
+        ValueError: see `recorded_split`.
     """
-    noted = saved.get("split") or {}
+    noted = recorded_split(saved)
     # Of the first version, which had one way to split, and no groups.
     old = bool(saved) and not {"class_names", "conditions"} & saved.keys()
     rule = noted.get("rule", HASHED if grows and not old else SHUFFLED)
@@ -58,11 +58,39 @@ def divide(
         keys = keys_of(names, n)
         keys = keys[_first_of_group(n, groups, _known(keys, saved)).numpy()]
         parts, exceptions = hashed(keys, labels, fractions, seed, exceptions)
-    elif rule == SHUFFLED:
-        parts = shuffled(n, labels, fractions, seed, groups)
     else:
-        raise ValueError(f"the checkpoint's data were split by the method {rule!r}, which this version does not know")
+        parts = shuffled(n, labels, fractions, seed, groups)
     return parts, {"rule": rule, "seed": seed, "grouped": grouped, "exceptions": exceptions}
+
+
+def recorded_split(saved: Mapping[str, Any]) -> State:
+    """The entry "split" of a checkpoint: how the data were split; {} if it is missing.
+
+    Raises:
+        ValueError: the method is not known, or the entry is damaged.
+    """
+    split = saved.get("split") or {}
+    if not isinstance(split, dict) or type(split.get("seed", 0)) is not int or not _are_exceptions(split):
+        raise ValueError(
+            "the checkpoint's record of the data's split is damaged. Fix: use another checkpoint of the run"
+        )
+    if split.get("rule", HASHED) not in (HASHED, SHUFFLED):
+        raise ValueError(
+            f"the checkpoint's data were split by the method {split['rule']!r}, which this version does not know"
+        )
+    return split
+
+
+def _are_exceptions(split: State) -> bool:
+    exceptions = split.get("exceptions")
+    if exceptions is None:
+        return True
+    if not isinstance(exceptions, dict):
+        return False
+    keys, parts = exceptions.get("keys"), exceptions.get("parts")
+    if not (isinstance(keys, Tensor) and isinstance(parts, Tensor)):
+        return False
+    return keys.dtype == parts.dtype == torch.int64 and keys.ndim == 1 and keys.shape == parts.shape
 
 
 def hashed(

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .reading import check, read_json, reading
 from .run_card import CARD, KIND, LOCK
@@ -12,7 +13,8 @@ from .storage import is_locked
 _DEEPEST = 3  # folders below the root, of runs named a/b/c
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run:
     """A run.
 
     name: of its folder below the root;  state: running, finished, stopped (by a signal), failed, or dead: the card says

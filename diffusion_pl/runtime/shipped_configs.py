@@ -6,8 +6,8 @@ In a clone and in an editable install they are in the folder configs/ next to th
 import difflib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 _PACKAGE = Path(__file__).parents[1]
 #: The paragraphs of a head are labelled; the first, without a label, says what the configuration is.
@@ -15,7 +15,8 @@ _LABEL = re.compile(r"\b(Source|Expected|Hardware|Corrected|Departs|Without the 
 _MOST_LINES = 40  # of a head
 
 
-class Heading(NamedTuple):
+@dataclass(frozen=True)
+class Heading:
     """What the head comment of a configuration says in short.
 
     what: the first sentence;  papers: arXiv numbers of its source;  cost: hardware and time of a run, "" of an overlay,
