@@ -35,7 +35,7 @@ LOADED = {
     "video": "src",
     "object": "data",
 }
-SHOWN = (
+SHOWN = ("index.html", "install.html", "tasks.html", "theory.html", "gallery.html", "howto/sampler.html")
     "index.html",
     "install.html",
     "tasks.html",
