@@ -36,14 +36,6 @@ LOADED = {
     "object": "data",
 }
 SHOWN = ("index.html", "install.html", "tasks.html", "theory.html", "gallery.html", "howto/sampler.html")
-    "index.html",
-    "install.html",
-    "tasks.html",
-    "concepts.html",
-    "theory.html",
-    "gallery.html",
-    "howto/sampler.html",
-)
 
 
 @pytest.fixture(scope="module")
