@@ -35,6 +35,7 @@ OF_THE_READER = (
     "mine.ckpt",
     "other/",
     "cifar10-ddpm",
+    "runs/photos",
 )
 #: Pages that show commands or configurations.
 EXAMPLES = [page for page in (README, *PAGES) if {"sh", "yaml"} & {block.language for block in blocks(page)}]
@@ -66,11 +67,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         target = root / "BY_CLASS" / "ab"[k % 2] / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(file)
-    for link in ("MY_PICTURES", "pictures"):
+    for link in ("MY_IMAGES", "pictures"):
         (root / link).symlink_to(root / "anime")
     (root / "picture.png").symlink_to(next((root / "celeba_male").glob("*.png")))
     images = np.stack([np.asarray(Image.open(file).convert("RGB").resize((32, 32))) for file in files])
-    np.savez(root / "pictures.npz", images)
+    for file in ("images.npz", "pictures.npz"):
+        np.savez(root / file, images)
     np.save(root / "labels.npy", np.arange(len(images)) % 3)
     with h5py.File(root / "pictures.h5", "w") as h5:
         h5["images"] = images
@@ -88,7 +90,7 @@ def folder(page_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     accept_any_cifar10(monkeypatch)
     for path in (data, *data.iterdir()):
         (page_folder / ("data" if path == data else path.name)).symlink_to(path)
-    own = ("my_networks", "my_samplers", "my_schedules", "my_objective", "my_points", "my_pictures")
+    own = ("my_networks", "my_samplers", "my_schedules", "my_objective", "my_points", "my_pictures", "my_callbacks")
     monkeypatch.setenv("DIFFUSION_PL_TRUST", ",".join([os.environ["DIFFUSION_PL_TRUST"], *own]))
     return page_folder
 
@@ -137,6 +139,11 @@ def train_yaml(block: Block, folder: Path) -> None:
     assert losses[-1] < bound < losses[0], f"{block.place}: {losses}"
 
 
+def file_of(config: str) -> Path:
+    """A shipped configuration by its path or by its name."""
+    return ROOT / config if config.endswith(".yaml") else ROOT / "configs" / f"{config}.yaml"
+
+
 def run(block: Block, args: list[str], folder: Path) -> None:
     place = f"{block.place}: {shlex.join(args)}"
     if "--trainer.devices" in args or any(word in arg for word in OF_THE_READER for arg in args):
@@ -145,7 +152,7 @@ def run(block: Block, args: list[str], folder: Path) -> None:
         args = [
             "32" if before == "--data.init_args.size" else arg for before, arg in zip(["", *args], args, strict=False)
         ]
-        base = ROOT / args[args.index("--config") + 1]
+        base = file_of(args[args.index("--config") + 1])
         files = [folder / arg for arg in args if arg.endswith(".yaml") and not arg.startswith("configs/")]
         whole = any("networks." in file.read_text() for file in files)  # another network has other sizes
         losses = train(folder, base, *args[1:], keep="quick.yaml" in args, whole=whole)
