@@ -25,7 +25,7 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
-from .callbacks import EMA, Description, Doctor, Guard, RunCard, Saver, SeenLoss, StepProgress
+from .callbacks import EMA, Curves, Description, Doctor, Guard, RunCard, Saver, SeenLoss, StepProgress
 from .callbacks.measurement import judge_fresh_values
 from .checkpoints.io import AtomicCheckpointIO
 from .checkpoints.loading import DEFAULT_LOSS, link_data
@@ -226,6 +226,7 @@ class DiffusionCLI(LightningCLI):
         always: list[Callback] = [
             SeenLoss(),
             self._description,
+            Curves(),
             card,
         ]
         configured = [self.config_init[name] for name in ("ema", "saver", "guard", "doctor")]

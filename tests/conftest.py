@@ -51,6 +51,7 @@ FLOORS: dict[str, float] = {
     "runtime.reading": 4.5,
     "runtime.storage": 4.5,
     "runtime.startup": 4.5,
+    "runtime.usage": 4.5,
     # What touches private names of other libraries, for whoever needs it.
     "runtime.upstream": 4.8,
     "training": 5,

@@ -29,6 +29,7 @@ from diffusion_pl.data import Datasaurus
 from diffusion_pl.denoisers import V
 from diffusion_pl.losses import SNR, DenoisingLoss, UniformTimes
 from diffusion_pl.networks import MLP
+from diffusion_pl.runtime.dashboard import PANELS, SECTIONS
 from diffusion_pl.samplers import DDIM, UniformGrid
 from diffusion_pl.schedules import VP
 from diffusion_pl.training import DiffusionModule
@@ -193,12 +194,23 @@ def events(run: Path) -> list[EventAccumulator]:
     return result
 
 
+#: What a clock or the machine decides: no two runs have the same.
+MEASURED = ("examples_per_second", "memory_gib")
+
+
+def name_of(tag: str) -> str:
+    """The name of what TensorBoard shows under a tag, without the section before it."""
+    section, _, name = tag.partition("/")
+    return name if section in (PANELS, *SECTIONS.values()) else tag
+
+
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every scalar that a run logged."""
+    """(step, value) of every scalar that a run logged, by name."""
     series: dict[str, list[tuple[int, float]]] = {}
     for file in events(run):
         for tag in file.Tags()["scalars"]:
-            series.setdefault(tag, []).extend((event.step, event.value) for event in file.Scalars(tag))
+            values = ((event.step, event.value) for event in file.Scalars(tag))
+            series.setdefault(name_of(tag), []).extend(values)
     return series
 
 
@@ -207,7 +219,7 @@ def images(run: Path) -> dict[str, list[tuple[int, bytes]]]:
     series: dict[str, list[tuple[int, bytes]]] = {}
     for file in events(run):
         for tag in file.Tags()["images"]:
-            series.setdefault(tag, []).extend((e.step, e.encoded_image_string) for e in file.Images(tag))
+            series.setdefault(name_of(tag), []).extend((e.step, e.encoded_image_string) for e in file.Images(tag))
     return series
 
 

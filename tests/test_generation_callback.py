@@ -67,15 +67,15 @@ def test_values_are_logged_once_and_the_best_is_best(
         **steps,
     )
     logged = scalars(tmp_path / "runs/digits")
-    assert [step for step, _ in logged["fid_n30/ema0.999"]] == [3, 7, 11, 13]
+    assert [step for step, _ in logged["fid_n30/ema0.999"]] == [4, 8, 12, 14]
     for tag in ("val_loss/ema0.999", "seen_loss/ema0.999"):
-        assert [step for step, _ in logged[tag]] == [5, 11]
-    assert [step for step, _ in logged["train_loss/raw"]] == [2, 5, 8, 11]
+        assert [step for step, _ in logged[tag]] == [6, 12]
+    assert [step for step, _ in logged["train_loss/raw"]] == [3, 6, 9, 12]
     assert {path.stem for path in (tmp_path / "loss").iterdir()} == {"step=6", "step=12"}
     (fid,) = (c for c in Kept.trainer.checkpoint_callbacks if getattr(c, "monitor", "") == "fid_n30/ema0.999")
     filed = {Path(path).stem: float(value) for path, value in fid.best_k_models.items()}  # type: ignore[attr-defined]
-    assert filed == {f"step={step + 1}": pytest.approx(value) for step, value in logged["fid_n30/ema0.999"]}
-    best_step = min(logged["fid_n30/ema0.999"], key=lambda point: point[1])[0] + 1
+    assert filed == {f"step={step}": pytest.approx(value) for step, value in logged["fid_n30/ema0.999"]}
+    best_step = min(logged["fid_n30/ema0.999"], key=lambda point: point[1])[0]
     assert Path(fid.best_model_path).stem == f"step={best_step}"  # type: ignore[attr-defined]
     call = ("--extractor", "DigitsClassifier", "--num_samples", 30, "--metrics", "fid", "--accelerator", "cpu")
     done = cli(tmp_path, "evaluate", "--ckpt_path", fid.best_model_path, "--output", "e", *call)  # type: ignore[attr-defined]
@@ -97,7 +97,7 @@ def test_it_measures_what_evaluate_does_and_keeps_the_best(tmp_path: Path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     checkpoint = fit_digits(tmp_path, trainer__callbacks=[METRICS, BEST], ema__decays=[0.999])
     logged = scalars(tmp_path / "runs/digits")
-    assert [step for step, _ in logged["fid_n128/ema0.999"]] == [9, 19]
+    assert [step for step, _ in logged["fid_n128/ema0.999"]] == [10, 20]
     assert logged["not_finite_n128/ema0.999"][-1][1] == 0
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["best.ckpt"]
     results = evaluated(tmp_path, checkpoint)

@@ -93,9 +93,9 @@ def test_the_logger_has_the_same_images_and_the_film(run: Path) -> None:
     logged = images(run)
     assert {tag: [step for step, _ in shown] for tag, shown in logged.items()} == {
         "forward_process": [0],
-        "samples/ema0.5": [9, 19],
-        "neighbours/ema0.5": [19],
-        "film/ema0.5": [19],
+        "samples/ema0.5": [10, 20],
+        "neighbours/ema0.5": [20],
+        "film/ema0.5": [20],
     }
     gif = Image.open(io.BytesIO(logged["film/ema0.5"][0][1]))
     assert gif.format == "GIF"
@@ -134,6 +134,25 @@ def test_more_than_ten_classes_have_ten_rows(tmp_path: Path) -> None:
     assert module.network.labels[-1] == [k for k in range(10) for _ in range(2)]  # type: ignore[union-attr,index]
 
 
+def test_few_samples_of_many_classes_are_no_tower(tmp_path: Path) -> None:
+    module = train(tmp_path, classes=10, steps=10, film=False, num_samples=10)
+    assert module.network.labels[-1] == [*range(10)]  # type: ignore[union-attr]
+    with Image.open(tmp_path / "panels/samples_ema0.5-00000010.png") as panel:
+        assert panel.width > panel.height  # a column for each class
+
+
+def test_a_row_of_training_images_is_above_the_samples(run: Path) -> None:
+    """Samples of Tiny are no bytes of the data; the first row of the panel is."""
+    panel = np.asarray(Image.open(run / "panels/samples_ema0.5-00000020.png"))
+    data = Blobs()
+    data.setup()
+    x = data.units.to_uint8(data.training_examples(12))[:, :, ::1].numpy().transpose(0, 2, 3, 1)
+    scale = round(600 / (3 * 7))
+    flat = panel.reshape(-1, 3)
+    shown = [all((flat == pixel).all(1).sum() >= scale**2 for pixel in image.reshape(-1, 3)) for image in x]
+    assert sum(shown) == 3  # as many as there are columns
+
+
 def test_a_sampler_of_their_own(tmp_path: Path) -> None:
     module = train(tmp_path, steps=10, film=False, sampler=DDIM(UniformGrid(7)))
     assert len(module.network.labels) == 7  # once for both panels
@@ -146,8 +165,8 @@ def test_samples_are_above_their_nearest_training_images(tmp_path: Path) -> None
     options = {"max_steps": 1, "logger": logger}
     tiny_trainer(tmp_path, ImagePanels(film=False, **SHORT), **options).fit(module, datamodule=Blobs())
     logged = scalars(tmp_path)
-    assert logged["neighbours_raw/distance"] == [(0, 0)]
-    assert logged["neighbours_raw/memorisation"] == [(0, 0)]
+    assert logged["neighbours_raw/distance"] == [(1, 0)]
+    assert logged["neighbours_raw/memorisation"] == [(1, 0)]
     panel = np.asarray(Image.open(tmp_path / "panels/neighbours_raw-00000001.png"))
     above, below = panel[-2 * 63 :].reshape(2, 63, *panel.shape[1:])  # 4 pixels, 14 times enlarged, and a gap
     assert np.array_equal(above[:, 70:], below[:, 70:])
@@ -174,7 +193,7 @@ def test_channel_moments_are_logged_with_those_of_the_data(run: Path) -> None:
         assert logged[f"data/mean_{channel}"][-1][1] == pytest.approx(x[:, channel].mean().item(), abs=1e-5)
         assert logged[f"data/std_{channel}"][-1][1] == pytest.approx(x[:, channel].std().item(), abs=1e-5)
         assert {f"samples_ema0.5/{what}_{channel}" for what in ("mean", "std")} <= logged.keys()
-    assert [step for step, _ in logged["samples_ema0.5/constant"]] == [9, 19]
+    assert [step for step, _ in logged["samples_ema0.5/constant"]] == [10, 20]
     assert [value for _, value in logged["samples_ema0.5/constant"]] == [0, 0]
 
 
@@ -187,7 +206,7 @@ def test_constant_samples_are_counted(tmp_path: Path) -> None:
         logger=TensorBoardLogger(str(tmp_path), "", ""),
     )
     trainer.fit(module, datamodule=Blobs())
-    assert scalars(tmp_path)["samples_raw/constant"] == [(0, 5.0)]
+    assert scalars(tmp_path)["samples_raw/constant"] == [(1, 5.0)]
 
 
 class Stuck(DDIM):
@@ -214,7 +233,7 @@ def test_the_film_ends_with_the_samples(run: Path, tmp_path: Path) -> None:
         assert film.n_frames == 5  # four grid times and the samples
         film.seek(film.n_frames - 1)
         last = np.asarray(film.convert("RGB")).astype(int)
-    top, bottom = last[34:90], last[97:153]  # six images of x, and below them six of the estimate
+    top, bottom = last[34:90, 95:], last[109:165, 95:]  # six images of x, and below them six of the estimate
     assert np.ptp(top) > 200
     assert abs(top - bottom).max() == 0
 

@@ -28,7 +28,7 @@ def test_two_processes_measure_what_evaluate_does(tmp_path: Path, monkeypatch: p
     assert process.returncode == 0, error
     logged = scalars(tmp_path / "runs/two")
     (step, value) = logged["bits_per_dim_n40/ema0.999"][-1]
-    assert step == 19
+    assert step == 20
     call = ["--metrics", "nll", "--likelihood_split", "val", "--likelihood_examples", 40, "--accelerator", "cpu"]
     call += ["--likelihood.rtol", 1e-2, "--likelihood.atol", 1e-2, "--output", "e"]
     done = cli(tmp_path, "evaluate", "--ckpt_path", Path("runs/two") / LAST, *call)
@@ -59,7 +59,7 @@ def test_points_have_nats(tmp_path: Path) -> None:
     done = cli(tmp_path, "fit", "--config", config, "--run", "points")
     assert done.code == 0, done.err
     logged = scalars(tmp_path / "runs/points")
-    assert [step for step, _ in logged["nats_per_dim_n14/ema0.999"]] == [19, 39]
+    assert [step for step, _ in logged["nats_per_dim_n14/ema0.999"]] == [20, 40]
 
 
 def test_an_empty_split_is_refused_before_training(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def tags_of(rows: list[dict[str, Any]]) -> set[str]:
 
 def test_every_scalar_reaches_every_logger_at_its_step(run: Path) -> None:
     logged = {tag: dict(series) for tag, series in scalars(run).items()}
-    assert {9, 19, 29} <= logged["train_loss/raw"].keys()
+    assert {10, 20, 30} <= logged["train_loss/raw"].keys()
     assert {"val_loss/ema0.5", "learning_rate", "samples_ema0.5/mean_0", "neighbours_ema0.5/distance"} <= logged.keys()
     for read in (from_csv, from_wandb, from_mlflow):
         other = read(run)
@@ -134,7 +134,7 @@ def test_images_and_films_reach_every_logger_that_supports_them(run: Path) -> No
 def test_wandb_images_and_films_have_the_steps_of_the_scalars(run: Path) -> None:
     shown = [row for row in wandb_rows(run) if "film/ema0.5/_type" in row or "samples/ema0.5/_type" in row]
     steps = {kind: [r["trainer/global_step"] for r in shown if f"{kind}/_type" in r] for kind in tags_of(shown)}
-    assert steps == {"samples/ema0.5": [9, 19, 29], "film/ema0.5": [19, 29]}
+    assert steps == {"samples/ema0.5": [10, 20, 30], "film/ema0.5": [20, 30]}
     kinds = {row[f"{tag}/_type"] for row in shown for tag in tags_of([row])}
     assert kinds == {"images/separated", "videos"}
 
@@ -170,13 +170,13 @@ def test_csv_has_late_columns_and_one_file_per_session(tmp_path: Path) -> None:
     options = {"trainer__logger": "CSVLogger", "trainer__val_check_interval": 30, "trainer__max_steps": 30}
     run = fit(tmp_path, **options)
     logged = from_csv(run)
-    assert {9, 19, 29} <= logged["train_loss/raw"].keys()
-    assert [step for step in logged["val_loss/ema0.999"]] == [29]
+    assert {10, 20, 30} <= logged["train_loss/raw"].keys()
+    assert [step for step in logged["val_loss/ema0.999"]] == [30]
     before = (run / "csv/version_0/metrics.csv").read_bytes()
     more = ["--ckpt_path", "last", "--trainer.max_steps", 40]
     assert cli(tmp_path, "fit", "--config", "run.yaml", "--run", "run", *more).run == "runs/run"
     assert (run / "csv/version_0/metrics.csv").read_bytes() == before
-    assert {9, 19, 29, 39} <= from_csv(run)["train_loss/raw"].keys()
+    assert {10, 20, 30, 40} <= from_csv(run)["train_loss/raw"].keys()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.yaml", "runs"]
     assert not list(run.glob("events.*"))
 

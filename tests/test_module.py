@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import by_class
 from lightning.pytorch import Callback, LightningModule, Trainer
-from shell import fit, scalars, shared_keys, tiny_data, tiny_module, tiny_trainer, weights
+from shell import MEASURED, fit, scalars, shared_keys, tiny_data, tiny_module, tiny_trainer, weights
 from torch import Tensor
 
 from diffusion_pl.callbacks.sample_writer import Drawer, draw
@@ -79,12 +79,18 @@ def test_validation_is_the_mean_over_examples_in_total_and_bins(tmp_path: Path) 
 
 def test_logs_say_which_weights_they_are_of(tmp_path: Path) -> None:
     logged = scalars(fit(tmp_path))
-    expected = {"val_loss/ema0.999", *(f"val_loss/ema0.999_{span}" for span in BINS), "train_loss/raw", "learning_rate"}
+    expected = {
+        "val_loss/ema0.999",
+        *(f"val_loss/ema0.999_{span}" for span in BINS),
+        "train_loss/raw",
+        "learning_rate",
+        *MEASURED,
+    }
     assert expected <= set(logged)
     assert not shared_keys(list(logged), "val_loss/raw")
     # A scalar of the n-th step is logged at n − 1.
-    assert [step for step, _ in logged["train_loss/raw"]] == [9, 19, 29, 39]
-    assert [step for step, _ in logged["val_loss/ema0.999"]] == [19, 39]
+    assert [step for step, _ in logged["train_loss/raw"]] == [10, 20, 30, 40]
+    assert [step for step, _ in logged["val_loss/ema0.999"]] == [20, 40]
     assert [value for _, value in logged["learning_rate"]] == pytest.approx([0.01] * 4)
 
 

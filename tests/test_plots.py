@@ -40,19 +40,28 @@ def test_samples_and_data_share_one_scale() -> None:
     samples = POINTS[:40] + 0.1
     figure = plots.samples_panel(POINTS, samples, "Title")
     left, right = figure.axes
-    assert np.array_equal(dots(left)[0], POINTS)
+    assert np.array_equal(dots(left)[0], POINTS[np.arange(40) * 60 // 40])
     assert np.array_equal(dots(right)[0], samples)
     assert len(frames(figure)) == 1
     assert {ax.get_aspect() for ax in figure.axes} == {1.0}
-    assert titles(figure) == ["data: 60", "samples: 40"]
+    assert titles(figure) == ["data: 40 of 60", "samples: 40"]
     assert figure.get_suptitle() == "Title"
+
+
+def test_data_and_samples_have_as_many_dots_of_one_size() -> None:
+    samples = np.concatenate((POINTS, POINTS + 0.2, POINTS - 0.2))
+    figure = plots.samples_panel(POINTS, samples)
+    assert titles(figure) == ["data: 60", "samples: 60 of 180"]
+    clouds = [next(c for c in ax.collections if isinstance(c, PathCollection)) for ax in figure.axes]
+    assert [len(np.asarray(cloud.get_offsets())) for cloud in clouds] == [60, 60]
+    assert np.array_equal(clouds[0].get_sizes(), clouds[1].get_sizes())
 
 
 def test_axis_limits_are_the_datas_and_outliers_are_counted() -> None:
     samples = np.concatenate((POINTS, [[1e6, 0], [0, -1e6], [np.nan, 0], [np.inf, 0], [0, -np.inf]]))
     figure = plots.samples_panel(POINTS, samples)
     assert frames(figure) == frames(plots.samples_panel(POINTS, POINTS))
-    assert titles(figure)[1] == "samples: 65 (2 outside, 3 not finite)"
+    assert titles(figure)[1] == "samples: 60 of 65 (2 outside, 3 not finite)"
     assert np.array_equal(dots(figure.axes[1])[0], POINTS)
 
 
@@ -71,6 +80,9 @@ def test_of_more_axes_the_first_two_are_drawn_and_named() -> None:
     assert np.array_equal(dots(figure.axes[0])[0], data[:, :2])
     assert figure.axes[0].get_xlabel() == "axis 1 of 5"
     assert figure.axes[0].get_ylabel() == "axis 2 of 5"
+    named = plots.samples_panel(data, data, names=["height", "weight", "age", "x", "y"]).axes[0]
+    assert named.get_xlabel() == "height (column 1 of 5)"
+    assert named.get_ylabel() == "weight (column 2 of 5)"
 
 
 def test_numbers_become_densities_in_the_same_bins() -> None:
@@ -124,11 +136,13 @@ def test_fields_show_direction_magnitude_and_relative_error() -> None:
     figure = plots.field_panel(grid(), [(0.1, 1.25 * exact, exact), (0.5, exact, exact)], POINTS)
     panels = [ax for ax in figure.axes if any(isinstance(c, Quiver) for c in ax.collections)]
     assert [ax.get_title(loc="left") for ax in panels] == [
-        "t = 0.1\nlearned, error 25 %",
-        "t = 0.5\nlearned, error 0 %",
-        "exact",
-        "exact",
+        "t = 0.1\nerror 25 %",
+        "t = 0.5\nerror 0 %",
+        "",
+        "",
     ]
+    assert [ax.get_ylabel() for ax in panels] == ["learned", "", "exact, of the training points", ""]
+    assert "‖learned − exact‖ / ‖exact‖" in figure.get_supxlabel()
     arrows: list[Any] = [next(c for c in ax.collections if isinstance(c, Quiver)) for ax in panels]
     magnitude = np.linalg.norm(exact, axis=1)
     assert np.allclose(arrows[0].get_array(), 1.25 * magnitude)
@@ -151,8 +165,11 @@ def test_trajectories_run_from_rings_to_dots_through_time() -> None:
     segments = np.asarray(lines.get_segments())
     assert np.array_equal(segments[0], paths[:2, 0])
     assert np.array_equal(segments[-1], paths[1:, 3])
-    assert np.asarray(lines.get_array()).tolist() == [0.75] * 4 + [0.25] * 4
-    assert ax.get_title(loc="left") == "4 paths of 2 steps, from ring to dot"
+    assert np.asarray(lines.get_array()).tolist() == [0.5] * 4 + [1.5] * 4
+    assert ax.get_title(loc="left") == "4 paths of 2 steps"
+    scale = figure.axes[1]
+    assert [text.get_text() for text in scale.get_yticklabels()] == ["0 (t = 1)", "1 (t = 0.5)", "2 (t = 0)"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["noise", "sample", "data"]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("largest", "scale"), [(1.0, "linear"), (80.0, "log")])
@@ -224,7 +241,9 @@ def test_a_grid_of_grey_or_many_channels_shows_the_first() -> None:
 def test_a_grid_has_room_for_its_title_and_the_names_of_its_rows() -> None:
     images = np.zeros((6, 1, 8, 8), dtype=np.uint8)
     bare = plots.image_grid(images, columns=2, scale=5)
-    titled = plots.image_grid(images, columns=2, scale=5, title="words " * 12)
+    titled = plots.image_grid(images, columns=2, scale=5, title="a\nb")
+    wide = plots.image_grid(images, columns=2, scale=5, title="words " * 12)
+    assert wide.shape[1] > 2 * bare.shape[1]
     named = plots.image_grid(images, columns=2, scale=5, rows_named=["0", "1", "twelve"])
     assert titled.shape[1] == bare.shape[1]
     assert np.array_equal(titled[-bare.shape[0] + 2 :], bare[2:])
@@ -234,15 +253,29 @@ def test_a_grid_has_room_for_its_title_and_the_names_of_its_rows() -> None:
     assert (named[:, : named.shape[1] - bare.shape[1]] < 128).any()
 
 
+def test_a_grid_has_names_of_columns_and_a_head_apart() -> None:
+    white = np.full((6, 1, 8, 8), 255, dtype=np.uint8)
+    bare = plots.image_grid(white, columns=2, scale=5)
+    named = plots.image_grid(white, columns=2, scale=5, columns_named=["cat", "a name too long for its column"])
+    assert named.shape[1] == bare.shape[1]
+    for half in np.split(named, 2, axis=1):
+        assert (half < 128).any()
+    assert plots.image_grid(white, columns=2, scale=5, head=1).shape[0] == bare.shape[0] + 12
+
+
+def test_a_grid_of_one_column_is_no_tower() -> None:
+    assert max(plots.image_grid(np.zeros((10, 1, 28, 28), np.uint8), columns=1).shape) < 700
+
+
 @pytest.mark.parametrize("columns", [2, 8])
 def test_pairs_are_stacked_vertically_row_by_row(columns: int) -> None:
     images = RNG.integers(0, 255, size=(5, 2, 1, 4, 6), dtype=np.uint8)
     shown = plots.pairs(images, columns=columns, title="words")
     columns = min(columns, 5)
-    scale = max(1, round(600 / (columns * 7)))
+    groups = -(-5 // columns)
+    scale = max(1, round(600 / max(columns * 7, 2 * groups * 5)))
     gap = max(2, scale // 2)
     across, down = 6 * scale + gap, 4 * scale + gap
-    groups = -(-5 // columns)
     top = shown.shape[0] - 2 * groups * down - 12 * (groups - 1)
     left = shown.shape[1] - columns * across
     assert left > 40  # the names
@@ -278,6 +311,37 @@ def test_a_sweep_has_a_line_for_each_sampler_in_both_panels() -> None:
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
 
 
+def test_a_sweep_within_one_decade_has_labelled_ticks() -> None:
+    rows = [{"sampler": "DDIM", "nfe": n, "distance": 0.02 + 0.01 / n, "error": 0.5 / n} for n in (5, 10, 20)]
+    figure = plots.sweep_panel(rows)
+    plots.to_image(figure)
+    for ax in figure.axes:
+        low, high = ax.get_ylim()
+        inside = [text.get_text() for text in ax.get_yticklabels() if low <= text.get_position()[1] <= high]
+        assert len([text for text in inside if text]) >= 2
+
+
+def test_curves_show_losses_in_one_panel_and_each_metric() -> None:
+    steps = np.arange(100.0, 3100, 100)
+    losses = {name: np.stack((steps, 1 / steps), 1) for name in ("train_loss/raw", "val_loss/ema0.999")}
+    figure = plots.curves_panel(
+        losses, {"fid_n1000/ema0.999": np.array([[1000.0, 9.0], [2000.0, np.nan]])}, "digits-vp"
+    )
+    loss, fid = figure.axes
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == [*losses]  # type: ignore[union-attr]
+    assert "at step 3,000" in loss.get_title(loc="left")
+    assert loss.get_yscale() == "log"
+    assert [np.asarray(line.get_xdata()).tolist() for line in fid.lines] == [[1000.0]]
+    assert plots.to_image(figure).shape[1] == 1000
+
+
+def test_curves_of_negative_losses_are_linear() -> None:
+    figure = plots.curves_panel({"val_loss/raw": np.array([[10.0, -1.0], [20.0, 2.0]])}, {})
+    assert figure.axes[0].get_yscale() == "linear"
+    with pytest.raises(ValueError, match="curves_panel"):
+        plots.curves_panel({}, {})
+
+
 def test_a_sweep_of_exact_solutions_without_data_can_be_drawn() -> None:
     figure = plots.sweep_panel([{"sampler": "DDIM", "nfe": n, "distance": math.nan, "error": 0.0} for n in (2, 4)])
     assert plots.to_image(figure).ndim == 3
@@ -285,11 +349,21 @@ def test_a_sweep_of_exact_solutions_without_data_can_be_drawn() -> None:
 
 
 @pytest.mark.parametrize("known", [0, 40])
-def test_a_film_frame_shows_both_clouds_in_the_data_limits(known: int) -> None:
+def test_a_film_shows_both_clouds_in_the_data_limits(known: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = list[list[Any]]()
+
+    def look(figure: Figure) -> Any:
+        drawn.append([(ax.get_xlim(), dots(ax)) for ax in figure.axes])
+        return image(figure)
+
+    image = plots.to_image
+    monkeypatch.setattr("diffusion_pl.plots.points.to_image", look)
     rng = np.random.default_rng(0)
     x, x_0, data = 50 * rng.normal(size=(30, 2)), rng.normal(size=(30, 2)), rng.normal(size=(known, 2))
-    figure = plots.film_panel(x, x_0, data, "t = 0.50")
-    for ax, cloud in zip(figure.axes, (x, x_0), strict=True):
-        drawn = [np.asarray(c.get_offsets()) for c in ax.collections if isinstance(c, PathCollection)]
-        assert any(len(points) == 30 and np.allclose(points, cloud) for points in drawn)
-        assert max(np.abs(ax.get_xlim())) < 20  # the noise may be outside
+    frames = plots.film_frames([("t = 1", x, x_0), ("t = 0", x_0, x_0)], data)
+    assert frames[0].shape == frames[1].shape
+    assert (frames[0] != frames[1]).any()
+    for shown, clouds in zip(drawn, ((x, x_0), (x_0, x_0)), strict=True):
+        for (limits, points), cloud in zip(shown, clouds, strict=True):
+            assert np.allclose(points[-1], cloud)
+            assert max(np.abs(limits)) < 20  # the noise may be outside

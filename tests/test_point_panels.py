@@ -1,6 +1,5 @@
 """PointPanels: which images are written, when, of which weights, and that they change only with the model."""
 
-import io
 import re
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from diffusion_pl.callbacks import EMA, PointPanels
 from diffusion_pl.pipeline import Pipeline
 from diffusion_pl.schedules import VE
 
-SMALL = {"num_samples": 50, "num_paths": 5, "field_times": [0.1, 0.5]}
-AT_THE_END = {"schedule", "forward_process", "trajectories/ema0.9", "field/ema0.9", "samples/ema0.9"}
+SMALL = {"num_samples": 50, "num_paths": 5, "field_times": [0.1, 0.5], "film": False}
+AT_THE_END = {"film/ema0.9", "schedule", "forward_process", "trajectories/ema0.9", "field/ema0.9", "samples/ema0.9"}
 
 
 def panels(**changes: Any) -> PointPanels:
@@ -25,14 +24,14 @@ def panels(**changes: Any) -> PointPanels:
 
 
 def files(folder: Path) -> dict[str, np.ndarray]:
-    """Every PNG as pixels."""
-    return {file.stem: np.asarray(Image.open(file)) for file in sorted((folder / "panels").glob("*.png"))}
+    """Every image as pixels; of a film the first."""
+    return {file.stem: np.asarray(Image.open(file).convert("RGB")) for file in sorted((folder / "panels").iterdir())}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 30 steps with a panel every 10, through the command line."""
-    callback = {"class_path": "PointPanels", "init_args": {"every_n_steps": 10, **SMALL}}
+    callback = {"class_path": "PointPanels", "init_args": {**SMALL, "every_n_steps": 10, "film": True}}
     folder = tmp_path_factory.mktemp("panels")
     return fit(folder, "--ema.decays", "[0.9]", trainer__max_steps=30, trainer__callbacks=[callback])
 
@@ -49,11 +48,21 @@ def test_which_panels_are_drawn_when(run: Path) -> None:
 def test_the_logger_has_the_same_images_by_weights(run: Path) -> None:
     logged = images(run)
     assert set(logged) == AT_THE_END
-    assert [step for step, _ in logged["samples/ema0.9"]] == [9, 19, 29]  # as the scalars of those steps
+    assert [step for step, _ in logged["samples/ema0.9"]] == [10, 20, 30]
     for tag, shown in logged.items():
         for step, png in shown:
-            file = run / "panels" / f"{tag.replace('/', '_')}-{step + 1:08d}.png"
-            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), np.asarray(Image.open(file)))
+            ending = "gif" if tag.startswith("film/") else "png"
+            assert (run / "panels" / f"{tag.replace('/', '_')}-{step:08d}.{ending}").read_bytes() == png
+
+
+def test_the_film_ends_with_the_samples(run: Path) -> None:
+    with Image.open(run / "panels/film_ema0.9-00000030.gif") as film:
+        assert film.n_frames == 5  # four grid times and the samples
+        film.seek(film.n_frames - 1)
+        last = np.asarray(film.convert("RGB")).astype(int)
+    left, right = np.split(last[60:], 2, axis=1)  # without the titles
+    blue = [(part[..., 2] - part[..., 0] > 100).sum() for part in (left, right)]
+    assert blue[0] == pytest.approx(blue[1], rel=0.2) and blue[0] > 100  # x_t is the estimate
 
 
 def test_every_image_shows_something(run: Path) -> None:
@@ -101,7 +110,7 @@ def test_drawing_leaves_training_alone(tmp_path: Path) -> None:
 def test_without_averages_the_images_say_raw(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, panels(), max_steps=1).fit(tiny_module(), datamodule=tiny_data())
     assert {name.rsplit("-", 1)[0] for name in files(tmp_path)} == {
-        tag.replace("/", "_").replace("ema0.9", "raw") for tag in AT_THE_END
+        tag.replace("/", "_").replace("ema0.9", "raw") for tag in AT_THE_END - {"film/ema0.9"}
     }
 
 

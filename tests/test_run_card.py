@@ -216,7 +216,7 @@ def test_validate_and_test_append_what_they_find(tmp_path: Path) -> None:
     assert result | {"evaluations": []} == card
     assert first["command"] == COMMAND.replace("fit", "validate") + " --ckpt_path last"
     assert {(e["checkpoint"], e["step"]) for e in (first, second)} == {(f"runs/run/{LAST}", 40)}
-    logged = dict(scalars(run)["val_loss/ema0.999"])[39]
+    logged = dict(scalars(run)["val_loss/ema0.999"])[40]
     assert first["metrics"]["val_loss/ema0.999"] == pytest.approx(logged, rel=1e-6)
     assert second["metrics"]["test_loss/ema0.999"] == pytest.approx(logged, rel=1e-6)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_pl.callbacks.figures import frame, write_samples
+from diffusion_pl.callbacks.figures import film_images, write_samples
 from diffusion_pl.data import DataModule, Datasaurus, Digits, Moons
 
 
@@ -40,7 +40,7 @@ def test_images_are_a_png_each_and_a_grid(tmp_path: Path) -> None:
 
 
 def test_a_frame_of_images_has_noise_above_estimates() -> None:
-    shown = frame(Digits(), torch.ones(4, 1, 8, 8), torch.full((4, 1, 8, 8), -1.0), "t = 1")
+    (shown,) = film_images(Digits(), [("t = 1", torch.ones(4, 1, 8, 8), torch.full((4, 1, 8, 8), -1.0))])
     below = shown[-shown.shape[0] // 3 :]
     assert (below == 0).any() and (shown == 255).any()
     assert not (shown[40 : shown.shape[0] // 2, 5:-5] == 0).all(-1).any()
@@ -48,9 +48,9 @@ def test_a_frame_of_images_has_noise_above_estimates() -> None:
 
 def test_a_frame_of_points_shows_both() -> None:
     data = described(Moons(100), Moons(100))
-    shown = frame(data, torch.zeros(4, 2), torch.ones(4, 2), "t = 1")
+    (shown,) = film_images(data, [("t = 1", torch.zeros(4, 2), torch.ones(4, 2))])
     assert shown.dtype == np.uint8
-    assert shown.shape[1] == 1000
+    assert shown.shape[1:] == (800, 3)
 
 
 class Waves(Moons):
@@ -66,4 +66,4 @@ def test_other_data_are_written_without_a_plot(tmp_path: Path) -> None:
     assert not data.is_image and not data.is_point
     assert not (tmp_path / "samples.png").exists()
     with pytest.raises(ValueError, match="a film shows images or points, not data of shape"):
-        frame(data, torch.zeros(4, 1, 2), torch.zeros(4, 1, 2), "")
+        film_images(data, [("", torch.zeros(4, 1, 2), torch.zeros(4, 1, 2))])

@@ -447,7 +447,7 @@ def test_event_files_stay_in_order_when_the_clock_is_set_back(tmp_path: Path) ->
     fit(tmp_path, "--ckpt_path", "runs/run/checkpoints/previous.ckpt", "--run", "run")
     folder = EventAccumulator(str(run), size_guidance={"scalars": 0})
     folder.Reload()
-    assert [event.step for event in folder.Scalars("train_loss/raw")] == [9, 19, 29, 39]
+    assert [event.step for event in folder.Scalars("losses/train_loss/raw")] == [10, 20, 30, 40]
 
 
 class KillWorker(Callback):

@@ -1,5 +1,6 @@
 """What the package uses of other libraries without their promise: each piece is there, and does what it did."""
 
+import csv
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from shell import tiny_data, tiny_module, tiny_trainer
@@ -285,6 +287,18 @@ def test_checkpoint_is_saved_after_the_next_validation(tmp_path: Path) -> None:
     options = {"max_steps": 1, "val_check_interval": 1, "check_val_every_n_epoch": None, "logger": False}
     tiny_trainer(tmp_path, best, enable_checkpointing=True, **options).fit(tiny_module(), datamodule=tiny_data())
     assert "validation" in asked
+
+
+def test_values_are_logged_under_the_steps_that_were_done(tmp_path: Path) -> None:
+    logger = CSVLogger(str(tmp_path), "", "")
+    trainer = tiny_trainer(tmp_path, logger=logger, max_steps=10, val_check_interval=10)
+    count_steps(trainer)
+    trainer.fit(tiny_module(), datamodule=tiny_data())
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        logged = [*csv.DictReader(file)]
+    assert {row["step"] for row in logged if row["train_loss/raw"]} == {"5", "10"}
+    assert {row["step"] for row in logged if row["val_loss/raw"]} == {"10"}
+    assert all(row["epoch"] == "0" for row in logged)
 
 
 def test_loops_take_the_place_of_lightnings(tmp_path: Path) -> None:

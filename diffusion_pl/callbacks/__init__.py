@@ -1,5 +1,6 @@
 """Callbacks that Lightning runs during training, validation and sampling."""
 
+from .curves import Curves
 from .description import Description
 from .doctor import Doctor
 from .ema import EMA
@@ -16,6 +17,7 @@ from .seen_loss import SeenLoss
 
 __all__ = [
     "EMA",
+    "Curves",
     "Description",
     "Doctor",
     "GenerationMetrics",

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from .. import __version__
 from ..data.base import say
 from ..data.splits import SHUFFLED
+from ..runtime.loggers import log_config
 from ..runtime.upstream.jsonargparse import parameters
 from ..training import LeanCallback
 
@@ -44,6 +45,7 @@ class Description(LeanCallback):
                 for logger in trainer.loggers:
                     logger.log_hyperparams(self.config)
             self.save(folder / "config.yaml")
+            log_config(trainer, folder / "config.yaml")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["diffusion_pl"] = {"version": __version__, **self.config, "places": self._places}

@@ -1,5 +1,6 @@
 """Plots of samples, by the kind of data: grids of images, scatter plots of points."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +36,36 @@ def write_samples(data: DataModule, x: Tensor, folder: Path) -> list[Path]:
     files = data.write(x, folder)
     if data.is_point:
         points = data.units.decode(x.double()).numpy()
-        figure = plots.samples_panel(_known(data, points), points, count(len(points), "sample"))
+        figure = plots.samples_panel(_known(data, points), points, count(len(points), "sample"), data.axes)
         files.append(plots.save(figure, folder / "samples.png"))
     return files
 
 
-def frame(data: DataModule, x: Tensor, x_0: Tensor, title: str) -> NDArray[np.uint8]:
-    """One frame of a film: noisy examples and the estimates of x_0, (N, *shape) each in model units.
+def film_images(data: DataModule, steps: Sequence[tuple[str, Tensor, Tensor]]) -> list[NDArray[np.uint8]]:
+    """The images of a film, (height, width, 3) each.
+
+    Args:
+        data: of the model.
+        steps: a headline, noisy examples and the estimates of x_0 each, (N, *shape) both, in model units.
 
     Raises:
         ValueError: the data are neither images nor points.
     """
     if data.is_image:
-        both = torch.cat((x, x_0))
-        columns = len(both) // (2 if len(both) <= 16 or len(both) % 4 else 4)
-        title = f"{title}    above: x_t    below: estimate of x_0"
-        return plots.image_grid(data.units.to_uint8(both).numpy(), columns, title=title)
+        return [_images(data, *step) for step in steps]
     if data.is_point:
-        noisy, estimate = (data.units.decode(part.double()).numpy() for part in (x, x_0))
-        return plots.to_image(plots.film_panel(noisy, estimate, _known(data, noisy), title))
+        decode = data.units.decode
+        decoded = [(title, decode(x.double()).numpy(), decode(x_0.double()).numpy()) for title, x, x_0 in steps]
+        return plots.film_frames(decoded, _known(data, decoded[0][1]), data.axes)
     raise ValueError(f"a film shows images or points, not data of shape {data.shape}: switch it off")
+
+
+def _images(data: DataModule, title: str, x: Tensor, x_0: Tensor) -> NDArray[np.uint8]:
+    both = torch.cat((x, x_0))
+    columns = len(both) // (2 if len(both) <= 16 or len(both) % 4 else 4)
+    rows = len(both) // columns // 2
+    names = [*["x_t"] * rows, *["x_0 estimate"] * rows]
+    return plots.image_grid(data.units.to_uint8(both).numpy(), columns, title=title, rows_named=names, head=rows)
 
 
 def _columns(data: DataModule) -> int | None:

@@ -1,7 +1,9 @@
 """Panels of an image model: samples during training, the forward process, and sampling as a film."""
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import DataModule
@@ -11,26 +13,28 @@ from ..runtime.loggers import log_now
 from ..samplers import Sampler, Samples
 from ..tensors import SampleNoise
 from ..training import DiffusionModule, LeanCallback
-from .images import film_frames, log_film, log_image
+from .images import film_frames, log_film, log_image, panel_title
 from .pipelines import averaged_pipeline, check_model
 
 NEIGHBOURS = 16  # pairs in the panel of nearest neighbours
-MOST_ROWS = 10  # of a panel with a row for each class
+MOST_CLASSES = 10  # of a panel
+SEARCHED = 2000  # training images, for one of each class
 CONSTANT = 2 / 255  # standard deviation below which an image counts as constant: one quantization level of 256
 
 
 class ImagePanels(LeanCallback):
     """Panels of images, as files in the run's folder and in the loggers; each says which weights it shows.
 
-    During training: samples, always from the same latents, one row for each class if there are classes; those of the
-    raw weights next to the EMA weights' while the EMA is young.  Mean and deviation of each channel are logged next
+    During training: samples, always from the same latents, below a row of training images; one row for each class if
+    there are classes, or a column if there are few samples; those of the raw weights next to the EMA weights' while the
+    EMA is young.  Mean and deviation of each channel are logged next
     to the data's, and constant samples are counted.  At the start the forward process of some images; at the end a film
     of x_t and of the estimate x̂_0 from noise to samples, and samples above their nearest training images, with
     their distance relative to that of held-out images (memorisation).
 
     Args:
         every_n_steps: optimizer steps between two panels.
-        num_samples: images in a panel; with classes, rounded up to whole rows, at most 10 rows.
+        num_samples: images in a panel; with classes, the same number of each, of at most 10.
         sampler: draws them; None: the model's own.  A fast one keeps the panels cheap for a model that samples slowly.
         film: make the film at the end.
         strip_times: times of the forward process's panel, within (0, 1].
@@ -93,41 +97,36 @@ class ImagePanels(LeanCallback):
         return x
 
     def _draw(self, trainer: Trainer, pipeline: Pipeline, count: int, path: bool = False) -> Samples:
-        """`count` samples in the precision of the run; with classes, row by row."""
+        """`count` samples in the precision of the run; with classes, class by class."""
         classes = len(_classes(pipeline)) or 1
-        rows = min(classes, MOST_ROWS)
-        columns = max(1, -(-count // rows))
+        groups = min(classes, MOST_CLASSES)
+        each = max(1, -(-count // groups))
         # Sample i has class i of pipeline.classes(), in turn.
-        indices = [column * classes + row for row in range(rows) for column in range(columns)]
+        indices = [k * classes + group for group in range(groups) for k in range(each)]
         if self.sampler is not None:
             pipeline = pipeline.with_sampler(self.sampler)
         with trainer.precision_plugin.forward_context():
             return pipeline.samples(indices, path=path)
 
     def _samples(self, trainer: Trainer, pipeline: Pipeline) -> Tensor:
-        from .. import plots
-
         data, weights = _data(trainer), pipeline.weights
         x = self._draw(trainer, pipeline, 4 if trainer.fast_dev_run else self.num_samples).x_0.float().cpu()
         moments = torch.stack((x.mean((0, 2, 3)), x.std((0, 2, 3))), 1)
         of_data = torch.stack(self._moments(data), 1)
         constant = int((x.flatten(2).std(2).amax(1) < CONSTANT).sum())
         scalars = {f"samples_{weights}/constant": float(constant)}
-        channels = []
         for channel, ((mean, std), (data_mean, data_std)) in enumerate(
             zip(moments.tolist(), of_data.tolist(), strict=True)
         ):
             scalars[f"samples_{weights}/mean_{channel}"], scalars[f"samples_{weights}/std_{channel}"] = mean, std
             scalars[f"data/mean_{channel}"], scalars[f"data/std_{channel}"] = data_mean, data_std
-            channels.append(f"{mean:+.2f} ± {std:.2f} (data {data_mean:+.2f} ± {data_std:.2f})")
         log_now(trainer, scalars)
-        parts = [f"step {trainer.global_step:,}", f"{weights} weights", "channels " + ", ".join(channels[:3])]
+        title = panel_title("Samples", trainer, weights)
+        title += f"\n{_moments_text(moments)} (data: {_moments_text(of_data)})"
         if constant:
-            parts.append(f"{constant} of {len(x)} are ONE COLOUR")
-        named = _class_names(pipeline)[:MOST_ROWS]
-        columns = len(x) // len(named) if named else None
-        grid = plots.image_grid(data.units.to_uint8(x).numpy(), columns, title="  ·  ".join(parts), rows_named=named)
-        log_image(trainer, f"samples/{weights}", grid)
+            title += f"\n{constant} of {len(x)} samples are of one colour"
+        classes = dict([*zip(_classes(pipeline), _class_names(pipeline), strict=True)][:MOST_CLASSES])
+        log_image(trainer, f"samples/{weights}", _samples_grid(data, x, classes, title))
         return x
 
     def _neighbours(self, trainer: Trainer, pipeline: Pipeline, x: Tensor) -> None:
@@ -139,16 +138,16 @@ class ImagePanels(LeanCallback):
         result = memory(data, x)
         distance = float(result.nearest.distance.median())
         scalars = {f"neighbours_{weights}/distance": distance}
-        summary = f"median distance of all {distance:.3f}"
+        summary = f"median distance of all samples: {distance:.3f}"
         if result.ratio is not None:
             scalars[f"neighbours_{weights}/memorisation"] = result.ratio
-            summary += f", {result.ratio:.2f} times that of held-out images (near 0: copies)"
+            summary += f", {result.ratio:.2f} times that of held-out images (0: copies)"
         log_now(trainer, scalars)
         # The nearest first, so that a copy is not overlooked.
         first = result.nearest.distance.argsort()[:NEIGHBOURS]
         both = data.units.to_uint8(torch.stack((x[first], result.examples[first]), 1)).numpy()
-        title = f"step {trainer.global_step:,}  ·  {weights} weights  ·  samples above their nearest training image"
-        title += f", the {len(first)} nearest of {len(x)}  ·  {summary}"
+        title = panel_title("Samples above their nearest training image", trainer, weights)
+        title += f"\nthe {len(first)} of {len(x)} that are nearest; {summary}"
         log_image(trainer, f"neighbours/{weights}", plots.pairs(both, title=title))
 
     def _moments(self, data: DataModule) -> tuple[Tensor, Tensor]:
@@ -173,8 +172,8 @@ class ImagePanels(LeanCallback):
             columns.append(((kernel.alpha * x_0 + kernel.sigma * eps) / scale).float())
             names.append(f"{time:g}")
         images = data.units.to_uint8(torch.stack(columns, 1).flatten(0, 1)).numpy()
-        title = f"forward process of training images, scaled to unit variance: {', '.join(names)}"
-        log_image(trainer, "forward_process", plots.image_grid(images, len(columns), title=title))
+        title = "Training images with more and more noise, scaled to unit variance"
+        log_image(trainer, "forward_process", plots.image_grid(images, len(columns), title=title, columns_named=names))
 
     def _film(self, trainer: Trainer, pipeline: Pipeline) -> None:
         path = self._draw(trainer, pipeline, min(self.num_samples, 16), path=True).path
@@ -192,6 +191,56 @@ def _class_names(pipeline: Pipeline) -> list[str]:
     """Their names, at most 20 characters each, or their indices."""
     names = pipeline.conditions["label"].names if "label" in pipeline.conditions else ()
     return [names[k][:20] if names else str(k) for k in _classes(pipeline)]
+
+
+def _samples_grid(data: DataModule, x: Tensor, classes: dict[int, str], title: str) -> NDArray[np.uint8]:
+    """Samples below a row of training images.
+
+    Args:
+        data: of the model.
+        x: (N, C, H, W), in model units; with classes, class by class.
+        classes: labels and names of the classes shown; empty: there are none.
+        title: above the grid.
+    """
+    from .. import plots
+
+    each = len(x) // max(1, len(classes))
+    rows_named, columns_named = ["data", *(classes.values() or ["samples"])], list[str]()
+    if 2 * each < len(classes):  # a row for each class would be a tower
+        x = x.unflatten(0, (len(classes), each)).transpose(0, 1).flatten(0, 1)
+        rows_named, columns_named = ["data", "samples"], [*classes.values()]
+        columns = len(classes)
+        real = _one_of_each(data, [*classes])
+    else:
+        columns = each if classes else int(np.ceil(np.sqrt(len(x))))
+        some = data.training_examples(4 * columns)
+        number = min(columns, len(some))
+        real = data.units.to_uint8(some[torch.arange(number) * len(some) // number])
+    row = torch.full((columns, *real.shape[1:]), 255, dtype=torch.uint8)
+    row[: len(real)] = real
+    shown = torch.cat((row, data.units.to_uint8(x))).numpy()
+    return plots.image_grid(shown, columns, title=title, rows_named=rows_named, columns_named=columns_named, head=1)
+
+
+def _one_of_each(data: DataModule, classes: list[int]) -> Tensor:
+    """A training image of each class, white if none is found soon: (classes, C, H, W), uint8."""
+    source, row = data.part("train"), [data.units.to_uint8(torch.ones(data.shape))] * len(classes)
+    missing = {label: place for place, label in enumerate(classes)}
+    number = min(len(source), SEARCHED)
+    for some in (torch.arange(number) * len(source) // number).split(50):  # files are read one by one
+        batch = data.on_after_batch_transfer(source.__getitems__(some), 0)
+        for x, label in zip(batch["x"], batch["label"].tolist(), strict=True):
+            if label in missing:
+                row[missing.pop(label)] = data.units.to_uint8(x)
+        if not missing:
+            break
+    return torch.stack(row)
+
+
+def _moments_text(moments: Tensor) -> str:
+    """Mean and standard deviation of each channel, (C, 2); of many the first three."""
+    mean, std = (", ".join(f"{value:.2f}" for value in part) for part in moments[:3].T.tolist())
+    return f"mean {mean}, std {std}"
 
 
 def _data(trainer: Trainer) -> DataModule:

@@ -12,7 +12,7 @@ from ..runtime.loggers import log_now, writing
 from ..runtime.storage import write_file
 from ..samplers import Path
 from ..schedules import Schedule
-from .figures import frame
+from .figures import film_images
 
 FRAMES = 60  # of a film, at most
 
@@ -26,14 +26,13 @@ def panels_folder(trainer: Trainer) -> FilePath:
 
 def film_frames(data: DataModule, path: Path, schedule: Schedule) -> list[NDArray[np.uint8]]:
     """x_t, scaled to unit variance where noise exceeds it, and x̂_0 along the way: (height, width, 3) each."""
-    frames = []
-    last = len(path.t) - 1
+    steps, last = [], len(path.t) - 1
     for k in sorted({*range(0, last, -(-last // FRAMES)), last}):
         kernel = schedule(path.t[k].to(torch.float64))
         scale = torch.sqrt(kernel.alpha.square() + kernel.sigma.square()).clamp(min=1).item()
         x, x_0 = (part.float().cpu() for part in (path.x[k] / scale, path.x_0[k]))
-        frames.append(frame(data, x, x_0, f"t = {path.t[k].item():.2f}"))
-    return frames
+        steps.append((f"step {k} of {last}, t = {path.t[k].item():.2f}", x, x_0))
+    return film_images(data, steps)
 
 
 def save_film(frames: list[NDArray[np.uint8]], path: FilePath, seconds: float = 4.0) -> FilePath:
@@ -63,6 +62,11 @@ def log_film(trainer: Trainer, tag: str, frames: list[NDArray[np.uint8]], second
         with writing(path):
             save_film(frames, path, seconds)
         log_now(trainer, files={tag: path})
+
+
+def panel_title(what: str, trainer: Trainer, weights: str) -> str:
+    """What a panel shows, when and of which weights."""
+    return f"{what}: step {trainer.global_step:,}, {weights} weights"
 
 
 def log_image(trainer: Trainer, tag: str, image: NDArray[np.uint8]) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from ..pipeline import Pipeline
 from ..runtime.loggers import log_now
 from ..runtime.upstream.lightning import judge_through, save_after_validation, validated_names
-from ..training import LeanCallback
+from ..training import LeanCallback, Trainable
 from .pipelines import averaged_pipeline
 
 #: Of each trainer, the step at which a value was measured last.
@@ -78,6 +78,8 @@ class Measurement(LeanCallback):
 def report(trainer: Trainer, values: dict[str, float]) -> None:
     """Log values of the present step, now, and let callbacks monitor them."""
     log_now(trainer, values)
+    if isinstance(trainer.lightning_module, Trainable):
+        trainer.lightning_module.history.add(trainer.global_step, values)
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
     _note(trainer, values)
 

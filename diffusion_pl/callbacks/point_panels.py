@@ -11,21 +11,25 @@ from ..denoisers import Denoiser, empirical
 from ..pipeline import Pipeline
 from ..tensors import SampleNoise
 from ..training import LeanCallback
-from .images import log_image
+from .images import film_frames, log_film, log_image, panel_title
 from .pipelines import averaged_pipeline, check_model
+
+MOST_DOTS = 500  # of a film
 
 
 class PointPanels(LeanCallback):
     """Panels of points, as PNG files in the run's folder and in the loggers; each says which weights it shows.
 
     During training: samples, always from the same latents, next to the data.  At the end also the forward process, the
-    learned field next to the exact one of the training points, trajectories and the noise schedule.
+    learned field next to the exact one of the training points, trajectories, the noise schedule, and a film of x_t and
+    of the estimate x̂_0 from noise to samples.
 
     Args:
         every_n_steps: optimizer steps between two sample panels.
         num_samples: points in a sample panel.
         field_times: times of the field and forward panels, within (0, 1].
         num_paths: trajectories drawn.
+        film: make the film at the end.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class PointPanels(LeanCallback):
         num_samples: int = 2000,
         field_times: tuple[float, ...] = (0.02, 0.1, 0.25, 0.5, 0.9),
         num_paths: int = 60,
+        film: bool = True,
     ) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("num_samples", num_samples), ("num_paths", num_paths)):
             if value < 1:
@@ -41,7 +46,7 @@ class PointPanels(LeanCallback):
         if not all(0 < t <= 1 for t in field_times):
             raise ValueError(f"PointPanels: field_times must be in (0, 1], got {list(field_times)}")
         self.every_n_steps, self.num_samples = every_n_steps, num_samples
-        self.field_times, self.num_paths = tuple(field_times), num_paths
+        self.field_times, self.num_paths, self.film = tuple(field_times), num_paths, film
         self._drawn_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -71,9 +76,9 @@ class PointPanels(LeanCallback):
         data, weights = _data(trainer), pipeline.weights
         count = 10 if trainer.fast_dev_run else self.num_samples
         x = pipeline.samples(range(count)).x_0.cpu()
-        title = f"step {trainer.global_step:,} · {weights} weights"
         decode = data.units.decode
-        figure = plots.samples_panel(decode(_points(data)).numpy(), decode(x).numpy(), title)
+        shown = decode(_points(data)).numpy(), decode(x).numpy()
+        figure = plots.samples_panel(*shown, panel_title("Samples", trainer, weights), data.axes)
         log_image(trainer, f"samples/{weights}", plots.to_image(figure))
 
     @torch.no_grad()
@@ -84,23 +89,33 @@ class PointPanels(LeanCallback):
         schedule, points, weights = pipeline.schedule, _points(data), pipeline.weights
         t = torch.linspace(0, 1, 201, dtype=torch.float64)[1:-1]
         kernel = schedule(t)
-        curves = plots.schedule_panel(t.numpy(), kernel.alpha.numpy(), kernel.sigma.numpy(), kernel.logsnr.numpy())
+        title = f"Noise schedule {type(schedule).__name__}"
+        curves = plots.schedule_panel(
+            t.numpy(), kernel.alpha.numpy(), kernel.sigma.numpy(), kernel.logsnr.numpy(), title
+        )
         log_image(trainer, "schedule", plots.to_image(curves))
         if data.shape == (1,):
             return  # the other panels are drawn in the plane
 
         cloud = points[torch.arange(max(1000, len(points))) % len(points)]
         eps = SampleNoise(0, range(len(cloud)))(cloud)
-        frames = [(0.0, cloud.numpy())]
+        decode = data.units.decode  # what has names of the axes has the units of the file
+        frames = [(0.0, decode(cloud).numpy())]
         for time in self.field_times:
             at = schedule(torch.tensor(time, dtype=torch.float64))
-            frames.append((time, (at.alpha * cloud + at.sigma * eps).numpy()))
-        log_image(trainer, "forward_process", plots.to_image(plots.forward_panel(frames)))
+            frames.append((time, decode(at.alpha * cloud + at.sigma * eps).numpy()))
+        forward = plots.forward_panel(frames, "Training points with more and more noise", data.axes)
+        log_image(trainer, "forward_process", plots.to_image(forward))
 
         run = pipeline.samples(range(self.num_paths), path=True).path
         assert run is not None
-        paths = plots.trajectories_panel(run.t.numpy(), run.x.cpu().numpy(), points.numpy())
-        log_image(trainer, f"trajectories/{weights}", plots.to_image(paths))
+        title = panel_title("Paths from noise to samples", trainer, weights)
+        both = decode(run.x.cpu()).numpy(), decode(points).numpy()
+        log_image(
+            trainer,
+            f"trajectories/{weights}",
+            plots.to_image(plots.trajectories_panel(run.t.numpy(), *both, title, data.axes)),
+        )
 
         if data.shape == (2,):
             axis = torch.linspace(-2.4, 2.4, 25)
@@ -110,9 +125,16 @@ class PointPanels(LeanCallback):
                 (time, _field(pipeline.denoiser, grid, time).numpy(), _field(exact, grid, time).numpy())
                 for time in self.field_times
             ]
+            title = panel_title("Score field σ ∇ log p_t, learned and exact", trainer, weights)
             log_image(
-                trainer, f"field/{weights}", plots.to_image(plots.field_panel(grid.numpy(), fields, points.numpy()))
+                trainer,
+                f"field/{weights}",
+                plots.to_image(plots.field_panel(grid.numpy(), fields, points.numpy(), title)),
             )
+        if self.film and not trainer.fast_dev_run:
+            film = pipeline.samples(range(min(self.num_samples, MOST_DOTS)), path=True).path
+            assert film is not None
+            log_film(trainer, f"film/{weights}", film_frames(data, film, schedule))
 
 
 def _field(denoiser: Denoiser, x: Tensor, time: float) -> Tensor:

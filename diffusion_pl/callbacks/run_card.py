@@ -19,6 +19,7 @@ from ..runtime.loggers import identities_of
 from ..runtime.run_card import CARD, one_line, plain, read_card, write_card
 from ..runtime.storage import numbered
 from ..runtime.upstream.lightning import batches_trained
+from ..runtime.usage import peak_memory
 from ..training import LeanCallback
 
 
@@ -226,7 +227,7 @@ class RunCard(LeanCallback):
             "steps": trainer.global_step,
             "examples_seen": self._examples(trainer),
             "wall_seconds": round(sum(session["wall_seconds"] for session in sessions), 3),
-            "peak_memory": provenance.peak_memory(),
+            "peak_memory": peak_memory(),
         }
         if self._metrics:
             card["metrics"] = {"step": trainer.global_step, "values": self._metrics}

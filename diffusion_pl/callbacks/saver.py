@@ -135,7 +135,7 @@ def _overtake(trainer: Trainer) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             with writing(f"the logs of TensorBoardLogger in {trainer.default_root_dir}"):
-                _drop_from(logger, trainer.global_step)
+                _drop_from(logger, trainer.global_step + 1)
 
 
 def _drop_from(logger: TensorBoardLogger, step: int) -> None:

@@ -109,8 +109,8 @@ def restore(
             restored = operator.consistent(pipeline.samples(range(len(many))).x_0, y).cpu()
             refuse_not_finite(not_finite(restored), len(restored))
             rows = _grid_rows(x_0, operator, y, restored, masked=task == "inpaint")
-            title = f"{task}: image, what is known, {num_samples} restored"
-            write = partial(_write, data, restored, rows, num_samples + 2, title)
+            columns = ["image", "known", *(f"restored {k + 1}" for k in range(num_samples))]
+            write = partial(_write, data, restored, rows, columns, task)
             summary = f"{count(len(x_0), 'image')} restored {count(num_samples, 'time')} each by {method}, task {task}:"
             folder.publish(write, summary)
         folder.show()
@@ -184,12 +184,12 @@ def _grid_rows(x_0: "Tensor", operator: "Operator", y: "Tensor", restored: "Tens
     return torch.cat((x_0[:, None], kept[:, None], samples), 1).flatten(0, 1)
 
 
-def _write(data: Any, restored: "Tensor", rows: "Tensor", columns: int, title: str, stage: Path) -> list[Path]:
+def _write(data: Any, restored: "Tensor", rows: "Tensor", columns: list[str], title: str, stage: Path) -> list[Path]:
     """Write the restored images, and grid.png of the rows, into the folder `stage`; the files in order."""
     from .. import plots
     from ..callbacks.figures import write_samples
 
     files = write_samples(data, restored, stage)
-    grid = plots.image_grid(data.units.to_uint8(rows).numpy(), columns, title=title)
+    grid = plots.image_grid(data.units.to_uint8(rows).numpy(), len(columns), title=title, columns_named=columns)
     plots.save_image(grid, stage / "grid.png")
     return files

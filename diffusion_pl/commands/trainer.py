@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ..callbacks.curves import CURVES
 from ..checkpoints.io import last_checkpoint
 from ..checkpoints.warm_start import warm_started
 from ..checks import table
@@ -54,7 +55,9 @@ def run_trainer(args: Sequence[str]) -> None:
         outputs = {
             "card": cli.folder / CARD,
             "checkpoint": last_checkpoint(cli.folder),
+            "curves": cli.folder / CURVES,
             "images": cli.folder / "panels",
+            "film": max((cli.folder / "panels").glob("film_*.gif"), default=cli.folder / "film"),
         }
         for name, path in outputs.items():
             if path.exists():

@@ -87,6 +87,9 @@ class DataModule(Recorded, LightningDataModule, ABC):
         """Whether examples are images: (C, height, width) with quantization levels, not latents."""
         return len(self.shape) == 3 and self.units.levels is not None
 
+    #: Names of the dimensions of points; empty: they have none.
+    axes: tuple[str, ...] = ()
+
     @property
     def is_point(self) -> bool:
         """Whether examples are points: (D,)."""

@@ -1,13 +1,14 @@
 """Plots: functions of arrays that return matplotlib figures, and grids of images.  Independent of models."""
 
-from .curves import schedule_panel, sweep_panel
+from .curves import curves_panel, schedule_panel, sweep_panel
 from .images import image_grid, pairs, save_image
-from .points import field_panel, film_panel, forward_panel, samples_panel, trajectories_panel
+from .points import field_panel, film_frames, forward_panel, samples_panel, trajectories_panel
 from .style import save, to_image
 
 __all__ = [
+    "curves_panel",
     "field_panel",
-    "film_panel",
+    "film_frames",
     "forward_panel",
     "image_grid",
     "pairs",

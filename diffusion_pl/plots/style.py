@@ -4,6 +4,7 @@ The figures belong to no window and no global state (never pyplot), so they can 
 matplotlib is imported when a figure is drawn.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
 Array = NDArray[Any]
@@ -27,6 +29,9 @@ FAINT = "#dfe3e7"
 # Of even lightness steps, so it survives colour blindness and grey printing; its pale end is cut off (`sequential`).
 SEQUENTIAL = ("plasma", 0.86)
 
+#: Style of the title of a figure.
+HEADLINE: dict[str, Any] = {"color": INK, "fontsize": 14, "fontweight": "bold", "x": 0.01, "ha": "left"}
+
 WIDTH = 10.0  # inches; with the resolution below a figure is 1000 pixels wide
 DPI = 100
 
@@ -39,7 +44,7 @@ def new_figure(
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
     if title:
-        figure.suptitle(title, color=INK, fontsize=14, fontweight="bold", x=0.01, ha="left")
+        figure.suptitle(title, **HEADLINE)
     return figure, axes
 
 
@@ -61,24 +66,68 @@ def plain_axes(ax: "Axes") -> None:
     ax.tick_params(color=DATA, labelcolor=INK, labelsize=9)
 
 
-def points_axes(ax: "Axes", limits: Limits, dim: int) -> None:
+def points_axes(ax: "Axes", limits: Limits, dim: int, names: Sequence[str] = ()) -> None:
+    """Axes of points in ``dim`` dimensions; labelled if there are more than two or they have names.
+
+    Args:
+        ax: changed in place.
+        limits: of both axes.
+        dim: dimensions of the points, of which the first two are drawn.
+        names: of the dimensions; empty: numbers.
+    """
     ax.set_aspect("equal")
     ax.set_xlim(*limits[0])
     ax.set_ylim(*limits[1])
     ax.locator_params(nbins=4)
     ax.spines[:].set_color(FAINT)
     ax.tick_params(length=0, labelcolor=DATA, labelsize=8)
-    if dim > 2:
-        ax.set_xlabel(f"axis 1 of {dim}", color=INK, fontsize=9)
-        ax.set_ylabel(f"axis 2 of {dim}", color=INK, fontsize=9)
+    if dim > 2 or names:
+        ax.set_xlabel(axis_label(0, dim, names), color=INK, fontsize=9)
+        ax.set_ylabel(axis_label(1, dim, names), color=INK, fontsize=9)
+        ax.label_outer()
 
 
-def scatter(ax: "Axes", points: Array, color: str | Array, size: float | None = None) -> None:
+def axis_label(k: int, dim: int, names: Sequence[str]) -> str:
+    """Name of dimension ``k``, and of how many it is one if more than two."""
+    if not names:
+        return f"axis {k + 1} of {dim}"
+    return f"{names[k]} (column {k + 1} of {dim})" if dim > 2 else names[k]
+
+
+def log_ticks(ax: "Axes", low: float, high: float) -> None:
+    """A logarithmic y axis with labels also where the values, low to high > 0, are within one decade."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+    ax.set_yscale("log")
+    pad = max(1.01, (high / low) ** 0.06)
+    low, high = low / pad, high * pad
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        ticks = np.sort(np.outer(decades, steps).ravel())
+        inside = ticks[(ticks >= low) & (ticks <= high)]
+        if len(inside) >= 3:
+            break
+    else:
+        inside = np.asarray(MaxNLocator(4).tick_values(low, high))
+        inside = inside[(inside >= low) & (inside <= high)]
+    ax.set_ylim(low, high)
+    ax.yaxis.set_major_locator(FixedLocator([float(tick) for tick in inside]))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def dot_area(number: int) -> float:
+    """Area of each of so many dots, in points²."""
+    return float(np.clip(7000 / max(1, number), 3, 18))
+
+
+def scatter(ax: "Axes", points: Array, color: str | Array, size: float | None = None) -> "PathCollection":
     """Dots, smaller and clearer the more there are."""
-    area = float(np.clip(7000 / max(1, len(points)), 3, 18)) if size is None else size
+    area = dot_area(len(points)) if size is None else size
     opacity = 0.9 if len(points) <= 500 else 0.6
     style: dict[str, Any] = {"color": color} if isinstance(color, str) else {"c": color, "cmap": sequential()}
-    ax.scatter(points[:, 0], points[:, 1], s=area, alpha=opacity, linewidths=0, **style)
+    return ax.scatter(points[:, 0], points[:, 1], s=area, alpha=opacity, linewidths=0, **style)
 
 
 def headline(ax: "Axes", text: str) -> None:
@@ -91,13 +140,14 @@ def finish(axes: Array, used: int) -> None:
         ax.remove()
 
 
-def colorbar(figure: "Figure", colored: Any, axes: "list[Axes]", label: str, *, location: str, extend: str) -> None:
+def colorbar(figure: "Figure", colored: Any, axes: "list[Axes]", label: str, *, location: str, extend: str) -> Any:
     bar: Any = figure.colorbar(colored, ax=axes, location=location, extend=extend, shrink=0.8, aspect=30, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelcolor=INK, labelsize=8)
     bar.ax.locator_params(nbins=4)
     bar.set_label(label, color=INK, fontsize=9)
     bar.solids.set_alpha(1)
+    return bar
 
 
 def limits_of(*clouds: Array, margin: float = 0.06) -> Limits:

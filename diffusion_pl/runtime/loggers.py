@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from .upstream.torch import add_event, event_file, writes_events
+from . import dashboard
+from .upstream.torch import event_file, writes_events
 
 
 class Custom(NamedTuple):
@@ -122,8 +123,11 @@ def writing(what: str | Path) -> Iterator[None]:
 def _guard(logger: Logger, folder: Path) -> Logger:
     """Let the logger raise LogError in place of any other OSError."""
     # Partials of what has a name, since some strategies pickle the loggers.
-    for name in ("log_metrics", "log_hyperparams", "save"):
-        setattr(logger, name, partial(_guarded, getattr(type(logger), name), folder, logger))
+    methods = {name: getattr(type(logger), name) for name in ("log_metrics", "log_hyperparams", "save")}
+    if isinstance(logger, TensorBoardLogger):
+        methods |= {"log_metrics": dashboard.log_scalars, "save": dashboard.save}
+    for name, method in methods.items():
+        setattr(logger, name, partial(_guarded, method, folder, logger))
     logger.finalize = partial(_finalize, type(logger).finalize, logger)  # type: ignore[method-assign]
     return logger
 
@@ -187,7 +191,7 @@ def log_now(
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:
         return
-    step = max(0, trainer.global_step - 1)  # as Lightning counts in self.log, so that all lines up
+    step = trainer.global_step
     for logger in trainer.loggers:
         if scalars:
             logger.log_metrics(dict(scalars), step)
@@ -197,18 +201,18 @@ def log_now(
         logger.save()
 
 
+def log_config(trainer: Trainer, path: Path) -> None:
+    """Show the configuration file of a run in TensorBoard; other loggers have it as hyperparameters."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            with writing(f"the logs of TensorBoardLogger in {trainer.default_root_dir}"):
+                dashboard.log_config(logger, path.read_text(encoding="utf-8"), trainer.global_step)
+
+
 def _log_file(logger: Logger, tag: str, path: Path, step: int) -> None:
     """One image or film, if the logger accepts such files; else it is only in the run's folder."""
     if isinstance(logger, TensorBoardLogger):
-        from PIL import Image
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        # The file as it is: the dashboard plays a GIF.
-        with Image.open(path, formats=("PNG", "GIF")) as opened:
-            width, height = opened.size
-        content = path.read_bytes()
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
-        add_event(logger.experiment, step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
+        dashboard.log_file(logger, tag, path, step)
     elif isinstance(logger, MLFlowLogger):
         logger.experiment.log_artifact(logger.run_id, str(path), path.parent.name)
     elif path.suffix == ".gif" and hasattr(logger, "log_video"):

@@ -9,10 +9,8 @@ import math
 import os
 import platform
 import re
-import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -222,13 +220,6 @@ def parallel(trainer: Trainer) -> dict[str, Any]:
         "global_batch": global_batch(trainer),
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
     }
-
-
-def peak_memory() -> dict[str, int | None]:
-    """Of this process since it began, in bytes: resident, and allocated on the current CUDA device."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"rss": rss, "cuda": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None}
 
 
 def describe(thing: Any) -> Any:

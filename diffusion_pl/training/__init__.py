@@ -1,8 +1,10 @@
 """What Lightning trains: modules, learning-rate schedules, resuming."""
 
 from .averages import Average, Averages, ConstantDecay, HalfLife, global_batch
-from .base import LeanCallback, LeanHooks, LeanProfiler, Trainable, build_network, logs_now
+from .base import Trainable, build_network, logs_now
 from .classifier import NoisyClassifier
+from .history import History
+from .lean import LeanCallback, LeanHooks, LeanProfiler
 from .lr_schedulers import SchedulerFactory, Warmup, WarmupCosine, advance, check_factory, make_scheduler
 from .module import DiffusionModule
 from .step_noise import reseed, run_seed
@@ -13,6 +15,7 @@ __all__ = [
     "ConstantDecay",
     "DiffusionModule",
     "HalfLife",
+    "History",
     "LeanCallback",
     "LeanHooks",
     "LeanProfiler",

@@ -1,17 +1,17 @@
 """Base of all trained modules: optimizer, gradient clipping, check of a checkpoint, losses by noise level."""
 
 import inspect
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
@@ -24,9 +24,12 @@ from ..losses import Losses
 from ..metrics import BinnedMean
 from ..runtime.storage import write_file
 from ..runtime.upstream.lightning import QuickHookNotes, batch_number
+from ..runtime.usage import peak_memory
 from ..tensors import Recorded, mix
 from . import saving
 from .averages import Averages, examples_per_step
+from .history import History
+from .lean import LeanHooks
 from .lr_schedulers import SchedulerFactory, check_factory, make_scheduler
 from .resuming import resume_optimizer
 from .step_noise import reseed, run_seed
@@ -55,35 +58,6 @@ def build_network(network: Callable[..., nn.Module], shape: Shape, conditions: C
         ) from error
 
 
-class LeanHooks:
-    """Takes the empty hooks of the training step away; a class that needs one defines it.
-
-    Lightning calls these six in every step, on the module and on every callback, empty or not, at some microseconds
-    each; for a small network that adds up to a third of the step.  It skips a hook that is not callable.
-    """
-
-    on_train_batch_start: Any = None
-    on_before_zero_grad: Any = None
-    on_before_backward: Any = None
-    on_after_backward: Any = None
-    on_before_optimizer_step: Any = None
-    on_train_batch_end: Any = None
-
-
-class LeanCallback(LeanHooks, Callback):
-    """A callback that costs nothing in the training step unless it defines a hook there."""
-
-
-class LeanProfiler(PassThroughProfiler):
-    """Profiles nothing, at less cost: Lightning asks forty times a step and would make a new context each time."""
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
-        return _NOTHING
-
-
-_NOTHING = nullcontext()
-
-
 class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
     """Subclasses define `network`, `losses`, `training_step` and `validation_step`.
 
@@ -93,6 +67,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
         shape: of one example without the batch axis.
         conditions: of the data, by name.
         averages: of the trained parameters; none unless `averages.track` chooses some, as the EMA callback does.
+        history: losses and metrics over the steps of the run, also of the sessions before this one.
 
     Args:
         optimizer: of the trained parameters.
@@ -118,6 +93,8 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
         self._noise_of: tuple[int, Sequence[int], int] | None = None  # seed, batches and rank of the step replayed
         self._checked = False  # whether a batch was seen that fits
         self._resumed: dict[str, Any] | None = None  # the checkpoint, between its loading and the optimizer's
+        self.history = History()
+        self._mark: tuple[float, int] | None = None  # time and step from which the speed is measured
 
     @property
     def attached(self) -> Trainer | None:
@@ -235,11 +212,26 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
             self._checked = True
 
     def log_step(self, **values: Tensor) -> None:
-        """Log quantities of a training step, and the learning rate, in the steps that are written at all."""
+        """Log quantities of a training step, the learning rate, throughput and memory, in the steps that are written at
+        all."""
         if logs_now(self.trainer):
             for name, value in values.items():
                 self.log(f"{name}/raw", value, prog_bar=True)
+            self.history.add(self.trainer.global_step + 1, {f"{name}/raw": value for name, value in values.items()})
             self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+            memory = peak_memory()
+            self.log("memory_gib", float(memory["cuda"] or memory["rss"] or 0) / 2**30)
+            self._log_speed()
+        elif self._mark is None:
+            self._mark = time.monotonic(), self.trainer.global_step
+
+    def _log_speed(self) -> None:
+        """Examples that all processes train with in a second, since the last logging step or validation: the time of
+        what happens there (validation, panels, checkpoints) does not count."""
+        now, step, examples = time.monotonic(), self.trainer.global_step, examples_per_step(self.trainer)
+        if self._mark is not None and examples is not None and step > self._mark[1]:
+            self.log("examples_per_second", examples * (step - self._mark[1]) / (now - self._mark[0]))
+        self._mark = None
 
     def on_train_start(self) -> None:
         averaged = self._averaged_parameters()
@@ -281,6 +273,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
             print(f"diffusion_pl: warning: {line}", flush=True)
 
     def on_validation_start(self) -> None:
+        self._mark = None
         # DDP would broadcast buffers before the next forward pass, but not every process has a batch.
         if isinstance(self.trainer.model, DistributedDataParallel):
             self.trainer.model.require_forward_param_sync = False
@@ -343,6 +336,8 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A callback may save while an average is in place.
         checkpoint["state_dict"] = self.averages.with_raw(checkpoint["state_dict"])
+        if series := self.history.series():
+            checkpoint["history"] = series
         if self.averages.updates:
             checkpoint["averages"] = self.averages.state()
 
@@ -366,12 +361,15 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
         self._loaded_weights = checkpoint.get("weights", self._loaded_weights)
         if self.attached is not None and self.attached.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint
+            self.history.load(checkpoint.get("history", {}))
 
     def log_bins(self, name: str, metric: BinnedMean) -> None:
         """Log the metric, in total and by noise level, and empty it."""
         total, bins = metric.compute()
         metric.reset()
         self.log(f"{name}/{self.weights_name}", total, prog_bar=True, sync_dist=True)
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self.history.add(self.trainer.global_step, {f"{name}/{self.weights_name}": total})
         for k, value in enumerate(bins):
             if value.isfinite():
                 span = f"t{k / VAL_BINS:.2f}-{(k + 1) / VAL_BINS:.2f}"

@@ -7,6 +7,8 @@ step (a validation, the end of the run) is done twice or never.  All classes of 
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -147,11 +149,9 @@ class FitLoop(_FitLoop):
         assert self._data_fetcher is not None
         if self._validation_is_due and loop._should_check_val_fx(self._data_fetcher):
             loop.val_loop.restarting = False  # all of it, though the run was stopped in its midst
-            loop._batches_that_stepped -= 1  # at which Lightning logs what belongs to a step
             trainer.validating = True
             loop.val_loop.run()
             trainer.training = True
-            loop._batches_that_stepped += 1
         self._validation_is_due = False
 
     def on_advance_start(self) -> None:
@@ -160,8 +160,24 @@ class FitLoop(_FitLoop):
 
 
 def count_steps(trainer: Trainer) -> None:
-    """Give a trainer these loops; before it is used."""
+    """Give a trainer these loops, and let it log the values of step n under n; before it is used.
+
+    `_LoggerConnector.log_metrics` would log them under n − 1.
+    """
     trainer.fit_loop = FitLoop(trainer)
+    connector = trainer._logger_connector
+    connector.log_metrics = partial(_log_metrics, trainer, connector.log_metrics)  # type: ignore[method-assign]
+
+
+def _log_metrics(
+    trainer: Trainer,
+    log: Callable[[dict[str, Any], int | None], None],
+    metrics: dict[str, Any],
+    step: int | None = None,
+) -> None:
+    if metrics and step is None and "step" not in metrics:
+        metrics, step = {**metrics, "epoch": trainer.current_epoch}, trainer.global_step
+    log(metrics, step)
 
 
 def _counts_steps(trainer: Trainer) -> bool:
