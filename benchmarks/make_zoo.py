@@ -27,7 +27,7 @@ MODELS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "digits": (
         ["--config", "digits/conditional", "--trainer.max_steps", "2000"],
-        ["--metrics", "fid", "kid", "prc", "--num_samples", "1000", "--extractor", "DigitsClassifier"],
+        ["--metrics", "fid", "prc", "--num_samples", "1000", "--extractor", "DigitsClassifier"],
     ),
 }
 

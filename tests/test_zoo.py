@@ -143,6 +143,7 @@ def test_models_measure_as_their_cards_say(name: str, tmp_path: Path, monkeypatc
     names = ["prc" if metric in ("precision", "recall") else metric for metric in stored]
     call = ["--metrics", *dict.fromkeys(names), "--num_samples", first.count]
     call += ["--extractor", first.measured_by] if first.measured_by else []
+    (tmp_path / "other").mkdir()
     again, other = evaluated(tmp_path, name, *call), evaluated(tmp_path / "other", name, *call, "--seed", 1)
     for metric, result in stored.items():
         assert again[metric].protocol == result.protocol
