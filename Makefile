@@ -24,7 +24,7 @@ endef
 
 setup: .venv/.done ## install everything into the virtual environment .venv
 
-demo: $(if $(wildcard .venv/.done),.venv/.done,.venv/.small) ## train on the Datasaurus, about a minute: panels, curves and a film of samples
+demo: $(if $(wildcard .venv/.done),.venv/.done,.venv/.small) ## train on the Datasaurus, about a minute, with panels, curves and a film of samples
 	@$(BIN)/python -m diffusion_pl fit --config configs/datasaurus/vp.yaml
 
 lint: .venv/.done ## style and types

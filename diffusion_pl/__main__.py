@@ -34,8 +34,18 @@ LISTINGS = {
 }
 COMMANDS = TRAINER_COMMANDS | TOOLS | LISTINGS
 
-_SYNONYMS = {"train": "fit", "generate": "sample", "draw": "sample", "eval": "evaluate", "check": "doctor"}
-_SYNONYMS |= {"inpaint": "restore", "convert": "import", "load": "import", "save": "export", "resume": "fit"}
+#: Names that other programs use for our commands.
+_SYNONYMS = {
+    "fit": "train training trainer resume continue finetune fine-tune run start",
+    "sample": "generate draw infer inference sampling synthesize",
+    "evaluate": "eval metrics fid score measure benchmark",
+    "doctor": "check lint debug",
+    "restore": "inpaint colorize upscale repair",
+    "encode": "invert latents interpolate",
+    "import": "convert load",
+    "export": "save upload",
+    "compare": "diff",
+}
 
 USAGE = "usage: python -m diffusion_pl COMMAND [options]    (COMMAND --help lists them)"
 EXAMPLES = """examples:
@@ -66,10 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command, rest = args[0], args[1:]
     if command not in COMMANDS:
-        close = difflib.get_close_matches(command.lower(), COMMANDS, n=1)
-        close = [_SYNONYMS[command]] if command in _SYNONYMS else close
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
-        print(f"diffusion_pl: error: unknown command {command!r}: {hint}", file=sys.stderr)
+        print(f"diffusion_pl: error: {_unknown(command, rest)}", file=sys.stderr)
         return 2
     if command not in LISTINGS:
         say_loading()
@@ -92,6 +99,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 run_trainer(args)
     return status.code
+
+
+def _unknown(command: str, rest: Sequence[str]) -> str:
+    """The line about a first word that is no command."""
+    if command.endswith((".yaml", ".yml")):
+        return f"expected a command, got the file {command}; did you mean fit --config {command}?"
+    if command.endswith(".ckpt"):
+        return f"expected a command, got the file {command}; did you mean sample --ckpt_path {command}?"
+    if command.startswith("-"):
+        near = next((word for word in rest if word in COMMANDS), "fit" if "config" in command else "sample")
+        return f"expected a command before {command}; did you mean {near} {command}?"
+    name = command.lower()
+    meant = next((known for known, words in _SYNONYMS.items() if name in words.split()), None)
+    close = [meant] if meant else difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
+    return f"unknown command {command!r}: {hint}"
 
 
 if __name__ == "__main__":

@@ -35,13 +35,13 @@ from .conditions import to_plain
 from .data import DataModule
 from .denoisers import guidance  # noqa: F401  short names
 from .evaluation import Band, check_names
-from .runtime.config_files import OPTIONAL, SUFFIXES, check_files, config_files, find, with_config_files
+from .runtime.config_files import OFF, OPTIONAL, SUFFIXES, check_files, config_files, find, with_config_files
 from .runtime.errors import EXPECTED
 from .runtime.limits import check
 from .runtime.loggers import custom, make_logger
 from .runtime.masking import masked, masked_arguments
 from .runtime.messages import explain
-from .runtime.parsing import RaisingParser, build
+from .runtime.parsing import RaisingParser
 from .runtime.processes import rank_label
 from .runtime.run_card import CARD, read_card
 from .runtime.run_folder import RunFolder
@@ -183,7 +183,6 @@ class DiffusionCLI(LightningCLI):
         if not self._diagnose:
             self._run.publish()
         self.parser.add_instantiator(self._make_logger, Logger)
-        self.parser.add_instantiator(build, object)
 
     def instantiate_classes(self) -> None:
         try:
@@ -307,7 +306,7 @@ def switched_off(args: Sequence[str]) -> tuple[list[str], list[str]]:
             continue
         if not equals:
             value = next(values, "")
-        if value.lower() in ("false", "null", "none", "no", "off"):
+        if value.lower() in OFF:
             off.append(name.removeprefix("--"))
         else:
             kept += [name, value]

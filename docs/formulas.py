@@ -4,15 +4,33 @@ import html
 import re
 import unicodedata
 from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
 
 #: What the extension arithmatex makes of `$…$` and `$$…$$`.
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 #: A letter in another style: browsers know the style "normal" only, and have letters of their own for the others.
 STYLED = re.compile(r'<mi mathvariant="(?!normal)([\w-]+)">(\w)</mi>')
+
+#: A function's name, which stands apart from what is around it.
+NAME = re.compile(r"<mi>(log|ln|exp|sin|cos|max|min)</mi>")
+#: With tables for mathematics, which few systems have; extra.css uses it.  It comes with the package ziamath.
+FONT = "STIXTwoMath-Regular.ttf"
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the font of the formulas."""
+    package = find_spec("ziamath")
+    if package is None or package.origin is None:
+        raise PluginError("the font of the formulas is missing. Fix: pip install -c constraints.txt -e '.[docs]'")
+    path = Path(package.origin).parent / "fonts" / FONT
+    files.append(File.generated(config, f"site/{FONT}", abs_src_path=str(path)))
+    return files
 
 
 def on_page_content(content: str, page: Any, **kwargs: Any) -> str:
@@ -31,6 +49,7 @@ def _drawn(tag: str, tex: str, place: str) -> str:
         drawn = STYLED.sub(lambda match: f"<mi>{_letter(*match.groups())}</mi>", drawn)
     except Exception as error:
         raise PluginError(f"{place}: cannot convert the formula {tex!r}: {error!r}") from error
+    drawn = NAME.sub(r'<mo lspace="0.17em" rspace="0.17em">\1</mo>', drawn)
     # The converter keeps commands that it does not know, and styles that browsers do not.
     if "\\" in html.unescape(drawn) or re.search(r'mathvariant="(?!normal")', drawn):
         raise PluginError(f"{place}: unknown command or style in the formula {tex!r}")

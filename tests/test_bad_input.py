@@ -148,15 +148,24 @@ CASES: dict[str, tuple[Any, str]] = {
         options("--model.optimzer.lr", 1),
         r"--model.optimzer.lr; .*--model.optimizer.lr\?",
     ),
-    "option of class": (options("--model.network.widht", 8), r"--model.network.widht: unknown key; .*width\?"),
-    "option of optimizer": (options("--model.optimizer.lrr", 1), r"--model.optimizer.lrr: unknown key; .*lr\?"),
+    "option of class": (
+        options("--model.network.widht", 8),
+        r"option --model.network.widht of MLP; .*--model.network.width\?",
+    ),
+    "option of optimizer": (options("--model.optimizer.lrr", 1), r"option --model.optimizer.lrr of AdamW; .*lr\?"),
     "section": (file(modell={"compile": True}), r"tiny.yaml:\d+: modell: unknown key; did you mean model\?"),
-    "key of trainer": (file(trainer__max_stepz=3), r"tiny.yaml:\d+: trainer.max_stepz: unknown key; .*max_steps\?"),
-    "key of model": (text("network:", "netwrok:"), r"tiny.yaml:2: model.netwrok: unknown key; did you mean network\?"),
-    "key of class": (text("width:", "widht:"), r"tiny.yaml:5: model.network.widht: unknown key; did you mean width\?"),
-    "key of loss": (text("plus:", "puls:"), r"tiny.yaml:\d+: model.loss.weighting.puls: unknown key; .*plus\?"),
-    "key of data": (text("repeats:", "repeat:"), r"tiny.yaml:\d+: data.repeat: unknown key; did you mean repeats\?"),
-    "key of ema": (file(ema={"decay": 0.9}), r"tiny.yaml:\d+: ema.decay: unknown key; did you mean decays\?"),
+    "key of trainer": (file(trainer__max_stepz=3), r"tiny.yaml:\d+: trainer.max_stepz: unknown key.*; .*max_steps\?"),
+    "key of model": (
+        text("network:", "netwrok:"),
+        r"tiny.yaml:2: model.netwrok: unknown key.*; did you mean network\?",
+    ),
+    "key of class": (
+        text("width:", "widht:"),
+        r"tiny.yaml:5: model.network.widht: unknown key.*; did you mean width\?",
+    ),
+    "key of loss": (text("plus:", "puls:"), r"tiny.yaml:\d+: model.loss.weighting.puls: unknown key.*; .*plus\?"),
+    "key of data": (text("repeats:", "repeat:"), r"tiny.yaml:\d+: data.repeat: unknown key.*; did you mean repeats\?"),
+    "key of ema": (file(ema={"decay": 0.9}), r"tiny.yaml:\d+: ema.decay: unknown key.*; did you mean decays\?"),
     "class": (text("class_path: VP", "class_path: VPX"), r"model.schedule: there is no class VPX; did you mean VP\?"),
     "class by option": (options("--model.schedule", "Cosin"), r"--model.schedule: there is no class Cosin; .*Cosine\?"),
     "optimizer": (text("torch.optim.AdamW", "torch.optim.Adamm"), r"no class torch.optim.Adamm; did you mean Adam\?"),
@@ -169,7 +178,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "callback": (file(trainer__callbacks=[{"class_path": "PointPanel"}]), r"no class PointPanel; .*PointPanels\?"),
     "callback's key": (
         file(trainer__callbacks=[{"class_path": "PointPanels", "init_args": {"num_path": 3}}]),
-        r"trainer.callbacks.num_path: unknown key; did you mean num_paths\?",
+        r"trainer.callbacks.num_path: unknown key.*; did you mean num_paths\?",
     ),
     # Classes and shapes of the file.
     "class of another kind": (
@@ -178,9 +187,12 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "number for a class": (
         file(model__schedule=3),
-        r"tiny.yaml:\d+: model.schedule: expected class_path of a Schedule",
+        r"tiny.yaml:\d+: model.schedule: expected a Schedule such as",
     ),
-    "no init_args": (file(model__schedule={"class_path": "VP", "beta_max": 9}), r"model.schedule: .*init_args"),
+    "no init_args": (
+        file(model__schedule={"class_path": "VP", "beta_max": 9}),
+        r"model.schedule.beta_max: .*init_args",
+    ),
     "no file": (command("fit", "--config", "none.yaml"), r"--config none.yaml: no such file"),
     "syntax": (
         text("parameterization:", "parameterization: : :"),
@@ -204,10 +216,10 @@ CASES: dict[str, tuple[Any, str]] = {
         r"tiny.yaml:\d+: model.optimizer.lr: expected float, got abc",
     ),
     "grid steps": (text("steps: 4", "steps: abc"), r"model.sampler.grid.steps: expected int, got abc"),
-    "seed": (options("--seed_everything", "abc"), r"--seed_everything: expected bool or int, got abc"),
-    "negative seed": (options("--seed_everything", -1), r"seed_everything must be in \[0, 4294967295\], got -1"),
+    "seed": (options("--seed_everything", "abc"), r"--seed_everything: expected int, got abc"),
+    "negative seed": (options("--seed_everything", -1), r"--seed_everything: .*from 0 to 4294967295, got -1"),
     "precision": (options("--trainer.precision", 17), r"--trainer.precision: expected one of .*, got 17"),
-    "columns": (table(CSV, columns="xy", columns_=1), r"data.columns_: unknown key; did you mean columns\?"),
+    "columns": (table(CSV, columns="xy", columns_=1), r"data.columns_: unknown key.*; did you mean columns\?"),
     # Values.
     "width": (options("--model.network.width", -3), r"MLP: width and depth must be at least 1, got width -3"),
     "depth": (text("depth: 1", "depth: 0"), r"MLP: width and depth must be at least 1, .*depth 0"),
@@ -234,7 +246,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "decay": (options("--ema.decays", "[1.5]"), r"EMA decays must be in \[0, 1\), got 1.5"),
     "saver": (options("--saver.every_n_steps", 0), r"every_n_steps must be at least 1, got 0"),
     "half-life": (options("--ema.half_lives", "[0]"), r"EMA half_lives must be at least 1 example, got 0"),
-    "expected": (file(expected=7), r"tiny.yaml:\d+: expected: expected dict, got 7"),
+    "expected": (file(expected=7), r"tiny.yaml:\d+: expected: expected keys with values, got 7"),
     "unknown metric": (
         file(expected={"fit": {"band": [1, 2], "num_samples": 5, "source": "x"}}),
         r"expected: there is no metric 'fit', only nll, elbo, fid",
@@ -249,9 +261,12 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "expected key": (
         file(expected={"fid": {"band": [1, 2], "num_sampls": 5, "source": "x"}}),
-        r"expected.num_sampls: unknown key; did you mean num_samples\?",
+        r"expected.fid.num_sampls: unknown key.*; did you mean num_samples\?",
     ),
-    "expected without samples": (file(expected={"fid": {"band": [1, 2], "source": "x"}}), r"missing: num_samples"),
+    "expected without samples": (
+        file(expected={"fid": {"band": [1, 2], "source": "x"}}),
+        r"expected.fid: missing: num_samples",
+    ),
     "no run to verify": (command("verify", "runs/none"), r"no run card at runs/none"),
     "prior": (options("--doctor.max_kl", 0), r"max_kl must be positive, got 0"),
     "batch": (options("--data.batch_size", 0), r"Datasaurus: batch_size must be at least 1, got 0"),
@@ -299,7 +314,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "alpha": (image_folder({"a.png": (8, 8, 2)}), r"p/a\.png is grey with transparency: give mode RGB \(or L\)"),
     "size": (image_folder({}, (9, 8, 3)), r"ConvUNet: .* multiples of 8, got 9x8 .*: the nearest valid size is 8x8"),
     "crop": (image_folder({}, crop=0), r"Folder: crop must be at least 1, got 0"),
-    "mode": (image_folder({}, mode="CMYK"), r"tiny.yaml:\d+: data.mode: expected one of 'L', 'RGB', 'RGBA'"),
+    "mode": (image_folder({}, mode="CMYK"), r"tiny.yaml:\d+: data.mode: expected one of L, RGB, RGBA"),
     "pickle": (array(np.array([{}])), r"x\.npy: holds Python objects, which can run code when read and are refused"),
     "floats": (array(np.zeros((9, 8, 8))), r"x\.npy: images must be uint8 or uint16, got float64: convert them"),
     "labels": (
@@ -335,12 +350,12 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "export to what there is not": (
         command("export", "--ckpt_path", "none.ckpt", "--to", "keras", "--output", "o"),
-        r"--to: .*one of 'diffusers', 'safetensors', 'onnx', 'torch_export'",
+        r"--to: .*one of diffusers, safetensors, onnx, torch_export",
     ),
     "import of none": (command("import", "--from", "lucidrains", "no.pt", "--output", "o"), r"no.pt: there is no such"),
     "import from what there is not": (
         command("import", "--from", "keras", "no.pt", "--output", "o"),
-        r"from: .*one of 'diffusers', 'score_sde', 'lucidrains', 'openai'",
+        r"from: .*one of diffusers, score_sde, lucidrains, openai",
     ),
     "import of another file": (foreign({"a": 1}), r"a\.pt is no model-N\.pt .*: it needs model .*, and has a"),
     "import of a pickle": (foreign({"a": Path()}), r"a\.pt holds more than tensors .* add --trust_pickle true"),

@@ -57,8 +57,8 @@ def test_python_m_exits_with_the_status(tmp_path: Path) -> None:
 
 
 def test_a_command_unlike_any_other_gets_the_list(tmp_path: Path) -> None:
-    assert cli(tmp_path, "zzz").error == f"unknown command 'zzz': there are {', '.join(COMMANDS)}"
-    assert cli(tmp_path, "--config", "x.yaml").error.startswith("unknown command '--config'")
+    assert cli(tmp_path, "zzz").error == f"unknown command 'zzz': choose one of {', '.join(COMMANDS)}"
+    assert "fit --config" in cli(tmp_path, "--config", "x.yaml").error
 
 
 @pytest.mark.parametrize("command", COMMANDS)

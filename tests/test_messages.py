@@ -13,29 +13,26 @@ import pytest
 import yaml
 from shell import ROOT, TINY, cli, environment, fit, no_files_change, tiny_config
 
+from diffusion_pl.cli import DiffusionCLI
+from diffusion_pl.commands import run_tool
 from diffusion_pl.interop.model_card import _scalar
 from diffusion_pl.runtime import provenance
+from diffusion_pl.runtime.config_walk import Walk
+from diffusion_pl.runtime.diagnosis import find_in_arguments
 from diffusion_pl.runtime.limits import name_of_config
 from diffusion_pl.runtime.masking import MASK, masked, masked_arguments
+from diffusion_pl.runtime.parsing import UsageError
+from diffusion_pl.runtime.run_folder import RunFolder
 
 FILE = yaml.safe_dump(TINY, sort_keys=False)
 
 #: Options after a good file -> a pattern.
 OPTIONS: dict[str, str] = {
-    "--model.schedule Vp": r"--model.schedule: there is no class Vp; did you mean VP\?",
-    "--model.optimizer adamw": r"there is no class adamw; did you mean AdamW\?",
-    "--trainer.logger wandb": r"--trainer.logger: there is no class wandb; did you mean WandbLogger\?",
-    "--trainer.maxsteps 3": r"unknown option --trainer.maxsteps; did you mean --trainer.max_steps\?",
     "--model.network TinyCon": r"no class TinyCon; choose one of ConvUNet, .*MLP",
     "--model.network torch.nn.Linear": r"model.network: Linear cannot be built from the shape",
     "--model.schedule Schedule": r"--model.schedule: Schedule is abstract: choose one of .*VP",
     "configs/x.yaml": r"unexpected argument configs/x.yaml; did you mean --config configs/x.yaml\?",
     "--lr 1e-3": r"did you mean --model.optimizer.lr\?",
-    "--max_steps 3": r"did you mean --trainer.max_steps\?",
-    "--batch_size 3": r"did you mean --data.batch_size\?",
-    "--resume last": r"did you mean --ckpt_path\?",
-    "--seed 1": r"did you mean --seed_everything\?",
-    "--data Folder --data.path p --data.crop center": r"--data.crop: expected int, got center",
     "--trainer.accelerator tpu": r"--trainer.accelerator: expected one of auto, cpu, gpu, cuda, mps, got tpu",
     "--trainer.precision transformer-engine": r"--trainer.precision: .* use bf16-mixed",
     "--trainer.strategy dpp": r"--trainer.strategy: expected auto, ddp",
@@ -63,7 +60,6 @@ OPTIONS: dict[str, str] = {
         r"--trainer.max_steps: must be set, since WarmupCosine needs the length"
     ),
     f"--trainer.logger CSVLogger --trainer.logger.prefix {MASK}": r"--trainer.logger.prefix: the secret was masked",
-    "--guard 3": r"--guard: expected options of its own, such as --guard.stop_after",
     "--ema.decays [1.5]": r"--ema.decays: .*1.5",
 }
 
@@ -88,12 +84,129 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", r"a.yaml is empty"),
     "comment": ("# nothing\n", r"a.yaml is empty"),
     "list": ("- a\n", r"a.yaml: expected sections .* got a list"),
+    "tab in a value": (FILE + "ema:\n  decays: [0.9]\n\tfoo: 3\n", r"a.yaml:\d+:\d+: .*tabs"),
     "tab": ("model:\n\tnetwork: 3\n", r"a.yaml:2:1: .*tabs. Fix: use spaces"),
     "UTF-16": (FILE.encode("utf-16"), r"a.yaml is UTF-16 or UTF-32 text. Fix: save it as UTF-8"),
     "Latin-1": ("run: café\n".encode("latin-1"), r"a.yaml:1: not UTF-8 text"),
-    "module": (FILE.replace("diffusion_pl.networks.MLP", "diffusion_pl.netwroks.MLP"), r"a.yaml:2: .*mean MLP\?"),
-    "expected": (FILE + "expected: {fid: 3.2}\n", r"a.yaml:\d+: expected: expected the keys band, num_samples"),
+    "module": (
+        FILE.replace("diffusion_pl.networks.MLP", "diffusion_pl.netwroks.MLP"),
+        r"a.yaml:3: model.network: .*no module diffusion_pl.netwroks; did you mean MLP\?",
+    ),
+    "expected": (FILE + "expected: {fid: 3.2}\n", r"a.yaml:\d+: expected.fid: .*the keys band, num_samples"),
 }
+
+
+#: What is typed -> the option that is named, and words of the remedy.  Found in the types of the command's options.
+TYPED: dict[str, tuple[str, ...]] = {
+    "fit configs/x.yaml": ("configs/x.yaml", "--config configs/x.yaml?"),
+    "fit model.optimizer.lr=1e-3": ("model.optimizer.lr=1e-3", "--model.optimizer.lr 1e-3?"),
+    "fit --lr 1e-3": ("--lr", "--model.optimizer.lr?"),
+    "fit -lr 1e-3": ("-lr", "--model.optimizer.lr?"),
+    "fit --learning_rate 1e-3": ("--learning_rate", "--model.optimizer.lr?"),
+    "fit --max_steps 3": ("--max_steps", "--trainer.max_steps?"),
+    "fit --max-steps 3": ("--max-steps", "--trainer.max_steps?"),
+    "fit --batch_size 3": ("--batch_size", "--data.batch_size?"),
+    "fit --epochs 3": ("--epochs", "--trainer.max_epochs?"),
+    "fit --gpus 1": ("--gpus", "--trainer.devices?"),
+    "fit --seed 1": ("--seed", "--seed_everything?"),
+    "fit --checkpoint x": ("--checkpoint", "--ckpt_path?"),
+    "fit --resume x": ("--resume", "--ckpt_path?"),
+    "fit --logger wandb": ("--logger", "--trainer.logger?"),
+    "fit --precision 16": ("--precision", "--trainer.precision?"),
+    "fit --output x": ("--output",),
+    "fit --modle.network MLP": ("--modle.network", "--model.network?"),
+    "fit --trainer.maxsteps 3": ("--trainer.maxsteps", "--trainer.max_steps?"),
+    "fit --trainer.epochs 3": ("--trainer.epochs", "max_epochs?"),
+    "fit --run": ("--run", "--run VALUE"),
+    "fit --model.compile": ("--model.compile", "--model.compile true"),
+    "fit --model.schedule Vp": ("--model.schedule:", "VP?"),
+    "fit --model.schedule cosin": ("--model.schedule:", "Cosine?"),
+    "fit --model.schedule Heun": ("--model.schedule:", "another kind", "a Schedule", "VP"),
+    "fit --model.schedule diffusion_pl.shedules.VP": ("--model.schedule:", "no module diffusion_pl.shedules", "VP?"),
+    "fit --model.sampler DPM++": ("--model.sampler:", "DPMpp?"),
+    "fit --model.sampler DDPM-Solver": ("--model.sampler:", "no class DDPM-Solver"),
+    "fit --model.loss.weighting snr": ("--model.loss.weighting:", "SNR?"),
+    "fit --model.loss.weighting Heun": ("--model.loss.weighting:", "another kind", "a Weighting"),
+    "fit --model.network TinyCon": ("--model.network:", "no class TinyCon", "ConvUNet", "MLP"),
+    "fit --model.network UNET": ("--model.network:", "UNet?"),
+    "fit --model.network {width:3}": ("--model.network:", "class_path"),
+    "fit --model.optimizer adamw": ("--model.optimizer:", "AdamW?"),
+    "fit --model.optimizer.lr 1e-3x": ("--model.optimizer.lr:", "expected float,", "1e-3x"),
+    "fit --trainer.logger wandb": ("--trainer.logger:", "WandbLogger?"),
+    "fit --trainer.callbacks+ imagepanels": ("--trainer.callbacks+:", "ImagePanels?"),
+    "fit --trainer.max_steps abc": ("--trainer.max_steps:", "expected int", "abc"),
+    "fit --trainer.precision 17": ("--trainer.precision:", "bf16-mixed", "got 17"),
+    "fit --data Foldr": ("--data:", "Folder?"),
+    "fit --data Folder --data.path p --data.crop center": ("--data.crop:", "int", "center"),
+    "fit --ema 0.999": ("--ema:", "--ema.decays", "0.999"),
+    "fit --guard 3": ("--guard:", "--guard.", "3"),
+    "fit --expected {fid:3.2}": ("--expected:",),
+    "sample x.ckpt": ("x.ckpt", "--ckpt_path x.ckpt?"),
+    "sample --checkpoint x": ("--checkpoint", "--ckpt_path?"),
+    "sample --ckpt x": ("--ckpt", "--ckpt_path?"),
+    "sample --n 9": ("--n", "--num_samples?"),
+    "sample -n 9": ("-n", "--num_samples?"),
+    "sample --num-samples 9": ("--num-samples", "--num_samples?"),
+    "sample --num_samples many": ("--num_samples:", "int", "many"),
+    "sample --gpus 1": ("--gpus", "--devices?"),
+    "sample --seed_everything 1": ("--seed_everything", "--seed?"),
+    "sample --lr 1e-3": ("--lr", "fit", "--model.optimizer.lr"),
+    "sample --epochs 3": ("--epochs", "fit", "--trainer.max_epochs"),
+    "sample --cfg_scale 3": ("--cfg_scale", "--scale?"),
+    "sample --outdir x": ("--outdir", "--output?"),
+    "sample --label 3": ("--label", "--cond.label?"),
+    "sample --scheduler DDIM": ("--scheduler", "--sampler?"),
+    "sample --sampler ddim": ("--sampler:", "DDIM?"),
+    "sample --sampler DPM++": ("--sampler:", "DPMpp?"),
+    "sample --sampler VP": ("--sampler:", "another kind", "a Sampler"),
+    "sample --sampler.order 3": ("--sampler.order:", "--sampler CLASS first"),
+    "sample --sampler DPMpp --sampler.ordr 3": ("--sampler.ordr", "--sampler.order?"),
+    "sample --grid Karras": ("--grid:", "KarrasGrid?"),
+    "sample --num_samples 3": ("missing", "--ckpt_path"),
+    "evaluate --film true": ("--film",),
+    "evaluate --fid true": ("--fid", "--metrics?"),
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, UsageError]:
+    """The error of an unknown option by its command: it knows the command's options."""
+    config = tiny_config(tmp_path_factory.mktemp("refusals"))
+    errors = {}
+    for command in ("fit", "sample", "evaluate"):
+        with pytest.raises(UsageError) as caught:
+            if command == "fit":
+                DiffusionCLI("fit", ["--config", str(config), "--zzz", "1"], RunFolder())
+            else:
+                run_tool(command, ["--zzz", "1"])
+        errors[command] = caught.value
+    return errors
+
+
+def mistake(refusals: dict[str, UsageError], command: str, args: list[str]) -> str | None:
+    error = refusals[command]
+    return find_in_arguments(args, Walk(error.types, error.required, error.defaults))
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_what_is_typed_first_gets_the_option_meant(refusals: dict[str, UsageError], typed: str) -> None:
+    command, *args = (word.replace(":", ": ") if "{" in word else word for word in typed.split(" "))
+    option, *words = TYPED[typed]
+    config = refusals["fit"].args_parsed[:2] if command == "fit" else []
+    line = mistake(refusals, command, [*config, *args]) or ""
+    assert re.search(rf"(^|\s){re.escape(option)}", line), line
+    assert all(word in line for word in words), line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_no_shipped_configuration_has_a_mistake(refusals: dict[str, UsageError], path: Path) -> None:
+    if "class_path" in (yaml.safe_load(path.read_text()).get("model") or {}):
+        pytest.skip("another model, of which the parser has other options")
+    base = ["--config", str(ROOT / "configs/digits/vp.yaml")] if path.parent.name == "overlays" else []
+    assert mistake(refusals, "fit", [*base, "--config", str(path)]) is None
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -112,6 +225,11 @@ COMMANDS: dict[str, str] = {
     "sample --ckpt_path x.ckpt --sampler DPM++": r"--sampler: there is no class DPM\+\+; did you mean DPMpp\?",
     "sample --ckpt_path x.ckpt --sampler.order 3": r"--sampler.order: set --sampler CLASS first",
     "sample": r"missing: --ckpt_path",
+    "configs/x.yaml": r"did you mean fit --config configs/x.yaml\?",
+    "--config x.yaml": r"command before --config; did you mean fit --config\?",
+    "generate": r"did you mean sample\?",
+    "Eval": r"did you mean evaluate\?",
+    "resume": r"did you mean fit\?",
     "sweep --ckpt_path x.ckpt --samplers DDIM --nfe 5 --seed -1": r"seed must not be negative, got -1",
     "fit --config nope.yaml": r"--config nope.yaml: no such file",
 }

@@ -190,7 +190,7 @@ def test_a_weaker_model_guides(folder: Path) -> None:
     ("args", "message"),
     [
         (["--sampler", "DPMp"], "--sampler: there is no class DPMp; did you mean DPMpp?"),
-        (["--sampler", "DPMpp", "--sampler.ordr", 3], "--sampler.ordr: unknown key; did you mean order?"),
+        (["--sampler", "DPMpp", "--sampler.ordr", 3], "--sampler.ordr of DPMpp; did you mean --sampler.order?"),
         (["--sampler", "DPMpp", "--sampler.order", 7], "order must be 1, 2 or 3, got 7"),
         (["--steps", 0], "steps must be at least 1, got 0"),
         (["--cond.label", 10], "cond.label: expected a number in 0 … 9; got 10"),

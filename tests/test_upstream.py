@@ -7,7 +7,7 @@ import sys
 import threading
 from argparse import ArgumentParser as PlainParser
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -53,6 +53,15 @@ def test_lerp_moves_a_list_in_place() -> None:
     tensors.lerp_(x, ends, 0.25)
     assert [part.tolist() for part in x] == [[0.25] * 2, [0.75] * 3]
     assert [part.data_ptr() for part in x] == places
+
+
+def test_memory_that_is_missing_is_recognized() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert tensors.memory_asked(caught.value) == ""
+    of_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+    assert tensors.memory_asked(of_gpu) == "2.00 GiB"
+    assert tensors.memory_asked(RuntimeError("something else")) is None
 
 
 def test_fused_optimizer_unscales_gradients() -> None:
@@ -406,10 +415,32 @@ def test_imports_only_refuses_and_lets_go() -> None:
 
 
 def test_option_types_are_those_of_the_signature() -> None:
-    result = arguments.option_types(parser())
-    assert result["number"] is int
-    assert Base in get_args(result["part"])
-    assert "help" not in result
+    found = arguments.option_types(parser())
+    assert found["number"] is int
+    assert Base in get_args(found["part"])
+    assert found["help"] is arguments.SWITCH
+
+
+def test_required_options_and_default_classes_are_known() -> None:
+    made = parser()
+    assert set(arguments.required_options(made)) >= {"number"}
+    assert arguments.default_classes(made) == {}
+    made.set_defaults({"part": {"class_path": f"{__name__}.Fast"}})
+    assert arguments.default_classes(made) == {"part": f"{__name__}.Fast"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (int, ["3", 3], ["abc", "2.5", None, [3]]),
+        (float | None, ["1e-3", "null", 2], ["abc", [1.0]]),
+        (Literal["L", 16], ["L", "16"], ["17", "l"]),
+        (list[int], [[1, 2], "[1, 2]"], ["abc", ["a"]]),
+    ],
+)
+def test_accepts_reads_values_as_the_parsers_do(kind: Any, good: list[Any], bad: list[Any]) -> None:
+    assert all(arguments.accepts(kind, value) for value in good)
+    assert not any(arguments.accepts(kind, value) for value in bad)
 
 
 def test_options_with_a_default_are_not_required() -> None:

@@ -20,6 +20,7 @@ from .. import __version__
 from ..data import DataModule
 from ..pipeline import Pipeline
 from ..runtime.bounds import limited
+from ..runtime.diagnosis import mistake_in
 from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
 from ..runtime.upstream.jsonargparse import imports_only, parameters
@@ -104,18 +105,15 @@ def from_content(
         with limited(4 * len(state) + 100, sum(32 * tensor.numel() for tensor in state.values()) + 2**20):
             model, data = rebuild(description, _data_state(checkpoint, description), options or {}, Path(path))
     except (ArgumentError, TypeError, KeyError, ImportError) as error:
-        denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
-        if denied:
-            raise ValueError(f"{path} asks for {denied[1]}, {_refusal(denied[1])}") from error
+        if denied := _denied({key: description[key] for key in ("model", "data")}):
+            raise ValueError(f"{path} asks for {denied}, {_refusal(denied)}") from error
         version = description.get("version")
-        reason = " ".join(str(error).split())
-        if options:
-            match = re.search(
-                r"Problem with given class_path '[\w.]+': (?:- )?(.+?)(?: - Expected a| Given value|$)", reason
-            )
-            raise ValueError(f"--data.{match[1] if match else reason}") from error
+        if options and (reason := mistake_in({"data": _placed(description, options)}, {"data": DataModule})):
+            raise ValueError(f"--{reason}") from error
         if gone := _gone(description):
             raise ValueError(f"{path} {gone}") from error
+        reason = mistake_in({"model": description["model"]}, _model_types(description["model"]))
+        reason = reason or " ".join(str(error).split())
         if version == __version__:
             raise ValueError(f"{path}: its configuration cannot be used: {reason}") from error
         raise ValueError(f"{path} was written by diffusion_pl {version}, this is {__version__}: {reason}") from error
@@ -275,6 +273,27 @@ def _refusal(name: str) -> str:
         "which is neither diffusion_pl's nor of torch.nn or torch.optim, so it was not imported: if you trust it, set "
         f"{TRUST}={package} in the environment"
     )
+
+
+def _denied(part: Any, is_model: bool = False) -> str:
+    """The first class path of a package that is not trusted, or text of the model that may be one; "" if none is."""
+    if isinstance(part, dict):
+        first = sorted(part.items(), key=lambda item: item[0] != "class_path")
+        return next(
+            filter(None, (_denied(value, is_model or key in ("model", "class_path")) for key, value in first)), ""
+        )
+    if isinstance(part, (list, tuple)):
+        return next(filter(None, (_denied(value, is_model) for value in part)), "")
+    trusted = tuple(f"{name}." for name in (*_TRUSTED, *_listed()))
+    is_path = is_model and isinstance(part, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", part)
+    return str(part) if is_path and not part.startswith(trusted) else ""
+
+
+def _model_types(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Types of what a description says of a model."""
+    if "class_path" in model:
+        return {"model": Trainable}
+    return {f"model.{name}": parameter.annotation for name, parameter in parameters(DiffusionModule).items()}
 
 
 def _gone(part: Any) -> str:

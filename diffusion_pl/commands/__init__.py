@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from jsonargparse import auto_cli
 
-from ..runtime.parsing import RaisingParser, UsageError
+from ..runtime.parsing import RaisingParser
 from ..runtime.stopping import stoppable
-from ..runtime.upstream.jsonargparse import option_types
 
 #: Words of Python cannot name its functions and parameters: `from_` is the option --from.  Nor can what a function
 #: computes have the name of a parameter: `data_` is --data.
@@ -26,12 +25,11 @@ _KEYWORD = re.compile(rf"\b({'|'.join(_UNDERSCORED)})_\b")
 class ToolParser(RaisingParser):
     """Knows that from_ is the option --from."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        types = {_KEYWORD.sub(r"\1", name): kind for name, kind in option_types(self).items()}
-        raise UsageError(_KEYWORD.sub(r"\1", message), types) from ex
+    def spell(self, text: str) -> str:
+        return _KEYWORD.sub(r"\1", text)
 
     def format_help(self, formatter: Any = None) -> str:
-        return _KEYWORD.sub(r"\1", super().format_help(formatter))
+        return self.spell(super().format_help(formatter))
 
 
 def run_tool(name: str, args: Sequence[str]) -> None:

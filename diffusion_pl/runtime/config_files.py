@@ -19,6 +19,8 @@ from .shipped_configs import find_config, near_configs
 SUFFIXES = (".yaml", ".yml", ".json")
 #: Sections that may be switched off by null or false.
 OPTIONAL = ("ema", "guard", "doctor")
+#: What switches them off.
+OFF = ("false", "null", "none", "no", "off", "~")
 #: What each section that is no class looks like.
 SECTIONS = {
     "model": "network, schedule and loss",
@@ -81,14 +83,15 @@ def check_files(args: Sequence[str]) -> None:
         if "\n" in str(path) or str(path).lstrip().startswith("{"):
             continue  # not a file: a configuration as text
         text = read_text(path)
-        root = _compose(path, text)
+        root = compose(path, text)
         if root is None:
             raise ValueError(f"{path} is empty: expected sections such as model, data, trainer")
         if not isinstance(root, MappingNode):
             kind = "a list" if isinstance(root, SequenceNode) else f"the text {str(root.value)[:40]!r}"
             raise ValueError(f"{path}: expected sections such as model, data, trainer, got {kind}")
         _refuse_duplicates(path, root)
-        with suppress(yaml.YAMLError):  # of a value that is no such date, for example: reported when it is parsed
+        _check_dates(path, root)
+        with suppress(yaml.YAMLError):  # reported when it is parsed
             check_plain(yaml.safe_load(text), str(path))
         for key, value in root.value:
             if key.value in SECTIONS and not isinstance(value, MappingNode) and not _is_reference(key.value, value):
@@ -130,7 +133,7 @@ def find(key: str, args: Sequence[str]) -> list[Entry]:
     entries: list[Entry] = []
     for path in reversed(config_files(args)):
         try:
-            root = _compose(path, read_text(path))
+            root = compose(path, read_text(path))
         except (OSError, ValueError):
             continue
         if root is not None:
@@ -143,7 +146,7 @@ def find_class(name: str, args: Sequence[str]) -> list[Entry]:
     entries = []
     for path in reversed(config_files(args)):
         try:
-            root = _compose(path, read_text(path))
+            root = compose(path, read_text(path))
         except (OSError, ValueError):
             continue
         nodes = [(root, "")] if root is not None else []
@@ -162,7 +165,7 @@ def _below(key: str, part: str) -> str:
     return key if part in ("class_path", "init_args") else f"{key}.{part}".lstrip(".")
 
 
-def _compose(path: Path, text: str) -> Node | None:
+def compose(path: Path, text: str) -> Node | None:
     """The nodes of a text.
 
     Raises:
@@ -207,6 +210,26 @@ def _refuse_duplicates(path: Path, root: Node) -> None:
                 nodes.append((value, full))
 
 
+def _check_dates(path: Path, root: Node) -> None:
+    """Refuse text that YAML takes for a date, and that is none."""
+    nodes, seen = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, SequenceNode):
+            nodes += node.value
+        elif isinstance(node, MappingNode):
+            nodes += [part for pair in node.value for part in pair]
+        elif node.tag == "tag:yaml.org,2002:timestamp":
+            try:
+                yaml.safe_load(node.value)
+            except ValueError as error:
+                where = f"{path}:{node.start_mark.line + 1}"
+                raise ValueError(f"{where}: {node.value} is not a date ({error}). Fix: put it in quotes") from None
+
+
 def _check_section(path: Path, key: ScalarNode, value: Node) -> None:
     """Refuse a section that is a number, a list, true; and null or false where the section is needed."""
     name, where = key.value, f"{path}:{key.start_mark.line + 1}"
@@ -248,7 +271,7 @@ def _walk(path: Path, node: Node, line: int, parts: list[str]) -> Iterator[Entry
     elif isinstance(node, ScalarNode) and Path(str(node.value)).suffix in SUFFIXES:
         other = path.parent / node.value
         try:
-            root = _compose(other, read_text(other))
+            root = compose(other, read_text(other))
         except (OSError, ValueError):
             return
         if root is not None:

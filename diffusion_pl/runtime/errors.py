@@ -5,13 +5,15 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .messages import explain
 from .processes import rank_label, report_from_rank_zero
 from .startup import discard_output
+from .upstream.torch import memory_asked
 
 # Errors of the input are of these classes; any other is unexpected.
 EXPECTED = (ValueError, OSError)
@@ -69,33 +71,34 @@ def status_and_line(error: Exception, args: Sequence[str]) -> tuple[int, str]:
         args: the command line.
     """
     name, text = type(error).__name__, str(error)
-    if name == "MisconfigurationException" and "could not find the monitored key" in text:
-        return 2, _monitor(text)
+    if unlogged := _unlogged_metric(error):
+        return 2, unlogged
     if isinstance(error, EXPECTED) or name in _REFUSALS:
         return 2, explain(error, args)
-    if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
-        size = text.partition("Tried to allocate ")[2].split(". ")[0]
+    if (size := memory_asked(error)) is not None:
         of = f" (for another {size})" if size else ""
         return 2, f"out of memory{of}. Fix: a smaller --data.batch_size or network, or --trainer.precision bf16-mixed"
     if isinstance(error, ImportError):
         return 2, f"a package is missing or broken: {explain(error)}"
-    if isinstance(error, RuntimeError) and "arly stopping conditioned on metric" in text:
-        return 2, _monitor(text)
     text = " ".join(text.split())
     text = f": {text[:300]}" if text else ""
     hint = "run with --debug for the traceback, and report it"
     return _UNEXPECTED, f"unexpected error: {name}{text} (at {_origin(error)}); {hint}"
 
 
-def _monitor(text: str) -> str:
-    """Lightning's messages about a metric that is not logged, of EarlyStopping and of ModelCheckpoint."""
-    callback = "ModelCheckpoint" if "ModelCheckpoint" in text else "EarlyStopping"
-    metric = re.search(r"[`'](?:\w+\(monitor=')?([\w./@-]+)", text.replace("`ModelCheckpoint`", ""))
-    listed = re.split(r"following: |returned metrics: ", text)[-1].partition("]")[0]
-    known = [name for name in re.findall(r"[`']([^`',]+)[`']", listed) if "_t0" not in name]
-    name = metric[1] if metric else "of this name"
+def _unlogged_metric(error: BaseException) -> str:
+    """The line of an error that a callback of the trainer raised since the metric it monitors is not logged; or ""."""
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    metrics: Mapping[str, Any] = next(
+        (f["trainer"].callback_metrics for f in frames if hasattr(f.get("trainer"), "callback_metrics")), {}
+    )
+    callback = frames[-1].get("self") if frames else None
+    metric = getattr(callback, "monitor", None)
+    if not isinstance(metric, str) or metric in metrics:
+        return ""
+    known = [name for name in map(str, metrics) if "_t0" not in name]
     remedy = f"choose one of {', '.join(known)}" if known else "none has been logged yet"
-    return f"trainer.callbacks: {callback}: there is no metric {name} to monitor; {remedy}"
+    return f"trainer.callbacks: {type(callback).__name__}: there is no metric {metric} to monitor; {remedy}"
 
 
 def _origin(error: BaseException) -> str:

@@ -61,9 +61,9 @@ def check(config: Any, sections: Mapping[str, type]) -> None:
     """
     if config.run is not None:
         check_run_name(config.run)
-    if isinstance(config.seed_everything, bool):
-        text = f"expected a number from 0 to 4294967295, got {str(config.seed_everything).lower()}"
-        raise wrong("seed_everything", text)
+    seed = config.seed_everything
+    if seed is not None and (isinstance(seed, bool) or not 0 <= seed < 2**32):
+        raise wrong("seed_everything", f"expected a number from 0 to {2**32 - 1}, got {str(seed).lower()}")
     for name, cls in sections.items():
         value = config[name]
         if hasattr(value, "items"):
@@ -138,6 +138,12 @@ def check_devices(devices: int | None, accelerator: str, option: str) -> None:
 
 
 def _check_trainer(trainer: Any) -> None:
+    if trainer.max_steps is None:
+        raise wrong("trainer.max_steps", "expected int, got null; -1 for no limit")
+    if isinstance(trainer.devices, str) and not re.fullmatch(r"auto|-1|\d+(, *\d+)*,?", trainer.devices):
+        raise wrong("trainer.devices", f"expected a number, a list of indices, -1 or auto, got {trainer.devices}")
+    if isinstance(trainer.max_time, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer.max_time):
+        raise wrong("trainer.max_time", f"expected days:hours:minutes:seconds as 00:12:00:00, got {trainer.max_time}")
     for name, (holds, text) in _TRAINER.items():
         value = trainer.get(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):

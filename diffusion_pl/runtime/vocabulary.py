@@ -5,17 +5,96 @@ import inspect
 import sys
 import types as python_types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Union, get_args, get_origin
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .upstream.jsonargparse import parameters
 
 Types = Mapping[str, Any]
 
 _PLAIN = (int, float, str, bool, list, dict, tuple, bytes, type(None), object)
+_LISTS = (list, tuple, set, collections.abc.Iterable, collections.abc.Sequence)
+_DICTS = (dict, collections.abc.Mapping)
+#: Packages whose classes are chosen by name in a configuration.
+_CHOSEN = ("diffusion_pl.", "lightning.", "torch.nn", "torch.optim")
 
 
-def _hints_at(parts: Sequence[str], types: Types) -> list[Any]:
-    """The types that may be at a dotted key: of the option, or of parameters of the classes on the way."""
+def branches(hint: Any) -> list[Any]:
+    """The types of a union, those of unions within it included."""
+    if get_origin(hint) not in (Union, python_types.UnionType):
+        return [hint]
+    return [branch for part in get_args(hint) for branch in branches(part)]
+
+
+def kinds(hint: Any) -> list[type]:
+    """The classes one of whose subclasses may be given by name: those of the type itself, not of lists' elements."""
+    made = [_made(branch) for branch in branches(hint)]
+    return [kind for kind in made if inspect.isclass(kind) and _is_chosen(kind)]
+
+
+def given_by_call(hint: Any, cls: type) -> set[str]:
+    """The parameters of a class that a configuration does not give, since whoever calls the factory does."""
+    names, given = list(parameters(cls)), set[str]()
+    for branch in branches(hint):
+        if _is_callable(branch):
+            arguments = get_args(branch)[0]
+            given |= set(names[: len(arguments) if isinstance(arguments, list) else 1])
+        elif _is_factory(branch):
+            called = list(inspect.signature(branch.__call__).parameters.values())[1:]
+            given |= set(names[: sum(p.kind is p.POSITIONAL_ONLY for p in called)])
+            given |= {p.name for p in called if p.kind is p.KEYWORD_ONLY}
+    return given
+
+
+def hint_of(parameter: inspect.Parameter) -> Any:
+    """The type of a parameter; with None if that is its default."""
+    hint = parameter.annotation
+    optional = parameter.default is None and hint is not inspect.Parameter.empty and not isinstance(hint, str)
+    return _union([hint, type(None)]) if optional else hint
+
+
+def elements(hint: Any) -> Any:
+    """Type of the elements of a list; None if the type is no list."""
+    return _union([get_args(b)[0] for b in branches(hint) if get_origin(b) in _LISTS and get_args(b)])
+
+
+def values(hint: Any) -> Any:
+    """Type of the values of a dictionary; None if the type is no dictionary."""
+    return _union([get_args(b)[1] for b in branches(hint) if get_origin(b) in _DICTS and get_args(b)])
+
+
+def plain(hint: Any) -> Any:
+    """The part of a type that names no class: numbers, texts, lists and dictionaries of them; None if there is none."""
+    return _union([branch for branch in branches(hint) if not list(_bases(branch, chosen=True))])
+
+
+def words(hint: Any) -> str:
+    """A type as a message names it: "int or list of int", "one of 'L', 'RGB'"."""
+    literals, others, rest = list[Any](), list[str](), list[str]()
+    for branch in branches(hint):
+        origin, args = get_origin(branch), get_args(branch)
+        if origin is Literal:
+            literals += args
+        elif origin in _LISTS:
+            inside = [words(arg) for arg in dict.fromkeys(args) if arg is not Ellipsis]
+            others.append(f"list of {' and '.join(inside)}" if inside else "list")
+        elif origin in _DICTS or branch is dict:
+            others.append("keys with values")
+        elif inspect.isclass(branch) and issubclass(branch, Path):
+            others.append("path")
+        elif branch is bool and any(number in branches(hint) for number in (int, float)):
+            continue
+        elif inspect.isclass(branch) and branch.__module__ == "builtins" and branch is not type(None):
+            others.append(branch.__name__)
+        elif branch is not type(None):
+            rest.append(getattr(branch, "__name__", str(branch)))
+    others = others or ([] if literals else rest)
+    named = "one of " + ", ".join(dict.fromkeys(map(str, literals))) if literals else ""
+    return " or ".join(dict.fromkeys(filter(None, [named, *others]))) or "null"
+
+
+def bases_at(parts: Sequence[str], types: Types) -> list[type]:
+    """The kinds of classes that may be at a dotted key: of the option, or of parameters of the classes on the way."""
     for n in range(len(parts), 0, -1):
         if ".".join(parts[:n]) in types:
             hints = [types[".".join(parts[:n])]]
@@ -25,16 +104,18 @@ def _hints_at(parts: Sequence[str], types: Types) -> list[Any]:
     for part in parts[n:]:
         classes = {c for hint in hints for base in _bases(hint) for c in _subclasses(base)}
         hints = [parameters(cls)[part].annotation for cls in classes if part in parameters(cls)]
-    return hints
-
-
-def bases_at(parts: Sequence[str], types: Types) -> list[type]:
-    return list(dict.fromkeys(base for hint in _hints_at(parts, types) for base in _bases(hint)))
+    return list(dict.fromkeys(base for hint in hints for base in _bases(hint)))
 
 
 def classes_at(parts: Sequence[str], types: Types) -> list[type]:
-    classes = [cls for base in bases_at(parts, types) for cls in _subclasses(base)]
-    if parts[-1] != "network":
+    """The classes that may be at a dotted key."""
+    return choices(bases_at(parts, types), parts[-1])
+
+
+def choices(bases: Iterable[type], name: str) -> list[type]:
+    """The classes of some kinds that may be the value of a parameter."""
+    classes = [cls for base in bases for cls in _subclasses(base)]
+    if name != "network":
         return classes
     return [cls for cls in classes if next(iter(parameters(cls)), None) == "shape"]  # not its layers
 
@@ -43,21 +124,45 @@ def class_names(classes: Iterable[type]) -> set[str]:
     return {cls.__name__ for cls in classes if not inspect.isabstract(cls)}
 
 
-def branches(hint: Any) -> list[Any]:
-    """The types of a union."""
-    return list(get_args(hint)) if get_origin(hint) in (Union, python_types.UnionType) else [hint]
+def _union(kinds: Sequence[Any]) -> Any:
+    return Union[tuple(kinds)] if kinds else None  # noqa: UP007  of as many as there are
 
 
-def _bases(hint: Any) -> Iterator[type]:
-    """The classes that a type names: of unions, lists and dictionaries their parts, of a callable what it returns."""
+def _is_callable(hint: Any) -> bool:
+    return get_origin(hint) is collections.abc.Callable and bool(get_args(hint))
+
+
+def _is_factory(hint: Any) -> bool:
+    """Whether a type is a protocol of functions that make something."""
+    return inspect.isclass(hint) and getattr(hint, "_is_protocol", False) and "__call__" in vars(hint)
+
+
+def _made(hint: Any) -> Any:
+    """The class of what a type stands for: of a callable and of a factory what it returns."""
+    if _is_factory(hint):
+        return get_type_hints(hint.__call__).get("return")
+    return get_args(hint)[-1] if _is_callable(hint) else hint
+
+
+def _is_chosen(kind: type) -> bool:
+    return kind not in _PLAIN and f"{kind.__module__}.".startswith(_CHOSEN)
+
+
+def _bases(hint: Any, chosen: bool = False) -> Iterator[type]:
+    """The classes that a type names: of unions, lists and dictionaries their parts, of a callable what it returns.
+
+    Args:
+        hint: the type.
+        chosen: only those that are chosen by name.
+    """
     origin, args = get_origin(hint), get_args(hint)
-    if origin is collections.abc.Callable:
-        yield from _bases(args[-1])
+    if origin is collections.abc.Callable or _is_factory(hint):
+        yield from _bases(_made(hint), chosen)
     elif origin is not None:
         for arg in args:
-            yield from _bases(arg)
+            yield from _bases(arg, chosen)
     elif inspect.isclass(hint) and hint not in _PLAIN and not hint.__module__.startswith(("pathlib", "datetime")):
-        yield hint
+        yield from [hint] if not chosen or _is_chosen(hint) else []
 
 
 def _subclasses(base: type) -> list[type]:

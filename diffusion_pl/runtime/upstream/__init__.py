@@ -1,6 +1,6 @@
 """Every use of private or undocumented API of other libraries, one named function (or class) each.
 
-    torch           versions of tensors, fused lists of tensors, event files, torchrun's store
+    torch           versions of tensors, fused lists of tensors, event files, torchrun's store, running out of memory
     lightning       signals, values of a validation, when ModelCheckpoint and EarlyStopping compare, counts of batches
     jsonargparse    types of options, short names, defaults of a replaced class, names that may be imported
     loops           the loops of `fit`

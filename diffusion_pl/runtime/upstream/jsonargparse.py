@@ -2,16 +2,21 @@
 
 import argparse
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import jsonargparse._common as common
 import jsonargparse._typehints as typehints
-from jsonargparse import set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse._actions import _ActionHelpClassPath, _ActionPrintConfig
+from jsonargparse._link_arguments import ActionLink
 from jsonargparse._parameter_resolvers import get_signature_parameters
+from jsonargparse._required import iter_required_keys
 from jsonargparse._util import import_object
+
+SWITCH = "switch"  # the type of an option without a value
 
 
 @contextmanager
@@ -73,16 +78,41 @@ def imports_only(packages: Sequence[str]) -> Iterator[None]:
 
 
 def option_types(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Type of each option of a parser by its dotted name: `_actions`, and `_typehint` of each.
+    """Type of each option of a parser by its dotted name: `_actions`, and `_typehint` of each; SWITCH of one without a
+    value.
 
     Read: jsonargparse 4.53, Python 3.11.
     """
     types: dict[str, Any] = {}
     for action in parser._actions:
-        if action.option_strings and action.dest not in ("help", "print_config", argparse.SUPPRESS):
-            name = next((o for o in action.option_strings if o.startswith("--")), "").lstrip("-")
-            types[name.rstrip("+")] = getattr(action, "_typehint", getattr(action, "type", None))
+        name = next((o for o in action.option_strings if o.startswith("--")), "").lstrip("-").rstrip("+")
+        if name and not isinstance(action, (ActionLink, _ActionHelpClassPath)):
+            is_switch = action.nargs == 0 or isinstance(action, _ActionPrintConfig)
+            types[name] = SWITCH if is_switch else getattr(action, "_typehint", getattr(action, "type", None))
     return types
+
+
+def required_options(parser: argparse.ArgumentParser) -> list[str]:
+    """Dotted names of the options that must be given: `iter_required_keys`.  Read: jsonargparse 4.53."""
+    return list(iter_required_keys(parser))  # type: ignore[arg-type]
+
+
+def default_classes(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The class path that an option has by default, by its dotted name: `_actions`.  Read: jsonargparse 4.53."""
+    defaults = {action.dest: action.default for action in parser._actions}
+    is_spec: Callable[[Any], bool] = typehints.is_subclass_spec
+    return {name: str(value["class_path"]) for name, value in defaults.items() if is_spec(value)}
+
+
+def accepts(kind: Any, value: Any) -> bool:
+    """Whether a value of a configuration, or the text of an option, is of a type."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    try:
+        parser.parse_args([f"--value={value}"]) if isinstance(value, str) else parser.parse_object({"value": value})
+    except ArgumentError:
+        return False
+    return True
 
 
 def make_optional(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:

@@ -113,3 +113,17 @@ def meet_at_own_store(port: int) -> None:
     MASTER_PORT, and TORCHELASTIC_USE_AGENT_STORE, by which torch would wait for the agent's.  Read: torch 2.15.
     """
     os.environ |= {"MASTER_PORT": str(port), _AGENT_STORE: str(False)}
+
+
+def memory_asked(error: BaseException) -> str | None:
+    """How much memory was asked for that is not there, "" if it is not said; None of any other error.
+
+    The allocator of the CPU raises a RuntimeError, and neither it nor `OutOfMemoryError` has an attribute for the size.
+    Read: torch 2.15.
+    """
+    text = str(error)
+    if "can't allocate memory" in text:
+        return ""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return text.partition("Tried to allocate ")[2].split(". ")[0]
+    return None
