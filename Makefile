@@ -52,7 +52,7 @@ docs: .venv/.done ## the documentation site, into build/docs; after `make notebo
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet -f docs/mkdocs.yml
 	@echo "open build/docs/index.html"
 
-pictures: .venv/.done ## make the images of README.md and docs again, six minutes, into docs/assets
+pictures: .venv/.done ## make the images of README.md and docs again, eight minutes, into docs/assets
 	@$(BIN)/python docs/pictures.py
 
 benchmarks: .venv/.done ## measure speed and quality beside bare loops and peers, an hour; prints ratios

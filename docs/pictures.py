@@ -1,10 +1,11 @@
 """Make the images of docs/assets: run the commands of docs/pages/gallery.md and copy the files that they write.
 
-    python docs/pictures.py           # all, about six minutes on two CPU cores
+    python docs/pictures.py           # all, about eight minutes on two CPU cores
     python docs/pictures.py sweep     # one section, whose title contains the word
 
 A comment above a block of commands names what it makes: `<!-- field.png is runs/datasaurus-vp/panels/field_*.png -->`.
-Commands run in build/pictures, from top to bottom, so that later ones can use the files of earlier ones.
+Commands run in build/pictures, from top to bottom, so that later ones can use the files of earlier ones.  What a
+section wrote there before is deleted.
 """
 
 import re
@@ -31,6 +32,13 @@ class Section(NamedTuple):
     title: str
     commands: list[list[str]]
     files: dict[str, str]
+
+    @property
+    def folders(self) -> set[str]:
+        """The folders that its commands write, within the work folder."""
+        written = {words[words.index("--output") + 1] for words in self.commands if "--output" in words}
+        paths = [pattern.split("/") for pattern in self.files.values()]
+        return written | {"/".join(path[: 2 if path[0] == "runs" else 1]) for path in paths}
 
 
 def sections(text: str) -> Iterator[Section]:
@@ -92,11 +100,11 @@ def main(words: Sequence[str]) -> None:
     chosen = [s for s in every if not words or any(word.lower() in s.title.lower() for word in words)]
     if not chosen:
         raise SystemExit(f"no section of the gallery is named so; sections: {'; '.join(s.title for s in every)}")
-    if not words:
-        shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True, exist_ok=True)
     ASSETS.mkdir(parents=True, exist_ok=True)
     for section in chosen:
+        for folder in section.folders:
+            shutil.rmtree(WORK / folder, ignore_errors=True)
         for command in section.commands:
             run(command)
         for name, pattern in section.files.items():
