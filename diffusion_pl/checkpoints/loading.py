@@ -300,8 +300,8 @@ def _real(path: str) -> str:
         if (value := sys.modules.get(".".join(parts[:n]))) is not None:
             for name in parts[n:]:
                 value = getattr(value, name, None)
-            module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-            return f"{module}.{name}" if module and name else path
+            module, qualified = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+            return f"{module}.{qualified}" if module and qualified else path
     return path
 
 

@@ -80,7 +80,7 @@ def completed_classes(classes: Callable[[Any], Iterable[type]], depth: int = 2) 
     add = names["add_subactions_and_get_subclass_choices"]
 
     def paths(kind: Any, **_: Any) -> list[str]:
-        return list(dict.fromkeys(map(get_import_path, classes(kind))))
+        return list(dict.fromkeys(str(get_import_path(cls)) for cls in classes(kind)))
 
     def add_some(kind: Any, prefix: str | None, *args: Any, closed_type: bool = False) -> list[str]:
         if (prefix or "").count(".") >= depth or str(getattr(kind, "__module__", "")).startswith("lightning."):
