@@ -9,23 +9,24 @@ from . import __version__
 from .runtime.startup import discard_output, prepare_home, prepare_streams, say_loading
 
 TRAINER_COMMANDS = {
-    "fit": "train a model from a configuration",
-    "doctor": "what is wrong with a configuration, before it is trained",
-    "validate": "loss on the validation split, of a checkpoint",
-    "test": "loss on the test split, of a checkpoint",
-    "predict": "1,000 samples of a run, into its folder",
+    "fit": "train a model from a configuration, or resume a run",
+    "doctor": "check a configuration before training",
+    "validate": "compute the losses of a checkpoint on the validation split",
+    "test": "compute the losses of a checkpoint on the test split",
+    "predict": "draw 64 images or 1,000 points into the folder of a run",
 }
 TOOLS = {
-    "sample": "any number of samples of a checkpoint, which needs nothing else",
-    "evaluate": "metrics of a checkpoint, with how they were measured: FID and others, likelihood, its bound",
-    "verify": "whether a run's metrics are in the bands that its configuration expects",
-    "compare": "two evaluations side by side, where they can be compared",
-    "sweep": "quality of samplers against their number of function evaluations (NFE)",
-    "encode": "the noise that images or points come from, and interpolation between them",
-    "restore": "images of which only a part is known: inpaint, colorize, upscale",
-    "import": "a model that was trained with another package",
-    "export": "a model for another package: diffusers, safetensors, ONNX, torch.export",
-    "replay": "repeat of the step at which a run stopped because loss or gradients were not finite",
+    "sample": "draw samples from a checkpoint",
+    "evaluate": "compute metrics (FID, IS, KID, likelihood, …) of a checkpoint",
+    "verify": "check whether the metrics of a run are in the ranges that its configuration expects",
+    "compare": "show the metrics of two or more evaluations side by side",
+    "sweep": "compare samplers at equal numbers of function evaluations (NFE)",
+    "encode": "compute the noise that images or points come from, and interpolate",
+    "restore": "fill in missing parts of images: inpaint, colorize, upscale",
+    "import": "convert a model of another package into a checkpoint",
+    "export": "write a model for another package: diffusers, safetensors, ONNX, torch.export",
+    "replay": "re-run the step at which training stopped on non-finite values",
+    "completion": "print a completion script for bash, zsh or tcsh",
 }
 #: Tools that answer at once: they need no torch.
 LISTINGS = {
@@ -47,15 +48,20 @@ _SYNONYMS = {
     "compare": "diff",
 }
 
-USAGE = "usage: python -m diffusion_pl COMMAND [options]    (COMMAND --help lists them)"
+USAGE = "usage: python -m diffusion_pl COMMAND [--OPTION VALUE …]    (or diffusion_pl COMMAND …)"
 EXAMPLES = """examples:
   python -m diffusion_pl fit --config configs/datasaurus/vp.yaml
-  python -m diffusion_pl fit --config configs/datasaurus/vp.yaml --trainer.max_steps 2000 --model.optimizer.lr 1e-3
-  python -m diffusion_pl fit --config configs/datasaurus/vp.yaml --ckpt_path last      # resume where it stopped
-  python -m diffusion_pl sample --ckpt_path runs/datasaurus-vp/checkpoints/last.ckpt --num_samples 4000 --output samples
+  python -m diffusion_pl fit --config configs/datasaurus/vp.yaml --trainer.max_steps 2000
+  python -m diffusion_pl fit --config configs/datasaurus/vp.yaml --ckpt_path last      # resume
+  python -m diffusion_pl sample --ckpt_path runs/datasaurus-vp --num_samples 4000 --output samples
   tensorboard --logdir runs
 
---debug, before or after the command, shows the traceback of an error (or set DIFFUSION_PL_DEBUG=1)."""
+options:
+  COMMAND --help        examples and common options of a command
+  COMMAND --help-all    all its options
+  COMMAND --json        results as one JSON document on stdout
+  --debug               traceback of an error (or set DIFFUSION_PL_DEBUG=1)
+  --version             version of diffusion_pl"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(f"{USAGE}\n\ncommands:")
         for name, what in COMMANDS.items():
-            print(f"  {name:<10} {what}")
+            print(f"  {name:<11} {what}")
         print(f"\n{EXAMPLES}")
         return 0
     if args[0] == "--version":
@@ -108,12 +114,15 @@ def _unknown(command: str, rest: Sequence[str]) -> str:
     if command.endswith(".ckpt"):
         return f"expected a command, got the file {command}; did you mean sample --ckpt_path {command}?"
     if command.startswith("-"):
+        if own := difflib.get_close_matches(command, ("--help", "--version", "--debug"), n=1, cutoff=0.7):
+            return f"unknown option {command}; did you mean {own[0]}?"
         near = next((word for word in rest if word in COMMANDS), "fit" if "config" in command else "sample")
-        return f"expected a command before {command}; did you mean {near} {command}?"
-    name = command.lower()
-    meant = next((known for known, words in _SYNONYMS.items() if name in words.split()), None)
-    close = [meant] if meant else difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
+        options = " ".join([command, *(word for word in rest if word != near)])
+        return f"expected a command before {command}; did you mean {near} {options}?"
+    names = {word: known for known, words in _SYNONYMS.items() for word in words.split()}
+    names |= {known: known for known in COMMANDS}
+    close = difflib.get_close_matches(command.lower(), names, n=1, cutoff=0.76)
+    hint = f"did you mean {names[close[0]]}?" if close else f"choose one of {', '.join(COMMANDS)}"
     return f"unknown command {command!r}: {hint}"
 
 

@@ -37,6 +37,7 @@ from .denoisers import guidance  # noqa: F401  short names
 from .evaluation import Band, check_names
 from .runtime.config_files import OFF, OPTIONAL, SUFFIXES, check_files, config_files, find, with_config_files
 from .runtime.errors import EXPECTED
+from .runtime.help_pages import PAGES
 from .runtime.limits import check
 from .runtime.loggers import custom, make_logger
 from .runtime.masking import masked, masked_arguments
@@ -50,16 +51,6 @@ from .runtime.upstream.jsonargparse import make_optional, own_defaults
 from .runtime.upstream.loops import count_steps
 from .training import DiffusionModule, LeanProfiler, Trainable
 
-_USAGE = "python -m diffusion_pl {} --config FILE [--config FILE …] [--KEY VALUE …]"
-_ABOUT = {
-    "fit": "Train a model, or resume a run with --ckpt_path.",
-    "validate": "The losses of a checkpoint on the validation split.",
-    "test": "The losses of a checkpoint on the test split.",
-    "predict": "Samples of a checkpoint, into the folder of its run.",
-}
-_DOCTOR = """Look at what fit with the same options would train: read the data, train and write nothing, and print a
-line for each check: ok, warning or error, the measured value, and how to fix it. Exit status 2 if there is an error,
-or else 0. fit makes the same checks before its first step: errors stop it, warnings are printed."""
 SECTIONS: dict[str, type] = {"trainer": Trainer, "ema": EMA, "saver": Saver, "guard": Guard, "doctor": Doctor}
 _OF_THE_CALL = ("config", "ckpt_path", "weights_only")  # not of the experiment
 
@@ -103,7 +94,7 @@ class DiffusionCLI(LightningCLI):
         self.command, self._args, self._run = command, args, run
         self._names_model = names_model(args)
         self._diagnose, self._refused = diagnose, list[Finding]()
-        name, about = ("doctor", _DOCTOR) if diagnose else (command, _ABOUT[command])
+        page = PAGES["doctor" if diagnose else command]
         super().__init__(
             DiffusionModule,
             DataModule,
@@ -123,9 +114,10 @@ class DiffusionCLI(LightningCLI):
             save_config_callback=None,  # Description does it
             parser_class=Parser,
             parser_kwargs={
-                "prog": f"diffusion_pl {name}",
-                "usage": _USAGE.format(name),
-                "description": about,
+                "prog": f"diffusion_pl {command}",
+                "usage": page.usage,  # made of all options else, which takes time
+                "page": page,
+                "json": diagnose,
                 "allow_abbrev": False,
             },
             subclass_mode_data=True,
@@ -147,22 +139,17 @@ class DiffusionCLI(LightningCLI):
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        folder = "Name of the run's folder under runs/, or under trainer.default_root_dir."
-        parser.add_argument("--run", type=str | None, default=None, help=folder)
+        # Their help is in help_pages.
+        parser.add_argument("--run", type=str | None, default=None)
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Saver, "saver")
         parser.add_lightning_class_args(Guard, "guard")
         parser.add_lightning_class_args(Doctor, "doctor")
         if self.command == "fit":
             parser.add_argument("--init_from", type=WarmStart | None, default=None)
-        bands = "Metrics that the run should reach, which `verify` compares: {fid: {band: [3, 3.4], num_samples: …}}."
-        parser.add_argument("--expected", type=dict[str, Band] | None, default=None, help=bands)
+        parser.add_argument("--expected", type=dict[str, Band] | None, default=None)
         link_data(parser, "model.init_args" if self._names_model else "model")
-        which = (
-            "A checkpoint: its file, the folder of its run (the newest good one there), last or auto: the newest of "
-        )
-        which += "this run, with auto only if there is one."
-        parser.add_argument("--ckpt_path", type=str | Path | None, default=None, help=which)
+        parser.add_argument("--ckpt_path", type=str | Path | None, default=None)
         skipped = {"ckpt_path", *LightningCLI.subcommands()[self.command]}
         self._options = ["ckpt_path", *parser.add_method_arguments(Trainer, self.command, skip=skipped)]
 

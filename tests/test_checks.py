@@ -420,17 +420,14 @@ def test_a_slow_address_lookup_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - start < 2
 
 
-def test_the_table_has_a_line_for_each_finding_and_sums_up() -> None:
+def test_findings_are_rows_with_a_summary() -> None:
     fine, bad = Finding("fine", "disk", "42 MB"), Finding("error", "prior", "no noise", "raise it")
-    assert checks.table([fine]).splitlines() == [
-        "disk        ok       42 MB",
-        "no errors, no warnings: ready for fit",
-    ]
-    assert checks.table([bad, bad, bad._replace(level="warning")]).splitlines()[1:] == [
-        "prior       error    no noise. Fix: raise it",
-        "prior       warning  no noise. Fix: raise it",
-        "2 errors, 1 warning: fix the errors first",
-    ]
+    assert checks.rows([fine]) == [{"check": "disk", "level": "ok", "finding": "42 MB"}]
+    assert checks.summary([fine]) == "no errors, no warnings: ready for fit"
+    findings = [bad, bad, bad._replace(level="warning")]
+    assert [row["level"] for row in checks.rows(findings)] == ["error", "error", "warning"]
+    assert checks.rows(findings)[0]["finding"] == "no noise. Fix: raise it"
+    assert checks.summary(findings) == "2 errors, 1 warning: fix the errors first"
 
 
 @pytest.mark.parametrize(

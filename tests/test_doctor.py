@@ -31,11 +31,14 @@ GOOD: dict[str, Any] = {"trainer__max_steps": 5000, "trainer__enable_checkpointi
 
 def lines(done: Outcome) -> dict[str, tuple[str, str]]:
     """Level and text of each check in the table."""
-    result: dict[str, tuple[str, str]] = {}
-    for line in done.out.splitlines()[:-1]:
-        name, level, text = re.split(r"  +", line, maxsplit=2)
-        result[name] = level, text
-    return result
+    return {name: (level, text) for name, level, text in cells(done)}
+
+
+def cells(done: Outcome) -> list[list[str]]:
+    """Name, level and text of each line of the table, in order."""
+    lines = [line for line in done.out.splitlines() if line.startswith("  ")]
+    assert lines[0].split() == ["check", "level", "finding"]
+    return [re.split(r"  +", line.strip(), maxsplit=2) for line in lines[1:]]
 
 
 def doctor(folder: Path, *args: Any, **changes: Any) -> Outcome:
@@ -57,7 +60,7 @@ def test_a_sound_configuration_has_nothing_but_numbers(tmp_path: Path) -> None:
     assert list(result) == list(CHECKS)
     assert {level for level, _ in result.values()} == {"ok"}
     assert done.code == 0
-    assert done.out.splitlines()[-1] == "no errors, no warnings: ready for fit"
+    assert done.out.splitlines()[0] == "no errors, no warnings: ready for fit"
     assert result["prior"][1].startswith("2.2e-05 nats per dimension")  # ½ log(1 + e^−10.05)
     assert result["data"][1].startswith("128 training examples are in [-1.92, 2.59], root mean square 1")
     assert result["validation"][1] == "14 examples, every 20 optimizer steps"
@@ -74,8 +77,8 @@ def test_all_errors_of_a_point_model_are_reported_at_once(tmp_path: Path) -> Non
     }
     done = doctor(tmp_path, **changes)
     assert done.code == 2
-    assert done.out.splitlines()[-1] == "3 errors, 3 warnings: fix the errors first"
-    wrong = [re.split(r"  +", line, maxsplit=2) for line in done.out.splitlines()[:-1] if "  ok  " not in line]
+    assert done.out.splitlines()[0] == "3 errors, 3 warnings: fix the errors first"
+    wrong = [cell for cell in cells(done) if cell[1] != "ok"]
     expected = [
         ("prior", "error", r"LinearBetas .*t=1, .* 0.39 .* Fix: raise beta_max"),
         (
@@ -136,7 +139,7 @@ def test_all_errors_of_an_image_model_are_reported_at_once(tmp_path: Path) -> No
         "disk",
         "metrics",
     ]
-    assert done.out.splitlines()[-1] == "no errors, no warnings: ready for fit"
+    assert done.out.splitlines()[0] == "no errors, no warnings: ready for fit"
 
 
 class Pairs(nn.Module):
@@ -196,9 +199,9 @@ def test_wrong_output_shape_and_data_out_of_range(tmp_path: Path) -> None:
 def test_what_cannot_be_built_or_read_is_a_finding(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     done = doctor(tmp_path, **changes)
     assert done.code == 2
-    line, last = done.out.splitlines()
-    assert re.search(message, line), line
-    assert last == "1 error, no warnings: fix the errors first"
+    first, _, line = done.out.splitlines()
+    assert re.search(message, line.strip()), line
+    assert first == "1 error, no warnings: fix the errors first"
 
 
 def test_a_classifier_is_examined_too(tmp_path: Path) -> None:
@@ -220,8 +223,7 @@ def test_a_classifier_is_examined_too(tmp_path: Path) -> None:
 def test_it_takes_the_options_of_fit_and_explains_itself(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     helped = cli(tmp_path, "doctor", "--help").out
-    assert "Look at what fit with the same options would train" in " ".join(helped.split())
-    assert "--doctor.ignore" in helped
+    assert "Check what fit would train with the same options" in " ".join(helped.split())
     assert cli(tmp_path, "doctor", "--config", config, "--trainer.max_stepz", 3).error.startswith("unknown option")
     assert cli(tmp_path, "doctor").error.startswith("missing: model.network")
     ours, fits = (cli(tmp_path, command, "--config", config, "--print_config").out for command in ("doctor", "fit"))

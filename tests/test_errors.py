@@ -70,7 +70,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         "model.network.widht",
         ("MLP", "mean width?"),
     ),
-    "key beside class_path": (
+    "key next to class_path": (
         {"model": {"schedule": {"class_path": "VP", "beta_max": 3}}},
         "model.schedule.beta_max",
         ("init_args",),
@@ -107,7 +107,7 @@ def test_the_place_is_the_option_of_the_command_line() -> None:
         assert explain(wrong("model.network.width", "no"), args) == f"{option}: no"
 
 
-def test_the_place_is_the_line_of_the_last_file_by_the_whole_path(tmp_path: Path) -> None:
+def test_the_place_is_a_line_of_the_last_file(tmp_path: Path) -> None:
     error = wrong("model.network.width", "no")
     a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
     a.write_text("model:\n  network:\n    # width: a comment\n    class_path: MLP\n    init_args: {width: 3}\n")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,15 @@ def test_two_evaluations_side_by_side(folder: Path, digits: Path, points: Path) 
     evaluate(folder, digits, "more", "--extractor", "DigitsClassifier", "--num_samples", 96, "--metrics", "fid")
     done = cli(folder, "compare", "left/evaluation.json", "right/evaluation.json")
     assert done.code == 0
-    assert "nfe: 4 | 8" in done.out
+    assert re.search(r"^  nfe +4 \| 8$", done.out, re.MULTILINE)
+    assert "lower is better" in done.out and "higher is better" in done.out
+    assert "{" not in done.out  # no dictionaries
+    three = cli(folder, "compare", *(f"{name}/evaluation.json" for name in ("left", "right", "left")), "--json")
+    rows = {row["metric"]: row for row in json.loads(three.out)["rows"]}
+    assert rows["fid"]["C - A"] == 0
+    assert rows["fid"]["B - A"] == rows["fid"]["B"] - rows["fid"]["A"]
+    assert rows["is"]["best"] in ("B", "A, C")
+    assert "two or more" in cli(folder, "compare", "left/evaluation.json").error
     left = ("compare", "left/evaluation.json")
     refused = cli(folder, *left, "more/evaluation.json")
     assert refused.code == 2

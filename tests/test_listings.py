@@ -1,7 +1,6 @@
 """`configs` and `runs`: what is listed, how fast, and which file a name stands for."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ from shell import ROOT, cli, environment, fit
 from diffusion_pl.runtime.config_files import config_files, with_config_files
 from diffusion_pl.runtime.run_card import LOCK
 from diffusion_pl.runtime.shipped_configs import Heading, find_config, near_configs, read_heading, shipped_configs
-from diffusion_pl.runtime.text_table import text_table
 
 SHIPPED = shipped_configs()
 
@@ -22,14 +20,14 @@ SHIPPED = shipped_configs()
 def listed(folder: Path, *args: Any) -> Any:
     done = cli(folder, *args, "--json")
     assert done.code == 0, done.err
-    return json.loads(done.out)
+    return json.loads(done.out)["rows"]
 
 
 def test_every_shipped_config_is_listed(tmp_path: Path) -> None:
     files = {path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in (ROOT / "configs").glob("*/*")}
     assert {entry["name"] for entry in listed(tmp_path, "configs")} == files == set(SHIPPED)
     lines = cli(tmp_path, "configs").out.splitlines()
-    assert [line.split()[0] for line in lines[1 : len(SHIPPED) + 1]] == list(SHIPPED)
+    assert [line.split()[0] for line in lines[2 : len(SHIPPED) + 2]] == list(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -123,7 +121,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_runs_are_listed_with_state_and_step(runs: Path) -> None:
-    entries = {entry["name"]: entry for entry in listed(runs, "runs")}
+    entries = {entry["run"]: entry for entry in listed(runs, "runs")}
     assert set(entries) == {"run", "dead", "deep/er", "failed", "damaged", "older"}
     states = {name: entry["state"] for name, entry in entries.items()}
     assert states == {
@@ -131,21 +129,21 @@ def test_runs_are_listed_with_state_and_step(runs: Path) -> None:
         "older": "unknown",
     }  # fmt: skip
     run = entries["run"]
-    assert (run["step"], run["max_steps"], run["problem"]) == (20, 20, "")
-    assert any(name.startswith("val_loss/") for name in run["metrics"])
+    assert (run["step"], run["of"]) == (20, 20)
+    assert "val_loss/" in run["metrics"]
     files = {path.stat().st_ino: path.stat().st_size for path in (runs / "runs/run").rglob("*") if path.is_file()}
-    assert run["size"] == sum(files.values())
-    assert "card.json" in entries["damaged"]["problem"]
+    assert run["MB"] == sum(files.values()) / 1e6
+    assert "card.json" in entries["damaged"]["metrics"]
 
 
 def test_table_of_runs_has_a_line_each(runs: Path) -> None:
     lines = cli(runs, "runs").out.splitlines()
-    assert lines[0].split() == ["run", "state", "step", "size", "metrics"]
-    assert len(lines) == 7
-    line = next(line for line in lines[1:] if line.startswith("run  "))
-    assert "20 of 20" in line and "val_loss/" in line
-    assert any(line.startswith("damaged") and "card.json" in line for line in lines)
-    assert cli(runs, "runs", "runs/deep").out.count("\n") == 2
+    assert lines[1].split() == ["run", "state", "step", "of", "MB", "metrics"]
+    assert len(lines) == 8
+    line = next(line for line in lines if line.startswith("  run  ") and "finished" in line)
+    assert line.split()[2:4] == ["20", "20"] and "val_loss/" in line
+    assert any(line.startswith("  damaged") and "card.json" in line for line in lines)
+    assert cli(runs, "runs", "runs/deep").out.count("\n") == 3
 
 
 def test_running_run_holds_its_lock(runs: Path) -> None:
@@ -155,17 +153,17 @@ def test_running_run_holds_its_lock(runs: Path) -> None:
         [sys.executable, "-u", "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        state = {entry["name"]: entry["state"] for entry in listed(runs, "runs")}["dead"]
+        state = {entry["run"]: entry["state"] for entry in listed(runs, "runs")}["dead"]
         holder.communicate("\n")
     assert state == "running"
-    assert {entry["name"]: entry["state"] for entry in listed(runs, "runs")}["dead"] == "dead"
+    assert {entry["run"]: entry["state"] for entry in listed(runs, "runs")}["dead"] == "dead"
     lock.unlink()
 
 
 def test_folder_without_runs(tmp_path: Path) -> None:
     assert cli(tmp_path, "runs").code == 2
     (tmp_path / "runs").mkdir()
-    assert cli(tmp_path, "runs").out == "no runs in runs\n"
+    assert cli(tmp_path, "runs").out == "0 runs in runs\n"
     (tmp_path / "file").write_text("")
     assert "file: is a file" in cli(tmp_path, "runs", "file").error
 
@@ -179,11 +177,3 @@ def test_listings_need_no_torch(runs: Path, command: str) -> None:
     command_line = [sys.executable, "-c", code, command]
     done = subprocess.run(command_line, cwd=runs, env=environment(), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "\n")
-
-
-def test_last_column_is_cut_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [("a", "x" * 100), ("bcd", "short")]
-    assert text_table(("n", "w"), rows).splitlines()[1] == "a    " + "x" * 100
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda default: os.terminal_size((40, 24)))
-    assert max(map(len, text_table(("n", "w"), rows).splitlines())) == 40

@@ -36,7 +36,7 @@ def test_help_lists_commands_and_examples_without_heavy_imports(tmp_path: Path, 
     for name, what in COMMANDS.items():
         assert any(line.split() == [name, *what.split()] for line in out.splitlines()), name
     assert "python -m diffusion_pl fit --config configs/datasaurus/vp.yaml" in out
-    assert max(map(len, out.splitlines())) <= 120
+    assert max(map(len, out.splitlines())) <= 100
 
 
 def test_the_version_and_a_mistyped_command_import_nothing(tmp_path: Path) -> None:
@@ -59,15 +59,6 @@ def test_python_m_exits_with_the_status(tmp_path: Path) -> None:
 def test_a_command_unlike_any_other_gets_the_list(tmp_path: Path) -> None:
     assert cli(tmp_path, "zzz").error == f"unknown command 'zzz': choose one of {', '.join(COMMANDS)}"
     assert "fit --config" in cli(tmp_path, "--config", "x.yaml").error
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_its_own_help(tmp_path: Path, command: str) -> None:
-    done = cli(tmp_path, command, "--help")
-    assert done.code == 0
-    assert done.out.startswith("usage: ")
-    assert command in done.out.splitlines()[0]
-    assert "--ckpt_path" in done.out or command in ("compare", "replay", "verify", "import", *LISTINGS)
 
 
 def test_commands_are_what_they_are_said_to_be() -> None:

@@ -1,6 +1,7 @@
 """StepProgress: one bar, which counts the optimizer steps of the run."""
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -11,7 +12,7 @@ import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 from shell import cli, fit, tiny_config, tiny_data, tiny_module, tiny_trainer
 
-from diffusion_pl.callbacks import EMA, StepProgress
+from diffusion_pl.callbacks import EMA, Saver, StepProgress
 from diffusion_pl.callbacks.sample_writer import Drawer, draw
 
 
@@ -21,13 +22,16 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
+    def fileno(self) -> int:
+        return 2
+
 
 @contextmanager
-def watched(screen: io.StringIO | None = None) -> Iterator[io.StringIO]:
+def watched(screen: io.StringIO | None = None, columns: int = 200) -> Iterator[io.StringIO]:
     """What the block writes to stderr; within a test, since pytest puts its own there before it."""
     screen = Terminal() if screen is None else screen
     with redirect_stderr(screen), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLUMNS", "200")
+        patch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((columns, 24)))  # tqdm asks it
         yield screen
 
 
@@ -41,11 +45,22 @@ def test_it_counts_every_optimizer_step_of_the_run(tmp_path: Path) -> None:
     with watched() as screen:
         trainer.fit(tiny_module(), datamodule=tiny_data())
     states = shown(screen)
-    assert all(state.startswith("fit:") for state in states)  # validation opens none of its own
+    assert all(state.startswith("fit") for state in states)  # validation opens none of its own
     assert re.match(r"fit: +0%.* 0/45 ", states[0])
-    assert re.match(r"fit: 100%.* 45/45 .*step", states[-1])
-    assert "val_loss/raw=" in states[-1]
-    assert "train_loss/raw=" in states[-1]
+    assert re.match(r"fit val_loss/raw=\S+: 100%.* 45/45 .*step.*train_loss/raw=", states[-1])
+
+
+def test_bar_fits_80_columns_and_names_what_takes_time(tmp_path: Path) -> None:
+    with watched(columns=80) as screen:
+        bar, saver = StepProgress(), Saver(15)  # made where the terminal is
+        trainer = tiny_trainer(tmp_path, bar, saver, max_steps=45, enable_progress_bar=True, val_check_interval=20)
+        trainer.fit(tiny_module(), datamodule=tiny_data())
+    *states, last = shown(screen)
+    assert max(map(len, states)) <= 80
+    for what in ("validation", "panels and metrics", "saving checkpoint"):
+        assert any(state.startswith(f"fit {what} …:") for state in states), what
+    assert any(re.match(r"fit val_loss/raw=\S+: 100%\|.*\| 45/45 \[\d\d:\d\d<\d\d:\d\d, ", state) for state in states)
+    assert last.startswith("training is finished: ")
 
 
 def test_accumulated_gradients_are_one_step(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """python -m diffusion_pl sample: files, units, seeds."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +59,22 @@ def test_points_are_written_as_table_in_data_units_and_plot(folder: Path) -> Non
 def test_it_says_what_it_did(folder: Path) -> None:
     done = cli(folder, "sample", "--ckpt_path", Path("runs/run") / LAST, "--output", "out", "--num_samples", 5)
     assert done.out.splitlines() == [
-        "5 samples of runs/run/checkpoints/last.ckpt (ema0.99 weights), 4 evaluations each:",
+        "5 samples of runs/run/checkpoints/last.ckpt (ema0.99 weights), 4 NFE each",
+        "saved:",
         "  out/samples.csv",
         "  out/samples.png",
         "  out/samples.json",
+        "next: python -m diffusion_pl evaluate --ckpt_path runs/run/checkpoints/last.ckpt",
     ]
+
+
+def test_json_is_all_that_is_on_stdout(folder: Path) -> None:
+    call = ("sample", "--ckpt_path", "runs/run", "--num_samples", 5, "--seed", 3)
+    done = cli(folder, *call, "--output", "json", "--json")
+    content = json.loads(done.out)
+    assert content["files"] == ["json/samples.csv", "json/samples.png", "json/samples.json"]
+    assert (content["error"], content["status"], done.code) == ("", 0, 0)
+    assert json.loads(cli(folder, *call, "--output", "json", "--json").out) == content  # repeated, from its note
 
 
 def test_a_sample_is_the_same_whatever_the_batch_size(folder: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from diffusion_pl.evaluation.features import cached
+from diffusion_pl.runtime.output import Report
 from diffusion_pl.runtime.output_folder import UNFINISHED, OutputFolder
 from diffusion_pl.runtime.storage import Lock, claim_folder, copy_file, write_file, write_json
 
@@ -41,7 +42,7 @@ def write(stage: Path) -> list[Path]:
 def publish(folder: Path, call: dict[str, Any]) -> OutputFolder:
     with OutputFolder(folder, call) as output:
         if output.published is None:
-            output.publish(write, "two files:")
+            output.publish(write, Report(done="two files"))
     return output
 
 
@@ -163,9 +164,9 @@ def test_an_output_folder_is_filled_in_one_go(tmp_path: Path) -> None:
     with OutputFolder(folder, {"seed": 1}) as output:
         (output.work / "part").write_text("some")
         assert names(folder) == [f"{UNFINISHED}/call.json", f"{UNFINISHED}/lock", f"{UNFINISHED}/part"]
-        output.publish(write, "two files:")
+        output.publish(write, Report(done="two files"))
     assert names(folder) == [".call.json", "a.txt", "sub/b.txt"]
-    assert str(output.published) == f"two files:\n  {folder}/a.txt\n  {folder}/sub/b.txt"
+    assert str(output.published) == f"two files\nsaved:\n  {folder}/a.txt\n  {folder}/sub/b.txt"
     assert str(publish(folder, {"seed": 1}).published) == str(output.published)
 
 
@@ -203,7 +204,7 @@ def test_a_call_without_results_leaves_no_folder(tmp_path: Path) -> None:
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.txt appeared meanwhile"), OutputFolder(tmp_path, {}) as output:
         (tmp_path / "a.txt").write_text("mine")
-        output.publish(write, "two files:")
+        output.publish(write, Report(done="two files"))
     assert (tmp_path / "a.txt").read_text() == "mine"
     (tmp_path / "a.txt").rename(tmp_path / "mine.txt")
     publish(tmp_path, {})
@@ -243,6 +244,14 @@ def test_a_damaged_note_is_one_line(tmp_path: Path) -> None:
         OutputFolder(tmp_path, {})
 
 
+def test_note_of_version_0_1_is_read(tmp_path: Path) -> None:
+    publish(tmp_path, {"seed": 1})
+    note = {"call": {"seed": 1}, "summary": "two files:", "files": ["a.txt"], "error": "one is missing"}
+    write_json(tmp_path / ".call.json", note)
+    with OutputFolder(tmp_path, {"seed": 1}) as output:
+        assert output.report == Report(done="two files", files=[tmp_path / "a.txt"], error="one is missing")
+
+
 def test_followers_wait_for_the_leader(tmp_path: Path) -> None:
     result = FORK.Queue()
 
@@ -256,7 +265,7 @@ def test_followers_wait_for_the_leader(tmp_path: Path) -> None:
     with OutputFolder(tmp_path / "out", {}) as output:
         assert result.get(timeout=30) == (True, True)
         child.join(30)
-        output.publish(write, "")
+        output.publish(write, Report(done=""))
 
 
 def test_a_damaged_cache_is_recomputed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -415,10 +415,10 @@ def test_imports_only_refuses_and_lets_go() -> None:
 
 
 def test_option_types_are_those_of_the_signature() -> None:
-    found = arguments.option_types(parser())
-    assert found["number"] is int
-    assert Base in get_args(found["part"])
-    assert found["help"] is arguments.SWITCH
+    result = arguments.option_types(parser())
+    assert result["number"] is int
+    assert Base in get_args(result["part"])
+    assert result["help"] is arguments.SWITCH
 
 
 def test_required_options_and_default_classes_are_known() -> None:
@@ -432,7 +432,7 @@ def test_required_options_and_default_classes_are_known() -> None:
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
-        (int, ["3", 3], ["abc", "2.5", None, [3]]),
+        (int, ["3", 3], ["abc", "2.5", [3]]),
         (float | None, ["1e-3", "null", 2], ["abc", [1.0]]),
         (Literal["L", 16], ["L", "16"], ["17", "l"]),
         (list[int], [[1, 2], "[1, 2]"], ["abc", ["a"]]),
@@ -451,3 +451,33 @@ def test_options_with_a_default_are_not_required() -> None:
     arguments.make_optional(made, ["number"])
     assert made.parse_args(["--part", f"{__name__}.Fast"]).number == 3
     assert isinstance(made, PlainParser)
+
+
+def test_options_of_a_parser_are_read_for_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    class Short(ArgumentParser):
+        def format_help_all(self) -> str:
+            return "all of it\n"
+
+    made = Short(exit_on_error=False)
+    made.add_argument("--number_", type=int, default=3, help="Number.")
+    made.add_argument("--part", type=Base, required=True)
+    made.add_argument("--help-all", action=arguments.HelpAll, help="All.")
+    made.add_argument("--json", action=arguments.Switch)
+    arguments.set_help(made, {"number": "Another text."})
+    options = {option.name: option for option in arguments.options_of(made)}
+    number, part = options["--number"], options["--part"]
+    assert (number.help, number.kind, number.default, number.takes_value) == ("Another text.", int, 3, True)
+    assert (part.required, options["--part.help"].is_class_help, options["--json"].takes_value) == (True, True, False)
+    assert made.parse_args(["--json", "--part", f"{__name__}.Fast"]).number_ == 3
+    with pytest.raises(SystemExit):
+        made.parse_args(["--help-all"])
+    assert capsys.readouterr().out == "all of it\n"
+
+
+@pytest.mark.slow
+def test_completion_offers_the_chosen_classes() -> None:
+    pytest.importorskip("shtab")
+    with arguments.completed_classes(lambda kind: [Fast], depth=1):
+        script = parser().get_completion_script("shtab-bash")
+    assert f"{__name__}.Fast" in script
+    assert f"{__name__}.Slow" not in script

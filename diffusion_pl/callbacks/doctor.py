@@ -18,6 +18,7 @@ from ..denoisers import NoiseInput, StepIndex
 from ..losses import ChainELBO, DenoisingLoss, GridTimes, LossSecondMoment, TimeSampler
 from ..metrics.extractors import URL
 from ..runtime.errors import EXPECTED
+from ..runtime.startup import say
 from ..samplers import LeadingGrid, RespacedGrid, Sampler, TrailingGrid
 from ..tensors import per_sample
 from ..training import DiffusionModule, LeanCallback, NoisyClassifier, Trainable, advance, make_scheduler
@@ -37,7 +38,7 @@ class Doctor(LeanCallback):
     Args:
         max_kl: largest mismatch accepted between the end of the forward process and the noise that sampling starts
             from, nats per dimension.
-        ignore: checks to skip: prior, data, classes, network, embedding, times, tables, validation, lr, ema,
+        ignore: names of checks to skip: prior, data, classes, network, embedding, times, tables, validation, lr, ema,
             precision, disk, metrics.
     """
 
@@ -52,6 +53,8 @@ class Doctor(LeanCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule
+        if trainer.is_global_zero:
+            say("checks before step 1 …")
         findings = list(self.examine(trainer, pl_module, data))
         for finding in findings:
             if finding.level == "warning" and trainer.is_global_zero:

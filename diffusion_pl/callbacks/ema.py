@@ -21,9 +21,9 @@ class EMA(LeanCallback):
     Reference: see `ConstantDecay` and `HalfLife`.
 
     Args:
-        decays: d of each EMA; empty: none.
-        half_lives: of further EMAs, in examples; 500,000 in EDM.
-        ramp_up: no half-life is longer than this fraction of the examples seen so far.
+        decays: decay d of each EMA, in [0, 1), such as 0.999; empty: none.
+        half_lives: half-lives of further EMAs, in examples, such as 500,000 (EDM's).
+        ramp_up: bound on the half-lives, as a fraction of the examples seen so far, positive.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..runtime.upstream.lightning import batch_number
 from ..runtime.upstream.torch import norms, unscales_gradients, version
@@ -36,7 +36,7 @@ class Guard(LeanCallback):
 
     Args:
         stop_after: number of skipped steps in a row after which the run ends, at least 1.
-        spike: a gradient norm larger than this many times the median of the last 100 steps is reported and counted.
+        spike: ratio of a gradient norm to the median of the last 100 steps, above 1; larger ones are reported, counted.
     """
 
     state_key = "Guard"

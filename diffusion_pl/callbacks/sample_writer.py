@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..checkpoints.io import read_part
 from ..data.loader import Loader

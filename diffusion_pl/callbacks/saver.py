@@ -30,7 +30,7 @@ class Saver(LeanCallback, Checkpoint):
     after the same step, the next one.  A SLURM job that gets SIGUSR1 is requeued as well.
 
     Args:
-        every_n_steps: optimizer steps between two checkpoints.
+        every_n_steps: number of optimizer steps between two checkpoints, at least 1.
     """
 
     def __init__(self, every_n_steps: int = 2000) -> None:

@@ -108,11 +108,13 @@ def from_content(
         if denied := _denied({key: description[key] for key in ("model", "data")}):
             raise ValueError(f"{path} asks for {denied}, {_refusal(denied)}") from error
         version = description.get("version")
-        if options and (reason := mistake_in({"data": _placed(description, options)}, {"data": DataModule})):
-            raise ValueError(f"--{reason}") from error
+        with imports_only([*_TRUSTED, *_listed()]):
+            option = options and mistake_in({"data": _placed(description, options)}, {"data": DataModule})
+            reason = mistake_in({"model": description["model"]}, _model_types(description["model"]))
+        if option:
+            raise ValueError(f"--{option}") from error
         if gone := _gone(description):
             raise ValueError(f"{path} {gone}") from error
-        reason = mistake_in({"model": description["model"]}, _model_types(description["model"]))
         reason = reason or " ".join(str(error).split())
         if version == __version__:
             raise ValueError(f"{path}: its configuration cannot be used: {reason}") from error
@@ -134,8 +136,8 @@ def fill(model: Trainable, checkpoint: dict[str, Any], path: str | Path, weights
         ValueError: they are not there, do not fit, or are not finite.
     """
     model.on_load_checkpoint(checkpoint)
+    state, name = select(checkpoint, weights, str(path))
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
-        state, name = select(checkpoint, weights, str(path))
         model.load_weights(state, name)
     # Tables may be infinite, such as one of log-SNR; and a dump is of a step that went wrong.
     not_finite = next((key for key, p in model.named_parameters() if not p.isfinite().all()), None)
@@ -285,8 +287,22 @@ def _denied(part: Any, is_model: bool = False) -> str:
     if isinstance(part, (list, tuple)):
         return next(filter(None, (_denied(value, is_model) for value in part)), "")
     trusted = tuple(f"{name}." for name in (*_TRUSTED, *_listed()))
-    is_path = is_model and isinstance(part, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", part)
-    return str(part) if is_path and not part.startswith(trusted) else ""
+    if not is_model or not isinstance(part, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", part):
+        return ""
+    names = (part,) if part.startswith("torch.") else (part, _real(part))
+    return next((name for name in names if not name.startswith(trusted)), "")
+
+
+def _real(path: str) -> str:
+    """The path of a class or function where it is defined, of one that another module has imported."""
+    parts = path.split(".")
+    for n in range(len(parts) - 1, 0, -1):
+        if (value := sys.modules.get(".".join(parts[:n]))) is not None:
+            for name in parts[n:]:
+                value = getattr(value, name, None)
+            module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+            return f"{module}.{name}" if module and name else path
+    return path
 
 
 def _model_types(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,8 @@ class WarmStart:
     """Begins a new run, at step 0, with the weights of a checkpoint.
 
     Args:
-        path: A checkpoint that fit or import wrote, or the folder of a run.
-        weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", or "ema:0.999".
+        path: Checkpoint of fit or import, or folder of a run.
+        weights: Weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", or "ema:0.999".
         skip: Patterns of names of the network's tensors that are not taken, such as 'output.*'; * is any text.
     """
 

@@ -4,7 +4,7 @@ Each check is a function of the parts that it checks and yields findings: what i
 it.  An error ends a run or makes it useless; a warning may do so.  The thresholds are given with their reasons.
 """
 
-from .base import CHECKS, Finding, table
+from .base import CHECKS, Finding, rows, summary
 from .model import Probe, classes, data, draw_times, embedding, network, prior, prior_mismatch, probe, tables, times
 from .run import disk, ema, learning_rate, metrics, precision, unreachable, validation
 
@@ -25,7 +25,8 @@ __all__ = [
     "prior",
     "prior_mismatch",
     "probe",
-    "table",
+    "rows",
+    "summary",
     "tables",
     "times",
     "unreachable",

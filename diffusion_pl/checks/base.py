@@ -33,9 +33,13 @@ class Finding(NamedTuple):
         return f"{self.what}. Fix: {self.fix}" if self.fix else self.what
 
 
-def table(findings: Sequence[Finding]) -> str:
-    """A line for each finding, and one that sums up."""
-    lines = [f"{f.name:<10}  {'ok' if f.level == 'fine' else f.level:<7}  {f}" for f in findings]
+def rows(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """A row of a table for each finding."""
+    return [{"check": f.name, "level": "ok" if f.level == "fine" else f.level, "finding": str(f)} for f in findings]
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """A line that sums up."""
     errors, warnings = (sum(f.level == level for f in findings) for level in ("error", "warning"))
     count = f"{errors or 'no'} error{'s' * (errors != 1)}, {warnings or 'no'} warning{'s' * (warnings != 1)}"
-    return "\n".join([*lines, f"{count}: {'fix the errors first' if errors else 'ready for fit'}"])
+    return f"{count}: {'fix the errors first' if errors else 'ready for fit'}"

@@ -3,14 +3,16 @@
 import inspect
 import keyword
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli, auto_parser
 
+from ..runtime.help_pages import PAGES
+from ..runtime.output import Report, show, stdout_for
 from ..runtime.parsing import RaisingParser
 from ..runtime.stopping import stoppable
 
@@ -19,23 +21,19 @@ from ..runtime.stopping import stoppable
 _UNDERSCORED = (*keyword.kwlist, "data")
 #: What may follow an option that is true or false.
 _TRUTHS = ("true", "false", "yes", "no", "on", "off", "1", "0", "null", "none")
-_KEYWORD = re.compile(rf"\b({'|'.join(_UNDERSCORED)})_\b")
+KEYWORD = re.compile(rf"\b({'|'.join(_UNDERSCORED)})_\b")
 
 
 class ToolParser(RaisingParser):
     """Knows that from_ is the option --from."""
 
     def spell(self, text: str) -> str:
-        return _KEYWORD.sub(r"\1", text)
-
-    def format_help(self, formatter: Any = None) -> str:
-        return self.spell(super().format_help(formatter))
+        return KEYWORD.sub(r"\1", text)
 
 
 def run_tool(name: str, args: Sequence[str]) -> None:
-    """Call diffusion_pl.commands.NAME.NAME with options parsed from its signature."""
-    identifier = f"{name}_" if keyword.iskeyword(name) else name
-    function = getattr(import_module(f".{identifier}", __package__), identifier)
+    """Call diffusion_pl.commands.NAME.NAME with options parsed from its signature, and show what it returns."""
+    function = _function(name)
     parameters = inspect.signature(function).parameters
     several = [name for name, p in parameters.items() if _is_list(p.annotation)]
     required = [name for name, p in parameters.items() if p.default is p.empty or _is_path(p, parameters)]
@@ -43,15 +41,36 @@ def run_tool(name: str, args: Sequence[str]) -> None:
     renamed = [name[:-1] for name in parameters if name.endswith("_")]
     args = [re.sub(rf"^--({'|'.join(renamed)})(?=[=.]|$)", r"--\1_", arg) if renamed else arg for arg in args]
     kept = "finished samples are kept. Repeat the command to continue"
-    with stoppable(kept if name in ("sample", "evaluate") else "nothing is kept. Repeat the command to start over"):
-        auto_cli(
-            function,
-            args=lists(named(switches(args, options), required, several), several),
-            as_positional=False,
-            parser_class=ToolParser,
-            prog=f"diffusion_pl {name}",
-            allow_abbrev=False,
+    stopped = kept if name in ("sample", "evaluate") else "nothing is kept. Repeat the command to start over"
+    as_json = "--json" in args
+    with stdout_for(as_json) as stream, stoppable(stopped):
+        report = auto_cli(
+            function, args=lists(named(switches(args, options), required, several), several), **_parsed(name)
         )
+    show(report, stream, as_json)
+
+
+def parser_of(name: str) -> ArgumentParser:
+    """The parser of a command's options."""
+    return auto_parser(_function(name), **_parsed(name))
+
+
+def _function(name: str) -> Callable[..., Report | None]:
+    identifier = f"{name}_" if keyword.iskeyword(name) else name
+    function: Callable[..., Report | None] = getattr(import_module(f".{identifier}", __package__), identifier)
+    return function
+
+
+def _parsed(name: str) -> dict[str, Any]:
+    """How jsonargparse reads the options of a command."""
+    return {
+        "as_positional": False,
+        "parser_class": ToolParser,
+        "prog": f"diffusion_pl {name}",
+        "allow_abbrev": False,
+        "page": PAGES[name],
+        "json": name != "completion",
+    }
 
 
 def _is_list(annotation: Any) -> bool:
@@ -78,7 +97,7 @@ def named(args: Sequence[str], required: Sequence[str], several: Sequence[str]) 
     for arg in args:
         if arg.startswith("--"):
             name, equals, _ = arg[2:].partition("=")
-            option = None if equals else name
+            option = None if equals or name == "json" else name
             arguments.append(arg)
         elif option is None and missing and not arg.startswith("-"):
             arguments += [f"--{missing.pop(0)}", arg]

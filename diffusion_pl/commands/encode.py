@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.output import Report, next_command
 from ..samplers import Grid, Sampler
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def encode(
     between: int = 0,
     weights: str = "ema",
     accelerator: str = "auto",
-) -> None:
+) -> Report | None:
     """Carry examples to noise by the probability-flow ODE, and back.
 
     Writes latents.npz, which `sample --latents` turns into samples again, and the reconstructed examples; prints their
@@ -29,16 +30,17 @@ def encode(
     the arc of their latents.
 
     Args:
-        ckpt_path: A checkpoint of a run.
-        path: An image or a folder of them; of points, a table with the columns of the data.
-        output: Folder for the files.
-        sampler: A deterministic sampler, such as Heun or DDIM; None: the checkpoint's.
-        grid: Grid of times in place of the sampler's.
-        steps: Number of grid times, with equal shares of t if --grid is not given; the more, the smaller the error.
+        ckpt_path: Checkpoint, or folder of a run (its newest one).
+        path: Image or folder of images; of points, a table with the columns of the data, such as points.csv.
+        output: Folder for the files, new or empty.
+        sampler: Deterministic sampler, such as Heun or DDIM, its options as --sampler.order 3; None: the checkpoint's.
+        grid: Grid of times, such as KarrasGrid, its options as --grid.rho 7; None: the sampler's.
+        steps: Number of grid times, at least 1, such as 50; the more, the smaller the error.  Without --grid they have
+            equal shares of t.  None: the checkpoint's.
         cond: Condition, as --cond.label 3 or --cond.label NAME; None: of any class.
         between: Number of samples between each two examples, at least 0.
-        weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
-        accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
+        weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """
     if between < 0:
         raise ValueError(f"between must not be negative, got {between}")
@@ -90,11 +92,14 @@ def encode(
 
             error = (decoded[:: between + 1] - x_0).square().mean().sqrt().item()
             name = type(pipeline.sampler).__name__
-            folder.publish(
-                write,
-                f"{count(len(x_0), 'example')} carried to noise and back by {name}: root-mean-square error {error:.2g}",
+            latents_file = output / "latents.npz"
+            report = Report(
+                done=f"{count(len(x_0), 'example')} carried to noise and back by {name}",
+                facts={"root-mean-square error": error},
+                next=[next_command("sample", "--ckpt_path", ckpt_path, "--latents", latents_file, "--output", "again")],
             )
-        folder.show()
+            folder.publish(write, report)
+        return folder.report
 
 
 def read_latents(path: Path, shape: tuple[int, ...]) -> "Tensor":

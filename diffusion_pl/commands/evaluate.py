@@ -10,6 +10,7 @@ from ..data import DataModule
 from ..likelihood import ChainBound, ContinuousBound, FlowLikelihood
 from ..metrics import InceptionV3
 from ..runtime.bounds import check_counts
+from ..runtime.output import Report, next_command
 from ..samplers import Grid, Sampler
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def evaluate(
     batch_size: int = 250,
     accelerator: str = "auto",
     devices: int = 1,
-) -> None:
+) -> Report | None:
     """Measure a model, samples against the data and the likelihood of the data under it; or a folder of images.
 
     Writes evaluation.json, in which every result says how many samples, which features and weights, which data and
@@ -49,35 +50,38 @@ def evaluate(
     interrupted continues where it stopped when it is repeated.
 
     Args:
-        ckpt_path: Checkpoint of a run.
+        ckpt_path: Checkpoint, or folder of a run (its newest one).
         images: Folder of images that exist already, in place of a checkpoint; compared with --data CLASS and its
-            options, such as --data Folder --data.path FOLDER, or with --reference.
-        metrics: Of images fid, is, kid, prc (precision and recall); of points energy, mmd, sliced, prc; of both nll
-            (probability-flow ODE) and elbo (variational bound).  None: all but the last two.
-        num_samples: Number of samples in each repeat, at least 2; published results of images take 50,000.  None:
-            1,000, and all of --images.
-        repeats: Sets of other samples (and other noise of the likelihood), for a mean and a standard deviation.
-        output: Folder for the files.
-        seed: Of samples and noise, at least 0.
-        sampler: Sampler in place of the checkpoint's, such as DPMpp; its own options as --sampler.order 3.
-        grid: Grid of times in place of the sampler's; its own options as --grid.rho 7.
-        steps: Number of grid times; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
-        scale: Guidance scale w of a model with classes; 1 is the plain model.
-        extractor: Network of features: InceptionV3 (the default; --extractor.weights FILE where no network is),
-            DigitsClassifier, or any module by class path that maps uint8 images to rows.
-        reference: reference.npz of another evaluation, where the data are missing; for fid alone.
-        split: Split of the data that samples are measured against.
-        likelihood: How nll is integrated, such as FlowLikelihood; its options as --likelihood.probes 4.
-        likelihood_split: Split of the data for nll and elbo.
-        likelihood_examples: Number of examples, the first of that split; None: all.
-        dequantizations: Noises K for each example of quantized data; more than 1 is tighter, importance-weighted.
-        bound: ContinuousBound or ChainBound (--bound.variance 1); None: ContinuousBound.
-        data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true;
-            with --images the class of the data and its options.
-        weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
-        batch_size: Number of samples between two savings.
-        accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
-        devices: Number of devices, a process each.
+            options, such as --data Folder --data.path FOLDER, or with --reference.  None: a checkpoint is given.
+        metrics: Names of metrics, such as fid is: of images fid, is, kid, prc (precision and recall); of points energy,
+            mmd, sliced, prc; of both nll (probability-flow ODE) and elbo (variational bound).  None: all but the last
+            two.
+        num_samples: Number of samples in each repeat, at least 2; published results of images take 50,000.
+            None: 1,000, and all of --images.
+        repeats: Number of repeats with other samples and noise, at least 1, for a mean and a standard deviation.
+        output: Folder for the files, new or empty.
+        seed: Seed of samples and noise, at least 0.
+        sampler: Sampler, such as DPMpp, its options as --sampler.order 3; None: the checkpoint's.
+        grid: Grid of times, such as KarrasGrid, its options as --grid.rho 7; None: the sampler's.
+        steps: Number of grid times, at least 1, such as 20; without --grid they have equal shares of t; None: the
+            checkpoint's.
+        scale: Guidance scale w of a model with classes, such as 2; 1 is the plain model.  None: 1.
+        extractor: Network of features: InceptionV3 (the default; --extractor.weights FILE without a network
+            connection), DigitsClassifier, or any module by class path that maps uint8 images to rows.
+        reference: File reference.npz of another evaluation, where the data are missing; for fid alone; None: the data.
+        split: Split of the data that samples are compared with: train, val or test.
+        likelihood: Method for nll, such as FlowLikelihood, its options as --likelihood.probes 4; None: FlowLikelihood.
+        likelihood_split: Split of the data for nll and elbo: train, val or test.
+        likelihood_examples: Number of examples for nll and elbo, the first of that split; None: all.
+        dequantizations: Number K of noises for each example of quantized data, at least 1; the bound on nll is tighter
+            for more.
+        bound: Bound for elbo: ContinuousBound or ChainBound (--bound.variance 1); None: ContinuousBound.
+        data_: Options of the checkpoint's data to replace, as --data.path FOLDER or --data.download true;
+            with --images the class of the data and its options.  None: none.
+        weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        batch_size: Number of samples between two savings; samples do not depend on it.
+        accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
+        devices: Number of devices, at least 1, a process each.
     """
     check_counts(devices=devices, steps=steps)
     from ..checkpoints.loading import load_pipeline
@@ -110,8 +114,7 @@ def evaluate(
     if images is not None:
         of_models = {"ckpt_path": ckpt_path, "sampler": sampler, "grid": grid, "steps": steps, "scale": scale}
         _refuse_options({**of_models, "likelihood": likelihood, "bound": bound}, data_)
-        _evaluate_images(images, data_() if callable(data_) else None, plan, num_samples, output, accelerator)
-        return
+        return _evaluate_images(images, data_() if callable(data_) else None, plan, num_samples, output, accelerator)
     if ckpt_path is None:
         raise ValueError("missing: --ckpt_path CHECKPOINT, or --images FOLDER")
     if callable(data_):
@@ -126,14 +129,20 @@ def evaluate(
         if folder.published is None:
             results = evaluation.run(folder.work, devices)
             if results is None:
-                return
-            folder.publish(results.write, f"{ckpt_path} ({pipeline.weights} weights)\n{results}", results.problem)
-        folder.show()
+                return None
+            report = Report(
+                done=f"{ckpt_path} ({pipeline.weights} weights)",
+                rows=results.rows,
+                error=results.problem,
+                next=[next_command("sweep", "--ckpt_path", ckpt_path, "--samplers", "DDIM", "DPMpp", "--nfe", 10, 20)],
+            )
+            folder.publish(results.write, report)
+        return folder.report
 
 
 def _evaluate_images(
     images: Path, data: DataModule | None, plan: "Plan", num_samples: int | None, output: Path, accelerator: str
-) -> None:
+) -> Report | None:
     from ..evaluation.stored import StoredEvaluation
     from ..runtime.output_folder import OutputFolder
 
@@ -141,8 +150,8 @@ def _evaluate_images(
     with OutputFolder(output, evaluation.call) as folder:
         if folder.published is None:
             results = evaluation.run()
-            folder.publish(results.write, f"{evaluation.count:,} images of {images}\n{results}")
-        folder.show()
+            folder.publish(results.write, Report(done=f"{evaluation.count:,} images of {images}", rows=results.rows))
+        return folder.report
 
 
 def _refuse_options(of_models: dict[str, Any], data: Any) -> None:

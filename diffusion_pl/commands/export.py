@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from ..runtime.output import Report
 from ..samplers import Grid, Sampler
 
 
@@ -17,23 +18,24 @@ def export(
     weights: str = "ema",
     evaluation: Path | None = None,
     license: str | None = None,
-) -> None:
+) -> Report | None:
     """Write a checkpoint's model for another package, with a README.md that says what it is and how to load it.
 
     The README.md is a model card as the Hugging Face hub shows it: what the checkpoint, the card of its run and its
     evaluations contain, and nothing else.
 
     Args:
-        ckpt_path: A checkpoint of a run, or an imported one.
-        to: diffusers (a folder for DDPMPipeline.from_pretrained; a UNet on a beta schedule), safetensors (weights, and
-            config.json to rebuild the model from), onnx (the denoiser: x_t, t to the estimates of data and noise),
-            torch_export (the same as a program of PyTorch).  All but the second take any number of examples at once.
-        output: Folder for the files.
-        sampler: Sampler in place of the checkpoint's, as of `sample`; diffusers has DDIM and Ancestral.
-        grid: Grid of times in place of the sampler's, such as TrailingGrid.
-        steps: Number of grid times.
-        weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
-        evaluation: evaluation.json of this checkpoint, for the card; None: those in the folder of its run.
+        ckpt_path: Checkpoint of a run or of `import`, or folder of a run (its newest one).
+        to: Format: diffusers (a folder for DDPMPipeline.from_pretrained; a UNet on a beta schedule), safetensors
+            (weights, and config.json to rebuild the model from), onnx (the denoiser: x_t, t to the estimates of data
+            and noise), torch_export (the same as a program of PyTorch).  All but the second take any number of
+            examples at once.
+        output: Folder for the files, new or empty.
+        sampler: Sampler, its options as --sampler.eta 1; diffusers has DDIM and Ancestral; None: the checkpoint's.
+        grid: Grid of times, such as TrailingGrid; None: the sampler's.
+        steps: Number of grid times, at least 1, such as 50; None: the checkpoint's.
+        weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        evaluation: File evaluation.json of this checkpoint, for the card; None: those in the folder of its run.
         license: License of the weights, for the card, such as mit; None: not stated.
     """
     import logging
@@ -68,5 +70,6 @@ def export(
                 (stage / "README.md").write_text(card, encoding="utf-8")
                 return [*files, stage / "README.md"]
 
-            folder.publish(write, f"{ckpt_path} ({pipeline.weights} weights) for {to}:")
-        folder.show()
+            report = Report(done=f"{ckpt_path} ({pipeline.weights} weights) for {to}; README.md says how to load it")
+            folder.publish(write, report)
+        return folder.report

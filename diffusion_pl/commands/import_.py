@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data import DataModule
+from ..runtime.output import Report, next_command
 from ..runtime.storage import remove_stale
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def import_(
     snr: float | None = None,
     data: Callable[[], DataModule] | None = None,
     trust_pickle: bool = False,
-) -> None:
+) -> Report:
     """Turn a model of another package into a checkpoint that sample, evaluate, sweep, export and fit take.
 
     Every tensor of the file is used and has the shape that it must have, or nothing is written and the first ten that
@@ -53,41 +54,42 @@ def import_(
     as options: give the option to change it.  An option that does not apply to the file is refused.
 
     Args:
-        from_: diffusers (folder of UNet2DModel or of a DDPMPipeline), score_sde (checkpoint.pth of score_sde_pytorch:
-            DDPM, DDPM++, NCSN++), lucidrains (model-N.pt of denoising-diffusion-pytorch: GaussianDiffusion and
-            LearnedGaussianDiffusion of Unet), openai (modelN.pt or ema_RATE_N.pt of improved-diffusion and
-            guided-diffusion, without resblock_updown).
-        path: The folder or file.
-        output: The checkpoint to write, such as imported.ckpt.
-        size: Height and width of the images, one number if they are equal; only diffusers' files contain it.
-        variant: Of score_sde, the noise schedule: ddpm (discrete steps), vp, subvp or ve.
-        objective: Of lucidrains, what the network predicts, where the file does not say.
-        ema_decay: Of lucidrains, the decay of the EMA weights, default 0.995.
-        betas: Of openai, the beta schedule of the training.
-        steps: Of openai, diffusion_steps, default 1000.
-        heads: Of openai and of old releases of lucidrains, attention heads, default 4.
-        num_head_channels: Of openai, channels of an attention head, in place of heads.
-        num_heads_upsample: Of openai, attention heads on the way up, default as heads.
-        use_new_attention_order: Of openai, order of queries, keys and values, default false.
-        predict_xstart: Of openai, whether the network predicts x_0 and not the noise, default false.
-        rescale_timesteps: Of openai, whether steps are counted as if there were 1000, default true.
-        sigma_small: Of openai, whether sampling has the smaller of the two variances, default false.
-        groups: Of old releases of lucidrains, groups of a norm, default 8.
-        sinusoidal_pos_emb_theta: Of lucidrains, longest period of the embedding of the steps, default 10000.
-        beta_min: Of score_sde, config.model.beta_min, default 0.1.
-        beta_max: Of score_sde, config.model.beta_max, default 20.
-        centered: Of score_sde, config.data.centered: images in [-1, 1], not [0, 1]; default false for ve, else true.
-        scale_by_sigma: Of score_sde, config.model.scale_by_sigma, default true for ve, else false.
-        skip_rescale: Of score_sde, config.model.skip_rescale, default false for DDPM, else true.
-        nonlinearity: Of score_sde, config.model.nonlinearity, default swish.
-        fir: Of score_sde, config.model.fir, default true with a pyramid or Fourier features, else false.
-        fir_kernel: Of score_sde, config.model.fir_kernel, default [1,3,3,1].
-        dropout: Of score_sde and openai, dropout of the training, default 0.1 and 0.
-        snr: Of score_sde, config.sampling.snr of the corrector of ve, default 0.16.
-        data: Data of the model, such as Folder; its options as --data.path.  None: CIFAR10 for 3x32x32,
-            else a Folder named pictures, which evaluate looks for.
-        trust_pickle: Read a file that holds more than tensors and plain values.  Such a file can run any code: only
-            of people you trust.
+        from_: Package of the file: diffusers (folder of UNet2DModel or of a DDPMPipeline), score_sde (checkpoint.pth of
+            score_sde_pytorch: DDPM, DDPM++, NCSN++), lucidrains (model-N.pt of denoising-diffusion-pytorch:
+            GaussianDiffusion and LearnedGaussianDiffusion of Unet), openai (modelN.pt or ema_RATE_N.pt of
+            improved-diffusion and guided-diffusion, without resblock_updown).
+        path: Folder or file of the model.
+        output: Checkpoint to write, a new file, such as imported.ckpt.
+        size: Height and width of the images in pixels, one number if they are equal; None: the file's (diffusers).
+        variant: Noise schedule of score_sde: ddpm (discrete steps), vp, subvp or ve; None: the file's.
+        objective: Prediction of the network of lucidrains; None: what the weights of its loss show.
+        ema_decay: Decay of the EMA weights of lucidrains, in [0, 1); default 0.995.
+        betas: Beta schedule of openai's training, linear or cosine, which its files do not show; None: an error there.
+        steps: Number of diffusion steps of openai, at least 1; default 1000.
+        heads: Number of attention heads of openai and of old releases of lucidrains, at least 1; default 4.
+        num_head_channels: Channels of an attention head of openai, in place of heads; None: by heads.
+        num_heads_upsample: Number of attention heads of openai on the way up; default as heads.
+        use_new_attention_order: Order of queries, keys and values of openai, the newer one; default false.
+        predict_xstart: Prediction of x_0, not of the noise, by the network of openai; default false.
+        rescale_timesteps: Counting of openai's steps as if there were 1000; default true.
+        sigma_small: Smaller of the two variances of openai in sampling; default false.
+        groups: Number of groups of a norm, in old releases of lucidrains, at least 1; default 8.
+        sinusoidal_pos_emb_theta: Longest period of the embedding of the steps of lucidrains; default 10000.
+        beta_min: Value of config.model.beta_min of score_sde; default 0.1.
+        beta_max: Value of config.model.beta_max of score_sde; default 20.
+        centered: Range [-1, 1] of the images of score_sde (config.data.centered), not [0, 1]; default false for ve,
+            else true.
+        scale_by_sigma: Value of config.model.scale_by_sigma of score_sde; default true for ve, else false.
+        skip_rescale: Value of config.model.skip_rescale of score_sde; default false for DDPM, else true.
+        nonlinearity: Value of config.model.nonlinearity of score_sde; default swish.
+        fir: Value of config.model.fir of score_sde; default true with a pyramid or Fourier features, else false.
+        fir_kernel: Value of config.model.fir_kernel of score_sde; default [1,3,3,1].
+        dropout: Dropout probability of the training of score_sde and openai; default 0.1 and 0.
+        snr: Value of config.sampling.snr, of the corrector of ve of score_sde; default 0.16.
+        data: Data of the model, such as Folder, its options as --data.path FOLDER; None: CIFAR10 for 3x32x32, else a
+            Folder named pictures, which evaluate looks for.
+        trust_pickle: Permission to read a file that holds more than tensors and plain values.  Such a file can run any
+            code: only of people you trust.
     """
     options = {name: value for name, value in locals().items() if name not in SHARED and value is not None}
     _check_options(options, output)
@@ -106,7 +108,7 @@ def import_(
     checkpoint = to_checkpoint(foreign, config, path, from_)
     write(checkpoint, output, replace=False)
     data_name = config["class_path"].rpartition(".")[2]
-    _print_summary(path, foreign, f"{data_name}{'' if data else ' (a guess: --data says otherwise)'}", output)
+    return _report(path, foreign, f"{data_name}{'' if data else ' (a guess: --data says otherwise)'}", output)
 
 
 def _check_options(options: dict[str, Any], output: Path) -> None:
@@ -119,14 +121,20 @@ def _check_options(options: dict[str, Any], output: Path) -> None:
             raise ValueError(f"{name} must be from 1 to 100,000, got {options[name]}")
 
 
-def _print_summary(path: Path, foreign: "Foreign", data: str, output: Path) -> None:
-    """Say what was read from `path` and written to `output`; data: the data module of the checkpoint, in words."""
+def _report(path: Path, foreign: "Foreign", data: str, output: Path) -> Report:
+    """What was read from `path` and written to `output`; data: the data module of the checkpoint, in words."""
     network, schedule = (foreign.model[part]["class_path"].rpartition(".")[2] for part in ("network", "schedule"))
-    shape = "x".join(map(str, foreign.shape))
-    count = sum(tensor.numel() for tensor in foreign.raw.values())
-    kept = ["raw", *(f"ema:{decay}" for decay in foreign.averages)]
-    print(f"{path}: {network} of {shape} under {schedule}, {count:,} numbers, weights {' and '.join(kept)}")
-    for note in foreign.notes:
-        print(f"  note: {note}")
-    print(f"  data: {data}")
-    print(f"  {output}    python -m diffusion_pl sample --ckpt_path {output}")
+    facts = {
+        "network": f"{network} of {'x'.join(map(str, foreign.shape))}",
+        "schedule": schedule,
+        "parameters": sum(tensor.numel() for tensor in foreign.raw.values()),
+        "weights": ["raw", *(f"ema:{decay}" for decay in foreign.averages)],
+        "data": data,
+    }
+    return Report(
+        done=f"{path} is imported",
+        facts=facts,
+        notes=foreign.notes,
+        files=[output],
+        next=[next_command("sample", "--ckpt_path", output)],
+    )

@@ -9,6 +9,7 @@ from ..callbacks.sample_writer import Drawer, draw, gathered, not_finite_error
 from ..checkpoints.io import read_hashed
 from ..checkpoints.loading import diffusion_model, fill
 from ..cli import DiffusionCLI
+from ..runtime.output import Report, next_command, show
 from ..runtime.output_folder import OutputFolder
 from ..runtime.processes import leave_group
 from .choices import default_count
@@ -43,11 +44,14 @@ def predict(cli: DiffusionCLI, leader: bool) -> None:
             if not first:
                 return
             drawn = gathered(output.work, n)
-            bad = f", {drawn.bad:,} of them NOT FINITE" if drawn.bad else ""
-            summary = f"{n:,} samples, {drawn.nfe} evaluations each{bad}:"
+            report = Report(
+                done=f"{n:,} samples of {path}, {drawn.nfe} NFE each",
+                error=not_finite_error(drawn.bad, n),
+                next=[next_command("sample", "--ckpt_path", path, "--num_samples", 10 * n)],
+            )
 
             def write(stage: Path) -> list[Path]:
                 return write_samples(data, drawn.x, stage)
 
-            output.publish(write, summary, not_finite_error(drawn.bad, n))
-        output.show()
+            output.publish(write, report)
+        show(output.report)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..runtime.bounds import check_counts
+from ..runtime.output import Report, next_command
 from ..samplers import Grid, Sampler
 
 if TYPE_CHECKING:
@@ -34,32 +35,35 @@ def restore(
     cond: dict[str, str] | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
-) -> None:
+) -> Report | None:
     """Fill in the missing parts of images with samples of a model that was never trained for it.
 
     The task degrades the image (masks it, makes it gray, or averages it over blocks), and it is restored `num_samples`
     times.  In grid.png each row begins with the image and what was kept of it.
 
     Args:
-        ckpt_path: A checkpoint of a run on images.
-        path: An image or a folder of them, whole or degraded.
-        task: inpaint what the mask does not keep; colorize from the mean of the channels; upscale from blocks.
-        mask: Image that is white where pixels are known; None: the left half.
-        factor: Height and width of the blocks for upscale, in pixels.
-        method: replacement puts the known part, noised, in its place at every time; gradient pulls the estimate of the
-            image towards what is known, and differentiates the network.
-        repeats: For replacement, how often each step is taken back and again, so that both parts agree ("RePaint"); 10
+        ckpt_path: Checkpoint, or folder of a run (its newest one), of a model of images.
+        path: Image or folder of images, whole or degraded.
+        task: Kind of degradation: inpaint (pixels outside the mask are missing), colorize (only the mean of the
+            channels is known), upscale (only the means of blocks are known).
+        mask: Image that is white where pixels are known, for inpaint; None: the left half is known.
+        factor: Height and width of the blocks for upscale, in pixels, at least 1.
+        method: Way to restore: replacement (the known part, noised, is put in its place at every time) or gradient (the
+            estimate of the image is moved towards the known part; it differentiates the network).
+        repeats: Number of times that replacement takes each step, at least 1, so that both parts agree ("RePaint"); 10
             is usual.
-        scale: For gradient, its factor.
-        num_samples: Number of samples of each image.
-        output: Folder for the files.
+        scale: Factor of the gradient method, at least 0.
+        num_samples: Number of samples of each image, at least 1.
+        output: Folder for the files, new or empty.
         seed: Seed of the samples, at least 0.
-        sampler: Sampler in place of the checkpoint's; with --method replacement a stochastic one, such as Ancestral.
-        grid: Grid of times in place of the sampler's.
-        steps: Number of grid times; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
+        sampler: Sampler, such as DPMpp, its options as --sampler.order 3; with --method replacement a stochastic one,
+            such as Ancestral; None: the checkpoint's.
+        grid: Grid of times, such as KarrasGrid, its options as --grid.rho 7; None: the sampler's.
+        steps: Number of grid times, at least 1, such as 50; without --grid they have equal shares of t; None: the
+            checkpoint's.
         cond: Condition, as --cond.label 3 or --cond.label NAME; None: of any class.
-        weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
-        accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
+        weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
@@ -111,9 +115,14 @@ def restore(
             rows = _grid_rows(x_0, operator, y, restored, masked=task == "inpaint")
             columns = ["image", "known", *(f"restored {k + 1}" for k in range(num_samples))]
             write = partial(_write, data, restored, rows, columns, task)
-            summary = f"{count(len(x_0), 'image')} restored {count(num_samples, 'time')} each by {method}, task {task}:"
-            folder.publish(write, summary)
-        folder.show()
+            other = "gradient" if method == "replacement" else "replacement"
+            again = ["restore", "--ckpt_path", ckpt_path, "--path", path, "--task", task, "--method", other]
+            report = Report(
+                done=f"{count(len(x_0), 'image')} restored {count(num_samples, 'time')} each by {method}, task {task}",
+                next=[next_command(*again, "--output", f"{output}-{other}")],
+            )
+            folder.publish(write, report)
+        return folder.report
 
 
 def _known(shape: tuple[int, ...], mask: "Tensor | None", path: Path | None) -> "Tensor":

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..callbacks.sample_writer import Drawn
     from ..data import DataModule
     from ..pipeline import Pipeline
+    from ..runtime.output import Report
 
 
 def sample(
@@ -36,7 +37,7 @@ def sample(
     batch_size: int = 250,
     accelerator: str = "auto",
     devices: int = 1,
-) -> None:
+) -> "Report | None":
     """Draw samples from a checkpoint and write them in the units of its data.
 
     Points are saved to samples.csv (with a header) and samples.png; images to a PNG each, and grid.png; samples.json
@@ -45,25 +46,27 @@ def sample(
     was interrupted continues where it stopped when it is repeated.
 
     Args:
-        ckpt_path: A checkpoint of a run; it says which model, data and sampler it belongs to.
-        num_samples: Number of samples; None: 1,000 points or 64 images.
-        output: Folder for the files.
+        ckpt_path: Checkpoint, or folder of a run (its newest one); it contains the model and the options of the data.
+        num_samples: Number of samples, at least 1; None: 1,000 points or 64 images.
+        output: Folder for the files, new or empty.
         seed: Seed of the samples, at least 0.
-        sampler: Sampler in place of the checkpoint's, such as DPMpp; its own options as --sampler.order 3.
-        grid: Grid of times in place of the sampler's, such as KarrasGrid; its own options as --grid.rho 7.
-        steps: Number of grid times; without --grid they have equal shares of t (docs/pages/howto/sampler.md).
-        scale: Guidance scale w: of the label (1 is the plain model), of --classifier, or away from --weak.
-        cond: Condition of all samples, as --cond.label 3 or --cond.label NAME.
-        classifier: Checkpoint of a classifier of noisy data, for classifier guidance.
-        weak: Checkpoint of a weaker model of the same data, for autoguidance.
-        latents: File that `encode` wrote, to start from instead of noise.
-        data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true.
-        weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
-        npz: Write images or points as one array, samples.npz.
-        film: Also write film.gif, the first samples from noise to data, and path.npz with t, x and x_0 along the way.
-        batch_size: Number of samples between two savings; the number drawn at once stays, so that rounding does.
-        accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
-        devices: Number of devices, a process each.
+        sampler: Sampler, such as DPMpp, its options as --sampler.order 3; None: the checkpoint's.
+        grid: Grid of times, such as KarrasGrid, its options as --grid.rho 7; None: the sampler's.
+        steps: Number of grid times, at least 1, such as 20; without --grid they have equal shares of t; None: the
+            checkpoint's.
+        scale: Guidance scale w, such as 2; 1 is the plain conditional model. Of the label, of --classifier, or away
+            from --weak. None: 1.
+        cond: Condition of all samples, as --cond.label 3 or --cond.label NAME; None: all classes in turn.
+        classifier: Checkpoint of a classifier of noisy data, for classifier guidance; None: no such guidance.
+        weak: Checkpoint of a weaker model of the same data, for autoguidance; None: no such guidance.
+        latents: File latents.npz of `encode` to start from; None: noise of the seed.
+        data_: Options of the checkpoint's data to replace, as --data.path FOLDER or --data.download true; None: none.
+        weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        npz: One file samples.npz with all samples, in place of images or a table.
+        film: Film of the first samples from noise to data, film.gif, and path.npz with t, x and x_0 along the way.
+        batch_size: Number of samples between two savings; samples do not depend on it.
+        accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
+        devices: Number of devices, at least 1, a process each.
     """
     check_counts(num_samples=num_samples, batch_size=batch_size, steps=steps, devices=devices)
     if seed < 0:
@@ -75,6 +78,7 @@ def sample(
     from ..runtime.devices import device_of
     from ..runtime.errors import quiet
     from ..runtime.limits import check_devices
+    from ..runtime.output import Report, next_command
     from ..runtime.output_folder import OutputFolder
     from ..runtime.processes import rank_label
     from ..runtime.provenance import describe
@@ -107,12 +111,15 @@ def sample(
         if folder.published is None:
             drawn = _drawn(pipeline, data, n, folder.work, device.type, devices, batch_size)
             if drawn is None:
-                return
+                return None
             write = partial(_write, pipeline, data, drawn, call, npz, film)
-            weighted = f"{pipeline.weights} weights"
-            summary = f"{count(n, 'sample')} of {ckpt_path} ({weighted}), {count(drawn.nfe, 'evaluation')} each:"
-            folder.publish(write, summary, not_finite_error(drawn.bad, n))
-        folder.show()
+            report = Report(
+                done=f"{count(n, 'sample')} of {ckpt_path} ({pipeline.weights} weights), {drawn.nfe} NFE each",
+                error=not_finite_error(drawn.bad, n),
+                next=[next_command("evaluate", "--ckpt_path", ckpt_path)],
+            )
+            folder.publish(write, report)
+        return folder.report
 
 
 def _drawn(

@@ -1,10 +1,12 @@
 """python -m diffusion_pl sweep: quality against cost, for several samplers."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.output import Report, next_command
 from ..samplers import Grid, Sampler
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def sweep(
     data_: dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
-) -> None:
+) -> Report | None:
     """Compare samplers at equal numbers of function evaluations (NFE), from the same latents.
 
     For each: the NFE it took (at most as many as asked for; AdaptiveODE takes what it needs), seconds, the sliced
@@ -37,18 +39,19 @@ def sweep(
     Writes sweep.csv and sweep.png.
 
     Args:
-        ckpt_path: A checkpoint of a run.
-        samplers: Names, such as DDIM Heun DPMpp; with options as '{class_path: DPMpp, init_args: {order: 3}}'.
-        nfe: Numbers of function evaluations, such as 5 10 20 50.
+        ckpt_path: Checkpoint, or folder of a run (its newest one).
+        samplers: Names of samplers, such as DDIM Heun DPMpp; with options as
+            '{class_path: DPMpp, init_args: {order: 3}}'.
+        nfe: Numbers of function evaluations, at least 1 each, such as 5 10 20 50.
         grid: Grid of times, such as KarrasGrid; its number of times is set for each.  None: equal shares of t.
         num_samples: Number of samples of each sampler, at least 2.
-        output: Folder for the files.
+        output: Folder for the files, new or empty.
         seed: Seed of the latents, at least 0.
-        scale: Guidance scale w of a model with classes; 1 is the plain model.
-        cond: Condition of all samples, as --cond.label 3 or --cond.label NAME.
-        data_: Options of the checkpoint's data in place of its own, as --data.path FOLDER or --data.download true.
-        weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
-        accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
+        scale: Guidance scale w of a model with classes, such as 2; 1 is the plain model.  None: 1.
+        cond: Condition of all samples, as --cond.label 3 or --cond.label NAME; None: all classes in turn.
+        data_: Options of the checkpoint's data to replace, as --data.path FOLDER or --data.download true; None: none.
+        weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """
     if not samplers or not nfe:
         raise ValueError("give at least one of --samplers and one of --nfe")
@@ -56,7 +59,7 @@ def sweep(
         raise ValueError(f"seed must not be negative, got {seed}")
     if min(nfe) < 1 or num_samples < 2:
         raise ValueError(f"nfe must be at least 1 and num_samples at least 2, got {min(nfe)} and {num_samples}")
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from ..callbacks.sample_writer import not_finite_error, refuse_not_finite
     from ..checkpoints.exported import run_folder_of
@@ -91,12 +94,14 @@ def sweep(
             solver = Heun(same_ends(pipeline.sampler.grid, pipeline.schedule, 129))
             exact, _, _ = _draw(pipeline.with_sampler(solver), num_samples)
             rows: list[dict[str, Any]] = []
+            grids: list[int] = []
             refuse_not_finite(not_finite(exact), num_samples)
             for make, most in tqdm(plan, desc="sweep", dynamic_ncols=True):
                 steps = points(pipeline.with_sampler(make).sampler, most)
                 one = pipeline.with_sampler(make, grid, steps)
                 x, taken, seconds = _draw(one, num_samples)
                 bad += not_finite(x)
+                grids.append(steps)
                 rows.append(
                     {
                         "sampler": name_of(one.sampler),
@@ -108,9 +113,14 @@ def sweep(
                 )
             run = run_folder_of(checkpoint_at(ckpt_path)).name
             title = f"{count(num_samples, 'sample')} of {run}, {pipeline.weights} weights"
-            error = not_finite_error(bad, num_samples * len(plan))
-            folder.publish(lambda stage: _write(rows, title, stage), _table(rows), error)
-        folder.show()
+            report = Report(
+                done=f"{len(plan)} runs of {count(len(samplers), 'sampler')}, {title}",
+                rows=[{**row, "distance": None if distance is None else row["distance"]} for row in rows],
+                error=not_finite_error(bad, num_samples * len(plan)),
+                next=[next_command("sample", "--ckpt_path", ckpt_path, *_nearest(rows, grids))] if grid is None else [],
+            )
+            folder.publish(lambda stage: _write(rows, title, stage), report)
+        return folder.report
 
 
 def _distance(data: "DataModule", fetch: bool) -> "SlicedWasserstein | None":
@@ -152,11 +162,14 @@ def _write(rows: list[dict[str, Any]], title: str, folder: Path) -> list[Path]:
     return [folder / "sweep.csv", folder / "sweep.png"]
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    width = max(len(str(row["sampler"])) for row in rows)
-    line = "{sampler:<{width}}  {nfe:>3}  {seconds:>7.2f}  {distance:>16.4f}  {error:.4f}"
-    head = f"{'sampler':<{width}}  nfe  seconds  distance to data  error"
-    return "\n".join([head, *(line.format(width=width, **row) for row in rows)])
+def _nearest(rows: list[dict[str, Any]], grids: list[int]) -> list[str]:
+    """The options of `sample` for the sampler nearest to the data, or to the exact solution where these are missing."""
+    key = "error" if any(math.isnan(row["distance"]) for row in rows) else "distance"
+    k = min(range(len(rows)), key=lambda k: rows[k][key])
+    name, _, options = rows[k]["sampler"].partition("(")
+    pairs = [option.partition("=") for option in options.rstrip(")").split(", ") if option]
+    of_sampler = [part for key, _, value in pairs for part in (f"--sampler.{key}", value)]
+    return ["--sampler", name, *of_sampler, "--steps", str(grids[k])]
 
 
 def points(sampler: Sampler, nfe: int) -> int:

@@ -12,15 +12,18 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from ..callbacks.curves import CURVES
 from ..checkpoints.io import last_checkpoint
 from ..checkpoints.warm_start import warm_started
-from ..checks import table
+from ..checks import rows, summary
 from ..cli import DiffusionCLI
 from ..runtime.devices import keep_freed_memory
 from ..runtime.errors import quiet
 from ..runtime.loggers import quiet_threads
+from ..runtime.output import Report, next_command, show, stdout_for
 from ..runtime.processes import end_with_parent, is_connection_lost, leave_group, rank_label, report_from_rank_zero
 from ..runtime.run_card import CARD
 from ..runtime.run_folder import RunFolder
+from ..runtime.startup import say
 from ..runtime.stopping import Stopped, output_may_break, stoppable
+from ..training import DiffusionModule
 from .predict import predict
 
 
@@ -51,7 +54,6 @@ def run_trainer(args: Sequence[str]) -> None:
     if cli.trainer.fast_dev_run:
         run.discard()
     elif cli.trainer.is_global_zero:
-        print(f"run saved to {cli.folder}")
         outputs = {
             "card": cli.folder / CARD,
             "checkpoint": last_checkpoint(cli.folder),
@@ -59,11 +61,12 @@ def run_trainer(args: Sequence[str]) -> None:
             "images": cli.folder / "panels",
             "film": max((cli.folder / "panels").glob("film_*.gif"), default=cli.folder / "film"),
         }
-        for name, path in outputs.items():
-            if path.exists():
-                print(f"  {name:<10}  {path}")
+        facts = {name: str(path) for name, path in outputs.items() if path.exists()}
         if any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers):
-            print(f"  dashboard   tensorboard --logdir {run.root}")
+            facts["dashboard"] = f"tensorboard --logdir {run.root}"
+        ready = args[0] == "fit" and outputs["checkpoint"].is_file() and isinstance(cli.model, DiffusionModule)
+        following = [next_command("sample", "--ckpt_path", cli.folder)] if ready else []
+        show(Report(done=f"run saved to {cli.folder}", facts=facts, next=following))
 
 
 def _run(command: str, args: Sequence[str], run: RunFolder) -> DiffusionCLI:
@@ -71,6 +74,8 @@ def _run(command: str, args: Sequence[str], run: RunFolder) -> DiffusionCLI:
     try:
         with warm_started(args) if command == "fit" else nullcontext(list(args)) as options:
             cli = DiffusionCLI(command, options, run)
+        if not rank_label():
+            say("reading data …")
         if command == "predict":
             predict(cli, leader=not rank_label() and not run.inherited)
         else:
@@ -116,11 +121,16 @@ def run_doctor(args: Sequence[str]) -> None:
     """
     quiet()
     run = RunFolder()
-    try:
-        with warm_started(args) as options:
-            findings = DiffusionCLI("fit", options, run, diagnose=True).diagnose()
-    finally:
-        run.close()
-    print(table(findings))
-    if any(finding.level == "error" for finding in findings):
-        raise SystemExit(2)
+    as_json = "--json" in args
+    with stdout_for(as_json) as stream:
+        try:
+            with warm_started(args) as options:
+                findings = DiffusionCLI("fit", options, run, diagnose=True).diagnose()
+        finally:
+            run.close()
+    following = [next_command("fit", *(arg for arg in args if arg != "--json"))]
+    errors = any(finding.level == "error" for finding in findings)
+    report = Report(
+        done=summary(findings), rows=rows(findings), next=[] if errors else following, status=2 if errors else 0
+    )
+    show(report, stream, as_json)

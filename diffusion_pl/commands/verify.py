@@ -2,25 +2,27 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.output import Report, next_command
 
 if TYPE_CHECKING:
     from ..evaluation import Band, Result
 
 
-def verify(run: Path, evaluation: list[Path] | None = None) -> None:
+def verify(run: Path, evaluation: list[Path] | None = None) -> Report:
     """Compare the results of a finished run with the bands that its configuration states in the section expected.
 
-    Prints a line for each; exit status 0 if all are inside, 2 if one is outside, is missing, or was measured on another
+    A line for each; exit status 0 if all are inside, 2 if one is outside, is missing, or was measured on another
     number of samples, another split or with other features than its band.  The evaluation must be of one of the run's
     checkpoints as they are now.
 
     Args:
         run: Folder of the run, such as runs/digits-vp.
-        evaluation: evaluation.json of the run, one or more; None: RUN/evaluation/evaluation.json.
+        evaluation: Files evaluation.json of the run, one or more; None: RUN/evaluation/evaluation.json.
     """
     from ..checkpoints.io import sha256_of
-    from ..evaluation import Band, number, read_results
+    from ..evaluation import Band, read_results
     from ..runtime.run_card import read_card
     from ..runtime.run_listing import state_of
 
@@ -38,25 +40,43 @@ def verify(run: Path, evaluation: list[Path] | None = None) -> None:
     checkpoints = {sha256_of(path) for path in sorted((run / "checkpoints").rglob("*.ckpt"))}
     results = {name: result for file in files for name, result in read_results(file).items()}
 
-    bad = []
+    bad, rows = [], []
     if state_of(run, card) == "dead":
         print(f"{run}: the run was killed before its end; then resume with --ckpt_path last")
-    print(f"{'':<10} {'measured':>20} {'band':>20}")
     for name, band in expected.items():
         result, (lower, upper) = results.get(name), band.band
         verdict = _verdict(name, band, result, checkpoints)
-        measured = "" if result is None else number(result)
-        print(f"{name:<10} {measured:>20} {f'{lower:g} … {upper:g}':>20}  {verdict}   ({band.source})")
+        rows.append(
+            {
+                "metric": name,
+                "measured": None if result is None else result.value,
+                "error": None if result is None else result.error,
+                "from": lower,
+                "to": upper,
+                "verdict": verdict,
+                "source": band.source,
+            }
+        )
         if verdict != "inside":
             bad.append(f"{name} {verdict}")
+    facts: dict[str, Any] = {}
     for result in list(results.values())[:1]:
         model = result.model
-        of = "" if result.nfe is None else f", {model['weights']} weights, NFE {result.nfe:.4g}"
-        print(f"  {model.get('checkpoint') or model.get('images')}{of}")
+        measured = model.get("checkpoint") or model.get("images")
+        facts = {"checkpoint": measured, "weights": model.get("weights"), "nfe": result.nfe}
+    error = ""
     if bad:
         unmeasured = {name: band for name, band in expected.items() if name not in results}
         fix = f"; to measure it: {how} {_options(unmeasured)}" if unmeasured else ""
-        raise ValueError(f"{run} does not come out as expected: {', '.join(bad)}{fix}")
+        error = f"{run} does not come out as expected: {', '.join(bad)}{fix}"
+    export = next_command("export", "--ckpt_path", run, "--to", "safetensors", "--output", run / "export")
+    return Report(
+        done=f"{run}: {len(rows) - len(bad)} of {len(rows)} metrics as expected",
+        facts=facts,
+        rows=rows,
+        error=error,
+        next=[] if bad else [export],
+    )
 
 
 def _verdict(name: str, band: "Band", result: "Result | None", checkpoints: Collection[str]) -> str:

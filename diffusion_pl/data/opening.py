@@ -159,7 +159,7 @@ def _reason(error: Exception) -> str:
 
 def in_parallel(call: Callable[[Any], Any], items: Iterable[Any], what: str) -> list[Any]:
     """Results in order; a progress bar if it takes long.  Threads suffice: decoding leaves the interpreter free."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     items = list(items)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -7,7 +7,7 @@ from .expected import Band, check_names, incomparable
 from .features import Features, Reference, memory, note_of, read_reference, reference_rows, write_reference
 from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, unit_of
 from .plan import Plan
-from .report import differences, number, side_by_side, table
+from .report import better, differences, number, row, short
 from .results import BoundResult, ExampleResult, LikelihoodResult, Result, SampleResult, from_json, read_results
 from .samples import keeps_rows, names_of, sample_results, scores, warn_of_few
 
@@ -23,6 +23,7 @@ __all__ = [
     "Reference",
     "Result",
     "SampleResult",
+    "better",
     "bound_result",
     "check_names",
     "count",
@@ -38,10 +39,10 @@ __all__ = [
     "read_reference",
     "read_results",
     "reference_rows",
+    "row",
     "sample_results",
     "scores",
-    "side_by_side",
-    "table",
+    "short",
     "unit_of",
     "warn_of_few",
     "write_reference",

@@ -9,6 +9,8 @@ from .results import Result
 #: Metrics of `evaluate`: of data and of samples, of images and of points.
 OF_DATA = ("nll", "elbo")
 METRICS = (*OF_DATA, "fid", "is", "kid", "energy", "mmd", "sliced", "precision", "recall")
+#: Those of which a higher value is better.
+HIGHER = ("is", "precision", "recall")
 
 
 @dataclass

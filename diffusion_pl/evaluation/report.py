@@ -1,8 +1,9 @@
-"""Print results as a table, or compare two of them."""
+"""Results as rows of a table, and whether two of them can be compared."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from .expected import HIGHER, METRICS
 from .results import Result
 
 
@@ -17,26 +18,42 @@ def differences(a: Result, b: Result) -> list[str]:
     return reasons
 
 
-def side_by_side(a: Result, b: Result) -> str:
-    """Both values, their difference and, where both errors are known, its error, in a line."""
-    errors = [result.error for result in (a, b) if result.error is not None]
-    known = f" ± {sum(e * e for e in errors) ** 0.5:.2g}" if len(errors) == 2 else ""
-    return f"{a.value:>12.5g} {b.value:>12.5g} {b.value - a.value:>+12.5g}{known} {a.unit}"
-
-
 def number(result: Result) -> str:
     """The value ± what is known of its error."""
     return f"{result.value:.5g}" + ("" if result.error is None else f" ± {result.error:.2g}")
 
 
-def table(results: Mapping[str, Result]) -> str:
-    """The results in lines: metric, value ± what is known of its error, unit, and what it is of."""
-    lines = []
-    for name, result in results.items():
-        nfe = "" if result.nfe is None else f", NFE {result.nfe:.4g}"
-        of = f"{result.count:,} {result.counted}, {result.data['data']} {result.data['split']}{nfe}"
-        lines.append(f"  {name:<10} {number(result):<20} {result.unit:<9} {of}")
-    return "\n".join(lines)
+def better(name: str) -> str:
+    """Which values of a metric are better, "lower" or "higher"; "" of a metric that is not known."""
+    return "higher" if name in HIGHER else "lower" if name in METRICS else ""
+
+
+def row(name: str, result: Result) -> dict[str, Any]:
+    """A result as a row of a table: value, what is known of its error, and what it is of."""
+    return {
+        "metric": name,
+        "value": result.value,
+        "error": result.error,
+        "unit": result.unit,
+        "better": better(name),
+        "number": result.count,
+        "of": result.counted,
+        "data": result.data["data"],
+        "split": result.data["split"],
+        "nfe": result.nfe,
+    }
+
+
+def short(value: Any) -> str:
+    """A part of `Result.model` in a word, such as DPMpp(order=3, KarrasGrid(steps=18)) of a described sampler."""
+    if not isinstance(value, Mapping):
+        return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    parts = [
+        short(part) if isinstance(part, Mapping) else f"{name}={short(part)}"
+        for name, part in value.items()
+        if name != "class" and part is not None
+    ]
+    return f"{value.get('class', '')}({', '.join(parts)})"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,13 +24,15 @@ from ..metrics.extractors import identity
 from ..metrics.generation import Moments
 from ..pipeline import Pipeline
 from ..runtime.devices import device_of
+from ..runtime.output import table
 from ..runtime.processes import leave_group
 from ..runtime.provenance import describe
+from ..runtime.startup import say
 from ..runtime.storage import write_json
 from .features import Features, Reference, note_of, read_reference, reference_rows, write_reference
 from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, unit_of
 from .plan import Plan
-from .report import table
+from .report import row
 from .results import Result, SampleResult
 from .samples import keeps_rows, sample_results
 
@@ -55,7 +57,12 @@ class Results:
         return self.metrics[name]
 
     def __str__(self) -> str:
-        return table(self.metrics)
+        return "\n".join(table(self.rows))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row of a table for each metric."""
+        return [row(name, result) for name, result in self.metrics.items()]
 
     @property
     def problem(self) -> str:
@@ -251,6 +258,7 @@ class Evaluation:
 
     def _sample_results(self, drawn: Drawn) -> tuple[dict[str, SampleResult], Reference | None]:
         """The results of samples, and the reference if fid was measured against the data."""
+        say(f"computing {', '.join(self.of_samples)} …")
         samples = drawn.x.numpy().reshape(self.plan.repeats, self._padded, -1)[:, : self.plan.num_samples]
         model = {**self.model, "sampler": describe(self.pipeline.sampler), "nfe": drawn.nfe}
         against = self.data if self.reference is None else self.reference

@@ -49,7 +49,7 @@ def samples_panel(data: Array, samples: Array, title: str = "", names: Sequence[
         raise ValueError(
             f"samples_panel: data and samples must have shapes (N, D) and (M, D), got {data.shape} and {samples.shape}"
         )
-    finite: Array = np.isfinite(samples).all(1)
+    finite: Array = np.asarray(np.isfinite(samples).all(1))
     if samples.shape[1] == 1:
         return _histograms(data[:, 0], samples[finite, 0], len(samples), title, names)
     limits = limits_of(data if len(data) else samples[finite], margin=0.12)

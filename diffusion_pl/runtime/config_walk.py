@@ -6,7 +6,6 @@ and what was set before decides which names may follow.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -14,9 +13,23 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from .config_files import OFF, OPTIONAL, SUFFIXES, compose, read_text
-from .suggestions import did_you_mean, nearest, option_meant, synonym
+from .suggestions import did_you_mean, nearest, nearest_child, option_meant
 from .upstream.jsonargparse import SWITCH, accepts, parameters
-from .vocabulary import all_classes, choices, class_names, elements, given_by_call, hint_of, kinds, plain, values, words
+from .vocabulary import (
+    all_classes,
+    branches,
+    choices,
+    class_names,
+    elements,
+    given_by_call,
+    hint_of,
+    imported,
+    kinds,
+    plain,
+    values,
+    why_missing,
+    words,
+)
 
 _NULL = "tag:yaml.org,2002:null"
 _TEXT = "tag:yaml.org,2002:str"
@@ -56,22 +69,29 @@ class Walk:
         types: of the options, by their dotted names.
         required: options that must be given.
         defaults: class paths of the options that have one by default.
+        trusted: whether modules may be imported and files read that the values name.
 
     Attributes:
         source: of the values that are given next.
     """
 
     def __init__(
-        self, types: Mapping[str, Any], required: Sequence[str] = (), defaults: Mapping[str, str] | None = None
+        self,
+        types: Mapping[str, Any],
+        required: Sequence[str] = (),
+        defaults: Mapping[str, str] | None = None,
+        trusted: bool = True,
     ) -> None:
-        self.types, self.required = types, required
-        self.classes: dict[str, Any] = {key: _import(path) for key, path in (defaults or {}).items()}
+        self.types, self.required, self.trusted = types, required, trusted
+        self.classes: dict[str, Any] = {key: imported(path) for key, path in (defaults or {}).items()}
         self.placed: dict[str, tuple[str, set[str]]] = {}  # where each class was given, and parameters that are not
         self.given: dict[str, None] = {}  # keys, in order
         self.source = Source()
 
     def file(self, path: Path, text: str, parts: tuple[str, ...]) -> None:
         """A configuration file, or a configuration as text, for a key."""
+        if not self.trusted:
+            return
         before = self.source
         if "\n" not in text and not text.lstrip().startswith("{"):
             self.source, text = Source(path=path), read_text(path)
@@ -100,13 +120,20 @@ class Walk:
                 if str(key.value) == "<<":
                     self.section(parts, value, line)
                 else:
-                    self.at((*parts, *str(key.value).rstrip("+").split(".")), value, key.start_mark.line + 1)
+                    self._key((*parts, *str(key.value).rstrip("+").split(".")), str(key.value), value, key)
         elif isinstance(node, ScalarNode) and node.value.endswith(SUFFIXES):
             folder = self.source.path.parent if self.source.path else Path()
             self.file(folder / node.value, node.value, parts)
         elif not (parts and parts[0] in OPTIONAL and isinstance(node, ScalarNode) and node.value.lower() in OFF):
             first = next((name for name in self.types if name.startswith(".".join((*parts, "")))), "")
             self._raise(parts, line, f"expected options of its own, such as --{first}, got {_shown(node)}")
+
+    def _key(self, parts: tuple[str, ...], name: str, value: Node, key: Node) -> None:
+        """A key of a section; one with dots may name an option, but no parameter of a class."""
+        line = key.start_mark.line + 1
+        self.at(parts, value, line)
+        if "." in name and ".".join(parts) not in self.types and not self.is_group(parts):
+            self._raise(parts, line, f"write nested keys in place of the dots, or the option --{'.'.join(parts)}")
 
     def is_group(self, parts: Sequence[str]) -> bool:
         """Whether a key is a section of several options."""
@@ -136,6 +163,8 @@ class Walk:
         if hint in (Any, object, None, inspect.Parameter.empty) or isinstance(hint, str):
             return
         simple, bases = plain(hint), kinds(hint)
+        if node.tag == _NULL and type(None) in branches(hint):
+            return
         if simple is not None and accepts(simple, _python(node)):
             return
         if isinstance(node, SequenceNode) and (element := elements(hint)) is not None:
@@ -207,7 +236,7 @@ class Walk:
         key, short = ".".join(parts), name.rpartition(".")[2]
         candidates = choices(bases, parts[-1])
         names = {cls.__name__: cls for cls in candidates}
-        cls = names.get(name) or (_import(name) if "." in name else None)
+        cls = names.get(name) or (imported(name, self.trusted) if "." in name else None)
         if inspect.isclass(cls) and issubclass(cls, tuple(bases)):
             if inspect.isabstract(cls):
                 self._raise(parts, line, f"{short} is abstract: choose one of {_listing(class_names(candidates))}")
@@ -223,12 +252,13 @@ class Walk:
             cls = next((c for c in all_classes() if c.__name__ == name), None)
         if cls is not None:
             what = f"{short} is a class of another kind" if inspect.isclass(cls) else f"{name} is no class"
-            self._raise(parts, line, f"{what}, expected {self._expected(parts, hint, bases)}")
-        near = nearest(short, class_names(candidates))
-        text = f"there is no class {name}{_module_missing(name)}"
-        if near is None and 0 < len(class_names(candidates)) <= 2 * _LISTED:
+            near = did_you_mean(nearest(short, class_names(candidates)))
+            self._raise(parts, line, f"{what}, expected {self._expected(parts, hint, bases)}{near}")
+        similar = nearest(short, class_names(candidates))
+        text = f"there is no class {name}{why_missing(name) if self.trusted else ''}"
+        if similar is None and 0 < len(class_names(candidates)) <= 2 * _LISTED:
             self._raise(parts, line, f"{text}; choose one of {_listing(class_names(candidates), 2 * _LISTED)}")
-        self._raise(parts, line, text + did_you_mean(near))
+        self._raise(parts, line, text + did_you_mean(similar))
 
     # What is there.
 
@@ -306,9 +336,8 @@ class Walk:
     def _unknown(self, parts: Sequence[str], n: int, line: int, text: str) -> NoReturn:
         """A key whose n-th part does not exist, with the one that is meant, or those that there are."""
         children = self.children(parts[:n])
-        meant = synonym(parts[n], [".".join((*parts[:n], name)) for name in children])
-        near = meant.rpartition(".")[2] if meant else nearest(parts[n], children)
         of_class = ".".join(parts[:n]) in self.classes
+        near = nearest_child(parts[:n], parts[n], children) or (nearest(parts[n], _OF_CLASS) if of_class else None)
         is_option = bool(self.source.option) and len(parts) <= len(self.source.parts)
         if near is not None:
             hint = did_you_mean("--" + ".".join([*parts[:n], near, *parts[n + 1 :]]) if is_option else near)
@@ -326,36 +355,14 @@ def _is_closed(kind: type) -> bool:
     return kind.__module__.startswith("diffusion_pl.") and not type.__subclasses__(kind)
 
 
-def _import(path: str) -> Any:
-    """A class or function by its path; None if there is none."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
-
-
-def _module_missing(path: str) -> str:
-    """Which module of a class path is missing, or why it cannot be imported; "" if the module is there."""
-    module = path.rpartition(".")[0]
-    try:
-        if module:
-            import_module(module)
-    except ModuleNotFoundError as error:
-        missing = str(error.name)
-        inside = f"{module}.".startswith(f"{missing}.")
-        return f": no module {missing}" if inside else f": {module} needs the package {missing}, which is not installed"
-    except Exception as error:  # of a module of the user's own
-        return f": {module} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
-    return ""
-
-
 def _of(cls: Any) -> str:
     return f" of {cls.__name__}" if inspect.isclass(cls) else ""
 
 
 def _listing(names: Sequence[str] | set[str], most: int = _LISTED) -> str:
     ordered = sorted(names) if isinstance(names, set) else list(names)
+    if isinstance(names, set) and len(names) > most:  # the plain ones have short names
+        ordered.sort(key=len)
     return ", ".join(ordered[:most]) + (", …" if len(ordered) > most else "")
 
 

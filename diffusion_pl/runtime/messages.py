@@ -8,6 +8,7 @@ from .config_files import SECTIONS, find, find_class
 from .diagnosis import find_mistake
 from .parsing import BUILT, UsageError, refusal_in
 from .upstream.jsonargparse import parameters
+from .vocabulary import all_classes
 
 
 def explain(error: BaseException, args: Sequence[str] = ()) -> str:
@@ -17,13 +18,16 @@ def explain(error: BaseException, args: Sequence[str] = ()) -> str:
         error: as raised.
         args: the command line.
     """
-    error = refusal_in(error)
+    error = error if isinstance(error, UsageError) else refusal_in(error)
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, UsageError):
         if error.key:
             return f"{place_of(error.key, args)}: {text.removeprefix(f'{error.key}: ')}"
         return find_mistake(error) or text
     cls = getattr(error, BUILT, None)
+    named = re.match(r"([A-Z]\w+): ", text)  # how our classes begin their messages
+    if cls is None and named:
+        cls = next((c for c in all_classes() if c.__name__ == named[1]), None)
     where = "" if cls is None else _place_of_class(cls, text, args)
     return f"{where}: {text}" if where else text
 

@@ -9,31 +9,19 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-from .reading import Kind, read_json, reading
+from .output import KIND, Report
+from .reading import Kind, check, read_json, reading
+from .startup import say
 from .storage import Lock, move_new, sync_folder, sync_tree, write_json
 
 UNFINISHED, _CALL, _READY, _LOCK = ".unfinished", "call.json", "ready.json", "lock"
-_SHOWN = {"summary": str, "files": [str], "error?": str}
-_DONE = {"call": dict, **_SHOWN}
+_DONE = {"call": dict, **KIND}
 _PATIENCE = 300.0  # seconds that the other processes of a call wait for the first
-
-
-class Published(NamedTuple):
-    """What a finished call shows.
-
-    summary: lines of text;  files: in its folder, as they are printed;  error: what is wrong with them, if anything is.
-    """
-
-    summary: str
-    files: list[Path]
-    error: str = ""
-
-    def __str__(self) -> str:
-        return "\n".join([self.summary, *(f"  {file}" for file in self.files)])
 
 
 class OutputFolder:
@@ -42,8 +30,8 @@ class OutputFolder:
         with OutputFolder(folder, call) as output:
             if output.published is None:
                 ...                                    # work, which may be kept in output.work to be resumed
-                output.publish(write, summary)         # write(stage) -> the files it has written into `stage`
-            output.show()
+                output.publish(write, report)          # write(stage) -> the files it has written into `stage`
+            return output.report
 
     The folder must be new or empty, or hold what an unfinished or finished call with the same content left.  The
     results are written to a hidden folder within and moved into place when they are complete, so a call that is
@@ -58,7 +46,7 @@ class OutputFolder:
 
     Attributes:
         work: hidden folder for files that are kept after an interruption; it is removed at the end.
-        published: the results, once they are in place; None before.
+        published: what the finished call says, once the results are in place; None before.
 
     Raises:
         ValueError: the folder holds other files, results of another call, or another process is writing to it.
@@ -75,7 +63,7 @@ class OutputFolder:
         self.folder, self.remedy, self.leader = folder, remedy, leader
         self.call: dict[str, Any] = json.loads(json.dumps(call))
         self.work = folder / UNFINISHED
-        self.published: Published | None = None
+        self.published: Report | None = None
         self._lock: Lock | None = None
         self._made = False
         if leader:
@@ -98,32 +86,29 @@ class OutputFolder:
         if self._lock is not None:
             self._lock.release()
 
-    def publish(self, write: Callable[[Path], list[Path]], summary: str, error: str = "") -> None:
+    @property
+    def report(self) -> Report | None:
+        """What the finished call says, in the leading process; None in the others."""
+        return self.published if self.leader else None
+
+    def publish(self, write: Callable[[Path], list[Path]], report: Report) -> None:
         """Write the results and move them into place; `published` is set from then on.
 
         Args:
             write: writes them into the given folder and returns them in the order in which they are shown.
-            summary: what the call did, to be printed.
-            error: why the results are wrong, although they are written; "" if they are not.
+            report: what the call says when it is finished; its files are those that `write` returns.
 
         Raises:
             OSError: they cannot be written; the same call can be repeated and will finish them.
         """
+        say(f"saving to {self.folder} …")
         stage = self.work / "files"
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir()
-        files = [str(file.relative_to(stage)) for file in write(stage)]
+        files = [file.relative_to(stage) for file in write(stage)]
         sync_tree(stage)
-        write_json(self.work / _READY, {"summary": summary, "files": files, "error": error})
+        write_json(self.work / _READY, replace(report, files=files).to_json())
         self._finish()
-
-    def show(self) -> None:
-        """Print what was published, in the leading process; raise ValueError if something is wrong with it."""
-        if not self.leader:
-            return
-        print(self.published)
-        if self.published is not None and self.published.error:
-            raise ValueError(self.published.error)
 
     def _claim(self) -> None:
         folder = self.folder
@@ -187,7 +172,7 @@ class OutputFolder:
 
     def _finish(self) -> None:
         """Move what is complete into place.  It can be interrupted anywhere and repeated."""
-        ready = _read_json(self.work / _READY, _SHOWN)
+        ready = _read_json(self.work / _READY, KIND)
         stage = self.work / "files"
         for file in sorted(path for path in stage.rglob("*") if not path.is_dir()):
             target = self.folder / file.relative_to(stage)
@@ -201,8 +186,9 @@ class OutputFolder:
         self.published = self._shown(ready)
         shutil.rmtree(self.work)
 
-    def _shown(self, note: dict[str, Any]) -> Published:
-        return Published(note["summary"], [self.folder / name for name in note["files"]], note.get("error", ""))
+    def _shown(self, note: dict[str, Any]) -> Report:
+        shown = {name: note[name] for name in ("done", "facts", "notes", "rows", "next", "error") if name in note}
+        return Report(**shown, files=[self.folder / name for name in note["files"]])
 
     def _discard(self) -> None:
         """Remove what was made, unless the work of this call or a former one is kept there."""
@@ -217,7 +203,10 @@ class OutputFolder:
 
 def _read_json(path: Path, kind: Kind) -> dict[str, Any]:
     with reading(path, "note of an output folder", "remove it, or choose another folder"):
-        content: dict[str, Any] = read_json(path, kind)
+        content: dict[str, Any] = read_json(path, dict)
+        if "summary" in content:  # of version 0.1 and earlier
+            content["done"] = content.pop("summary").removesuffix(":")
+        check(content, kind)
     return content
 
 

@@ -1,19 +1,23 @@
 """Our parsers: jsonargparse that raises its errors with the parser, and prefers our short names."""
 
-import re
-import textwrap
 from functools import cached_property
+from traceback import walk_tb
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, add_instantiator, get_loader, set_loader
 
 from ..checkpoints.migrations import migrate_config, migrate_text
-from .upstream.jsonargparse import default_classes, option_types, prefer_package, required_options
-
-_INDENT = " " * 24  # of an option's text in the help
-_KNOWN = re.compile(r"known\s+subclasses:\s+([^)]*)\)")
-
+from . import help
+from .upstream.jsonargparse import (
+    HelpAll,
+    Switch,
+    default_classes,
+    option_types,
+    prefer_package,
+    required_options,
+    set_help,
+)
 
 T = TypeVar("T")
 BUILT = "built"  # attribute of an error: the class whose construction raised it
@@ -62,9 +66,6 @@ def wrong(key: str, text: str) -> UsageError:
     return UsageError(text, key=key)
 
 
-_refused = list[ValueError]()  # the last error of `_build`
-
-
 def _build(class_type: type[T], *args: Any, **kwargs: Any) -> T:
     """Make an instance for jsonargparse; an error has the class as its attribute BUILT."""
     try:
@@ -72,14 +73,18 @@ def _build(class_type: type[T], *args: Any, **kwargs: Any) -> T:
     except ValueError as error:
         if not hasattr(error, BUILT):
             setattr(error, BUILT, class_type)
-            _refused[:] = [error]
         raise
 
 
 def refusal_in(error: BaseException) -> BaseException:
-    """The error of a class that was being built, if jsonargparse repeats it among its words; else the error itself."""
-    text = " ".join(str(error).split())
-    return next((inner for inner in _refused if " ".join(str(inner).split()) in text), error)
+    """The error that jsonargparse repeats among its own words, as of a class that is built; else the error itself."""
+    inner: BaseException | None = error
+    while inner is not None and inner.__traceback__ is not None:
+        *_, (frame, _) = walk_tb(inner.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] != "jsonargparse":
+            return inner
+        inner = inner.__cause__
+    return error
 
 
 #: How configuration files are read: as YAML, those of older versions too.
@@ -95,14 +100,23 @@ set_loader(MODE, _load, (yaml.YAMLError,))
 
 
 class RaisingParser(ArgumentParser):
-    """A parser that reads files of older versions, raises UsageError, and whose help names our classes and few others.
+    """A parser that reads files of older versions, raises UsageError, and has a short and a long help.
 
     Args:
         args, parser_mode, kwargs: as ArgumentParser's.
+        page: of the command; None: of a class, whose help lists all its options.
+        json: whether the command has the option --json, which `commands` look for.
     """
 
-    def __init__(self, *args: Any, parser_mode: str = MODE, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, parser_mode: str = MODE, page: help.Page | None = None, json: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, parser_mode=parser_mode, **kwargs)
+        self._page = page
+        if page is not None:
+            self.add_argument("--help-all", action=HelpAll)
+        if json:
+            self.add_argument("--json", action=Switch)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(message, self) from ex
@@ -112,14 +126,16 @@ class RaisingParser(ArgumentParser):
         return text
 
     def format_help(self, formatter: Any = None) -> str:
-        return _KNOWN.sub(_ours_only, super().format_help(formatter))
+        if self._page is None:
+            return help.full(self, description=self.description or "")
+        set_help(self, self._page.texts)
+        return help.short(self, self._page)
 
-
-def _ours_only(listing: re.Match[str]) -> str:
-    names = listing[1].replace("\n", " ").split(",")
-    kept = [n.strip() for n in names if n.strip().startswith(("diffusion_pl.", "torch.optim.A", "torch.optim.lr_"))]
-    text = f"known subclasses: {', '.join(kept)})" if kept else "any subclass)"
-    return "\n".join(textwrap.wrap(text, 80, initial_indent=_INDENT, subsequent_indent=_INDENT)).removeprefix(_INDENT)
+    def format_help_all(self) -> str:
+        """All options of the command."""
+        assert self._page is not None
+        set_help(self, self._page.texts)
+        return help.full(self, self._page)
 
 
 prefer_package("diffusion_pl")

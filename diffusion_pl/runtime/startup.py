@@ -65,5 +65,15 @@ def _is_usable(home: str) -> bool:
 
 def say_loading() -> None:
     """The first line of a command on a terminal: the imports that follow take seconds."""
-    if sys.stderr.isatty():
-        print(f"diffusion_pl {__version__}: loading PyTorch …", file=sys.stderr, flush=True)
+    say(f"diffusion_pl {__version__}: loading PyTorch …")
+
+
+def say(what: str, shown: bool | None = None) -> None:
+    """Say on stderr what is being done, so that there is no long silence.
+
+    Args:
+        what: a line.
+        shown: whether somebody watches; None: if stderr is a terminal.
+    """
+    if sys.stderr.isatty() if shown is None else shown:
+        print(what, file=sys.stderr, flush=True)

@@ -62,6 +62,16 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return known[close[0]] if close else None
 
 
+def nearest_child(parts: Sequence[str], name: str, children: Iterable[str]) -> str | None:
+    """The name below a key that is meant: by what other programs call it, or the most similar one."""
+    known = list(children)
+    if same := next((child for child in known if _plain(child) == _plain(name)), None):
+        return same
+    meant = synonym(name, [".".join((*parts, child)) for child in known])
+    meant = meant.rpartition(".")[2] if meant else None
+    return meant if meant in known else nearest(name, known)
+
+
 def did_you_mean(near: str | None) -> str:
     """The end of a message; "" if nothing is near."""
     return f"; did you mean {near}?" if near else ""
@@ -79,7 +89,7 @@ def option_meant(key: str, types: Mapping[str, Any], children: Children) -> str:
     odd = next((n for n, part in enumerate(parts) if part not in children(parts[:n])), len(parts) - 1)
     near = None
     if odd:
-        part = nearest(parts[odd], children(parts[:odd]))
+        part = nearest_child(parts[:odd], parts[odd], children(parts[:odd]))
         near = None if part is None else ".".join([*parts[:odd], part, *parts[odd + 1 :]])
     near = near or _by_last_name(parts, types, children)
     if near:

@@ -5,8 +5,9 @@ import inspect
 import sys
 import types as python_types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 from .upstream.jsonargparse import parameters
 
@@ -124,6 +125,30 @@ def class_names(classes: Iterable[type]) -> set[str]:
     return {cls.__name__ for cls in classes if not inspect.isabstract(cls)}
 
 
+def imported(path: str, trusted: bool = True) -> Any:
+    """A class or function by its path; None if there is none, or if it is not trusted and not imported yet."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module) if trusted else sys.modules.get(module), name, None)
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def why_missing(path: str) -> str:
+    """Which module of a class path is missing, or why it cannot be imported; "" if the module is there."""
+    module = path.rpartition(".")[0]
+    try:
+        if module:
+            import_module(module)
+    except ModuleNotFoundError as error:
+        missing = str(error.name)
+        inside = f"{module}.".startswith(f"{missing}.")
+        return f": no module {missing}" if inside else f": {module} needs the package {missing}, which is not installed"
+    except Exception as error:  # of a module of the user's own
+        return f": {module} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
+    return ""
+
+
 def _union(kinds: Sequence[Any]) -> Any:
     return Union[tuple(kinds)] if kinds else None  # noqa: UP007  of as many as there are
 
@@ -134,7 +159,7 @@ def _is_callable(hint: Any) -> bool:
 
 def _is_factory(hint: Any) -> bool:
     """Whether a type is a protocol of functions that make something."""
-    return inspect.isclass(hint) and getattr(hint, "_is_protocol", False) and "__call__" in vars(hint)
+    return inspect.isclass(hint) and Protocol in hint.__bases__ and "__call__" in vars(hint)
 
 
 def _made(hint: Any) -> Any:

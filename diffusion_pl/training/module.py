@@ -41,20 +41,20 @@ class DiffusionModule(Trainable):
     """A diffusion model in training.
 
     Args:
-        network: makes the network from the shape of one example and the conditions of the data; any class whose first
-            two parameters are those, such as diffusion_pl.networks.MLP.
-        schedule: noise schedule.
-        parameterization: what the network's output means.
-        loss: what is learned, such as DenoisingLoss.
-        sampler: draws the samples of `predict` and of the panels.
-        optimizer: of the network's parameters.
-        lr_scheduler: stepped every optimizer step: diffusion_pl.training.WarmupCosine or Warmup, or one of
+        network: network, such as UNet: any class, or function, of the shape of one example and the conditions of the
+            data.
+        schedule: noise schedule, such as VP.
+        parameterization: meaning of the network's output, such as V or Epsilon.
+        loss: loss, such as DenoisingLoss with a timestep distribution and a weighting.
+        sampler: sampler of `predict` and of the panels, such as DDIM or Heun.
+        optimizer: optimizer of the trained parameters, such as torch.optim.AdamW.
+        lr_scheduler: learning-rate schedule, stepped every optimizer step: WarmupCosine, Warmup, or one of
             torch.optim.lr_scheduler with its own options; a parameter total_steps is the run's.  None: constant.
-        noise_input: how the network gets the noise level; None: t itself.
-        guidance: wraps the denoiser when sampling, such as Thresholded; None: nothing.
-        compile: compile the network with torch.compile; a string is its mode: reduce-overhead records CUDA graphs,
+        noise_input: noise level as input of the network, such as LogSNR; None: t itself.
+        guidance: wrapper of the denoiser when sampling, such as Thresholded; None: no wrapper.
+        compile: compilation of the network by torch.compile; a string is its mode: reduce-overhead records CUDA graphs,
             max-autotune tries more kernels as well.
-        channels_last: keep the images' channels together in memory: faster convolutions, above all under bf16.
+        channels_last: memory format of images with the channels together: faster convolutions, above all under bf16.
         shape: of one example, without the batch axis; the command line takes it from the data.
         conditions: of the data, by name, None: unconditional; the command line takes them from the data.
     """

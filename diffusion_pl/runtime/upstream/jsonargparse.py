@@ -5,16 +5,17 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonargparse._common as common
+import jsonargparse._completions as completions
 import jsonargparse._typehints as typehints
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from jsonargparse._actions import _ActionHelpClassPath, _ActionPrintConfig
 from jsonargparse._link_arguments import ActionLink
 from jsonargparse._parameter_resolvers import get_signature_parameters
-from jsonargparse._required import iter_required_keys
-from jsonargparse._util import import_object
+from jsonargparse._required import iter_required_keys, restore_suppressed_required
+from jsonargparse._util import get_import_path, import_object
 
 SWITCH = "switch"  # the type of an option without a value
 
@@ -60,6 +61,44 @@ def prefer_package(package: str) -> None:
         return [path for path in paths if path.startswith(f"{package}.") or path.rpartition(".")[2] not in own_names]
 
     typehints.get_all_subclass_paths = package_first
+
+
+@contextmanager
+def completed_classes(classes: Callable[[Any], Iterable[type]], depth: int = 2) -> Iterator[None]:
+    """Within, completion scripts offer these classes of a kind, and their options down to a depth.
+
+    Else they offer all subclasses, with options at any depth, which takes many minutes.  Names of `_completions`:
+    `get_all_subclass_paths`, `add_subactions_and_get_subclass_choices`, `get_signature_parameters`.  Read: jsonargparse
+    4.53.
+
+    Args:
+        classes: those of a kind, by which their import paths are offered.
+        depth: number of dots in an option from which on classes are offered without their options; of Lightning's
+            classes, which are many, there are none.
+    """
+    names = vars(completions)
+    add = names["add_subactions_and_get_subclass_choices"]
+
+    def paths(kind: Any, **_: Any) -> list[str]:
+        return list(dict.fromkeys(map(get_import_path, classes(kind))))
+
+    def add_some(kind: Any, prefix: str | None, *args: Any, closed_type: bool = False) -> list[str]:
+        if (prefix or "").count(".") >= depth or str(getattr(kind, "__module__", "")).startswith("lightning."):
+            return [] if closed_type else paths(kind)
+        added: list[str] = add(kind, prefix, *args, closed_type=closed_type)
+        return added
+
+    ours = {
+        "get_all_subclass_paths": paths,
+        "add_subactions_and_get_subclass_choices": add_some,
+        "get_signature_parameters": cache(get_signature_parameters),
+    }
+    before = {name: names[name] for name in ours}
+    names.update(ours)
+    try:
+        yield
+    finally:
+        names.update(before)
 
 
 @contextmanager
@@ -113,6 +152,90 @@ def accepts(kind: Any, value: Any) -> bool:
     except ArgumentError:
         return False
     return True
+
+
+class Option(NamedTuple):
+    """An option of a parser, for its help.
+
+    Attributes:
+        group: title of the group that it is in; "" of none.
+        name: with its dashes, such as --model.network; without the underscore of a word of Python.
+        help: its text; "" if there is none.
+        kind: type of its value; None of a switch or a configuration file.
+        default: None also where there is none.
+        required: whether it must be given.
+        is_class_help: whether it shows the options of a class, as --data.help Folder.
+        takes_value: whether a value follows.
+    """
+
+    group: str
+    name: str
+    help: str
+    kind: Any
+    default: Any
+    required: bool
+    is_class_help: bool
+    takes_value: bool
+
+
+def options_of(parser: argparse.ArgumentParser) -> list[Option]:
+    """The options of a parser in the order of its help: `_action_groups`, `_group_actions`.
+
+    While a command line is parsed none is required: `restore_suppressed_required`.  Read: jsonargparse 4.53, Python
+    3.11.
+    """
+    options = []
+    with restore_suppressed_required():
+        for group in parser._action_groups:
+            for action in group._group_actions:
+                if not action.option_strings or action.help == argparse.SUPPRESS or isinstance(action, ActionLink):
+                    continue
+                name = max(action.option_strings, key=len).rstrip("+_")  # from_ is --from
+                is_class_help = isinstance(action, _ActionHelpClassPath)
+                options.append(
+                    Option(
+                        group=group.title or "" if "." in name else "",
+                        name=name,
+                        help=action.help or "",
+                        kind=None if is_class_help else getattr(action, "_typehint", action.type),
+                        default=None if action.default is argparse.SUPPRESS else action.default,
+                        required=action.required,
+                        is_class_help=is_class_help,
+                        takes_value=action.nargs != 0 and not isinstance(action, _ActionPrintConfig),
+                    )
+                )
+    return options
+
+
+def set_help(parser: argparse.ArgumentParser, texts: Mapping[str, str]) -> None:
+    """Replace the help of options, given by their names without dashes: `_actions`.
+
+    Read: jsonargparse 4.53, Python 3.11.
+    """
+    for action in parser._actions:
+        name = max(action.option_strings, key=len, default="").strip("-+_")
+        action.help = texts.get(name, action.help)
+
+
+class HelpAll(common.NonParsingAction):
+    """--help-all: print `parser.format_help_all()` and exit.  Read: jsonargparse 4.53, `NonParsingAction`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "nargs": 0})
+
+    def __call__(self, parser: Any, *args: Any) -> None:
+        print(parser.format_help_all(), end="")
+        parser.exit()
+
+
+class Switch(common.NonParsingAction):
+    """An option without a value that leaves nothing in the namespace.  Read: jsonargparse 4.53, `NonParsingAction`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "nargs": 0})
+
+    def __call__(self, *args: Any) -> None:
+        pass
 
 
 def make_optional(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
