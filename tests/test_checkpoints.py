@@ -78,7 +78,7 @@ def test_a_write_that_fails_midway_leaves_the_old_file_intact(
     path = tmp_path / "last.ckpt"
     write(OLD, path)
     monkeypatch.setattr(torch, "save", fail_midway(error))
-    with pytest.raises(OSError, match=r"cannot write the checkpoint .*last\.ckpt: .*untouched"):
+    with pytest.raises(OSError, match=r"cannot write the checkpoint .*last\.ckpt: .*intact"):
         write(NEW, path)
     monkeypatch.undo()
     assert read(path)["global_step"] == 1

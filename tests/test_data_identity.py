@@ -317,7 +317,7 @@ def test_classes_without_examples_are_reported_and_not_sampled(tmp_path: Path) -
     data = {"class_path": "Arrays", "init_args": {"path": "a.npz", "key": "x", "labels": "y", "batch_size": 8}}
     config = tiny_config(tmp_path, model__network=UNET, data=data, trainer__max_steps=2)
     seen = cli(tmp_path, "doctor", "--config", config)
-    (line,) = (line for line in seen.out.splitlines() if line.startswith("classes"))
+    (line,) = (line for line in seen.out.splitlines() if line.lstrip().startswith("classes"))
     assert "warning" in line
     assert "no training examples of classes 0, 2, 4" in line
     assert cli(tmp_path, "fit", "--config", config, "--run", "run").code == 0

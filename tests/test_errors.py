@@ -57,7 +57,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         "model.optimizer",
         ("torch.optim.Adamm", "mean Adam?"),
     ),
-    "unknown module": ({"model": {"schedule": "nowhere.VP"}}, "model.schedule", ("no module nowhere", "mean VP?")),
+    "unknown module": ({"model": {"schedule": "nowhere.VP"}}, "model.schedule", ("nowhere.VP", "mean VP?")),
     "class of another kind": ({"model": {"schedule": "Heun"}}, "model.schedule", ("another kind", "a Schedule", "VP")),
     "path of another kind": (
         {"model": {"schedule": {"class_path": "diffusion_pl.samplers.Heun"}}},

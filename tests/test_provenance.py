@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from diffusion_pl import __version__
 from diffusion_pl.data import Arrays, Datasaurus, Digits, Moons, Table
-from diffusion_pl.runtime import provenance
+from diffusion_pl.runtime import provenance, usage
 
 AUTHOR = "Ada Nobody"
 
@@ -225,7 +225,7 @@ def test_the_machine_is_described_as_by_the_kernel(tmp_path: Path) -> None:
 
 def test_the_peak_of_memory_is_the_kernels() -> None:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    assert provenance.peak_memory()["rss"] == pytest.approx(int(status["VmHWM"].split()[0]) * 1024, rel=0.05)
+    assert usage.peak_memory()["rss"] == pytest.approx(int(status["VmHWM"].split()[0]) * 1024, rel=0.05)
 
 
 def test_the_share_of_each_process_is_the_loaders(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from diffusion_pl.commands.compare import compare
 from diffusion_pl.evaluation import (
     Band,
     BoundResult,
@@ -16,7 +17,6 @@ from diffusion_pl.evaluation import (
     from_json,
     incomparable,
     read_results,
-    side_by_side,
     table,
 )
 
@@ -81,7 +81,15 @@ def test_results_differ_in_what_was_measured() -> None:
     one, other = sampled([1.0, 2.0]), sampled([2.0, 4.0], num_samples=200, units="model units")
     assert differences(one, one) == []
     assert differences(one, other) == ["num_samples: 100 and 200", "units: not given and model units"]
-    assert side_by_side(one, sampled([2.0, 4.0])).split() == ["1.5", "3", "+1.5", "±", "1.6"]  # √(½ + 2)
+
+
+def test_compare_shows_the_difference_and_its_error(tmp_path: Path) -> None:
+    for name, values in (("a", [1.0, 2.0]), ("b", [2.0, 4.0])):
+        (tmp_path / name).write_text(json.dumps({"figures": {"fid": sampled(values).to_json()}}))
+    (row,) = compare([tmp_path / "a", tmp_path / "b"]).rows
+    assert (row["A"], row["B"], row["B - A"], row["best"]) == (1.5, 3.0, 1.5, "A")
+    assert row["± B"] == pytest.approx(2.5**0.5)  # √(½ + 2)
+    assert row["direction"] == "lower is better"
 
 
 def test_an_expected_range_applies_to_the_same_protocol_only() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from images_model import NETWORK, TIME
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from pictures_model import NETWORK, TIME
 from shell import (
     LAST,
     Losses,
