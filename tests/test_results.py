@@ -17,7 +17,7 @@ from diffusion_pl.evaluation import (
     from_json,
     incomparable,
     read_results,
-    table,
+    row,
 )
 
 OLD = Path(__file__).parent / "assets" / "v0_1" / "evaluation.json"
@@ -49,7 +49,8 @@ def test_what_a_result_says_of_itself() -> None:
     assert fid.error is None  # of one repeat
     assert nll.error == nll.std != nll.standard_error  # type: ignore[attr-defined]
     assert elbo.error == elbo.standard_error  # type: ignore[attr-defined]
-    assert len(table(results).splitlines()) == 4
+    shown = row("fid", fid)
+    assert (shown["value"], shown["better"], shown["number"], shown["of"]) == (fid.value, "lower", 80, "samples")
 
 
 def test_of_repeats_mean_and_deviation() -> None:
