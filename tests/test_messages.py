@@ -16,7 +16,7 @@ from shell import ROOT, TINY, cli, environment, fit, no_files_change, tiny_confi
 from diffusion_pl.cli import DiffusionCLI
 from diffusion_pl.commands import run_tool
 from diffusion_pl.interop.model_card import _scalar
-from diffusion_pl.runtime import provenance
+from diffusion_pl.runtime import provenance, vocabulary
 from diffusion_pl.runtime.config_walk import Walk
 from diffusion_pl.runtime.diagnosis import find_in_arguments
 from diffusion_pl.runtime.limits import name_of_config
@@ -388,3 +388,8 @@ def test_a_home_is_not_needed(tmp_path: Path) -> None:
     assert done.stdout == "True True\n", done.stderr
     assert done.stderr.count("warning") == 1
     assert provenance.versions()
+
+
+@pytest.mark.parametrize("path", ["..", "..VP", "...a.b", "."])
+def test_a_relative_path_names_no_class(path: str) -> None:
+    assert vocabulary.imported(path) is None

@@ -128,6 +128,8 @@ def class_names(classes: Iterable[type]) -> set[str]:
 def imported(path: str, trusted: bool = True) -> Any:
     """A class or function by its path; None if there is none, or if it is not trusted and not imported yet."""
     module, _, name = path.rpartition(".")
+    if module.startswith("."):  # relative to nothing
+        return None
     try:
         return getattr(import_module(module) if trusted else sys.modules.get(module), name, None)
     except (ImportError, AttributeError, ValueError):
@@ -138,7 +140,7 @@ def why_missing(path: str) -> str:
     """Which module of a class path is missing, or why it cannot be imported; "" if the module is there."""
     module = path.rpartition(".")[0]
     try:
-        if module:
+        if module.strip("."):
             import_module(module)
     except ModuleNotFoundError as error:
         missing = str(error.name)
