@@ -11,12 +11,12 @@ import pytest
 import torch
 import yaml
 from images_model import fit_digits
-from shell import cli, fit, no_files_change
+from shell import LAST, cli, fit, no_files_change
 
 import diffusion_pl
 from diffusion_pl.checkpoints import io as checkpoints
 from diffusion_pl.checkpoints.io import sha256_of
-from diffusion_pl.checkpoints.loading import load_model, rebuild
+from diffusion_pl.checkpoints.loading import load_model, load_pipeline, rebuild
 from diffusion_pl.interop.graphs import example
 from diffusion_pl.interop.model_card import model_card
 
@@ -204,3 +204,23 @@ def test_a_card_states_the_kind_of_average(folder: Path, digits: Path, name: str
     pipeline = replace(diffusion_pl.load(folder / digits), weights=name)
     description = checkpoints.read(folder / digits)["diffusion_pl"]
     assert f"{message}, as safetensors" in model_card("safetensors", pipeline, description, {"name": "last.ckpt"}, "0")
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["0.2", "0.1"])
+def test_an_exported_model_keeps_the_split_of_its_data(tmp_path: Path, old: bool) -> None:
+    x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0)).numpy()
+    np.savetxt(tmp_path / "p.csv", x, delimiter=",", header="x,y", comments="")
+    table = {"class_path": "Table", "init_args": {"path": "p.csv", "columns": ["x", "y"]}}
+    run = fit(tmp_path, data=table)
+    path = run / LAST
+    if old:  # which recorded no split
+        content = torch.load(path, weights_only=True)
+        content["Table"] = {name: content["Table"][name] for name in ("mean", "std")}
+        torch.save(content, path)
+    assert cli(tmp_path, "export", "--ckpt_path", path, "--to", "safetensors", "--output", "out").code == 0
+    held_out = []
+    for checkpoint in (path, tmp_path / "out"):
+        _, data = load_pipeline(checkpoint, data={"path": str(tmp_path / "p.csv")})
+        data.setup("fit")
+        held_out.append(data.part("val").__getitems__(torch.arange(20))["x"])
+    assert torch.equal(*held_out)

@@ -91,9 +91,9 @@ def read_exported(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _with_infinity(value: Any) -> Any:
-    """Plain values with the numbers that JSON cannot hold, which are strings there."""
+    """Plain values with the numbers that JSON cannot hold, which are strings there; names of classes stay strings."""
     if isinstance(value, dict):
-        return {name: _with_infinity(part) for name, part in value.items()}
+        return {name: part if name == "names" else _with_infinity(part) for name, part in value.items()}
     if isinstance(value, list):
         return [_with_infinity(part) for part in value]
     return float(value) if value in ("inf", "-inf", "nan") else value

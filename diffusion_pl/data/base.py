@@ -14,6 +14,7 @@ from torch import Tensor
 from ..conditions import Condition
 from ..tensors import Recorded
 from .loader import Augmentation, Loader, Source, Tensors
+from .splits import recorded_split
 from .units import Units
 
 SPLITS = ("train", "val", "test")
@@ -99,6 +100,12 @@ class DataModule(Recorded, LightningDataModule, ABC):
     def loaded(self) -> bool:
         """Whether `setup` has read the data."""
         return self._splits is not None
+
+    @property
+    def saved_split(self) -> dict[str, Any]:
+        """The entry "split" of a state dict, as in the checkpoint that was loaded; {} if there is none."""
+        split = recorded_split(self._saved)
+        return {"split": split} if split else {}
 
     @property
     @abstractmethod

@@ -239,7 +239,7 @@ class Images(DataModule):
         state = {"shape": list(shape), "conditions": to_plain(conditions), "levels": levels}
         state["class_counts"] = self._class_counts
         if self._examples is None:  # the data were not read
-            return state
+            return {**state, **self.saved_split}
         if self._identity is None:
             train, names = self._examples.train, self._examples.names
             self._identity = identity(keys_of(names, len(train)), names is not None, train)

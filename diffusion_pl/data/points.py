@@ -115,7 +115,7 @@ class Points(DataModule):
                 "leaves none to train on: lower val_fraction"
             )
         noted = recorded_split(self._saved)
-        hashes = noted.get("rule") == HASHED if self._saved else self.grows
+        hashes = noted.get("rule", HASHED if self.grows else SHUFFLED) == HASHED
         seed, exceptions = noted.get("seed", self.seed), noted.get("exceptions")
         self._drawn = {"rule": HASHED if hashes else SHUFFLED, "seed": seed}
         if hashes:
@@ -182,7 +182,7 @@ class Points(DataModule):
             return {}
         state: dict[str, Any] = {"mean": self._units.mean.tolist(), "std": self._units.std.tolist()}
         if self._examples is None:  # the data were not read
-            return state
+            return {**state, **self.saved_split}
         if self.grows and self._identity is None:
             self._identity = identity(_keys(self._examples["x"]), True, Tensors(self._examples))
         kept = {} if self._identity is None else {"identity": self._identity}

@@ -47,11 +47,9 @@ def divide(
         ValueError: see `recorded_split`.
     """
     noted = recorded_split(saved)
-    # Of the first version, which had one way to split, and no groups.
-    old = bool(saved) and not {"class_names", "conditions"} & saved.keys()
-    rule = noted.get("rule", HASHED if grows and not old else SHUFFLED)
+    rule = noted.get("rule", HASHED if grows else SHUFFLED)
     seed, exceptions = noted.get("seed", seed), noted.get("exceptions")
-    grouped = noted.get("grouped", not old)
+    grouped = noted.get("grouped", True)
     if not grouped:
         groups = None
     if rule == HASHED:
@@ -64,33 +62,42 @@ def divide(
 
 
 def recorded_split(saved: Mapping[str, Any]) -> State:
-    """The entry "split" of a checkpoint: how the data were split; {} if it is missing.
+    """How the data of a checkpoint were split: its entry "split"; {} if there is no checkpoint, or it does not say.
 
     Raises:
         ValueError: the method is not known, or the entry is damaged.
     """
-    split = saved.get("split") or {}
-    if not isinstance(split, dict) or type(split.get("seed", 0)) is not int or not _are_exceptions(split):
+    if "split" not in saved:
+        # The first version had one method, and no groups.
+        is_old = bool(saved) and not {"class_names", "conditions"} & saved.keys()
+        return {"rule": SHUFFLED, "grouped": False} if is_old else {}
+    split = saved["split"] or {}
+    try:
+        exceptions = _exceptions(split.get("exceptions"))
+        if type(split.get("seed", 0)) is not int:
+            raise TypeError
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
         raise ValueError(
             "the checkpoint's record of the data's split is damaged. Fix: use another checkpoint of the run"
-        )
+        ) from None
     if split.get("rule", HASHED) not in (HASHED, SHUFFLED):
         raise ValueError(
             f"the checkpoint's data were split by the method {split['rule']!r}, which this version does not know"
         )
-    return split
+    return {**split, "exceptions": exceptions}
 
 
-def _are_exceptions(split: State) -> bool:
-    exceptions = split.get("exceptions")
-    if exceptions is None:
-        return True
-    if not isinstance(exceptions, dict):
-        return False
-    keys, parts = exceptions.get("keys"), exceptions.get("parts")
-    if not (isinstance(keys, Tensor) and isinstance(parts, Tensor)):
-        return False
-    return keys.dtype == parts.dtype == torch.int64 and keys.ndim == 1 and keys.shape == parts.shape
+def _exceptions(recorded: Any) -> State | None:
+    """The exceptions of a split, which are lists where a checkpoint is JSON."""
+    if recorded is None:
+        return None
+    lists = {
+        name: recorded[name].tolist() if isinstance(recorded[name], Tensor) else recorded[name] for name in recorded
+    }
+    keys, parts = lists["keys"], lists["parts"]
+    if not all(type(number) is int for number in (*keys, *parts)) or len(keys) != len(parts):
+        raise TypeError
+    return {"keys": torch.tensor(keys, dtype=torch.int64), "parts": torch.tensor(parts, dtype=torch.int64)}
 
 
 def hashed(

@@ -33,6 +33,13 @@ def write(
     if half:
         tensors |= {name: p.half() for name, p in network.named_parameters() if p.dtype == torch.float32}
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt", "weights": pipeline.weights})
-    config = {**description, "weights": pipeline.weights, "data_state": data.state_dict()}
+    config = {**description, "weights": pipeline.weights, "data_state": _lists(data.state_dict())}
     (folder / CONFIG).write_text(json.dumps(plain(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return [folder / WEIGHTS, folder / CONFIG]
+
+
+def _lists(state: Any) -> Any:
+    """A state with its tensors as lists."""
+    if isinstance(state, Mapping):
+        return {name: _lists(part) for name, part in state.items()}
+    return state.tolist() if isinstance(state, torch.Tensor) else state
