@@ -50,16 +50,16 @@ _SYNONYMS = {
 
 USAGE = "usage: python -m diffusion_pl COMMAND [--OPTION VALUE …]    (or diffusion_pl COMMAND …)"
 EXAMPLES = """examples:
-  python -m diffusion_pl fit --config configs/datasaurus/vp.yaml
-  python -m diffusion_pl fit --config configs/datasaurus/vp.yaml --trainer.max_steps 2000
-  python -m diffusion_pl fit --config configs/datasaurus/vp.yaml --ckpt_path last      # resume
+  python -m diffusion_pl fit --config datasaurus/vp                       # one of `configs`, or a file
+  python -m diffusion_pl fit --config datasaurus/vp --trainer.max_steps 2000
+  python -m diffusion_pl fit --config datasaurus/vp --ckpt_path last      # resume
   python -m diffusion_pl sample --ckpt_path runs/datasaurus-vp --num_samples 4000 --output samples
   tensorboard --logdir runs
 
 options:
   COMMAND --help        examples and common options of a command
   COMMAND --help-all    all its options
-  COMMAND --json        results as one JSON document on stdout
+  COMMAND --json        one JSON document on stdout in place of a table (not of fit, validate, test)
   --debug               traceback of an error (or set DIFFUSION_PL_DEBUG=1)
   --version             version of diffusion_pl"""
 

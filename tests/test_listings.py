@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from shell import ROOT, cli, environment, fit
+from shell import ROOT, TINY, cli, environment, fit
 
 from diffusion_pl.runtime.config_files import config_files, with_config_files
 from diffusion_pl.runtime.run_card import LOCK
@@ -130,7 +130,8 @@ def test_runs_are_listed_with_state_and_step(runs: Path) -> None:
     }  # fmt: skip
     run = entries["run"]
     assert (run["step"], run["of"]) == (20, 20)
-    assert "val_loss/" in run["metrics"]
+    assert next(iter(run["metrics"])).startswith("val_loss/")
+    assert run["metrics"]["learning_rate"] == pytest.approx(TINY["model"]["optimizer"]["init_args"]["lr"])
     files = {path.stat().st_ino: path.stat().st_size for path in (runs / "runs/run").rglob("*") if path.is_file()}
     assert run["MB"] == sum(files.values()) / 1e6
     assert "card.json" in entries["damaged"]["metrics"]

@@ -35,7 +35,7 @@ def test_help_lists_commands_and_examples_without_heavy_imports(tmp_path: Path, 
     assert (status, err, imported) == (0, "", set())
     for name, what in COMMANDS.items():
         assert any(line.split() == [name, *what.split()] for line in out.splitlines()), name
-    assert "python -m diffusion_pl fit --config configs/datasaurus/vp.yaml" in out
+    assert "python -m diffusion_pl fit --config datasaurus/vp" in out
     assert max(map(len, out.splitlines())) <= 100
 
 

@@ -1,6 +1,7 @@
 """python -m diffusion_pl evaluate: how good a model is, in results that say how they were measured."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,25 @@ from ..samplers import Grid, Sampler
 
 if TYPE_CHECKING:
     from ..evaluation import Plan
+
+
+#: Options that have no effect on images that exist already.
+OF_MODELS = (
+    "ckpt_path",
+    "seed",
+    "sampler",
+    "grid",
+    "steps",
+    "scale",
+    "likelihood",
+    "likelihood_split",
+    "likelihood_examples",
+    "dequantizations",
+    "bound",
+    "weights",
+    "batch_size",
+    "devices",
+)
 
 
 def evaluate(
@@ -83,16 +103,9 @@ def evaluate(
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
         devices: Number of devices, at least 1, a process each.
     """
+    options = dict(locals())
     check_counts(devices=devices, steps=steps)
-    from ..checkpoints.loading import load_pipeline
     from ..evaluation import Plan
-    from ..evaluation.run import Evaluation
-    from ..runtime.devices import device_of
-    from ..runtime.errors import quiet
-    from ..runtime.limits import check_devices
-    from ..runtime.output_folder import OutputFolder
-    from ..runtime.processes import rank_label
-    from .choices import choose
 
     plan = Plan(
         metrics=None if metrics is None else tuple(metrics),
@@ -109,22 +122,44 @@ def evaluate(
         bound=bound or ContinuousBound(),
         batch_size=batch_size,
     )
-    quiet()
-    check_devices(devices, device_of(accelerator).type, "devices")
     if images is not None:
-        of_models = {"ckpt_path": ckpt_path, "sampler": sampler, "grid": grid, "steps": steps, "scale": scale}
-        _refuse_options({**of_models, "likelihood": likelihood, "bound": bound}, data_)
+        _refuse(options)
         return _evaluate_images(images, data_() if callable(data_) else None, plan, num_samples, output, accelerator)
+    return _evaluate_model(ckpt_path, plan, (sampler, grid, steps, scale), data_, weights, output, accelerator, devices)
+
+
+def _evaluate_model(
+    ckpt_path: Path | None,
+    plan: "Plan",
+    choices: tuple[Any, Any, int | None, float | None],
+    data_: Any,
+    weights: str,
+    output: Path,
+    accelerator: str,
+    devices: int,
+) -> Report | None:
+    """Measure a checkpoint; choices: sampler, grid, steps and scale in place of its own."""
+    from ..checkpoints.loading import load_pipeline
+    from ..evaluation.run import Evaluation
+    from ..runtime.devices import device_of
+    from ..runtime.errors import quiet
+    from ..runtime.limits import check_devices
+    from ..runtime.output_folder import OutputFolder
+    from ..runtime.processes import rank_label
+    from .choices import choose
+
     if ckpt_path is None:
         raise ValueError("missing: --ckpt_path CHECKPOINT, or --images FOLDER")
     if callable(data_):
         raise ValueError(
             "--data: the checkpoint names the class of its data. Fix: give its options only, as --data.path"
         )
+    quiet()
+    check_devices(devices, device_of(accelerator).type, "devices")
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
-    pipeline = choose(pipeline, sampler, grid, steps, scale)
+    pipeline = choose(pipeline, *choices)
     pipeline.guided.requires_grad_(False)
-    evaluation = Evaluation(pipeline, data, plan, str(ckpt_path), scale, accelerator, prepare=bool(data_))
+    evaluation = Evaluation(pipeline, data, plan, str(ckpt_path), choices[-1], accelerator, prepare=bool(data_))
     with OutputFolder(output, {**evaluation.call, "data": data_ or None}, leader=not rank_label()) as folder:
         if folder.published is None:
             results = evaluation.run(folder.work, devices)
@@ -144,8 +179,10 @@ def _evaluate_images(
     images: Path, data: DataModule | None, plan: "Plan", num_samples: int | None, output: Path, accelerator: str
 ) -> Report | None:
     from ..evaluation.stored import StoredEvaluation
+    from ..runtime.errors import quiet
     from ..runtime.output_folder import OutputFolder
 
+    quiet()
     evaluation = StoredEvaluation(images, data, plan, num_samples, accelerator)
     with OutputFolder(output, evaluation.call) as folder:
         if folder.published is None:
@@ -154,10 +191,11 @@ def _evaluate_images(
         return folder.report
 
 
-def _refuse_options(of_models: dict[str, Any], data: Any) -> None:
-    """Raise ValueError for options that do not go with --images."""
-    given = next((name for name, value in of_models.items() if value is not None), None)
+def _refuse(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options that have no effect with --images."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(evaluate).parameters.items()}
+    given = next((name for name in OF_MODELS if options[name] != defaults[name]), None)
     if given is not None:
         raise ValueError(f"--{given} is for a model, and --images are measured as they are. Fix: remove one of them")
-    if isinstance(data, dict):
+    if isinstance(options["data_"], dict):
         raise ValueError("--data: expected a class and its options, such as --data Folder --data.path FOLDER")

@@ -70,22 +70,20 @@ def restore(
     check_counts(num_samples=num_samples, repeats=repeats)
     import hashlib
 
-    from ..callbacks.sample_writer import refuse_not_finite
     from ..checkpoints.loading import load_pipeline
     from ..data.base import count
     from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
     from ..runtime.provenance import describe
-    from ..tensors import not_finite
     from .choices import choose
 
     pipeline, data = load_pipeline(ckpt_path, weights)
     if len(pipeline.shape) != 3:
         raise ValueError(f"{ckpt_path} is a model of points: only images can be restored")
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
-    device = device_of(accelerator)
+    pipeline = pipeline.to(device_of(accelerator))
     known = None if task != "inpaint" else _known(pipeline.shape, None if mask is None else data.read(mask), mask)
-    operator = _operator(task, pipeline.shape, known, factor, device)
+    operator = _operator(task, pipeline.shape, known, factor, pipeline.device)
     x_0 = data.read(path)
     call = {
         "checkpoint": str(ckpt_path),
@@ -103,18 +101,14 @@ def restore(
     }
     with OutputFolder(output, call) as folder:
         if folder.published is None:
-            many = x_0.repeat_interleave(num_samples, 0).to(device)
-            y = operator(many)
-            pipeline = pipeline.to(device)
+            y = operator(x_0.repeat_interleave(num_samples, 0).to(pipeline.device))
             if method == "replacement":
                 pipeline = _replacing(pipeline, operator, y, repeats)
             else:
                 pipeline = _guided(pipeline, operator, y, x_0, scale)
-            restored = operator.consistent(pipeline.samples(range(len(many))).x_0, y).cpu()
-            refuse_not_finite(not_finite(restored), len(restored))
+            restored = _samples(pipeline, operator, y)
             rows = _grid_rows(x_0, operator, y, restored, masked=task == "inpaint")
-            columns = ["image", "known", *(f"restored {k + 1}" for k in range(num_samples))]
-            write = partial(_write, data, restored, rows, columns, task)
+            write = partial(_write, data, restored, rows, num_samples, task)
             other = "gradient" if method == "replacement" else "replacement"
             again = ["restore", "--ckpt_path", ckpt_path, "--path", path, "--task", task, "--method", other]
             report = Report(
@@ -172,6 +166,16 @@ def _guided(pipeline: "Pipeline", operator: "Operator", y: "Tensor", x_0: "Tenso
     return pipeline.with_wrapper(partial(Reconstructing, operator=operator, y=y, data_std=data_std, scale=scale))
 
 
+def _samples(pipeline: "Pipeline", operator: "Operator", y: "Tensor") -> "Tensor":
+    """A sample for each measurement in y, with the known part put in: (N, C, H, W)."""
+    from ..callbacks.sample_writer import refuse_not_finite
+    from ..tensors import not_finite
+
+    restored = operator.consistent(pipeline.samples(range(len(y))).x_0, y).cpu()
+    refuse_not_finite(not_finite(restored), len(restored))
+    return restored
+
+
 def _grid_rows(x_0: "Tensor", operator: "Operator", y: "Tensor", restored: "Tensor", masked: bool) -> "Tensor":
     """Each image, what was kept of it, and its restored samples: (N · (2 + K), C, H, W).
 
@@ -193,12 +197,13 @@ def _grid_rows(x_0: "Tensor", operator: "Operator", y: "Tensor", restored: "Tens
     return torch.cat((x_0[:, None], kept[:, None], samples), 1).flatten(0, 1)
 
 
-def _write(data: Any, restored: "Tensor", rows: "Tensor", columns: list[str], title: str, stage: Path) -> list[Path]:
+def _write(data: Any, restored: "Tensor", rows: "Tensor", num_samples: int, title: str, stage: Path) -> list[Path]:
     """Write the restored images, and grid.png of the rows, into the folder `stage`; the files in order."""
     from .. import plots
     from ..callbacks.figures import write_samples
 
     files = write_samples(data, restored, stage)
+    columns = ["image", "known", *(f"restored {k + 1}" for k in range(num_samples))]
     grid = plots.image_grid(data.units.to_uint8(rows).numpy(), len(columns), title=title, columns_named=columns)
     plots.save_image(grid, stage / "grid.png")
     return files

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from ..runtime.output import Report
 
-SHOWN = 3  # metrics of a run
-
 
 def runs(folder: Path = Path("runs")) -> Report:
     """List the runs in a folder, a line each: state, optimizer steps done and planned, size on disk, last metrics.
@@ -26,17 +24,27 @@ def runs(folder: Path = Path("runs")) -> Report:
             "step": run.step,
             "of": run.max_steps,
             "MB": run.size / 1e6,
-            "metrics": run.problem or _metrics(run.metrics),
+            "metrics": run.problem or _ordered(run.metrics),
         }
         for run in list_runs(folder)
     ]
     return Report(done=f"{len(rows)} runs in {folder}" if len(rows) != 1 else f"1 run in {folder}", rows=rows)
 
 
-def _metrics(values: dict[str, float | str]) -> str:
-    """The first of the last values: val_loss, then those of samples, then those of the training; none of parts of t."""
-    whole = [name for name in values if not re.search(r"_t\d\.\d", name)]
-    of_training = ("seen_loss", "loss", "grad", "learning_rate", "epoch", "data")
-    whole.sort(key=lambda name: (not name.startswith("val_loss"), name.startswith(of_training), name))
-    shown = {name: values[name] for name in whole[:SHOWN]}
-    return "  ".join(f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in shown.items())
+#: Beginnings of names of metrics, in the order in which they are shown; others come after the validation loss.
+FIRST = "val_loss"
+LAST = (
+    *("seen_loss", "train_loss", "learning_rate", "gradient_norm", "guard", "scaler"),
+    *("examples_per_second", "memory_gib", "epoch", "data", "samples", "neighbours"),
+)
+
+
+def _ordered(values: dict[str, float | str]) -> dict[str, float | str]:
+    """The last values: val_loss, other metrics of the model, of the training; noise levels at the end."""
+
+    def place(name: str) -> tuple[bool, int, str]:
+        of_a_noise_level = re.search(r"_t\d\.\d", name) is not None
+        rank = next((k for k, begin in enumerate(LAST, 1) if name.startswith(begin)), 0)
+        return of_a_noise_level, -1 if name.startswith(FIRST) else rank, name
+
+    return {name: values[name] for name in sorted(values, key=place)}

@@ -81,7 +81,6 @@ def sample(
     from ..runtime.output import Report, next_command
     from ..runtime.output_folder import OutputFolder
     from ..runtime.processes import rank_label
-    from ..runtime.provenance import describe
     from .choices import choose, default_count
     from .encode import read_latents
 
@@ -92,17 +91,9 @@ def sample(
         eps = read_latents(latents, pipeline.shape)
         pipeline, num_samples = pipeline.with_latents(eps), num_samples or len(eps)
     n = num_samples or default_count(pipeline)
-    call: dict[str, Any] = {
-        "checkpoint": str(ckpt_path),
-        "sha256": pipeline.sha256,
-        "weights": pipeline.weights,
-        "sampler": describe(pipeline.sampler),
-        "seed": seed,
-        "scale": scale,
-        "cond": dict(pipeline.cond),
-        "classifier": classifier and sha256_of(classifier),
-        "weak": weak and sha256_of(weak),
-        "latents": latents and sha256_of(latents),
+    call = _call(pipeline, ckpt_path, scale) | {
+        name: path and sha256_of(path)
+        for name, path in (("classifier", classifier), ("weak", weak), ("latents", latents))
     }
     device = device_of(accelerator)
     check_devices(devices, device.type, "devices")
@@ -120,6 +111,21 @@ def sample(
             )
             folder.publish(write, report)
         return folder.report
+
+
+def _call(pipeline: "Pipeline", ckpt_path: Path, scale: float | None) -> dict[str, Any]:
+    """What samples depend on besides other files, for samples.json."""
+    from ..runtime.provenance import describe
+
+    return {
+        "checkpoint": str(ckpt_path),
+        "sha256": pipeline.sha256,
+        "weights": pipeline.weights,
+        "sampler": describe(pipeline.sampler),
+        "seed": pipeline.seed,
+        "scale": scale,
+        "cond": dict(pipeline.cond),
+    }
 
 
 def _drawn(

@@ -86,6 +86,7 @@ def sweep(
         "seed": seed,
         "scale": scale,
         "cond": dict(pipeline.cond),
+        **({"data": data_} if data_ else {}),
     }
     bad, plan = 0, [(make, n) for make in samplers for n in sorted(set(nfe))]
     with OutputFolder(output, call) as folder:
@@ -93,34 +94,44 @@ def sweep(
             # The solution, to rounding and the little that the network's roughness leaves.
             solver = Heun(same_ends(pipeline.sampler.grid, pipeline.schedule, 129))
             exact, _, _ = _draw(pipeline.with_sampler(solver), num_samples)
+            refuse_not_finite(not_finite(exact), num_samples)
             rows: list[dict[str, Any]] = []
             grids: list[int] = []
-            refuse_not_finite(not_finite(exact), num_samples)
             for make, most in tqdm(plan, desc="sweep", dynamic_ncols=True):
-                steps = points(pipeline.with_sampler(make).sampler, most)
-                one = pipeline.with_sampler(make, grid, steps)
-                x, taken, seconds = _draw(one, num_samples)
-                bad += not_finite(x)
-                grids.append(steps)
-                rows.append(
-                    {
-                        "sampler": name_of(one.sampler),
-                        "nfe": taken,
-                        "seconds": round(seconds, 3),
-                        "distance": float("nan") if distance is None else distance(x),
-                        "error": (x - exact).square().mean().sqrt().item(),
-                    }
-                )
+                grids.append(points(pipeline.with_sampler(make).sampler, most))
+                row, failed = _measured(pipeline.with_sampler(make, grid, grids[-1]), exact, distance)
+                rows.append(row)
+                bad += failed
             run = run_folder_of(checkpoint_at(ckpt_path)).name
             title = f"{count(num_samples, 'sample')} of {run}, {pipeline.weights} weights"
+            best = _nearest(rows, grids)
+            again = ["--weights", weights] * (weights != "ema") + ["--scale", scale] * (scale is not None)
+            again += [part for name, value in (cond or {}).items() for part in (f"--cond.{name}", value)]
             report = Report(
                 done=f"{len(plan)} runs of {count(len(samplers), 'sampler')}, {title}",
                 rows=[{**row, "distance": None if distance is None else row["distance"]} for row in rows],
                 error=not_finite_error(bad, num_samples * len(plan)),
-                next=[next_command("sample", "--ckpt_path", ckpt_path, *_nearest(rows, grids))] if grid is None else [],
+                next=[next_command("sample", "--ckpt_path", ckpt_path, *best, *again)] if grid is None else [],
             )
             folder.publish(lambda stage: _write(rows, title, stage), report)
         return folder.report
+
+
+def _measured(
+    pipeline: "Pipeline", exact: "Tensor", distance: "SlicedWasserstein | None"
+) -> tuple[dict[str, Any], int]:
+    """A row of the table, of as many samples as `exact` has, and how many of them are not finite."""
+    from ..tensors import not_finite
+
+    x, taken, seconds = _draw(pipeline, len(exact))
+    row = {
+        "sampler": name_of(pipeline.sampler),
+        "nfe": taken,
+        "seconds": round(seconds, 3),
+        "distance": float("nan") if distance is None else distance(x),
+        "error": (x - exact).square().mean().sqrt().item(),
+    }
+    return row, not_finite(x)
 
 
 def _distance(data: "DataModule", fetch: bool) -> "SlicedWasserstein | None":

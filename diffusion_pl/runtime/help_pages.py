@@ -136,7 +136,7 @@ _FIT = {
     **_LAST,
 }
 _USAGE = "{} --config FILE [--config FILE …] [--OPTION VALUE …]"
-_DIGITS = "configs/digits/vp.yaml"
+_DIGITS = "digits/vp"
 
 
 def _trainer_page(command: str, about: str, examples: tuple[str, ...], common: dict[str, str]) -> Page:
@@ -200,7 +200,7 @@ PAGES = {
         (
             "--ckpt_path runs/digits-vp --num_samples 100 --output digits",
             "--ckpt_path runs/digits-conditional --sampler DPMpp --steps 20 --cond.label 3",
-            "--ckpt_path runs/digits-vp --num_samples 50000 --npz true --devices 8",
+            "--ckpt_path runs/digits-vp --num_samples 50000 --npz --devices 8",
         ),
         "ckpt_path num_samples output seed sampler grid steps cond scale weights npz film data batch_size "
         "accelerator devices",

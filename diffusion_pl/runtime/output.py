@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 from .reading import Kind
 
+SHOWN = 3  # entries of a mapping in a table; JSON has all
+
 #: A report as plain values; those in folders of older versions have the first two and perhaps an error.
 KIND: Kind = {
     "done": str,
@@ -123,6 +125,8 @@ def _text(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
+    if isinstance(value, Mapping):
+        return "  ".join(f"{name} {_text(part)}" for name, part in list(value.items())[:SHOWN])
     return str(value)
 
 
