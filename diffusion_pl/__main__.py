@@ -50,7 +50,7 @@ _SYNONYMS = {
 
 USAGE = "usage: python -m diffusion_pl COMMAND [--OPTION VALUE …]    (or diffusion_pl COMMAND …)"
 EXAMPLES = """examples:
-  python -m diffusion_pl fit --config datasaurus/vp                       # one of `configs`, or a file
+  python -m diffusion_pl fit --config datasaurus/vp         # a name of `configs`, or a file
   python -m diffusion_pl fit --config datasaurus/vp --trainer.max_steps 2000
   python -m diffusion_pl fit --config datasaurus/vp --ckpt_path last      # resume
   python -m diffusion_pl sample --ckpt_path runs/datasaurus-vp --num_samples 4000 --output samples
