@@ -56,6 +56,7 @@ TRIALS: dict[str, Trial] = {
     "digits/vp": Trial(0.7, 120, 16),
     "fashion_mnist/ddpm": Trial(0.5),
     "folder/ddpm": Trial(0.5),
+    "folder/small": Trial(0.5, 120),
     "mnist/ddpm": Trial(0.5),
     "mnist_colored_2/document0": Trial(0.5),
     "moons/rectified_flow": Trial(0.9, 300, 256),
