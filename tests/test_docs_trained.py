@@ -36,6 +36,8 @@ OF_THE_READER = (
     "other/",
     "cifar10-ddpm",
     "runs/photos",
+    "MY_SAMPLES",
+    "tuned-samples",  # of a model that was imported
 )
 #: Pages that show commands or configurations.
 EXAMPLES = [page for page in (README, *PAGES) if {"sh", "yaml"} & {block.language for block in blocks(page)}]
@@ -162,7 +164,8 @@ def run(block: Block, args: list[str], folder: Path) -> None:
         if not (folder / "runs" / run_name).exists():
             config = f"configs/{run_name.replace('-', '/')}.yaml"
             train(folder, ROOT / config, "--config", config)
-    done = cli(folder, *args, *shlex.split(SMALL.get(args[0], "")))
+    small = shlex.split("--num_samples 64" if "--images" in args else SMALL.get(args[0], ""))
+    done = cli(folder, *args, *small)
     if args[0] == "verify":  # of a trial, whose model is poor: the results are shown, and refused
         assert "measured" in done.out, place + done.err
         assert done.code == 2
