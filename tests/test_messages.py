@@ -393,3 +393,10 @@ def test_a_home_is_not_needed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["..", "..VP", "...a.b", "."])
 def test_a_relative_path_names_no_class(path: str) -> None:
     assert vocabulary.imported(path) is None
+
+
+def test_a_function_of_the_standard_library_is_not_called(tmp_path: Path) -> None:
+    optimizer = {"class_path": "os.system", "init_args": {"command": "touch trap"}}
+    config = tiny_config(tmp_path, model__optimizer=optimizer)
+    assert "model.optimizer: os.system is refused" in cli(tmp_path, "doctor", "--config", config).error
+    assert not (tmp_path / "trap").exists()

@@ -16,6 +16,7 @@ from .config_files import OFF, OPTIONAL, SUFFIXES, compose, read_text
 from .suggestions import did_you_mean, nearest, nearest_child, option_meant
 from .upstream.jsonargparse import SWITCH, accepts, parameters
 from .vocabulary import (
+    STANDARD_LIBRARY,
     all_classes,
     branches,
     choices,
@@ -245,6 +246,8 @@ class Walk:
             self.classes[key] = cls
             self.placed[key] = self.source.place(key, line), given_by_call(hint, cls)
             return
+        if name.partition(".")[0] in STANDARD_LIBRARY:
+            self._raise(parts, line, f"{name} is refused, expected {self._expected(parts, hint, bases)}")
         if callable(cls) and not inspect.isclass(cls):  # a function that makes it
             self.classes.pop(key, None)
             return

@@ -5,7 +5,7 @@ from traceback import walk_tb
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, add_instantiator, get_loader, set_loader
+from jsonargparse import ArgumentParser, add_instantiator, get_loader, set_loader, set_parsing_settings
 
 from ..checkpoints.migrations import migrate_config, migrate_text
 from . import help
@@ -18,6 +18,7 @@ from .upstream.jsonargparse import (
     required_options,
     set_help,
 )
+from .vocabulary import STANDARD_LIBRARY
 
 T = TypeVar("T")
 BUILT = "built"  # attribute of an error: the class whose construction raised it
@@ -139,4 +140,6 @@ class RaisingParser(ArgumentParser):
 
 
 prefer_package("diffusion_pl")
+# A function of the standard library, such as os.system, is no part of a model: a configuration must not call one.
+set_parsing_settings(import_path_denylist=sorted(STANDARD_LIBRARY))
 add_instantiator(_build, object)

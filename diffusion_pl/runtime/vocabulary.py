@@ -125,6 +125,9 @@ def class_names(classes: Iterable[type]) -> set[str]:
     return {cls.__name__ for cls in classes if not inspect.isabstract(cls)}
 
 
+STANDARD_LIBRARY = frozenset(sys.stdlib_module_names)
+
+
 def imported(path: str, trusted: bool = True) -> Any:
     """A class or function by its path; None if there is none, or if it is not trusted and not imported yet."""
     module, _, name = path.rpartition(".")
