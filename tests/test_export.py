@@ -173,6 +173,7 @@ def test_points_go_out_too(tmp_path: Path) -> None:
     ckpt = run / "checkpoints/last.ckpt"
     done = cli(tmp_path, "export", "--ckpt_path", ckpt, "--to", "torch_export", "--output", "out")
     assert done.code == 0, done.err
+    fit(tmp_path, model__guidance={"class_path": "Thresholded"}, trainer__max_steps=1)  # the name is still of one class
     model, _ = load_model(ckpt)
     x_t, t = example(model.live_pipeline(), 7)
     x_0, _ = torch.export.load(tmp_path / "out/model.pt2").module()(x_t, t)

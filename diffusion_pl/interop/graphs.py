@@ -6,6 +6,7 @@ with the schedule and the parameterization inside, so that a sampler needs α an
 model's grid are written next to it.
 """
 
+import gc
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,7 +84,9 @@ def program(pipeline: Pipeline) -> torch.export.ExportedProgram:
         graph(*arguments)  # what is computed once and kept must not be kept from the tracing
         batch = torch.export.Dim("batch")
         shapes: tuple[Any, ...] = tuple({0: batch} for _ in arguments)
-        return torch.export.export(graph, arguments, dynamic_shapes=shapes)
+        traced = torch.export.export(graph, arguments, dynamic_shapes=shapes)
+    gc.collect()  # tracing leaves classes named as ours, and a short name must stand for one class
+    return traced
 
 
 def write_grid(pipeline: Pipeline, folder: Path) -> Path:
