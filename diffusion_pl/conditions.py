@@ -4,9 +4,11 @@ A data module names its conditions, a batch holds a tensor of each name, and the
 shape of one value says its kind:
 
     ()              label       int64, a class number in 0 … classes − 1; −1: none
-    (D,)            vector
+    (D,)            vector      such as physical parameters
     (L, D)          sequence    such as the embeddings of a text's tokens
-    (C, *sizes)     image       of the same height and width as x
+    (C, *sizes)     image       of the same sizes as x, along 1 to 3 spatial axes
+
+Of the last three, NaN stands for "not given": the whole value, a token of a sequence, a pixel of an image.
 """
 
 import difflib
@@ -76,8 +78,8 @@ def from_plain(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Condition]:
 
 
 def null(value: Tensor) -> Tensor:
-    """The value that stands for no condition, shaped like value: −1 for labels, zeros for the other kinds."""
-    return torch.zeros_like(value) if value.is_floating_point() else torch.full_like(value, -1)
+    """The value that stands for no condition, shaped like value: −1 for labels, NaN for the other kinds."""
+    return torch.full_like(value, float("nan") if value.is_floating_point() else -1)
 
 
 def check_names(names: Mapping[str, object], conditions: Conditions) -> None:

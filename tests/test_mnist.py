@@ -1,6 +1,7 @@
 """MNIST and Fashion-MNIST in torchvision's files: colours, choices of classes, splits, and no network."""
 
 import colorsys
+import gzip
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from diffusion_pl.conditions import label
-from diffusion_pl.data import MNIST, FashionMNIST, synthetic
+from diffusion_pl.data import MNIST, FashionMNIST, mnist, synthetic
 from diffusion_pl.data.mnist import colored
 
 
@@ -57,6 +58,44 @@ def test_the_files_are_read_as_they_are_without_a_network(root: Path, kind: Any,
         x, y = raw(root, name, file)
         assert np.array_equal(everything(split)["x"][:, 0].numpy(), x)
         assert np.array_equal(everything(split)["label"].numpy(), y)
+
+
+def packed(root: Path, folder: Path) -> Path:
+    """The raw files of Fashion-MNIST as Debian's package has them."""
+    folder.mkdir()
+    for file in (root / "FashionMNIST/raw").iterdir():
+        (folder / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    return folder
+
+
+def test_fashion_mnist_reads_debians_files(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mnist, "DEBIAN", packed(root, tmp_path / "debian"))
+    data = ready(tmp_path, FashionMNIST, conditional=True, val_fraction=0.0)
+    for split, file in ((data.splits[0], "train"), (data.splits[2], "t10k")):
+        x, y = raw(root, "FashionMNIST", file)
+        assert np.array_equal(everything(split)["x"][:, 0].numpy(), x)
+        assert np.array_equal(everything(split)["label"].numpy(), y)
+    assert not (tmp_path / "FashionMNIST").exists()
+
+
+def test_files_in_the_root_go_before_debians(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    debian = packed(root, tmp_path / "debian")
+    for file in debian.iterdir():
+        file.write_bytes(b"damaged")
+    monkeypatch.setattr(mnist, "DEBIAN", debian)
+    assert len(ready(root, FashionMNIST, val_fraction=0.0).splits[0]) == 200
+    with pytest.raises(ValueError, match="FashionMNIST: its files are not in"):
+        ready(tmp_path, FashionMNIST)
+
+
+@pytest.mark.skipif(not mnist.DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_debians_files_are_the_whole_set(tmp_path: Path) -> None:
+    data = ready(tmp_path, FashionMNIST, conditional=True, val_fraction=0.0)
+    train, test = everything(data.splits[0]), everything(data.splits[2])
+    assert [train["label"].bincount().tolist(), test["label"].bincount().tolist()] == [[6000] * 10, [1000] * 10]
+    # Mean and deviation that are in use for this set everywhere.
+    x = train["x"].double() / 255
+    assert (round(x.mean().item(), 4), round(x.std().item(), 4)) == (0.2860, 0.3530)
 
 
 def test_validation_is_a_stratified_part_of_training(root: Path) -> None:

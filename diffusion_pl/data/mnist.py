@@ -1,8 +1,10 @@
 """MNIST, plain and coloured, and Fashion-MNIST, through torchvision."""
 
+import gzip
 import re
 from abc import abstractmethod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from .images import Examples, Format, Images
 from .loader import Tensors
 from .stand_ins import tell_if_stand_in
 
+#: Where Debian's package dataset-fashion-mnist has the files of Fashion-MNIST.
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _NAME = re.compile(r"MNIST(-colored)?((?:_\d)*)")
 
 
@@ -87,7 +91,7 @@ class Torchvision(Images):
         dataset = self._open(train, False)
         # Everything is drawn for the whole set first, so a choice of classes changes no image.
         x = self.images(dataset.data, train)
-        targets = torch.as_tensor(dataset.targets)
+        targets = torch.as_tensor(dataset.targets).long()
         digits = torch.isin(targets, torch.arange(10)).all()
         if len(targets) != len(x) or not len(x) or x.shape[1:] != self.shape or not digits:
             raise ValueError(
@@ -164,6 +168,12 @@ class MNIST(Torchvision):
 class FashionMNIST(Torchvision):
     """Fashion-MNIST, 28x28: 60,000 pieces of clothing for training and validation, 10,000 for testing.
 
+    Where they are not in ``root``, the files of Debian's package dataset-fashion-mnist are read if it is installed, and
+    only then they are downloaded.
+
+    Reference: Xiao et al., "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", arXiv
+    1708.07747.
+
     Args:
         size: Height and width, or one number for both, to which images are resized; None: 28.
         kwargs: Of `Torchvision`: root, download, classes, conditional, horizontal_flip, batch_size, val_fraction,
@@ -194,10 +204,29 @@ class FashionMNIST(Torchvision):
     def dataset(self, train: bool, download: bool) -> Any:
         from torchvision import datasets
 
+        part = "train" if train else "t10k"
+        packed = [DEBIAN / f"{part}-{name}-ubyte.gz" for name in ("images-idx3", "labels-idx1")]
+        own = Path(self.root, self.title, "raw", f"{part}-images-idx3-ubyte")
+        if not own.exists() and all(path.is_file() for path in packed):
+            data, targets = (idx(gzip.decompress(path.read_bytes())) for path in packed)
+            return SimpleNamespace(data=data, targets=targets)
         return datasets.FashionMNIST(self.root, train=train, download=download)
 
     def images(self, data: Any, train: bool) -> Tensor:
         return resized(data[:, None], self.size)
+
+
+def idx(file: bytes) -> Tensor:
+    """The array of an IDX file of bytes: two zeros, the type 8, the number of axes, their lengths (>i4), the values.
+
+    Raises:
+        ValueError: another type, or not as many values as the lengths say.
+    """
+    if file[:3] != b"\0\0\x08":
+        raise ValueError("not an IDX file of bytes")
+    axes = file[3]
+    shape = np.frombuffer(file, ">i4", axes, 4)
+    return torch.from_numpy(np.frombuffer(file, np.uint8, -1, 4 + 4 * axes).reshape(shape).copy())
 
 
 def resized(x: Tensor, size: tuple[int, int] | None) -> Tensor:
