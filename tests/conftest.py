@@ -292,7 +292,8 @@ class GaussianFlow:
         (mean_t, cov_t), (mean_s, cov_s) = self.marginal(t), self.marginal(s)
         _, axes = np.linalg.eigh(self.cov)
         widths = [np.diag(axes.T @ c @ axes) for c in (cov_t, cov_s)]
-        return mean_s + (x_t - mean_t) @ (axes * np.sqrt(widths[1] / widths[0])) @ axes.T
+        x_s: np.ndarray = mean_s + (x_t - mean_t) @ (axes * np.sqrt(widths[1] / widths[0])) @ axes.T
+        return x_s
 
 
 def weigh(weighting: Weighting, schedule: Schedule, t: Tensor, parameterization: Parameterization = NETWORK) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from shell import cli, tiny_config
 
-NETWORK = {
+NETWORK: dict[str, Any] = {
     "class_path": "diffusion_pl.networks.UNet",
     "init_args": {"nf": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0},
 }

@@ -1,6 +1,7 @@
 """The number of steps of a beta schedule is written once: whatever counts steps takes it from the schedule."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def elbo(weighting: ChainELBO, schedule: Schedule) -> Tensor:
     return weigh(weighting, schedule, torch.linspace(0.1, 1, 10, dtype=torch.float64))
 
 
-COUNTERS = {
+COUNTERS: dict[str, tuple[Any, Any, Callable[..., Tensor]]] = {
     "GridTimes": (GridTimes(), GridTimes(40), grid_times),
     "RespacedGrid": (RespacedGrid(7), RespacedGrid(7, length=40), lambda grid, schedule: grid(schedule)),
     "TrailingGrid": (TrailingGrid(7), TrailingGrid(7, length=40), lambda grid, schedule: grid(schedule)),

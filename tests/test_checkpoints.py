@@ -14,6 +14,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from shell import LAST, assert_same_training, cli, differences, environment, fit
 from diffusion_pl.checkpoints.io import AtomicCheckpointIO, is_whole, read, read_hashed, snapshot, write
 
 FORK = multiprocessing.get_context("fork")  # the packages are imported already
-OLD = {"state_dict": {"w": torch.arange(5.0)}, "global_step": 1}
-NEW = {"state_dict": {"w": torch.arange(5.0) + 1}, "global_step": 2}
+OLD: dict[str, Any] = {"state_dict": {"w": torch.arange(5.0)}, "global_step": 1}
+NEW: dict[str, Any] = {"state_dict": {"w": torch.arange(5.0) + 1}, "global_step": 2}
 
 
 class Evil:
@@ -112,9 +113,13 @@ def test_a_failure_at_any_moment_leaves_the_old_file_intact(
 
 def test_the_data_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
+
+    def noted(name: str, real: Any, *args: Any) -> Any:
+        done.append(name)
+        return real(*args)
+
     for name in ("fsync", "replace"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (done.append(name), real(*args))[1])
+        monkeypatch.setattr(os, name, partial(noted, name, getattr(os, name)))
     write(OLD, tmp_path / "last.ckpt")
     assert done == ["fsync", "replace", "fsync"]  # the file, its name, the folder
     done.clear()
@@ -132,7 +137,7 @@ def test_a_kill_while_writing_leaves_the_old_file_intact(tmp_path: Path) -> None
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
 
-        torch.save = save
+        torch.save = save  # type: ignore[assignment]
         write({"state_dict": {}}, path)
 
     killed = FORK.Process(target=child)
@@ -367,7 +372,7 @@ def test_the_error_of_the_thread_comes_with_the_next_call(tmp_path: Path) -> Non
 
 def test_a_snapshot_is_a_copy_in_which_what_was_shared_is_shared() -> None:
     weight, empty = torch.arange(6.0).reshape(2, 3), torch.zeros(0)
-    state = torch.nn.Linear(2, 2).state_dict()
+    state: Any = torch.nn.Linear(2, 2).state_dict()
     content = {
         "a": weight,
         "b": [weight.detach(), weight.t(), weight[:1]],
@@ -484,7 +489,7 @@ def data_of(folder: Path, columns: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("command", ["fit", "validate", "predict"])
 def test_checkpoint_of_another_model_is_refused_before_writing(trained: Path, command: str) -> None:
-    others = {
+    others: dict[str, dict[str, Any]] = {
         "another network.*16 in the checkpoint, 8 here": {"model__network__init_args": {"width": 8, "depth": 1}},
         "another network.*absent in the checkpoint": {"model__network__init_args": {"width": 16, "depth": 2}},
         "another configuration: model.schedule": {"model__schedule": {"class_path": "Cosine"}},

@@ -235,7 +235,7 @@ def test_13_steps_and_17_more_are_30(tmp_path: Path, changes: dict[str, Any]) ->
         state = [
             {k: v for k, v in checkpoint(run).items() if k in ("state_dict", "callbacks")} for run in (whole, parts)
         ]
-        assert not list(differences(*state))
+        assert not list(differences(state[0], state[1]))
     else:
         assert_same_training(whole, parts)
     ours, theirs = scalars(whole), scalars(parts)
@@ -363,7 +363,7 @@ def test_two_processes_resume_exactly_and_sample_like_one(tmp_path: Path) -> Non
     two("predict", "--config", config.name, "--run", "whole", "--ckpt_path", "last")
     assert cli(tmp_path, "sample", "--ckpt_path", whole / LAST, "--output", "one").code == 0
     tables = [np.loadtxt(f / "samples.csv", delimiter=",", skiprows=1) for f in (whole / "samples", tmp_path / "one")]
-    np.testing.assert_allclose(*tables, 1e-5)
+    np.testing.assert_allclose(tables[0], tables[1], 1e-5)
 
 
 def test_auto_is_the_processor_where_the_gpu_is_apples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

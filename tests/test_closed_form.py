@@ -46,7 +46,11 @@ def marginal(kind: Callable[..., Denoiser], alpha: Tensor, sigma: Tensor) -> tor
 @every_schedule
 @pytest.mark.parametrize("kind", [gaussian, mixture])
 def test_noise_is_the_score_of_the_marginal(
-    schedule: Schedule, kind: Callable[..., Denoiser], near: Callable, device: torch.device, dtype: torch.dtype
+    schedule: Schedule,
+    kind: Callable[..., Denoiser],
+    near: Callable[..., None],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
     """∇ log q(x_t) = −ε̂/σ, and x̂_0 by Tweedie's formula."""
     rng = torch.Generator().manual_seed(0)

@@ -98,7 +98,7 @@ def is_union(annotation: Any) -> bool:
 
 def numbers(cls: type) -> dict[str, type]:
     """The parameters that are an int or a float, or None."""
-    result = {}
+    result: dict[str, type] = {}
     for name, parameter in inspect.signature(cls).parameters.items():
         kinds = (parameter.annotation, *(get_args(parameter.annotation) if is_union(parameter.annotation) else ()))
         kind = next((k for k in (float, int) if k in kinds), None)

@@ -232,7 +232,8 @@ def test_what_was_trained_on_stays_so_when_images_go_or_come(tmp_path: Path) -> 
 
 def test_a_table_that_grows_keeps_its_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, rows = tmp_path / "t.csv", np.random.default_rng(0).normal(size=(80, 2)).tolist()
-    held, states = [], []
+    held: list[set[Any]] = []
+    states: list[dict[str, Any]] = []
     for some in (rows[:50], rows[30:] + rows[:30]):
         path.write_text("x,y\n" + "".join(f"{x},{y}\n" for x, y in some))
         data = Table(str(path), ["x", "y"])

@@ -81,4 +81,4 @@ def test_options_that_make_no_sense_are_unknown() -> None:
 
 
 def test_parameters_of_what_is_no_class_are_none() -> None:
-    assert parameters(3) == {}  # type: ignore[arg-type]
+    assert parameters(3) == {}

@@ -20,7 +20,7 @@ def image(mode: str, height: int = 6, width: int = 8) -> Image.Image:
 def test_images_are_unchanged_by_default(mode: str, channels: int) -> None:
     source = image(mode)
     array = to_array(source, Layout(), "x")
-    assert (array.shape, array.dtype) == ((channels, 6, 8), np.uint8)
+    assert (array.shape, array.dtype) == ((channels, 6, 8), np.dtype(np.uint8))
     assert np.array_equal(array.transpose(1, 2, 0).squeeze(), np.asarray(source))
 
 
@@ -55,7 +55,7 @@ def test_a_chosen_mode_lays_transparency_on_white() -> None:
 def test_sixteen_bits_stay_sixteen_bits_also_when_resized() -> None:
     values = RNG.integers(0, 65_536, (6, 8)).astype(np.uint16)
     array = to_array(Image.fromarray(values), Layout(), "x")
-    assert (array.dtype, array.shape) == (np.int32, (1, 6, 8))
+    assert (array.dtype, array.shape) == (np.dtype(np.int32), (1, 6, 8))
     assert np.array_equal(array[0], values)
     flat = Image.fromarray(np.full((40, 40), 40_000, np.uint16))
     assert np.unique(to_array(flat, Layout(size=(7, 7)), "x")).tolist() == [40_000]

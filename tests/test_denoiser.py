@@ -21,7 +21,7 @@ from diffusion_pl.denoisers import (
     StepIndex,
     V,
 )
-from diffusion_pl.schedules import VE, VP, Karras, LinearBetas, Rectified, Schedule
+from diffusion_pl.schedules import VE, VP, Karras, Kernel, LinearBetas, Rectified, Schedule
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 
@@ -45,7 +45,7 @@ def test_the_exact_network_gives_the_exact_denoiser(
     schedule: Schedule,
     parameterization: Parameterization,
     scalar: bool,
-    near: Callable,
+    near: Callable[..., None],
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
@@ -102,7 +102,7 @@ def test_edm_input_is_that_of_the_paper() -> None:
 )
 def test_noise_inputs(noise_input: NoiseInput | None, expected: list[float]) -> None:
     class Fixed(VP):  # only λ matters here
-        def forward(self, t: Tensor) -> object:
+        def forward(self, t: Tensor) -> Kernel:
             kernel = VP.forward(self, t)
             return kernel._replace(alpha=torch.ones_like(t), sigma=torch.where(t < 0.01, 0.0002, 2 * t))
 

@@ -72,7 +72,7 @@ def test_resume_refuses_options_that_change_the_weights_meaning(change: dict[str
 
 def test_resume_allows_options_that_keep_the_weights_meaning() -> None:
     for change in ({}, {"optimizer": {"class_path": "SGD"}}, {"sampler": {"class_path": "Heun"}}):
-        assert loaded(MODEL, MODEL | change) is None  # not refused
+        loaded(MODEL, MODEL | change)  # not refused
 
 
 def test_an_option_that_a_class_did_not_have_yet_had_its_default() -> None:
@@ -80,7 +80,7 @@ def test_an_option_that_a_class_did_not_have_yet_had_its_default() -> None:
     older = MODEL | {"network": {"class_path": "diffusion_pl.networks.MLP", "init_args": {"width": 16}}}
     depth = signature(MLP).parameters["depth"].default
     same = MODEL["network"] | {"init_args": {"width": 16, "depth": depth}}
-    assert loaded(older, MODEL | {"network": same}) is None  # not refused
+    loaded(older, MODEL | {"network": same})  # not refused
     other = MODEL["network"] | {"init_args": {"width": 16, "depth": depth + 1}}
     with pytest.raises(ValueError, match=f"depth is {depth} in the checkpoint, {depth + 1} here"):
         loaded(older, MODEL | {"network": other})

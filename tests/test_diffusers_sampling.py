@@ -192,7 +192,7 @@ def test_published_options_in_one_folder_are_read(tmp_path: Path, name: str) -> 
         "trained_betas": None,
         "variance_type": more["variance"],
     }
-    index = {"_class_name": "DDPMPipeline", "_diffusers_version": "0.1.1"}
+    index: dict[str, Any] = {"_class_name": "DDPMPipeline", "_diffusers_version": "0.1.1"}
     index |= {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
     files = {"config.json": config, "scheduler_config.json": scheduler, "model_index.json": index}
     for file, content in files.items():

@@ -14,7 +14,7 @@ def test_the_digits_have_17_levels_which_all_come_back() -> None:
     x = data.splits[0].__getitems__(torch.arange(1797))["x"]
     assert torch.equal(x[:, 0].double(), torch.from_numpy(load_digits().images))
     encoded = data.units.encode(x)
-    assert (encoded.min(), encoded.max()) == (-1, 1)
+    assert (encoded.min().item(), encoded.max().item()) == (-1, 1)
     assert torch.equal(data.decode(encoded), x)
 
 

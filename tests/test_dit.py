@@ -51,7 +51,8 @@ def test_a_new_network_outputs_zero_and_its_blocks_are_identity() -> None:
 def test_a_fresh_network_can_start_to_learn() -> None:
     network = small()
     (network(torch.randn(2, 3, 8, 12), torch.rand(2)) - 1).square().sum().backward()
-    assert {name for name, p in network.named_parameters() if p.grad.abs().sum() > 0} == {
+    gradients: dict[str, Any] = {name: p.grad for name, p in network.named_parameters()}
+    assert {name for name, gradient in gradients.items() if gradient.abs().sum() > 0} == {
         "output.weight",
         "output.bias",
     }

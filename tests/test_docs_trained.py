@@ -73,8 +73,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / link).symlink_to(root / "anime")
     (root / "picture.png").symlink_to(next((root / "celeba_male").glob("*.png")))
     images = np.stack([np.asarray(Image.open(file).convert("RGB").resize((32, 32))) for file in files])
-    for file in ("images.npz", "pictures.npz"):
-        np.savez(root / file, images)
+    for archive in ("images.npz", "pictures.npz"):
+        np.savez(root / archive, images)
     np.save(root / "labels.npy", np.arange(len(images)) % 3)
     with h5py.File(root / "pictures.h5", "w") as h5:
         h5["images"] = images

@@ -246,7 +246,8 @@ def test_the_usual_processes_pass_in_silence(
 def refused(folder: Path, schedule: Schedule, sampler: DDIM | None = None) -> str:
     """What fit says; nothing was trained."""
     trainer = tiny_trainer(folder, Doctor(), max_steps=1)
-    module = tiny_module(schedule=schedule, **({} if sampler is None else {"sampler": sampler}))
+    chosen: dict[str, Any] = {} if sampler is None else {"sampler": sampler}
+    module = tiny_module(schedule=schedule, **chosen)
     with pytest.raises(ValueError) as caught:
         trainer.fit(module, datamodule=tiny_data())
     assert trainer.global_step == 0
@@ -338,7 +339,11 @@ def test_a_look_changes_neither_the_training_nor_the_modes(tmp_path: Path) -> No
 
 
 def test_a_checkpoint_is_as_large_as_the_check_says(tmp_path: Path) -> None:
-    changes = {"model__network__init_args__width": 512, "trainer__max_steps": 1, "ema": {"decays": [0.9, 0.99]}}
+    changes: dict[str, Any] = {
+        "model__network__init_args__width": 512,
+        "trainer__max_steps": 1,
+        "ema": {"decays": [0.9, 0.99]},
+    }
     run = fit(tmp_path / "a", **changes)
     text = lines(doctor(tmp_path / "b", **changes))["disk"][1]
     size = float(text.split("take ")[1].split(" MB")[0]) / 3

@@ -141,7 +141,8 @@ def test_upscaled_images_have_the_means_of_the_blocks(folder: Path) -> None:
     given, result = read_images(folder / "in"), read_images(folder / "up")
 
     def means(x: np.ndarray) -> np.ndarray:
-        return x.reshape(2, 4, 2, 4, 2).mean((2, 4))
+        result: np.ndarray = x.reshape(2, 4, 2, 4, 2).mean((2, 4))
+        return result
 
     inside = (result > 0).reshape(2, 4, 2, 4, 2).all((2, 4)) & (result < 255).reshape(2, 4, 2, 4, 2).all((2, 4))
     assert inside.sum() > 3  # elsewhere clipping to the range moves the mean

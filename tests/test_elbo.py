@@ -33,7 +33,8 @@ def gaussian(schedule: Schedule, dim: int) -> tuple[Gaussian, np.ndarray, np.nda
 def draw(oracle: Gaussian, count: int) -> Tensor:
     rng = torch.Generator().manual_seed(1)
     white = torch.randn(count, len(oracle.mean), dtype=torch.float64, generator=rng)
-    return oracle.mean + oracle.var.sqrt() * white @ oracle.axes.T
+    x_0: Tensor = oracle.mean + oracle.var.sqrt() * white @ oracle.axes.T
+    return x_0
 
 
 def seeded(seed: int = 0) -> Any:
@@ -171,7 +172,8 @@ class WithVariance(Denoiser):
         self.oracle, self.schedule, self.v = oracle, oracle.schedule, v
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
-        return self.oracle(x_t, t)._replace(v=torch.full_like(x_t, self.v))
+        prediction: Prediction = self.oracle(x_t, t)
+        return prediction._replace(v=torch.full_like(x_t, self.v))
 
 
 @pytest.mark.parametrize("times", [None, 5])
@@ -364,7 +366,12 @@ def test_float32_images_keep_their_dtype_and_condition(bound: Any, schedule: Sch
     assert all(given is label and not grad for *_, given, grad in denoiser.seen)
     assert single.total.dtype == torch.float32
     # The same noise in twice the digits: nothing is lost but the digits of σ ε that x_t does not hold.
-    least = scales(schedule, 1 / bound.steps if isinstance(bound, ChainBound) else bound.t_min)[1]
+    if isinstance(bound, ChainBound):
+        assert bound.steps is not None
+        first = 1 / bound.steps
+    else:
+        first = bound.t_min
+    least = scales(schedule, first)[1]
     noise = SampleNoise(0, range(2))
     double = bound(denoiser, x_0.double(), lambda x: noise(x.float()).double())
     np.testing.assert_allclose(array(single.total), array(double.total), rtol=3e-5, atol=3 * 2**-23 / least)

@@ -193,7 +193,7 @@ def test_validation_changes_nothing_in_training(tmp_path: Path) -> None:
     for every in (1, 1000):
         module = train(tmp_path, EMA(), val_check_interval=every)
         ends.append({"raw": weights(module), "ema": module.averages.state()})
-    assert not list(differences(*ends))
+    assert not list(differences(ends[0], ends[1]))
 
 
 def test_no_ema_weights_are_used_before_the_first_update(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_averages_are_tracked_without_a_callback(tmp_path: Path) -> None:
         module = tiny_module()
         module.averages.track([ConstantDecay(0.9)])
         ends.append(train(tmp_path, *callbacks, module=module, max_steps=5).averages.state())
-    assert not list(differences(*ends))
+    assert not list(differences(ends[0], ends[1]))
     with pytest.raises(ValueError, match=r"differ from each other, got 0\.9 twice"):
         tiny_module().averages.track([ConstantDecay(0.9), ConstantDecay(0.9)])
 
@@ -357,7 +357,8 @@ def test_a_decay_outside_its_range_is_named(decay: float) -> None:
 
 def test_frozen_parameters_and_buffers_are_not_averaged(tmp_path: Path) -> None:
     module = tiny_module()
-    module.network.output.bias.requires_grad_(False)
+    output: Any = module.network.output
+    output.bias.requires_grad_(False)
     module.network.register_buffer("constant", torch.ones(3))
     train(tmp_path, EMA((0.5,)), module=module, max_steps=3)
     names = set(average(module, "0.5"))

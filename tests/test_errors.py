@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import diffusion_pl.cli  # noqa: F401  names of the package are among those suggested
 from diffusion_pl.data import DataModule

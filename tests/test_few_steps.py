@@ -5,7 +5,7 @@ denoiser carries samples onto digits; one of the 128 that ends at another digit 
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import diffusers
@@ -76,8 +76,8 @@ def methods(kind: str) -> Iterator[Method]:
         for k in (1, 2, 3):
             yield Method(
                 f"DPMpp {k}",
-                lambda g, k=k: DPMpp(g, k),
-                lambda k=k: diffusers.EDMDPMSolverMultistepScheduler(solver_order=k),
+                partial(DPMpp, order=k),
+                partial(diffusers.EDMDPMSolverMultistepScheduler, solver_order=k),
             )
         return
     betas = "squaredcos_cap_v2" if kind == "cosine" else "linear"
@@ -95,10 +95,10 @@ def methods(kind: str) -> Iterator[Method]:
     )
     for name, ours, theirs in multistep:
         for k in (1, 2, 3):
-            yield Method(f"{name} {k}", lambda g, o=ours, k=k: o(g, k), lambda s=theirs, k=k: s(**kw, solver_order=k))
+            yield Method(f"{name} {k}", partial(ours, order=k), partial(theirs, **kw, solver_order=k))
     for k in (2, 3):
-        single = lambda k=k: diffusers.DPMSolverSinglestepScheduler(**kw, solver_order=k)  # noqa: E731
-        yield Method(f"DPMppSingle {k}", lambda g, k=k: DPMppSingle(g, k), single, k)
+        single = partial(diffusers.DPMSolverSinglestepScheduler, **kw, solver_order=k)
+        yield Method(f"DPMppSingle {k}", partial(DPMppSingle, order=k), single, k)
 
 
 SCHEDULES: dict[str, Schedule] = {
@@ -238,7 +238,11 @@ def test_the_hint_names_a_faster_sampler_on_a_cpu() -> None:
 
 # Long steps ---------------------------------------------------------------------------------------------------------
 
-THIRD = {"DPMpp": lambda g: DPMpp(g, 3), "UniPC": lambda g: UniPC(g, 3), "DEIS": lambda g: DEIS(g, 3)}
+THIRD: dict[str, Callable[[Grid], Sampler]] = {
+    "DPMpp": partial(DPMpp, order=3),
+    "UniPC": partial(UniPC, order=3),
+    "DEIS": partial(DEIS, order=3),
+}
 
 
 @pytest.mark.parametrize("name", THIRD)

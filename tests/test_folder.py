@@ -63,7 +63,7 @@ def test_size_and_channels_are_those_of_the_images(flat: Path) -> None:
     train, val = (everything(split)["x"][:, 0, 0, 0].tolist() for split in data.splits[:2])
     assert sorted(train + val) == list(range(0, 200, 10))
     batch = next(iter(data.train_dataloader()))
-    assert (batch.keys(), batch["x"].dtype) == ({"x"}, torch.uint8)
+    assert (set(batch), batch["x"].dtype) == ({"x"}, torch.uint8)
 
 
 def test_other_files_and_hidden_ones_are_left_alone(flat: Path) -> None:

@@ -36,7 +36,7 @@ def evaluated(folder: Path, checkpoint: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    pair = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accelerator": "cpu"}
+    pair: dict[str, Any] = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accelerator": "cpu"}
     config = tiny_config(tmp_path, "two.yaml", **digits_changes(trainer__callbacks=[METRICS], **pair))
     process = start(tmp_path, "fit", "--config", config, "--run", "two")
     _, error = process.communicate(timeout=240)
@@ -54,11 +54,15 @@ def test_values_are_logged_once_and_the_best_is_best(
     few = {**METRICS, "init_args": {**METRICS["init_args"], "every_n_steps": 4, "num_samples": 30, "metrics": ["fid"]}}
     best: dict[str, Any] = {**BEST, "init_args": {**BEST["init_args"], "monitor": "fid_n30/ema0.999"}}
     best["init_args"] |= {"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
-    early = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"patience": 99}}
+    early: dict[str, Any] = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"patience": 99}}
     early["init_args"]["monitor"] = "fid_n30/ema0.999"
     of_loss = {**BEST, "init_args": {"monitor": "val_loss/ema0.999", "every_n_train_steps": 2, "dirpath": "loss"}}
     of_loss["init_args"] |= {"save_top_k": -1, "filename": "{step}"}
-    steps = {"trainer__max_steps": 14, "trainer__val_check_interval": 6, "trainer__log_every_n_steps": 3}
+    steps: dict[str, Any] = {
+        "trainer__max_steps": 14,
+        "trainer__val_check_interval": 6,
+        "trainer__log_every_n_steps": 3,
+    }
     fit_digits(
         tmp_path,
         trainer__callbacks=[{"class_path": "test_generation_callback.Kept"}, few, early, best, of_loss],

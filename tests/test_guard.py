@@ -59,7 +59,8 @@ class Record(Callback):
             self.on_train_batch_end(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        self.norms.append(sum(p.grad.double().square().sum().item() for p in pl_module.parameters()) ** 0.5)
+        gradients: list[Any] = [p.grad for p in pl_module.parameters()]
+        self.norms.append(sum(gradient.double().square().sum().item() for gradient in gradients) ** 0.5)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         state = {"weights": pl_module.state_dict(), "optimizer": trainer.optimizers[0].state_dict()["state"]}

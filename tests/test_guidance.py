@@ -1,6 +1,7 @@
 """Thresholding against a per-sample computation in numpy."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_data_within_range_are_left_alone_and_conditions_pass() -> None:
         ({"quantile": math.nan}, "nan"),
     ],
 )
-def test_bad_numbers_are_refused_by_name(kwargs: dict[str, float], named: str) -> None:
+def test_bad_numbers_are_refused_by_name(kwargs: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError) as caught:
         Thresholded(Says(VP(), torch.zeros(1, 2)), **kwargs)
     assert named in str(caught.value)

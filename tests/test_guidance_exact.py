@@ -210,7 +210,7 @@ def test_guidance_by_label_needs_labels(wrap: Any) -> None:
 @pytest.mark.parametrize(
     "bad", [{"scale": -1.0}, {"scale": math.nan}, {"sigma_min": 2.0, "sigma_max": 1.0}, {"rescale": 2.0}]
 )
-def test_bad_numbers_are_refused(bad: dict[str, float]) -> None:
+def test_bad_numbers_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="got"):
         ClassifierFree(Labelled(VP()), **bad)
 
@@ -236,7 +236,7 @@ def test_a_corrector_reduces_the_error_of_a_coarse_predictor(schedule: Schedule)
 
         result = array(sampler(flow.oracle, x_T, noise).x_0)
         mean, cov = flow.denoised(float(grid(schedule)[-1]))
-        return abs(np.cov(result.T) - cov).max()
+        return float(abs(np.cov(result.T) - cov).max())
 
     plain = error(ReverseDiffusion(grid))
     assert error(PredictorCorrector(grid, AnnealedLangevin(0.2, 30))) < 0.5 * plain
@@ -258,7 +258,8 @@ def test_annealed_langevin_has_its_known_bias() -> None:
 
         def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
             seen.append(x_t)
-            return oracle(x_t, t)
+            prediction: Prediction = oracle(x_t, t)
+            return prediction
 
     x_T = torch.randn(40_000, 1, dtype=torch.float64, generator=rng)
     sampler(Last(), x_T, lambda x: torch.randn(x.shape, dtype=x.dtype, generator=rng))

@@ -38,7 +38,7 @@ def x_of(source: Any) -> torch.Tensor:
 def several(path: Path, number: int = 3) -> list[np.ndarray]:
     frames = [np.full((8, 6, 3), 40 * (i + 1), np.uint8) for i in range(number)]
     images = [Image.fromarray(frame) for frame in frames]
-    lossless = {"lossless": True} if path.suffix == ".webp" else {}
+    lossless: dict[str, Any] = {"lossless": True} if path.suffix == ".webp" else {}
     images[0].save(path, save_all=True, append_images=images[1:], **lossless)
     return frames
 
@@ -85,7 +85,7 @@ def test_labels_of_pages_are_their_files(tmp_path: Path) -> None:
 
 def test_reduced_pages_of_a_tiff_do_not_count(tmp_path: Path) -> None:
     small = noise(4, 3, 3)
-    small.encoderinfo = {"tiffinfo": {254: 1}}  # type: ignore[attr-defined]
+    small.encoderinfo = {"tiffinfo": {254: 1}}
     noise().save(tmp_path / "a.tif", save_all=True, append_images=[small])
     with opened(tmp_path / "a.tif") as image:
         assert (image.n_frames, count_pages(image), image.size) == (2, 1, (6, 8))  # type: ignore[attr-defined]
@@ -241,7 +241,7 @@ def test_twelve_bits_in_sixteen_become_4096_levels(tmp_path: Path) -> None:
     assert data.units.levels == 4096
     x = x_of(data.splits[0])
     assert np.array_equal(x[:, 0].numpy(), values)
-    assert (data.units.encode(x).min(), data.units.encode(x).max()) == (-1, 1)
+    assert (data.units.encode(x).min().item(), data.units.encode(x).max().item()) == (-1, 1)
     assert torch.equal(data.decode(data.read(tmp_path)), x)  # `encode` and `restore` keep the values
     grey = x_of(ready(tmp_path, bits=12, mode="L", val_fraction=0.0).splits[0])[:, 0].numpy()
     assert np.array_equal(grey, values.astype(int) * 255 // 4095)

@@ -11,6 +11,7 @@ import torch
 from conftest import by_class
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from shell import images, scalars, tiny_data, tiny_module, tiny_trainer
 from torch import Tensor, nn
 
@@ -114,7 +115,7 @@ def test_the_same_latents_every_time(tmp_path: Path) -> None:
 
 def test_raw_weights_are_shown_with_a_young_ema(tmp_path: Path) -> None:
     train(tmp_path, ema=(0.95,), steps=40, film=False)
-    shown = {name.split("-")[0]: [] for name in files(tmp_path)}
+    shown: dict[str, list[int]] = {name.split("-")[0]: [] for name in files(tmp_path)}
     for name in sorted(files(tmp_path)):
         tag, step = re.fullmatch(r"(.*)-0*(\d+).png", name).groups()  # type: ignore[union-attr]
         shown[tag].append(int(step))
@@ -124,19 +125,18 @@ def test_raw_weights_are_shown_with_a_young_ema(tmp_path: Path) -> None:
 
 
 def test_each_class_has_a_row_of_its_samples(tmp_path: Path) -> None:
-    module = train(tmp_path, classes=3, steps=10, film=False)
-    labels = module.network.labels  # type: ignore[union-attr]
-    assert labels[-1] == [0, 0, 1, 1, 2, 2]
+    network: Any = train(tmp_path, classes=3, steps=10, film=False).network
+    assert network.labels[-1] == [0, 0, 1, 1, 2, 2]
 
 
 def test_more_than_ten_classes_have_ten_rows(tmp_path: Path) -> None:
-    module = train(tmp_path, classes=12, steps=10, film=False, num_samples=15)
-    assert module.network.labels[-1] == [k for k in range(10) for _ in range(2)]  # type: ignore[union-attr,index]
+    network: Any = train(tmp_path, classes=12, steps=10, film=False, num_samples=15).network
+    assert network.labels[-1] == [k for k in range(10) for _ in range(2)]
 
 
 def test_few_samples_of_many_classes_are_no_tower(tmp_path: Path) -> None:
-    module = train(tmp_path, classes=10, steps=10, film=False, num_samples=10)
-    assert module.network.labels[-1] == [*range(10)]  # type: ignore[union-attr]
+    network: Any = train(tmp_path, classes=10, steps=10, film=False, num_samples=10).network
+    assert network.labels[-1] == [*range(10)]
     with Image.open(tmp_path / "panels/samples_ema0.5-00000010.png") as panel:
         assert panel.width > panel.height  # a column for each class
 
@@ -154,8 +154,8 @@ def test_a_row_of_training_images_is_above_the_samples(run: Path) -> None:
 
 
 def test_a_sampler_of_their_own(tmp_path: Path) -> None:
-    module = train(tmp_path, steps=10, film=False, sampler=DDIM(UniformGrid(7)))
-    assert len(module.network.labels) == 7  # once for both panels
+    network: Any = train(tmp_path, steps=10, film=False, sampler=DDIM(UniformGrid(7))).network
+    assert len(network.labels) == 7  # once for both panels
 
 
 def test_samples_are_above_their_nearest_training_images(tmp_path: Path) -> None:
@@ -230,6 +230,7 @@ def test_the_strip_keeps_the_scale_of_the_data(tmp_path: Path) -> None:
 
 def test_the_film_ends_with_the_samples(run: Path, tmp_path: Path) -> None:
     with Image.open(run / "panels/film_ema0.5-00000020.gif") as film:
+        assert isinstance(film, GifImageFile)
         assert film.n_frames == 5  # four grid times and the samples
         film.seek(film.n_frames - 1)
         last = np.asarray(film.convert("RGB")).astype(int)
@@ -242,6 +243,7 @@ def test_a_film_keeps_its_colours_and_its_duration(tmp_path: Path) -> None:
     frames = [np.full((10, 20, 3), (250, 8 * k, 20), dtype=np.uint8) for k in range(10)]
     log_film(tiny_trainer(tmp_path), "film/x", frames, seconds=2.0)
     with Image.open(tmp_path / "panels/film_x-00000000.gif") as film:
+        assert isinstance(film, GifImageFile)
         assert (film.n_frames, film.info["loop"]) == (10, 0)
         durations = []
         for k in range(10):

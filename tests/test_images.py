@@ -56,7 +56,8 @@ def ready(**options: Any) -> RandomImages:
 
 
 def numbers(source: Any) -> list[int]:
-    return source.__getitems__(torch.arange(len(source)))["x"][:, 0, 0, 0].tolist()
+    result: list[int] = source.__getitems__(torch.arange(len(source)))["x"][:, 0, 0, 0].tolist()
+    return result
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256, 1024, 65_536])
@@ -80,7 +81,7 @@ def test_to_uint8_equals_decode_and_separates_fewer_levels() -> None:
     data = RandomImages(format=Format((1, 1, 17), levels=17))
     shown = data.units.to_uint8(data.units.encode(torch.arange(17)))
     assert len(shown.unique()) == 17
-    assert (shown.min(), shown.max()) == (0, 255)
+    assert (shown.min().item(), shown.max().item()) == (0, 255)
 
 
 def test_splits_are_disjoint_complete_and_seeded() -> None:
@@ -106,7 +107,7 @@ def test_images_of_one_group_stay_in_one_split() -> None:
     for labels in (None, torch.arange(40) % 2):
         data = RandomImages(val_fraction=0.2, test_fraction=0.2, labels=labels)
         together = Examples(*data.examples()[:3], groups)
-        data.examples = lambda kept=together: kept  # type: ignore[method-assign]
+        data.examples = lambda kept=together: kept  # type: ignore[method-assign, misc]
         data.setup()
         parts = [numbers(split) for split in data.splits]
         assert sorted(parts[0] + parts[1] + parts[2]) == list(range(40))

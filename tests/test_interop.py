@@ -143,7 +143,7 @@ def test_available_data_must_match_the_model(pipe: Path) -> None:
     assert error == "data: Folder has (3, 16, 16) and no classes, the model (3, 8, 8) and no"
     done = cli(pipe, "import", *OPTIONS, "--data", "Folder", "--data.path", "elsewhere")
     assert done.code == 0, done.err
-    assert load_model(pipe / "a.ckpt", "raw")[1].source == "elsewhere"  # type: ignore[attr-defined]
+    assert load_model(pipe / "a.ckpt", "raw")[1].source == "elsewhere"
 
 
 def test_options_of_other_formats_and_existing_files_are_refused(pipe: Path) -> None:

@@ -233,7 +233,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     assert "config.json is no JSON" in come_in(tmp_path).error
 
 
-UNET = {
+UNET: dict[str, Any] = {
     "class_path": "diffusion_pl.networks.UNet",
     "init_args": {
         "nf": 8,

@@ -16,6 +16,7 @@ from torch import nn
 from diffusion_pl.checkpoints.loading import load_model
 from diffusion_pl.denoisers import V
 from diffusion_pl.interop.lucidrains import find_schedule, implied_objective
+from diffusion_pl.losses import VarianceBound
 from diffusion_pl.networks import LinearAttentionUNet
 from diffusion_pl.schedules import BetaTable, CosineBetas, LinearBetas, SigmoidAlphaBars
 
@@ -103,7 +104,7 @@ def test_it_denoises_as_theirs(tmp_path: Path, case: str) -> None:
         torch.testing.assert_close(ours.eps, noise, rtol=1e-5, atol=1e-5 * noise.abs().max().item())
         outputs.append(ours.eps)
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3  # the average is another model
-    weighting = model.loss.weighting
+    weighting: Any = model.loss.weighting
     assert (weighting.gamma == 5) if case == "min snr" else (weighting.plus == 0)  # of x_0, whatever is predicted
 
 
@@ -130,6 +131,7 @@ def test_a_learned_variance_comes_with_predicted_noise(tmp_path: Path, objective
         torch.testing.assert_close(actual.float(), log_variance, rtol=1e-5, atol=2e-5)
         actual = at_s.alpha * (1 - alpha_sq) * ours.x_0 + alpha_sq.sqrt() * at_s.sigma.square() * x
         torch.testing.assert_close((actual / at_t.sigma.square()).float(), mean, rtol=1e-5, atol=1e-4)
+    assert isinstance(model.loss.variance, VarianceBound)
     assert model.loss.variance.weight == pytest.approx(0.001 / 100)  # theirs is of one step, not of the sum over all
 
 
@@ -206,8 +208,7 @@ def test_a_schedule_is_known_by_its_betas(steps: int) -> None:
 
 
 def test_the_objective_is_inferred_from_loss_weights_or_required(tmp_path: Path) -> None:
-    betas = LinearBetas(100)
-    betas = -torch.expm1(2 * betas.log_alpha.diff())
+    betas = -torch.expm1(2 * LinearBetas(100).log_alpha.diff())
     assert implied_objective(betas, None) is None
     assert implied_objective(betas, torch.rand(100)) is None
     _, _, content = save(tmp_path, objective="pred_x0")

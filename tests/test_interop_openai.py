@@ -162,15 +162,16 @@ class Peer(nn.Module):
         time = self.time_embed(torch.cat((phase.cos(), phase.sin()), 1))
         time = time if label is None else time + self.label_emb(label)
         h, skips = x, []
+        row: Any
         for row in self.input_blocks:
-            for block in row:  # type: ignore[union-attr]
+            for block in row:
                 h = block(h) if isinstance(block, nn.Conv2d) else block(h, time)
             skips.append(h)
         for block in self.middle_block:
             h = block(h, time)
         for row in self.output_blocks:
             h = torch.cat((h, skips.pop()), 1)
-            for block in row:  # type: ignore[union-attr]
+            for block in row:
                 h = block(h, time)
         return self.out(h)  # type: ignore[no-any-return]
 

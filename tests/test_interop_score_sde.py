@@ -117,7 +117,7 @@ class Res(nn.Module):
         h = self.Conv_0(h) + (0 if time is None else self.Dense_0(self.act(time))[:, :, None, None])
         h = self.Conv_1(self.act(self.GroupNorm_1(h)))
         short = getattr(self, "Conv_2", getattr(self, "NIN_0", None))
-        y = h + (x if short is None else short(x))
+        y: Tensor = h + (x if short is None else short(x))
         return y if self.kind == "ddpm" else ROOT_HALF * y
 
 
@@ -132,7 +132,7 @@ class Attention(nn.Module):
         h = self.GroupNorm_0(x)
         q, k, v = (layer(h).flatten(2) for layer in (self.NIN_0, self.NIN_1, self.NIN_2))
         weight = torch.softmax(q.transpose(1, 2) @ k / math.sqrt(x.shape[1]), 2)
-        y = x + self.NIN_3((v @ weight.transpose(1, 2)).reshape(x.shape))
+        y: Tensor = x + self.NIN_3((v @ weight.transpose(1, 2)).reshape(x.shape))
         return y if self.kind == "ddpm" else ROOT_HALF * y
 
 
@@ -260,7 +260,7 @@ class Peer(nn.Module):
                 h = next(rest)(h, time)
                 if self.entry == "input_skip":
                     pyramid = halved(pyramid, self.fir)
-                    joined = next(rest).Conv_0(pyramid)  # type: ignore[operator, union-attr]
+                    joined = next(rest).Conv_0(pyramid)  # type: ignore[operator]
                     h = torch.cat((joined, h), 1) if self.concatenated else joined + h
                 elif self.entry == "residual":
                     h = pyramid = ROOT_HALF * (next(rest)(pyramid, time) + h)
@@ -406,7 +406,7 @@ def test_it_denoises_as_theirs(tmp_path: Path, case: str) -> None:
         ours = model.denoiser(x, t.view(-1, 1, 1, 1)).eps
         if variant == "ve":
             # Theirs sees images in [0, 1] under half the noise, and gives their score, −ε/σ.
-            sigma = theirs.sigmas.flip(0)[number].float()  # type: ignore[operator, index]
+            sigma = theirs.sigmas.flip(0)[number].float()
             torch.testing.assert_close(sigma.view(-1, 1, 1, 1), kernel.sigma / 2)
             level = sigma if theirs.fourier else steps - 1 - number
             output = -theirs((x + 1) / 2, level) * sigma[:, None, None, None]
@@ -469,6 +469,7 @@ def test_an_assumption_gives_way_to_its_option(tmp_path: Path) -> None:
     assert isinstance(network, NCSNpp)
     assert network.gain == 1
     assert network.act is F.relu
+    assert isinstance(network.resampling.kernel, Tensor)
     assert network.resampling.kernel[0, 0] == pytest.approx(1 / 36)
     torch.testing.assert_close(model.schedule(torch.tensor(1.0)).alpha, VP(0.2, 18.0)(torch.tensor(1.0)).alpha)
     (tmp_path / "a.ckpt").unlink()

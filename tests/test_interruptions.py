@@ -101,7 +101,7 @@ def run(args: Sequence[str], moment: int | None) -> tuple[int, int]:
             return call
 
         OutputFolder.publish = done(OutputFolder.publish)  # type: ignore[method-assign]
-        checkpoints.write_file = done(checkpoints.write_file)
+        checkpoints.write_file = done(checkpoints.write_file)  # type: ignore[attr-defined]
         sys.addaudithook(watch)
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
             os._exit(main(args))

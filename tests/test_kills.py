@@ -55,7 +55,7 @@ class SlowWrites(Callback):
             time.sleep(self.seconds)
             file.write(written[len(written) // 2 :])
 
-        torch.save = save
+        torch.save = save  # type: ignore[assignment]
 
 
 def experiment(folder: Path, steps: int, *, devices: int = 1) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def test_the_bound_is_the_kl_of_the_step(i: int, v: float) -> None:
 
     def mean(x: Tensor) -> np.ndarray:
         first = math.sqrt(before) * beta / (1 - BARS[i - 1]) * array(x)
-        return first + math.sqrt(1 - beta) * (1 - before) / (1 - BARS[i - 1]) * array(x_t)
+        result: np.ndarray = first + math.sqrt(1 - beta) * (1 - before) / (1 - BARS[i - 1]) * array(x_t)
+        return result
 
     kl = 0.5 * (np.log(var / tilde) + (tilde + (mean(x_0) - mean(prediction.x_0)) ** 2) / var - 1)
     result = VarianceBound(N, 0.01)(TABLE, x_0, x_t, t, prediction)
@@ -160,7 +161,7 @@ def test_what_was_not_learned_cannot_be_taken() -> None:
     with pytest.raises(ValueError, match="the network predicts no variance"):
         Ancestral(UniformGrid(4), None)(GaussianFlow(VP()).oracle, torch.zeros(1, 2, dtype=torch.float64))
     denoiser = NetworkDenoiser(nn.Identity(), VP(), Epsilon())
-    denoiser.network.forward = lambda x, c_noise: x  # type: ignore[assignment, misc]
+    denoiser.network.forward = lambda x, c_noise: x
     with pytest.raises(ValueError, match="set its learned_variance to true"):
         DenoisingLoss(GridTimes(N), SNR(), variance=VarianceBound(N))(denoiser, torch.randn(4, 2))
 
@@ -218,21 +219,22 @@ def test_its_memory_is_in_the_state() -> None:
 
 def test_it_learns_the_unweighted_losses_of_training_only() -> None:
     denoiser = NetworkDenoiser(Network(), VP(), Data())
-    loss = DenoisingLoss(LossSecondMoment(5, 2), SNR())
+    times = LossSecondMoment(5, 2)
+    loss = DenoisingLoss(times, SNR())
     x_0 = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
     denoiser.eval()
     loss(denoiser, x_0)
-    assert int(loss.times.seen.sum()) == 0
+    assert int(times.seen.sum()) == 0
     denoiser.train()
     for _ in range(5):
         loss(denoiser, x_0)
-    assert int(loss.times.seen.sum()) == 5 * 64
+    assert int(times.seen.sum()) == 5 * 64
     # Once the distribution is no longer uniform, it is updated with the loss without importance.
-    share = loss.times.share()
+    share = times.share()
     assert float(share.max()) > 1.2 * float(share.min())
     result = loss(denoiser, x_0)
     index = torch.round(result.t * 5).long() - 1
-    newest = loss.times.history[index, (loss.times.seen[index] - 1) % 2]
+    newest = times.history[index, (times.seen[index] - 1) % 2]
     last = torch.tensor([not (index[k + 1 :] == i).any() for k, i in enumerate(index)])
     np.testing.assert_allclose(array(newest[last]), array((result.loss * 5 * share[index])[last]), rtol=1e-5)
 

@@ -45,7 +45,8 @@ def exact(x: Tensor, means: Tensor) -> np.ndarray:
     a, b = array(x), array(means)
     log = -((a[:, None] - b) ** 2).sum(-1) / (2 * STD**2) - a.shape[1] / 2 * math.log(2 * math.pi * STD**2)
     top = log.max(1)
-    return top + np.log(np.exp(log - top[:, None]).mean(1))
+    result: np.ndarray = top + np.log(np.exp(log - top[:, None]).mean(1))
+    return result
 
 
 @named

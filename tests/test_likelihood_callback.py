@@ -21,7 +21,7 @@ LIKELIHOOD["init_args"]["estimator"]["class_path"] = "diffusion_pl.likelihood.Fl
 @pytest.mark.slow
 def test_two_processes_measure_what_evaluate_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    pair = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accelerator": "cpu"}
+    pair: dict[str, Any] = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accelerator": "cpu"}
     config = tiny_config(tmp_path, "two.yaml", **digits_changes(trainer__callbacks=[LIKELIHOOD], **pair))
     process = start(tmp_path, "fit", "--config", config, "--run", "two")
     _, error = process.communicate(timeout=240)

@@ -106,11 +106,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("listed")
     run = fit(folder, trainer__max_steps=20)
     card = json.loads((run / "card.json").read_text())
-    for name, change in {
+    changes: dict[str, dict[str, Any]] = {
         "dead": {"status": "running"},
         "deep/er": {},
         "failed": {"status": "failed", "steps": None},
-    }.items():
+    }
+    for name, change in changes.items():
         (folder / "runs" / name).mkdir(parents=True)
         (folder / "runs" / name / "card.json").write_text(json.dumps({**card, **change}))
     (folder / "runs/damaged").mkdir()

@@ -314,6 +314,7 @@ class Draws:
     """Keeps the numbers that an augmentation is given."""
 
     draws = 2
+    tells: tuple[str, ...] = ()
 
     def __call__(self, batch: dict[str, Tensor], u: Tensor) -> dict[str, Tensor]:
         return {**batch, "u": u}

@@ -58,7 +58,7 @@ def from_csv(run: Path) -> Series:
 
 def wandb_records(run: Path) -> Iterator[Any]:
     """Of all sessions: the files of W&B are logs in LevelDB's format, behind 7 bytes of their own."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     for session in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         content, place, message = session.read_bytes(), 7, b""
@@ -94,6 +94,7 @@ def mlflow_run(run: Path) -> Any:
 
     client = MlflowClient(f"file:{run}/mlruns")
     experiment = client.get_experiment_by_name("diffusion_pl")
+    assert experiment is not None
     (result,) = client.search_runs([experiment.experiment_id])
     return client, result
 
@@ -167,7 +168,11 @@ def test_the_saved_configuration_does_not_name_its_run(run: Path) -> None:
 
 
 def test_csv_has_late_columns_and_one_file_per_session(tmp_path: Path) -> None:
-    options = {"trainer__logger": "CSVLogger", "trainer__val_check_interval": 30, "trainer__max_steps": 30}
+    options: dict[str, Any] = {
+        "trainer__logger": "CSVLogger",
+        "trainer__val_check_interval": 30,
+        "trainer__max_steps": 30,
+    }
     run = fit(tmp_path, **options)
     logged = from_csv(run)
     assert {10, 20, 30} <= logged["train_loss/raw"].keys()

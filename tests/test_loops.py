@@ -31,7 +31,7 @@ class KillAt(Callback):
 
     def _kill(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step == self.step:
-            for callback in trainer.callbacks:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, (Saver, RunCard)):
                     callback.on_exception = lambda *_: None  # type: ignore[method-assign]
                     callback.teardown = lambda *_: None  # type: ignore[method-assign]
@@ -92,7 +92,11 @@ def card(run: Path) -> dict[str, Any]:
 
 def test_accumulation_goes_across_epochs(tmp_path: Path) -> None:
     """Epochs of 2 batches, steps of 8."""
-    changes = {"trainer__max_steps": 6, "trainer__val_check_interval": 2, "trainer__callbacks": [WINDOWS]}
+    changes: dict[str, Any] = {
+        "trainer__max_steps": 6,
+        "trainer__val_check_interval": 2,
+        "trainer__callbacks": [WINDOWS],
+    }
     fit(tmp_path, trainer__accumulate_grad_batches=8, **changes, **SMALL)
     assert Windows.windows == [8] * 6
     assert Windows.validations == [2, 4, 6]

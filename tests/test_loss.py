@@ -63,8 +63,8 @@ def quadrature(mean: float, var: float) -> tuple[Tensor, Tensor, np.ndarray]:
     node, weight = np.polynomial.hermite_e.hermegauss(5)
     weight = weight / weight.sum()
     x_0, eps = np.meshgrid(mean + var**0.5 * node, node, indexing="ij")
-    pair = (torch.from_numpy(v.reshape(-1, 1)) for v in (x_0, eps))
-    return *pair, np.outer(weight, weight).ravel()
+    first, second = (torch.from_numpy(v.reshape(-1, 1)) for v in (x_0, eps))
+    return first, second, np.outer(weight, weight).ravel()
 
 
 @every_schedule
@@ -248,11 +248,12 @@ def test_gradients_reach_the_network_and_conditions_too() -> None:
         ).loss.mean()
     )
     call().backward()
+    assert network.scale.grad is not None
     slope, h = network.scale.grad.item(), 1e-2
     with torch.no_grad():
-        network.scale += h
+        network.scale.add_(h)
         above = call()
-        network.scale -= 2 * h
+        network.scale.sub_(2 * h)
         below = call()
     assert slope == pytest.approx(((above - below) / (2 * h)).item(), rel=1e-3)
 

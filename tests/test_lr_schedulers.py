@@ -1,6 +1,7 @@
 """Learning rates, step by step."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -56,7 +57,7 @@ def test_every_group_keeps_its_own_rate() -> None:
 
 
 @pytest.mark.parametrize("make", [Warmup, WarmupCosine])
-def test_a_resumed_schedule_continues(make: type[LRScheduler]) -> None:
+def test_a_resumed_schedule_continues(make: type[Warmup] | type[WarmupCosine]) -> None:
     whole = flat(make(optimizer(), 20, 5), 20)
     half = make(optimizer(), 20, 5)
     flat(half, 8)
@@ -80,24 +81,26 @@ def test_a_warmup_longer_than_the_run_is_still_a_rise() -> None:
 
 def test_all_schedulers_take_optimizer_steps_and_warmup() -> None:
     """The module gives the optimizer and the steps of the run."""
-    for make in vars(diffusion_pl.training.lr_schedulers).values():
-        if isinstance(make, type) and issubclass(make, LRScheduler) and make is not LRScheduler:
+    kinds: list[Any] = [kind for kind in vars(diffusion_pl.training.lr_schedulers).values() if isinstance(kind, type)]
+    for make in kinds:
+        if issubclass(make, LRScheduler) and make is not LRScheduler:
             assert make(optimizer(), 10, 2).get_last_lr()[0] > 0
 
 
 def test_the_length_goes_only_to_what_has_total_steps() -> None:
     """gamma once became the number of steps."""
-    exponential: Any = make_scheduler(partial(torchs.ExponentialLR, gamma=0.5), optimizer(), 100)
-    assert flat(exponential, 3) == [2, 1, 0.5]
-    assert make_scheduler(partial(torchs.OneCycleLR, max_lr=1.0), optimizer(), 100).total_steps == 100
-    epochs: Any = partial(torchs.OneCycleLR, max_lr=1.0, epochs=2, steps_per_epoch=7)
-    assert make_scheduler(epochs, optimizer(), 100).total_steps == 14
-    assert make_scheduler(partial(WarmupCosine, warmup_steps=3), optimizer(), 100).total_steps == 100
-    assert make_scheduler(partial(torchs.CosineAnnealingLR, T_max=9), optimizer(), 100).T_max == 9
+    make: Callable[..., Any] = make_scheduler
+    assert flat(make(partial(torchs.ExponentialLR, gamma=0.5), optimizer(), 100), 3) == [2, 1, 0.5]
+    assert make(partial(torchs.OneCycleLR, max_lr=1.0), optimizer(), 100).total_steps == 100
+    epochs = partial(torchs.OneCycleLR, max_lr=1.0, epochs=2, steps_per_epoch=7)
+    assert make(epochs, optimizer(), 100).total_steps == 14
+    assert make(partial(WarmupCosine, warmup_steps=3), optimizer(), 100).total_steps == 100
+    assert make(partial(torchs.CosineAnnealingLR, T_max=9), optimizer(), 100).T_max == 9
 
 
 def test_a_run_of_unknown_length_is_refused_where_it_matters() -> None:
-    assert make_scheduler(partial(torchs.StepLR, step_size=3), optimizer(), math.inf).step_size == 3
+    endless: Any = make_scheduler(partial(torchs.StepLR, step_size=3), optimizer(), math.inf)
+    assert endless.step_size == 3
     with pytest.raises(ValueError, match=r"trainer\.max_steps"):
         make_scheduler(partial(WarmupCosine, warmup_steps=3), optimizer(), math.inf)
 
@@ -121,8 +124,8 @@ def test_a_sequence_made_in_python_is_taken() -> None:
     "factory",
     [
         partial(torchs.StepLR, step_size=0),
-        partial(torchs.LambdaLR, lr_lambda="x"),
-        partial(torchs.StepLR, 3, last_epoch=2),
+        partial(torchs.LambdaLR, lr_lambda="x"),  # type: ignore[arg-type]
+        partial(torchs.StepLR, 3, last_epoch=2),  # type: ignore[arg-type]
     ],
     ids=["division", "no function", "position"],
 )

@@ -1,5 +1,7 @@
 """Metrics against plain means."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -47,9 +49,8 @@ def test_processes_with_unequal_shares_are_averaged_by_example() -> None:
     shares[0].update(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.2, 0.9]))
     shares[1].update(torch.tensor([6.0]), torch.tensor([0.3]))
     together = BinnedMean(2)
-    assert {name: f.__name__ for name, f in together._reductions.items()} == {"sums": "dim_zero_sum"} | {
-        "counts": "dim_zero_sum"
-    }
+    reductions: dict[str, Any] = together._reductions
+    assert {name: f.__name__ for name, f in reductions.items()} == {"sums": "dim_zero_sum"} | {"counts": "dim_zero_sum"}
     together.sums, together.counts = (sum(getattr(s, name) for s in shares) for name in ("sums", "counts"))
     together._update_count = 1
     assert together.compute()[0].item() == 3

@@ -138,18 +138,18 @@ def test_colours_depend_on_the_image_not_on_chosen_classes(root: Path) -> None:
 
 
 def test_hues_depend_on_split_and_seed_only(root: Path) -> None:
-    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    states = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
 
     def first_colours(split: int, seed: int) -> list[list[float]]:
         x = everything(ready(root, colored=True, val_fraction=0.0, seed=seed).splits[split])["x"][:20].float()
         brightest = x.flatten(2).amax(2)
-        return (brightest / brightest.amax(1, keepdim=True)).round(decimals=1).tolist()  # type: ignore[no-any-return]
+        return (brightest / brightest.amax(1, keepdim=True)).round(decimals=1).tolist()
 
     kinds = [first_colours(split, seed) for split, seed in ((0, 0), (2, 0), (0, 1), (2, 1))]
     assert all(a != b for i, a in enumerate(kinds) for b in kinds[:i])
     assert first_colours(0, 0) == kinds[0]
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert np.array_equal(np.random.get_state()[1], states[1])  # type: ignore[arg-type]
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], states[1])
 
 
 def test_black_stays_black_and_the_value_is_the_grey(root: Path) -> None:

@@ -28,7 +28,8 @@ def v_losses(network: torch.nn.Module, x_0: Tensor, t: Tensor, eps: Tensor) -> T
     log_alpha = -0.25 * t**2 * 19.9 - 0.05 * t
     alpha, sigma = torch.exp(log_alpha)[:, None], torch.sqrt(-torch.expm1(2 * log_alpha))[:, None]
     v = alpha * eps - sigma * x_0
-    return (network(alpha * x_0 + sigma * eps, t) - v).square().mean(1)
+    error: Tensor = network(alpha * x_0 + sigma * eps, t) - v
+    return error.square().mean(1)
 
 
 class OneStep(Callback):

@@ -13,8 +13,9 @@ from scipy.signal import convolve2d
 from torch import Tensor, nn
 
 from diffusion_pl.networks import Fourier, NCSNpp
+from diffusion_pl.networks.biggan import BigGANBlock
 from diffusion_pl.networks.fir import FIR, Down, Mean2x2, Up
-from diffusion_pl.networks.ncsnpp import BigGANBlock, Combine
+from diffusion_pl.networks.ncsnpp import Combine
 from diffusion_pl.networks.resnet import AttentionBlock, ResBlock
 
 small = partial(NCSNpp, nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0)
@@ -78,7 +79,8 @@ def reference(x: np.ndarray, taps: list[float], up: int, down: int, pad: tuple[i
     spread = np.zeros((x.shape[0] * up, x.shape[1] * up))
     spread[::up, ::up] = x
     line = np.array(taps) / np.sum(taps)
-    return gain * convolve2d(np.pad(spread, pad), np.outer(line, line), mode="valid")[::down, ::down]
+    filtered: np.ndarray = convolve2d(np.pad(spread, pad), np.outer(line, line), mode="valid")
+    return gain * filtered[::down, ::down]
 
 
 @pytest.mark.parametrize("taps", [[1, 3, 3, 1], [1, 2, 3, 5]])
@@ -252,7 +254,8 @@ def by_hand(network: Any, x: Tensor, c_noise: Tensor) -> Tensor:
         if resample is not None:
             y, h = resample(y), resample(h)
         y = block.conv_1(y) + block.time(time * time.sigmoid())[:, :, None, None]
-        return root * (block.shortcut(h) + block.conv_2(norm(block.norm_2, y)))
+        joined: Tensor = block.shortcut(h) + block.conv_2(norm(block.norm_2, y))
+        return root * joined
 
     features = network.time.embedding(c_noise[:, None])
     time = network.time.dense_1(features)
@@ -288,7 +291,8 @@ def by_hand(network: Any, x: Tensor, c_noise: Tensor) -> Tensor:
             h = shown = root * (network.output_pyramid[place](shown, time) + h)
         h = res(rows[3][0], h, network.resampling.up) if place < 2 else h
     assert not skips
-    return shown if network.progressive == "output_skip" else network.output(norm(network.norm, h))
+    result: Tensor = shown if network.progressive == "output_skip" else network.output(norm(network.norm, h))
+    return result
 
 
 @pytest.mark.parametrize("fir", [False, True])
@@ -322,7 +326,7 @@ def test_checkpointing_recomputes_blocks_with_equal_gradients() -> None:
         torch.manual_seed(0)
         network = small((3, 8, 8), dropout=0.3, init_scale=1.0, checkpointing=checkpointing)
         count: list[int] = []
-        network.middle[0].register_forward_pre_hook(lambda module, args, count=count: count.append(1))  # type: ignore[misc]
+        network.middle[0].register_forward_pre_hook(lambda module, args, count=count: count.append(1))
         network(torch.randn(2, 3, 8, 8), torch.rand(2)).square().sum().backward()
         results.append([p.grad for p in network.parameters()])
         counts.append(len(count))

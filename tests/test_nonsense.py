@@ -249,7 +249,7 @@ def in_yaml(folder: Path, chance: random.Random) -> None:
 
 
 def in_options(folder: Path, chance: random.Random) -> None:
-    commands = {
+    commands: dict[str, list[Any]] = {
         "sample": ["--output", "out", "--num_samples", 2],
         "encode": ["--output", "out", "--path", "points.csv"],
         "sweep": ["--output", "out", "--samplers", "DDIM", "--nfe", 2, "--num_samples", 4],

@@ -257,7 +257,7 @@ def test_a_step_index_resumes_a_run_of_scaled_time(tmp_path: Path) -> None:
     """The configurations of 0.1 spelled DDPM's step as ScaledTime(N, -1), their successors as StepIndex."""
     table = {"class_path": "LinearBetas", "init_args": {"steps": 50, "beta_max": 0.4}}
     old = {"class_path": "ScaledTime", "init_args": {"scale": 50, "shift": -1}}
-    options = {"model__schedule": table, "trainer__val_check_interval": 1}
+    options: dict[str, Any] = {"model__schedule": table, "trainer__val_check_interval": 1}
     run = fit(tmp_path, **options, model__noise_input=old, trainer__max_steps=1)
     tiny_config(tmp_path, "new.yaml", **options, model__noise_input={"class_path": "StepIndex"}, trainer__max_steps=2)
     args = ("fit", "--config", tmp_path / "new.yaml", "--run", run.name, "--ckpt_path", run / LAST)

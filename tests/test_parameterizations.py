@@ -27,7 +27,11 @@ def pairs(n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
 @every_schedule
 @every_parameterization
 def test_target_and_prediction_are_inverse(
-    schedule: Schedule, parameterization: Parameterization, near: Callable, device: torch.device, dtype: torch.dtype
+    schedule: Schedule,
+    parameterization: Parameterization,
+    near: Callable[..., None],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
     x_0, eps = (v.to(device, dtype) for v in pairs())
     kernel = schedule(times(dtype).to(device)[1:-1])

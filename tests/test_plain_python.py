@@ -28,8 +28,12 @@ from diffusion_pl.training.saving import describe
 
 def plain_trainer(folder: Path, steps: int, *callbacks: Callback, **options: Any) -> Trainer:
     """Lightning's own, without plugins of ours."""
-    common = {"max_steps": steps, "accelerator": "cpu", "logger": False, "limit_val_batches": 0}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False}
+    common: dict[str, Any] = {"max_steps": steps, "accelerator": "cpu", "logger": False, "limit_val_batches": 0}
+    quiet: dict[str, Any] = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+    }
     saving = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     return Trainer(
         callbacks=list(callbacks), default_root_dir=folder, enable_checkpointing=saving, **common, **quiet, **options
@@ -95,15 +99,17 @@ def test_a_learned_schedule_moves_and_is_averaged(tmp_path: Path) -> None:
     assert names[-1] == "denoiser.schedule.power"
     assert [module.get_parameter(name) for name in names[:-1]] == list(module.network.parameters())
     tiny_trainer(tmp_path, EMA((0.9,)), Guard(), max_steps=8).fit(module, datamodule=tiny_data())
-    power = module.schedule.power.item()  # type: ignore[operator,union-attr]
+    schedule: Any = module.schedule
+    power = schedule.power.item()
     averaged = float(module.averages.of("0.9")["denoiser.schedule.power"])
     assert abs(power - 1) > 1e-3 and power != averaged
     assert min(power, 1) < averaged < max(power, 1)
     with module.evaluation():
-        assert float(module.schedule.power) == averaged
+        assert float(schedule.power) == averaged
+    copied: Any
     copied, name = module.averaged(module.denoiser)
-    assert (float(copied.schedule.power), name) == (averaged, "ema0.9")  # type: ignore[union-attr,arg-type]
-    assert float(module.schedule.power) == power
+    assert (float(copied.schedule.power), name) == (averaged, "ema0.9")
+    assert float(schedule.power) == power
 
 
 class Watched(torch.optim.SGD):
@@ -113,7 +119,7 @@ class Watched(torch.optim.SGD):
         super().__init__(params, lr=0.01)
         self.norms: list[float] = []
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         loss = closure()
         gradients = [p.grad for group in self.param_groups for p in group["params"]]
         self.norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
@@ -138,7 +144,7 @@ def test_a_learned_schedule_resumes_bitwise(tmp_path: Path) -> None:
     resumed = plain_trainer(tmp_path, 8, EMA((0.9,)))
     resumed.fit(part, datamodule=tiny_data(), ckpt_path=tmp_path / "step=4.ckpt")
     ends = [{"state": dict(m.state_dict()), "averages": m.averages.state()} for m in (whole, part)]
-    assert not list(differences(*ends))
+    assert not list(differences(ends[0], ends[1]))
 
 
 def test_a_saved_model_loads_and_samples_the_same(tmp_path: Path) -> None:

@@ -306,8 +306,8 @@ def test_a_sweep_has_a_line_for_each_sampler_in_both_panels() -> None:
     figure = plots.sweep_panel(rows, "a title")
     for ax, factor in zip(figure.axes, (1, 2), strict=True):
         assert [line.get_label() for line in ax.lines] == ["DDIM", "Heun"]
-        assert ax.lines[0].get_xdata().tolist() == [5, 10, 20]
-        np.testing.assert_allclose(ax.lines[1].get_ydata(), [factor / n for n in (5, 10, 20)])
+        assert np.asarray(ax.lines[0].get_xdata()).tolist() == [5, 10, 20]
+        np.testing.assert_allclose(np.asarray(ax.lines[1].get_ydata()), [factor / n for n in (5, 10, 20)])
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
 
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from shell import cli, fit, images, tiny_config, tiny_data, tiny_module, tiny_trainer, weights
 
 from diffusion_pl.callbacks import EMA, PointPanels
 from diffusion_pl.pipeline import Pipeline
 from diffusion_pl.schedules import VE
 
-SMALL = {"num_samples": 50, "num_paths": 5, "field_times": [0.1, 0.5], "film": False}
+SMALL: dict[str, Any] = {"num_samples": 50, "num_paths": 5, "field_times": [0.1, 0.5], "film": False}
 AT_THE_END = {"film/ema0.9", "schedule", "forward_process", "trajectories/ema0.9", "field/ema0.9", "samples/ema0.9"}
 
 
@@ -57,6 +58,7 @@ def test_the_logger_has_the_same_images_by_weights(run: Path) -> None:
 
 def test_the_film_ends_with_the_samples(run: Path) -> None:
     with Image.open(run / "panels/film_ema0.9-00000030.gif") as film:
+        assert isinstance(film, GifImageFile)
         assert film.n_frames == 5  # four grid times and the samples
         film.seek(film.n_frames - 1)
         last = np.asarray(film.convert("RGB")).astype(int)

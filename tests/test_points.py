@@ -23,7 +23,7 @@ from diffusion_pl.data import (
     Table,
     Toy,
 )
-from diffusion_pl.data.points import read_columns
+from diffusion_pl.data.tables import read_columns
 
 TOYS: list[Any] = sorted(Toy.__subclasses__(), key=lambda toy: toy.__name__)
 
@@ -136,7 +136,7 @@ def test_a_checkpoint_carries_the_units_to_where_the_file_is_not(tmp_path: Path)
     torch.save(data.state_dict(), tmp_path / "data.ckpt")
     path.unlink()
 
-    rebuilt = Table(path, columns=["c", "b"])
+    rebuilt = Table(path, columns=["c", "b"])  # type: ignore[arg-type]
     assert rebuilt.shape == (2,)
     rebuilt.load_state_dict(torch.load(tmp_path / "data.ckpt", weights_only=True))
     assert torch.equal(rebuilt.decode(torch.ones(3, 2)), expected)

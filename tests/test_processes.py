@@ -17,7 +17,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from shell import LAST, assert_same_training, checkpoint, cli, differences, environment, fake_scontrol, fit, tiny_config
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from diffusion_pl.runtime import processes as launch
 from diffusion_pl.runtime.processes import Peers, agree, find_peers, is_connection_lost, rank_label
@@ -174,7 +174,7 @@ def test_all_ranks_but_0_wait_before_reporting_an_error(
     tmp_path: Path, env: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(launch.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     assert cli(tmp_path, "fit", "--trainer.max_step", 3).error.startswith("unknown option --trainer.max_step;")
     assert waited == []
     env(SLURM_PROCID=2)
@@ -523,6 +523,7 @@ def test_torchrun_restarts_with_auto(tmp_path: Path, whole: Path, rendezvous: li
 @pytest.mark.slow
 def test_under_torchrun_an_error_is_reported_once(tmp_path: Path) -> None:
     write_config(tmp_path)
+    wrong: Any
     for wrong, message in [
         (["--ckpt_path", "last"], "no checkpoint at runs/run/checkpoints/last.ckpt: nothing to continue from"),
         (["--trainer.max_step", 3], "unknown option --trainer.max_step; did you mean --trainer.max_steps?"),
@@ -538,7 +539,11 @@ def test_a_slurm_job_is_requeued_once_and_resumes_exactly(tmp_path: Path, whole:
     """srun's processes, by hand: each with srun's variables, all with the signal."""
     write_config(tmp_path)
     bin_folder = fake_scontrol(tmp_path)
-    job = {"SLURM_JOB_ID": str(10000 + free_port() % 10000), "SLURM_JOB_NAME": "train", "SLURM_NTASKS": 2}
+    job: dict[str, Any] = {
+        "SLURM_JOB_ID": str(10000 + free_port() % 10000),
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS": 2,
+    }
     job |= {"SLURM_NTASKS_PER_NODE": 2, "SLURM_NNODES": 1, "SLURM_NODEID": 0, "SLURM_NODELIST": "localhost"}
     job |= {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
     command = [*LAUNCHERS["Lightning"], *ARGS, "--run", "run", "--ckpt_path", "auto"]

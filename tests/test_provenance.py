@@ -124,7 +124,9 @@ def test_versions_are_those_of_the_modules() -> None:
     modules = {"torch": torch, "lightning": lightning, "torchvision": torchvision, "torchmetrics": torchmetrics}
     for name, module in {**modules, "torch-fidelity": torch_fidelity, "numpy": np}.items():
         # The local part, such as +cu128, may be missing from the metadata.
-        assert result[name].split("+")[0] == module.__version__.split("+")[0]
+        version = result[name]
+        assert version is not None
+        assert version.split("+")[0] == module.__version__.split("+")[0]
     assert result["python"] == ".".join(map(str, sys.version_info[:3]))
     assert result["diffusion_pl"] == __version__
 

@@ -102,7 +102,7 @@ def test_a_new_schedule_stands_where_the_run_is(begun: Path, tmp_path: Path, arg
 def test_a_schedule_can_change_end_and_grow(tmp_path: Path) -> None:
     """max_steps is the length that a cosine knows; its options, another one or none are what the user writes."""
     run = fit(tmp_path, model__lr_scheduler=COSINE, trainer__max_steps=6, trainer__limit_val_batches=0)
-    more = {"model__lr_scheduler": COSINE, "trainer__limit_val_batches": 0}
+    more: dict[str, Any] = {"model__lr_scheduler": COSINE, "trainer__limit_val_batches": 0}
     fit(tmp_path, "--ckpt_path", "last", **more, trainer__max_steps=8)
     assert group(checkpoint(run))["lr"] == pytest.approx(0.001)  # the end of a run of 8
     fit(tmp_path, "--ckpt_path", "last", f"{S}.final", 0.5, **more, trainer__max_steps=9)
@@ -191,7 +191,8 @@ def test_groups_and_missing_states_start_fresh() -> None:
 
     def two(parameters: Any) -> torch.optim.Optimizer:
         first, second = parameters
-        return torch.optim.Adam([{"params": [first]}, {"params": [second], "lr": 0.5}])
+        groups: list[dict[str, Any]] = [{"params": [first]}, {"params": [second], "lr": 0.5}]
+        return torch.optim.Adam(groups)
 
     content, (line,) = resumed(saved.state_dict(), two, a, b)
     assert "groups" in line

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from shell import LAST, checkpoint, cli, fit, scalars, start, tiny_config, tiny_data, tiny_module, tiny_trainer
 
 from diffusion_pl.callbacks import RunCard, Saver
-from diffusion_pl.runtime import provenance
+from diffusion_pl.runtime import provenance, storage
 from diffusion_pl.runtime import run_card as cards
 from diffusion_pl.runtime.run_card import read_card, write_card
 
@@ -290,13 +290,13 @@ def test_a_card_that_cannot_be_written_is_one_warning(tmp_path: Path, capsys: py
 def test_a_full_disk_warns_and_the_card_is_written_later(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = cards.write_file, []
+    calls: list[Path] = []
 
     def write_file(path: Path, content: str) -> None:
         calls.append(path)
         if len(calls) == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path, content)
+        storage.write_file(path, content)
 
     monkeypatch.setattr(cards, "write_file", write_file)
     trained(tmp_path)

@@ -51,7 +51,8 @@ def npy(path: Path, evil: Evil) -> None:
 def npz(path: Path, evil: Evil) -> None:
     array = np.array([evil, 1], dtype=object)
     with path.open("wb") as file:
-        np.savez(file, **dict.fromkeys(("x", "eps", "n", "mean", "cov", "note"), array))
+        arrays: dict[str, Any] = dict.fromkeys(("x", "eps", "n", "mean", "cov", "note"), array)
+        np.savez(file, **arrays)
 
 
 def hdf5(path: Path, evil: Evil) -> None:

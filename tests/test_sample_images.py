@@ -9,6 +9,7 @@ import pytest
 import torch
 from images_model import fit_classifier, fit_digits
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from shell import cli, no_files_change, start
 
 import diffusion_pl
@@ -114,7 +115,8 @@ def test_an_interrupted_call_resumes(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_full_disk_is_one_line_and_what_is_finished_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save, saved = torch.save, []
+    save = torch.save
+    saved: list[Any] = []
 
     def failing(content: Any, path: Any) -> None:
         if saved:
@@ -148,6 +150,7 @@ def test_a_film_and_the_path_show_the_way_of_the_first_samples(folder: Path) -> 
     assert (np.diff(t) < 0).all()
     assert np.abs(x[-1].astype(int) * 255 // 16 - whole.astype(int)).max() <= 18  # one of the digits' 17 levels
     with Image.open(folder / "filmed" / "film.gif") as film:
+        assert isinstance(film, GifImageFile)
         assert film.n_frames == 5
 
 

@@ -44,7 +44,7 @@ WITH_ORDER = [p for p in samplers() if p.values[0](UniformGrid(2)).order > 0]
 KINDS = {"VP", "Rectified", "Karras", "LinearBetas"}
 
 
-def crossed(builds: list[Any], kinds: Collection[str] = KINDS) -> Any:
+def crossed(builds: list[Any], kinds: Collection[str] = KINDS) -> pytest.MarkDecorator:
     """Each sampler on a schedule of each kind, DDIM and DPMpp on all of them; the other pairs are slow tests."""
     return pytest.mark.parametrize(
         ("build", "schedule"),
@@ -258,7 +258,8 @@ def mixture_mean(x_t: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
     r = np.exp(np.array(log_r) - np.max(log_r, axis=0))
     r /= r.sum(0)
     means = [POINTS[k] + alpha * STDS[k] ** 2 / widths[k] * (x_t - alpha * POINTS[k]) for k in range(3)]
-    return sum(r[k][:, None] * means[k] for k in range(3))
+    mean: np.ndarray = sum(r[k][:, None] * means[k] for k in range(3))
+    return mean
 
 
 @pytest.mark.parametrize("schedule", [VP(), Rectified()], ids=lambda s: type(s).__name__)
@@ -291,7 +292,8 @@ def mixture_path(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
         score = (
             kernel.alpha.item() * mixture_mean(x, kernel.alpha.item(), kernel.sigma.item()) - x
         ) / kernel.sigma.item() ** 2
-        return (kernel.drift.item() * x - 0.5 * kernel.diffusion_sq.item() * score).ravel()
+        slope: np.ndarray = kernel.drift.item() * x - 0.5 * kernel.diffusion_sq.item() * score
+        return slope.ravel()
 
     end = solve_ivp(field, (grid.t[0], grid.t[-1]), x_T.ravel(), method="DOP853", rtol=1e-9, atol=1e-11).y[:, -1]
     return x_T, end
@@ -342,6 +344,7 @@ def test_ddim_with_full_noise_is_ancestral(schedule: Schedule) -> None:
 
     ddim = DDIM(grid, eta=1.0)(mixture(schedule), x_T, noise(), path=True).path
     chain = Ancestral(grid)(mixture(schedule), x_T, noise(), path=True).path
+    assert ddim is not None and chain is not None
     np.testing.assert_allclose(array(ddim.x), array(chain.x), rtol=1e-11, atol=1e-11 * scale)
 
 
@@ -399,7 +402,8 @@ def test_reverse_sde_of_unit_data_ends_at_variance_one() -> None:
             beta = 0.1 + 19.9 * t
             return 2 * (-beta / 2 + factor * beta) * v - beta
 
-        return solve_ivp(slope, (1.0, 1e-3), [1.0], rtol=1e-9).y[0, -1]
+        last: float = solve_ivp(slope, (1.0, 1e-3), [1.0], rtol=1e-9).y[0, -1]
+        return last
 
     assert end(1.0) == pytest.approx(1, abs=1e-6)
     assert end(0.5) == pytest.approx(11.05, abs=0.01)
@@ -417,6 +421,7 @@ def test_euler_maruyama_is_eulers_method_on_the_published_sde() -> None:
     beta = 0.1 + 19.9 * t
     for level in (0.0, 0.7, 1.0):
         path = EulerMaruyama(ExplicitGrid([t, s]), level)(flow.oracle, x_t, lambda _: z, path=True).path
+        assert path is not None
         drift = -0.5 * beta * x_t - 0.5 * (1 + level**2) * beta * score
         expected = x_t + (s - t) * drift + level * math.sqrt(beta * (t - s)) * z
         np.testing.assert_allclose(array(path.x[1]), array(expected), rtol=1e-10)
@@ -469,6 +474,7 @@ def test_heun_is_edms_algorithm_step_for_step(churn: float, low: float, high: fl
     sampler = Heun(KarrasGrid(steps), churn, low, high, noise_std)
     samples = sampler(mixture(schedule), torch.from_numpy(x_T), lambda _: next(queue), path=True)
     assert samples.nfe == 35
+    assert samples.path is not None
     assert samples.path.x.shape == (19, 5, 2)
     for i, x in enumerate(expected):
         np.testing.assert_allclose(array(samples.path.x[i]), x, rtol=1e-7, atol=1e-7 * abs(x).max(), err_msg=str(i))
@@ -495,10 +501,11 @@ def test_edm_ends_at_the_least_noise_level() -> None:
 
         def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
             asked.append(self.schedule(t).sigma.item())
-            return mixture(self.schedule)(x_t, t)
+            prediction: Prediction = mixture(self.schedule)(x_t, t)
+            return prediction
 
     Heun(KarrasGrid(18))(Asked(), 80 * start())
-    assert (asked[0], asked[-1]) == (pytest.approx(80), pytest.approx(0.002))
+    assert [asked[0], asked[-1]] == pytest.approx([80, 0.002])
 
 
 def test_churn_stops_at_the_end_of_the_schedule() -> None:
@@ -541,6 +548,7 @@ def test_path_holds_every_time(build: Build) -> None:
     assert torch.equal(kept.path.x[-1], kept.x_0)
     # Each kept x leads to the next: the run cut in two gives the same samples.
     first = build(ExplicitGrid(grid(VP())[:4].tolist()))(flow.oracle, x_T, SampleNoise(3, range(6)), path=True).path
+    assert first is not None
     if "churn" not in vars(build(grid)):  # whose noise depends on the number of points
         assert torch.equal(first.x[:4], kept.path.x[:4])
 
@@ -554,7 +562,8 @@ def test_nfe_is_what_the_denoiser_was_asked(build: Build) -> None:
 
         def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
             calls.append((t.max().item(), cond))
-            return GaussianFlow(VP()).oracle(x_t, t)
+            prediction: Prediction = GaussianFlow(VP()).oracle(x_t, t)
+            return prediction
 
     label = torch.arange(6)
     sampler = build(UniformGrid(10))

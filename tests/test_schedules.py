@@ -62,8 +62,7 @@ def test_derived_quantities_are_those_of_the_schedule(schedule: Schedule) -> Non
     kernel, ahead, behind = schedule(t), schedule(t + h), schedule(t - h)
     variance = (ahead.sigma**2 - behind.sigma**2) / (2 * h)
     log_alpha = (ahead.alpha.log() - behind.alpha.log()) / (2 * h)
-    scale = dict(rtol=2e-4, atol=1e-9)
-    np.testing.assert_allclose(array(kernel.drift), array(log_alpha), **scale)
+    np.testing.assert_allclose(array(kernel.drift), array(log_alpha), rtol=2e-4, atol=1e-9)
     np.testing.assert_allclose(
         array(kernel.diffusion_sq), array(variance - 2 * log_alpha * kernel.sigma**2), rtol=2e-4, atol=1e-6
     )
@@ -224,7 +223,8 @@ TABLES = [p for p in SCHEDULES if isinstance(p.values[0], BetaTable)]
 def chain_betas(table: BetaTable) -> np.ndarray:
     """β_i from the table's own ᾱ, in float64."""
     alpha_bar = np.exp(2 * array(table.log_alpha))
-    return 1 - alpha_bar[1:] / alpha_bar[:-1]
+    betas: np.ndarray = 1 - alpha_bar[1:] / alpha_bar[:-1]
+    return betas
 
 
 #: The lists of β as an independent construction gives them.

@@ -78,13 +78,14 @@ def test_heads_are_those_of_multi_head_attention() -> None:
     block, torchs = AttentionBlock(16, heads=4, scale=1.0).double(), nn.MultiheadAttention(16, 4, batch_first=True)
     torchs = torchs.double()
     with torch.no_grad():
-        for layer in (block.query, block.key, block.value, block.output):
+        parts: list[Any] = [block.query, block.key, block.value]
+        for layer in (*parts, block.output):
             nn.init.normal_(layer.weight)
             nn.init.normal_(layer.bias)
-        parts = [block.query, block.key, block.value]
         torchs.in_proj_weight.copy_(torch.cat([layer.weight.flatten(1) for layer in parts]))
         torchs.in_proj_bias.copy_(torch.cat([layer.bias for layer in parts]))
         torchs.out_proj.weight.copy_(block.output.weight.flatten(1))
+        assert block.output.bias is not None
         torchs.out_proj.bias.copy_(block.output.bias)
     x = torch.randn(2, 16, 3, 5, dtype=torch.float64)
     tokens = block.norm(x).flatten(2).transpose(1, 2)
@@ -321,7 +322,7 @@ def test_the_sinusoidal_embedding_is_that_of_the_papers_code() -> None:
         ({"max_period": 1.0}, "max_period must be finite and above 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            Sinusoidal(**options)  # type: ignore[arg-type]
+            Sinusoidal(**options)
 
 
 def randomised(network: nn.Module) -> nn.Module:
@@ -333,9 +334,9 @@ def randomised(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def leaves(network: nn.Module, *args: Any) -> list[nn.Module]:
+def leaves(network: nn.Module, *args: Any) -> list[Any]:
     """The convolutions, dense layers and norms in the order in which they run."""
-    ran: list[nn.Module] = []
+    ran: list[Any] = []
     hooks = [
         m.register_forward_hook(lambda module, args, out: ran.append(module))
         for m in network.modules()
@@ -366,15 +367,15 @@ def test_output_equals_diffusers_with_the_same_weights() -> None:
     x, c_noise = torch.randn(2, 3, 8, 16), torch.tensor([3.0, 700.0])
     with torch.no_grad():
         for mine, theirs in zip(leaves(network, x, c_noise), leaves(peer, x, c_noise), strict=True):
-            theirs.weight.copy_(mine.weight.view_as(theirs.weight))  # type: ignore[operator, union-attr]
-            theirs.bias.copy_(mine.bias)  # type: ignore[operator, union-attr, arg-type]
+            theirs.weight.copy_(mine.weight.view_as(theirs.weight))
+            theirs.bias.copy_(mine.bias)
         torch.testing.assert_close(network(x, c_noise), peer(x, c_noise).sample, rtol=1e-3, atol=1e-4)
     assert size(network) == size(peer)
 
 
 def test_attention_once_per_level_keeps_the_last_of_each_level() -> None:
     full, once = (
-        randomised(UNet((3, 8, 8), nf=8, ch_mult=(1, 2), attn_resolutions=(4,), up_attention=wiring))  # type: ignore[arg-type]
+        randomised(UNet((3, 8, 8), nf=8, ch_mult=(1, 2), attn_resolutions=(4,), up_attention=wiring))
         for wiring in ("every_block", "once_per_level")
     )
     for row in list(full.up)[:2]:  # type: ignore[arg-type]
@@ -393,12 +394,12 @@ def test_state_dict_lists_blocks_in_execution_order() -> None:
 
 
 def test_attention_is_chosen_by_height_for_any_image_size() -> None:
-    network = UNet((3, 8, 32), nf=8, ch_mult=(1, 2, 2), attn_resolutions=(4,))
-    attending = [i for i, row in enumerate(network.down) for m in row if isinstance(m, AttentionBlock)]  # type: ignore[arg-type, union-attr]
+    network: Any = UNet((3, 8, 32), nf=8, ch_mult=(1, 2, 2), attn_resolutions=(4,))
+    attending = [i for i, row in enumerate(network.down) for m in row if isinstance(m, AttentionBlock)]
     assert attending == [3, 4]
     called: list[int] = []
     for i in attending:
-        network.down[i][1].register_forward_hook(lambda module, args, out: called.append(out.shape[2]))  # type: ignore[index]
+        network.down[i][1].register_forward_hook(lambda module, args, out: called.append(out.shape[2]))
     network(torch.randn(1, 3, 24, 16), torch.rand(1))
     assert called == [12, 12]
     with pytest.raises(ValueError, match=r"\[16\] are not heights of a level, which are \[8, 4, 2\]"):
@@ -415,7 +416,7 @@ def test_checkpointing_computes_blocks_twice() -> None:
     for checkpointing, expected in ((False, 1), (True, 2)):
         network = small((3, 8, 8), checkpointing=checkpointing)
         count: list[int] = []
-        network.middle[0].register_forward_pre_hook(lambda module, args, count=count: count.append(1))  # type: ignore[misc]
+        network.middle[0].register_forward_pre_hook(lambda module, args, count=count: count.append(1))
         network(torch.randn(1, 3, 8, 8), torch.rand(1)).sum().backward()
         assert len(count) == expected
 
@@ -423,10 +424,10 @@ def test_checkpointing_computes_blocks_twice() -> None:
 def test_initial_scales_of_attention_shortcuts_and_last_layers() -> None:
     torch.manual_seed(0)
     attention, block = AttentionBlock(64), ResBlock(64, 128, 8, "swish", 0.0)
-    layers = (attention.query, attention.key, attention.value, block.shortcut)
+    layers: tuple[Any, ...] = (attention.query, attention.key, attention.value, block.shortcut)
     for layer, variance in zip(layers, (0.1 / 64, 0.1 / 64, 0.1 / 64, 0.1 / 96), strict=True):
-        assert layer.weight.var().item() == pytest.approx(variance, rel=0.1)  # type: ignore[operator, union-attr]
-        assert not layer.bias.any()  # type: ignore[operator, union-attr]
+        assert layer.weight.var().item() == pytest.approx(variance, rel=0.1)
+        assert not layer.bias.any()
     network = UNet((3, 8, 8), nf=8, ch_mult=(1, 2), attn_resolutions=(4,))
     for layer in (attention.output, block.conv_2, network.output):
         assert 0 < layer.weight.abs().max() < 1e-4

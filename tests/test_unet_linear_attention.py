@@ -74,7 +74,8 @@ def test_each_switch_adds_what_it_needs(options: dict[str, Any], added: int) -> 
 def qkv(layer: LinearAttention | FullAttention, x: Tensor) -> Tensor:
     """(3, B, heads, dim_head, n)."""
     b = len(x)
-    return layer.qkv(layer.norm(x)).reshape(b, 3, layer.heads, layer.dim_head, -1).transpose(0, 1)
+    together: Tensor = layer.qkv(layer.norm(x))
+    return together.reshape(b, 3, layer.heads, layer.dim_head, -1).transpose(0, 1)
 
 
 def test_linear_attention_is_the_product_of_its_softmaxes() -> None:
@@ -143,7 +144,7 @@ def test_linear_attention_on_all_levels_full_in_the_middle() -> None:
 
 
 def test_all_levels_but_the_last_are_resampled() -> None:
-    network = small((3, 8, 8), dim_mults=(1, 2, 3))
+    network: Any = small((3, 8, 8), dim_mults=(1, 2, 3))
     assert [network.down[i][3][1].kernel_size for i in (0, 1)] == [(1, 1), (1, 1)]
     assert [network.up[i][3][0].mode for i in (0, 1)] == ["nearest", "nearest"]
     assert network.down[2][3].kernel_size == network.up[2][3].kernel_size == (3, 3)
@@ -168,7 +169,7 @@ def test_the_stem_reaches_the_end_directly() -> None:
 
 def test_skips_after_first_block_and_attention_return_in_reverse() -> None:
     torch.manual_seed(0)
-    network = small((3, 8, 8)).eval()
+    network: Any = small((3, 8, 8)).eval()
     left: list[Tensor] = []
     joined: list[Tensor] = []
     for first, _, attention, _ in network.down:
@@ -220,6 +221,7 @@ def test_learned_fourier_features_are_learned() -> None:
     network(x, torch.rand(2), classes, x_0_hat=torch.randn_like(x)).square().sum().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not without
+    options: Any
     for options, message in (({"dim": 2}, "embeds one number"), ({"features": 3}, "must be an even number")):
         with pytest.raises(ValueError, match=message):
             LearnedFourier(**options)

@@ -10,7 +10,7 @@ from diffusion_pl.data.units import Levels, Standardized
 def test_every_level_is_spaced_evenly_and_comes_back(levels: int) -> None:
     units, v = Levels(levels), torch.arange(levels)
     x = units.encode(v)
-    assert units.value_range == (x.min(), x.max()) == (-1, 1)
+    assert units.value_range == (x.min().item(), x.max().item()) == (-1, 1)
     assert x.double().diff().numpy() == pytest.approx(2 / (levels - 1), abs=2**-22)
     assert torch.equal(units.decode(x).long(), v)
     assert units.decode(x).dtype == (torch.uint8 if levels <= 256 else torch.int32)

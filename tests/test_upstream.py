@@ -93,13 +93,13 @@ def test_events_reach_the_file_that_is_named(tmp_path: Path) -> None:
     from tensorboard.compat.proto.event_pb2 import SessionLog
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    writer = SummaryWriter(str(tmp_path))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(tmp_path))
     path = tensors.event_file(writer)
     assert path.parent == tmp_path
     gif = Summary.Image(height=1, width=1, colorspace=3, encoded_image_string=b"GIF")
     tensors.add_event(writer, 3, summary=Summary(value=[Summary.Value(tag="film", image=gif)]))
     tensors.add_event(writer, 4, session_log=SessionLog(status=SessionLog.START))
-    writer.close()  # type: ignore[no-untyped-call]
+    writer.close()
     read = [event for event in EventFileLoader(str(path)).Load() if event.step]
     assert [event.step for event in read] == [3, 4]
     assert read[1].session_log.status == SessionLog.START
@@ -107,11 +107,11 @@ def test_events_reach_the_file_that_is_named(tmp_path: Path) -> None:
 
 def test_thread_of_event_writer_is_known(tmp_path: Path) -> None:
     before = set(threading.enumerate())
-    writer = SummaryWriter(str(tmp_path))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(tmp_path))
     (started,) = set(threading.enumerate()) - before
     assert tensors.writes_events(started)
     assert not tensors.writes_events(threading.main_thread())
-    writer.close()  # type: ignore[no-untyped-call]
+    writer.close()
 
 
 def test_processes_meet_where_no_agent_hosts_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,12 +120,12 @@ def test_processes_meet_where_no_agent_hosts_a_store(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     assert tensors.has_agent_store()
-    own = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, multi_tenant=True, wait_for_workers=False)
+    own = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, multi_tenant=True, wait_for_workers=False)  # type: ignore[attr-defined]
     tensors.meet_at_own_store(own.port)
     assert not tensors.has_agent_store()
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
-    store, rank, size = next(iter(rendezvous("env://")))  # type: ignore[no-untyped-call]
+    store, rank, size = next(iter(rendezvous("env://")))
     store.set("found", "yes")
     assert (own.get("found") or own.get("/found"), rank, size) == (b"yes", 0, 1)
 
@@ -400,7 +400,7 @@ def test_short_names_are_those_of_the_package() -> None:
     from diffusion_pl.runtime import parsing
 
     assert issubclass(torchvision.ops.MLP, nn.Module) and issubclass(diffusion_pl.networks.MLP, nn.Module)
-    assert parsing.RaisingParser  # which asks for it when it is imported
+    assert parsing.RaisingParser is not None  # which asks for it when it is imported
     taken = parser(nn.Module).parse_args(["--part", "MLP", "--part.shape", "[2]", "--number", "1"])
     assert taken.part.class_path == "diffusion_pl.networks.MLP"
 

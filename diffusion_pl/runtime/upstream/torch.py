@@ -81,13 +81,13 @@ def add_event(writer: "SummaryWriter", step: int | None = None, **content: Any) 
     """
     from tensorboard.compat.proto.event_pb2 import Event
 
-    files: Any = writer._get_file_writer()  # type: ignore[no-untyped-call]
+    files: Any = writer._get_file_writer()
     files.add_event(Event(**content), step)
 
 
 def event_file(writer: "SummaryWriter") -> Path:
     """The file that a SummaryWriter writes to: `event_writer._file_name`.  Read: torch 2.15, tensorboard 2.21."""
-    files: Any = writer._get_file_writer()  # type: ignore[no-untyped-call]
+    files: Any = writer._get_file_writer()
     return Path(files.event_writer._file_name)
 
 
