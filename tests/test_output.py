@@ -44,6 +44,13 @@ def test_columns_without_a_value_are_not_shown() -> None:
     assert table(rows) == ["metric  value", "fid         3"]
 
 
+def test_rows_are_cut_to_the_width_of_the_terminal() -> None:
+    report = Report(done="a line that is longer than the terminal", rows=[{"name": "a", "what": "b" * 30}])
+    done, head, row = report.text(20).splitlines()
+    assert (done, head, row) == (report.done, "  name  what", "  a     " + "b" * 11 + "…")
+    assert "…" not in str(report)
+
+
 def test_report_for_machines_has_all_values() -> None:
     content = json.loads(json.dumps(REPORT.to_json()))
     assert content["rows"][0]["distance"] == 0.123456789

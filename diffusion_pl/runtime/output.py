@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -61,11 +62,16 @@ class Report:
         return content
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, columns: int | None = None) -> str:
+        """What a person reads; rows of the table end with "…" where they are longer than so many characters."""
         lines = [self.done]
         width = max(map(len, self.facts), default=0)
         lines += [f"  {name:<{width}}  {_text(value)}" for name, value in self.facts.items()]
         lines += [f"  note: {note}" for note in self.notes]
-        lines += [f"  {line}" for line in table(self.rows)]
+        rows = [f"  {line}" for line in table(self.rows)]
+        lines += [row if columns is None or len(row) <= columns else f"{row[: columns - 1]}…" for row in rows]
         lines += ["saved:", *(f"  {file}" for file in self.files)] if self.files else []
         return "\n".join([*lines, *(f"next: {line}" for line in self.next)])
 
@@ -99,7 +105,8 @@ def show(report: Report | None, stream: TextIO | None = None, as_json: bool = Fa
     if report is None:
         return
     stream = sys.stdout if stream is None else stream
-    print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if as_json else report, file=stream, flush=True)
+    text = report.text(shutil.get_terminal_size().columns if stream.isatty() else None)
+    print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if as_json else text, file=stream, flush=True)
     if report.error:
         raise ValueError(report.error)
     if report.status:
