@@ -321,7 +321,8 @@ def test_two_processes_split_data_draw_own_noise_share_weights(tmp_path: Path) -
     assert checkpoint(tmp_path / "runs" / "two")["averages"]["updates"] == 4
 
 
-@pytest.mark.parametrize("devices", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 3])
 def test_evaluation_is_independent_of_the_number_of_processes(tmp_path: Path, devices: int) -> None:
     """Three batches of 512 of the validation points, and samples against the data."""
     data = {"class_path": "Moons", "init_args": {"batch_size": 512, "num_points": 6000, "val_fraction": 0.2}}

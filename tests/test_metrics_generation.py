@@ -51,7 +51,7 @@ def noise(n: int, seed: int, top: int = 256) -> Tensor:
 
 
 def test_values_equal_torch_fidelity_on_the_same_images(weights: Path) -> None:
-    a, b = noise(24, 0), noise(20, 1, 200)
+    a, b = noise(14, 0), noise(12, 1, 200)
     extractor = InceptionV3(str(weights))
     both = []
     for images in (a, b):
@@ -68,7 +68,7 @@ def test_values_equal_torch_fidelity_on_the_same_images(weights: Path) -> None:
         isc=True,
         kid=True,
         prc=True,
-        kid_subset_size=20,
+        kid_subset_size=12,
         feature_extractor_weights_path=str(weights),
         feature_extractor="inception-v3-compat",
         feature_layer_prc="2048",

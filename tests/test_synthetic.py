@@ -65,6 +65,10 @@ def test_the_command_line(tmp_path: Path) -> None:
     done = subprocess.run([*command, "shoes", "--count", "10"], check=False, **options)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "data/shoes_64.hdf5: 10 drawings in place of shoes; not the real data\n"
-    few = subprocess.run([*command, "shoes", "--count", "3", "--root", "x"], check=False, **options)
-    assert (few.returncode, few.stdout) == (2, "")
-    assert few.stderr.endswith("--count must be at least 10 and --seed at least 0, got 3 and 0\n")
+
+
+def test_too_few_drawings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert synthetic.main(["shoes", "--count", "3", "--root", str(tmp_path / "x")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("--count must be at least 10 and --seed at least 0, got 3 and 0\n")
