@@ -79,10 +79,12 @@ def restore(
 
     pipeline, data = load_pipeline(ckpt_path, weights)
     if len(pipeline.shape) != 3:
-        raise ValueError(f"{ckpt_path} is a model of points: only images can be restored")
+        raise ValueError(
+            f"{ckpt_path} has data without height and width: only images and fields (C, H, W) can be restored"
+        )
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
     pipeline = pipeline.to(device_of(accelerator))
-    known = None if task != "inpaint" else _known(pipeline.shape, None if mask is None else data.read(mask), mask)
+    known = None if task != "inpaint" else _known(pipeline.shape, None if mask is None else data.read_mask(mask))
     operator = _operator(task, pipeline.shape, known, factor, pipeline.device)
     x_0 = data.read(path)
     call = {
@@ -119,7 +121,7 @@ def restore(
         return folder.report
 
 
-def _known(shape: tuple[int, ...], mask: "Tensor | None", path: Path | None) -> "Tensor":
+def _known(shape: tuple[int, ...], mask: "Tensor | None") -> "Tensor":
     """1 where pixels are known, else 0: (1, 1, height, width); without a mask the left half is known."""
     import torch
 
@@ -127,9 +129,7 @@ def _known(shape: tuple[int, ...], mask: "Tensor | None", path: Path | None) -> 
         known = torch.zeros(1, 1, *shape[1:])
         known[..., : shape[2] // 2] = 1
         return known
-    if len(mask) != 1:
-        raise ValueError(f"{path}: give one mask, not a folder of {len(mask)}")
-    return (mask.mean(1, keepdim=True) > 0).float()
+    return mask.float()
 
 
 def _operator(
@@ -199,11 +199,9 @@ def _grid_rows(x_0: "Tensor", operator: "Operator", y: "Tensor", restored: "Tens
 
 def _write(data: Any, restored: "Tensor", rows: "Tensor", num_samples: int, title: str, stage: Path) -> list[Path]:
     """Write the restored images, and grid.png of the rows, into the folder `stage`; the files in order."""
-    from .. import plots
-    from ..callbacks.figures import write_samples
+    from ..callbacks.figures import write_restored, write_samples
 
     files = write_samples(data, restored, stage)
     columns = ["image", "known", *(f"restored {k + 1}" for k in range(num_samples))]
-    grid = plots.image_grid(data.units.to_uint8(rows).numpy(), len(columns), title=title, columns_named=columns)
-    plots.save_image(grid, stage / "grid.png")
+    write_restored(data, rows, columns, title, stage / "grid.png")
     return files

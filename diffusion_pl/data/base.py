@@ -15,7 +15,7 @@ from ..conditions import Condition
 from ..tensors import Recorded
 from .loader import Augmentation, Loader, Source, Tensors
 from .splits import recorded_split
-from .units import Units
+from .units import Standardized, Units
 
 SPLITS = ("train", "val", "test")
 
@@ -24,7 +24,8 @@ class DataModule(Recorded, LightningDataModule, ABC):
     """A data set in model units, and the way back to the units of the user's files.
 
     Batches are dictionaries: ``x`` of shape (B, *shape), float32, in model units (of order one), and one entry for each
-    condition, such as ``label`` of shape (B,), int64.
+    condition, such as ``label`` of shape (B,), int64.  Data with missing values have also ``observed``, bool, of the
+    shape of ``x``: where it is false, x is 0 and does not count in the loss.
 
     Whatever ``shape``, ``conditions`` and ``units`` need is in ``state_dict`` as plain values or tensors: a module
     rebuilt from its hyper-parameters and that state must decode samples on a machine where the data are not.
@@ -97,6 +98,11 @@ class DataModule(Recorded, LightningDataModule, ABC):
         return len(self.shape) == 1
 
     @property
+    def is_field(self) -> bool:
+        """Whether examples are fields: real numbers (C, *sizes) on a grid of 1 to 3 spatial axes."""
+        return 2 <= len(self.shape) <= 4 and isinstance(self.units, Standardized)
+
+    @property
     def loaded(self) -> bool:
         """Whether `setup` has read the data."""
         return self._splits is not None
@@ -138,6 +144,10 @@ class DataModule(Recorded, LightningDataModule, ABC):
         """Model units -> units of the user's files (`units`). x: (*, *shape) -> the same shape."""
         return self.units.decode(x)
 
+    def decode_condition(self, name: str, value: Tensor) -> Tensor:
+        """Values of a condition as batches hold them -> the user's units. value: (N, *) -> the same shape."""
+        return value
+
     @abstractmethod
     def second_moment(self) -> float:
         """Mean of x_0² per dimension over the training split, in model units: the data's own scale. Needs ``setup``."""
@@ -176,6 +186,17 @@ class DataModule(Recorded, LightningDataModule, ABC):
         Raises:
             ValueError: no such file, or other data than the model's.
         """
+
+    def read_mask(self, path: Path) -> Tensor:
+        """A mask for one example, true where its values are known: (1, 1, *sizes), bool.
+
+        Raises:
+            ValueError: no such file, several masks, or one of another size.
+        """
+        masks = self.read(path)
+        if len(masks) != 1:
+            raise ValueError(f"{path}: give one mask, not {len(masks)}")
+        return masks.mean(1, keepdim=True) > 0
 
     def array(self, x: Tensor) -> NDArray[Any]:
         """Samples (N, *) in model units as the values that their files hold."""

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..conditions import of_batch
 from ..data import DataModule
 from ..likelihood import ChainBound, ContinuousBound, FlowLikelihood, bits_per_dim, dequantized, width
 from ..pipeline import Pipeline
@@ -37,8 +38,10 @@ def block_of(pipeline: Pipeline, data: DataModule, split: str, number: int) -> B
     present = torch.arange(numbers.start, min(numbers.stop, len(source)))
     batch = data.on_after_batch_transfer(source.__getitems__(present), 0)
     fill = torch.arange(size).clamp(max=len(present) - 1)
+    if "observed" in batch and not batch["observed"].all():
+        raise ValueError(f"the {split} split has missing values, of which a likelihood is not defined: fill them")
     full = {name: value[fill].to(pipeline.device) for name, value in batch.items()}
-    return Block(numbers, full.pop("x"), full)
+    return Block(numbers, full["x"], of_batch(full))
 
 
 def count(data: DataModule, split: str, most: int | None) -> int:

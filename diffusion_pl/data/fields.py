@@ -1,0 +1,294 @@
+"""Fields: real numbers on a grid, such as weather, microscopy or spectra, from the user's arrays."""
+
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..conditions import Condition, Conditions, from_plain, to_plain
+from .arrays import same_values
+from .axes import as_stored, axes_of, channels_first, check_axes, example_shape, image_axes
+from .field_conditions import ConditionColumn, condition_column, find
+from .field_measures import Measured, measure
+from .field_source import Column, FieldSource, in_memory
+from .float_files import Array, ArrayFile, open_arrays, write_array
+from .indexed import Examples, Indexed
+from .loader import Batch, Source
+from .units import Standardized
+
+
+class FieldFormat(NamedTuple):
+    """Format of fields.
+
+    shape: (C, *sizes);  conditions: what else batches hold;  axes: of the file's array, such as NHWC;  dtype: of its
+    numbers;  kind: format of the file, see float_files;  key: name of the array in it, None: it has none.
+    """
+
+    shape: tuple[int, ...]
+    conditions: Conditions = MappingProxyType({})
+    axes: str = "NCHW"
+    dtype: str = "float32"
+    kind: str = "npy"
+    key: str | None = None
+
+
+class Fields(Indexed):
+    """Real numbers on a grid of 1 to 3 spatial axes, from a .npy, .npz or HDF5 file or a zarr folder.
+
+    Each channel gets zero mean and unit variance over the training split (`Standardized`).  Samples are written in the
+    format, axes and units of the file.
+
+    Args:
+        path: File, or zarr folder.
+        key: Name of the array in an .npz, HDF5 or zarr file; None: the only one.
+        axes: Axes of the array, a letter each: N (examples) first, C (channels), the others are spatial: NCHW, NHWC,
+            NHW, NCL, NL, NCDHW …; None: inferred where one of the second and the last axis has at most 4 entries.
+        conditions: Arrays of the conditions, {name: key in the file, or path of another file next to it}. Integers
+            (N,): a label; floats (N,) or (N, D): a vector; fields of the same sizes: an image; other (N, L, D): a
+            sequence. None: none.
+        missing: Values that are NaN or infinite: refuse, or mask (0 in model units, and not counted in the loss).
+        as_float: Take integers as real numbers; false: they are refused.
+        memory_gb: Size up to which the data are kept in memory, in GB; larger data are read from the disk as needed.
+        batch_size: Examples per batch, over all processes.
+        kwargs: Of `Indexed` and `DataModule`: val_fraction, test_fraction, workers, repeats, seed.
+    """
+
+    paths = ("path",)
+
+    def __init__(
+        self,
+        path: str,
+        key: str | None = None,
+        axes: str | None = None,
+        conditions: dict[str, str] | None = None,
+        missing: Literal["refuse", "mask"] = "refuse",
+        as_float: bool = False,
+        memory_gb: float = 2.0,
+        batch_size: int = 32,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(str(path), batch_size=batch_size, **kwargs)
+        if axes is not None:
+            check_axes(axes)
+        self.key, self.given_axes, self.given_conditions = key, axes, dict(conditions or {})
+        self.missing, self.as_float, self.memory_gb = missing, as_float, memory_gb
+        self._format: FieldFormat | None = None
+        self._measured: Measured | None = None
+
+    @property
+    def format(self) -> FieldFormat:
+        """From the checkpoint where one was loaded, else from the data."""
+        if self._format is None:
+            super().setup()  # refuses what nobody asked for
+            self._format = self._open()[0]
+        return self._format
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.format.shape
+
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        return dict(self.format.conditions)
+
+    @property
+    def units(self) -> Standardized:
+        return self._ready().units
+
+    def _ready(self) -> Measured:
+        if self._measured is None:
+            raise RuntimeError(f"{self.source}: the scaling is not known yet: call setup() or load a checkpoint")
+        return self._measured
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open or read the fields, split them, look for missing values; measure them unless a checkpoint has."""
+        if self._splits is not None or stage == "predict":  # samples are drawn without data
+            return
+        super().setup(stage)
+        if self._saved:
+            self._same(self._open()[0])
+        self.divide()
+        rows, masked = self.splits[0].indices, self.missing == "mask"  # type: ignore[attr-defined]
+        try:
+            self._measured = measure(
+                self.source, self._examples.train, rows, self.format.conditions, masked, self._measured
+            )
+        except ValueError:
+            self._splits = None
+            raise
+
+    def _open(self) -> tuple[FieldFormat, FieldSource, Tensor | None]:
+        """Format, all examples, and the labels by which they are split."""
+        path = Path(self.source).expanduser()
+        file = open_arrays(path)
+        key = file.chosen(self.key, *self.given_conditions.values())
+        array = file.array(key)
+        column = self._column(array)
+        assert column.axes is not None
+        others: dict[str, ConditionColumn] = {}
+        for name, where in self.given_conditions.items():
+            others[name] = condition_column(name, find(name, where, file), array.shape[0], column)
+        conditions = {name: other.condition for name, other in others.items()}
+        columns = {"x": column, **{name: other.column for name, other in others.items()}}
+        format = FieldFormat(column.shape, conditions, column.axes, str(column.dtype), file.kind, key)
+        return format, FieldSource(columns, array.shape[0]), others["label"].labels if "label" in others else None
+
+    def _column(self, array: Array, axes: str | None = None) -> Column:
+        """The fields of an array, whose axes are given here, or by the options."""
+        axes = axes or axes_of(self.source, array.shape, self.given_axes)
+        return Column(array.rows, axes, real(self.source, array, self.as_float), example_shape(array.shape, axes))
+
+    def examples(self) -> Examples:
+        _, source, labels = self._open()
+        fits = len(source) * source.bytes_each <= self.memory_gb * 1e9
+        train: Source = in_memory(source) if fits else source
+        return Examples(train, labels, groups=same_values(self.source, train))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Scale on the device; of missing values, make a mask."""
+        if "x" not in batch:
+            return batch
+        measured = self._ready()
+        scaled = {name: _scaled(value, measured.of(name)) for name, value in batch.items()}
+        if self.missing == "mask":
+            observed = scaled["x"].isfinite()
+            scaled |= {"x": torch.where(observed, scaled["x"], 0), "observed": observed}
+        return scaled
+
+    def decode_condition(self, name: str, value: Tensor) -> Tensor:
+        units = self._ready().of(name)
+        return value if units is None else units.decode(value)
+
+    def second_moment(self) -> float:
+        """Mean of x_0² over the values that are not missing of up to 10,000 training examples."""
+        train, total, count = self.splits[0], 0.0, 0.0
+        some = torch.arange(0, len(train), -(-len(train) // 10_000))
+        for first in range(0, len(some), 100):
+            x = self._encoded(train.__getitems__(some[first : first + 100])["x"]).double()
+            there = x.isfinite()
+            total += float(torch.where(there, x, 0).square().sum())
+            count += float(there.sum())
+        return total / max(count, 1)
+
+    def training_examples(self, most: int) -> Tensor:
+        train = self.splits[0]
+        x = self._encoded(self.stored(torch.arange(0, len(train), -(-len(train) // most)))["x"])
+        return torch.where(x.isfinite(), x, 0) if self.missing == "mask" else x
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        return _scaled(x, self.units)
+
+    def read(self, path: Path) -> Tensor:
+        """Fields of a file of the same axes, in any of the formats: one, or (N, …) of them."""
+        x = self._rows(path)
+        if bad := int((~np.isfinite(x)).sum()):
+            raise ValueError(f"{path}: {bad:,} values are NaN or infinite. Fix: fill them")
+        return self.units.encode(torch.from_numpy(x.astype(np.float64))).float()
+
+    def _rows(self, path: Path) -> NDArray[Any]:
+        """All fields of a file, (N, C, *sizes)."""
+        array, axes = _only(open_arrays(path), self.format.key), self.format.axes
+        real(str(path), array, self.as_float)
+        shapes = (array.shape, (1, *array.shape))  # several, or one
+        shape = next((s for s in shapes if len(s) == len(axes) and example_shape(s, axes) == self.shape), None)
+        if shape is None:
+            like = as_stored(np.empty((1, *self.shape), np.uint8), axes).shape[1:]
+            raise ValueError(f"{path}: expected fields of shape {('N', *like)}, as the model's, got {array.shape}")
+        rows = array.rows.read(np.arange(array.shape[0])).reshape(shape)
+        return channels_first(rows, axes)
+
+    def read_mask(self, path: Path) -> Tensor:
+        """One mask of the fields' sizes, with or without channels and N: known where all channels are above 0."""
+        array = _only(open_arrays(path), None)
+        for shape in (array.shape, (1, *array.shape)):
+            axes = image_axes(shape, self.format.axes, self.shape[1:])
+            if axes is not None and shape[0] == 1:
+                rows = array.rows.read(np.arange(array.shape[0])).reshape(shape)
+                return torch.from_numpy((channels_first(rows, axes) > 0).all(1, keepdims=True))
+        raise ValueError(f"{path}: expected one mask of shape {self.shape[1:]}, got {array.shape}")
+
+    def array(self, x: Tensor) -> NDArray[Any]:
+        return as_stored(self.decode(x.double()).numpy(), self.format.axes).astype(self.format.dtype)
+
+    def write(self, x: Tensor, folder: Path) -> list[Path]:
+        """One file of the format, axes and type of the data, samples.npy, .npz, .h5 or .zarr."""
+        return [write_array(folder, "samples", self.format.kind, self.format.key, self.array(x))]
+
+    def state_dict(self) -> dict[str, Any]:
+        shape, conditions, *file = self.format
+        state = {"shape": list(shape), "conditions": to_plain(conditions)}
+        state |= dict(zip(("axes", "dtype", "kind", "key"), file, strict=True))
+        return {**state, **self.record(), **({} if self._measured is None else self._measured.to_plain())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the format, the scaling and the split of a checkpoint, before or after ``setup``."""
+        if not state_dict:
+            return
+        current, there = self._format, self._splits is not None
+        self._format, self._measured = _format_of(state_dict), Measured.from_plain(state_dict)
+        self._saved, self._class_counts = state_dict, state_dict.get("class_counts")
+        if there:  # split them again, as the checkpoint's were
+            self._splits = None
+            self.setup()
+        elif current is not None:
+            self._same(current)
+
+    def check_state(self, state_dict: dict[str, Any]) -> None:
+        if state_dict:
+            self._same(self.format, _format_of(state_dict))
+
+    def _same(self, current: FieldFormat, saved: FieldFormat | None = None) -> None:
+        """Raise ValueError if these fields are not like the checkpoint's."""
+        saved = saved or self.format
+        if (current.shape, current.conditions) != (saved.shape, saved.conditions):
+            raise ValueError(
+                f"{self.source}: the checkpoint's fields are {_words(saved)}, these are {_words(current)}. Fix: use the "
+                "data the checkpoint was trained on"
+            )
+
+
+def real(name: str, array: Array, as_float: bool) -> np.dtype[Any]:
+    """The type in which an array's numbers are kept: float16, float32 or float64.
+
+    Raises:
+        ValueError: it is empty, or not of real numbers.
+    """
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if 0 in array.shape or not array.shape:
+        raise ValueError(f"{name}: holds no fields, its shape is {array.shape}")
+    if kind in "iub" and as_float:
+        return np.dtype(np.float32 if size <= 2 else np.float64)
+    if kind in "iub":
+        raise ValueError(
+            f"{name}: fields must be real numbers, got {array.dtype}. Fix: set data.as_float to true, or for images with "
+            "quantization levels give --data Arrays"
+        )
+    if kind != "f":
+        raise ValueError(f"{name}: fields must be real numbers, got {array.dtype}: save them as float32")
+    return np.dtype({2: np.float16, 4: np.float32}.get(size, np.float64))
+
+
+def _scaled(x: Tensor, units: Standardized | None) -> Tensor:
+    """In model units, float32; labels as they are.  Half precision would round the mean."""
+    if units is None:
+        return x
+    return units.encode(x if x.dtype == torch.float64 else x.float()).float()
+
+
+def _only(file: ArrayFile, key: str | None) -> Array:
+    """The array of that name, or the only one."""
+    return file.array(file.chosen(key if file.names is not None and key in file.names else None))
+
+
+def _format_of(state: dict[str, Any]) -> FieldFormat:
+    conditions = from_plain(state["conditions"])
+    return FieldFormat(tuple(state["shape"]), conditions, *(state[name] for name in ("axes", "dtype", "kind", "key")))
+
+
+def _words(format: FieldFormat) -> str:
+    conditions = ", ".join(f"{name} ({c.kind} {list(c.shape)})" for name, c in format.conditions.items())
+    return f"{' x '.join(map(str, format.shape))} with {conditions or 'no conditions'}"
