@@ -21,8 +21,9 @@ from .pipelines import averaged_pipeline, check_model
 
 
 class FieldPanels(LeanCallback):
-    """Panels of fields in the user's units, as files in the run's folder and in the loggers; each says which weights it
-    shows.  Fields of one axis are curves, of two colour-mapped images with a scale, of three their central slices.
+    """Panels of fields in the user's units, as files in the run's folder and in the loggers, with the weights shown.
+
+    Fields of one axis are curves, of two colour-mapped images with a scale, of three their central slices.
 
     During training: samples, always from the same latents, below examples; of a model with conditions, each sample has
     the conditions of the held-out example above it, and rows show the image conditions with as many channels.  Mean and
@@ -56,7 +57,7 @@ class FieldPanels(LeanCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = trainer.datamodule
-        if not isinstance(data, DataModule) or not 2 <= len(data.shape) <= 4 or data.is_image:
+        if not isinstance(data, DataModule) or not data.is_field:
             raise ValueError("FieldPanels draws fields of real numbers only: take it out of trainer.callbacks")
         check_model("FieldPanels", pl_module)
 
@@ -99,7 +100,7 @@ class FieldPanels(LeanCallback):
         cond = {name: value for name, value in self._examples(trainer, count).items() if name in pipeline.conditions}
         size = len(next(iter(cond.values()))) if cond else count
         with trainer.precision_plugin.forward_context():
-            return pipeline.samples(range(size), path=path, **cond)
+            return pipeline.samples(range(size), path=path, progress=iter, **cond)
 
     def _examples(self, trainer: Trainer, most: int) -> dict[str, Tensor]:
         """A batch of some examples, in model units: held-out ones, or of the training split if none are held out."""
@@ -112,7 +113,7 @@ class FieldPanels(LeanCallback):
         count = 2 if trainer.fast_dev_run else self.num_samples
         x = self._draw(trainer, pipeline, count).x_0.float().cpu()
         batch = self._examples(trainer, count)
-        scalars = {}
+        scalars: dict[str, float] = {}
         for name, fields in ((f"samples_{weights}", x), ("data", batch["x"])):
             values = fields.transpose(0, 1).flatten(1)
             for channel, (mean, std) in enumerate(zip(values.mean(1).tolist(), values.std(1).tolist(), strict=True)):

@@ -62,7 +62,7 @@ def write_restored(data: DataModule, rows: Tensor, columns: Sequence[str], title
         path: of the PNG.
     """
     if data.is_field:
-        parts = rows.unflatten(0, (-1, len(columns))).transpose(0, 1)
+        parts = rows.unflatten(0, (-1, len(columns)))[: plots.FIELD_COLUMNS].transpose(0, 1)
         figure = plots.fields_panel({n: decoded(data, p) for n, p in zip(columns, parts, strict=True)}, title=title)
         plots.save(figure, path)
         return

@@ -15,7 +15,7 @@ from ..conditions import Condition
 from ..tensors import Recorded
 from .loader import Augmentation, Loader, Source, Tensors
 from .splits import recorded_split
-from .units import Standardized, Units
+from .units import Units
 
 SPLITS = ("train", "val", "test")
 
@@ -89,6 +89,11 @@ class DataModule(Recorded, LightningDataModule, ABC):
         """Whether examples are images: (C, height, width) with quantization levels, not latents."""
         return len(self.shape) == 3 and self.units.levels is not None
 
+    @property
+    def is_field(self) -> bool:
+        """Whether examples are continuous fields: (C, *sizes), 1 to 3 spatial axes, without quantization levels."""
+        return 2 <= len(self.shape) <= 4 and self.units.levels is None
+
     #: Names of the dimensions of points; empty: they have none.
     axes: tuple[str, ...] = ()
 
@@ -96,11 +101,6 @@ class DataModule(Recorded, LightningDataModule, ABC):
     def is_point(self) -> bool:
         """Whether examples are points: (D,)."""
         return len(self.shape) == 1
-
-    @property
-    def is_field(self) -> bool:
-        """Whether examples are fields: real numbers (C, *sizes) on a grid of 1 to 3 spatial axes."""
-        return 2 <= len(self.shape) <= 4 and isinstance(self.units, Standardized)
 
     @property
     def loaded(self) -> bool:

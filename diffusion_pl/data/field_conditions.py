@@ -12,7 +12,7 @@ from .axes import example_shape, image_axes
 from .field_source import Column
 from .float_files import Array, ArrayFile, open_arrays
 
-TAKEN = ("x", "observed", "warp")  # other names in a batch
+TAKEN = ("x", "observed", "warp", "x_t", "t", "r", "c_noise", "path", "progress")  # what else networks and samplers get
 
 
 class ConditionColumn(NamedTuple):
@@ -35,8 +35,8 @@ def find(name: str, where: str, file: ArrayFile) -> Array:
     if not other.exists():
         there = ", ".join((file.names or [])[:20])
         raise ValueError(
-            f"data.conditions.{name}: {where} is neither an array of {file.path} ({there or 'it has none with a name'}) "
-            f"nor a file at {other}"
+            f"data.conditions.{name}: {where} is neither an array of {file.path} ({there or 'which has no names'}) nor "
+            f"a file at {other}"
         )
     arrays = open_arrays(other)
     if arrays.names is not None and len(arrays.names) != 1:

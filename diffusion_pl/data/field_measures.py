@@ -112,8 +112,8 @@ def measure(
             moments[key].add(_channels_second(torch.where(chosen.isfinite(), chosen, torch.nan), kind))
     if missing.values and not masked:
         raise ValueError(
-            f"{name}: {missing.values:,} values in {count(missing.examples, 'example')} are NaN or infinite, the first in "
-            f"example {missing.first}. Fix: fill them, or set data.missing to mask, which does not count them in the loss"
+            f"{name}: {missing.values:,} values in {count(missing.examples, 'example')} are NaN or infinite, the first "
+            f"in example {missing.first}. Fix: fill them, or set data.missing to mask: not counted in the loss"
         )
     if known is not None:
         return known

@@ -1,39 +1,24 @@
 """Fields: real numbers on a grid, such as weather, microscopy or spectra, from the user's arrays."""
 
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..conditions import Condition, Conditions, from_plain, to_plain
+from ..conditions import Condition, from_plain, to_plain
 from .arrays import same_values
-from .axes import as_stored, axes_of, channels_first, check_axes, example_shape, image_axes
+from .axes import as_stored, axes_of, check_axes, example_shape
 from .field_conditions import ConditionColumn, condition_column, find
 from .field_measures import Measured, measure
+from .field_reading import FieldFormat, read_fields, read_mask, real
 from .field_source import Column, FieldSource, in_memory
-from .float_files import Array, ArrayFile, open_arrays, write_array
+from .float_files import open_arrays, write_array
 from .indexed import Examples, Indexed
 from .loader import Batch, Source
 from .units import Standardized
-
-
-class FieldFormat(NamedTuple):
-    """Format of fields.
-
-    shape: (C, *sizes);  conditions: what else batches hold;  axes: of the file's array, such as NHWC;  dtype: of its
-    numbers;  kind: format of the file, see float_files;  key: name of the array in it, None: it has none.
-    """
-
-    shape: tuple[int, ...]
-    conditions: Conditions = MappingProxyType({})
-    axes: str = "NCHW"
-    dtype: str = "float32"
-    kind: str = "npy"
-    key: str | None = None
 
 
 class Fields(Indexed):
@@ -99,6 +84,14 @@ class Fields(Indexed):
     def units(self) -> Standardized:
         return self._ready().units
 
+    @property
+    def is_image(self) -> bool:
+        return False  # whatever the units are, which are not known before the data are read
+
+    @property
+    def is_field(self) -> bool:
+        return True
+
     def _ready(self) -> Measured:
         if self._measured is None:
             raise RuntimeError(f"{self.source}: the scaling is not known yet: call setup() or load a checkpoint")
@@ -127,20 +120,15 @@ class Fields(Indexed):
         file = open_arrays(path)
         key = file.chosen(self.key, *self.given_conditions.values())
         array = file.array(key)
-        column = self._column(array)
-        assert column.axes is not None
+        dtype, axes = real(self.source, array, self.as_float), axes_of(self.source, array.shape, self.given_axes)
+        column = Column(array.rows, axes, dtype, example_shape(array.shape, axes))
         others: dict[str, ConditionColumn] = {}
         for name, where in self.given_conditions.items():
             others[name] = condition_column(name, find(name, where, file), array.shape[0], column)
         conditions = {name: other.condition for name, other in others.items()}
         columns = {"x": column, **{name: other.column for name, other in others.items()}}
-        format = FieldFormat(column.shape, conditions, column.axes, str(column.dtype), file.kind, key)
+        format = FieldFormat(column.shape, conditions, axes, str(dtype), file.kind, key)
         return format, FieldSource(columns, array.shape[0]), others["label"].labels if "label" in others else None
-
-    def _column(self, array: Array, axes: str | None = None) -> Column:
-        """The fields of an array, whose axes are given here, or by the options."""
-        axes = axes or axes_of(self.source, array.shape, self.given_axes)
-        return Column(array.rows, axes, real(self.source, array, self.as_float), example_shape(array.shape, axes))
 
     def examples(self) -> Examples:
         _, source, labels = self._open()
@@ -184,32 +172,14 @@ class Fields(Indexed):
 
     def read(self, path: Path) -> Tensor:
         """Fields of a file of the same axes, in any of the formats: one, or (N, …) of them."""
-        x = self._rows(path)
+        x = read_fields(path, self.format, self.as_float)
         if bad := int((~np.isfinite(x)).sum()):
             raise ValueError(f"{path}: {bad:,} values are NaN or infinite. Fix: fill them")
         return self.units.encode(torch.from_numpy(x.astype(np.float64))).float()
 
-    def _rows(self, path: Path) -> NDArray[Any]:
-        """All fields of a file, (N, C, *sizes)."""
-        array, axes = _only(open_arrays(path), self.format.key), self.format.axes
-        real(str(path), array, self.as_float)
-        shapes = (array.shape, (1, *array.shape))  # several, or one
-        shape = next((s for s in shapes if len(s) == len(axes) and example_shape(s, axes) == self.shape), None)
-        if shape is None:
-            like = as_stored(np.empty((1, *self.shape), np.uint8), axes).shape[1:]
-            raise ValueError(f"{path}: expected fields of shape {('N', *like)}, as the model's, got {array.shape}")
-        rows = array.rows.read(np.arange(array.shape[0])).reshape(shape)
-        return channels_first(rows, axes)
-
     def read_mask(self, path: Path) -> Tensor:
         """One mask of the fields' sizes, with or without channels and N: known where all channels are above 0."""
-        array = _only(open_arrays(path), None)
-        for shape in (array.shape, (1, *array.shape)):
-            axes = image_axes(shape, self.format.axes, self.shape[1:])
-            if axes is not None and shape[0] == 1:
-                rows = array.rows.read(np.arange(array.shape[0])).reshape(shape)
-                return torch.from_numpy((channels_first(rows, axes) > 0).all(1, keepdims=True))
-        raise ValueError(f"{path}: expected one mask of shape {self.shape[1:]}, got {array.shape}")
+        return torch.from_numpy(read_mask(path, self.format))
 
     def array(self, x: Tensor) -> NDArray[Any]:
         return as_stored(self.decode(x.double()).numpy(), self.format.axes).astype(self.format.dtype)
@@ -219,9 +189,8 @@ class Fields(Indexed):
         return [write_array(folder, "samples", self.format.kind, self.format.key, self.array(x))]
 
     def state_dict(self) -> dict[str, Any]:
-        shape, conditions, *file = self.format
-        state = {"shape": list(shape), "conditions": to_plain(conditions)}
-        state |= dict(zip(("axes", "dtype", "kind", "key"), file, strict=True))
+        format = self.format
+        state = {**format._asdict(), "shape": list(format.shape), "conditions": to_plain(format.conditions)}
         return {**state, **self.record(), **({} if self._measured is None else self._measured.to_plain())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -246,30 +215,9 @@ class Fields(Indexed):
         saved = saved or self.format
         if (current.shape, current.conditions) != (saved.shape, saved.conditions):
             raise ValueError(
-                f"{self.source}: the checkpoint's fields are {_words(saved)}, these are {_words(current)}. Fix: use the "
-                "data the checkpoint was trained on"
+                f"{self.source}: the checkpoint's fields are {_words(saved)}, these are {_words(current)}. Fix: use "
+                "the data the checkpoint was trained on"
             )
-
-
-def real(name: str, array: Array, as_float: bool) -> np.dtype[Any]:
-    """The type in which an array's numbers are kept: float16, float32 or float64.
-
-    Raises:
-        ValueError: it is empty, or not of real numbers.
-    """
-    kind, size = array.dtype.kind, array.dtype.itemsize
-    if 0 in array.shape or not array.shape:
-        raise ValueError(f"{name}: holds no fields, its shape is {array.shape}")
-    if kind in "iub" and as_float:
-        return np.dtype(np.float32 if size <= 2 else np.float64)
-    if kind in "iub":
-        raise ValueError(
-            f"{name}: fields must be real numbers, got {array.dtype}. Fix: set data.as_float to true, or for images with "
-            "quantization levels give --data Arrays"
-        )
-    if kind != "f":
-        raise ValueError(f"{name}: fields must be real numbers, got {array.dtype}: save them as float32")
-    return np.dtype({2: np.float16, 4: np.float32}.get(size, np.float64))
 
 
 def _scaled(x: Tensor, units: Standardized | None) -> Tensor:
@@ -277,11 +225,6 @@ def _scaled(x: Tensor, units: Standardized | None) -> Tensor:
     if units is None:
         return x
     return units.encode(x if x.dtype == torch.float64 else x.float()).float()
-
-
-def _only(file: ArrayFile, key: str | None) -> Array:
-    """The array of that name, or the only one."""
-    return file.array(file.chosen(key if file.names is not None and key in file.names else None))
 
 
 def _format_of(state: dict[str, Any]) -> FieldFormat:

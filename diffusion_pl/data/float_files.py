@@ -189,7 +189,7 @@ def write_array(folder: Path, stem: str, kind: str, name: str | None, values: ND
     if kind == "npy":
         np.save(path, values)
     elif kind == "npz":
-        np.savez(path, **{str(name): values})
+        np.savez(path, **{str(name): values})  # type: ignore[arg-type]
     elif kind == "h5":
         import h5py
 
