@@ -165,13 +165,13 @@ def _standardized(name: str, key: str, moments: ChannelMoments, kind: Condition)
             raise ValueError(
                 f"{name}: {what} {channel} has no value in the training examples: leave it out of the array"
             )
+        if not std[channel].isfinite():
+            raise ValueError(f"{name}: {what} {channel} has values too large to be scaled: change its units")
         if not std[channel] > 0:
             raise ValueError(
                 f"{name}: {what} {channel} is {float(moments.low[channel]):g} in all training examples and cannot be "
                 "scaled to unit variance: leave it out of the array"
             )
-        if not std[channel].isfinite():
-            raise ValueError(f"{name}: {what} {channel} has values too large to be scaled: change its units")
     plain = {"mean": moments.mean.tolist(), "std": std.tolist()}
     return _units(plain, kind)
 

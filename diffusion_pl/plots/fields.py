@@ -116,7 +116,7 @@ class _Panel:
         self._curved = False
         first = next(iter(rows.values()))
         mosaic, places, columns = _mosaic(rows, 0)
-        wide = 4.0 if first.ndim == 5 else 2.2
+        wide = 4.0 if first.ndim == 5 else 1.5
         width = min(WIDTH, 1.0 + SCALE + wide * columns)
         height = (width - 1.0 - SCALE) * mosaic.shape[0] / mosaic.shape[1]
         total = self.channels * (height + 0.35) + (0.4 if title else 0) + 0.1
