@@ -126,7 +126,7 @@ def test_samples_are_written_as_the_file_was(tmp_path: Path, ending: str, axes: 
     again = ready(str(path), key="values" if ending not in (".npy",) else None, axes=axes, val_fraction=0.0)
     back = as_stored(again.stored(torch.arange(30))["x"].numpy(), axes)
     assert (back.dtype, again.format.kind) == (np.float32, data.format.kind)
-    # Where a value is small beside its distance from the mean, float32 in model units is as precise as that distance.
+    # Of a value that is small compared with its distance from the mean, the error is relative to that distance.
     mean = as_stored(np.broadcast_to(data.units.mean.numpy(), x.shape), axes)
     scale = np.maximum(abs(stored), abs(stored - mean)).astype(np.float32)
     assert (abs(back.astype(np.float64) - stored) <= np.spacing(scale)).all()
@@ -388,7 +388,7 @@ def test_a_zarr_folder_of_one_array(tmp_path: Path) -> None:
 # Splits and checkpoints.
 
 
-def test_the_split_and_the_stream_do_not_depend_on_memory_or_workers(tmp_path: Path) -> None:
+def test_the_stream_does_not_depend_on_memory_or_workers(tmp_path: Path) -> None:
     path = save(tmp_path / "x.npy", x=X)
     memory = ready(path, repeats=2).train_dataloader()
     for options in ({"memory_gb": 0.0}, {"memory_gb": 0.0, "workers": 1}):

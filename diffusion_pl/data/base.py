@@ -108,6 +108,11 @@ class DataModule(Recorded, LightningDataModule, ABC):
         return self._splits is not None
 
     @property
+    def saved(self) -> dict[str, Any]:
+        """State of the checkpoint that was loaded; {} if there is none."""
+        return self._saved
+
+    @property
     def saved_split(self) -> dict[str, Any]:
         """The entry "split" of a state dict, as in the checkpoint that was loaded; {} if there is none."""
         split = recorded_split(self._saved)

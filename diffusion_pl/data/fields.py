@@ -104,12 +104,9 @@ class Fields(Indexed):
         super().setup(stage)
         if self._saved:
             self._same(self._open()[0])
-        self.divide()
-        rows, masked = self.splits[0].indices, self.missing == "mask"  # type: ignore[attr-defined]
+        (source, rows), masked = self.divide(), self.missing == "mask"
         try:
-            self._measured = measure(
-                self.source, self._examples.train, rows, self.format.conditions, masked, self._measured
-            )
+            self._measured = measure(self.source, source, rows, self.format.conditions, masked, self._measured)
         except ValueError:
             self._splits = None
             raise
@@ -189,8 +186,9 @@ class Fields(Indexed):
         return [write_array(folder, "samples", self.format.kind, self.format.key, self.array(x))]
 
     def state_dict(self) -> dict[str, Any]:
-        format = self.format
-        state = {**format._asdict(), "shape": list(format.shape), "conditions": to_plain(format.conditions)}
+        shape, conditions, axes, dtype, kind, key = self.format
+        state: dict[str, Any] = {"shape": list(shape), "conditions": to_plain(conditions)}
+        state |= {"axes": axes, "dtype": dtype, "kind": kind, "key": key}
         return {**state, **self.record(), **({} if self._measured is None else self._measured.to_plain())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -66,14 +66,18 @@ class Indexed(DataModule):
     def class_counts(self) -> list[int] | None:
         return self._class_counts
 
-    def divide(self) -> None:
-        """Read or index the examples and split them; say where they are others than the checkpoint's."""
+    def divide(self) -> tuple[Source, Tensor]:
+        """Read or index the examples and split them; say where they are others than the checkpoint's.
+
+        Returns:
+            All examples of which the parts are taken, and the numbers of the training examples among them.
+        """
         if self._examples is None:
             self._examples = self.examples()
         train, labels, test, groups, names = self._examples
         fractions = self.val_fraction, 0.0 if test else self.test_fraction
         parts, self._drawn = divide(
-            len(train), names, labels, groups, fractions, self.seed, grows=self.grows, saved=self._saved
+            len(train), names, labels, groups, fractions, self.seed, grows=self.grows, saved=self.saved
         )
         if not len(parts[0]):
             what = f"{len(train)} {'image' if self.is_image else 'example'}(s)"
@@ -83,9 +87,10 @@ class Indexed(DataModule):
         classes = class_count(self.conditions)
         if classes is not None and labels is not None:
             self._class_counts = labels[parts[0]].bincount(minlength=classes).tolist()
-        if "identity" in self._saved:
-            changes = differences(self._saved["identity"], keys_of(names, len(train)), names is not None, train)
+        if "identity" in self.saved:
+            changes = differences(self.saved["identity"], keys_of(names, len(train)), names is not None, train)
             tell_differences(self.source, changes)
+        return train, parts[0]
 
     @property
     def splits(self) -> tuple[Source, Source, Source]:
