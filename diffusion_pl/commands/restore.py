@@ -43,10 +43,11 @@ def restore(
 
     Args:
         ckpt_path: Checkpoint, or folder of a run (its newest one), of a model of images.
-        path: Image or folder of images, whole or degraded.
+        path: Image or folder of images, whole or degraded; of fields, a file of arrays with the axes of the data.
         task: Kind of degradation: inpaint (pixels outside the mask are missing), colorize (only the mean of the
             channels is known), upscale (only the means of blocks are known).
-        mask: Image that is white where pixels are known, for inpaint; None: the left half is known.
+        mask: Image that is white where pixels are known, for inpaint; of fields, an array above 0 there; None: the left
+            half is known.
         factor: Height and width of the blocks for upscale, in pixels, at least 1.
         method: Way to restore: replacement (the known part, noised, is put in its place at every time) or gradient (the
             estimate of the image is moved towards the known part; it differentiates the network).
@@ -79,9 +80,8 @@ def restore(
 
     pipeline, data = load_pipeline(ckpt_path, weights)
     if len(pipeline.shape) != 3:
-        raise ValueError(
-            f"{ckpt_path} has data without height and width: only images and fields (C, H, W) can be restored"
-        )
+        kind = "points" if data.is_point else f"data of shape {pipeline.shape}"
+        raise ValueError(f"{ckpt_path} is a model of {kind}: only images can be restored")
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
     pipeline = pipeline.to(device_of(accelerator))
     known = None if task != "inpaint" else _known(pipeline.shape, None if mask is None else data.read_mask(mask))

@@ -295,7 +295,7 @@ def choose(name: str, key: str | None, there: list[str], *others: str | None) ->
     return key
 
 
-def same_values(name: str, source: Source) -> Tensor | None:
+def same_values(name: str, source: Source, what: str = "images") -> Tensor | None:
     """For each example in memory the index of the first with the same values: (n,); None if all differ."""
     if not isinstance(source, Tensors):
         return None  # what is read from the disk as needed is not compared: it would have to be read whole
@@ -305,7 +305,7 @@ def same_values(name: str, source: Source) -> Tensor | None:
     copied = len(groups) - len(first)
     if not copied:
         return None
-    say(f"{name}: {copied} of {len(groups)} examples are copies of others and stay in their split")
+    say(f"{name}: {copied} of {len(groups)} {what} are copies of others and stay in their split")
     return groups
 
 

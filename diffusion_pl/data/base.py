@@ -200,7 +200,7 @@ class DataModule(Recorded, LightningDataModule, ABC):
         """
         masks = self.read(path)
         if len(masks) != 1:
-            raise ValueError(f"{path}: give one mask, not {len(masks)}")
+            raise ValueError(f"{path}: give one mask, not a folder of {len(masks)}")
         return masks.mean(1, keepdim=True) > 0
 
     def array(self, x: Tensor) -> NDArray[Any]:

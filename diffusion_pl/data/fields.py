@@ -131,7 +131,7 @@ class Fields(Indexed):
         _, source, labels = self._open()
         fits = len(source) * source.bytes_each <= self.memory_gb * 1e9
         train: Source = in_memory(source) if fits else source
-        return Examples(train, labels, groups=same_values(self.source, train))
+        return Examples(train, labels, groups=same_values(self.source, train, "fields"))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scale on the device; of missing values, make a mask."""
