@@ -272,6 +272,32 @@ def test_the_kind_of_a_condition_follows_from_its_array(tmp_path: Path, ending: 
     assert data.class_counts == np.bincount(rows % 4).tolist()
 
 
+def test_conditions_are_read_in_the_users_units(tmp_path: Path) -> None:
+    """From files of one value or several, in the layout of the data; of a vector also as text."""
+    data = conditional(tmp_path)
+    rows = data.splits[0].indices  # type: ignore[attr-defined]
+    batch, arrays, readers = everything(data), np.load(tmp_path / "all.npz"), data.readers
+    assert readers.keys() == data.conditions.keys() - {"label"}
+    for name, read in readers.items():
+        np.save(tmp_path / "some.npy", arrays[name][rows[:3]])
+        np.save(tmp_path / "one.npy", arrays[name][rows[0]])
+        assert torch.equal(read(str(tmp_path / "some.npy")), batch[name][:3])
+        if name != "year":
+            assert torch.equal(read(tmp_path / "one.npy"), batch[name][:1])
+    year = arrays["year"][rows[0]]
+    assert torch.equal(readers["year"](f"{year!s}"), batch["year"][:1])
+    assert torch.equal(readers["forcing"](f"[{', '.join(map(str, arrays['forcing'][rows[0]]))}]"), batch["forcing"][:1])
+    np.save(tmp_path / "other.npy", np.zeros((4, 4)))
+    for name, given, message in (
+        ("forcing", "1, 2", r"cond\.forcing: expected 5 numbers"),
+        ("year", "late", r"cond\.year: expected a number"),
+        ("past", tmp_path / "other.npy", r"cond\.past: .*expected the image of shape \(3, 6, 8\)"),
+        ("tokens", tmp_path / "none.npy", "no such file"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            readers[name](given)
+
+
 def test_an_image_along_one_axis_is_no_sequence(tmp_path: Path) -> None:
     x = fields(20, 2, 16)
     path = save(tmp_path / "x.npz", x=x, past=x, tokens=x[:, :, :5])

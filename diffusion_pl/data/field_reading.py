@@ -1,15 +1,19 @@
 """The format of fields, and files of fields or a mask in it."""
 
+import re
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ..conditions import Conditions
+from ..conditions import Condition, Conditions
 from .axes import as_stored, channels_first, example_shape, image_axes
 from .float_files import Array, ArrayFile, open_arrays
+from .units import Standardized
 
 
 class FieldFormat(NamedTuple):
@@ -78,6 +82,41 @@ def read_mask(path: Path, format: FieldFormat) -> NDArray[np.bool_]:
             rows = array.rows.read(np.arange(array.shape[0])).reshape(shape)
             return np.asarray((channels_first(rows, axes) > 0).all(1, keepdims=True))
     raise ValueError(f"{path}: expected one mask of shape {format.shape[1:]}, got {array.shape}")
+
+
+def read_condition(name: str, condition: Condition, axes: str, units: Standardized, given: Any) -> Tensor:
+    """Values of a condition in model units, of what a person gives in the user's units: (K, *shape), float32.
+
+    Args:
+        name: of the condition.
+        condition: a vector, a sequence or an image.
+        axes: of the fields.
+        units: of the condition.
+        given: path of a file of arrays with one value or K of them; of a vector also its numbers, "0.3, 1" or [0.3, 1].
+
+    Raises:
+        ValueError: no such file, or values of another shape.
+    """
+    values = None
+    if condition.kind == "vector" and not (isinstance(given, (str, Path)) and Path(given).expanduser().exists()):
+        try:
+            numbers = re.split(r"[,\s]+", given.strip(" []()")) if isinstance(given, str) else given
+            values = np.asarray(numbers, dtype=np.float64).reshape(-1, *condition.shape)
+        except (TypeError, ValueError):
+            what = "a number" if condition.shape == (1,) else f"{condition.shape[0]} numbers"
+            raise ValueError(f"cond.{name}: expected {what}, or the path of a file; got {given}") from None
+    else:
+        array = _only(open_arrays(Path(str(given)).expanduser()), name)
+        for shape in (array.shape, (1, *array.shape), (*array.shape, 1)):
+            laid = image_axes(shape, axes, condition.shape[1:]) if condition.kind == "image" else None
+            if (shape[1:] if laid is None else example_shape(shape, laid)) == condition.shape:
+                rows = array.rows.read(np.arange(array.shape[0])).reshape(shape).astype(np.float64)
+                values = rows if laid is None else np.ascontiguousarray(channels_first(rows, laid))
+                break
+        if values is None:
+            size = f"{condition.kind} of shape {condition.shape}"
+            raise ValueError(f"cond.{name}: {given}: expected the {size}, got an array of shape {array.shape}")
+    return units.encode(torch.from_numpy(values)).float()
 
 
 def _only(file: ArrayFile, key: str | None) -> Array:

@@ -1,5 +1,7 @@
 """Fields: real numbers on a grid, such as weather, microscopy or spectra, from the user's arrays."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ from .arrays import same_values
 from .axes import as_stored, axes_of, check_axes, example_shape
 from .field_conditions import ConditionColumn, condition_column, find
 from .field_measures import Measured, measure
-from .field_reading import FieldFormat, read_fields, read_mask, real
+from .field_reading import FieldFormat, read_condition, read_fields, read_mask, real
 from .field_source import Column, FieldSource, in_memory
 from .float_files import open_arrays, write_array
 from .indexed import Examples, Indexed
@@ -143,6 +145,12 @@ class Fields(Indexed):
             observed = scaled["x"].isfinite()
             scaled |= {"x": torch.where(observed, scaled["x"], 0), "observed": observed}
         return scaled
+
+    @property
+    def readers(self) -> dict[str, Callable[[Any], Tensor]]:
+        """By the name of a condition, what makes its value in model units of a file or of numbers in the user's."""
+        scales, format = self._ready().conditions, self.format
+        return {n: partial(read_condition, n, format.conditions[n], format.axes, units) for n, units in scales.items()}
 
     def decode_condition(self, name: str, value: Tensor) -> Tensor:
         units = self._ready().of(name)
