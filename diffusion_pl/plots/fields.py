@@ -5,13 +5,14 @@ data where there are some; where values have both signs the colours diverge from
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .style import (
     DATA,
+    FAINT,
     HEADLINE,
     INK,
     SAMPLES,
@@ -120,10 +121,11 @@ class _Panel:
         width = min(WIDTH, 1.0 + SCALE + wide * columns)
         height = (width - 1.0 - SCALE) * mosaic.shape[0] / mosaic.shape[1]
         total = self.channels * (height + 0.35) + (0.4 if title else 0) + 0.1
+        missing = any(not np.isfinite(fields).all() for fields in rows.values())
         figure, axes = new_figure(self.channels, 1, width, total, title)
         for channel, ax in enumerate(axes[:, 0]):
             low, high = self.limits[channel]
-            values, cmap = _mosaic(rows, channel)[0], "RdBu_r" if low == -high else sequential()
+            values, cmap = _mosaic(rows, channel)[0], _colors(low == -high, missing)
             image = ax.imshow(values, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
             self._frame(ax, places, self.names[channel])
             if self.across and channel == 0:
@@ -142,10 +144,14 @@ class _Panel:
             headline(ax, name)
 
     def _name_columns(self, ax: "Axes", columns: int, width: float) -> None:
-        ax.set_yticks([])
         if len(self.across) <= columns:
+            ax.set_yticks([])
             ax.set_xticks([(k + 0.5) * width - 0.5 for k in range(len(self.across))], self.across)
             ax.xaxis.tick_top()
+        else:  # the names of the fields in each line, at its left
+            lines = [self.across[k : k + columns] for k in range(0, len(self.across), columns)]
+            height = (ax.get_ylim()[0] + 0.5) / len(lines)
+            ax.set_yticks([(k + 0.5) * height - 0.5 for k in range(len(lines))], ["\n".join(line) for line in lines])
 
     def _curves(self, rows: Rows, title: str) -> "Figure":
         self._curved = True
@@ -162,9 +168,18 @@ class _Panel:
                 self.artists[-1] += ax.plot(shown.T, color=color, linewidth=1.1, alpha=0.8)
                 ax.set_ylim(low - margin, high + margin)
                 ax.set_xlim(0, max(1, shown.shape[1] - 1))
-                headline(ax, f"{name}{', ' if self.names[channel] else ''}{self.names[channel]}: {len(shown)} curves")
+                headline(ax, name if self.across else f"{name}: {len(shown)} curves")
+                ax.set_ylabel(self.names[channel], color=INK, fontsize=9)
                 ax.label_outer()
         return figure
+
+
+def _colors(diverging: bool, missing: bool) -> Any:
+    """A colour map, in which missing values are grey."""
+    import matplotlib
+
+    colors: Any = matplotlib.colormaps["RdBu_r"] if diverging else sequential()
+    return colors.with_extremes(bad=FAINT if missing else "white")
 
 
 def _curves_of(rows: Rows, channel: int) -> list[Array]:
