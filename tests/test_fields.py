@@ -399,6 +399,14 @@ def test_without_zarr_its_folders_are_one_line(tmp_path: Path, monkeypatch: pyte
         ready(path)
 
 
+def test_a_damaged_chunk_of_zarr_is_one_line(tmp_path: Path) -> None:
+    path = Path(save(tmp_path / "x.zarr3", x=X))
+    chunk = next(file for file in sorted((path / "x" / "c").rglob("*")) if file.is_file())
+    chunk.write_bytes(b"no chunk")
+    with pytest.raises(ValueError, match="a chunk of x is damaged"):
+        ready(str(path))
+
+
 def test_a_zarr_folder_of_one_array(tmp_path: Path) -> None:
     import zarr
 

@@ -136,11 +136,13 @@ class ZarrRows:
         """Rows at ascending indices."""
         array = self.opened()
         first, count = int(sorted_indices[0]) if len(sorted_indices) else 0, len(sorted_indices)
-        if count and sorted_indices[-1] - first == count - 1:
-            rows: NDArray[Any] = array[first : first + count]
-            return rows
-        chosen: NDArray[Any] = array.oindex[sorted_indices]
-        return chosen
+        together = count and sorted_indices[-1] - first == count - 1
+        try:
+            rows: NDArray[Any] = array[first : first + count] if together else array.oindex[sorted_indices]
+        except Exception as error:  # a damaged chunk makes the library raise nearly anything
+            name = self.name or "the array"
+            raise ValueError(f"{self.path}: a chunk of {name} is damaged ({_reason(error)}): create it again") from None
+        return rows
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_array": None}
