@@ -422,8 +422,9 @@ def test_a_zarr_folder_of_one_array(tmp_path: Path) -> None:
 # Splits and checkpoints.
 
 
-def test_the_stream_does_not_depend_on_memory_or_workers(tmp_path: Path) -> None:
-    path = save(tmp_path / "x.npy", x=X)
+@pytest.mark.parametrize("ending", [".npy", ".zarr3"])
+def test_the_stream_does_not_depend_on_memory_or_workers(tmp_path: Path, ending: str) -> None:
+    path = save(tmp_path / f"x{ending}", x=X)
     memory = ready(path, repeats=2).train_dataloader()
     for options in ({"memory_gb": 0.0}, {"memory_gb": 0.0, "workers": 1}):
         stream = ready(path, repeats=2, **options).train_dataloader()
