@@ -46,6 +46,17 @@ def save(path: Path, **arrays: NDArray[Any]) -> str:
     return str(path)
 
 
+def save_all(folder: Path, n: int = 60) -> None:
+    """The files that configurations and pages name, of 16x16."""
+    x = fields(n, 2, 16, 16)
+    forcing = np.random.default_rng(0).normal(size=(n, 3))
+    for name in ("fields", "weather"):
+        save(folder / f"{name}.npy", x=x)
+    for name in ("fields", "states"):
+        save(folder / f"{name}.npz", x=x, past=x[::-1], forcing=forcing)
+    save(folder / "forcing.npy", forcing=forcing)
+
+
 class SmallNet(nn.Module):
     """Two convolutions over 1 to 3 spatial axes; image conditions are concatenated, vectors and labels added.
 

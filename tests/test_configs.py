@@ -4,10 +4,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from fields_model import fields
+from fields_model import save_all
 from shell import ROOT, accept_any_cifar10, cifar10, cli, no_files_change
 
 from diffusion_pl import checks
@@ -61,10 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for standing_in in synthetic.MAKERS:
         assert synthetic.main([standing_in, "--root", str(root), "--count", "20"]) == 0
     cifar10(root)
-    x = fields(20, 2, 16, 16)
-    np.save(root / "fields.npy", x)
-    forcing = np.random.default_rng(0).normal(size=(20, 3))
-    np.savez(root / "fields.npz", x=x, past=x[::-1], forcing=forcing)
+    save_all(root, 20)
     return root
 
 
