@@ -10,7 +10,7 @@ from diffusion_pl import plots
 
 
 def images_of(figure: Any) -> list[Any]:
-    """What a figure shows with a colour scale, channel by channel."""
+    """What a plot shows with a colour scale, channel by channel."""
     return [ax.images[0] for ax in figure.axes if ax.images and ax.get_xlim()[1] > 1.5]
 
 
