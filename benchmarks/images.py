@@ -1,6 +1,6 @@
 """What images cost: quality of digits in four minutes, a step of the network, loading.
 
-    python benchmarks/images.py [classifier] [floor] [quality] [peer] [net] [loading]     (all but classifier)
+    python benchmarks/images.py [classifier] [floor] [quality] [peer] [net] [loading] [floats]     (all but classifier)
 
 `quality` trains configs/digits/vp.yaml; `peer` gives a `diffusers` network of the same width its own training recipe
 for as long.  Both are measured by the Fréchet distance of 1,000 samples to all digits, in the features of the small
@@ -297,8 +297,40 @@ def loading(batch: int = 128) -> None:
         print(f"HDF5: {ours:,.0f} samples/s, item reads {theirs:,.0f}: ratio {ours / theirs:.1f}")
 
 
+def floats(batch: int = 128) -> None:
+    """Fields of float32 per second of processor time ÷ images of the same shape, as training gets both: scaled."""
+    import statistics
+
+    import numpy as np
+
+    from diffusion_pl.data import Arrays, DataModule, Fields
+
+    def rate(data: DataModule) -> float:
+        """Examples of one epoch per second of processor time."""
+        seen, start = 0, time.process_time()
+        for taken in data.train_dataloader():
+            seen += len(data.on_after_batch_transfer(taken, 0)["x"])
+        return seen / (time.process_time() - start)
+
+    rng, n, shape = np.random.default_rng(0), 12_000, (3, 32, 32)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(Path(folder) / f"{name}.npy") for name in ("uint8", "uint16", "float32")}
+        for name in ("uint8", "uint16"):
+            np.save(paths[name], rng.integers(0, 256, (n, *shape)).astype(name))
+        np.save(paths["float32"], rng.normal(size=(n, *shape)).astype(np.float32))
+        for place, memory_gb in (("memory", 10.0), ("disk", 0.0)):
+            options: dict[str, Any] = {"batch_size": batch, "memory_gb": memory_gb, "repeats": 1}
+            sets = {name: (Fields if name == "float32" else Arrays)(path, **options) for name, path in paths.items()}
+            for data in sets.values():
+                data.setup()
+            rounds = [{name: rate(data) for name, data in sets.items()} for _ in range(9)]
+            rates = {name: statistics.median(each[name] for each in rounds) for name in sets}
+            ratios = ", ".join(f"{rates['float32'] / rates[k]:.2f} of {k}" for k in ("uint8", "uint16"))
+            print(f"fields from {place}: {rates['float32']:,.0f} samples/s of 12 KiB, {ratios}", flush=True)
+
+
 if __name__ == "__main__":
-    parts = {f.__name__: f for f in (classifier, floor, quality, peer, net, loading)}
-    names = sys.argv[1:] or ["floor", "quality", "peer", "net", "loading"]
+    parts = {f.__name__: f for f in (classifier, floor, quality, peer, net, loading, floats)}
+    names = sys.argv[1:] or ["floor", "quality", "peer", "net", "loading", "floats"]
     for name in names:
         parts[name]()

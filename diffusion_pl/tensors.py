@@ -46,9 +46,16 @@ def per_sample(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def mean_data(x: Tensor) -> Tensor:
-    """Mean over all data axes: (B, *) -> (B,)."""
-    return x.flatten(1).mean(1)
+def mean_data(x: Tensor, observed: Tensor | None = None) -> Tensor:
+    """Mean over all data axes: (B, *) -> (B,); over the observed values only, 0 where there are none.
+
+    Args:
+        x: (B, *).
+        observed: (B, *), bool; None: all values.
+    """
+    if observed is None:
+        return x.flatten(1).mean(1)
+    return torch.where(observed, x, 0).flatten(1).sum(1) / observed.flatten(1).sum(1).clamp(min=1)
 
 
 def combine(*terms: tuple[Tensor, Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fields_model import save_all
 from shell import ROOT, accept_any_cifar10, cifar10, cli, no_files_change
 
 from diffusion_pl import checks
@@ -59,6 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for standing_in in synthetic.MAKERS:
         assert synthetic.main([standing_in, "--root", str(root), "--count", "20"]) == 0
     cifar10(root)
+    save_all(root, 20)
     return root
 
 

@@ -30,6 +30,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Digits": IMAGES | {"conditional": False},
     "EightGaussians": TOY | {"noise": 0.1, "conditional": False},
     "FashionMNIST": TORCHVISION | {"horizontal_flip": False, "size": None},
+    "Fields": ANY
+    | {"batch_size": 32, "test_fraction": 0.0, "workers": 0, "path": None, "key": None, "axes": None}
+    | {"conditions": None, "missing": "refuse", "as_float": False, "memory_gb": 2.0},
     "Folder": FILES | {"conditional": False},
     "HDF5": ARRAYS | {"dataset": None},
     "HuggingFace": FILES

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_docs
+from fields_model import save_all
 from PIL import Image
 from shell import ROOT, accept_any_cifar10, cifar10, cli
 from test_configs import CONFIGS
@@ -83,6 +84,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [f"dino,{np.cos(a)},{np.sin(2 * a)}" for a in angle]
     (root / "points.csv").write_text("\n".join(["dataset,x,y", *rows]))
     (root / "all.tsv").write_text("\n".join(["dataset,x,y", *rows, "star,0,0"]).replace(",", "\t"))
+    save_all(root, 200)
     return root
 
 

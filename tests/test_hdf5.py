@@ -127,12 +127,12 @@ def test_checkpoint_state_does_not_allow_real_values(path: str, tmp_path: Path) 
 def test_a_forked_process_reopens_the_file(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = ready(path, memory_gb=0.0).splits[0].source  # type: ignore[attr-defined]
     first = source.__getitems__(torch.arange(3))["x"]
-    mine = source.array
+    mine = source.rows.array
     assert torch.equal(source.__getitems__(torch.arange(3))["x"], first)
-    assert source.array is mine
+    assert source.rows.array is mine
     monkeypatch.setattr("os.getpid", lambda: -1)  # as in a process forked from this one
     assert torch.equal(source.__getitems__(torch.arange(3))["x"], first)
-    assert source.array is not mine
+    assert source.rows.array is not mine
 
 
 def test_data_sets_that_were_declared_and_not_written(tmp_path: Path) -> None:

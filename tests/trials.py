@@ -55,6 +55,8 @@ TRIALS: dict[str, Trial] = {
     "digits/improved": Trial(0.5, 120, 16),
     "digits/vp": Trial(0.7, 120, 16),
     "fashion_mnist/ddpm": Trial(0.5),
+    "fields/conditional": Trial(0.8, 120, 16),
+    "fields/edm": Trial(0.8, 120, 16),
     "folder/ddpm": Trial(0.5),
     "folder/small": Trial(0.5, 120),
     "mnist/ddpm": Trial(0.5),

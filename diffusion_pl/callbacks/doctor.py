@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .. import checks
 from ..checks import CHECKS, Finding
-from ..conditions import class_count, class_names
+from ..conditions import class_count, class_names, of_batch
 from ..data import DataModule
 from ..denoisers import NoiseInput, StepIndex
 from ..losses import ChainELBO, DenoisingLoss, GridTimes, LossSecondMoment, TimeSampler
@@ -167,14 +167,14 @@ def _probe(
     if change is not None:  # for the conditions that it adds; its random draws must not be training's
         stored = change(stored, torch.full((len(stored["x"]), change.draws), 0.5))
     batch = {name: value.to(module.device) for name, value in data.on_after_batch_transfer(stored, 0).items()}
-    x_0 = batch.pop("x")
+    x_0, cond = batch["x"], of_batch(batch)
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(x_0)
 
     def pass_at(time: float) -> tuple[Callable[[], Tensor], Tensor]:
         """A call of the network, and the c_noise that it is given."""
         t = per_sample(torch.full((len(x_0),), time, device=module.device), x_0)
         kernel = module.schedule(t)
-        call = partial(parts.call, kernel.alpha * x_0 + kernel.sigma * eps, t, **batch)
+        call = partial(parts.call, kernel.alpha * x_0 + kernel.sigma * eps, t, **cond)
         return call, parts.noise_input(module.schedule, t, kernel).flatten()
 
     with module.evaluation(raw=True), trainer.precision_plugin.forward_context():

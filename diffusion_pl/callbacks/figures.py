@@ -1,4 +1,4 @@
-"""Plots of samples, by the kind of data: grids of images, scatter plots of points."""
+"""Plots of samples, by the kind of data: grids of images, scatter plots of points, colour-mapped fields."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ WIDEST = 20  # classes up to which each has a column of the grid
 
 
 def write_samples(data: DataModule, x: Tensor, folder: Path) -> list[Path]:
-    """Write samples to files in the user's units, with a plot of them: grid.png of images, samples.png of points.
+    """Write samples to files in the user's units, with a plot: grid.png of images, samples.png of points and fields.
 
     Args:
         data: of the model.
@@ -38,7 +38,36 @@ def write_samples(data: DataModule, x: Tensor, folder: Path) -> list[Path]:
         points = data.units.decode(x.double()).numpy()
         figure = plots.samples_panel(_known(data, points), points, count(len(points), "sample"), data.axes)
         files.append(plots.save(figure, folder / "samples.png"))
+    if data.is_field:
+        samples = decoded(data, x[: plots.MOST_FIELDS])
+        known = decoded(data, data.training_examples(plots.FIELD_COLUMNS)) if data.loaded else samples[:0]
+        rows = {"data": known, "samples": samples} if len(known) else {"samples": samples}
+        files.append(plots.save(plots.fields_panel(rows, title=count(len(x), "sample")), folder / "samples.png"))
     return files
+
+
+def decoded(data: DataModule, x: Tensor) -> NDArray[Any]:
+    """Fields x: (N, C, *sizes) in model units, in the user's units."""
+    return data.units.decode(x.double()).numpy()
+
+
+def write_restored(data: DataModule, rows: Tensor, columns: Sequence[str], title: str, path: Path) -> None:
+    """Write a grid of examples, in each row one, what was kept of it, and its restored samples.
+
+    Args:
+        data: of the model.
+        rows: (N · len(columns), *shape), in model units.
+        columns: names of the columns.
+        title: above the grid.
+        path: of the PNG.
+    """
+    if data.is_field:
+        parts = rows.unflatten(0, (-1, len(columns)))[: plots.FIELD_COLUMNS].transpose(0, 1)
+        figure = plots.fields_panel({n: decoded(data, p) for n, p in zip(columns, parts, strict=True)}, title=title)
+        plots.save(figure, path)
+        return
+    grid = plots.image_grid(data.units.to_uint8(rows).numpy(), len(columns), title=title, columns_named=columns)
+    plots.save_image(grid, path)
 
 
 def film_images(data: DataModule, steps: Sequence[tuple[str, Tensor, Tensor]]) -> list[NDArray[np.uint8]]:
@@ -49,15 +78,20 @@ def film_images(data: DataModule, steps: Sequence[tuple[str, Tensor, Tensor]]) -
         steps: a headline, noisy examples and the estimates of x_0 each, (N, *shape) both, in model units.
 
     Raises:
-        ValueError: the data are neither images nor points.
+        ValueError: the data are neither images, points nor fields.
     """
     if data.is_image:
         return [_images(data, *step) for step in steps]
     if data.is_point:
         decode = data.units.decode
-        decoded = [(title, decode(x.double()).numpy(), decode(x_0.double()).numpy()) for title, x, x_0 in steps]
-        return plots.film_frames(decoded, _known(data, decoded[0][1]), data.axes)
-    raise ValueError(f"a film shows images or points, not data of shape {data.shape}: switch it off")
+        points = [(title, decode(x.double()).numpy(), decode(x_0.double()).numpy()) for title, x, x_0 in steps]
+        return plots.film_frames(points, _known(data, points[0][1]), data.axes)
+    if data.is_field:
+        frames = [
+            (title, {"x_t": decoded(data, x[:8]), "x_0 estimate": decoded(data, x_0[:8])}) for title, x, x_0 in steps
+        ]
+        return plots.field_film(frames, plots.field_limits(frames[-1][1]["x_0 estimate"]))
+    raise ValueError(f"a film shows images, points or fields, not data of shape {data.shape}: switch it off")
 
 
 def _images(data: DataModule, title: str, x: Tensor, x_0: Tensor) -> NDArray[np.uint8]:

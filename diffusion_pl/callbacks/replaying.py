@@ -150,7 +150,9 @@ class _Witness(LeanCallback):
     def _look(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, Trainable)
         rank = self.share["rank"]
-        names = [f"{name} of the batch" for name, value in batch.items() if _bad(value)]
+        # NaN in a condition says that it is not given.
+        values = {name: value if name == "x" else value.nan_to_num(nan=0) for name, value in batch.items()}
+        names = [f"{name} of the batch" for name, value in values.items() if _bad(value)]
         with trainer.precision_plugin.train_step_context(), _watched(pl_module.network, names):
             loss, t = pl_module.losses(batch)
         if _bad(loss):

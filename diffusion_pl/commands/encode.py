@@ -31,7 +31,8 @@ def encode(
 
     Args:
         ckpt_path: Checkpoint, or folder of a run (its newest one).
-        path: Image or folder of images; of points, a table with the columns of the data, such as points.csv.
+        path: Image or folder of images; of points, a table with the columns of the data, such as points.csv; of fields,
+            a file of arrays with the axes of the data.
         output: Folder for the files, new or empty.
         sampler: Deterministic sampler, such as Heun or DDIM, its options as --sampler.order 3; None: the checkpoint's.
         grid: Grid of times, such as KarrasGrid, its options as --grid.rho 7; None: the sampler's.

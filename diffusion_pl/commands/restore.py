@@ -43,10 +43,11 @@ def restore(
 
     Args:
         ckpt_path: Checkpoint, or folder of a run (its newest one), of a model of images.
-        path: Image or folder of images, whole or degraded.
+        path: Image or folder of images, whole or degraded; of fields, a file of arrays with the axes of the data.
         task: Kind of degradation: inpaint (pixels outside the mask are missing), colorize (only the mean of the
             channels is known), upscale (only the means of blocks are known).
-        mask: Image that is white where pixels are known, for inpaint; None: the left half is known.
+        mask: Image that is white where pixels are known, for inpaint; of fields, an array above 0 there; None: the left
+            half is known.
         factor: Height and width of the blocks for upscale, in pixels, at least 1.
         method: Way to restore: replacement (the known part, noised, is put in its place at every time) or gradient (the
             estimate of the image is moved towards the known part; it differentiates the network).
@@ -79,10 +80,11 @@ def restore(
 
     pipeline, data = load_pipeline(ckpt_path, weights)
     if len(pipeline.shape) != 3:
-        raise ValueError(f"{ckpt_path} is a model of points: only images can be restored")
+        kind = "points" if data.is_point else f"data of shape {pipeline.shape}"
+        raise ValueError(f"{ckpt_path} is a model of {kind}: only images can be restored")
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
     pipeline = pipeline.to(device_of(accelerator))
-    known = None if task != "inpaint" else _known(pipeline.shape, None if mask is None else data.read(mask), mask)
+    known = None if task != "inpaint" else _known(pipeline.shape, None if mask is None else data.read_mask(mask))
     operator = _operator(task, pipeline.shape, known, factor, pipeline.device)
     x_0 = data.read(path)
     call = {
@@ -119,7 +121,7 @@ def restore(
         return folder.report
 
 
-def _known(shape: tuple[int, ...], mask: "Tensor | None", path: Path | None) -> "Tensor":
+def _known(shape: tuple[int, ...], mask: "Tensor | None") -> "Tensor":
     """1 where pixels are known, else 0: (1, 1, height, width); without a mask the left half is known."""
     import torch
 
@@ -127,9 +129,7 @@ def _known(shape: tuple[int, ...], mask: "Tensor | None", path: Path | None) -> 
         known = torch.zeros(1, 1, *shape[1:])
         known[..., : shape[2] // 2] = 1
         return known
-    if len(mask) != 1:
-        raise ValueError(f"{path}: give one mask, not a folder of {len(mask)}")
-    return (mask.mean(1, keepdim=True) > 0).float()
+    return mask.float()
 
 
 def _operator(
@@ -199,11 +199,9 @@ def _grid_rows(x_0: "Tensor", operator: "Operator", y: "Tensor", restored: "Tens
 
 def _write(data: Any, restored: "Tensor", rows: "Tensor", num_samples: int, title: str, stage: Path) -> list[Path]:
     """Write the restored images, and grid.png of the rows, into the folder `stage`; the files in order."""
-    from .. import plots
-    from ..callbacks.figures import write_samples
+    from ..callbacks.figures import write_restored, write_samples
 
     files = write_samples(data, restored, stage)
     columns = ["image", "known", *(f"restored {k + 1}" for k in range(num_samples))]
-    grid = plots.image_grid(data.units.to_uint8(rows).numpy(), len(columns), title=title, columns_named=columns)
-    plots.save_image(grid, stage / "grid.png")
+    write_restored(data, rows, columns, title, stage / "grid.png")
     return files

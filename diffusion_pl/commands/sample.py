@@ -40,10 +40,11 @@ def sample(
 ) -> "Report | None":
     """Draw samples from a checkpoint and write them in the units of its data.
 
-    Points are saved to samples.csv (with a header) and samples.png; images to a PNG each, and grid.png; samples.json
-    says how they were made.  Sample i is the same to the last bit for any number of samples, batches and processes; of
-    a model with classes the samples have the labels of all classes in turn, unless --cond.label is given.  A call that
-    was interrupted continues where it stopped when it is repeated.
+    Points are saved to samples.csv (with a header) and samples.png; images to a PNG each, and grid.png; fields to one
+    file in the format of the data, and samples.png; samples.json says how they were made.  Sample i is the same to the
+    last bit for any number of samples, batches and processes; of a model with classes the samples have the labels of
+    all classes in turn, unless --cond.label is given.  A call that was interrupted continues where it stopped when it
+    is repeated.
 
     Args:
         ckpt_path: Checkpoint, or folder of a run (its newest one); it contains the model and the options of the data.

@@ -4,6 +4,7 @@ from .arrays import Arrays
 from .base import DataModule
 from .cifar import CIFAR10
 from .digits import Digits
+from .fields import Fields
 from .folder import Folder
 from .hdf5 import HDF5
 from .hugging_face import HuggingFace
@@ -27,6 +28,7 @@ __all__ = [
     "Digits",
     "EightGaussians",
     "FashionMNIST",
+    "Fields",
     "Folder",
     "HuggingFace",
     "Images",

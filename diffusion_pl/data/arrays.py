@@ -22,7 +22,33 @@ from .stand_ins import stand_in_hint, tell_if_stand_in
 Order = Literal["NHWC", "NCHW"]
 
 
-class Stack:
+class ArrayRows:
+    """Rows of an array along its first axis; one on the disk stays there, in other processes too.
+
+    Args:
+        array: anything indexed like an array, (N, *).
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What another process is given: of an array on the disk, where it is; pickled, it would be all of its values.
+        mapped = isinstance(self.array, np.memmap) and self.array.filename is not None
+        return {**self.__dict__, "array": Path(self.array.filename) if mapped else self.array}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.array, Path):
+            self.array = np.load(self.array, mmap_mode="r", allow_pickle=False)
+
+    def read(self, sorted_indices: NDArray[np.int64]) -> NDArray[Any]:
+        """Rows at ascending indices."""
+        rows: NDArray[Any] = self.array[sorted_indices]
+        return rows
+
+
+class Stack(ArrayRows):
     """Images along the first axis of anything indexed like an array, read in one piece for a batch.
 
     Args:
@@ -35,25 +61,11 @@ class Stack:
     name, top = "", 65_535  # what to call it in messages, and white
 
     def __init__(self, array: Any, order: Order | None, labels: Tensor | None, size: tuple[int, int] | None) -> None:
-        self.array, self.order, self.labels, self.size = array, order, labels, size
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What another process is given: of an array on the disk, where it is; pickled, it would be all of its values.
-        mapped = isinstance(self.array, np.memmap) and self.array.filename is not None
-        return {**self.__dict__, "array": Path(self.array.filename) if mapped else self.array}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self.array, Path):
-            self.array = np.load(self.array, mmap_mode="r", allow_pickle=False)
+        super().__init__(array)
+        self.order, self.labels, self.size = order, labels, size
 
     def __len__(self) -> int:
         return int(self.array.shape[0])
-
-    def read(self, sorted_indices: NDArray[np.int64]) -> NDArray[Any]:
-        """Rows at ascending indices."""
-        rows: NDArray[Any] = self.array[sorted_indices]
-        return rows
 
     def __getitems__(self, indices: Tensor) -> Batch:
         # In ascending order and each once: files are read forwards, and HDF5 insists on it.
@@ -205,7 +217,8 @@ def describe(
             f"{name}: one image of shape {tuple(shape[1:])} is larger than {MAX_PIXELS:,} pixels of 4 channels"
         )
     if dtype.kind != "u" or dtype.itemsize > 2:
-        raise ValueError(f"{name}: images must be uint8 or uint16, got {dtype}{_advice(array)}")
+        fields = "; or train on the real numbers as they are: --data Fields" if dtype.kind == "f" else ""
+        raise ValueError(f"{name}: images must be uint8 or uint16, got {dtype}{_advice(array)}{fields}")
     if bits is not None and dtype.itemsize == 1:
         raise ValueError(f"{name}: bits is for uint16, and these are uint8: remove the option bits")
     axis_order = order_of(name, shape, order)
@@ -282,8 +295,8 @@ def choose(name: str, key: str | None, there: list[str], *others: str | None) ->
     return key
 
 
-def same_values(name: str, source: Source) -> Tensor | None:
-    """For each image in memory the index of the first with the same values: (n,); None if all differ."""
+def same_values(name: str, source: Source, what: str = "images") -> Tensor | None:
+    """For each example in memory the index of the first with the same values: (n,); None if all differ."""
     if not isinstance(source, Tensors):
         return None  # what is read from the disk as needed is not compared: it would have to be read whole
     first: dict[bytes, int] = {}
@@ -292,7 +305,7 @@ def same_values(name: str, source: Source) -> Tensor | None:
     copied = len(groups) - len(first)
     if not copied:
         return None
-    say(f"{name}: {copied} of {len(groups)} images are copies of others and stay in their split")
+    say(f"{name}: {copied} of {len(groups)} {what} are copies of others and stay in their split")
     return groups
 
 

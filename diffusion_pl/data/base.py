@@ -24,7 +24,8 @@ class DataModule(Recorded, LightningDataModule, ABC):
     """A data set in model units, and the way back to the units of the user's files.
 
     Batches are dictionaries: ``x`` of shape (B, *shape), float32, in model units (of order one), and one entry for each
-    condition, such as ``label`` of shape (B,), int64.
+    condition, such as ``label`` of shape (B,), int64.  Data with missing values have also ``observed``, bool, of the
+    shape of ``x``: where it is false, x is 0 and does not count in the loss.
 
     Whatever ``shape``, ``conditions`` and ``units`` need is in ``state_dict`` as plain values or tensors: a module
     rebuilt from its hyper-parameters and that state must decode samples on a machine where the data are not.
@@ -88,6 +89,11 @@ class DataModule(Recorded, LightningDataModule, ABC):
         """Whether examples are images: (C, height, width) with quantization levels, not latents."""
         return len(self.shape) == 3 and self.units.levels is not None
 
+    @property
+    def is_field(self) -> bool:
+        """Whether examples are continuous fields: (C, *sizes), 1 to 3 spatial axes, without quantization levels."""
+        return 2 <= len(self.shape) <= 4 and self.units.levels is None
+
     #: Names of the dimensions of points; empty: they have none.
     axes: tuple[str, ...] = ()
 
@@ -100,6 +106,11 @@ class DataModule(Recorded, LightningDataModule, ABC):
     def loaded(self) -> bool:
         """Whether `setup` has read the data."""
         return self._splits is not None
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """State of the checkpoint that was loaded; {} if there is none."""
+        return self._saved
 
     @property
     def saved_split(self) -> dict[str, Any]:
@@ -137,6 +148,10 @@ class DataModule(Recorded, LightningDataModule, ABC):
     def decode(self, x: Tensor) -> Tensor:
         """Model units -> units of the user's files (`units`). x: (*, *shape) -> the same shape."""
         return self.units.decode(x)
+
+    def decode_condition(self, name: str, value: Tensor) -> Tensor:
+        """Values of a condition as batches hold them -> the user's units. value: (N, *) -> the same shape."""
+        return value
 
     @abstractmethod
     def second_moment(self) -> float:
@@ -176,6 +191,17 @@ class DataModule(Recorded, LightningDataModule, ABC):
         Raises:
             ValueError: no such file, or other data than the model's.
         """
+
+    def read_mask(self, path: Path) -> Tensor:
+        """A mask for one example, true where its values are known: (1, 1, *sizes), bool.
+
+        Raises:
+            ValueError: no such file, several masks, or one of another size.
+        """
+        masks = self.read(path)
+        if len(masks) != 1:
+            raise ValueError(f"{path}: give one mask, not a folder of {len(masks)}")
+        return masks.mean(1, keepdim=True) > 0
 
     def array(self, x: Tensor) -> NDArray[Any]:
         """Samples (N, *) in model units as the values that their files hold."""

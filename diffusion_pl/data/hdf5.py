@@ -1,7 +1,5 @@
 """Images in an HDF5 file."""
 
-import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import ImageArrays, Stack, check_labels, conditions_of, describe, in_memory, order_of, same_values
+from .hdf5_files import HDF5Rows, dataset_of, open_hdf5
 from .images import Examples, Format
-from .opening import Unreadable, regular
 from .stand_ins import stand_in_hint, tell_if_stand_in
-
-CHUNK_CACHE = 256 * 2**20  # bytes for each process
 
 
 class HDF5(ImageArrays):
@@ -33,13 +29,13 @@ class HDF5(ImageArrays):
         path = Path(self.source).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"{self.source}: no such file. Fix: give --data.path FILE{stand_in_hint(path)}")
-        file = _opened(path)
+        file = open_hdf5(path)
         with file:
-            array = _dataset(file, self.dataset, self.source)
+            array = dataset_of(file, self.dataset, self.source)
             described = describe(self.source, array, self.order, self.size, self.bits)
             labels = None
             if self.label_name is not None:
-                values = _dataset(file, self.label_name, self.source)
+                values = dataset_of(file, self.label_name, self.source)
                 labels = check_labels(self.source, values, len(array), self.given_classes)
             order = order_of(self.source, array.shape, self.order)
             stack = FileStack(path, self.dataset, len(array), *described)
@@ -58,7 +54,7 @@ class HDF5(ImageArrays):
 
 
 class FileStack(Stack):
-    """A stack in a file, which every process opens for itself when it first reads.
+    """A stack in a file.
 
     Args:
         path: The file.
@@ -70,113 +66,11 @@ class FileStack(Stack):
 
     def __init__(self, path: Path, dataset: str, length: int, shape: tuple[int, int, int], levels: int) -> None:
         super().__init__(None, None, None, None)
-        self.path, self.dataset, self.length, self.shape, self.levels = path, dataset, length, shape, levels
-        self.process = 0  # which has opened the file
+        self.rows = HDF5Rows(path, dataset)
+        self.length, self.shape, self.levels = length, shape, levels
 
     def __len__(self) -> int:
         return self.length
 
     def read(self, sorted_indices: NDArray[np.int64]) -> NDArray[Any]:
-        # A worker must not read through a file that it has inherited open.
-        if self.array is None or self.process != os.getpid():
-            self.array, self.process = _rows(_dataset(_opened(self.path), self.dataset, str(self.path))), os.getpid()
-        if isinstance(self.array, np.memmap):
-            return self.array[sorted_indices]
-        # One read for each run of neighbours: with a list of indices h5py takes several times as long.
-        ends = [*np.flatnonzero(np.diff(sorted_indices) != 1).tolist(), len(sorted_indices) - 1]
-        rows, first = [self.array[:0]], 0
-        for last in ends if len(sorted_indices) else []:
-            begin, end = int(sorted_indices[first]), int(sorted_indices[last]) + 1
-            # A lone image by its number, which is h5py's fastest way.
-            rows.append(self.array[begin:end] if end - begin > 1 else self.array[begin][None])
-            first = last + 1
-        return np.concatenate(rows)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "array": None}  # an open file cannot be handed to another process
-
-
-def _rows(dataset: Any) -> Any:
-    """The dataset, past the HDF5 library if its rows follow one another in the file: a gather instead of reads."""
-    offset = dataset.id.get_offset()
-    if dataset.chunks is not None or offset is None or dataset.external or not dataset.dtype.isnative:
-        return dataset
-    return np.memmap(dataset.file.filename, dataset.dtype, "r", offset, dataset.shape)
-
-
-def _opened(path: Path) -> Any:
-    import h5py
-
-    try:
-        regular(path)
-        # Room for many unpacked chunks: a shuffled batch touches most of them, and the next one touches them again.
-        return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=100_003)
-    except (Unreadable, OSError) as error:
-        raise ValueError(f"{path}: not an HDF5 file, or damaged ({str(error)[:80]}): create it again") from None
-
-
-def _dataset(file: Any, name: str, where: str) -> Any:
-    """The dataset of this name, whose values are all in this file."""
-    import h5py
-
-    try:
-        entry = _follow(file, name, where)
-        if isinstance(entry, h5py.Dataset):
-            _check_saved(entry, name, where)
-    except ValueError:
-        raise
-    except Exception as error:  # damage makes the library raise nearly anything
-        raise ValueError(f"{where}: dataset {name!r} cannot be read ({str(error)[:80]}): create it again") from None
-    if not isinstance(entry, h5py.Dataset):
-        there: list[str] = []
-
-        def note(key: str, item: Any) -> int | None:
-            if isinstance(item, h5py.Dataset):
-                there.append(f"{key} {item.shape}")
-            return len(there) if len(there) == 20 else None  # ends the walk
-
-        file.visititems(note)
-        raise ValueError(f"{where}: has no dataset {name!r}: it has {', '.join(there) or 'none'}")
-    return entry
-
-
-def _follow(group: Any, name: str, where: str, links: int = 0) -> Any:
-    """What a path within the file leads to, None if to nothing; links to other files are not opened."""
-    import h5py
-
-    item = group.file if name.startswith("/") else group
-    for part in filter(None, name.split("/")):
-        link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
-        if isinstance(link, h5py.ExternalLink):
-            raise ValueError(
-                f"{where}: {name!r} leads to another file, {link.filename!r}, which is not read: set path to that file"
-            )
-        if isinstance(link, h5py.SoftLink):
-            if links > 20:
-                raise ValueError(f"{where}: {name!r} leads through more than 20 links: name the dataset itself")
-            item = _follow(item, link.path, where, links + 1)
-        else:
-            item = None if link is None else item[part]
-    return item
-
-
-def _check_saved(dataset: Any, name: str, where: str) -> None:
-    """Refuse a dataset whose values are elsewhere, or that was declared and not written: they would be made up."""
-    if dataset.external or dataset.is_virtual:
-        raise ValueError(
-            f"{where}: the values of dataset {name!r} are in other files (external storage or a virtual dataset), "
-            "which are not read: copy them into one file"
-        )
-    if dataset.shape is None or dataset.size == 0:
-        return  # `describe` and `check_labels` say so
-    saved = dataset.id.get_storage_size()
-    if dataset.chunks is None:
-        missing = saved < dataset.nbytes
-    else:
-        chunks = math.prod(-(-side // chunk) for side, chunk in zip(dataset.shape, dataset.chunks, strict=True))
-        missing = dataset.id.get_num_chunks() < chunks
-    if missing:
-        raise ValueError(
-            f"{where}: dataset {name!r} declares shape {dataset.shape}, {dataset.nbytes / 2**30:,.3g} GiB, and only a "
-            f"part of it is in the file ({saved:,} bytes): write all of it"
-        )
+        return self.rows.read(sorted_indices)

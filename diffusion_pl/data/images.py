@@ -2,7 +2,6 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,11 +13,10 @@ from torch import Tensor
 
 from ..conditions import Condition, Conditions, class_count, class_names, from_plain, label, to_plain
 from .augmentation import HorizontalFlip, NonLeaky, warped
-from .base import SPLITS, DataModule, check_fraction, tell_differences
 from .decoding import read_images, save_png
-from .identity import differences, identity, keys_of
-from .loader import Batch, Source, Subset
-from .splits import divide
+from .indexed import Examples as Examples
+from .indexed import Indexed
+from .loader import Batch
 from .units import Levels
 
 
@@ -44,24 +42,7 @@ class Format(NamedTuple):
         return {name: condition._replace(names=()) for name, condition in self.conditions.items()}
 
 
-class Examples(NamedTuple):
-    """The images of a data set.
-
-    train: sources of {"x": integers 0 … levels − 1, (B, C, H, W)} and the conditions, such as {"label": int64, (B,)};
-    what is held out for validation, and for testing unless ``test`` is there, is taken of it;  labels: (n,) of
-    ``train``, for the stratified split, None without classes;  test: the set's own test split;  groups: (n,) int64 of
-    ``train``, images with the same number (copies of one file) stay in one split, None: each is a group of
-    its own;  names: of the n images of ``train``, such as paths within a folder, None: their numbers.
-    """
-
-    train: Source
-    labels: Tensor | None = None
-    test: Source | None = None
-    groups: Tensor | None = None
-    names: Sequence[str] | None = None
-
-
-class Images(DataModule):
+class Images(Indexed):
     """Images as (C, H, W) arrays of integers 0 … L − 1, in model units  x = 2 v / (L − 1) − 1  in [−1, 1] (`Levels`).
 
     Integers travel to the device and are scaled there. The held-out parts are drawn by a seeded split of every class;
@@ -75,12 +56,8 @@ class Images(DataModule):
         augment: Probability of each change of training images, which the network gets as a condition, 0.12 in EDM:
             zoom, rotation, stretch, shift, upside down; mirror images with probability ½.  For NCSNpp with augment_dim
             9.  0: none.
-        test_fraction: Fraction to hold out for testing, in [0, 1); with 0 the validation images serve.
-        workers: Processes that read ahead where images are not in memory.
-        kwargs: Of `DataModule`: batch_size, val_fraction, repeats, seed.
+        kwargs: Of `Indexed` and `DataModule`: test_fraction, workers, batch_size, val_fraction, repeats, seed.
     """
-
-    grows = True
 
     def __init__(
         self,
@@ -88,35 +65,20 @@ class Images(DataModule):
         *,
         horizontal_flip: bool = False,
         augment: float = 0.0,
-        test_fraction: float = 0.0,
-        workers: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(source, **kwargs)
         name = type(self).__name__
-        check_fraction(name, "test_fraction", test_fraction)
-        if self.val_fraction + test_fraction >= 1:
-            raise ValueError(
-                f"{name}: val_fraction + test_fraction must be below 1, got {self.val_fraction + test_fraction}"
-            )
-        if workers < 0:
-            raise ValueError(f"{name}: workers must be at least 0, got {workers}")
         if augment and horizontal_flip:
             raise ValueError(f"{name}: augment mirrors images itself: give horizontal_flip: false")
         self.augmentation = HorizontalFlip() if horizontal_flip else None
         if augment:
             self.augmentation = NonLeaky(augment)
-        self.test_fraction, self.workers = test_fraction, workers
         self._format: Format | None = None
-        self._class_counts: list[int] | None = None
 
     @abstractmethod
     def inspect(self) -> Format:
         """Shape, conditions and levels, read from a header or the first image."""
-
-    @abstractmethod
-    def examples(self) -> Examples:
-        """All images; called once, by ``setup``."""
 
     @property
     def format(self) -> Format:
@@ -138,10 +100,6 @@ class Images(DataModule):
     def units(self) -> Levels:
         return Levels(self.format.levels)
 
-    @property
-    def class_counts(self) -> list[int] | None:
-        return self._class_counts
-
     def setup(self, stage: str | None = None) -> None:
         """Read or index the images and split them; say where they are others than the checkpoint's."""
         if self._splits is not None or stage == "predict":  # samples are drawn without data
@@ -152,37 +110,7 @@ class Images(DataModule):
             self._same(current)
             if self.format.names is None:
                 self._format = current
-        if self._examples is None:
-            self._examples = self.examples()
-        train, labels, test, groups, names = self._examples
-        fractions = self.val_fraction, 0.0 if test else self.test_fraction
-        parts, self._drawn = divide(
-            len(train), names, labels, groups, fractions, self.seed, grows=self.grows, saved=self._saved
-        )
-        if not len(parts[0]):
-            raise ValueError(f"{self.source}: {len(train)} image(s) leave none to train on. Fix: lower val_fraction")
-        rest, val, held_out = (Subset(train, part) for part in parts)
-        self._splits = rest, val, test or (held_out if len(held_out) else val)
-        classes = class_count(self.conditions)
-        if classes is not None and labels is not None:
-            self._class_counts = labels[parts[0]].bincount(minlength=classes).tolist()
-        if "identity" in self._saved:
-            changes = differences(self._saved["identity"], keys_of(names, len(train)), names is not None, train)
-            tell_differences(self.source, changes)
-
-    @property
-    def splits(self) -> tuple[Source, Source, Source]:
-        """Training, validation and test images, as integers."""
-        if self._splits is None:
-            raise RuntimeError(f"{self.source}: the data are not set up: call setup() first")
-        splits: tuple[Source, Source, Source] = self._splits
-        return splits
-
-    def part(self, split: str) -> Source:
-        return self.splits[SPLITS.index(split)]
-
-    def stored(self, indices: Tensor) -> Batch:
-        return self.splits[0].__getitems__(indices)
+        self.divide()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scale, and change as `NonLeaky` drew, on the device."""
@@ -237,13 +165,7 @@ class Images(DataModule):
     def state_dict(self) -> dict[str, Any]:
         shape, conditions, levels = self.format
         state = {"shape": list(shape), "conditions": to_plain(conditions), "levels": levels}
-        state["class_counts"] = self._class_counts
-        if self._examples is None:  # the data were not read
-            return {**state, **self.saved_split}
-        if self._identity is None:
-            train, names = self._examples.train, self._examples.names
-            self._identity = identity(keys_of(names, len(train)), names is not None, train)
-        return {**state, "split": self._drawn, "identity": self._identity}
+        return {**state, **self.record()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the format, the names of the classes and the split of a checkpoint, before or after ``setup``."""

@@ -72,22 +72,26 @@ class Levels(Units):
 
 
 class Standardized(Units):
-    """Real numbers, in model units  x = (v − mean) / std  with zero mean and unit variance on each axis.
+    """Real numbers, in model units  x = (v − mean) / std  with zero mean and unit variance on each axis or channel.
+
+    `decode` of float64 returns the float32 that `encode` of float64 was given, up to one unit in the last place of the
+    larger of value and mean.
 
     Args:
-        mean: (D,), float64, in the user's units.
-        std: (D,), float64, in the user's units.
+        mean: float64, in the user's units, of a shape that broadcasts to one example: (D,) of points, (C, 1, …) of
+            fields.
+        std: the same.
     """
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         self.mean, self.std = mean, std
 
     def encode(self, x: Tensor) -> Tensor:
-        """User's units -> model units, in the type of x. x: (*, D)."""
+        """User's units -> model units, in the type of x. x: (*, *shape)."""
         return (x - self.mean.to(x)) / self.std.to(x)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Model units -> user's units, in the type of x. x: (*, D)."""
+        """Model units -> user's units, in the type of x. x: (*, *shape)."""
         return x * self.std.to(x) + self.mean.to(x)
 
 

@@ -37,6 +37,10 @@ class Unknown(DataModule):
     def units(self) -> Units:
         return ModelUnits()
 
+    @property
+    def is_field(self) -> bool:
+        return False  # nothing is known of the values
+
     def write(self, x: Tensor, folder: Path) -> list[Path]:
         return self.write_npz(x, folder)
 

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..conditions import of_batch
 from ..data import DataModule
 from ..likelihood import ChainBound, ContinuousBound, FlowLikelihood, bits_per_dim, dequantized, width
 from ..pipeline import Pipeline
@@ -37,8 +38,21 @@ def block_of(pipeline: Pipeline, data: DataModule, split: str, number: int) -> B
     present = torch.arange(numbers.start, min(numbers.stop, len(source)))
     batch = data.on_after_batch_transfer(source.__getitems__(present), 0)
     fill = torch.arange(size).clamp(max=len(present) - 1)
+    _refuse_missing(batch, split)
     full = {name: value[fill].to(pipeline.device) for name, value in batch.items()}
-    return Block(numbers, full.pop("x"), full)
+    return Block(numbers, full["x"], of_batch(full))
+
+
+def refuse_missing(data: DataModule, split: str) -> None:
+    """Raise ValueError if a split has missing values: its likelihood is not defined."""
+    if "observed" in next(data.batches(split, 1)):
+        for batch in data.batches(split, 100):
+            _refuse_missing(batch, split)
+
+
+def _refuse_missing(batch: Mapping[str, Tensor], split: str) -> None:
+    if "observed" in batch and not batch["observed"].all():
+        raise ValueError(f"the {split} split has missing values, of which a likelihood is not defined: fill them")
 
 
 def count(data: DataModule, split: str, most: int | None) -> int:

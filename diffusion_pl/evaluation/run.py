@@ -30,7 +30,7 @@ from ..runtime.provenance import describe
 from ..runtime.startup import say
 from ..runtime.storage import write_json
 from .features import Features, Reference, note_of, read_reference, reference_rows, write_reference
-from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, unit_of
+from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, refuse_missing, unit_of
 from .plan import Plan
 from .report import row
 from .results import Result, SampleResult
@@ -184,6 +184,8 @@ class Evaluation:
             data.setup("fit")
         for split in splits:
             next(data.batches(split, 1))  # an empty one is an error now, not after the sampling
+        if self.of_data:
+            refuse_missing(data, plan.likelihood_split)
         self.made_with = {"extractor": self.extractor, "shape": list(data.shape), "levels": data.units.levels}
         self.reference = None if plan.reference is None else read_reference(plan.reference, self.made_with)
         self.bound = plan.bound.on(pipeline.schedule, CHAIN_STEPS) if "elbo" in self.of_data else plan.bound

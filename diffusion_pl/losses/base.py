@@ -36,6 +36,7 @@ class Loss(Recorded, nn.Module, ABC):
         x_0: Tensor,
         cond: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
+        observed: Tensor | None = None,
     ) -> Losses:
         """Losses of a batch.
 
@@ -44,6 +45,7 @@ class Loss(Recorded, nn.Module, ABC):
             x_0: (B, *).
             cond: conditions of the network by name, (B, *) each; None: none.
             generator: of t, ε and whatever else is random; None: torch's global one.
+            observed: (B, *), bool: values of x_0 that count; None: all.
         """
 
     def check_conditions(self, conditions: Conditions) -> None:

@@ -77,12 +77,14 @@ class DenoisingLoss(Loss):
         x_0: Tensor,
         cond: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
+        observed: Tensor | None = None,
     ) -> Losses:
         cond = dict(cond or {})
         if self.times_per_sample > 1:
             # Whole copies one after the other, so that stratified times spread over each of them.
             x_0 = torch.cat([x_0] * self.times_per_sample)
             cond = {name: torch.cat([value] * self.times_per_sample) for name, value in cond.items()}
+            observed = None if observed is None else torch.cat([observed] * self.times_per_sample)
         t, importance = self.times(denoiser.schedule, x_0, generator)
         eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
         if self.coupling is not None:
@@ -99,8 +101,10 @@ class DenoisingLoss(Loss):
             error = output - denoiser.parameterization.target(kernel, x_0, eps)
             c_out = denoiser.parameterization.c_out(kernel)
             weight = self.weighting(denoiser.schedule, t, kernel, c_out) * c_out.square()
-            loss = mean_data(weight * error.square())
+            loss = mean_data(weight * error.square(), observed)
         if self.variance is not None:
+            if observed is not None:
+                raise ValueError("VarianceBound counts all values of an example: take it out, or fill missing values")
             prediction = denoiser.parameterization.predict(kernel, x_t, output)._replace(v=v)
             loss = loss + self.variance(denoiser.schedule, x_0, x_t, t, prediction)
         if denoiser.training:

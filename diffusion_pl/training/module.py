@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..conditions import Conditions, class_count
+from ..conditions import Conditions, class_count, of_batch
 from ..denoisers import Denoiser, NetworkDenoiser, NoiseInput, Parameterization
 from ..losses import Loss, Losses
 from ..pipeline import Pipeline
@@ -102,8 +102,10 @@ class DiffusionModule(Trainable):
         return self.denoiser.schedule
 
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
-        """The loss of each example, at random times; what is in the batch besides x conditions the network."""
-        losses: Losses = self.loss(self.denoiser, batch["x"], _cond(batch), generator)
+        """The loss of each example, at random times; missing values (`observed` is false) do not count."""
+        # As an option only where there are missing values: a loss of the user's own need not know of them.
+        missing = {"observed": batch["observed"]} if "observed" in batch else {}
+        losses: Losses = self.loss(self.denoiser, batch["x"], of_batch(batch), generator, **missing)
         return losses
 
     def on_fit_start(self) -> None:
@@ -173,8 +175,3 @@ class DiffusionModule(Trainable):
 
 def _same(x: Tensor) -> Tensor:
     return x
-
-
-def _cond(batch: Batch) -> dict[str, Any]:
-    """What the network is conditioned on: everything in the batch but x."""
-    return {name: value for name, value in batch.items() if name != "x"}
