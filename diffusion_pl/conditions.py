@@ -6,7 +6,8 @@ shape of one value says its kind:
     ()              label       int64, a class number in 0 … classes − 1; −1: none
     (D,)            vector      such as physical parameters
     (L, D)          sequence    such as the embeddings of a text's tokens
-    (C, *sizes)     image       of the same sizes as x, along 1 to 3 spatial axes
+    (C, *sizes)     image       of the same sizes as x, along 2 or 3 spatial axes
+    (C, L)          image       along 1 spatial axis, if `Condition.image` says so
 
 Of the last three, NaN stands for "not given": the whole value, a token of a sequence, a pixel of an image.
 """
@@ -26,17 +27,18 @@ class Condition(NamedTuple):
     """One condition of a model.
 
     shape: of one example's value, without the batch;  classes: of a label, else None;  names: of the classes, in their
-    order, or () if they have none.
+    order, or () if they have none;  image: a value of shape (C, L) is an image along one spatial axis and no sequence.
     """
 
     shape: tuple[int, ...] = ()
     classes: int | None = None
     names: tuple[str, ...] = ()
+    image: bool = False
 
     @property
     def kind(self) -> str:
         """label, vector, sequence or image."""
-        return KINDS[min(len(self.shape), 3)]
+        return "image" if self.image else KINDS[min(len(self.shape), 3)]
 
 
 Conditions = Mapping[str, Condition]
@@ -68,13 +70,22 @@ def class_names(conditions: Conditions) -> list[str] | None:
 def to_plain(conditions: Conditions) -> dict[str, Any]:
     """Conditions as plain values, as a checkpoint keeps them: {"label": {"shape": [], "classes": 2, "names": […]}}."""
     return {
-        name: {"shape": list(c.shape), "classes": c.classes, "names": list(c.names)} for name, c in conditions.items()
+        name: {
+            "shape": list(c.shape),
+            "classes": c.classes,
+            "names": list(c.names),
+            **({"image": True} if c.image else {}),
+        }
+        for name, c in conditions.items()
     }
 
 
 def from_plain(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Condition]:
     """The inverse of `to_plain`."""
-    return {name: Condition(tuple(c["shape"]), c["classes"], tuple(c["names"])) for name, c in plain.items()}
+    return {
+        name: Condition(tuple(c["shape"]), c["classes"], tuple(c["names"]), c.get("image", False))
+        for name, c in plain.items()
+    }
 
 
 def null(value: Tensor) -> Tensor:
