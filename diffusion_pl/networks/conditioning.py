@@ -5,8 +5,8 @@
     image      as it is, and a mask of what is given     concatenated to x
     sequence   linear, SiLU, linear of each token        attended to (`cross_attention`)
 
-What is not given (−1 or NaN, see `conditions.null`) has a learned embedding of its own: a class, a vector or a token.  In
-an image it is 0, and so is the mask.
+What is not given (−1 or NaN, see `conditions.null`) has a learned embedding: a class, a vector, a token.  In an image
+it is 0, and so is the mask.
 """
 
 from collections.abc import Mapping
@@ -15,27 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conditions import KINDS, Condition, Conditions
+from ..conditions import KINDS, Conditions, class_count
 from .cross_attention import Context
+from .layers import by
 
 
-def check_kinds(network: str, conditions: Conditions, kinds: tuple[str, ...]) -> None:
-    """Raise ValueError for a condition of a kind that a network does not embed.
+def check_kinds(network: str, conditions: Conditions, kinds: tuple[str, ...], label_only: bool = False) -> None:
+    """Raise ValueError for a condition that a network does not embed.
 
     Args:
         network: Name for messages.
         conditions: Of the data.
-        kinds: Which it embeds.  A condition that is named label is one.
+        kinds: Which kinds it embeds.  A condition that is named label is one.
+        label_only: Whether it embeds the condition named label and no other.
     """
+    only = "one that is named label and is a class number" if label_only else f"those of kind {', '.join(kinds)}"
     for name, condition in conditions.items():
-        if condition.kind not in kinds or (name == "label" and condition.kind != "label"):
+        misnamed = name == "label" and condition.kind != "label"
+        if condition.kind not in kinds or misnamed or (label_only and name != "label"):
+            only = "a class number under the name label" if misnamed else only
             raise ValueError(
                 f"{network}: cannot embed the condition {name} (a {condition.kind} of shape {condition.shape}), only "
-                f"{', '.join(kinds)}; the name label is that of a class number. Fix: take another network, or data "
-                "without it"
+                f"{only}. Fix: take another network, or data without it"
             )
-        if condition.kind == "label":
-            _classes(network, name, condition)
+        if condition.kind == "label" and (condition.classes is None or condition.classes < 1):
+            raise ValueError(f"{network}: {name}: classes must be at least 1, got {condition.classes}")
 
 
 def label_classes(network: str, conditions: Conditions | None) -> int | None:
@@ -48,14 +52,8 @@ def label_classes(network: str, conditions: Conditions | None) -> int | None:
     Raises:
         ValueError: a condition of another kind or name, or a label without classes.
     """
-    for name, condition in (conditions or {}).items():
-        if name != "label" or condition.kind != "label":
-            raise ValueError(
-                f"{network}: cannot embed the condition {name} (a {condition.kind} of shape {condition.shape}), only "
-                "one that is named label and is a class number. Fix: take another network, or data without it"
-            )
-    label = (conditions or {}).get("label")
-    return None if label is None else _classes(network, "label", label)
+    check_kinds(network, conditions or {}, ("label",), label_only=True)
+    return class_count(conditions or {})
 
 
 def predicted_classes(network: str, conditions: Conditions) -> int:
@@ -70,13 +68,9 @@ def predicted_classes(network: str, conditions: Conditions) -> int:
     """
     if "label" not in conditions or conditions["label"].kind != "label":
         raise ValueError(f"{network}: predicts the condition label, the data have {', '.join(conditions) or 'none'}")
-    return _classes(network, "label", conditions["label"])
-
-
-def _classes(network: str, name: str, label: Condition) -> int:
-    if label.classes is None or label.classes < 1:
-        raise ValueError(f"{network}: {name}: classes must be at least 1, got {label.classes}")
-    return label.classes
+    classes = label_classes(network, {"label": conditions["label"]})
+    assert classes is not None
+    return classes
 
 
 class LabelEmbedding(nn.Module):
@@ -187,8 +181,8 @@ class Conditioning(nn.Module):
                 self.channels += condition.shape[0] + 1
                 if condition.shape[1:] != tuple(shape[1:]):
                     raise ValueError(
-                        f"{network}: the condition {name} is an image of size {_by(condition.shape[1:])}, expected "
-                        f"that of the data, {_by(shape[1:])}. Fix: resize it"
+                        f"{network}: the condition {name} is an image of size {by(condition.shape[1:])}, expected "
+                        f"that of the data, {by(shape[1:])}. Fix: resize it"
                     )
             else:
                 self.embeddings[f"{condition.kind}_{name}"] = ValueEmbedding(condition.shape[-1], width)
@@ -258,7 +252,3 @@ class Conditioning(nn.Module):
             tokens += [embedded, null]
             given += [here, ~here.any(1, keepdim=True)]
         return Context(torch.cat(tokens, 1), torch.cat(given, 1)) if tokens else None
-
-
-def _by(sizes: tuple[int, ...]) -> str:
-    return "x".join(map(str, sizes))

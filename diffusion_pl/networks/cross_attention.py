@@ -76,4 +76,5 @@ class CrossAttentionBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor, context: Context | None) -> Tensor:
         assert context is not None
         attended = self.attend(x.flatten(2).transpose(1, 2), context)
-        return x + attended.transpose(1, 2).reshape(x.shape)
+        y: Tensor = x + attended.transpose(1, 2).reshape(x.shape)
+        return y

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 #: Classes and functions by the number of spatial axes.
-CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONV: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 AVG_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -21,7 +21,7 @@ NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")
 
 def shrink(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     """Means over blocks of so many values along each spatial axis. x: (B, C, *sizes) -> (B, C, *sizes / strides)."""
-    y: Tensor = AVG_POOL[len(strides)](x, strides)  # type: ignore[operator]
+    y: Tensor = AVG_POOL[len(strides)](x, strides)
     return y
 
 
@@ -87,12 +87,13 @@ def check_sizes(
         listed = " and ".join([", ".join(names[:-1]), names[-1]] if axes > 1 else names)
         multiple = "a multiple" if axes == 1 else "multiples"
         raise ValueError(
-            f"{network}: {listed} must be {multiple} of {max(divisors)}, got {_by(sizes)}{of}: "
-            f"the nearest valid size is {_by(nearest)}; resize the data to it or {remedy}"
+            f"{network}: {listed} must be {multiple} of {max(divisors)}, got {by(sizes)}{of}: "
+            f"the nearest valid size is {by(nearest)}; resize the data to it or {remedy}"
         )
 
 
-def _by(sizes: Sequence[int]) -> str:
+def by(sizes: Sequence[int]) -> str:
+    """Sizes as in messages: 8x16."""
     return "x".join(map(str, sizes))
 
 

@@ -1,4 +1,4 @@
-"""Parts of DDPM++ and NCSN++: blocks, made from the options that all of them share, and the join of the input pyramid."""
+"""Parts of DDPM++ and NCSN++: blocks, made from the options that they share, and the join of the input pyramid."""
 
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,7 @@
 """Building blocks of the residual U-Nets: initialisation, attention, residual blocks, resampling.
 
-Every block maps (x: (B, C, *sizes), time features: (B, width)) to data of the same sizes along 1 to 3 spatial axes, or of
-half or twice these sizes.
+Every block maps (x: (B, C, *sizes), time features: (B, width)) to data of the same sizes along 1 to 3 spatial axes, or
+of half or twice these sizes.
 """
 
 import math

@@ -118,8 +118,9 @@ class UNet(nn.Module):
         norm = partial(group_norm, groups=groups, eps=norm_eps)
 
         def block(channels: int, out: int) -> ResBlock:
-            options = {"time_scales": time_scales, "norm": norm, "axes": axes}
-            return ResBlock(channels, out, time_width, activation, dropout, conv_shortcut, **options)
+            return ResBlock(
+                channels, out, time_width, activation, dropout, conv_shortcut, False, 0.0, time_scales, norm, axes
+            )
 
         def attention(channels: int, up: bool = False) -> list[nn.Module]:
             number = up_heads if up and up_heads is not None else heads
