@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -275,3 +275,102 @@ def test_conditions_that_do_not_fit_are_one_line(make: Callable[[], Any], messag
 
 def batch() -> tuple[Tensor, Tensor]:
     return torch.zeros(3, *SHAPE), torch.zeros(3)
+
+
+class Linear(NamedTuple):
+    """x = A y + s n, with y and n of unit variance: everything about x given y or x + σ e is known.
+
+    map: A, (numbers of x, numbers of y);  spread: s;  shape, condition: of x and y.
+    """
+
+    map: Tensor
+    spread: float
+    shape: tuple[int, ...]
+    condition: Condition
+
+    def draw(self, n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+        """x and the numbers of y, (n, ·)."""
+        y = torch.randn(n, self.map.shape[1], generator=g)
+        return y @ self.map.T + self.spread * torch.randn(n, self.map.shape[0], generator=g), y
+
+    def mean(self, x_t: Tensor, y: Tensor, sigma: Tensor) -> Tensor:
+        """E[x | x_t, y] for x_t = x + σ e. x_t: (n, ·), sigma: (n, 1)."""
+        return (y @ self.map.T * sigma**2 + x_t * self.spread**2) / (sigma**2 + self.spread**2)
+
+    def mean_without(self, x_t: Tensor, sigma: float) -> Tensor:
+        """E[x | x_t]."""
+        cov = self.map @ self.map.T + self.spread**2 * torch.eye(len(self.map))
+        return torch.linalg.solve(cov + sigma**2 * torch.eye(len(cov)), cov @ x_t.T).T
+
+    def value(self, y: Tensor) -> Tensor:
+        """The condition whose numbers are y; a token is one of them, and which one."""
+        if self.condition.kind != "sequence":
+            return y.unflatten(1, self.condition.shape)
+        return torch.cat((y[:, :, None], torch.eye(y.shape[1]).expand(len(y), -1, -1)), 2)
+
+
+LINE = 0.6 * torch.eye(8) + 0.4 * torch.eye(8).roll(1, 0).tril() - 0.3 * torch.eye(8).roll(-2, 0).triu()
+HALVES = 0.8 * torch.eye(2).repeat_interleave(4, 0).flip(1)
+CASES = {
+    "vector, MLP": (
+        partial(MLP, width=48, depth=2),
+        Linear(torch.tensor([[0.8, -0.3, 0.0], [0.2, 0.5, 0.6]]), 0.4, (2,), Condition((3,))),
+    ),
+    "sequence, MLP": (
+        partial(MLP, width=48, depth=2),
+        Linear(torch.tensor([[0.8, -0.3, 0.0], [0.2, 0.5, 0.6]]), 0.4, (2,), Condition((3, 4))),
+    ),
+    "image, UNet": (
+        partial(UNet, nf=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), dropout=0.0),
+        Linear(LINE, 0.4, (1, 8), Condition((1, 8), image=True)),
+    ),
+    "sequence, UNet": (
+        partial(UNet, nf=16, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), dropout=0.0),
+        Linear(torch.full((8, 3), 0.5), 0.4, (1, 8), Condition((3, 4))),
+    ),
+    "sequence, DiT": (
+        partial(DiT, patch_size=2, width=32, depth=2, heads=2),
+        Linear(HALVES, 0.4, (1, 8), Condition((2, 3))),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "joint"),
+    [pytest.param(*case, id=name, marks=[] if "MLP" in name else pytest.mark.slow) for name, case in CASES.items()],
+)
+def test_a_trained_network_has_the_conditional_mean(make: Factory, joint: Linear) -> None:
+    """And the unconditional one without the condition, which a fifth of the training examples lack."""
+    torch.manual_seed(0)
+    g = torch.Generator().manual_seed(1)
+    network = make(joint.shape, {"y": joint.condition})
+    steps = 600
+    optimizer = torch.optim.Adam(network.parameters(), lr=4e-3)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
+
+    def ask(x_t: Tensor, sigma: Tensor, value: Tensor) -> Tensor:
+        y: Tensor = network((x_t / (1 + sigma**2).sqrt()).unflatten(1, joint.shape), 3 * sigma.flatten(), y=value)
+        return y.flatten(1)
+
+    for _ in range(steps):
+        x, y = joint.draw(192, g)
+        sigma = torch.where(torch.rand(len(x), 1, generator=g) < 0.5, 1.0, 3.0)
+        value = joint.value(y)
+        value[torch.rand(len(x), generator=g) < 0.2] = NAN
+        x_t = x + sigma * torch.randn(x.shape, generator=g)
+        loss = (ask(x_t, sigma, value) - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+
+    x, y = joint.draw(2000, g)
+    for level in (1.0, 3.0):
+        sigma = torch.full((len(x), 1), level)
+        x_t = x + sigma * torch.randn(x.shape, generator=g)
+        exact, without = joint.mean(x_t, y, sigma), joint.mean_without(x_t, level)
+        gain = (exact - without).square().mean()  # what the condition is worth
+        with torch.no_grad():
+            given, dropped = ask(x_t, sigma, joint.value(y)), ask(x_t, sigma, null(joint.value(y)))
+        assert (given - exact).square().mean() < 0.05 * gain
+        assert (dropped - without).square().mean() < 0.1 * gain
