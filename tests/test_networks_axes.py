@@ -127,7 +127,7 @@ def test_every_parameter_is_trained_along_other_axes(make: Factory, shape: tuple
 
 
 @pytest.mark.parametrize("make", [unet, ncsnpp, NETWORKS["DiT"]], ids=["UNet", "DDPM++", "DiT"])
-def test_checkpointing_of_volumes_saves_memory_and_changes_nothing(make: Factory) -> None:
+def test_checkpointing_saves_memory_and_changes_nothing(make: Factory) -> None:
     kept, gradients, outputs = [], [], []
     for checkpointing in (False, True):
         network = stirred(partial(make, checkpointing=checkpointing), (2, 8, 8, 8)).train()
