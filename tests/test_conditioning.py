@@ -14,7 +14,7 @@ from diffusion_pl.networks import MLP, ConvUNet, DiT, NCSNpp, UNet
 from diffusion_pl.networks.cross_attention import Context, CrossAttention, CrossAttentionBlock
 
 NAN = float("nan")
-small = {"nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "dropout": 0.0}
+small: dict[str, Any] = {"nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "dropout": 0.0}
 MAKE: dict[str, tuple[Factory, tuple[int, ...]]] = {
     "MLP": (partial(MLP, width=16), (3,)),
     "UNet": (partial(UNet, attn_resolutions=(4,), **small), (3, 8, 8)),
@@ -295,17 +295,19 @@ class Linear(NamedTuple):
 
     def mean(self, x_t: Tensor, y: Tensor, sigma: Tensor) -> Tensor:
         """E[x | x_t, y] for x_t = x + σ e. x_t: (n, ·), sigma: (n, 1)."""
-        return (y @ self.map.T * sigma**2 + x_t * self.spread**2) / (sigma**2 + self.spread**2)
+        mean: Tensor = (y @ self.map.T * sigma**2 + x_t * self.spread**2) / (sigma**2 + self.spread**2)
+        return mean
 
     def mean_without(self, x_t: Tensor, sigma: float) -> Tensor:
         """E[x | x_t]."""
         cov = self.map @ self.map.T + self.spread**2 * torch.eye(len(self.map))
-        return torch.linalg.solve(cov + sigma**2 * torch.eye(len(cov)), cov @ x_t.T).T
+        mean: Tensor = torch.linalg.solve(cov + sigma**2 * torch.eye(len(cov)), cov @ x_t.T).T
+        return mean
 
     def value(self, y: Tensor) -> Tensor:
         """The condition whose numbers are y; a token is one of them, and which one."""
         if self.condition.kind != "sequence":
-            return y.unflatten(1, self.condition.shape)
+            return y.view(-1, *self.condition.shape)
         return torch.cat((y[:, :, None], torch.eye(y.shape[1]).expand(len(y), -1, -1)), 2)
 
 

@@ -6,6 +6,7 @@ slice and zeros elsewhere.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from diffusion_pl.networks.layers import CONV
 from diffusion_pl.networks.resnet import Downsample, Upsample
 
 TIME = torch.zeros(1, 1)
-small = {"nf": 8, "ch_mult": (1, 2, 2), "num_res_blocks": 1, "dropout": 0.0}
-unet, ncsnpp = partial(UNet, attn_resolutions=(), **small), partial(NCSNpp, attn_resolutions=(), **small)
+small: dict[str, Any] = {"nf": 8, "ch_mult": (1, 2, 2), "num_res_blocks": 1, "dropout": 0.0}
+unet: Factory = partial(UNet, attn_resolutions=(), **small)
+ncsnpp: Factory = partial(NCSNpp, attn_resolutions=(), **small)
 NETWORKS: dict[str, Factory] = {
     "UNet": unet,
     "UNet around": partial(unet, padding="around", conv_shortcut=True, fourier=(1,), time_scales=True),
