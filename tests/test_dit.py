@@ -94,7 +94,7 @@ def test_patches_come_back_to_where_they_were() -> None:
 
 
 def test_positions_are_distinct_and_separate_rows_from_columns() -> None:
-    grid = positions(6, 9, 16)
+    grid = positions((6, 9), 16)
     flat = grid.flatten(0, 1)
     distance = torch.cdist(flat, flat) + 9 * torch.eye(54)
     assert distance.min() > 0.1

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from diffusion_pl.networks import Fourier, NCSNpp
 from diffusion_pl.networks.biggan import BigGANBlock
-from diffusion_pl.networks.fir import FIR, Down, Mean2x2, Up
-from diffusion_pl.networks.ncsnpp import Combine
+from diffusion_pl.networks.fir import FIR, Down, Mean, Up
+from diffusion_pl.networks.ncsnpp_parts import Combine
 from diffusion_pl.networks.resnet import AttentionBlock, ResBlock
 
 small = partial(NCSNpp, nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0)
@@ -134,16 +134,16 @@ def test_convolution_is_after_the_downfilter_before_the_upfilter() -> None:
 
 def test_channels_change_by_convolution_only() -> None:
     for layer in (Down, Up):
-        assert layer(Mean2x2(), 3, 5, True)(torch.zeros(1, 3, 4, 4), TIME).shape[1] == 5
+        assert layer(Mean(), 3, 5, True)(torch.zeros(1, 3, 4, 4), TIME).shape[1] == 5
         with pytest.raises(ValueError, match="3 -> 5 channels need a convolution"):
-            layer(Mean2x2(), 3, 5, False)
+            layer(Mean(), 3, 5, False)
 
 
 @pytest.mark.parametrize("direction", [None, "down", "up"])
 def test_a_fresh_biggan_block_is_its_shortcut_resampled(direction: Any) -> None:
-    block = BigGANBlock(8, 16, 4, "swish", 0.0, True, Mean2x2(), direction)
+    block = BigGANBlock(8, 16, 4, "swish", 0.0, True, Mean(), direction)
     x = torch.randn(2, 8, 4, 4)
-    resampled = {None: x, "down": Mean2x2().down(x), "up": Mean2x2().up(x)}[direction]
+    resampled = {None: x, "down": Mean().down(x), "up": Mean().up(x)}[direction]
     expected = block.shortcut(resampled) / math.sqrt(2)
     torch.testing.assert_close(block(x, torch.randn(2, 4)), expected, rtol=0, atol=1e-3)
 

@@ -151,10 +151,17 @@ def test_it_learns_to_separate_noise_from_image(make: Factory) -> None:
 
 
 @every_network
-@pytest.mark.parametrize("shape", [(2,), (3, 8), (3, 0, 8), (1, 3, 8, 8)])
+@pytest.mark.parametrize("shape", [(2,), (3, 0, 8), (1, 1, 3, 8, 8)])
 def test_non_image_data_are_refused(make: Factory, shape: Any) -> None:
-    with pytest.raises(ValueError, match=r"needs images of shape \(C, H, W\), got data of shape"):
+    with pytest.raises(ValueError, match=r"needs (images|data) of shape .*\(C, H, W\).*, got data of shape"):
         make(shape)
+
+
+@pytest.mark.parametrize("name", ["LinearAttentionUNet", "ConvUNet"])
+@pytest.mark.parametrize("shape", [(3, 8), (1, 3, 8, 8)])
+def test_networks_of_images_refuse_other_axes(name: str, shape: Any) -> None:
+    with pytest.raises(ValueError, match=r"needs images of shape \(C, H, W\), got data of shape"):
+        SMALL[name](shape)
 
 
 @every_network
@@ -167,7 +174,7 @@ def test_indivisible_sizes_are_refused_with_the_nearest_valid(make: Factory) -> 
         ValueError,
         match=r"the nearest valid size is 8x4; resize the data to it or (use|give)",
     ):
-        make((3, 9, 1))
+        make((3, 9, 2))
 
 
 @every_network

@@ -41,7 +41,14 @@ class Graph(nn.Module):
 
 
 def example(pipeline: Pipeline, batch: int = 2) -> tuple[Tensor, ...]:
-    """Arguments of `Graph`: x_t, t, and label for a model of classes."""
+    """Arguments of `Graph`: x_t, t, and label for a model of classes.
+
+    Raises:
+        ValueError: the model has other conditions, for which the graph has no input.
+    """
+    others = ", ".join(name for name in pipeline.conditions if name != "label")
+    if others:
+        raise ValueError(f"a graph takes the condition label only, the model has {others}. Fix: set --to safetensors")
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(batch, *pipeline.shape, generator=generator)
     classes = class_count(pipeline.conditions)
@@ -51,16 +58,17 @@ def example(pipeline: Pipeline, batch: int = 2) -> tuple[Tensor, ...]:
 
 def write_program(pipeline: Pipeline, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write model.pt2, which torch.export.load reads, with any number of examples, and grid.csv."""
+    traced = program(pipeline)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program(pipeline), folder / PROGRAM)
+    torch.export.save(traced, folder / PROGRAM)
     return [folder / PROGRAM, write_grid(pipeline, folder)]
 
 
 def write_onnx(pipeline: Pipeline, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write model.onnx with any number of examples, inputs x_t, t (and label), outputs x_0 and eps, and grid.csv."""
     onnx, _ = needs("onnx", "onnx"), needs("onnxscript", "onnx")  # the second for torch's exporter
-    folder.mkdir(parents=True, exist_ok=True)
     names = ["x_t", "t", "label"][: len(example(pipeline))]
+    folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(

@@ -70,6 +70,12 @@ def _network(pipeline: Pipeline, config: Spec) -> tuple[Spec, dict[str, Tensor]]
     unet = network_of(pipeline).network
     if not isinstance(unet, UNet):
         raise ValueError(f"diffusers' UNet2DModel can hold a UNet only, not a {type(unet).__name__}")
+    others = ", ".join(name for name in pipeline.conditions if name != "label")
+    if others or len(pipeline.shape) != 3:
+        raise ValueError(
+            f"UNet2DModel is for images (C, H, W) and at most the condition label, this UNet for data of shape "
+            f"{pipeline.shape} and {others or 'no other'}"
+        )
     option = _options(config)
     for name, value in HELD.items():
         if option[name] != value:

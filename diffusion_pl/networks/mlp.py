@@ -1,6 +1,6 @@
 """A residual multilayer perceptron for points, with interchangeable embeddings of position and noise level.
 
-    h_0 = GELU(W_in [e_x(x), e_t(c_noise)] + class),   h_i = h_{i-1} + GELU(W_i h_{i-1} + b_i),   F = W_out h_depth
+    h_0 = GELU(W_in [e_x(x), e_t(c_noise)] + conditions),   h_i = h_{i-1} + GELU(W_i h_{i-1} + b_i),   F = W_out h_depth
 
 x is the scaled noisy point and c_noise the noise level, both of order one. A network of this size cannot bend within a
 fraction of a unit when fed plain coordinates; sines and cosines of the coordinates at random frequencies let it.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..conditions import Conditions
-from .conditioning import LabelEmbedding
+from .conditioning import Conditioning, LabelEmbedding
 from .embeddings import Embedding, Identity
 
 
@@ -32,7 +32,7 @@ class MLP(nn.Module):
 
     Args:
         shape: Shape of one example, (D,).
-        conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
+        conditions: Of the data: labels, vectors and sequences, of whose embedded tokens the mean is added; no images.
         width: Width of the hidden layers.
         depth: Number of residual blocks.
         input_embedding: Embedding of the D coordinates; None takes them as they are.
@@ -56,20 +56,28 @@ class MLP(nn.Module):
         (dim,) = shape
         self.input_embedding = (input_embedding or Identity)(dim)
         self.time_embedding = (time_embedding or Identity)(1)
-        self.label = LabelEmbedding("MLP", conditions, width)
+        self.cond = Conditioning("MLP", shape, conditions, width, ("label", "vector", "sequence"))
+        self.label = LabelEmbedding("MLP", self.cond.label, width)
         self.input = nn.Linear(self.input_embedding.width + self.time_embedding.width, width)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
         self.output = nn.Linear(width, dim)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **cond: Tensor) -> Tensor:
         """The raw network output F.
 
         Args:
             x: Scaled noisy points, (B, D).
             c_noise: Noise level, of order one, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
+            cond: Other conditions by name, (B, *shape) each; NaN or none means not given.
+
+        Raises:
+            ValueError: a condition that the network was not built for.
         """
+        values = self.cond.check(cond, x)
         h = self.input(torch.cat((self.input_embedding(x), self.time_embedding(c_noise.unsqueeze(1))), 1))
-        h = self.label(h, label)
+        h = self.cond.add(self.label(h, label), values)
+        context = self.cond.context(values)
+        h = h if context is None else h + context.mean()
         output: Tensor = self.output(self.blocks(nn.functional.gelu(h)))
         return output

@@ -5,79 +5,21 @@ input pyramid:   x halved again and again, added to the way down        output p
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..conditions import Conditions
 from . import resnet
-from .biggan import BigGANBlock, Direction
-from .conditioning import LabelEmbedding
+from .conditioning import Conditioning, LabelEmbedding
+from .cross_attention import Context
 from .embeddings import Embedding
-from .fir import FIR, Down, Mean2x2, Resampling, Up
-from .layers import image_shape
-from .resnet import AttentionBlock, ResBlock, conv, group_norm
-from .unet import TimeFeatures, attending, check
-
-
-class Combine(nn.Module):
-    """Joins the input pyramid to the encoder: a 1x1 convolution to `out` channels, then added or concatenated."""
-
-    def __init__(self, channels: int, out: int, method: Literal["sum", "cat"]) -> None:
-        super().__init__()
-        self.conv, self.method = conv(channels, out, 1), method
-
-    def forward(self, pyramid: Tensor, h: Tensor) -> Tensor:
-        y: Tensor = self.conv(pyramid)
-        return y + h if self.method == "sum" else torch.cat((y, h), 1)
-
-
-class _Parts(NamedTuple):
-    """Makes the blocks of a network from the options that all of them share; see `NCSNpp`.
-
-    time_width: length of the time features, 0: blocks take none;  rescale: skip_rescale;  scale: init_scale.
-    """
-
-    resblock_type: Literal["biggan", "ddpm"]
-    time_width: int
-    activation: resnet.Activation
-    dropout: float
-    rescale: bool
-    scale: float
-    resampling: Resampling
-    resamp_with_conv: bool
-    checkpointing: bool
-
-    def block(self, channels: int, out: int, direction: Direction | None = None) -> nn.Module:
-        """A residual block, or what resamples between ddpm's."""
-        if self.resblock_type == "biggan":
-            return BigGANBlock(
-                channels,
-                out,
-                self.time_width,
-                self.activation,
-                self.dropout,
-                self.rescale,
-                self.resampling,
-                direction,
-                self.scale,
-            )
-        if direction == "down":
-            return Down(self.resampling, channels, out, self.resamp_with_conv)
-        if direction == "up":
-            return Up(self.resampling, channels, out, self.resamp_with_conv)
-        return ResBlock(
-            channels, out, self.time_width, self.activation, self.dropout, rescale=self.rescale, scale=self.scale
-        )
-
-    def attention(self, channels: int) -> AttentionBlock:
-        """An attention block."""
-        return AttentionBlock(channels, self.rescale, self.scale)
-
-    def row(self, *blocks: nn.Module) -> resnet.Sequence:
-        """Blocks that run one after the other."""
-        return resnet.Sequence(*blocks, checkpointing=self.checkpointing)
+from .fir import FIR, Down, Mean, Resampling, Up
+from .layers import along, attending, check_options, check_sizes, factors
+from .ncsnpp_parts import Combine, Parts
+from .resnet import conv, group_norm
+from .unet import TimeFeatures
 
 
 class NCSNpp(nn.Module):
@@ -93,9 +35,10 @@ class NCSNpp(nn.Module):
     arXiv 2206.00364, App. F (the condition on what was done to an image).
 
     Args:
-        shape: Shape of one example, (C, H, W); height and width divisible by 2 for each level after the first.
-            Images of other sizes so divisible may be given later.
-        conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
+        shape: Shape of one example, (C, L), (C, H, W) or (C, D, H, W); sizes divisible by 2 for each level after the
+            first, or 1, of an axis that is never halved.  Data of other sizes so divisible may be given later.
+        conditions: Of the data, of any kind (`conditioning`); sequences are attended to where the network attends, and
+            images are not part of the input pyramid.
         nf: Channels of the first level.
         ch_mult: Channels of each level, in units of ``nf``.
         num_res_blocks: Residual blocks of a level; 8 in the deep variants.
@@ -146,28 +89,35 @@ class NCSNpp(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        check("NCSNpp", nf, ch_mult, num_res_blocks, dropout)
+        check_options("NCSNpp", nf, ch_mult, num_res_blocks, dropout)
         if not 0 <= init_scale < math.inf:
             raise ValueError(f"NCSNpp: init_scale must be finite and not negative, got {init_scale}")
         if augment_dim < 0 or (augment_dim and not time_conditional):
             raise ValueError(
                 f"NCSNpp: augment_dim must not be negative, and needs time_conditional: true, got {augment_dim}"
             )
-        self.factor = 2 ** (len(ch_mult) - 1)
-        channels, height, _ = image_shape("NCSNpp", shape, self.factor)
-        attends = attending("NCSNpp", height, len(ch_mult), attn_resolutions)
+        strides = factors("NCSNpp", shape, 2)
+        self.factors = tuple(stride ** (len(ch_mult) - 1) for stride in strides)
+        check_sizes("NCSNpp", shape, self.factors)
+        attends = attending("NCSNpp", shape, strides, len(ch_mult), attn_resolutions)
+        channels, axes = shape[0], len(strides)
+        if fir and 1 in strides:
+            raise ValueError(
+                f"NCSNpp: fir needs every size above 1, got data of shape {tuple(shape)}: set fir to false"
+            )
 
         width = 4 * nf
         self.act = resnet.ACTIVATIONS[activation]
         self.time = TimeFeatures(nf, time_embedding, activation, augment_dim) if time_conditional else None
-        self.label = LabelEmbedding("NCSNpp", conditions, width)
-        self.resampling: Resampling = FIR(fir_kernel) if fir else Mean2x2()
+        self.cond = Conditioning("NCSNpp", shape, conditions, width)
+        self.label = LabelEmbedding("NCSNpp", self.cond.label, width)
+        self.resampling: Resampling = FIR(fir_kernel, axes) if fir else Mean(strides)
         self.gain = math.sqrt(0.5) if skip_rescale else 1.0
         self.progressive, self.progressive_input = progressive, progressive_input
         self.scale_by_sigma = scale_by_sigma
-        parts = _Parts(
+        parts = Parts(
             resblock_type,
-            time_width=width if time_conditional or self.label.classes is not None else 0,
+            time_width=width if time_conditional or self.label.classes is not None or self.cond.added else 0,
             activation=activation,
             dropout=dropout,
             rescale=skip_rescale,
@@ -175,25 +125,26 @@ class NCSNpp(nn.Module):
             resampling=self.resampling,
             resamp_with_conv=resamp_with_conv,
             checkpointing=checkpointing,
+            context_width=width if self.cond.attended else 0,
         )
 
-        self.stem = conv(channels, nf)
+        self.stem = conv(channels + self.cond.channels, nf, axes=axes)
         self.down, self.input_pyramid = nn.ModuleList(), nn.ModuleList()  # down and up: a list of rows for each level
         self.shrink = Down(self.resampling, channels, channels, with_conv=False)
         self.enlarge = Up(self.resampling, channels, channels, with_conv=False)
         widths = [nf * mult for mult in ch_mult]
         skips = self._build_down(parts, channels, nf, widths, num_res_blocks, attends, progressive_combine)
         c = skips[-1]
-        self.middle = parts.row(parts.block(c, c), parts.attention(c), parts.block(c, c))
+        self.middle = parts.row(parts.block(c, c), *parts.attention(c), parts.block(c, c))
         self.up, self.output_pyramid = nn.ModuleList(), nn.ModuleList()
         self._build_up(parts, channels, skips, widths, num_res_blocks, attends)
         if progressive != "output_skip":
             self.norm = group_norm(widths[0])
-            self.output = conv(widths[0], channels, scale=init_scale)
+            self.output = conv(widths[0], channels, scale=init_scale, axes=axes)
 
     def _build_down(
         self,
-        parts: _Parts,
+        parts: Parts,
         channels: int,
         nf: int,
         widths: Sequence[int],
@@ -217,13 +168,13 @@ class NCSNpp(nn.Module):
         for level, out in enumerate(widths):
             blocks = []
             for _ in range(num_res_blocks):
-                blocks.append(parts.row(parts.block(c, out), *([parts.attention(out)] if attends[level] else [])))
+                blocks.append(parts.row(parts.block(c, out), *(parts.attention(out) if attends[level] else [])))
                 c = out
                 skips.append(c)
             if level < len(widths) - 1:
                 blocks.append(parts.row(parts.block(c, c, "down")))
                 if self.progressive_input == "input_skip":
-                    self.input_pyramid.append(Combine(channels, c, progressive_combine))
+                    self.input_pyramid.append(Combine(channels, c, progressive_combine, self.resampling.axes))
                     c *= 2 if progressive_combine == "cat" else 1
                 elif self.progressive_input == "residual":
                     self.input_pyramid.append(Down(self.resampling, pyramid, c, with_conv=True))
@@ -234,7 +185,7 @@ class NCSNpp(nn.Module):
 
     def _build_up(
         self,
-        parts: _Parts,
+        parts: Parts,
         channels: int,
         skips: list[int],
         widths: Sequence[int],
@@ -250,47 +201,64 @@ class NCSNpp(nn.Module):
             widths: Channels of each level.
             num_res_blocks, attends: See the class; whether each level attends.
         """
-        c, pyramid, progressive = skips[-1], channels, self.progressive
+        c, pyramid, progressive, axes = skips[-1], channels, self.progressive, self.resampling.axes
         for level, out in reversed(list(enumerate(widths))):
             blocks = []
             for _ in range(num_res_blocks + 1):
                 blocks.append(parts.row(parts.block(c + skips.pop(), out)))
                 c = out
             if attends[level]:
-                blocks[-1].append(parts.attention(c))
+                blocks[-1].extend(parts.attention(c))
             self.up.append(nn.ModuleList([*blocks, *([parts.row(parts.block(c, c, "up"))] if level > 0 else [])]))
             top = level == len(widths) - 1
             if progressive == "output_skip":
-                self.output_pyramid.append(nn.ModuleList([group_norm(c), conv(c, channels, scale=parts.scale)]))
+                self.output_pyramid.append(
+                    nn.ModuleList([group_norm(c), conv(c, channels, scale=parts.scale, axes=axes)])
+                )
             elif progressive == "residual" and top:
-                self.output_pyramid.append(nn.ModuleList([group_norm(c), conv(c, c)]))
+                self.output_pyramid.append(nn.ModuleList([group_norm(c), conv(c, c, axes=axes)]))
             elif progressive == "residual":
                 self.output_pyramid.append(Up(self.resampling, pyramid, c, with_conv=True))
             pyramid = c
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+        **cond: Tensor,
+    ) -> Tensor:
         """The raw network output F.
 
         Args:
-            x: Scaled noisy images, (B, C, H, W).
+            x: Scaled noisy data, (B, C, *sizes).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
             augment: How the images were changed, (B, augment_dim); None: not at all.
+            cond: Other conditions by name, (B, *shape) each; NaN or none means not given.
 
         Raises:
-            ValueError: a height or width that cannot be halved as often as there are levels after the first, or
-                images that were changed although the network was built without augment_dim.
+            ValueError: a size that cannot be halved as often as there are levels after the first, images that were
+                changed although the network was built without augment_dim, or a condition that it was not built for.
         """
-        image_shape("NCSNpp", x.shape[1:], self.factor)
+        check_sizes("NCSNpp", x.shape[1:], self.factors)
+        values = self.cond.check(cond, x)
         if augment is not None and (self.time is None or self.time.extra is None):
             raise ValueError(f"NCSNpp: got augmented images: give the network augment_dim: {augment.shape[1]}")
         time = c_noise.new_zeros(x.shape[0], self.label.width) if self.time is None else self.time(c_noise, augment)
-        time = self.label(time, label)
-        pyramid, h = x, self.stem(x)
-        skips = [h]
+        time, context = self.cond.add(self.label(time, label), values), self.cond.context(values)
+        skips = self._down(x, self.stem(self.cond.concatenate(x, values)), time, context)
+        output = self._up(skips, time, context)
+        # σ is not rounded to the output's 8 bits under autocast: the quotient is the wider of the two types.
+        return output / along(torch.exp(c_noise)[:, None], output) if self.scale_by_sigma else output
+
+    def _down(self, x: Tensor, h: Tensor, time: Tensor, context: Context | None) -> list[Tensor]:
+        """What the way down leaves for the way up, from the image and the features of the stem."""
+        pyramid, skips = x, [h]
         for level, blocks in enumerate(_lists(self.down)):
             for number, row in enumerate(blocks):
-                h = row(h, time)
+                h = row(h, time, context)
                 halved = level < len(self.down) - 1 and number == len(blocks) - 1
                 if halved and self.progressive_input == "input_skip":
                     pyramid = self.shrink(pyramid, time)
@@ -298,14 +266,17 @@ class NCSNpp(nn.Module):
                 elif halved and self.progressive_input == "residual":
                     h = pyramid = (self.input_pyramid[level](pyramid, time) + h) * self.gain
                 skips.append(h)
-        h = self.middle(h, time)
+        return skips
 
+    def _up(self, skips: list[Tensor], time: Tensor, context: Context | None) -> Tensor:
+        """The output, from what the way down has left, which is used up."""
+        h = self.middle(skips[-1], time, context)
         output: Tensor | None = None
         for level, blocks in enumerate(_lists(self.up)):
-            # All blocks but the one that doubles height and width take what the way down has left.
+            # All blocks but the one that doubles every size take what the way down has left.
             rises = level < len(self.up) - 1
             for row in blocks[: -1 if rises else None]:
-                h = row(torch.cat((h, skips.pop()), 1), time)
+                h = row(torch.cat((h, skips.pop()), 1), time, context)
             if self.progressive == "output_skip":
                 shown = self._head(self.output_pyramid[level], h)
                 output = shown if output is None else self.enlarge(output, time) + shown
@@ -318,8 +289,7 @@ class NCSNpp(nn.Module):
         if self.progressive != "output_skip":
             output = self.output(self.act(self.norm(h)))
         assert output is not None
-        # σ is not rounded to the output's 8 bits under autocast: the quotient is the wider of the two types.
-        return output / torch.exp(c_noise).view(-1, 1, 1, 1) if self.scale_by_sigma else output
+        return output
 
     def _head(self, layers: nn.Module, h: Tensor) -> Tensor:
         assert isinstance(layers, nn.ModuleList)

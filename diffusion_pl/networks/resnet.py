@@ -1,6 +1,7 @@
 """Building blocks of the residual U-Nets: initialisation, attention, residual blocks, resampling.
 
-Every block maps (x: (B, C, H, W), time features: (B, width)) to an image of the same height and width.
+Every block maps (x: (B, C, *sizes), time features: (B, width)) to data of the same sizes along 1 to 3 spatial axes, or
+of half or twice these sizes.
 """
 
 import math
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from .cross_attention import Context, CrossAttentionBlock
+from .layers import CONV, along, enlarge, margins, shrink
 
 Activation = Literal["swish", "relu", "lrelu", "elu"]
 Padding = Literal["corner", "around"]
@@ -34,10 +38,25 @@ def variance_scaling_(weight: Tensor, scale: float = 1.0) -> None:
 
 
 def conv(
-    channels: int, out: int, side: int = 3, scale: float = 1.0, stride: int = 1, padding: int | None = None
-) -> nn.Conv2d:
-    """A convolution that keeps height and width, with variance scaling and no bias at first."""
-    layer = nn.Conv2d(channels, out, side, stride, side // 2 if padding is None else padding)
+    channels: int,
+    out: int,
+    size: int = 3,
+    scale: float = 1.0,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | None = None,
+    axes: int = 2,
+) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+    """A convolution that keeps all sizes, with variance scaling and no bias at first.
+
+    Args:
+        channels, out: channels of input and output.
+        size: Of the kernel along each axis.
+        scale: See `variance_scaling_`.
+        stride: Along all axes, or along each.
+        padding: Zeros around x; None: as many as keep the sizes.
+        axes: Number of spatial axes, 1 to 3.
+    """
+    layer = CONV[axes](channels, out, size, stride, size // 2 if padding is None else padding)  # type: ignore[arg-type]
     variance_scaling_(layer.weight, scale)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
@@ -70,6 +89,7 @@ class AttentionBlock(nn.Module):
         scale: Initial scale of the output projection.
         heads: Their number, a divisor of C.
         norm: Makes the norm of so many channels.
+        axes: Number of spatial axes.
     """
 
     def __init__(
@@ -79,19 +99,20 @@ class AttentionBlock(nn.Module):
         scale: float = 0.0,
         heads: int = 1,
         norm: Callable[[int], nn.GroupNorm] = group_norm,
+        axes: int = 2,
     ) -> None:
         super().__init__()
         if heads < 1 or channels % heads:
             raise ValueError(f"AttentionBlock: {channels} channels cannot be shared by {heads} heads: give a divisor")
         self.heads = heads
         self.norm = norm(channels)
-        self.query, self.key, self.value = (conv(channels, channels, 1, 0.1) for _ in range(3))
-        self.output = conv(channels, channels, 1, scale)
+        self.query, self.key, self.value = (conv(channels, channels, 1, 0.1, axes=axes) for _ in range(3))
+        self.output = conv(channels, channels, 1, scale, axes=axes)
         self.gain = math.sqrt(0.5) if rescale else 1.0
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.norm(x)
-        # (B, C, H, W) -> (B, heads, H W, C/heads): no copy where the channels are already together.
+        # (B, C, *sizes) -> (B, heads, places, C/heads): no copy where the channels are already together.
         q, k, v = (
             layer(h).flatten(2).transpose(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
@@ -109,12 +130,13 @@ class ResBlock(nn.Module):
         time_width: Length of the time features; 0: the block does not know the time.
         activation: See `ACTIVATIONS`.
         dropout: Probability.
-        conv_shortcut: 3x3 instead of 1x1 convolution where the number of channels changes.
+        conv_shortcut: Convolution of size 3 instead of 1 where the number of channels changes.
         rescale: Divide the sum by √2 (Song et al., arXiv 2011.13456, App. H).
         scale: Initial scale of the second convolution.
         time_scales: Let the time features scale and shift what the second norm makes, h (1 + a) + b, instead of being
             added before it (Nichol & Dhariwal, arXiv 2102.09672, App. A).
         norm: Makes the norm of so many channels.
+        axes: Number of spatial axes.
     """
 
     def __init__(
@@ -129,24 +151,26 @@ class ResBlock(nn.Module):
         scale: float = 0.0,
         time_scales: bool = False,
         norm: Callable[[int], nn.GroupNorm] = group_norm,
+        axes: int = 2,
     ) -> None:
         super().__init__()
         self.gain = math.sqrt(0.5) if rescale else 1.0
         self.act = ACTIVATIONS[activation]
         self.norm_1 = norm(channels)
-        self.conv_1 = conv(channels, out)
+        self.conv_1 = conv(channels, out, axes=axes)
         self.time_scales = time_scales
         self.time = linear(time_width, out * (1 + time_scales)) if time_width else None
         self.norm_2 = norm(out)
         self.dropout = nn.Dropout(dropout)
-        self.conv_2 = conv(out, out, scale=scale)
+        self.conv_2 = conv(out, out, scale=scale, axes=axes)
         self.shortcut: nn.Module = nn.Identity()
         if channels != out:
-            self.shortcut = conv(channels, out) if conv_shortcut else conv(channels, out, 1, 0.1)
+            size, small = (3, 1.0) if conv_shortcut else (1, 0.1)
+            self.shortcut = conv(channels, out, size, small, axes=axes)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.conv_1(self.act(self.norm_1(x)))
-        time_features = None if self.time is None else self.time(self.act(time))[:, :, None, None]
+        time_features = None if self.time is None else along(self.time(self.act(time)), h)
         if time_features is not None and not self.time_scales:
             h = h + time_features
         h = self.norm_2(h)
@@ -159,43 +183,54 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the height and width: a strided convolution, or the mean of each 2x2.
+    """Half of every size: a strided convolution, or the mean of each 2x2.
 
     Args:
         channels: C.
         with_conv: Which of them.
-        padding: Of the convolution: below and at the right only ("corner"), or all around.
+        padding: Of the convolution: after the last values only ("corner"), or all around.
+        strides: 2 for each spatial axis that is halved, 1 for one that is not.
     """
 
-    def __init__(self, channels: int, with_conv: bool, padding: Padding = "corner") -> None:
+    def __init__(
+        self, channels: int, with_conv: bool, padding: Padding = "corner", strides: tuple[int, ...] = (2, 2)
+    ) -> None:
         super().__init__()
-        self.conv = conv(channels, channels, stride=2, padding=0) if with_conv else None
-        self.before = 1 if padding == "around" else 0
+        self.strides, self.margins = strides, margins(strides, 1 if padding == "around" else 0)
+        axes = len(strides)
+        self.conv = conv(channels, channels, stride=strides, padding=0, axes=axes) if with_conv else None
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         if self.conv is None:
-            return F.avg_pool2d(x, 2)
-        y: Tensor = self.conv(F.pad(x, (self.before, 1, self.before, 1)))
+            return shrink(x, self.strides)
+        y: Tensor = self.conv(F.pad(x, self.margins))
         return y
 
 
 class Upsample(nn.Module):
-    """Twice the height and width: each value four times, then a convolution that hides the blocks, if asked for."""
+    """Twice every size: each value repeated, then a convolution that hides the blocks, if asked for.
 
-    def __init__(self, channels: int, with_conv: bool) -> None:
+    Args:
+        channels: C.
+        with_conv: Whether it is.
+        strides: 2 for each spatial axis that is doubled, 1 for one that is not.
+    """
+
+    def __init__(self, channels: int, with_conv: bool, strides: tuple[int, ...] = (2, 2)) -> None:
         super().__init__()
-        self.conv = conv(channels, channels) if with_conv else None
+        self.strides = strides
+        self.conv = conv(channels, channels, axes=len(strides)) if with_conv else None
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        y: Tensor = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        y = enlarge(x, self.strides)
         return y if self.conv is None else self.conv(y)
 
 
 class Sequence(nn.ModuleList):
-    """Blocks one after the other, each given the time features.
+    """Blocks one after the other, each given the time features, and the context where it attends to it.
 
     Args:
-        blocks: Modules (x, time) -> x.
+        blocks: Modules (x, time) -> x, or `CrossAttentionBlock`.
         checkpointing: Forget what is within a block and compute it again for the gradients: less memory, a third
             more time.
     """
@@ -204,10 +239,11 @@ class Sequence(nn.ModuleList):
         super().__init__(blocks)
         self.checkpointing = checkpointing
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Context | None = None) -> Tensor:
         for block in self:
+            inputs = (x, time, context) if isinstance(block, CrossAttentionBlock) else (x, time)
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, time, use_reentrant=False)
+                x = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                x = block(x, time)
+                x = block(*inputs)
         return x

@@ -1,6 +1,6 @@
 """The U-Net of DDPM.
 
-    stem → levels down, each halving height and width → middle → levels up, outputs of the way down concatenated → F
+    stem → levels down, each halving every size → middle → levels up, outputs of the way down concatenated → F
 
 A level has `num_res_blocks` residual blocks on the way down and one more on the way up.  Levels whose height is among
 `attn_resolutions` attend.
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..conditions import Conditions
 from . import resnet
-from .conditioning import LabelEmbedding
+from .conditioning import Conditioning, LabelEmbedding
+from .cross_attention import CrossAttentionBlock
 from .embeddings import Embedding, Sinusoidal
-from .layers import image_shape
+from .layers import attending, check_options, check_sizes, factors
 from .resnet import AttentionBlock, Downsample, ResBlock, Upsample, conv, group_norm, linear
 
 
@@ -36,17 +37,18 @@ class UNet(nn.Module):
     2102.09672, App. A; Kingma et al., "Variational Diffusion Models", arXiv 2107.00630, App. B and C.
 
     Args:
-        shape: Shape of one example, (C, H, W); height and width divisible by 2 for each level after the first.
-            Images of other sizes so divisible may be given later.
-        conditions: Of the data; a label named ``label`` or none. Row ``classes`` of its table means "any class".
+        shape: Shape of one example, (C, L), (C, H, W) or (C, D, H, W); sizes divisible by 2 for each level after the
+            first, or 1, of an axis that is never halved.  Data of other sizes so divisible may be given later.
+        conditions: Of the data, of any kind (`conditioning`); sequences are attended to where the network attends.
         nf: Channels of the first level.
         ch_mult: Channels of each level, in units of ``nf``.
         num_res_blocks: Residual blocks of a level.
-        attn_resolutions: Heights of the levels that attend, for images of ``shape``; the middle always attends.
+        attn_resolutions: Heights (of 1-D data, lengths) of the levels that attend, for data of ``shape``; the middle
+            always attends.
         dropout: Within the residual blocks.
-        resamp_with_conv: Resample with a 3x3 convolution; else by mean and repetition.
+        resamp_with_conv: Resample with a convolution of size 3; else by mean and repetition.
         activation: Nonlinearity.
-        conv_shortcut: 3x3 instead of 1x1 convolution as shortcut where the number of channels changes.
+        conv_shortcut: Convolution of size 3 instead of 1 as shortcut where the number of channels changes.
         up_attention: On the way up, attend after every block (Ho et al.) or once per level (the VP-SDE seminar,
             score_sde).
         heads: Attention heads.
@@ -58,7 +60,7 @@ class UNet(nn.Module):
             network sees the last bits of the images.
         groups: Of every norm; None: 32, or fewer for few channels.
         norm_eps: Added to the variance in every norm.
-        padding: Where images are padded before they are halved: below and at the right ("corner"), or around.
+        padding: Where data are padded before they are halved: after the last values ("corner"), or around.
         time_embedding: Embedding of the noise level; None: Sinusoidal, for which ``noise_input`` must count as far
             as 1000.
         time_conditional: Whether the network gets the noise level at all.
@@ -92,10 +94,12 @@ class UNet(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        check("UNet", nf, ch_mult, num_res_blocks, dropout)
-        self.factor = 2 ** (len(ch_mult) - 1)
-        channels, height, _ = image_shape("UNet", shape, self.factor)
-        attends = attending("UNet", height, len(ch_mult), attn_resolutions)
+        check_options("UNet", nf, ch_mult, num_res_blocks, dropout)
+        strides = factors("UNet", shape, 2)
+        self.factors = tuple(stride ** (len(ch_mult) - 1) for stride in strides)
+        check_sizes("UNet", shape, self.factors)
+        attends = attending("UNet", shape, strides, len(ch_mult), attn_resolutions)
+        channels, axes = shape[0], len(strides)
         if head_channels is not None and (head_channels < 1 or heads != 1 or up_heads is not None):
             raise ValueError(f"UNet: head_channels must be at least 1 and without heads, got {head_channels}")
         if not 0 < norm_eps < 1:
@@ -107,40 +111,42 @@ class UNet(nn.Module):
         width = 4 * nf
         self.act = resnet.ACTIVATIONS[activation]
         self.time = TimeFeatures(nf, time_embedding, activation) if time_conditional else None
-        self.label = LabelEmbedding("UNet", conditions, width)
-        time_width = width if time_conditional or self.label.classes is not None else 0
+        self.cond = Conditioning("UNet", shape, conditions, width)
+        self.label = LabelEmbedding("UNet", self.cond.label, width)
+        time_width = width if time_conditional or self.label.classes is not None or self.cond.added else 0
 
         norm = partial(group_norm, groups=groups, eps=norm_eps)
 
         def block(channels: int, out: int) -> ResBlock:
             return ResBlock(
-                channels, out, time_width, activation, dropout, conv_shortcut, time_scales=time_scales, norm=norm
+                channels, out, time_width, activation, dropout, conv_shortcut, False, 0.0, time_scales, norm, axes
             )
 
-        def attention(channels: int, up: bool = False) -> AttentionBlock:
+        def attention(channels: int, up: bool = False) -> list[nn.Module]:
             number = up_heads if up and up_heads is not None else heads
             if head_channels is not None:
                 if channels % head_channels:
                     raise ValueError(f"UNet: head_channels {head_channels} must divide {channels}, a level's channels")
                 number = channels // head_channels
-            return AttentionBlock(channels, heads=number, norm=norm)
+            block = AttentionBlock(channels, heads=number, norm=norm, axes=axes)
+            return [block, *([CrossAttentionBlock(channels, width, number)] if self.cond.attended else [])]
 
         def row(*blocks: nn.Module) -> resnet.Sequence:
             return resnet.Sequence(*blocks, checkpointing=checkpointing)
 
-        self.stem = conv(channels * (1 + 2 * len(self.fourier)), nf)
+        self.stem = conv(channels * (1 + 2 * len(self.fourier)) + self.cond.channels, nf, axes=axes)
         self.down = nn.ModuleList()
         skips, c = [nf], nf
         for level, mult in enumerate(ch_mult):
             for _ in range(num_res_blocks):
-                self.down.append(row(block(c, nf * mult), *([attention(nf * mult)] if attends[level] else [])))
+                self.down.append(row(block(c, nf * mult), *(attention(nf * mult) if attends[level] else [])))
                 c = nf * mult
                 skips.append(c)
             if level < len(ch_mult) - 1:
-                self.down.append(row(Downsample(c, resamp_with_conv, padding)))
+                self.down.append(row(Downsample(c, resamp_with_conv, padding, strides)))
                 skips.append(c)
 
-        self.middle = row(block(c, c), attention(c), block(c, c))
+        self.middle = row(block(c, c), *attention(c), block(c, c))
 
         self.up = nn.ModuleList()
         for level, mult in reversed(list(enumerate(ch_mult))):
@@ -149,42 +155,45 @@ class UNet(nn.Module):
                 blocks: list[nn.Module] = [block(c + skips.pop(), nf * mult)]
                 c = nf * mult
                 if attends[level] and (last or up_attention == "every_block"):
-                    blocks.append(attention(c, up=True))
+                    blocks += attention(c, up=True)
                 if last and level > 0:
-                    blocks.append(Upsample(c, resamp_with_conv))
+                    blocks.append(Upsample(c, resamp_with_conv, strides))
                 self.up.append(row(*blocks))
 
         self.norm = norm(c)
-        self.output = conv(c, channels * (1 + learned_variance), scale=0.0)
+        self.output = conv(c, channels * (1 + learned_variance), scale=0.0, axes=axes)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **cond: Tensor) -> Tensor:
         """The raw network output F.
 
         Args:
-            x: Scaled noisy images, (B, C, H, W).
+            x: Scaled noisy data, (B, C, *sizes).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
+            cond: Other conditions by name, (B, *shape) each; NaN or none means not given.
 
         Raises:
-            ValueError: a height or width that cannot be halved as often as there are levels after the first.
+            ValueError: a size that cannot be halved as often as there are levels after the first, or a condition that
+                the network was not built for.
         """
-        image_shape("UNet", x.shape[1:], self.factor)
+        check_sizes("UNet", x.shape[1:], self.factors)
+        values = self.cond.check(cond, x)
         time = c_noise.new_zeros(x.shape[0], self.label.width) if self.time is None else self.time(c_noise)
-        time = self.label(time, label)
-        h = self.stem(_with_waves(x, self.fourier))
+        time, context = self.cond.add(self.label(time, label), values), self.cond.context(values)
+        h = self.stem(self.cond.concatenate(_with_waves(x, self.fourier), values))
         skips = [h]
         for row in self.down:
-            h = row(h, time)
+            h = row(h, time, context)
             skips.append(h)
-        h = self.middle(h, time)
+        h = self.middle(h, time, context)
         for row in self.up:
-            h = row(torch.cat((h, skips.pop()), 1), time)
+            h = row(torch.cat((h, skips.pop()), 1), time, context)
         output: Tensor = self.output(self.act(self.norm(h)))
         return output
 
 
 def _with_waves(x: Tensor, exponents: Sequence[int]) -> Tensor:
-    """x, concatenated with sin(2ⁿ π x) and cos(2ⁿ π x) for each n: (B, C, H, W) -> (B, C (1 + 2K), H, W)."""
+    """x, concatenated with sin(2ⁿ π x) and cos(2ⁿ π x) for each n: (B, C, *sizes) -> (B, C (1 + 2K), *sizes)."""
     if not exponents:
         return x
     phases = [2**n * math.pi * x.float() for n in exponents]  # 16 bits would lose the phase
@@ -224,27 +233,3 @@ class TimeFeatures(nn.Module):
             features = features + self.extra(extra)
         y: Tensor = self.dense_2(self.act(self.dense_1(features)))
         return y
-
-
-def check(network: str, nf: int, ch_mult: Sequence[int], num_res_blocks: int, dropout: float) -> None:
-    """Raise ValueError for numbers of which no U-Net can be built."""
-    if nf < 4 or nf % 2:
-        raise ValueError(f"{network}: nf must be an even number from 4 on, got {nf}")
-    if not ch_mult or min(ch_mult) < 1:
-        raise ValueError(f"{network}: ch_mult must be one or more positive numbers, got {list(ch_mult)}")
-    if num_res_blocks < 1:
-        raise ValueError(f"{network}: num_res_blocks must be at least 1, got {num_res_blocks}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{network}: dropout must be in [0, 1), got {dropout}")
-
-
-def attending(network: str, height: int, levels: int, attn_resolutions: Sequence[int]) -> list[bool]:
-    """Which levels attend: those whose height is among the given ones."""
-    heights = [height >> level for level in range(levels)]
-    unknown = sorted(set(attn_resolutions) - set(heights))
-    if unknown:
-        raise ValueError(
-            f"{network}: attn_resolutions {unknown} are not heights of a level, which are {heights}: choose among "
-            "these, or [] for none outside the middle"
-        )
-    return [h in attn_resolutions for h in heights]
