@@ -88,6 +88,11 @@ class DataModule(Recorded, LightningDataModule, ABC):
         """Whether examples are images: (C, height, width) with quantization levels, not latents."""
         return len(self.shape) == 3 and self.units.levels is not None
 
+    @property
+    def is_field(self) -> bool:
+        """Whether examples are continuous fields: (C, *sizes), 1 to 3 spatial axes, without quantization levels."""
+        return 2 <= len(self.shape) <= 4 and self.units.levels is None
+
     #: Names of the dimensions of points; empty: they have none.
     axes: tuple[str, ...] = ()
 

@@ -3,6 +3,7 @@
 from .curves import curves_panel, schedule_panel, sweep_panel
 from .images import image_grid, pairs, save_image
 from .points import field_panel, film_frames, forward_panel, samples_panel, trajectories_panel
+from .spectra import ranks_panel, spectrum_panel
 from .style import save, to_image
 
 __all__ = [
@@ -12,10 +13,12 @@ __all__ = [
     "forward_panel",
     "image_grid",
     "pairs",
+    "ranks_panel",
     "samples_panel",
     "save",
     "save_image",
     "schedule_panel",
+    "spectrum_panel",
     "sweep_panel",
     "to_image",
     "trajectories_panel",
