@@ -4,7 +4,7 @@ samples  -> FieldStatistics                        -> moments, marginals, spectr
 examples -> K samples under the conditions of each -> crps, spread
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,12 @@ def field_results(
     return results
 
 
-def check_ensemble(name: str, pipeline: Pipeline) -> None:
-    """Raise ValueError if a model has no conditions, under which an ensemble could be drawn."""
+def check_ensemble(name: str, pipeline: Pipeline, examples: int) -> None:
+    """Raise ValueError if a model has no conditions, under which an ensemble could be drawn, or for one example."""
     if not pipeline.conditions:
         raise ValueError(f"{name} is of a model with conditions, and this one has none. Fix: remove it from --metrics")
+    if examples < 2:
+        raise ValueError(f"{name} needs at least 2 examples, got {examples}: raise likelihood_examples")
 
 
 class EnsembleRows(Rows):
@@ -122,16 +124,18 @@ class EnsembleRows(Rows):
     def __init__(self, pipeline: Pipeline, data: DataModule, split: str, members: int, repeats: int = 1) -> None:
         super().__init__(pipeline, data, split)
         self.members, self.repeats = members, repeats
+        self.progress: Callable[[range], Iterable[int]] = iter
+
+    def on_predict_start(self) -> None:
+        if self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None:
+            self.progress = partial(tqdm, desc="members of the ensemble", leave=False, dynamic_ncols=True)
 
     def rows(self, block: Block) -> Tensor:
-        cond = {name: block.cond[name] for name in self.pipeline.conditions}
-        # Without a progress bar of the trainer, as in tests and in all processes but the first, there is none here.
-        hidden = self._trainer is None or not self.trainer.is_global_zero or self.trainer.progress_bar_callback is None
-        progress = partial(tqdm, leave=False, dynamic_ncols=True, disable=hidden)
+        cond: dict[str, Any] = {name: block.cond[name] for name in self.pipeline.conditions}
         columns = []
         for repeat in range(self.repeats):
             drawn = []
-            for k in progress(range(self.members), desc="members of the ensemble"):
+            for k in self.progress(range(self.members)):
                 # Member k of an example has the same noise whatever the number of members and examples.
                 first = (repeat << 48) + (k << 32)
                 samples = self.pipeline.samples([first + i for i in block.numbers], **cond)
@@ -209,12 +213,12 @@ def field_plots(results: Mapping[str, Result], folder: Path) -> list[Path]:
     for name, result in results.items():
         channels = getattr(result, "channels", {})
         if name == "spectrum":
-            k, *spectra = (np.array(channels[part]) for part in ("k", "samples", "data"))
             title = f"radial power spectrum: log-spectral distance {result.value:.3g}"
-            files.append(plots.save(plots.spectrum_panel(k, *spectra, title=title), folder / "spectrum.png"))
+            k, samples, real = (np.array(channels[part]) for part in ("k", "samples", "data"))
+            files.append(plots.save(plots.spectrum_panel(k, samples, real, title), folder / "spectrum.png"))
         elif "ranks" in channels:
             title = f"ranks of the data among samples: spread over error {result.value:.3g}"
-            files.append(plots.save(plots.ranks_panel(np.array(channels["ranks"]), title=title), folder / "ranks.png"))
+            files.append(plots.save(plots.ranks_panel(np.array(channels["ranks"]), title), folder / "ranks.png"))
     return files
 
 

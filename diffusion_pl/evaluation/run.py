@@ -77,12 +77,12 @@ class Results:
     @property
     def problem(self) -> str:
         """What is wrong with the samples, in a line; "" if all are finite."""
-        of_samples = [result for result in self.metrics.values() if isinstance(result, SampleResult)]
-        bad = max((result.not_finite for result in of_samples), default=0)
-        problem = not_finite_error(bad, max((r.count * len(r.values) for r in of_samples), default=0))
-        ensembles = [result for result in self.metrics.values() if isinstance(result, EnsembleResult)]
-        bad = max((result.not_finite for result in ensembles), default=0)
-        return problem or not_finite_error(bad, max((r.count for r in ensembles), default=0), "ensembles of samples")
+        for result in self.metrics.values():
+            if isinstance(result, SampleResult) and result.not_finite:
+                return not_finite_error(result.not_finite, result.count * len(result.values))
+            if isinstance(result, EnsembleResult) and result.not_finite:
+                return not_finite_error(result.not_finite, result.count, "ensembles of samples")
+        return ""
 
     def write(self, folder: Path) -> list[Path]:
         """Write evaluation.json, plots of fields and, if there is one, reference.npz; the files written."""
@@ -187,8 +187,6 @@ class Evaluation:
         self.kind = kind_of(data)
         self.of_samples, self.of_data = plan.names(self.kind)
         self.ensembles = [name for name in self.of_data if name in ENSEMBLES]
-        if self.ensembles:
-            check_ensemble(self.ensembles[0], pipeline)
         self.features = Features(
             data.shape,
             data.units,
@@ -207,6 +205,8 @@ class Evaluation:
         self.reference = None if plan.reference is None else read_reference(plan.reference, self.made_with)
         self.bound = plan.bound.on(pipeline.schedule, CHAIN_STEPS) if "elbo" in self.of_data else plan.bound
         self.examples = count(data, plan.likelihood_split, plan.likelihood_examples) if self.of_data else 0
+        for name in self.ensembles:
+            check_ensemble(name, pipeline, self.examples)
         self.model: dict[str, Any] = {"checkpoint": checkpoint, "sha256": pipeline.sha256, "weights": pipeline.weights}
         self.model |= {"scale": scale, "seed": plan.seed}
 

@@ -29,7 +29,7 @@ def crps(members: Tensor, truth: Tensor) -> Tensor:
     """
     count = _count(members)
     weights = torch.arange(1 - count, count, 2, dtype=members.dtype, device=members.device)
-    pairs = torch.tensordot(weights, members.sort(0).values, 1) / (count * (count - 1))
+    pairs: Tensor = torch.tensordot(weights, members.sort(0).values, 1) / (count * (count - 1))
     return (members - truth).abs().mean(0) - pairs
 
 

@@ -26,12 +26,12 @@ FLOOR = 1e-9  # of a power spectrum, relative to the mean power of the data: bel
 class Shells(NamedTuple):
     """The modes of a real FFT by wave number.
 
-    k: (S,), wave numbers in cycles per the longest axis;  index: (*half), place in k of each mode;  modes: (S,), number
+    k: (S,), wave numbers in cycles per the longest axis;  place: (*half), of each mode in k;  modes: (S,), number
     of modes of the whole FFT in each shell;  weight: (*half), of a mode in its shell's mean.
     """
 
     k: Tensor
-    index: Tensor
+    place: Tensor
     modes: Tensor
     weight: Tensor
 
@@ -47,14 +47,14 @@ def shells(sizes: Sequence[int]) -> Shells:
     for axis, size in enumerate(sizes):
         frequencies = torch.fft.rfftfreq(size) if axis == last else torch.fft.fftfreq(size)
         squares = squares[..., None] + (frequencies.double() * longest).square()
-    k, index = torch.unique(squares[0].sqrt().round(), return_inverse=True)
+    k, place = torch.unique(squares[0].sqrt().round(), return_inverse=True)
     # A real FFT omits the mirror image of each mode, except in the first plane and, of an even size, in the last.
-    count = torch.full(index.shape, 2.0, dtype=torch.float64)
+    count = torch.full(place.shape, 2.0, dtype=torch.float64)
     count[..., 0] = 1
     if sizes[-1] % 2 == 0:
         count[..., -1] = 1
-    modes = torch.zeros(len(k), dtype=torch.float64).index_add_(0, index.flatten(), count.flatten())
-    return Shells(k, index, modes, count / modes[index])
+    modes = torch.zeros(len(k), dtype=torch.float64).index_add_(0, place.flatten(), count.flatten())
+    return Shells(k, place, modes, count / modes[place])
 
 
 def power(x: Tensor, by: Shells) -> Tensor:
@@ -62,7 +62,8 @@ def power(x: Tensor, by: Shells) -> Tensor:
     axes = tuple(range(2, x.ndim))
     squared = torch.fft.rfftn(x.double(), dim=axes).abs().square() * by.weight.to(x.device)
     total = squared.new_zeros(*x.shape[:2], len(by.k))
-    return total.index_add_(2, by.index.flatten().to(x.device), squared.flatten(2)) / math.prod(x.shape[2:])
+    total.index_add_(2, by.place.flatten().to(x.device), squared.flatten(2))
+    return total / math.prod(x.shape[2:])
 
 
 class Summary(NamedTuple):
