@@ -10,11 +10,17 @@ import pytest
 import torch
 from field_data import Waves, fit_waves
 from shell import cli
+from torch import Tensor
 
 from diffusion_pl.checkpoints.loading import load_pipeline
-from diffusion_pl.evaluation import EnsembleResult, FieldResult, read_results
+from diffusion_pl.denoisers import Denoiser, GaussianField, Prediction, radial
+from diffusion_pl.evaluation import EnsembleResult, FieldResult, Plan, read_results
+from diffusion_pl.evaluation.run import run
 from diffusion_pl.metrics.ensembles import crps, spread_and_error
 from diffusion_pl.metrics.fields import FieldStatistics, scores
+from diffusion_pl.pipeline import Pipeline
+from diffusion_pl.samplers import DPMpp, LogSNRGrid
+from diffusion_pl.schedules import VP
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +104,40 @@ def test_ensembles_of_a_conditional_model(folder: Path, conditional: Path) -> No
     assert fewer["crps"]["value"] == results["crps"]["values"][0]
 
 
+class Wiener(Denoiser):
+    """The exact denoiser of Waves under their condition `past`: x + 0.5 ε has a Gaussian posterior in each mode."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        power = radial(sizes, lambda k: 1 / (1 + k**2)).float()
+        self.schedule, self.power = VP(), power / power.mean()
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+        axes = tuple(range(2, x_t.ndim))
+        gain = self.power / (self.power + 0.25)
+        mean = torch.fft.ifftn(gain * torch.fft.fftn(cond["past"], dim=axes), dim=axes).real
+        made: Prediction = GaussianField(self.schedule, gain * 0.25, mean)(x_t, t)
+        return made
+
+
+def test_the_exact_posterior_is_reliable_and_has_the_crps_of_a_gaussian() -> None:
+    """Spread over error 1; CRPS of a calibrated Gaussian of standard deviation s: s/√π."""
+    data = Waves(n=64, sizes=(8, 8), conditional=True)
+    denoiser = Wiener((8, 8))
+    sampler = DPMpp(LogSNRGrid(20, 1.0, 1e-3))
+    pipeline = Pipeline(denoiser, sampler, data.shape, data.conditions)
+    plan = Plan(metrics=("crps", "spread"), ensemble=8)
+    results = run(pipeline, data, plan, accelerator="cpu")
+    std = float((0.25 * denoiser.power / (denoiser.power + 0.25)).mean().sqrt())
+    crps_result, spread_result = results["crps"], results["spread"]
+    assert crps_result.error is not None and spread_result.error is not None
+    assert crps_result.value == pytest.approx(std / math.sqrt(math.pi), abs=4 * crps_result.error)
+    assert spread_result.value == pytest.approx(1, abs=4 * spread_result.error)
+    assert crps_result.error < 0.01 and spread_result.error < 0.02
+    (ranks,) = spread_result.channels["ranks"]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(ranks, 1 / 9, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -123,8 +163,6 @@ def test_one_example_is_too_few_for_an_ensemble(folder: Path, conditional: Path)
 def test_ensembles_that_are_not_finite_are_counted(
     folder: Path, conditional: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffusion_pl.pipeline import Pipeline
-
     original = Pipeline.samples
 
     def with_nan(self: Pipeline, indices: Any, **options: Any) -> Any:
