@@ -4,6 +4,7 @@ from .curves import Curves
 from .description import Description
 from .doctor import Doctor
 from .ema import EMA
+from .field_metrics import FieldMetrics
 from .generation import GenerationMetrics
 from .guard import Guard
 from .image_panels import ImagePanels
@@ -20,6 +21,7 @@ __all__ = [
     "Curves",
     "Description",
     "Doctor",
+    "FieldMetrics",
     "GenerationMetrics",
     "Guard",
     "ImagePanels",

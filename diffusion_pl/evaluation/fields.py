@@ -37,16 +37,19 @@ class FieldSamples:
         names: of the metrics, see `metrics.fields.scores`.
         shape: (C, *sizes) of a field.
         total: number of fields there will be; at most KEPT of them, evenly spread, are kept for the energy distance.
+        device: of the sums.
     """
 
-    def __init__(self, names: Sequence[str], shape: Sequence[int], total: int) -> None:
-        self.statistics = FieldStatistics(shape)
+    def __init__(
+        self, names: Sequence[str], shape: Sequence[int], total: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.statistics = FieldStatistics(shape).to(device)
         self.every = -(-total // KEPT) if "energy" in names else 0
 
     def add(self, x: Tensor, first: int) -> None:
         """Add fields x: (B, C, *sizes) in model units, number `first` and those that follow."""
         numbers = torch.arange(first, first + len(x))
-        self.statistics.update(x, numbers % self.every == 0 if self.every else None)
+        self.statistics.update(x.to(self.statistics.count.device), numbers % self.every == 0 if self.every else None)
 
 
 def samples_of(names: Sequence[str], x: NDArray[Any]) -> FieldStatistics:
