@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from field_data import Waves, fit_waves
-from shell import cli
+from shell import cli, start
 from torch import Tensor
 
 from diffusion_pl.checkpoints.loading import load_pipeline
@@ -102,6 +102,20 @@ def test_ensembles_of_a_conditional_model(folder: Path, conditional: Path) -> No
     # The values do not depend on how many examples there are, nor the members on how many of them.
     fewer = evaluate(folder, conditional, "f", *options[:3], *options[3:5], "--ensemble", 5)
     assert fewer["crps"]["value"] == results["crps"]["values"][0]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(folder: Path, conditional: Path) -> None:
+    few = ("--metrics", "moments", "spectrum", "energy", "crps", "spread", "--num_samples", 300, "--ensemble", 3)
+    one = evaluate(folder, conditional, "one", *few)
+    pair = ("evaluate", "--ckpt_path", conditional, "--output", "two", *few, "--accelerator", "cpu", "--devices", 2)
+    process = start(folder, *pair)
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
+    two = json.loads((folder / "two/evaluation.json").read_text())["figures"]
+    for name, result in one.items():
+        assert two[name]["value"] == pytest.approx(result["value"], rel=1e-5)
+        assert two[name]["protocol"] == result["protocol"]
 
 
 class Wiener(Denoiser):

@@ -114,7 +114,7 @@ class Zero(Denoiser):
         self.schedule = schedule
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
-        return Prediction(torch.zeros_like(x_t), torch.zeros_like(x_t))
+        return Prediction(0 * x_t, torch.zeros_like(x_t))
 
 
 def exact_moments(sampler: Sampler, denoiser: Denoiser, mean: np.ndarray, cov: np.ndarray) -> Moments:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..tensors import per_sample
+from ..tensors import check_finite, per_sample
 from .base import Denoiser
 from .guidance import add_score
 from .parameterizations import Prediction
@@ -41,7 +41,8 @@ class MomentMatched(Denoiser):
         iterations: int = 5,
     ) -> None:
         super().__init__()
-        if not noise >= 0 or iterations < 1:
+        check_finite(noise=noise)
+        if noise < 0 or iterations < 1:
             raise ValueError(f"need noise >= 0 and iterations >= 1, got {noise} and {iterations}")
         self.denoiser, self.schedule, self.self_conditioned = denoiser, denoiser.schedule, denoiser.self_conditioned
         self.operator, self.y, self.noise, self.iterations = operator, y, noise, iterations
@@ -109,6 +110,7 @@ class Clipped(nn.Module):
 
     def __init__(self, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__()
+        check_finite(low=low, high=high)
         if not low < high:
             raise ValueError(f"Clipped: low must be below high, got {low} and {high}")
         self.low, self.high = low, high

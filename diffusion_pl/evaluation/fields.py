@@ -4,6 +4,7 @@ samples  -> FieldStatistics                        -> moments, marginals, spectr
 examples -> K samples under the conditions of each -> crps, spread
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,8 @@ class FieldSamples:
     ) -> None:
         self.statistics = FieldStatistics(shape).to(device)
         self.every = -(-total // KEPT) if "energy" in names else 0
+        if self.every:  # also where this process has no share, or the others could not gather theirs
+            self.statistics.rows.append(torch.empty(0, math.prod(shape), device=device))
 
     def add(self, x: Tensor, first: int) -> None:
         """Add fields x: (B, C, *sizes) in model units, number `first` and those that follow."""
@@ -227,4 +230,4 @@ def field_plots(results: Mapping[str, Result], folder: Path) -> list[Path]:
 
 def _piece(shape: Sequence[int]) -> int:
     """Fields that are measured at a time, so that memory stays bounded."""
-    return max(1, PIECE // int(np.prod(shape)))
+    return max(1, PIECE // math.prod(shape))

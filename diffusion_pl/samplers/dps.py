@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..tensors import per_sample
+from ..tensors import check_finite, per_sample
 from .ancestral import Ancestral
 from .base import Run
 from .grids import Grid
@@ -36,7 +36,8 @@ class DPS(Ancestral):
         variance: float | None = 0.0,
     ) -> None:
         super().__init__(grid, variance)
-        if not scale >= 0:
+        check_finite(scale=scale)
+        if scale < 0:
             raise ValueError(f"scale must be at least 0, got {scale}")
         self.operator, self.y, self.scale = operator, y, scale
 
