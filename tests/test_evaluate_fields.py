@@ -105,17 +105,19 @@ def test_ensembles_of_a_conditional_model(folder: Path, conditional: Path) -> No
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does(folder: Path, conditional: Path) -> None:
-    few = ("--metrics", "moments", "spectrum", "energy", "crps", "spread", "--num_samples", 300, "--ensemble", 3)
-    one = evaluate(folder, conditional, "one", *few)
-    pair = ("evaluate", "--ckpt_path", conditional, "--output", "two", *few, "--accelerator", "cpu", "--devices", 2)
-    process = start(folder, *pair)
-    _, error = process.communicate(timeout=240)
-    assert process.returncode == 0, error
-    two = json.loads((folder / "two/evaluation.json").read_text())["figures"]
-    for name, result in one.items():
-        assert two[name]["value"] == pytest.approx(result["value"], rel=1e-5)
-        assert two[name]["protocol"] == result["protocol"]
+def test_two_processes_measure_what_one_does(folder: Path, waves: Path, conditional: Path) -> None:
+    ensembles = (conditional, "--metrics", "crps", "spread", "--ensemble", 3)
+    samples = (waves, "--metrics", "moments", "spectrum", "energy", "--num_samples", 300)
+    for k, (checkpoint, *options) in enumerate((ensembles, samples)):
+        one = evaluate(folder, checkpoint, f"one{k}", *options)
+        call = ("evaluate", "--ckpt_path", checkpoint, "--output", f"two{k}", *options, "--accelerator", "cpu")
+        process = start(folder, *call, "--devices", 2)
+        _, error = process.communicate(timeout=240)
+        assert process.returncode == 0, error
+        two = json.loads((folder / f"two{k}/evaluation.json").read_text())["figures"]
+        for name, result in one.items():
+            assert two[name]["value"] == pytest.approx(result["value"], rel=1e-5)
+            assert two[name]["protocol"] == result["protocol"]
 
 
 class Wiener(Denoiser):

@@ -107,7 +107,7 @@ class Unit:
 
 
 class Zero(Denoiser):
-    """x̂_0 = ε̂ = 0, without arithmetic."""
+    """x̂_0 = ε̂ = 0, with a gradient."""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()

@@ -52,7 +52,8 @@ class GaussianField(Denoiser):
         """Exact samples: (n, C, *sizes)."""
         white = torch.randn(n, *self.power.shape, dtype=self.power.dtype, generator=generator)
         modes = self.power.sqrt() * torch.fft.fftn(white, dim=self.axes)
-        return self.mean + torch.fft.ifftn(modes, dim=self.axes).real
+        x: Tensor = torch.fft.ifftn(modes, dim=self.axes).real
+        return self.mean + x
 
 
 def radial(sizes: Sequence[int], power: Callable[[Tensor], Tensor]) -> Tensor:
