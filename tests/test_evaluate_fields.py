@@ -136,7 +136,7 @@ class Wiener(Denoiser):
         return made
 
 
-def test_the_exact_posterior_is_reliable_and_has_the_crps_of_a_gaussian() -> None:
+def test_the_exact_posterior_has_spread_1_and_a_known_crps() -> None:
     """Spread over error 1; CRPS of a calibrated Gaussian of standard deviation s: s/√π."""
     data = Waves(n=64, sizes=(8, 8), conditional=True)
     denoiser = Wiener((8, 8))

@@ -49,7 +49,11 @@ def test_the_posterior_keeps_what_is_known(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "share"), [(["posterior", "--steps", 40], 0.5), (["dps", "--steps", 150, "--scale", 1], 0.8)]
+    ("method", "share"),
+    [
+        (["posterior", "--steps", 40], 0.5),
+        pytest.param(["dps", "--steps", 150, "--scale", 1], 0.8, marks=pytest.mark.slow),
+    ],
 )
 def test_restored_images_agree_with_a_saturated_sensor(folder: Path, method: list[Any], share: float) -> None:
     """A sensor that saturates: what it sees of the restored images is near what it saw, unlike of other samples."""

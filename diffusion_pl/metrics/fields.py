@@ -61,7 +61,7 @@ def power(x: Tensor, by: Shells) -> Tensor:
     """P(k) of each field: (B, C, *sizes) -> (B, C, S), float64."""
     axes = tuple(range(2, x.ndim))
     squared = torch.fft.rfftn(x.double(), dim=axes).abs().square() * by.weight.to(x.device)
-    total = squared.new_zeros(*x.shape[:2], len(by.k))
+    total: Tensor = squared.new_zeros(*x.shape[:2], len(by.k))
     total.index_add_(2, by.place.flatten().to(x.device), squared.flatten(2))
     return total / math.prod(x.shape[2:])
 

@@ -45,9 +45,12 @@ def ranks_panel(ranks: Array, title: str = "") -> "Figure":
         ranks: (C, K + 1), share of the data's values that are above so many of the K samples.
         title: Above all.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes, channels = _panels(len(ranks), title)
     count = ranks.shape[1]
     for c, ax in zip(range(channels), axes.flat, strict=False):
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         ax.bar(np.arange(count), ranks[c], width=0.9, color=SAMPLES)
         ax.axhline(1 / count, color=INK, linewidth=1, linestyle=(0, (5, 1.5)))
         ax.set_xlabel("samples below the data", color=INK)
