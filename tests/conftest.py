@@ -112,6 +112,7 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "AdaptiveODE": [{"rtol": 1e-8, "atol": 1e-8}],
     # With a corrector that hardly changes the distribution: how well it corrects a wrong one has its own test.
     "Replacement": [{"sampler": Ancestral, "operator": Masked(NOTHING), "y": NOTHING, "repeats": 2}],
+    "DPS": [{"operator": Masked(NOTHING), "y": NOTHING}],
     "PredictorCorrector": [{"corrector": AnnealedLangevin(snr=1e-4)}],
 }
 

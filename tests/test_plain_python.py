@@ -200,7 +200,7 @@ def parts() -> list[Any]:
     for base in (Schedule, Parameterization, NoiseInput, Grid, TimeSampler, Weighting, Sampler):
         for cls in classes(base):
             for kwargs in variants(cls, {"steps": 8} if base is Grid else {}):
-                if cls.__name__ != "Replacement":  # made of an observation, in `restore` only
+                if cls.__name__ not in ("Replacement", "DPS"):  # made of an observation, in `restore` only
                     result.append(pytest.param(cls, kwargs, id=label(cls, kwargs)))
     return result
 

@@ -119,8 +119,9 @@ def test_plans_that_make_no_sense_are_refused(options: dict[str, Any], message: 
 
 
 def test_a_plan_names_the_metrics_of_images_and_of_points() -> None:
-    assert Plan().names(images=True) == (["fid", "is", "kid", "prc"], [])
-    assert Plan().names(images=False) == (["energy", "mmd", "sliced", "prc"], [])
-    assert Plan(metrics=("elbo", "fid", "fid")).names(images=True) == (["fid"], ["elbo"])
+    assert Plan().names("images") == (["fid", "is", "kid", "prc"], [])
+    assert Plan().names("points") == (["energy", "mmd", "sliced", "prc"], [])
+    assert Plan(metrics=("elbo", "fid", "fid")).names("images") == (["fid"], ["elbo"])
     with pytest.raises(ValueError, match="there is no metric 'fid' of points, only energy"):
-        Plan(metrics=("fid",)).names(images=False)
+        Plan(metrics=("fid",)).names("points")
+    assert Plan(metrics=("spectrum", "crps")).names("fields") == (["spectrum"], ["crps"])

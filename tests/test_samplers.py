@@ -107,14 +107,14 @@ class Unit:
 
 
 class Zero(Denoiser):
-    """x̂_0 = ε̂ = 0, without arithmetic."""
+    """x̂_0 = ε̂ = 0, with a gradient."""
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
         self.schedule = schedule
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
-        return Prediction(torch.zeros_like(x_t), torch.zeros_like(x_t))
+        return Prediction(0 * x_t, torch.zeros_like(x_t))
 
 
 def exact_moments(sampler: Sampler, denoiser: Denoiser, mean: np.ndarray, cov: np.ndarray) -> Moments:

@@ -43,7 +43,7 @@ WORDS = re.compile(rf"(?<![\w-])(?:{'|'.join(word.pattern for word in INSTEAD)})
 
 #: Where one of the words is right: pattern of the path, pattern of the text around the word, reason.
 ALLOWED = [
-    (r"", r"(?i:Bayes|Itô|Cramer|trapezoidal)\S* rules?", "a rule of mathematics"),
+    (r"", r"(?i:Bayes|Itô|Cramer|trapezoidal|scoring)\S* rules?", "a rule of mathematics"),
     (r"", r"(?:both|two|left|right) sides|side by side", "of an equation, a comparison"),
     (
         r"",

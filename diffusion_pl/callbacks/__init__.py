@@ -4,6 +4,7 @@ from .curves import Curves
 from .description import Description
 from .doctor import Doctor
 from .ema import EMA
+from .field_metrics import FieldMetrics
 from .field_panels import FieldPanels
 from .generation import GenerationMetrics
 from .guard import Guard
@@ -21,6 +22,7 @@ __all__ = [
     "Curves",
     "Description",
     "Doctor",
+    "FieldMetrics",
     "FieldPanels",
     "GenerationMetrics",
     "Guard",

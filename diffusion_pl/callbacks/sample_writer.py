@@ -210,12 +210,12 @@ def steps_hint(pipeline: Pipeline) -> str | None:
     return f"{evaluations:,} function evaluations per sample; --sampler DPMpp --steps 20 is about {faster} times faster"
 
 
-def not_finite_error(bad: int, count: int) -> str:
-    """The line that `bad` of `count` samples are not finite; "" if all are finite."""
+def not_finite_error(bad: int, count: int, what: str = "samples") -> str:
+    """The line that `bad` of `count` samples (or what they are) are not finite; "" if all are finite."""
     if not bad:
         return ""
     return (
-        f"{bad:,} of {count:,} samples are not finite: the model or its sampler diverges. Fix: take more --steps or "
+        f"{bad:,} of {count:,} {what} are not finite: the model or its sampler diverges. Fix: take more --steps or "
         "another --sampler, or an earlier checkpoint"
     )
 

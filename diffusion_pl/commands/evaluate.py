@@ -31,6 +31,7 @@ OF_MODELS = (
     "likelihood_examples",
     "dequantizations",
     "bound",
+    "ensemble",
     "weights",
     "batch_size",
     "devices",
@@ -57,6 +58,7 @@ def evaluate(
     likelihood_examples: int | None = None,
     dequantizations: int = 1,
     bound: ChainBound | ContinuousBound | None = None,
+    ensemble: int = 16,
     data_: Callable[[], DataModule] | dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     batch_size: int = 250,
@@ -74,8 +76,8 @@ def evaluate(
         images: Folder of images that exist already, in place of a checkpoint; compared with --data CLASS and its
             options, such as --data Folder --data.path FOLDER, or with --reference.  None: a checkpoint is given.
         metrics: Names of metrics, such as fid is: of images fid, is, kid, prc (precision and recall); of points energy,
-            mmd, sliced, prc; of both nll (probability-flow ODE) and elbo (variational bound).  None: all but the last
-            two.
+            mmd, sliced, prc; of continuous fields moments, marginals, spectrum, energy; of all nll (probability-flow
+            ODE), elbo (variational bound), and of models with conditions crps and spread.  None: all but the last four.
         num_samples: Number of samples in each repeat, at least 2; published results of images take 50,000.
             None: 1,000, and all of --images.
         repeats: Number of repeats with other samples and noise, at least 1, for a mean and a standard deviation.
@@ -91,11 +93,12 @@ def evaluate(
         reference: File reference.npz of another evaluation, where the data are missing; for fid alone; None: the data.
         split: Split of the data that samples are compared with: train, val or test.
         likelihood: Method for nll, such as FlowLikelihood, its options as --likelihood.probes 4; None: FlowLikelihood.
-        likelihood_split: Split of the data for nll and elbo: train, val or test.
-        likelihood_examples: Number of examples for nll and elbo, the first of that split; None: all.
+        likelihood_split: Split of the data for nll, elbo, crps and spread: train, val or test.
+        likelihood_examples: Number of examples for nll, elbo, crps and spread, the first of that split; None: all.
         dequantizations: Number K of noises for each example of quantized data, at least 1; the bound on nll is tighter
             for more.
         bound: Bound for elbo: ContinuousBound or ChainBound (--bound.variance 1); None: ContinuousBound.
+        ensemble: Number of samples under the conditions of each example, for crps and spread, at least 2.
         data_: Options of the checkpoint's data to replace, as --data.path FOLDER or --data.download true;
             with --images the class of the data and its options.  None: none.
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
@@ -120,6 +123,7 @@ def evaluate(
         likelihood_examples=likelihood_examples,
         dequantizations=dequantizations,
         bound=bound or ContinuousBound(),
+        ensemble=ensemble,
         batch_size=batch_size,
     )
     if images is not None:

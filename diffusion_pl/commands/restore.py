@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from torch import nn
+
+from ..denoisers import Clipped
 from ..runtime.bounds import check_counts
 from ..runtime.output import Report, next_command
 from ..samplers import Grid, Sampler
@@ -13,7 +16,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..denoisers import Operator
     from ..pipeline import Pipeline
 
 
@@ -23,9 +25,11 @@ def restore(
     task: Literal["inpaint", "colorize", "upscale"] = "inpaint",
     mask: Path | None = None,
     factor: int = 2,
-    method: Literal["replacement", "gradient"] = "replacement",
+    operator: Clipped | nn.Module | None = None,
+    method: Literal["replacement", "gradient", "posterior", "dps"] = "replacement",
     repeats: int = 1,
     scale: float = 1.0,
+    noise: float = 0.01,
     num_samples: int = 4,
     output: Path = Path("restored"),
     seed: int = 0,
@@ -49,11 +53,17 @@ def restore(
         mask: Image that is white where pixels are known, for inpaint; of fields, an array above 0 there; None: the left
             half is known.
         factor: Height and width of the blocks for upscale, in pixels, at least 1.
-        method: Way to restore: replacement (the known part, noised, is put in its place at every time) or gradient (the
-            estimate of the image is moved towards the known part; it differentiates the network).
+        operator: Measurement in place of a task, which may be nonlinear: Clipped (--operator.low -0.5 --operator.high
+            0.5, in model units), Magnitude (of Fourier modes), or any module by class path; for the methods posterior
+            and dps.  None: the task.
+        method: Way to restore: replacement (the known part, noised, is put in its place at every time), gradient (the
+            estimate of the image is moved towards the known part), posterior (the same with the covariance that the
+            network implies; slower, and the most exact) or dps (an ancestral step, then one towards what is known).
+            All but the first differentiate the network.
         repeats: Number of times that replacement takes each step, at least 1, so that both parts agree ("RePaint"); 10
             is usual.
-        scale: Factor of the gradient method, at least 0.
+        scale: Factor of the methods gradient and dps, at least 0.
+        noise: Standard deviation of the noise in what is known, in model units, for the method posterior; at least 0.
         num_samples: Number of samples of each image, at least 1.
         output: Folder for the files, new or empty.
         seed: Seed of the samples, at least 0.
@@ -84,18 +94,23 @@ def restore(
         raise ValueError(f"{ckpt_path} is a model of {kind}: only images can be restored")
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
     pipeline = pipeline.to(device_of(accelerator))
+    way = _WAYS[method]
+    way.check(method, operator, mask, sampler)
     known = None if task != "inpaint" else _known(pipeline.shape, None if mask is None else data.read_mask(mask))
-    operator = _operator(task, pipeline.shape, known, factor, pipeline.device)
+    measure = operator or _operator(task, pipeline.shape, known, factor, pipeline.device)
+    if operator is not None:
+        operator.to(pipeline.device).requires_grad_(False)
     x_0 = data.read(path)
     call = {
         "checkpoint": str(ckpt_path),
         "sha256": pipeline.sha256,
         "weights": pipeline.weights,
         "examples": hashlib.sha256(x_0.numpy().tobytes()).hexdigest(),
-        "operator": factor if task == "upscale" else task if known is None else known.flatten().tolist(),
+        "operator": _note(operator, factor if task == "upscale" else task if known is None else known),
         "method": method,
         "repeats": repeats,
         "scale": scale,
+        "noise": noise,
         "num_samples": num_samples,
         "seed": seed,
         "sampler": describe(pipeline.sampler),
@@ -103,22 +118,32 @@ def restore(
     }
     with OutputFolder(output, call) as folder:
         if folder.published is None:
-            y = operator(x_0.repeat_interleave(num_samples, 0).to(pipeline.device))
-            if method == "replacement":
-                pipeline = _replacing(pipeline, operator, y, repeats)
-            else:
-                pipeline = _guided(pipeline, operator, y, x_0, scale)
-            restored = _samples(pipeline, operator, y)
-            rows = _grid_rows(x_0, operator, y, restored, masked=task == "inpaint")
+            y = measure(x_0.repeat_interleave(num_samples, 0).to(pipeline.device))
+            restored = _samples(way.build(pipeline, Known(measure, y, x_0, repeats, scale, noise)), measure, y)
+            rows = _grid_rows(x_0, measure, y, restored, masked=known is not None and operator is None)
             write = partial(_write, data, restored, rows, num_samples, task)
-            other = "gradient" if method == "replacement" else "replacement"
-            again = ["restore", "--ckpt_path", ckpt_path, "--path", path, "--task", task, "--method", other]
+            other = "posterior" if method != "posterior" else "gradient" if operator is None else "dps"
+            what = ["--task", task] if operator is None else ["--operator", type(operator).__name__]
+            again = ["restore", "--ckpt_path", ckpt_path, "--path", path, *what, "--method", other]
+            of = f"task {task}" if operator is None else f"operator {type(operator).__name__}"
             report = Report(
-                done=f"{count(len(x_0), 'image')} restored {count(num_samples, 'time')} each by {method}, task {task}",
+                done=f"{count(len(x_0), 'image')} restored {count(num_samples, 'time')} each by {method}, {of}",
                 next=[next_command(*again, "--output", f"{output}-{other}")],
             )
             folder.publish(write, report)
         return folder.report
+
+
+def _note(operator: nn.Module | None, task: Any) -> Any:
+    """What is measured, as plain values."""
+    import torch
+
+    from ..metrics.extractors import identity
+    from ..runtime.provenance import describe
+
+    if operator is not None:
+        return {"operator": describe(operator), **identity(operator)}
+    return task.flatten().tolist() if isinstance(task, torch.Tensor) else task
 
 
 def _known(shape: tuple[int, ...], mask: "Tensor | None") -> "Tensor":
@@ -132,9 +157,7 @@ def _known(shape: tuple[int, ...], mask: "Tensor | None") -> "Tensor":
     return mask.float()
 
 
-def _operator(
-    task: str, shape: tuple[int, ...], known: "Tensor | None", factor: int, device: "torch.device"
-) -> "Operator":
+def _operator(task: str, shape: tuple[int, ...], known: "Tensor | None", factor: int, device: "torch.device") -> Any:
     """What a task does to an image of a shape."""
     from ..denoisers import Coarse, Gray, Masked
 
@@ -151,48 +174,111 @@ def _operator(
     return operator
 
 
-def _replacing(pipeline: "Pipeline", operator: "Operator", y: "Tensor", repeats: int) -> "Pipeline":
+class Known(NamedTuple):
+    """What is known of images, and the options of the methods.
+
+    measure: A, a linear Operator or any module;  y: A x_0 of each sample;  x_0: the images;  the rest: see `restore`.
+    """
+
+    measure: Any
+    y: "Tensor"
+    x_0: "Tensor"
+    repeats: int
+    scale: float
+    noise: float
+
+
+def _replacing(pipeline: "Pipeline", known: Known) -> "Pipeline":
     """The pipeline whose sampler puts the known part y, noised, in its place at every time."""
     from ..samplers import Replacement
 
-    return pipeline.with_sampler(Replacement(pipeline.sampler, operator, y, repeats))
+    return pipeline.with_sampler(Replacement(pipeline.sampler, known.measure, known.y, known.repeats))
 
 
-def _guided(pipeline: "Pipeline", operator: "Operator", y: "Tensor", x_0: "Tensor", scale: float) -> "Pipeline":
-    """The pipeline whose denoiser is pulled towards what is known, y; x_0: the images, for the scale of the data."""
+def _guided(pipeline: "Pipeline", known: Known) -> "Pipeline":
+    """The pipeline whose denoiser is pulled towards what is known, by the scale of the data."""
     from ..denoisers import Reconstructing
 
-    data_std = max(0.05, x_0.square().mean().sqrt().item())
-    return pipeline.with_wrapper(partial(Reconstructing, operator=operator, y=y, data_std=data_std, scale=scale))
+    data_std = max(0.05, known.x_0.square().mean().sqrt().item())
+    options = {"operator": known.measure, "y": known.y, "data_std": data_std, "scale": known.scale}
+    return pipeline.with_wrapper(partial(Reconstructing, **options))
 
 
-def _samples(pipeline: "Pipeline", operator: "Operator", y: "Tensor") -> "Tensor":
-    """A sample for each measurement in y, with the known part put in: (N, C, H, W)."""
+def _matched(pipeline: "Pipeline", known: Known) -> "Pipeline":
+    """The pipeline whose denoiser estimates x_0 given what is known."""
+    from ..denoisers import MomentMatched
+
+    return pipeline.with_wrapper(partial(MomentMatched, operator=known.measure, y=known.y, noise=known.noise))
+
+
+def _dps(pipeline: "Pipeline", known: Known) -> "Pipeline":
+    """The pipeline whose sampler follows each ancestral step with one towards what is known."""
+    from ..samplers import DPS
+
+    return pipeline.with_sampler(DPS(pipeline.sampler.grid, known.measure, known.y, known.scale))
+
+
+class _Way(NamedTuple):
+    """A method: build makes its pipeline;  linear: it needs a linear operator;  own: it has a sampler of its own."""
+
+    build: "Callable[[Pipeline, Known], Pipeline]"
+    linear: bool = True
+    own: bool = False
+
+    def check(self, method: str, operator: nn.Module | None, mask: Path | None, sampler: Any) -> None:
+        """Raise ValueError for options that do not go together."""
+        if operator is not None and self.linear:
+            raise ValueError(f"--method {method} needs a linear task, not --operator. Fix: --method posterior or dps")
+        if operator is not None and mask is not None:
+            raise ValueError("--mask is for --task inpaint, and --operator replaces the task. Fix: remove one of them")
+        if sampler is not None and self.own:
+            raise ValueError(f"--sampler has no effect with --method {method}, which is a sampler. Fix: remove it")
+
+
+_WAYS = {
+    "replacement": _Way(_replacing),
+    "gradient": _Way(_guided),
+    "posterior": _Way(_matched, linear=False),
+    "dps": _Way(_dps, linear=False, own=True),
+}
+
+
+def _samples(pipeline: "Pipeline", measure: Any, y: "Tensor") -> "Tensor":
+    """A sample for each measurement in y: (N, C, H, W); with the known part put in if the operator is linear."""
     from ..callbacks.sample_writer import refuse_not_finite
+    from ..denoisers import Operator
     from ..tensors import not_finite
 
-    restored = operator.consistent(pipeline.samples(range(len(y))).x_0, y).cpu()
+    restored = pipeline.samples(range(len(y))).x_0
+    if isinstance(measure, Operator):
+        restored = measure.consistent(restored, y)
+    restored = restored.cpu()
     refuse_not_finite(not_finite(restored), len(restored))
     return restored
 
 
-def _grid_rows(x_0: "Tensor", operator: "Operator", y: "Tensor", restored: "Tensor", masked: bool) -> "Tensor":
+def _grid_rows(x_0: "Tensor", measure: Any, y: "Tensor", restored: "Tensor", masked: bool) -> "Tensor":
     """Each image, what was kept of it, and its restored samples: (N · (2 + K), C, H, W).
 
     Args:
         x_0: images, (N, C, H, W).
-        operator: what the task does to an image.
-        y: measurements, operator(image), K equal ones per image.
+        measure: what the task does to an image, or another operator; what it gives is shown if it has that shape.
+        y: measurements, measure(image), K equal ones per image.
         restored: samples, (N · K, C, H, W).
         masked: whether the operator masks pixels; the unknown ones are shown as 0.
     """
     import torch
 
+    from ..denoisers import Operator
+
     num_samples = len(restored) // len(x_0)
-    kept = operator.transpose(y[::num_samples]).cpu() / operator.gram
+    if isinstance(measure, Operator):
+        kept = measure.transpose(y[::num_samples]).cpu() / measure.gram
+    else:
+        kept = y[::num_samples].cpu() if y.shape[1:] == x_0.shape[1:] else torch.zeros_like(x_0)
     if masked:
         ones = torch.ones_like(x_0[:1], device=y.device)
-        kept = torch.where(operator(ones).cpu() > 0, kept, torch.zeros_like(kept))
+        kept = torch.where(measure(ones).cpu() > 0, kept, torch.zeros_like(kept))
     samples = restored.reshape(len(x_0), num_samples, *x_0.shape[1:])
     return torch.cat((x_0[:, None], kept[:, None], samples), 1).flatten(0, 1)
 

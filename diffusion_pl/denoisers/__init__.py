@@ -6,21 +6,27 @@ from .guidance import AutoGuided, ClassifierFree, ClassifierGuided, Thresholded,
 from .inverse_problems import Coarse, Gray, Masked, Operator, Reconstructing
 from .network import LogSNR, NetworkDenoiser, NoiseInput, ScaledTime, StepIndex
 from .parameterizations import EDM, Data, Epsilon, Parameterization, Prediction, Score, V, Velocity
+from .posterior import Clipped, Magnitude, MomentMatched
+from .random_fields import GaussianField, radial
 
 __all__ = [
     "EDM",
     "AutoGuided",
     "ClassifierFree",
     "ClassifierGuided",
+    "Clipped",
     "Coarse",
     "Data",
     "Denoiser",
     "Epsilon",
     "Gaussian",
+    "GaussianField",
     "GaussianMixture",
     "Gray",
     "LogSNR",
+    "Magnitude",
     "Masked",
+    "MomentMatched",
     "NetworkDenoiser",
     "NoiseInput",
     "Operator",
@@ -37,4 +43,5 @@ __all__ = [
     "check_time",
     "empirical",
     "extrapolate",
+    "radial",
 ]

@@ -5,18 +5,33 @@
 
 from .expected import Band, check_names, incomparable
 from .features import Features, Reference, memory, note_of, read_reference, reference_rows, write_reference
+from .fields import EnsembleRows, FieldSamples, ensemble_results, field_results
 from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, unit_of
 from .plan import Plan
 from .report import better, differences, number, row, short
-from .results import BoundResult, ExampleResult, LikelihoodResult, Result, SampleResult, from_json, read_results
-from .samples import keeps_rows, names_of, sample_results, scores, warn_of_few
+from .results import (
+    BoundResult,
+    EnsembleResult,
+    ExampleResult,
+    FieldResult,
+    LikelihoodResult,
+    Result,
+    SampleResult,
+    from_json,
+    read_results,
+)
+from .samples import keeps_rows, kind_of, sample_results, scores, warn_of_few
 
 __all__ = [
     "Band",
     "BoundResult",
     "BoundRows",
+    "EnsembleResult",
+    "EnsembleRows",
     "ExampleResult",
     "Features",
+    "FieldResult",
+    "FieldSamples",
     "LikelihoodResult",
     "LikelihoodRows",
     "Plan",
@@ -28,12 +43,14 @@ __all__ = [
     "check_names",
     "count",
     "differences",
+    "ensemble_results",
+    "field_results",
     "from_json",
     "incomparable",
     "keeps_rows",
+    "kind_of",
     "likelihood_result",
     "memory",
-    "names_of",
     "note_of",
     "number",
     "read_reference",

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from .results import Result
 
-#: Metrics of `evaluate`: of data and of samples, of images and of points.
-OF_DATA = ("nll", "elbo")
-METRICS = (*OF_DATA, "fid", "is", "kid", "energy", "mmd", "sliced", "precision", "recall")
-#: Those of which a higher value is better.
+#: Metrics of `evaluate`: of single examples; then of samples, of images, points and fields.
+OF_DATA = ("nll", "elbo", "crps", "spread")
+OF_FIELDS = ("mean_error", "std_error", "skewness_error", "kurtosis_error", "marginals", "spectrum")
+METRICS = (*OF_DATA, "fid", "is", "kid", "energy", "mmd", "sliced", "precision", "recall", *OF_FIELDS)
+#: Those of which a higher value is better, and those of which neither is.
 HIGHER = ("is", "precision", "recall")
+NEITHER = ("spread",)
 
 
 @dataclass

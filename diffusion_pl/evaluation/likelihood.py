@@ -78,7 +78,12 @@ class Rows(LightningModule, ABC):
         pipeline: whose denoiser is evaluated.
         data: of the model.
         split: of the data.
+
+    Attributes:
+        nfe: function evaluations of a sample, of rows that draw some.
     """
+
+    nfe = 0
 
     def __init__(self, pipeline: Pipeline, data: DataModule, split: str) -> None:
         super().__init__()
@@ -103,7 +108,7 @@ class Rows(LightningModule, ABC):
         if not len(batch["block"]):
             return {}
         numbers, rows = zip(*(self.rows_of(number) for number in batch["block"].tolist()), strict=True)
-        return {"index": torch.cat(numbers), "x": torch.cat(rows), "nfe": 0}
+        return {"index": torch.cat(numbers), "x": torch.cat(rows), "nfe": self.nfe}
 
 
 class LikelihoodRows(Rows):

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..likelihood import ChainBound, ContinuousBound, FlowLikelihood
 from .expected import OF_DATA
-from .samples import names_of
+from .samples import NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +15,9 @@ class Plan:
     """What is measured, and how.
 
     Args:
-        metrics: of images fid, is, kid, prc (precision and recall); of points energy, mmd, sliced, prc; of both nll and
-            elbo; None: all but the last two.
+        metrics: of images fid, is, kid, prc (precision and recall); of points energy, mmd, sliced, prc; of continuous
+            fields moments, marginals, spectrum, energy; of all nll and elbo, and crps and spread of a conditional
+            model; None: all but the last four.
         num_samples: in each repeat, at least 2.
         repeats: sets of other samples (and of other noise of the likelihood), for a mean and a standard deviation.
         seed: of samples and noise.
@@ -24,9 +25,10 @@ class Plan:
         reference: reference.npz of another evaluation, in place of the data; for fid alone.
         split: of the data that samples are measured against.
         likelihood: how nll is integrated.
-        likelihood_split: of the data, for nll and elbo.
+        likelihood_split: of the data, for nll, elbo, crps and spread.
         likelihood_examples: the first so many of that split; None: all.
         dequantizations: noises for each example of quantized data.
+        ensemble: samples of each example's conditions, for crps and spread; at least 2.
         bound: of elbo; a ChainBound has the steps of the schedule, of one without steps 1,000.
         batch_size: samples between two savings.
     """
@@ -42,11 +44,13 @@ class Plan:
     likelihood_split: str = "test"
     likelihood_examples: int | None = None
     dequantizations: int = 1
+    ensemble: int = 16
     bound: ChainBound | ContinuousBound = field(default_factory=ContinuousBound)
     batch_size: int = 250
 
     def __post_init__(self) -> None:
-        least = {"num_samples": 2, "repeats": 1, "dequantizations": 1, "batch_size": 1, "likelihood_examples": 1}
+        least = {"num_samples": 2, "repeats": 1, "dequantizations": 1, "batch_size": 1}
+        least |= {"likelihood_examples": 1, "ensemble": 2}
         for name, smallest in least.items():
             value = getattr(self, name)
             if value is not None and value < smallest:
@@ -54,17 +58,16 @@ class Plan:
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
-    def names(self, images: bool) -> tuple[list[str], list[str]]:
-        """The metrics of samples and those of data, of images or of points.
+    def names(self, kind: str) -> tuple[list[str], list[str]]:
+        """The metrics of samples and those of data, for a kind of `samples.NAMES`.
 
         Raises:
             ValueError: there is no such metric, or it needs more than the moments of a reference.
         """
-        known = [*names_of(images), *OF_DATA]
-        names = list(names_of(images)) if self.metrics is None else list(dict.fromkeys(self.metrics))
+        known = [*NAMES[kind], *OF_DATA]
+        names = list(NAMES[kind]) if self.metrics is None else list(dict.fromkeys(self.metrics))
         unknown = next((name for name in names if name not in known), None)
         if unknown is not None or not names:
-            kind = "images" if images else "points"
             raise ValueError(f"there is no metric {unknown!r} of {kind}, only {', '.join(known)}")
         of_samples = [name for name in names if name not in OF_DATA]
         if self.reference is not None and of_samples not in ([], ["fid"]):

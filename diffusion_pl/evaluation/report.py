@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .expected import HIGHER, METRICS
+from .expected import HIGHER, METRICS, NEITHER
 from .results import Result
 
 
@@ -24,8 +24,8 @@ def number(result: Result) -> str:
 
 
 def better(name: str) -> str:
-    """Which values of a metric are better, "lower" or "higher"; "" of a metric that is not known."""
-    return "higher" if name in HIGHER else "lower" if name in METRICS else ""
+    """Which values of a metric are better, "lower" or "higher"; "" if neither or not known."""
+    return "higher" if name in HIGHER else "lower" if name in METRICS and name not in NEITHER else ""
 
 
 def row(name: str, result: Result) -> dict[str, Any]:

@@ -91,6 +91,17 @@ class SampleResult(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FieldResult(SampleResult):
+    """A metric of samples that are continuous fields.
+
+    Attributes:
+        channels: what the value is made of, by channel, such as the spectra {"k", "samples", "data"}.
+    """
+
+    channels: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExampleResult(Result):
     """A mean over examples of data.
 
@@ -130,6 +141,19 @@ class BoundResult(ExampleResult):
     terms: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnsembleResult(ExampleResult):
+    """A metric of ensembles of samples, each drawn under the conditions of an example.
+
+    Attributes:
+        channels: what the value is made of, by channel: {"crps"} or {"spread", "ranks"}.
+        not_finite: how many examples had a sample that was not finite, and were not counted.
+    """
+
+    channels: Mapping[str, Any] = field(default_factory=dict)
+    not_finite: int = 0
+
+
 _LAST = ("protocol", "model")
 _KIND = {
     "value": (float, int),  # also one that is not finite, of a model that diverges
@@ -143,6 +167,7 @@ _KIND = {
         "extractor?": (None, {"class": str}),
         "estimator?": {"class": str},
         "bound?": {"class": str},
+        "ensemble?": int,
     },
     "model": {
         "checkpoint?": (str, None),
@@ -154,6 +179,7 @@ _KIND = {
     },
     "standard_error?": (*Number, None),
     "not_finite?": int,
+    "channels?": dict,
 }
 
 
@@ -166,9 +192,9 @@ def from_json(content: Mapping[str, Any]) -> Result:
     protocol = content["protocol"]
     kind: type[Result]
     if {"num_samples", "reference"} <= protocol.keys():
-        kind = SampleResult
+        kind = FieldResult if "channels" in content else SampleResult
     elif {"examples", "data"} <= protocol.keys():
-        kind = BoundResult if "bound" in protocol else LikelihoodResult
+        kind = BoundResult if "bound" in protocol else EnsembleResult if "ensemble" in protocol else LikelihoodResult
     else:
         raise ValueError("neither samples and reference nor examples and data are given")
     return kind(**{part.name: content[part.name] for part in fields(kind) if part.name in content})

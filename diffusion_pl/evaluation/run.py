@@ -1,7 +1,8 @@
 """Run an evaluation: from a plan, a pipeline and data to results.
 
 samples   -> features -> fid, is, kid, precision, recall; of points energy, mmd, sliced, precision, recall
-examples  -> −log p (nll), its variational bound (elbo)
+          -> fields   -> moments, marginals, spectrum, energy
+examples  -> −log p (nll), its variational bound (elbo); ensembles of samples under their conditions (crps, spread)
 """
 
 import math
@@ -30,11 +31,20 @@ from ..runtime.provenance import describe
 from ..runtime.startup import say
 from ..runtime.storage import write_json
 from .features import Features, Reference, note_of, read_reference, reference_rows, write_reference
+from .fields import (
+    ENSEMBLES,
+    UNITS,
+    EnsembleRows,
+    check_ensemble,
+    ensemble_results,
+    field_plots,
+    field_results,
+)
 from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, refuse_missing, unit_of
 from .plan import Plan
 from .report import row
-from .results import Result, SampleResult
-from .samples import keeps_rows, sample_results
+from .results import EnsembleResult, Result, SampleResult
+from .samples import keeps_rows, kind_of, sample_results
 
 CHAIN_STEPS = 1000  # of ChainBound, where neither it nor the schedule says how many
 
@@ -67,18 +77,22 @@ class Results:
     @property
     def problem(self) -> str:
         """What is wrong with the samples, in a line; "" if all are finite."""
-        of_samples = [result for result in self.metrics.values() if isinstance(result, SampleResult)]
-        bad = max((result.not_finite for result in of_samples), default=0)
-        return not_finite_error(bad, max((r.count * len(r.values) for r in of_samples), default=0))
+        for result in self.metrics.values():
+            if isinstance(result, SampleResult) and result.not_finite:
+                return not_finite_error(result.not_finite, result.count * len(result.values))
+            if isinstance(result, EnsembleResult) and result.not_finite:
+                return not_finite_error(result.not_finite, result.count, "ensembles of samples")
+        return ""
 
     def write(self, folder: Path) -> list[Path]:
-        """Write evaluation.json and, if there is one, reference.npz; the files written."""
+        """Write evaluation.json, plots of fields and, if there is one, reference.npz; the files written."""
         results = {name: result.to_json() for name, result in self.metrics.items()}
         write_json(folder / "evaluation.json", {"version": __version__, "figures": results})
+        files = [folder / "evaluation.json", *field_plots(self.metrics, folder)]
         if self.reference is None:
-            return [folder / "evaluation.json"]
+            return files
         write_reference(folder / "reference.npz", self.reference, dict(self.made_with))
-        return [folder / "evaluation.json", folder / "reference.npz"]
+        return [*files, folder / "reference.npz"]
 
 
 def run(
@@ -170,10 +184,13 @@ class Evaluation:
     ) -> None:
         self.pipeline, self.data, self.plan = pipeline.with_seed(plan.seed), data, plan
         self.device = device_of(accelerator)
-        images = data.is_image
-        self.of_samples, self.of_data = plan.names(images)
+        self.kind = kind_of(data)
+        self.of_samples, self.of_data = plan.names(self.kind)
+        self.ensembles = [name for name in self.of_data if name in ENSEMBLES]
         self.features = Features(
-            data.shape, data.units, extractor_on(plan, self.device) if images and self.of_samples else None
+            data.shape,
+            data.units,
+            extractor_on(plan, self.device) if self.kind == "images" and self.of_samples else None,
         )
         self.extractor = None if self.features.extractor is None else identity(self.features.extractor)
         splits = [plan.split] if self.of_samples and plan.reference is None else []
@@ -190,6 +207,8 @@ class Evaluation:
         self.reference = None if plan.reference is None else read_reference(plan.reference, self.made_with)
         self.bound = plan.bound.on(pipeline.schedule, CHAIN_STEPS) if "elbo" in self.of_data else plan.bound
         self.examples = count(data, plan.likelihood_split, plan.likelihood_examples) if self.of_data else 0
+        for name in self.ensembles:
+            check_ensemble(name, pipeline, self.examples)
         self.model: dict[str, Any] = {"checkpoint": checkpoint, "sha256": pipeline.sha256, "weights": pipeline.weights}
         self.model |= {"scale": scale, "seed": plan.seed}
 
@@ -202,13 +221,14 @@ class Evaluation:
             **self.model,
             "metrics": [*self.of_samples, *self.of_data],
             "repeats": plan.repeats,
-            "sampler": describe(self.pipeline.sampler) if self.of_samples else None,
+            "sampler": describe(self.pipeline.sampler) if self.of_samples or self.ensembles else None,
             "num_samples": plan.num_samples if self.of_samples else None,
             "extractor": self.extractor,
             "reference": plan.split if self.reference is None else self.reference.note,
             "likelihood": describe(plan.likelihood) if likelihood else None,
             "dequantizations": plan.dequantizations if likelihood else None,
             "bound": describe(self.bound) if bound else None,
+            "ensemble": plan.ensemble if self.ensembles else None,
             "examples": {"split": plan.likelihood_split, "n": self.examples} if self.of_data else None,
         }
 
@@ -236,7 +256,7 @@ class Evaluation:
         if "samples" in drawn:
             of_samples, reference = self._sample_results(drawn["samples"])
             metrics |= of_samples
-        metrics |= self._data_results({name: drawn[name].x.numpy() for name in self.of_data})
+        metrics |= self._data_results({name: rows for name, rows in drawn.items() if name != "samples"})
         return Results(metrics, reference, self.made_with)
 
     @property
@@ -250,26 +270,34 @@ class Evaluation:
         tasks = {}
         if self.of_samples:
             n, size = plan.repeats * self._padded, 4 * math.prod(pipeline.shape)
-            tasks["samples"] = _Task(Drawer(pipeline), n, plan.batch_size, self.features, size)
+            convert = None if self.kind == "fields" else self.features
+            tasks["samples"] = _Task(Drawer(pipeline), n, plan.batch_size, convert, size)
         if "nll" in self.of_data:
             options = {"repeats": plan.repeats, "dequantizations": plan.dequantizations, "seed": plan.seed}
             tasks["nll"] = _Task(LikelihoodRows(pipeline, self.data, split, plan.likelihood, **options), self.examples)
         if "elbo" in self.of_data:
             tasks["elbo"] = _Task(BoundRows(pipeline, self.data, split, self.bound, plan.seed), self.examples)
+        if self.ensembles:
+            rows = EnsembleRows(pipeline, self.data, split, plan.ensemble, plan.repeats)
+            tasks["ensemble"] = _Task(rows, self.examples)
         return tasks
 
-    def _sample_results(self, drawn: Drawn) -> tuple[dict[str, SampleResult], Reference | None]:
+    def _sample_results(self, drawn: Drawn) -> tuple[Mapping[str, SampleResult], Reference | None]:
         """The results of samples, and the reference if fid was measured against the data."""
         say(f"computing {', '.join(self.of_samples)} …")
-        samples = drawn.x.numpy().reshape(self.plan.repeats, self._padded, -1)[:, : self.plan.num_samples]
+        samples = drawn.x.numpy().reshape(self.plan.repeats, self._padded, *drawn.x.shape[1:])
+        samples = samples[:, : self.plan.num_samples]
         model = {**self.model, "sampler": describe(self.pipeline.sampler), "nfe": drawn.nfe}
+        if self.kind == "fields":
+            return field_results(self.of_samples, samples, self.data, self.plan.split, model), None
         against = self.data if self.reference is None else self.reference
         return measure(self.of_samples, samples, self.features, against, self.plan.split, self.made_with, model)
 
-    def _data_results(self, rows: Mapping[str, NDArray[Any]]) -> dict[str, Result]:
+    def _data_results(self, drawn: Mapping[str, Drawn]) -> dict[str, Result]:
         """The results of data from the rows of their examples, by metric."""
-        if not rows:
+        if not drawn:
             return {}
+        rows = {name: part.x.numpy() for name, part in drawn.items()}
         plan, data, unit = self.plan, self.data, unit_of(self.data)
         protocol: dict[str, Any] = {"examples": self.examples, "data": note_of(data, plan.likelihood_split)}
         protocol["levels"] = data.units.levels
@@ -281,6 +309,12 @@ class Evaluation:
         if "elbo" in rows:
             own, t = {"bound": describe(self.bound)}, self.bound.visited(self.pipeline.schedule)
             results["elbo"] = bound_result(rows["elbo"], t, unit, {**protocol, **own}, self.model)
+        if "ensemble" in rows:
+            own = {"ensemble": plan.ensemble, "units": UNITS}
+            model = {**self.model, "sampler": describe(self.pipeline.sampler), "nfe": drawn["ensemble"].nfe}
+            each = rows["ensemble"].reshape(len(rows["ensemble"]), plan.repeats, data.shape[0], -1)
+            made = ensemble_results(each, {**protocol, **own}, model)
+            results |= {name: made[name] for name in self.ensembles}
         return results
 
 

@@ -6,15 +6,19 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ..metrics import FeatureStatistics, generation, points
+from ..data import DataModule
+from ..metrics import FeatureStatistics, fields, generation, points
 from ..metrics.generation import Moments
 from .features import Features
 from .results import SampleResult
 
+#: The metrics of samples by the kind of data.
+NAMES = {"images": generation.NAMES, "fields": fields.NAMES, "points": points.NAMES}
 
-def names_of(images: bool) -> tuple[str, ...]:
-    """The metrics of samples that there are, of images or of points."""
-    return generation.NAMES if images else points.NAMES
+
+def kind_of(data: DataModule) -> str:
+    """What examples are, a key of NAMES."""
+    return "images" if data.is_image else "fields" if data.is_field else "points"
 
 
 def keeps_rows(names: Sequence[str]) -> bool:

@@ -38,9 +38,9 @@ class StoredEvaluation:
             raise ValueError("--images needs a reference. Fix: add --data CLASS and its options, or --reference FILE")
         if data is not None and not data.is_image:
             raise ValueError(f"--data {type(data).__name__} has no images to compare those of --images with")
-        self.names, of_data = plan.names(images=True)
+        self.names, of_data = plan.names("images")
         if of_data:
-            raise ValueError(f"{of_data[0]} is of a model; images have {', '.join(plan.names(images=True)[0])}")
+            raise ValueError(f"{of_data[0]} is of a model; images have {', '.join(plan.names('images')[0])}")
         if plan.repeats != 1:
             raise ValueError(f"repeats must be 1 with --images, got {plan.repeats}")
         self.plan, self.data, self.folder = plan, data, images

@@ -6,6 +6,7 @@ from .base import Noise, Path, Run, Sampler, Samples
 from .ddim import DDIM
 from .deis import DEIS
 from .dpmpp import DPMpp, DPMppSingle
+from .dps import DPS
 from .euler_maruyama import EulerMaruyama
 from .grids import (
     ExplicitGrid,
@@ -28,6 +29,7 @@ from .unipc import UniPC
 __all__ = [
     "DDIM",
     "DEIS",
+    "DPS",
     "AdaptiveODE",
     "Ancestral",
     "AnnealedLangevin",
