@@ -1,8 +1,13 @@
 """What the sampling commands share: a pipeline with their options."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
+
+from ..checkpoints.io import sha256_of
 from ..checkpoints.loading import load_classifier, load_pipeline
 from ..pipeline import Pipeline
 from ..runtime.parsing import wrong
@@ -19,6 +24,7 @@ def choose(
     classifier: Path | None = None,
     weak: Path | None = None,
     cond: Mapping[str, str] | None = None,
+    drop: Sequence[str] | None = None,
 ) -> Pipeline:
     """The pipeline with what a command line asks for; None everywhere: the pipeline itself.
 
@@ -28,11 +34,14 @@ def choose(
         scale: w; None: 1.
         classifier: checkpoint of a NoisyClassifier, for classifier guidance.
         weak: checkpoint of a weaker model, for autoguidance.
-        cond: the conditions of all samples; a label is the index of a class or its name.
+        cond: the conditions of the samples, as Pipeline.with_cond takes them.
+        drop: names of the conditions that `scale` strengthens; None: see Pipeline.with_scale.
 
     Raises:
         ValueError: a condition or a scale for an unconditional model, an unknown class, two kinds of guidance.
     """
+    if drop is not None and (scale is None or classifier is not None or weak is not None):
+        raise ValueError("drop: needs --scale, and neither --classifier nor --weak. Fix: give --scale 2, or remove it")
     if classifier is not None and weak is not None:
         raise ValueError("give --classifier or --weak, not both")
     if sampler is not None or grid is not None or steps is not None:
@@ -51,9 +60,41 @@ def choose(
                 f"scale {scale:g} is for a model of classes, and this one is unconditional: train it with "
                 "data.init_args.conditional true, or add --classifier or --weak"
             )
-        pipeline = pipeline.with_scale(scale)
+        pipeline = pipeline.with_scale(scale, drop)
     _say_names(pipeline, cond or {})
     return pipeline.with_cond(**(cond or {}))
+
+
+def noted(pipeline: Pipeline, cond: Mapping[str, str] | None) -> dict[str, Any]:
+    """The conditions that all samples have, for the record: the number of a class, the numbers of a vector, a text; of
+    an image its file and SHA-256.
+
+    Args:
+        pipeline: with these conditions.
+        cond: what the command line gave.
+    """
+    return {name: _noted(value, (cond or {}).get(name)) for name, value in pipeline.cond.items()}
+
+
+def _noted(value: int | Tensor, given: str | None) -> Any:
+    if isinstance(value, int):
+        return value
+    if given is None:  # not given, as for `encode`
+        return None if value.isnan().all() else value.flatten().tolist()
+    path = Path(given).expanduser()
+    if value.ndim == 4 and path.exists():
+        values = hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
+        return {"file": given, "sha256": sha256_of(path) if path.is_file() else values}
+    return given if value.ndim == 3 else value[0].tolist()
+
+
+def say_turns(pipeline: Pipeline) -> None:
+    """Say which conditions the samples have in turn, since no value is given, of other kinds than labels."""
+    turns = {n: len(pipeline.turns[n]) for n, c in pipeline.conditions.items() if n in pipeline.turns and len(c.shape)}
+    names = [name for name in turns if name not in pipeline.cond]
+    if names and not rank_label():
+        examples = f"{turns[names[0]]} held-out examples"
+        print(f"{', '.join(names)}: not given, those of {examples} in turn; --cond.{names[0]} gives one")
 
 
 def _say_names(pipeline: Pipeline, cond: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,10 +15,13 @@ from torch import Tensor
 from ..conditions import Condition, Conditions, class_count, class_names, from_plain, label, to_plain
 from .augmentation import HorizontalFlip, NonLeaky, warped
 from .base import SPLITS, DataModule, check_fraction, tell_differences
-from .decoding import read_images, save_png
+from .captions import Captions
+from .decoding import Size, check_size, read_images, save_png
+from .degraded import Each, LowNoise, LowResolution
 from .identity import differences, identity, keys_of
 from .loader import Batch, Source, Subset
 from .splits import divide
+from .text import TextEncoder
 from .units import Levels
 
 
@@ -77,10 +80,21 @@ class Images(DataModule):
             9.  0: none.
         test_fraction: Fraction to hold out for testing, in [0, 1); with 0 the validation images serve.
         workers: Processes that read ahead where images are not in memory.
+        low: Height and width, or one number for both, of a low resolution: the condition `low` is the image at it,
+            brought back to full size, for super-resolution; None: no such condition.
+        low_noise: Largest standard deviation of noise that training adds to `low`, in model units, such as 0.5; its
+            level is the condition `low_noise`, 0 in sampling unless given.  0: no noise.
+        captions: Captions, the condition `text`: a template such as "a photo of a {}", in which {} stands for the name
+            of the class, whose label it replaces; or a text file with one on each line, in the order of the images.
+            None: no captions.
+        text_encoder: Folder or name on the hub of the text encoder of `captions`, a model of transformers, such as
+            google/t5-v1_1-small.
+        tokens: Number of tokens of a caption; longer ones are cut off.
         kwargs: Of `DataModule`: batch_size, val_fraction, repeats, seed.
     """
 
     grows = True
+    paths = ("path", "root", "text_encoder")
 
     def __init__(
         self,
@@ -90,6 +104,11 @@ class Images(DataModule):
         augment: float = 0.0,
         test_fraction: float = 0.0,
         workers: int = 0,
+        low: Size = None,
+        low_noise: float = 0.0,
+        captions: str | None = None,
+        text_encoder: str | None = None,
+        tokens: int = 32,
         **kwargs: Any,
     ) -> None:
         super().__init__(source, **kwargs)
@@ -106,6 +125,10 @@ class Images(DataModule):
         self.augmentation = HorizontalFlip() if horizontal_flip else None
         if augment:
             self.augmentation = NonLeaky(augment)
+        self.low, self.captions = _low(name, low, low_noise), _captions(name, captions, text_encoder, tokens)
+        if self.low is not None and low_noise:
+            noise = LowNoise(self.low.size, low_noise)
+            self.augmentation = noise if self.augmentation is None else Each(self.augmentation, noise)
         self.test_fraction, self.workers = test_fraction, workers
         self._format: Format | None = None
         self._class_counts: list[int] | None = None
@@ -132,7 +155,28 @@ class Images(DataModule):
 
     @property
     def conditions(self) -> dict[str, Condition]:
-        return dict(self.format.conditions)
+        conditions = dict(self.format.conditions)
+        if self.captions is not None:
+            conditions["text"] = self.captions.condition()
+            if self.captions.is_template:
+                conditions.pop("label", None)
+        if self.low is not None:
+            conditions |= self.low.conditions(self.source, self.shape)
+        return conditions
+
+    @property
+    def readers(self) -> dict[str, Callable[[Any], Tensor]]:
+        readers: dict[str, Callable[[Any], Tensor]] = {}
+        if self.captions is not None:
+            readers["text"] = self.captions.read
+        if self.low is not None:
+            readers["low"] = self._read_low
+        return readers
+
+    def prepare_data(self) -> None:
+        """Encode the captions, for which the encoder may be fetched, once for each machine."""
+        if self.captions is not None:
+            self.captions.prepare(self.format.names, download=bool(getattr(self, "download", True)))
 
     @property
     def units(self) -> Levels:
@@ -161,6 +205,8 @@ class Images(DataModule):
         )
         if not len(parts[0]):
             raise ValueError(f"{self.source}: {len(train)} image(s) leave none to train on. Fix: lower val_fraction")
+        if self.captions is not None:
+            train, test = self.captions.sources(self.format.names, train, test)
         rest, val, held_out = (Subset(train, part) for part in parts)
         self._splits = rest, val, test or (held_out if len(held_out) else val)
         classes = class_count(self.conditions)
@@ -192,7 +238,8 @@ class Images(DataModule):
             self.units.encode(batch["x"]),
             {name: value for name, value in batch.items() if name not in ("x", "warp")},
         )
-        return {"x": warped(x, batch["warp"]) if "warp" in batch else x, **rest}
+        changed = {"x": warped(x, batch["warp"]) if "warp" in batch else x, **rest}
+        return changed if self.low is None else self.low.added(changed)
 
     def second_moment(self) -> float:
         """Mean of x_0² per dimension over up to 10,000 training images."""
@@ -213,11 +260,26 @@ class Images(DataModule):
 
         16-bit images keep their values where the model's data have as many levels, else they are scaled to 8 bits.
         """
+        return torch.stack(self._read(path, self.shape))
+
+    def _read(self, path: Path, shape: tuple[int, ...]) -> list[Tensor]:
+        """The images of a file or folder in model units, of a shape or, of (C,), of their own sizes."""
         units = self.units
         bits = (units.levels - 1).bit_length() if units.levels > 256 else None
-        images = read_images(path, self.shape, bits)
-        arrays = ((torch.tensor(array), deep) for array, deep in images)
-        return torch.stack([units.encode(v) if deep else v.float() / 127.5 - 1 for v, deep in arrays])
+        arrays = ((torch.tensor(array), deep) for array, deep in read_images(path, shape, bits))
+        return [units.encode(v) if deep else v.float() / 127.5 - 1 for v, deep in arrays]
+
+    def _read_low(self, given: Any) -> Tensor:
+        """The condition `low` of an image file, or of all of a folder, at low or at full size: (K, C, H, W)."""
+        assert self.low is not None
+        (channels, *full), values = self.shape, []
+        for x in self._read(Path(str(given)).expanduser(), (channels,)):
+            size = tuple(x.shape[1:])
+            if size not in (self.low.size, tuple(full)):
+                expected = " or ".join("x".join(map(str, s)) for s in (self.low.size, full))
+                raise ValueError(f"cond.low: {given}: expected an image of {expected}, got {size[0]}x{size[1]}")
+            values.append(self.low.up(self.low.down(x[None]), full))
+        return torch.cat(values)
 
     def array(self, x: Tensor) -> NDArray[Any]:
         exact: NDArray[Any] = (self.units.to_uint8(x) if self.units.levels <= 256 else self.decode(x)).numpy()
@@ -238,6 +300,10 @@ class Images(DataModule):
         shape, conditions, levels = self.format
         state = {"shape": list(shape), "conditions": to_plain(conditions), "levels": levels}
         state["class_counts"] = self._class_counts
+        if self.captions is not None:
+            state["text"] = self.captions.state()
+        if self.turns:
+            state["turns"] = self.turns
         if self._examples is None:  # the data were not read
             return {**state, **self.saved_split}
         if self._identity is None:
@@ -252,6 +318,9 @@ class Images(DataModule):
         current, there = self._format, self._splits is not None
         self._format = format_of(state_dict)
         self._saved, self._class_counts = state_dict, state_dict.get("class_counts")
+        self._turns = {name: torch.as_tensor(value) for name, value in state_dict.get("turns", {}).items()}
+        if self.captions is not None:
+            self.captions.saved = dict(state_dict.get("text", {}))
         if there:  # split them again, as the checkpoint's were
             self._splits = None
             self.setup()
@@ -283,6 +352,27 @@ class Images(DataModule):
                 f"{self.source}: class {k} is {saved.names[k]!r} in the checkpoint, {current.names[k]!r} here. Fix: "
                 "give the classes the names they had, or start a new run"
             )
+
+
+def _low(name: str, low: Size, noise: float) -> LowResolution | None:
+    """The condition `low`, from its options, checked."""
+    if not 0 <= noise < math.inf or (noise and low is None):
+        raise ValueError(f"{name}: low_noise must be at least 0, and needs low, got {noise} and low {low}")
+    try:
+        size = check_size(name, low)
+    except ValueError as error:
+        raise ValueError(str(error).replace("size must be", "low must be")) from None
+    return None if size is None else LowResolution(size, noise)
+
+
+def _captions(name: str, captions: str | None, encoder: str | None, tokens: int) -> Captions | None:
+    """The condition `text`, from its options, checked."""
+    if captions is None and encoder is None:
+        return None
+    if captions is None or encoder is None:
+        missing = "captions" if captions is None else "text_encoder"
+        raise ValueError(f"{name}: captions and text_encoder need each other. Fix: give --data.{missing}")
+    return Captions(captions, TextEncoder(encoder, tokens))
 
 
 def format_of(state: dict[str, Any]) -> Format:

@@ -36,6 +36,7 @@ from .report import row
 from .results import Result, SampleResult
 from .samples import keeps_rows, sample_results
 
+MEMORY = 2**30  # bytes of the examples' conditions
 CHAIN_STEPS = 1000  # of ChainBound, where neither it nor the schedule says how many
 
 
@@ -182,6 +183,11 @@ class Evaluation:
             data.prepare_data()
         if splits:
             data.setup("fit")
+        given: dict[str, str] = {}
+        if self.of_samples and plan.reference is None and any(c.shape for c in pipeline.conditions.values()):
+            turns = data.conditions_of(plan.split, plan.num_samples, MEMORY)
+            given = {"conditions": f"{len(next(iter(turns.values()))):,} examples of the {plan.split} split in turn"}
+            self.pipeline = self.pipeline.with_turns(turns)
         for split in splits:
             next(data.batches(split, 1))  # an empty one is an error now, not after the sampling
         self.made_with = {"extractor": self.extractor, "shape": list(data.shape), "levels": data.units.levels}
@@ -189,7 +195,7 @@ class Evaluation:
         self.bound = plan.bound.on(pipeline.schedule, CHAIN_STEPS) if "elbo" in self.of_data else plan.bound
         self.examples = count(data, plan.likelihood_split, plan.likelihood_examples) if self.of_data else 0
         self.model: dict[str, Any] = {"checkpoint": checkpoint, "sha256": pipeline.sha256, "weights": pipeline.weights}
-        self.model |= {"scale": scale, "seed": plan.seed}
+        self.model |= {"scale": scale, "seed": plan.seed, **given}
 
     @property
     def call(self) -> dict[str, Any]:
