@@ -61,8 +61,8 @@ def restore(
         grid: Grid of times, such as KarrasGrid, its options as --grid.rho 7; None: the sampler's.
         steps: Number of grid times, at least 1, such as 50; without --grid they have equal shares of t; None: the
             checkpoint's.
-        cond: Conditions of all examples, by name, as for `sample`: --cond.label 3 or a class's name.  None: of any class;
-            other conditions are not given either, if training dropped them at random.
+        cond: Conditions of all examples, by name, as for `sample`: --cond.label 3 or a class's name.  None: of any
+            class; other conditions are not given either, if training dropped them at random.
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """

@@ -158,11 +158,12 @@ def _write(
 ) -> list[Path]:
     """Write the samples, the film if it is asked for, and samples.json into the folder `stage`; the files in order."""
     from .. import __version__
-    from ..callbacks.figures import write_samples
+    from ..callbacks.figures import SHOWN, shown_condition, write_samples
     from ..runtime.storage import write_json
 
     n = len(drawn.x)
-    files = data.write_npz(drawn.x, stage) if npz else write_samples(data, drawn.x, stage)
+    cond = shown_condition(pipeline, range(min(n, SHOWN)))
+    files = data.write_npz(drawn.x, stage) if npz else write_samples(data, drawn.x, stage, cond)
     if film:
         files += _film(pipeline, data, stage, min(n, 16 if len(pipeline.shape) == 3 else 1000))
     note = {"version": __version__, "num_samples": n, "nfe": drawn.nfe, "not_finite": drawn.bad, **call}

@@ -133,6 +133,20 @@ class Captions:
         return Captioned(train, path, rows[:n]), None if test is None else Captioned(test, path, rows[n:])
 
 
+def captions_of(name: str, captions: str | None, encoder: str | None, tokens: int) -> Captions | None:
+    """The condition `text` of the options of a data set, None without one.
+
+    Raises:
+        ValueError: captions without an encoder or the reverse, or no tokens.
+    """
+    if captions is None and encoder is None:
+        return None
+    if captions is None or encoder is None:
+        missing = "captions" if captions is None else "text_encoder"
+        raise ValueError(f"{name}: captions and text_encoder need each other. Fix: give --data.{missing}")
+    return Captions(captions, TextEncoder(encoder, tokens))
+
+
 class Captioned:
     """Images with the embeddings of their captions, `text`, read from a file as needed.
 

@@ -8,6 +8,7 @@ given how far to trust the condition: s = 0 is a clean one.
 Reference: Ho et al., "Cascaded diffusion models", arXiv 2106.15282, Sec. 4.2 (noise augmentation of the condition).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from ..conditions import Condition
 from ..tensors import Recorded, mix, per_sample
+from .decoding import Size, check_size
 from .loader import Augmentation, Batch
 
 
@@ -65,6 +67,21 @@ class LowResolution(Recorded):
         elif self.noise:
             batch["low_noise"] = x.new_zeros(len(x), 1)
         return {**batch, "low": self.up(low, x.shape[2:])}
+
+
+def low_resolution(name: str, low: Size, noise: float) -> LowResolution | None:
+    """The condition `low` of the options of a data set, None without one.
+
+    Raises:
+        ValueError: a size below 1, or noise of nothing.
+    """
+    if not 0 <= noise < math.inf or (noise and low is None):
+        raise ValueError(f"{name}: low_noise must be at least 0, and needs low, got {noise} and low {low}")
+    try:
+        size = check_size(name, low)
+    except ValueError as error:
+        raise ValueError(str(error).replace("size must be", "low must be")) from None
+    return None if size is None else LowResolution(size, noise)
 
 
 class LowNoise(Recorded):

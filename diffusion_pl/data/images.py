@@ -15,13 +15,12 @@ from torch import Tensor
 from ..conditions import Condition, Conditions, class_count, class_names, from_plain, label, to_plain
 from .augmentation import HorizontalFlip, NonLeaky, warped
 from .base import SPLITS, DataModule, check_fraction, tell_differences
-from .captions import Captions
-from .decoding import Size, check_size, read_images, save_png
-from .degraded import Each, LowNoise, LowResolution
+from .captions import captions_of
+from .decoding import Size, read_images, save_png
+from .degraded import Each, LowNoise, low_resolution
 from .identity import differences, identity, keys_of
 from .loader import Batch, Source, Subset
 from .splits import divide
-from .text import TextEncoder
 from .units import Levels
 
 
@@ -125,7 +124,8 @@ class Images(DataModule):
         self.augmentation = HorizontalFlip() if horizontal_flip else None
         if augment:
             self.augmentation = NonLeaky(augment)
-        self.low, self.captions = _low(name, low, low_noise), _captions(name, captions, text_encoder, tokens)
+        self.low = low_resolution(name, low, low_noise)
+        self.captions = captions_of(name, captions, text_encoder, tokens)
         if self.low is not None and low_noise:
             noise = LowNoise(self.low.size, low_noise)
             self.augmentation = noise if self.augmentation is None else Each(self.augmentation, noise)
@@ -352,27 +352,6 @@ class Images(DataModule):
                 f"{self.source}: class {k} is {saved.names[k]!r} in the checkpoint, {current.names[k]!r} here. Fix: "
                 "give the classes the names they had, or start a new run"
             )
-
-
-def _low(name: str, low: Size, noise: float) -> LowResolution | None:
-    """The condition `low`, from its options, checked."""
-    if not 0 <= noise < math.inf or (noise and low is None):
-        raise ValueError(f"{name}: low_noise must be at least 0, and needs low, got {noise} and low {low}")
-    try:
-        size = check_size(name, low)
-    except ValueError as error:
-        raise ValueError(str(error).replace("size must be", "low must be")) from None
-    return None if size is None else LowResolution(size, noise)
-
-
-def _captions(name: str, captions: str | None, encoder: str | None, tokens: int) -> Captions | None:
-    """The condition `text`, from its options, checked."""
-    if captions is None and encoder is None:
-        return None
-    if captions is None or encoder is None:
-        missing = "captions" if captions is None else "text_encoder"
-        raise ValueError(f"{name}: captions and text_encoder need each other. Fix: give --data.{missing}")
-    return Captions(captions, TextEncoder(encoder, tokens))
 
 
 def format_of(state: dict[str, Any]) -> Format:
