@@ -200,7 +200,6 @@ PAGES = {
         (
             "--ckpt_path runs/digits-vp --num_samples 100 --output digits",
             "--ckpt_path runs/digits-conditional --sampler DPMpp --steps 20 --cond.label 3",
-            "--ckpt_path runs/digits-super_resolution --cond.low low.png",
             "--ckpt_path runs/digits-vp --num_samples 50000 --npz --devices 8",
         ),
         "ckpt_path num_samples output seed sampler grid steps cond scale weights npz film data batch_size "
