@@ -37,7 +37,7 @@ def pipeline(conditions: dict[str, Condition], kept: list[int]) -> Pipeline:
 
 
 def sigma_points() -> Tensor:
-    """Latents with mean 0 and covariance 1 exactly: an affine map of them has the mean and covariance of its distribution."""
+    """Latents of mean 0 and covariance 1: an affine map of them has the mean and covariance of its distribution."""
     return D**0.5 * torch.cat((torch.eye(D), -torch.eye(D)))
 
 
