@@ -163,8 +163,8 @@ def _evaluate_model(
     quiet()
     check_devices(devices, device_of(accelerator).type, "devices")
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
-    *given, scale, drop = choices
-    pipeline = choose(pipeline, *given, scale, drop=drop)
+    sampler, grid, steps, scale, drop = choices
+    pipeline = choose(pipeline, sampler, grid, steps, scale, drop=drop)
     pipeline.guided.requires_grad_(False)
     evaluation = Evaluation(pipeline, data, plan, str(ckpt_path), scale, accelerator, prepare=bool(data_))
     with OutputFolder(

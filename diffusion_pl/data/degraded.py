@@ -116,6 +116,6 @@ class Each(Recorded):
 
     def __call__(self, batch: Batch, u: Tensor) -> Batch:
         """batch of B examples, u: (B, draws)."""
-        for part, own in zip(self.parts, u.split([part.draws for part in self.parts], 1), strict=True):
+        for part, own in zip(self.parts, torch.split(u, [part.draws for part in self.parts], 1), strict=True):
             batch = part(batch, own)
         return batch

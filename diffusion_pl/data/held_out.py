@@ -37,12 +37,12 @@ def held_out(
     places = torch.arange(len(source))
     if "label" in conditions:
         places = places[:: -(-len(source) // max(k, _SEARCHED))]
-        labels = torch.cat([source.__getitems__(some)["label"] for some in places.split(64)])
+        labels = torch.cat([source.__getitems__(some)["label"] for some in torch.split(places, 64)])
         trained = [c for c in range(conditions["label"].classes or 0) if counts is None or counts[c]]
         places = places[_in_turn(labels, trained, k)]
     else:
         places = places[torch.arange(k) * len(source) // k]
-    parts = [encode(source.__getitems__(some), 0) for some in places.split(64)]
+    parts = [encode(source.__getitems__(some), 0) for some in torch.split(places, 64)]
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in conditions}
 
 

@@ -81,7 +81,8 @@ class TextEncoder:
             import transformers
         except ImportError:
             raise ValueError("text: needs the package transformers. Fix: pip install 'diffusion_pl[text]'") from None
-        transformers.utils.logging.disable_progress_bar()  # that of reading a file; a download still shows its own
+        quiet: Any = transformers.utils.logging
+        quiet.disable_progress_bar()  # that of reading a file; a download still shows its own
         try:
             factory = getattr(transformers, kind)
             return factory.from_pretrained(self.name, local_files_only=not self.download, **options)
