@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from images_model import digits_changes
 from shell import cli, tiny_config
@@ -43,3 +44,19 @@ def fit_conditional(folder: Path, run: str, options: dict[str, Any], **changes: 
     done = cli(folder, "fit", "--config", tiny_config(folder, f"{run}.yaml", **changed), "--run", run)
     assert done.code == 0, done.err
     return Path("runs") / run / "checkpoints/last.ckpt"
+
+
+def tiny_encoder(folder: Path, seed: int = 0) -> str:
+    """A BERT of 2 layers and 16 features with a vocabulary of words, saved as `transformers` saves it."""
+    transformers = pytest.importorskip("transformers")
+    words = "[PAD] [UNK] [CLS] [SEP] a the digit zero one two three four five six seven eight nine coat red"
+    (folder / "vocab.txt").write_text("\n".join([*words.split(), *"0123456789"]), encoding="utf-8")
+    transformers.BertTokenizerFast(vocab={w: k for k, w in enumerate([*words.split(), *"0123456789"])}).save_pretrained(
+        folder
+    )
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return str(folder)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conditional_model import fit_conditional
+from conditional_model import fit_conditional, tiny_encoder
 from PIL import Image
 from shell import Outcome, cli
-from test_conditional_data import save, tiny_encoder
+from test_conditional_data import save
 
 import diffusion_pl
 from diffusion_pl.checkpoints.io import sha256_of

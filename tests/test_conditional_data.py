@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conditional_model import tiny_encoder
 from PIL import Image
 from scipy import stats
 
@@ -160,22 +161,6 @@ def test_a_checkpoint_keeps_few_of_large_conditions() -> None:
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_encoder(tmp_path_factory.mktemp("encoder"))
-
-
-def tiny_encoder(folder: Path, seed: int = 0) -> str:
-    """A BERT of 2 layers and 16 features with a vocabulary of words, saved as `transformers` saves it."""
-    transformers = pytest.importorskip("transformers")
-    words = "[PAD] [UNK] [CLS] [SEP] a the digit zero one two three four five six seven eight nine coat red"
-    (folder / "vocab.txt").write_text("\n".join([*words.split(), *"0123456789"]), encoding="utf-8")
-    transformers.BertTokenizerFast(vocab={w: k for k, w in enumerate([*words.split(), *"0123456789"])}).save_pretrained(
-        folder
-    )
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
-    transformers.BertModel(config).save_pretrained(folder)
-    return str(folder)
 
 
 def test_a_text_is_encoded_as_the_library_does(encoder: str) -> None:
