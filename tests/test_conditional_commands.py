@@ -81,7 +81,7 @@ def test_a_folder_of_images_is_taken_in_turn(folder: Path) -> None:
 def test_without_a_value_held_out_examples_serve(folder: Path) -> None:
     done = sample(folder, "held-out", LOW)
     lines = [line for line in done.out.splitlines() if "held-out" in line]
-    assert lines[0] == "low, low_noise: not given, those of 64 held-out examples in turn; --cond.low gives one"
+    assert lines[0] == "low: not given, those of 64 held-out examples in turn; --cond.low gives one"
     assert note(folder, "held-out")["cond"] == {}
     pipe = diffusion_pl.load(folder / LOW)
     values = pipe.values([1, 65])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..checkpoints.io import sha256_of
@@ -89,11 +90,13 @@ def _noted(value: int | Tensor, given: str | None) -> Any:
 
 
 def say_turns(pipeline: Pipeline) -> None:
-    """Say which conditions the samples have in turn, since no value is given, of other kinds than labels."""
-    turns = {n: len(pipeline.turns[n]) for n, c in pipeline.conditions.items() if n in pipeline.turns and len(c.shape)}
-    names = [name for name in turns if name not in pipeline.cond]
+    """Say which conditions the samples have in turn, since no value is given, of other kinds than labels; not of one
+    that is the same in all examples, such as a level of noise, 0."""
+    kept = [n for n, c in pipeline.conditions.items() if n in pipeline.turns and c.shape]
+    turns = {n: torch.as_tensor(pipeline.turns[n]) for n in kept}
+    names = [n for n, values in turns.items() if n not in pipeline.cond and (values != values[:1]).any()]
     if names and not rank_label():
-        examples = f"{turns[names[0]]} held-out examples"
+        examples = f"{len(turns[names[0]])} held-out examples"
         print(f"{', '.join(names)}: not given, those of {examples} in turn; --cond.{names[0]} gives one")
 
 
