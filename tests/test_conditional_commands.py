@@ -9,7 +9,7 @@ import pytest
 import torch
 from conditional_model import fit_conditional, tiny_encoder
 from PIL import Image
-from shell import Outcome, cli
+from shell import Outcome, cli, tiny_config
 from test_conditional_data import save
 
 import diffusion_pl
@@ -60,11 +60,29 @@ def test_an_image_and_a_number_are_given_by_name(folder: Path) -> None:
     x = drawn(folder, "given", LOW, "--cond.low", "low.png", "--cond.low_noise", "0.3")
     record = note(folder, "given")["cond"]
     assert record["low"] == {"file": "low.png", "sha256": sha256_of(folder / "low.png")}
-    assert record["low_noise"] == pytest.approx([0.3])
+    assert record["low_noise"] == [pytest.approx([0.3])]
     pipe, data = load_pipeline(folder / LOW)
     x_0 = pipe.with_cond(low=str(folder / "low.png"), low_noise=0.3).samples(range(pipe.block)).x_0
     np.testing.assert_array_equal(data.array(x_0[:5]), x)
     assert not np.array_equal(drawn(folder, "clean", LOW, "--cond.low", "low.png", "--cond.low_noise", "0"), x)
+
+
+def test_numbers_are_given_to_a_model_of_points(folder: Path) -> None:
+    """x is the first number of the vector, in units of its own."""
+    config = tiny_config(
+        folder,
+        "shifted.yaml",
+        data={"class_path": "test_conditions.Shifted"},
+        model__network={"class_path": "test_conditions.Placed"},
+        trainer__max_steps=20,
+    )
+    done = cli(folder, "fit", "--config", config, "--run", "shifted")
+    assert done.code == 0, done.err
+    x = drawn(folder, "at", Path("runs/shifted"), "--cond.place", "[0.5, 1, -1]")
+    assert note(folder, "at")["cond"] == {"place": [[0.5, 1.0, -1.0]]}
+    y = drawn(folder, "alike", Path("runs/shifted"), "--cond.place", "0.5 1 -1")
+    np.testing.assert_array_equal(x, y)
+    assert not np.array_equal(drawn(folder, "turns", Path("runs/shifted")), x)
 
 
 def test_a_folder_of_images_is_taken_in_turn(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What the sampling commands share: a pipeline with their options."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def choose(
     scale: float | None = None,
     classifier: Path | None = None,
     weak: Path | None = None,
-    cond: Mapping[str, str] | None = None,
+    cond: Mapping[str, Any] | None = None,
     drop: Sequence[str] | None = None,
 ) -> Pipeline:
     """The pipeline with what a command line asks for; None everywhere: the pipeline itself.
@@ -66,7 +67,7 @@ def choose(
     return pipeline.with_cond(**(cond or {}))
 
 
-def noted(pipeline: Pipeline, cond: Mapping[str, str] | None) -> dict[str, Any]:
+def noted(pipeline: Pipeline, cond: Mapping[str, Any] | None) -> dict[str, Any]:
     """The conditions that all samples have, for the record: the number of a class, the numbers of a vector, a text; of
     an image its file and SHA-256.
 
@@ -74,19 +75,18 @@ def noted(pipeline: Pipeline, cond: Mapping[str, str] | None) -> dict[str, Any]:
         pipeline: with these conditions.
         cond: what the command line gave.
     """
-    return {name: _noted(value, (cond or {}).get(name)) for name, value in pipeline.cond.items()}
+    kinds = {name: condition.kind for name, condition in pipeline.conditions.items()}
+    return {name: _noted(kinds[name], value, (cond or {}).get(name)) for name, value in pipeline.cond.items()}
 
 
-def _noted(value: int | Tensor, given: str | None) -> Any:
-    if isinstance(value, int):
-        return value
-    if given is None:  # not given, as for `encode`
-        return None if value.isnan().all() else value.flatten().tolist()
-    path = Path(given).expanduser()
-    if value.ndim == 4 and path.exists():
+def _noted(kind: str, value: int | Tensor, given: Any) -> Any:
+    if isinstance(value, int) or given is None:  # without a value it is not given, as for `encode`
+        return value if isinstance(value, int) else None
+    path = Path(str(given)).expanduser()
+    if isinstance(given, str) and os.path.exists(path):  # Path.exists raises for a long text
         values = hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
         return {"file": given, "sha256": sha256_of(path) if path.is_file() else values}
-    return given if value.ndim == 3 else value[0].tolist()
+    return value.tolist() if kind == "vector" else given
 
 
 def say_turns(pipeline: Pipeline) -> None:
@@ -100,7 +100,7 @@ def say_turns(pipeline: Pipeline) -> None:
         print(f"{', '.join(names)}: not given, those of {examples} in turn; --cond.{names[0]} gives one")
 
 
-def _say_names(pipeline: Pipeline, cond: Mapping[str, str]) -> None:
+def _say_names(pipeline: Pipeline, cond: Mapping[str, Any]) -> None:
     """Say which class a number is the name of, where it is not the class of that number: of folders 10, 20, 30."""
     for name, asked in cond.items():
         names = pipeline.conditions[name].names if name in pipeline.conditions else ()

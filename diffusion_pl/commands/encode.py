@@ -18,7 +18,7 @@ def encode(
     sampler: Callable[[Grid], Sampler] | None = None,
     grid: Grid | None = None,
     steps: int | None = None,
-    cond: dict[str, str] | None = None,
+    cond: dict[str, str | list[Any]] | None = None,
     between: int = 0,
     weights: str = "ema",
     accelerator: str = "auto",

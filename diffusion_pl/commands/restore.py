@@ -32,7 +32,7 @@ def restore(
     sampler: Callable[[Grid], Sampler] | None = None,
     grid: Grid | None = None,
     steps: int | None = None,
-    cond: dict[str, str] | None = None,
+    cond: dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
 ) -> Report | None:

@@ -27,7 +27,7 @@ def sample(
     steps: int | None = None,
     scale: float | None = None,
     drop: list[str] | None = None,
-    cond: dict[str, str] | None = None,
+    cond: dict[str, str | list[Any]] | None = None,
     classifier: Path | None = None,
     weak: Path | None = None,
     latents: Path | None = None,

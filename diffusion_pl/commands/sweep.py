@@ -27,7 +27,7 @@ def sweep(
     seed: int = 0,
     scale: float | None = None,
     drop: list[str] | None = None,
-    cond: dict[str, str] | None = None,
+    cond: dict[str, str | list[Any]] | None = None,
     data_: dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
