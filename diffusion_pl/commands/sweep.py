@@ -113,7 +113,7 @@ def sweep(
             best = _nearest(rows, grids)
             again = ["--weights", weights] * (weights != "ema") + ["--scale", scale] * (scale is not None)
             again += ["--drop", *drop] if drop else []
-            again += [part for name, value in (cond or {}).items() for part in (f"--cond.{name}", value)]
+            again += [part for name, value in (cond or {}).items() for part in (f"--cond.{name}", str(value))]
             report = Report(
                 done=f"{len(plan)} runs of {count(len(samplers), 'sampler')}, {title}",
                 rows=[{**row, "distance": None if distance is None else row["distance"]} for row in rows],
