@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 KINDS = ("label", "vector", "sequence", "image")
 #: Entries of a batch that the network does not get: the examples, and which of their values are not missing.
@@ -157,3 +158,48 @@ def class_number(name: str, condition: Condition, asked: int | str) -> int:
     near = difflib.get_close_matches(text, names, n=1) if number is None else []
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(f"cond.{name}: {expected}; got {text}{hint}")
+
+
+def value_of(name: str, condition: Condition, given: Any) -> Tensor:
+    """Values of a vector, sequence or image condition, float32: (K, *shape), of which samples take one each in turn.
+
+    Args:
+        name: of the condition, for messages.
+        condition: no label.
+        given: None: not given;  numbers of a vector: 0.3, [0.3, 1] or "0.3, 1";  an array or tensor of one value or of
+            K, a sequence of fewer tokens too, the rest of which is padding.
+
+    Raises:
+        ValueError: of another shape, not numbers, or not finite; NaN may be a whole value, a token or a pixel.
+    """
+    shape = condition.shape
+    if given is None:
+        return torch.full((1, *shape), float("nan"))
+    value = torch.as_tensor(_numbers(name, condition, given)).float()
+    if condition.kind == "vector" and value.ndim == 0:
+        value = value[None]
+    if value.ndim == len(shape):
+        value = value[None]
+    if condition.kind == "sequence" and value.ndim == 3 and value.shape[1] < shape[0]:
+        value = F.pad(value, (0, 0, 0, shape[0] - value.shape[1]), value=float("nan"))
+    if tuple(value.shape[1:]) != shape or not len(value):
+        numbers = "a number" if shape == (1,) else f"{shape[0]} numbers"
+        expected = numbers if condition.kind == "vector" else f"{condition.kind} of shape {shape}"
+        raise ValueError(f"cond.{name}: expected {expected}, got one of shape {tuple(value.shape[1:])}")
+    missing = value.isnan() if condition.kind == "image" else value.isnan().all(-1, keepdim=True)
+    if not (value.isfinite() | missing).all():
+        raise ValueError(f"cond.{name}: expected finite numbers, got NaN or infinity. Fix: leave them out")
+    return value
+
+
+def _numbers(name: str, condition: Condition, given: Any) -> Any:
+    """What is given, if it is an array of numbers; text is split at commas and spaces."""
+    numbers = re.split(r"[,\s]+", given.strip(" []()")) if isinstance(given, str) else given
+    try:
+        if isinstance(numbers, list) and all(isinstance(number, (str, int, float)) for number in numbers):
+            numbers = [float(number) for number in numbers]
+        torch.as_tensor(numbers)
+    except (TypeError, ValueError, RuntimeError):
+        what = "numbers" if condition.kind == "vector" else f"a tensor of shape {condition.shape}"
+        raise ValueError(f"cond.{name}: expected {what}, got {given}") from None
+    return numbers

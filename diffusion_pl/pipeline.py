@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .conditions import Conditions, check_names, class_number
+from .conditions import Conditions, check_names, class_number, value_of
 from .denoisers import AutoGuided, ClassifierFree, ClassifierGuided, Denoiser
 from .samplers import Grid, Sampler, Samples, few_steps, same_ends
 from .schedules import Schedule
 from .tensors import SampleNoise
 
 Wrapper = Callable[[Denoiser], Denoiser]
+Reader = Callable[[Any], Tensor]
 
 
 def _same(x: Tensor) -> Tensor:
@@ -43,9 +44,13 @@ class Pipeline:
         conditions: of the denoiser.
         guidance: wraps the denoiser, such as Thresholded; None: nothing.
         guides: other wrappers, inside of `guidance`, applied in their order.
-        cond: values of conditions that all samples have: a class number, −1 for none.
-        turns: by the name of a label condition, the classes that samples get in turn where no value is given; a label
-            that is not in it takes all of its classes.
+        cond: values of conditions, see `with_cond`: a class number for all samples, −1 for none; of other kinds
+            (K, *shape), which samples get in turn.
+        turns: by the name of a condition, what samples get in turn where no value is given: classes, or values
+            (K, *shape), such as those of held-out examples.  A label that is not in it takes all of its classes.
+        readers: by the name of a condition, what makes its value, (K, *shape) or *shape, of what is given and no
+            tensor, such as the path of an image or a text.
+        dropped: names of the conditions that training dropped at random, which guidance drops; (): not known, all.
         seed: of the infinite sequence of samples.
         latents: where the samples start, in units of the prior, (N, *shape), over and over; None: drawn.
         decode: model units -> the units of the data, (N, *shape); the default leaves model units.
@@ -59,8 +64,10 @@ class Pipeline:
     conditions: Conditions = field(default_factory=dict)
     guidance: Wrapper | None = None
     guides: tuple[Wrapper, ...] = ()
-    cond: Mapping[str, int] = field(default_factory=dict)
-    turns: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    cond: Mapping[str, int | Tensor] = field(default_factory=dict)
+    turns: Mapping[str, Sequence[int] | Tensor] = field(default_factory=dict)
+    readers: Mapping[str, Reader] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
     seed: int = 0
     latents: Tensor | None = None
     decode: Callable[[Tensor], Tensor] = _same
@@ -147,15 +154,25 @@ class Pipeline:
                 grid = few_steps(own, self.schedule, steps, like.evaluations)
         return replace(self, sampler=_made(make, grid or own))
 
-    def with_scale(self, scale: float) -> "Pipeline":
+    def with_scale(self, scale: float, drop: Sequence[str] | None = None) -> "Pipeline":
         """Guides by the model's own conditions with scale w; w = 1 is the plain conditional model.
 
+        Args:
+            scale: w.
+            drop: names of the conditions that guidance strengthens, see `ClassifierFree`; None: those that training
+                dropped at random, all if that is not known.
+
         Raises:
-            ValueError: the model is unconditional.
+            ValueError: the model is unconditional, or has no such condition.
         """
         if not self.conditions:
             raise ValueError(f"scale {scale:g} is for a model with conditions, and this one is unconditional")
-        return replace(self, guides=(*self.guides, partial(ClassifierFree, scale=scale)))
+        for name in drop or ():
+            if name not in self.conditions:
+                raise ValueError(f"drop: the model has no condition {name}; it has {', '.join(self.conditions)}")
+        dropped = tuple(name for name in self.dropped if name in self.conditions)
+        wrap = partial(ClassifierFree, scale=scale, drop=drop or dropped or None)
+        return replace(self, guides=(*self.guides, wrap))
 
     def with_classifier(self, classifier: nn.Module, conditions: Conditions, scale: float = 1.0) -> "Pipeline":
         """Guides by a classifier of noisy data, whose labels the samples have.
@@ -177,49 +194,57 @@ class Pipeline:
         inner = self.guidance
         return replace(self, guidance=wrap if inner is None else lambda denoiser: wrap(inner(denoiser)))
 
-    def with_cond(self, **cond: int | str | None) -> "Pipeline":
-        """Gives all samples a condition.
+    def with_cond(self, **cond: Any) -> "Pipeline":
+        """Gives the samples conditions.
 
         Args:
-            cond: of a label a class by number or name; None: no class, the unconditional estimate.
+            cond: of a label a class by number or name; of another kind a tensor in model units, one value for all
+                samples or (K, *shape) that they get in turn, a vector's numbers, or what the data's reader takes: the
+                path of an image, a text.  None: not given, the estimate without the condition.
 
         Raises:
-            ValueError: the model has no such condition or class; the message lists those that it has.
+            ValueError: the model has no such condition or class, which the message lists; or a value of another shape,
+                or not finite.
         """
-        return replace(self, cond={**self.cond, **self._numbers(cond)})
+        check_names(cond, self.conditions)
+        return replace(self, cond={**self.cond, **{name: self._value(name, given) for name, given in cond.items()}})
+
+    def with_turns(self, turns: Mapping[str, Sequence[int] | Tensor]) -> "Pipeline":
+        """Gives the samples other conditions in turn where no value is given, see `turns`."""
+        return replace(self, turns=turns)
 
     def without_cond(self) -> "Pipeline":
-        """Takes all labels that have no value yet as none, in place of all classes in turn."""
-        return replace(
-            self, cond={**{name: -1 for name, c in self.conditions.items() if c.kind == "label"}, **self.cond}
-        )
+        """Takes conditions that have no value yet as not given, in place of values in turn: labels, and what training
+        dropped at random.  Others must be given."""
+        known = self.dropped or tuple(self.conditions)
+        nulls = {n: self._value(n, None) for n, c in self.conditions.items() if c.kind == "label" or n in known}
+        return replace(self, cond={**nulls, **self.cond}, turns={})
 
-    def _numbers(self, cond: Mapping[str, int | str | None]) -> dict[str, int]:
-        check_names(cond, self.conditions)
-        return {
-            name: -1 if value is None else class_number(name, self.conditions[name], value)
-            for name, value in cond.items()
-        }
+    def _value(self, name: str, given: Any) -> int | Tensor:
+        condition = self.conditions[name]
+        if condition.kind == "label":
+            return -1 if given is None else class_number(name, condition, given)
+        if name in self.readers and given is not None and not isinstance(given, Tensor):
+            given = self.readers[name](given)
+        return value_of(name, condition, given)
 
     def classes(self, name: str = "label") -> list[int]:
         """The classes that samples get in turn."""
-        return list(self.turns.get(name) or range(self.conditions[name].classes or 0))
+        return [int(k) for k in self.turns.get(name, ())] or list(range(self.conditions[name].classes or 0))
 
     def values(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The conditions of some samples: (len(indices),) each.
+        """The conditions of some samples: (len(indices), *shape) each.
 
         Raises:
             ValueError: a condition has no value.
         """
-        at, values = torch.tensor(indices, device=self.device), {}
+        at, values = torch.tensor(indices), {}
         for name, condition in self.conditions.items():
-            if name in self.cond:
-                values[name] = torch.full((len(at),), self.cond[name], device=self.device)
-            elif condition.kind == "label":
-                classes = torch.tensor(self.classes(name), device=self.device)
-                values[name] = classes[at % len(classes)]
-            else:
+            given = self.cond.get(name, self.classes(name) if condition.kind == "label" else self.turns.get(name))
+            if given is None:
                 raise ValueError(f"cond.{name}: a value is missing, the model needs one ({condition.kind})")
+            rows = torch.as_tensor([given] if isinstance(given, int) else given)
+            values[name] = rows[at % len(rows)].to(self.device)
         return values
 
     def samples(
@@ -236,9 +261,16 @@ class Pipeline:
             indices: numbers of samples in the infinite sequence of the seed.
             path: keep x and x̂_0 at every time of the grid.
             progress: wraps the sequence of steps, for a progress bar.
-            cond: values of conditions, (len(indices), …) each; where none is given, see `values`.
+            cond: values of conditions, (len(indices), *shape) each; where none is given, see `values`.
+
+        Raises:
+            ValueError: the model has no such condition, or one of another shape, or a condition has no value.
         """
         check_names(cond, self.conditions)
+        for name, value in cond.items():
+            expected = (len(indices), *self.conditions[name].shape)
+            if tuple(value.shape) != expected:
+                raise ValueError(f"cond.{name}: expected a tensor of shape {expected}, got {tuple(value.shape)}")
         given = {name: value.to(self.device) for name, value in cond.items()}
         missing = replace(self, conditions={k: c for k, c in self.conditions.items() if k not in given})
         noise = SampleNoise(self.seed, indices)
@@ -264,7 +296,7 @@ class Pipeline:
         steps: int | None = None,
         scale: float | None = None,
         seed: int | None = None,
-        **cond: int | str | None,
+        **cond: Any,
     ) -> Tensor:
         """The first n samples, in the units of the data, on the CPU: (n, *shape).
 
@@ -273,7 +305,7 @@ class Pipeline:
             steps: see `with_sampler`.
             scale: see `with_scale`.
             seed: of the sequence of samples; None: the pipeline's.
-            cond: see `with_cond`, such as label=3 or label="dress".
+            cond: see `with_cond`, such as label=3, label="dress", size=0.3 or low=image.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conditional_model import tiny_encoder
 from fields_model import save_all
 from shell import ROOT, accept_any_cifar10, cifar10, cli, no_files_change
 
@@ -61,6 +62,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert synthetic.main([standing_in, "--root", str(root), "--count", "20"]) == 0
     cifar10(root)
     save_all(root, 20)
+    (root / "encoder").mkdir()
+    tiny_encoder(root / "encoder")
     return root
 
 
@@ -113,6 +116,12 @@ def few_steps(config: Path) -> list[str]:
     return [f"--{where}.sampler.init_args.grid.init_args.steps", "6"] if steps > 6 else []
 
 
+def own_encoder(config: Path) -> list[str]:
+    """Options that replace the text encoder of a configuration, which is fetched; none for the others."""
+    options = yaml.safe_load(config.read_text())["data"].get("init_args", {})
+    return ["--data.init_args.text_encoder", "data/encoder"] if "text_encoder" in options else []
+
+
 @cache
 def printed(config: Path, folder: Path) -> str:
     """The configuration as the program saves it."""
@@ -128,7 +137,7 @@ WIDE = [config for config in CONFIGS if narrow(config)]
 @pytest.mark.parametrize("wide", WIDE, ids=name)
 def test_a_published_network_runs_at_its_size(wide: Path, folder: Path) -> None:
     cpu = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.init_args.batch_size", 4]
-    done = cli(folder, "fit", "--config", wide, *cpu, "--trainer.fast_dev_run", "true")
+    done = cli(folder, "fit", "--config", wide, *cpu, *own_encoder(wide), "--trainer.fast_dev_run", "true")
     assert (done.code, done.err) == (0, "")
     assert "warning" not in done.out
 
@@ -136,7 +145,7 @@ def test_a_published_network_runs_at_its_size(wide: Path, folder: Path) -> None:
 @pytest.mark.parametrize("config", map(marked, CONFIGS), ids=map(name, CONFIGS))
 def test_it_runs_and_its_saved_form_is_the_same_experiment(config: Path, folder: Path, data: Path) -> None:
     """Every key is known, every class is built, a batch is trained on and validated, samples are drawn."""
-    small = [*narrow(config), *few_steps(config)]
+    small = [*narrow(config), *few_steps(config), *own_encoder(config)]
     cpu = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.init_args.batch_size", 4]
     with no_files_change(folder):
         done = cli(folder, "fit", "--config", config, *cpu, *small, "--trainer.fast_dev_run", "true")

@@ -13,14 +13,15 @@ from diffusion_pl.runtime.upstream.jsonargparse import parameters
 ANY: dict[str, Any] = {"val_fraction": 0.1, "repeats": None, "seed": 0}
 POINTS = ANY | {"batch_size": 512}
 TOY = POINTS | {"num_points": 10_000}
-IMAGES = ANY | {"batch_size": 128}
+MADE = {"low": None, "low_noise": 0.0, "captions": None, "text_encoder": None, "tokens": 32}  # conditions
+IMAGES = ANY | MADE | {"batch_size": 128}
 TORCHVISION = IMAGES | {"root": "data", "download": True, "classes": None, "conditional": False}
-OWN = ANY | {"batch_size": 32, "path": None, "horizontal_flip": False, "test_fraction": 0.0, "workers": None}
+OWN = ANY | MADE | {"batch_size": 32, "path": None, "horizontal_flip": False, "test_fraction": 0.0, "workers": None}
 OWN |= {"size": None, "memory_gb": 2.0, "bits": None}
 ARRAYS = OWN | {"labels": None, "classes": None, "order": None, "workers": 0}
 FILES = OWN | {"crop": None, "mode": None, "corrupt": "fail", "frames": None, "max_pixels": 175_000_000}
 
-#: As version 0.1 had them.
+#: As version 0.1 had them, and the conditions that images make.
 OPTIONS: dict[str, dict[str, Any]] = {
     "Arrays": ARRAYS | {"key": None},
     "CIFAR10": TORCHVISION | {"horizontal_flip": True, "augment": 0.0, "val_fraction": 0.0},
@@ -39,7 +40,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     | {"split": "train", "test_split": None, "image_column": None, "label_column": None, "download": True},
     "MNIST": TORCHVISION | {"colored": False, "name": None, "size": None},
     "Moons": TOY | {"noise": 0.05, "conditional": False},
-    "Picture": {"batch_size": 32, "repeats": None, "seed": 0, "horizontal_flip": False}
+    "Picture": MADE
+    | {"batch_size": 32, "repeats": None, "seed": 0, "horizontal_flip": False}
     | {"path": None, "size": 32, "shorter_side": 128, "crops": 10_000, "mode": None},
     "Pinwheel": TOY | {"noise": 0.1, "conditional": False},
     "SwissRoll": TOY | {"noise": 0.5},

@@ -13,25 +13,47 @@ from .. import plots
 from ..conditions import class_count
 from ..data import DataModule
 from ..data.base import count
+from ..pipeline import Pipeline
 
 SHOWN = 100  # images in a grid, at most
 WIDEST = 20  # classes up to which each has a column of the grid
 
 
-def write_samples(data: DataModule, x: Tensor, folder: Path) -> list[Path]:
+def shown_condition(pipeline: Pipeline, indices: Sequence[int]) -> tuple[str, Tensor] | None:
+    """Name and values, (N, *shape), of the first condition that is an image like the samples; None: there is none."""
+    for name, condition in pipeline.conditions.items():
+        if condition.shape == pipeline.shape:
+            return name, pipeline.values(indices)[name].cpu().nan_to_num()
+    return None
+
+
+def below_conditions(cond: tuple[str, Tensor], x: Tensor, columns: int) -> tuple[Tensor, list[str]]:
+    """Rows of samples x: (N, *shape), each below a row of their conditions, and the names of the rows."""
+    name, values = cond
+    rows = [torch.cat((values[k : k + columns], x[k : k + columns])) for k in range(0, len(x) - columns + 1, columns)]
+    return torch.cat(rows), [name, "samples"] * len(rows)
+
+
+def write_samples(data: DataModule, x: Tensor, folder: Path, cond: tuple[str, Tensor] | None = None) -> list[Path]:
     """Write samples to files in the user's units, with a plot: grid.png of images, samples.png of points and fields.
 
     Args:
         data: of the model.
         x: (N, *shape), in model units.
         folder: of the files; it is made if it is missing.
+        cond: of the first samples, see `shown_condition`, for the grid; None: it shows samples alone.
 
     Returns:
         The files written, or the first and the last of many as one entry.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if data.is_image:
-        grid = plots.image_grid(data.units.to_uint8(x[:SHOWN]).numpy(), _columns(data))
+        if cond is None:
+            grid = plots.image_grid(data.units.to_uint8(x[:SHOWN]).numpy(), _columns(data))
+        else:
+            columns = min(10, len(x))
+            rows, names = below_conditions(cond, x[:SHOWN], columns)
+            grid = plots.image_grid(data.units.to_uint8(rows).numpy(), columns, rows_named=names, together=2)
         return [plots.save_image(grid, folder / "grid.png"), *data.write(x, folder)]
     files = data.write(x, folder)
     if data.is_point:

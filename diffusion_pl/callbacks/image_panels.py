@@ -13,6 +13,7 @@ from ..runtime.loggers import log_now
 from ..samplers import Sampler, Samples
 from ..tensors import SampleNoise
 from ..training import DiffusionModule, LeanCallback
+from .figures import below_conditions, shown_condition
 from .images import film_frames, log_film, log_image, panel_title
 from .pipelines import averaged_pipeline, check_model
 
@@ -126,7 +127,8 @@ class ImagePanels(LeanCallback):
         if constant:
             title += f"\n{constant} of {len(x)} samples are of one colour"
         classes = dict([*zip(_classes(pipeline), _class_names(pipeline), strict=True)][:MOST_CLASSES])
-        log_image(trainer, f"samples/{weights}", _samples_grid(data, x, classes, title))
+        cond = None if classes else shown_condition(pipeline, range(len(x)))
+        log_image(trainer, f"samples/{weights}", _samples_grid(data, x, classes, title, cond))
         return x
 
     def _neighbours(self, trainer: Trainer, pipeline: Pipeline, x: Tensor) -> None:
@@ -193,17 +195,25 @@ def _class_names(pipeline: Pipeline) -> list[str]:
     return [names[k][:20] if names else str(k) for k in _classes(pipeline)]
 
 
-def _samples_grid(data: DataModule, x: Tensor, classes: dict[int, str], title: str) -> NDArray[np.uint8]:
-    """Samples below a row of training images.
+def _samples_grid(
+    data: DataModule, x: Tensor, classes: dict[int, str], title: str, cond: tuple[str, Tensor] | None
+) -> NDArray[np.uint8]:
+    """Samples below a row of training images, or each row of them below that of their image conditions.
 
     Args:
         data: of the model.
         x: (N, C, H, W), in model units; with classes, class by class.
         classes: labels and names of the classes shown; empty: there are none.
         title: above the grid.
+        cond: of the samples, see `shown_condition`; None: they have none.
     """
     from .. import plots
 
+    if cond is not None:
+        columns = int(np.ceil(np.sqrt(len(x))))
+        rows, names = below_conditions(cond, x, columns)
+        shown = data.units.to_uint8(rows).numpy()
+        return plots.image_grid(shown, columns, title=title, rows_named=names, together=2)
     each = len(x) // max(1, len(classes))
     rows_named, columns_named = ["data", *(classes.values() or ["samples"])], list[str]()
     if 2 * each < len(classes):  # a row for each class would be a tower

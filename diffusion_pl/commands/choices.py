@@ -1,8 +1,15 @@
 """What the sampling commands share: a pipeline with their options."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from ..checkpoints.io import sha256_of
 from ..checkpoints.loading import load_classifier, load_pipeline
 from ..pipeline import Pipeline
 from ..runtime.parsing import wrong
@@ -18,7 +25,8 @@ def choose(
     scale: float | None = None,
     classifier: Path | None = None,
     weak: Path | None = None,
-    cond: Mapping[str, str] | None = None,
+    cond: Mapping[str, Any] | None = None,
+    drop: Sequence[str] | None = None,
 ) -> Pipeline:
     """The pipeline with what a command line asks for; None everywhere: the pipeline itself.
 
@@ -28,11 +36,14 @@ def choose(
         scale: w; None: 1.
         classifier: checkpoint of a NoisyClassifier, for classifier guidance.
         weak: checkpoint of a weaker model, for autoguidance.
-        cond: the conditions of all samples; a label is the index of a class or its name.
+        cond: the conditions of the samples, as Pipeline.with_cond takes them.
+        drop: names of the conditions that `scale` strengthens; None: see Pipeline.with_scale.
 
     Raises:
         ValueError: a condition or a scale for an unconditional model, an unknown class, two kinds of guidance.
     """
+    if drop is not None and (scale is None or classifier is not None or weak is not None):
+        raise ValueError("drop: needs --scale, and neither --classifier nor --weak. Fix: give --scale 2, or remove it")
     if classifier is not None and weak is not None:
         raise ValueError("give --classifier or --weak, not both")
     if sampler is not None or grid is not None or steps is not None:
@@ -51,12 +62,45 @@ def choose(
                 f"scale {scale:g} is for a model of classes, and this one is unconditional: train it with "
                 "data.init_args.conditional true, or add --classifier or --weak"
             )
-        pipeline = pipeline.with_scale(scale)
+        pipeline = pipeline.with_scale(scale, drop)
     _say_names(pipeline, cond or {})
     return pipeline.with_cond(**(cond or {}))
 
 
-def _say_names(pipeline: Pipeline, cond: Mapping[str, str]) -> None:
+def noted(pipeline: Pipeline, cond: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The conditions that all samples have, for the record: the number of a class, the numbers of a vector, a text; of
+    an image its file and SHA-256.
+
+    Args:
+        pipeline: with these conditions.
+        cond: what the command line gave.
+    """
+    kinds = {name: condition.kind for name, condition in pipeline.conditions.items()}
+    return {name: _noted(kinds[name], value, (cond or {}).get(name)) for name, value in pipeline.cond.items()}
+
+
+def _noted(kind: str, value: int | Tensor, given: Any) -> Any:
+    if isinstance(value, int) or given is None:  # without a value it is not given, as for `encode`
+        return value if isinstance(value, int) else None
+    path = Path(str(given)).expanduser()
+    if isinstance(given, str) and os.path.exists(path):  # Path.exists raises for a long text
+        values = hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
+        return {"file": given, "sha256": sha256_of(path) if path.is_file() else values}
+    return value.tolist() if kind == "vector" else given
+
+
+def say_turns(pipeline: Pipeline) -> None:
+    """Say which conditions the samples have in turn, since no value is given, of other kinds than labels; not of one
+    that is the same in all examples, such as a level of noise, 0."""
+    kept = [n for n, c in pipeline.conditions.items() if n in pipeline.turns and c.shape]
+    turns = {n: torch.as_tensor(pipeline.turns[n]) for n in kept}
+    names = [n for n, values in turns.items() if n not in pipeline.cond and (values != values[:1]).any()]
+    if names and not rank_label():
+        examples = f"{len(turns[names[0]])} held-out examples"
+        print(f"{', '.join(names)}: not given, those of {examples} in turn; --cond.{names[0]} gives one")
+
+
+def _say_names(pipeline: Pipeline, cond: Mapping[str, Any]) -> None:
     """Say which class a number is the name of, where it is not the class of that number: of folders 10, 20, 30."""
     for name, asked in cond.items():
         names = pipeline.conditions[name].names if name in pipeline.conditions else ()

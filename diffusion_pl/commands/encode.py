@@ -18,7 +18,7 @@ def encode(
     sampler: Callable[[Grid], Sampler] | None = None,
     grid: Grid | None = None,
     steps: int | None = None,
-    cond: dict[str, str] | None = None,
+    cond: dict[str, str | list[Any]] | None = None,
     between: int = 0,
     weights: str = "ema",
     accelerator: str = "auto",
@@ -38,7 +38,8 @@ def encode(
         grid: Grid of times, such as KarrasGrid, its options as --grid.rho 7; None: the sampler's.
         steps: Number of grid times, at least 1, such as 50; the more, the smaller the error.  Without --grid they have
             equal shares of t.  None: the checkpoint's.
-        cond: Condition, as --cond.label 3 or --cond.label NAME; None: of any class.
+        cond: Conditions of all examples, by name, as for `sample`: --cond.label 3 or a class's name.  None: of any
+            class; other conditions are not given either, if training dropped them at random.
         between: Number of samples between each two examples, at least 0.
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
@@ -60,7 +61,7 @@ def encode(
     from ..runtime.output_folder import OutputFolder
     from ..runtime.provenance import describe
     from ..tensors import not_finite
-    from .choices import choose
+    from .choices import choose, noted
 
     pipeline, data = load_pipeline(ckpt_path, weights)
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond()
@@ -71,7 +72,7 @@ def encode(
         "weights": pipeline.weights,
         "examples": hashlib.sha256(x_0.numpy().tobytes()).hexdigest(),
         "sampler": describe(pipeline.sampler),
-        "cond": dict(pipeline.cond),
+        "cond": noted(pipeline, cond),
         "between": between,
     }
     device = device_of(accelerator)

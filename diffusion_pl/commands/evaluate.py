@@ -26,6 +26,7 @@ OF_MODELS = (
     "grid",
     "steps",
     "scale",
+    "drop",
     "likelihood",
     "likelihood_split",
     "likelihood_examples",
@@ -50,6 +51,7 @@ def evaluate(
     grid: Grid | None = None,
     steps: int | None = None,
     scale: float | None = None,
+    drop: list[str] | None = None,
     extractor: InceptionV3 | nn.Module | None = None,
     reference: Path | None = None,
     split: str = "train",
@@ -87,7 +89,9 @@ def evaluate(
         grid: Grid of times, such as KarrasGrid, its options as --grid.rho 7; None: the sampler's.
         steps: Number of grid times, at least 1, such as 20; without --grid they have equal shares of t; None: the
             checkpoint's.
-        scale: Guidance scale w of a model with classes, such as 2; 1 is the plain model.  None: 1.
+        scale: Guidance scale w of a model with conditions, such as 2; 1 is the plain model.  None: 1.
+        drop: Names of the conditions that --scale strengthens, such as label text; the estimate without guidance lacks
+            them and keeps the others.  None: those that training dropped at random.
         extractor: Network of features: InceptionV3 (the default; --extractor.weights FILE without a network
             connection), DigitsClassifier, or any module by class path that maps uint8 images to rows.
         reference: File reference.npz of another evaluation, where the data are missing; for fid alone; None: the data.
@@ -129,20 +133,22 @@ def evaluate(
     if images is not None:
         _refuse(options)
         return _evaluate_images(images, data_() if callable(data_) else None, plan, num_samples, output, accelerator)
-    return _evaluate_model(ckpt_path, plan, (sampler, grid, steps, scale), data_, weights, output, accelerator, devices)
+    return _evaluate_model(
+        ckpt_path, plan, (sampler, grid, steps, scale, drop), data_, weights, output, accelerator, devices
+    )
 
 
 def _evaluate_model(
     ckpt_path: Path | None,
     plan: "Plan",
-    choices: tuple[Any, Any, int | None, float | None],
+    choices: tuple[Any, Any, int | None, float | None, list[str] | None],
     data_: Any,
     weights: str,
     output: Path,
     accelerator: str,
     devices: int,
 ) -> Report | None:
-    """Measure a checkpoint; choices: sampler, grid, steps and scale in place of its own."""
+    """Measure a checkpoint; choices: sampler, grid, steps, scale and drop in place of its own."""
     from ..checkpoints.loading import load_pipeline
     from ..evaluation.run import Evaluation
     from ..runtime.devices import device_of
@@ -161,10 +167,13 @@ def _evaluate_model(
     quiet()
     check_devices(devices, device_of(accelerator).type, "devices")
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
-    pipeline = choose(pipeline, *choices)
+    sampler, grid, steps, scale, drop = choices
+    pipeline = choose(pipeline, sampler, grid, steps, scale, drop=drop)
     pipeline.guided.requires_grad_(False)
-    evaluation = Evaluation(pipeline, data, plan, str(ckpt_path), choices[-1], accelerator, prepare=bool(data_))
-    with OutputFolder(output, {**evaluation.call, "data": data_ or None}, leader=not rank_label()) as folder:
+    evaluation = Evaluation(pipeline, data, plan, str(ckpt_path), scale, accelerator, prepare=bool(data_))
+    with OutputFolder(
+        output, {**evaluation.call, "data": data_ or None, **({"drop": drop} if drop else {})}, leader=not rank_label()
+    ) as folder:
         if folder.published is None:
             results = evaluation.run(folder.work, devices)
             if results is None:

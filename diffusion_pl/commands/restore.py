@@ -36,7 +36,7 @@ def restore(
     sampler: Callable[[Grid], Sampler] | None = None,
     grid: Grid | None = None,
     steps: int | None = None,
-    cond: dict[str, str] | None = None,
+    cond: dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
 ) -> Report | None:
@@ -72,7 +72,8 @@ def restore(
         grid: Grid of times, such as KarrasGrid, its options as --grid.rho 7; None: the sampler's.
         steps: Number of grid times, at least 1, such as 50; without --grid they have equal shares of t; None: the
             checkpoint's.
-        cond: Condition, as --cond.label 3 or --cond.label NAME; None: of any class.
+        cond: Conditions of all examples, by name, as for `sample`: --cond.label 3 or a class's name.  None: of any
+            class; other conditions are not given either, if training dropped them at random.
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """
@@ -86,7 +87,7 @@ def restore(
     from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
     from ..runtime.provenance import describe
-    from .choices import choose
+    from .choices import choose, noted
 
     pipeline, data = load_pipeline(ckpt_path, weights)
     if len(pipeline.shape) != 3:
@@ -114,7 +115,7 @@ def restore(
         "num_samples": num_samples,
         "seed": seed,
         "sampler": describe(pipeline.sampler),
-        "cond": dict(pipeline.cond),
+        "cond": noted(pipeline, cond),
     }
     with OutputFolder(output, call) as folder:
         if folder.published is None:

@@ -26,7 +26,8 @@ def sample(
     grid: Grid | None = None,
     steps: int | None = None,
     scale: float | None = None,
-    cond: dict[str, str] | None = None,
+    drop: list[str] | None = None,
+    cond: dict[str, str | list[Any]] | None = None,
     classifier: Path | None = None,
     weak: Path | None = None,
     latents: Path | None = None,
@@ -57,7 +58,11 @@ def sample(
             checkpoint's.
         scale: Guidance scale w, such as 2; 1 is the plain conditional model. Of the label, of --classifier, or away
             from --weak. None: 1.
-        cond: Condition of all samples, as --cond.label 3 or --cond.label NAME; None: all classes in turn.
+        drop: Names of the conditions that --scale strengthens, such as label text; the estimate without guidance lacks
+            them and keeps the others.  None: those that training dropped at random.
+        cond: Conditions of all samples, by name: --cond.label 3 or a class's name, --cond.size 0.3 or '0.3, 1' for a
+            vector, --cond.text "a coat", --cond.low FILE for an image, or a folder of images, which samples have in
+            turn.  None: all classes in turn, of other conditions those of held-out examples.
         classifier: Checkpoint of a classifier of noisy data, for classifier guidance; None: no such guidance.
         weak: Checkpoint of a weaker model of the same data, for autoguidance; None: no such guidance.
         latents: File latents.npz of `encode` to start from; None: noise of the seed.
@@ -82,19 +87,22 @@ def sample(
     from ..runtime.output import Report, next_command
     from ..runtime.output_folder import OutputFolder
     from ..runtime.processes import rank_label
-    from .choices import choose, default_count
+    from .choices import choose, default_count, noted, say_turns
     from .encode import read_latents
 
     quiet()
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
-    pipeline = choose(pipeline, sampler, grid, steps, scale, classifier, weak, cond).with_seed(seed)
+    pipeline = choose(pipeline, sampler, grid, steps, scale, classifier, weak, cond, drop).with_seed(seed)
+    say_turns(pipeline)
     if latents is not None:
         eps = read_latents(latents, pipeline.shape)
         pipeline, num_samples = pipeline.with_latents(eps), num_samples or len(eps)
     n = num_samples or default_count(pipeline)
-    call = _call(pipeline, ckpt_path, scale) | {
-        name: path and sha256_of(path)
-        for name, path in (("classifier", classifier), ("weak", weak), ("latents", latents))
+    files = (("classifier", classifier), ("weak", weak), ("latents", latents))
+    call = {
+        **_call(pipeline, ckpt_path, scale, drop),
+        "cond": noted(pipeline, cond),
+        **{name: path and sha256_of(path) for name, path in files},
     }
     device = device_of(accelerator)
     check_devices(devices, device.type, "devices")
@@ -114,8 +122,8 @@ def sample(
         return folder.report
 
 
-def _call(pipeline: "Pipeline", ckpt_path: Path, scale: float | None) -> dict[str, Any]:
-    """What samples depend on besides other files, for samples.json."""
+def _call(pipeline: "Pipeline", ckpt_path: Path, scale: float | None, drop: list[str] | None) -> dict[str, Any]:
+    """What samples depend on besides conditions and other files, for samples.json."""
     from ..runtime.provenance import describe
 
     return {
@@ -125,7 +133,7 @@ def _call(pipeline: "Pipeline", ckpt_path: Path, scale: float | None) -> dict[st
         "sampler": describe(pipeline.sampler),
         "seed": pipeline.seed,
         "scale": scale,
-        "cond": dict(pipeline.cond),
+        **({"drop": drop} if drop else {}),
     }
 
 
@@ -151,11 +159,12 @@ def _write(
 ) -> list[Path]:
     """Write the samples, the film if it is asked for, and samples.json into the folder `stage`; the files in order."""
     from .. import __version__
-    from ..callbacks.figures import write_samples
+    from ..callbacks.figures import SHOWN, shown_condition, write_samples
     from ..runtime.storage import write_json
 
     n = len(drawn.x)
-    files = data.write_npz(drawn.x, stage) if npz else write_samples(data, drawn.x, stage)
+    cond = shown_condition(pipeline, range(min(n, SHOWN)))
+    files = data.write_npz(drawn.x, stage) if npz else write_samples(data, drawn.x, stage, cond)
     if film:
         files += _film(pipeline, data, stage, min(n, 16 if len(pipeline.shape) == 3 else 1000))
     note = {"version": __version__, "num_samples": n, "nfe": drawn.nfe, "not_finite": drawn.bad, **call}
@@ -168,7 +177,7 @@ def _say_untrained(pipeline: "Pipeline") -> None:
     from ..data.base import classes_named
 
     for name, condition in pipeline.conditions.items():
-        drawn = pipeline.classes(name)
+        drawn = pipeline.classes(name) if condition.kind == "label" else []
         untrained = [k for k in range(condition.classes or 0) if k not in drawn]
         if untrained and name not in pipeline.cond:
             print(f"no samples of {classes_named(untrained, condition.names)}: training had no examples of them")

@@ -26,7 +26,8 @@ def sweep(
     output: Path = Path("sweep"),
     seed: int = 0,
     scale: float | None = None,
-    cond: dict[str, str] | None = None,
+    drop: list[str] | None = None,
+    cond: dict[str, str | list[Any]] | None = None,
     data_: dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
@@ -47,8 +48,11 @@ def sweep(
         num_samples: Number of samples of each sampler, at least 2.
         output: Folder for the files, new or empty.
         seed: Seed of the latents, at least 0.
-        scale: Guidance scale w of a model with classes, such as 2; 1 is the plain model.  None: 1.
-        cond: Condition of all samples, as --cond.label 3 or --cond.label NAME; None: all classes in turn.
+        scale: Guidance scale w of a model with conditions, such as 2; 1 is the plain model.  None: 1.
+        drop: Names of the conditions that --scale strengthens, such as label text; the estimate without guidance lacks
+            them and keeps the others.  None: those that training dropped at random.
+        cond: Conditions of all samples, by name, as for `sample`: --cond.label 3.  None: all classes in turn, of other
+            conditions those of held-out examples.
         data_: Options of the checkpoint's data to replace, as --data.path FOLDER or --data.download true; None: none.
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
@@ -71,10 +75,11 @@ def sweep(
     from ..runtime.provenance import describe
     from ..samplers import Heun, same_ends
     from ..tensors import not_finite
-    from .choices import choose
+    from .choices import choose, noted, say_turns
 
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
-    pipeline = choose(pipeline, scale=scale, cond=cond).with_seed(seed).to(device_of(accelerator))
+    pipeline = choose(pipeline, scale=scale, cond=cond, drop=drop).with_seed(seed).to(device_of(accelerator))
+    say_turns(pipeline)
     distance = _distance(data, fetch=bool(data_))
     call = {
         "checkpoint": str(ckpt_path),
@@ -85,7 +90,8 @@ def sweep(
         "num_samples": num_samples,
         "seed": seed,
         "scale": scale,
-        "cond": dict(pipeline.cond),
+        "cond": noted(pipeline, cond),
+        **({"drop": drop} if drop else {}),
         **({"data": data_} if data_ else {}),
     }
     bad, plan = 0, [(make, n) for make in samplers for n in sorted(set(nfe))]
@@ -106,7 +112,8 @@ def sweep(
             title = f"{count(num_samples, 'sample')} of {run}, {pipeline.weights} weights"
             best = _nearest(rows, grids)
             again = ["--weights", weights] * (weights != "ema") + ["--scale", scale] * (scale is not None)
-            again += [part for name, value in (cond or {}).items() for part in (f"--cond.{name}", value)]
+            again += ["--drop", *drop] if drop else []
+            again += [part for name, value in (cond or {}).items() for part in (f"--cond.{name}", str(value))]
             report = Report(
                 done=f"{len(plan)} runs of {count(len(samplers), 'sampler')}, {title}",
                 rows=[{**row, "distance": None if distance is None else row["distance"]} for row in rows],

@@ -126,7 +126,7 @@ class Arrays(ImageArrays):
         kwargs: Of `ImageArrays` and `Images`.
     """
 
-    paths = ("path", "labels")
+    paths = ("path", "labels", "text_encoder")
 
     def __init__(self, path: str, key: str | None = None, **kwargs: Any) -> None:
         super().__init__(path, **kwargs)

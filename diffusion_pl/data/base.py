@@ -1,7 +1,7 @@
 """Base class of all data sets."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..conditions import Condition
 from ..tensors import Recorded
+from .held_out import MEMORY, MOST, held_out
 from .loader import Augmentation, Loader, Source, Tensors
 from .splits import recorded_split
 from .units import Units
@@ -76,6 +77,7 @@ class DataModule(Recorded, LightningDataModule, ABC):
         self._saved: dict[str, Any] = {}  # the state of the checkpoint that was loaded
         self._drawn: dict[str, Any] = {}  # how the split was drawn, as a checkpoint keeps it
         self._identity: dict[str, Any] | None = None
+        self._turns: dict[str, Tensor] = {}
         # Shards of a small held-out set are not padded, so a process may have no batch of it.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -127,6 +129,25 @@ class DataModule(Recorded, LightningDataModule, ABC):
     def conditions(self) -> dict[str, Condition]:
         """What batches hold besides ``x``, by name; {} for unconditional data.  Known before ``setup``."""
         return {}
+
+    @property
+    def readers(self) -> dict[str, Callable[[Any], Tensor]]:
+        """By the name of a condition, what makes its value in model units, (K, *shape), of what a person gives: the
+        path of an image, a text, numbers in the user's units."""
+        return {}
+
+    @property
+    def turns(self) -> dict[str, Tensor]:
+        """Values of the conditions of some held-out examples, (K, *shape) each, which samples get in turn where none
+        is given; {} if there are only labels, or no data were read and the checkpoint has none."""
+        if not self._turns and self.loaded and any(c.kind != "label" for c in self.conditions.values()):
+            self._turns = self.conditions_of("val")
+        return self._turns
+
+    def conditions_of(self, split: str, most: int = MOST, memory: int = MEMORY) -> dict[str, Tensor]:
+        """The conditions of up to `most` examples of a split, of training if it is empty, see `held_out`."""
+        source = self.part(split) if len(self.part(split)) else self.part("train")
+        return held_out(source, self.on_after_batch_transfer, self.conditions, self.class_counts, most, memory)
 
     @property
     def class_counts(self) -> list[int] | None:

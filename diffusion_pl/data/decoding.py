@@ -216,7 +216,7 @@ def read_images(path: Path, shape: tuple[int, ...], bits: int | None) -> Iterato
 
     Args:
         path: The file or folder.
-        shape: (C, H, W) to give each; C is 1, 3 or 4.
+        shape: (C, H, W) to give each, or (C,) to leave their sizes; C is 1, 3 or 4.
         bits: Of grey images of 16 bits, whose values are kept; None: all images are converted to 8 bits.
 
     Yields:
@@ -227,7 +227,8 @@ def read_images(path: Path, shape: tuple[int, ...], bits: int | None) -> Iterato
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder: check the path")
-    channels, height, width = shape
+    channels, *sizes = shape
+    size = (sizes[0], sizes[1]) if sizes else None
     modes: dict[int, Mode] = {1: "L", 3: "RGB", 4: "RGBA"}
     if channels not in modes:
         raise ValueError(f"{path}: image files have 1, 3 or 4 channels, the model's data {channels}")
@@ -235,7 +236,7 @@ def read_images(path: Path, shape: tuple[int, ...], bits: int | None) -> Iterato
         try:
             with opened(file) as image:
                 deep = bits is not None and channels == 1 and image.mode.startswith("I")
-                layout = Layout(None if deep else modes[channels], size=(height, width), bits=bits if deep else None)
+                layout = Layout(None if deep else modes[channels], size=size, bits=bits if deep else None)
                 yield to_array(image, layout, str(file)), deep
         except Unreadable as error:
             raise ValueError(f"{file}: cannot be read as an image ({str(error)[:100]}): remove it") from None

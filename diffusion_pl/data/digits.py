@@ -14,7 +14,7 @@ class Digits(Images):
 
     Args:
         conditional: Give the digits as labels.
-        kwargs: Of `DataModule`: batch_size, val_fraction, repeats, seed.
+        kwargs: Of `Images`: low, low_noise, captions, text_encoder, tokens, batch_size, val_fraction, repeats, seed.
     """
 
     grows = False

@@ -206,6 +206,7 @@ class Fields(Indexed):
         current, there = self._format, self._splits is not None
         self._format, self._measured = _format_of(state_dict), Measured.from_plain(state_dict)
         self._saved, self._class_counts = state_dict, state_dict.get("class_counts")
+        self._turns = {name: torch.as_tensor(value) for name, value in state_dict.get("turns", {}).items()}
         if there:  # split them again, as the checkpoint's were
             self._splits = None
             self.setup()

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from ..conditions import Condition, Conditions, class_count, class_names, from_plain, label, to_plain
 from .augmentation import HorizontalFlip, NonLeaky, warped
-from .decoding import read_images, save_png
+from .captions import captions_of
+from .decoding import Size, read_images, save_png
+from .degraded import Each, LowNoise, low_resolution
 from .indexed import Examples as Examples
 from .indexed import Indexed
-from .loader import Batch
+from .loader import Batch, Source
 from .units import Levels
 
 
@@ -56,8 +59,20 @@ class Images(Indexed):
         augment: Probability of each change of training images, which the network gets as a condition, 0.12 in EDM:
             zoom, rotation, stretch, shift, upside down; mirror images with probability ½.  For NCSNpp with augment_dim
             9.  0: none.
+        low: Height and width, or one number for both, of a low resolution: the condition `low` is the image at it,
+            brought back to full size, for super-resolution; None: no such condition.
+        low_noise: Largest standard deviation of noise that training adds to `low`, in model units, such as 0.5; its
+            level is the condition `low_noise`, 0 in sampling unless given.  0: no noise.
+        captions: Captions, the condition `text`: a template such as "a photo of a {}", in which {} stands for the name
+            of the class, whose label it replaces; or a text file with one on each line, in the order of the images.
+            None: no captions.
+        text_encoder: Folder or name on the hub of the text encoder of `captions`, a model of transformers, such as
+            google/t5-v1_1-small.
+        tokens: Number of tokens of a caption; longer ones are cut off.
         kwargs: Of `Indexed` and `DataModule`: test_fraction, workers, batch_size, val_fraction, repeats, seed.
     """
+
+    paths = ("path", "root", "text_encoder")
 
     def __init__(
         self,
@@ -65,6 +80,11 @@ class Images(Indexed):
         *,
         horizontal_flip: bool = False,
         augment: float = 0.0,
+        low: Size = None,
+        low_noise: float = 0.0,
+        captions: str | None = None,
+        text_encoder: str | None = None,
+        tokens: int = 32,
         **kwargs: Any,
     ) -> None:
         super().__init__(source, **kwargs)
@@ -74,6 +94,11 @@ class Images(Indexed):
         self.augmentation = HorizontalFlip() if horizontal_flip else None
         if augment:
             self.augmentation = NonLeaky(augment)
+        self.low = low_resolution(name, low, low_noise)
+        self.captions = captions_of(name, captions, text_encoder, tokens)
+        if self.low is not None and low_noise:
+            noise = LowNoise(self.low.size, low_noise)
+            self.augmentation = noise if self.augmentation is None else Each(self.augmentation, noise)
         self._format: Format | None = None
 
     @abstractmethod
@@ -94,7 +119,28 @@ class Images(Indexed):
 
     @property
     def conditions(self) -> dict[str, Condition]:
-        return dict(self.format.conditions)
+        conditions = dict(self.format.conditions)
+        if self.captions is not None:
+            conditions["text"] = self.captions.condition()
+            if self.captions.is_template:
+                conditions.pop("label", None)
+        if self.low is not None:
+            conditions |= self.low.conditions(self.source, self.shape)
+        return conditions
+
+    @property
+    def readers(self) -> dict[str, Callable[[Any], Tensor]]:
+        readers: dict[str, Callable[[Any], Tensor]] = {}
+        if self.captions is not None:
+            readers["text"] = self.captions.read
+        if self.low is not None:
+            readers["low"] = self._read_low
+        return readers
+
+    def prepare_data(self) -> None:
+        """Encode the captions, for which the encoder may be fetched, once for each machine."""
+        if self.captions is not None:
+            self.captions.prepare(self.format.names, download=bool(getattr(self, "download", True)))
 
     @property
     def units(self) -> Levels:
@@ -112,6 +158,9 @@ class Images(Indexed):
                 self._format = current
         self.divide()
 
+    def prepared(self, train: Source, test: Source | None) -> tuple[Source, Source | None]:
+        return (train, test) if self.captions is None else self.captions.sources(self.format.names, train, test)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scale, and change as `NonLeaky` drew, on the device."""
         if "x" not in batch:
@@ -120,7 +169,8 @@ class Images(Indexed):
             self.units.encode(batch["x"]),
             {name: value for name, value in batch.items() if name not in ("x", "warp")},
         )
-        return {"x": warped(x, batch["warp"]) if "warp" in batch else x, **rest}
+        changed = {"x": warped(x, batch["warp"]) if "warp" in batch else x, **rest}
+        return changed if self.low is None else self.low.added(changed)
 
     def second_moment(self) -> float:
         """Mean of x_0² per dimension over up to 10,000 training images."""
@@ -141,11 +191,26 @@ class Images(Indexed):
 
         16-bit images keep their values where the model's data have as many levels, else they are scaled to 8 bits.
         """
+        return torch.stack(self._read(path, self.shape))
+
+    def _read(self, path: Path, shape: tuple[int, ...]) -> list[Tensor]:
+        """The images of a file or folder in model units, of a shape or, of (C,), of their own sizes."""
         units = self.units
         bits = (units.levels - 1).bit_length() if units.levels > 256 else None
-        images = read_images(path, self.shape, bits)
-        arrays = ((torch.tensor(array), deep) for array, deep in images)
-        return torch.stack([units.encode(v) if deep else v.float() / 127.5 - 1 for v, deep in arrays])
+        arrays = ((torch.tensor(array), deep) for array, deep in read_images(path, shape, bits))
+        return [units.encode(v) if deep else v.float() / 127.5 - 1 for v, deep in arrays]
+
+    def _read_low(self, given: Any) -> Tensor:
+        """The condition `low` of an image file, or of all of a folder, at low or at full size: (K, C, H, W)."""
+        assert self.low is not None
+        (channels, *full), values = self.shape, []
+        for x in self._read(Path(str(given)).expanduser(), (channels,)):
+            size = tuple(x.shape[1:])
+            if size not in (self.low.size, tuple(full)):
+                expected = " or ".join("x".join(map(str, s)) for s in (self.low.size, full))
+                raise ValueError(f"cond.low: {given}: expected an image of {expected}, got {size[0]}x{size[1]}")
+            values.append(self.low.up(self.low.down(x[None]), full))
+        return torch.cat(values)
 
     def array(self, x: Tensor) -> NDArray[Any]:
         exact: NDArray[Any] = (self.units.to_uint8(x) if self.units.levels <= 256 else self.decode(x)).numpy()
@@ -165,7 +230,8 @@ class Images(Indexed):
     def state_dict(self) -> dict[str, Any]:
         shape, conditions, levels = self.format
         state = {"shape": list(shape), "conditions": to_plain(conditions), "levels": levels}
-        return {**state, **self.record()}
+        text = {} if self.captions is None else {"text": self.captions.state()}
+        return {**state, **text, **self.record()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the format, the names of the classes and the split of a checkpoint, before or after ``setup``."""
@@ -174,6 +240,9 @@ class Images(Indexed):
         current, there = self._format, self._splits is not None
         self._format = format_of(state_dict)
         self._saved, self._class_counts = state_dict, state_dict.get("class_counts")
+        self._turns = {name: torch.as_tensor(value) for name, value in state_dict.get("turns", {}).items()}
+        if self.captions is not None:
+            self.captions.saved = dict(state_dict.get("text", {}))
         if there:  # split them again, as the checkpoint's were
             self._splits = None
             self.setup()

@@ -62,6 +62,10 @@ class Indexed(DataModule):
     def examples(self) -> Examples:
         """All examples; called once, by ``setup``."""
 
+    def prepared(self, train: Source, test: Source | None) -> tuple[Source, Source | None]:
+        """The sources of `examples` as batches have them; a subclass may add conditions."""
+        return train, test
+
     @property
     def class_counts(self) -> list[int] | None:
         return self._class_counts
@@ -82,7 +86,8 @@ class Indexed(DataModule):
         if not len(parts[0]):
             what = f"{len(train)} {'image' if self.is_image else 'example'}(s)"
             raise ValueError(f"{self.source}: {what} leave none to train on. Fix: lower val_fraction")
-        rest, val, held_out = (Subset(train, part) for part in parts)
+        shown, test = self.prepared(train, test)
+        rest, val, held_out = (Subset(shown, part) for part in parts)
         self._splits = rest, val, test or (held_out if len(held_out) else val)
         classes = class_count(self.conditions)
         if classes is not None and labels is not None:
@@ -107,8 +112,10 @@ class Indexed(DataModule):
         return self.splits[0].__getitems__(indices)
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps of split and identity; of data that were not read, the split of their checkpoint."""
-        counts = {"class_counts": self._class_counts}
+        """What a checkpoint keeps of conditions, split and identity; of data that were not read, its checkpoint's."""
+        counts: dict[str, Any] = {"class_counts": self._class_counts}
+        if self.turns:
+            counts["turns"] = self.turns
         if self._examples is None:
             return {**counts, **self.saved_split}
         if self._identity is None:

@@ -86,6 +86,7 @@ class Torchvision(Images):
         """Fetch the files, once for each machine."""
         for train in (True, False):
             self._open(train, self.download)
+        super().prepare_data()
 
     def _split(self, train: bool) -> tuple[Tensors, Tensor]:
         dataset = self._open(train, False)

@@ -181,6 +181,8 @@ class Points(DataModule):
         if self._units is None:
             return {}
         state: dict[str, Any] = {"mean": self._units.mean.tolist(), "std": self._units.std.tolist()}
+        if self.turns:
+            state["turns"] = self.turns
         if self._examples is None:  # the data were not read
             return {**state, **self.saved_split}
         if self.grows and self._identity is None:
@@ -199,6 +201,7 @@ class Points(DataModule):
         # Kept in place of what setup() finds, even in other data: these are the units the network was trained in.
         self._units = Standardized(*(torch.tensor(state_dict[name], dtype=torch.float64) for name in ("mean", "std")))
         self._saved = state_dict
+        self._turns = {name: torch.as_tensor(value) for name, value in state_dict.get("turns", {}).items()}
         if self._splits is not None:  # split them again, as the checkpoint's were
             self._splits = None
             self.setup()

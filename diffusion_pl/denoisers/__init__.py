@@ -1,7 +1,7 @@
 """Denoisers D(x_t, t) = (x̂_0, ε̂): networks, wrappers that guide them, closed forms."""
 
 from .base import Denoiser, check_time
-from .closed_form import Gaussian, GaussianMixture, empirical
+from .closed_form import Gaussian, GaussianMixture, JointGaussian, empirical
 from .guidance import AutoGuided, ClassifierFree, ClassifierGuided, Thresholded, add_score, extrapolate
 from .inverse_problems import Coarse, Gray, Masked, Operator, Reconstructing
 from .network import LogSNR, NetworkDenoiser, NoiseInput, ScaledTime, StepIndex
@@ -23,6 +23,7 @@ __all__ = [
     "GaussianField",
     "GaussianMixture",
     "Gray",
+    "JointGaussian",
     "LogSNR",
     "Magnitude",
     "Masked",

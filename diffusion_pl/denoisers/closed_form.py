@@ -3,15 +3,19 @@
 For x_0 ~ N(μ, C):   x̂_0 = μ + αC (α²C + σ²I)⁻¹ (x_t − αμ)
 For a mixture:       x̂_0 = Σ_k r_k x̂_0^{(k)},   r_k ∝ w_k N(x_t; αμ_k, α²s_k² + σ²)
 
+Given y, of (x_0, y) ~ N jointly:  x_0 ~ N(μ_x + K (y − μ_y), C_xx − K C_yx),   K = C_xy C_yy⁻¹
+
 A mixture with s = 0 is the empirical distribution of the points μ_k: its x̂_0 is the exact posterior mean that a network
 trained on those points approximates, and its field draws samples back onto them.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..conditions import Conditions
 from ..schedules import Schedule
 from .base import Denoiser, check_time
 from .parameterizations import Prediction
@@ -89,6 +93,70 @@ class GaussianMixture(Denoiser):
         x_0 = r @ self.means + torch.einsum("bk,bkd->bd", r * gain, centred)
         eps = torch.einsum("bk,bkd->bd", r * (sigma / var_t), centred)
         return Prediction(x_0, eps)
+
+
+class JointGaussian(Denoiser):
+    """(x_0, y) ~ N(mean, cov) jointly: the exact posterior mean given the conditions y, in part or as a whole.
+
+    What is NaN in y is not known, and integrated out: a whole condition, a token, a pixel.  A condition NAME_noise, of
+    shape (1,), is the standard deviation of noise in the condition NAME: that is  y + s ε  (noise augmentation).
+
+    Reference: Bishop, "Pattern Recognition and Machine Learning" (2006), Eq. 2.81, 2.82; Ho et al., arXiv 2106.15282,
+    Sec. 4 (noise augmentation).
+
+    Args:
+        schedule: the noise schedule.
+        mean: (D + E,), of x_0, flat, and then of the conditions, each flat, in their order.
+        cov: (D + E, D + E), symmetric, positive definite.
+        shape: of x_0, with D numbers.
+        conditions: no labels, with E numbers but for the noise levels.
+    """
+
+    def __init__(
+        self, schedule: Schedule, mean: Tensor, cov: Tensor, shape: Sequence[int], conditions: Conditions
+    ) -> None:
+        super().__init__()
+        self.schedule, self.conditions = schedule, dict(conditions)
+        self.levels = {f"{name}_noise": name for name in conditions if f"{name}_noise" in conditions}
+        sizes = [math.prod(shape), *(math.prod(c.shape) for name, c in conditions.items() if name not in self.levels)]
+        if cov.shape != (len(mean), len(mean)) or len(mean) != sum(sizes):
+            raise ValueError(
+                f"mean of {sum(sizes)} and its covariance expected, got {tuple(mean.shape)}, {tuple(cov.shape)}"
+            )
+        self.mean, self.cov, self.size = mean, cov, sizes[0]
+
+    def posterior(self, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, D) and covariance (B, D, D) of x_0 given the conditions, (B, *shape) each."""
+        names = [name for name in self.conditions if name not in self.levels]
+        y = torch.cat([cond[name].flatten(1) for name in names], 1).to(self.mean)
+        var = torch.cat(
+            [
+                cond.get(f"{name}_noise", torch.zeros(len(y), 1)).to(y).square().expand(-1, cond[name][0].numel())
+                for name in names
+            ],
+            1,
+        )
+        known, d = ~y.isnan(), self.size
+        # Rows of what is not known become those of the identity, uncorrelated with all else.
+        both = known[:, :, None] & known[:, None, :]
+        precision = torch.where(both, self.cov[d:, d:] + torch.diag_embed(var), torch.eye(y.shape[1]).to(y)).inverse()
+        cross = torch.where(known[:, None, :], self.cov[:d, d:], 0.0)
+        gain = cross @ precision
+        centred = torch.where(known, y - self.mean[d:], 0.0)
+        mean = self.mean[:d] + (gain @ centred[:, :, None])[:, :, 0]
+        return mean, self.cov[:d, :d] - gain @ cross.mT
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+        check_time(x_t, t)
+        kernel = self.schedule(t)
+        alpha, sigma = (part.reshape(-1, 1) for part in (kernel.alpha, kernel.sigma))
+        mean, cov = (part.to(alpha) for part in self.posterior(**cond))
+        var, axes = torch.linalg.eigh(cov)
+        centred = ((x_t.flatten(1).to(alpha) - alpha * mean)[:, None, :] @ axes)[:, 0]
+        var_t = alpha.square() * var + sigma.square()
+        x_0 = mean + (axes @ (alpha * var / var_t * centred)[:, :, None])[:, :, 0]
+        eps = (axes @ (sigma / var_t * centred)[:, :, None])[:, :, 0]
+        return Prediction(x_0.reshape(x_t.shape).to(x_t), eps.reshape(x_t.shape).to(x_t))
 
 
 def empirical(schedule: Schedule, points: Tensor) -> GaussianMixture:

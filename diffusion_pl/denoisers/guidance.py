@@ -75,12 +75,12 @@ class ClassifierFree(Denoiser):
     (interval); Lin et al., arXiv 2305.08891, Sec. 3.4 (rescaling, here of x̂_0).
 
     Args:
-        denoiser: of a model trained with dropout of these conditions; their null (label −1, else 0) asks it for the
+        denoiser: of a model trained with dropout of these conditions; their null (label −1, else NaN) asks it for the
             estimate without.
         scale: w; 1 is the conditional model as it is, 0 the unconditional one.
         sigma_min, sigma_max: range of σ/α in which there is guidance; elsewhere w = 1.
         rescale: how far, from 0 to 1, the guided x̂_0 takes on the standard deviation of the one without guidance.
-        drop: names of the conditions that the estimate without guidance lacks; it keeps the others.
+        drop: names of the conditions that the estimate without guidance lacks; it keeps the others.  None: all.
     """
 
     def __init__(
@@ -90,29 +90,26 @@ class ClassifierFree(Denoiser):
         sigma_min: float = 0.0,
         sigma_max: float = float("inf"),
         rescale: float = 0.0,
-        drop: Sequence[str] = ("label",),
+        drop: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         _check_interval(scale, sigma_min, sigma_max)
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale must be in [0, 1], got {rescale}")
-        if isinstance(drop, str) or not drop:
+        if isinstance(drop, str) or (drop is not None and not drop):
             raise ValueError(f"ClassifierFree: drop must be a list of one or more conditions, got {drop!r}")
         self.denoiser, self.schedule, self.self_conditioned = denoiser, denoiser.schedule, denoiser.self_conditioned
         self.scale, self.sigma_min, self.sigma_max, self.rescale = scale, sigma_min, sigma_max, rescale
-        self.drop = tuple(drop)
+        self.drop = None if drop is None else tuple(drop)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
-        missing = [name for name in self.drop if name not in cond]
-        if missing:
-            known = ", ".join(name for name in cond if name != "x_0_hat") or "none"
-            raise ValueError(f"ClassifierFree: guidance drops {', '.join(missing)}, the conditions are: {known}")
+        drop = self._dropped([name for name in cond if name != "x_0_hat"])
         kernel = self.schedule(t)
         guided = _inside(kernel.sigma / kernel.alpha, self.sigma_min, self.sigma_max)
         if self.scale == 1 or not guided.any():
             return self.denoiser(x_t, t, **cond)  # type: ignore[no-any-return]
         # Both in one call of the network.
-        twice = {name: torch.cat((value, null(value) if name in self.drop else value)) for name, value in cond.items()}
+        twice = {name: torch.cat((value, null(value) if name in drop else value)) for name, value in cond.items()}
         both: Prediction = self.denoiser(torch.cat((x_t, x_t)), t if t.ndim == 0 else torch.cat((t, t)), **twice)
         (x_0, other_x_0), (eps, other_eps) = both.x_0.chunk(2), both.eps.chunk(2)
         plain = Prediction(x_0, eps, None if both.v is None else both.v.chunk(2)[0])
@@ -122,6 +119,17 @@ class ClassifierFree(Denoiser):
         ratio = plain.x_0.flatten(1).std(1) / prediction.x_0.flatten(1).std(1)
         x_0 = prediction.x_0 * (1 + self.rescale * (per_sample(ratio, x_t) - 1))
         return Prediction(x_0, (x_t - kernel.alpha * x_0) / kernel.sigma, plain.v)
+
+    def _dropped(self, names: Sequence[str]) -> Sequence[str]:
+        """Which of the conditions that there are to drop."""
+        drop = names if self.drop is None else self.drop
+        missing = [name for name in drop if name not in names]
+        if not drop:
+            raise ValueError("ClassifierFree: guidance needs conditions, and got none")
+        if missing:
+            known = ", ".join(names) or "none"
+            raise ValueError(f"ClassifierFree: guidance drops {', '.join(missing)}, the conditions are: {known}")
+        return drop
 
 
 class AutoGuided(Denoiser):

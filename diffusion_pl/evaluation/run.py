@@ -46,6 +46,7 @@ from .report import row
 from .results import EnsembleResult, Result, SampleResult
 from .samples import keeps_rows, kind_of, sample_results
 
+MEMORY = 2**30  # bytes of the examples' conditions
 CHAIN_STEPS = 1000  # of ChainBound, where neither it nor the schedule says how many
 
 
@@ -199,6 +200,11 @@ class Evaluation:
             data.prepare_data()
         if splits:
             data.setup("fit")
+        given: dict[str, str] = {}
+        if self.of_samples and plan.reference is None and any(c.shape for c in pipeline.conditions.values()):
+            turns = data.conditions_of(plan.split, plan.num_samples, MEMORY)
+            given = {"conditions": f"{len(next(iter(turns.values()))):,} examples of the {plan.split} split in turn"}
+            self.pipeline = self.pipeline.with_turns(turns)
         for split in splits:
             next(data.batches(split, 1))  # an empty one is an error now, not after the sampling
         if self.of_data:
@@ -210,7 +216,7 @@ class Evaluation:
         for name in self.ensembles:
             check_ensemble(name, pipeline, self.examples)
         self.model: dict[str, Any] = {"checkpoint": checkpoint, "sha256": pipeline.sha256, "weights": pipeline.weights}
-        self.model |= {"scale": scale, "seed": plan.seed}
+        self.model |= {"scale": scale, "seed": plan.seed, **given}
 
     @property
     def call(self) -> dict[str, Any]:

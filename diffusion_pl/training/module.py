@@ -155,12 +155,18 @@ class DiffusionModule(Trainable):
         """What draws samples with the network itself, whatever weights it has at the time.
 
         Args:
-            data: gives the units, and the classes that there are examples of; None: model units, all classes.
+            data: gives the units, the classes that there are examples of, and values of other conditions; None: model
+                units, all classes.
         """
         counts = None if data is None else data.class_counts
-        turns = {}
+        turns: dict[str, Any] = dict(getattr(data, "turns", {}))
         if counts and len(counts) == class_count(self.conditions):
-            turns = {"label": tuple(k for k, count in enumerate(counts) if count)}
+            classes = torch.tensor(counts).nonzero()[:, 0]
+            own = turns.get("label")
+            # Of examples with other conditions too the label goes with these, in the same order where it can.
+            if own is None or torch.equal(own, classes.repeat(-(-len(own) // len(classes)))[: len(own)]):
+                turns["label"] = tuple(classes.tolist())
+        dropout: dict[str, float] = getattr(self.loss, "dropout", {})
         return Pipeline(
             self.denoiser,
             self.sampler,
@@ -168,6 +174,8 @@ class DiffusionModule(Trainable):
             self.conditions,
             self.guidance,
             turns=turns,
+            readers=getattr(data, "readers", {}),
+            dropped=tuple(name for name in self.conditions if dropout.get(name, 0) > 0),
             decode=_same if data is None else data.decode,
             weights=self.weights_name,
         )
