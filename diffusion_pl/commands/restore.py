@@ -80,9 +80,15 @@ def restore(
     pipeline, data = load_pipeline(ckpt_path, weights)
     if len(pipeline.shape) != 3:
         raise ValueError(f"{ckpt_path} is a model of points: only images can be restored")
+    image_shape = data.image_shape or pipeline.shape
+    if image_shape != pipeline.shape and task != "inpaint":
+        raise ValueError(f"--task {task} needs pixels, and {ckpt_path} is a model of latents. Fix: --task inpaint")
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
     pipeline = pipeline.to(device_of(accelerator))
-    known = None if task != "inpaint" else _known(pipeline.shape, None if mask is None else data.read(mask), mask)
+    known = None
+    if task == "inpaint":
+        known = _known(image_shape, None if mask is None else data.originals.read(mask), mask)
+        known = _blocks(known, image_shape[1] // pipeline.shape[1])
     operator = _operator(task, pipeline.shape, known, factor, pipeline.device)
     x_0 = data.read(path)
     call = {
@@ -130,6 +136,13 @@ def _known(shape: tuple[int, ...], mask: "Tensor | None", path: Path | None) -> 
     if len(mask) != 1:
         raise ValueError(f"{path}: give one mask, not a folder of {len(mask)}")
     return (mask.mean(1, keepdim=True) > 0).float()
+
+
+def _blocks(known: "Tensor", factor: int) -> "Tensor":
+    """1 where all pixels of a block are known, the block of a latent: (1, 1, height / factor, width / factor)."""
+    from torch.nn.functional import max_pool2d
+
+    return 1 - max_pool2d(1 - known, factor)
 
 
 def _operator(

@@ -213,11 +213,7 @@ class Images(DataModule):
 
         16-bit images keep their values where the model's data have as many levels, else they are scaled to 8 bits.
         """
-        units = self.units
-        bits = (units.levels - 1).bit_length() if units.levels > 256 else None
-        images = read_images(path, self.shape, bits)
-        arrays = ((torch.tensor(array), deep) for array, deep in images)
-        return torch.stack([units.encode(v) if deep else v.float() / 127.5 - 1 for v, deep in arrays])
+        return read_pixels(path, self.shape, self.units)
 
     def array(self, x: Tensor) -> NDArray[Any]:
         exact: NDArray[Any] = (self.units.to_uint8(x) if self.units.levels <= 256 else self.decode(x)).numpy()
@@ -225,14 +221,7 @@ class Images(DataModule):
 
     def write(self, x: Tensor, folder: Path) -> list[Path]:
         """A lossless PNG for each sample, or samples.npy where PNG has no such images."""
-        exact = self.array(x)
-        if exact.shape[1] not in (1, 3) or (self.units.levels > 256 and exact.shape[1] == 3):
-            np.save(folder / "samples.npy", exact)
-            return [folder / "samples.npy"]
-        names = [f"{i:0{len(str(len(x) - 1))}d}.png" for i in range(len(x))]
-        for name, image in zip(names, exact, strict=True):
-            save_png(image, folder / name)
-        return [folder / (names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}")]
+        return write_pixels(self.array(x), self.units, folder)
 
     def state_dict(self) -> dict[str, Any]:
         shape, conditions, levels = self.format
@@ -283,6 +272,25 @@ class Images(DataModule):
                 f"{self.source}: class {k} is {saved.names[k]!r} in the checkpoint, {current.names[k]!r} here. Fix: "
                 "give the classes the names they had, or start a new run"
             )
+
+
+def read_pixels(path: Path, shape: tuple[int, ...], units: Levels) -> Tensor:
+    """An image, or all of a folder (but grid.png), in [−1, 1], cropped and resized to a shape: (N, *shape)."""
+    bits = (units.levels - 1).bit_length() if units.levels > 256 else None
+    images = read_images(path, shape, bits)
+    arrays = ((torch.tensor(array), deep) for array, deep in images)
+    return torch.stack([units.encode(v) if deep else v.float() / 127.5 - 1 for v, deep in arrays])
+
+
+def write_pixels(exact: NDArray[Any], units: Levels, folder: Path) -> list[Path]:
+    """A lossless PNG for each image (N, C, H, W), or samples.npy where PNG has no such images."""
+    if exact.shape[1] not in (1, 3) or (units.levels > 256 and exact.shape[1] == 3):
+        np.save(folder / "samples.npy", exact)
+        return [folder / "samples.npy"]
+    names = [f"{i:0{len(str(len(exact) - 1))}d}.png" for i in range(len(exact))]
+    for name, image in zip(names, exact, strict=True):
+        save_png(image, folder / name)
+    return [folder / (names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}")]
 
 
 def format_of(state: dict[str, Any]) -> Format:

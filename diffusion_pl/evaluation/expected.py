@@ -8,9 +8,9 @@ from .results import Result
 
 #: Metrics of `evaluate`: of data and of samples, of images and of points.
 OF_DATA = ("nll", "elbo")
-METRICS = (*OF_DATA, "fid", "is", "kid", "energy", "mmd", "sliced", "precision", "recall")
+METRICS = (*OF_DATA, "fid", "is", "kid", "energy", "mmd", "sliced", "precision", "recall", "rfid", "psnr", "ssim")
 #: Those of which a higher value is better.
-HIGHER = ("is", "precision", "recall")
+HIGHER = ("is", "precision", "recall", "psnr", "ssim")
 
 
 @dataclass

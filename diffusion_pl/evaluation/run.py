@@ -30,6 +30,7 @@ from ..runtime.provenance import describe
 from ..runtime.startup import say
 from ..runtime.storage import write_json
 from .features import Features, Reference, note_of, read_reference, reference_rows, write_reference
+from .floor import floor
 from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, unit_of
 from .plan import Plan
 from .report import row
@@ -173,7 +174,9 @@ class Evaluation:
         images = data.is_image
         self.of_samples, self.of_data = plan.names(images)
         self.features = Features(
-            data.shape, data.units, extractor_on(plan, self.device) if images and self.of_samples else None
+            data.image_shape or data.shape,
+            data.units,
+            extractor_on(plan, self.device) if images and self.of_samples else None,
         )
         self.extractor = None if self.features.extractor is None else identity(self.features.extractor)
         splits = [plan.split] if self.of_samples and plan.reference is None else []
@@ -182,9 +185,12 @@ class Evaluation:
             data.prepare_data()
         if splits:
             data.setup("fit")
+        if self.of_samples and plan.reference is None:
+            data.originals.setup("fit")
         for split in splits:
             next(data.batches(split, 1))  # an empty one is an error now, not after the sampling
-        self.made_with = {"extractor": self.extractor, "shape": list(data.shape), "levels": data.units.levels}
+        like = data.originals
+        self.made_with = {"extractor": self.extractor, "shape": list(like.shape), "levels": like.units.levels}
         self.reference = None if plan.reference is None else read_reference(plan.reference, self.made_with)
         self.bound = plan.bound.on(pipeline.schedule, CHAIN_STEPS) if "elbo" in self.of_data else plan.bound
         self.examples = count(data, plan.likelihood_split, plan.likelihood_examples) if self.of_data else 0
@@ -261,8 +267,13 @@ class Evaluation:
         say(f"computing {', '.join(self.of_samples)} …")
         samples = drawn.x.numpy().reshape(self.plan.repeats, self._padded, -1)[:, : self.plan.num_samples]
         model = {**self.model, "sampler": describe(self.pipeline.sampler), "nfe": drawn.nfe}
-        against = self.data if self.reference is None else self.reference
-        return measure(self.of_samples, samples, self.features, against, self.plan.split, self.made_with, model)
+        against = self.data.originals if self.reference is None else self.reference
+        results, made = measure(
+            self.of_samples, samples, self.features, against, self.plan.split, self.made_with, model
+        )
+        if isinstance(against, DataModule) and against is not self.data:
+            results |= floor(self.data, self.features, self.plan, results, self.model)
+        return results, made
 
     def _data_results(self, rows: Mapping[str, NDArray[Any]]) -> dict[str, Result]:
         """The results of data from the rows of their examples, by metric."""

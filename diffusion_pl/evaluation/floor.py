@@ -1,0 +1,83 @@
+"""What an autoencoder alone loses: the floor of the metrics of a model of its latents."""
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..data import DataModule
+from ..metrics import generation
+from .features import Features, reference_rows
+from .plan import Plan
+from .results import SampleResult
+
+_BATCH = 64
+
+
+def floor(
+    data: DataModule, features: Features, plan: Plan, results: Mapping[str, SampleResult], model: Mapping[str, Any]
+) -> dict[str, SampleResult]:
+    """rfid, psnr and ssim of the reconstructions of the first images of the split, as many as there are samples.
+
+    Args:
+        data: latents, and the images that they were made of; set up.
+        features: of the samples.
+        plan: of the evaluation.
+        results: of the samples; rfid is measured where fid is, by its protocol.
+        model: for the record.
+    """
+    n = min(plan.num_samples, len(data.part(plan.split)))
+    rows, psnrs, ssims = [], [], []
+    pairs = zip(data.batches(plan.split, _BATCH), data.originals.batches(plan.split, _BATCH), strict=True)
+    blocks = tqdm(islice(pairs, -(-n // _BATCH)), "reconstructions", -(-n // _BATCH), delay=2, dynamic_ncols=True)
+    for latents, images in blocks:
+        if "fid" in results:
+            rows.append(features(latents["x"]).cpu())
+        made, real = data.units.to_uint8(latents["x"]).double(), data.originals.units.to_uint8(images["x"]).double()
+        psnrs.append(10 * torch.log10(255**2 / (made - real).square().flatten(1).mean(1).clamp(min=1e-6)))
+        ssims.append(ssim(made, real))
+    first = next(iter(results.values()))
+    protocol = {"num_samples": n, "reference": first.protocol["reference"]}
+    values = {"psnr": ("dB", psnrs), "ssim": ("", ssims)}
+    shown = {
+        name: SampleResult.of([float(torch.cat(each)[:n].mean())], unit=unit, protocol=protocol, model=dict(model))
+        for name, (unit, each) in values.items()
+    }
+    if "fid" not in results:
+        return shown
+    real_rows = reference_rows(features, data.originals, protocol["reference"])
+    made_moments, real_moments = (
+        features.statistics(part, keep=False).compute() for part in (torch.cat(rows)[:n].numpy(), real_rows)
+    )
+    like = {**results["fid"].protocol, "num_samples": n}
+    value = generation.fid(made_moments, real_moments)
+    return {"rfid": SampleResult.of([value], unit="", protocol=like, model=dict(model)), **shown}
+
+
+def ssim(a: Tensor, b: Tensor, top: float = 255.0) -> Tensor:
+    """Structural similarity of images in 0 … top: (N, C, H, W) -> (N,); 1 if they are equal.
+
+    Gaussian windows of 11 x 11 pixels, std 1.5, without a margin; of smaller images the largest odd window.
+
+    Reference: Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004,
+    Eq. 13 and Sec. III-C.
+    """
+    size = min(11, *(side - (side + 1) % 2 for side in a.shape[2:]))
+    place = torch.arange(size, dtype=a.dtype, device=a.device) - size // 2
+    line = torch.exp(-place.square() / (2 * 1.5**2))
+    line = line / line.sum()
+    window = (line[:, None] * line).expand(a.shape[1], 1, -1, -1)
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(x, window, groups=x.shape[1])
+
+    mean_a, mean_b = mean(a), mean(b)
+    var_a, var_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
+    cov = mean(a * b) - mean_a * mean_b
+    c_1, c_2 = (0.01 * top) ** 2, (0.03 * top) ** 2
+    similarity = (2 * mean_a * mean_b + c_1) * (2 * cov + c_2)
+    return (similarity / ((mean_a**2 + mean_b**2 + c_1) * (var_a + var_b + c_2))).flatten(1).mean(1)
