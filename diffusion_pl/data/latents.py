@@ -43,16 +43,22 @@ class Latents(DataModule):
         path: Folder that `latents` wrote.
         autoencoder: Folder or hub name of the autoencoder, if it is not in that folder.
         batch_size: Latents per batch, over all processes.
+        repeats: Passes over the training latents that make one epoch; None: as many as make about 100 batches.
+        seed: Of the order, the noise and the mirror images.
         workers: Processes that read ahead, at least 0.
-        kwargs: Of `DataModule`: repeats, seed.
     """
 
     def __init__(
-        self, path: str, *, autoencoder: str | None = None, batch_size: int = 128, workers: int = 0, **kwargs: Any
+        self,
+        path: str,
+        *,
+        autoencoder: str | None = None,
+        batch_size: int = 128,
+        repeats: int | None = None,
+        seed: int = 0,
+        workers: int = 0,
     ) -> None:
-        if "val_fraction" in kwargs:
-            raise ValueError("Latents: val_fraction is an option of the data that are encoded. Fix: remove it")
-        super().__init__(str(path), batch_size=batch_size, **kwargs)
+        super().__init__(str(path), batch_size=batch_size, repeats=repeats, seed=seed)
         if workers < 0:
             raise ValueError(f"Latents: workers must be at least 0, got {workers}")
         self.path, self.autoencoder, self.workers = Path(path).expanduser(), autoencoder, workers

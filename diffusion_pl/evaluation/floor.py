@@ -5,8 +5,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 from tqdm.auto import tqdm
 
 from ..data import DataModule
@@ -21,7 +20,9 @@ _BATCH = 64
 def floor(
     data: DataModule, features: Features, plan: Plan, results: Mapping[str, SampleResult], model: Mapping[str, Any]
 ) -> dict[str, SampleResult]:
-    """rfid, psnr and ssim of the reconstructions of the first images of the split, as many as there are samples.
+    """rfid, psnr (dB) and ssim of the reconstructions of the first images of the split, as many as there are samples.
+
+    Reference: Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004.
 
     Args:
         data: latents, and the images that they were made of; set up.
@@ -39,7 +40,7 @@ def floor(
             rows.append(features(latents["x"]).cpu())
         made, real = data.units.to_uint8(latents["x"]).double(), data.originals.units.to_uint8(images["x"]).double()
         psnrs.append(10 * torch.log10(255**2 / (made - real).square().flatten(1).mean(1).clamp(min=1e-6)))
-        ssims.append(ssim(made, real))
+        ssims.append(ssim(made, real, data_range=255.0, reduction="none"))
     first = next(iter(results.values()))
     protocol = {"num_samples": n, "reference": first.protocol["reference"]}
     values = {"psnr": ("dB", psnrs), "ssim": ("", ssims)}
@@ -56,28 +57,3 @@ def floor(
     like = {**results["fid"].protocol, "num_samples": n}
     value = generation.fid(made_moments, real_moments)
     return {"rfid": SampleResult.of([value], unit="", protocol=like, model=dict(model)), **shown}
-
-
-def ssim(a: Tensor, b: Tensor, top: float = 255.0) -> Tensor:
-    """Structural similarity of images in 0 … top: (N, C, H, W) -> (N,); 1 if they are equal.
-
-    Gaussian windows of 11 x 11 pixels, std 1.5, without a margin; of smaller images the largest odd window.
-
-    Reference: Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004,
-    Eq. 13 and Sec. III-C.
-    """
-    size = min(11, *(side - (side + 1) % 2 for side in a.shape[2:]))
-    place = torch.arange(size, dtype=a.dtype, device=a.device) - size // 2
-    line = torch.exp(-place.square() / (2 * 1.5**2))
-    line = line / line.sum()
-    window = (line[:, None] * line).expand(a.shape[1], 1, -1, -1)
-
-    def mean(x: Tensor) -> Tensor:
-        return F.conv2d(x, window, groups=x.shape[1])
-
-    mean_a, mean_b = mean(a), mean(b)
-    var_a, var_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
-    cov = mean(a * b) - mean_a * mean_b
-    c_1, c_2 = (0.01 * top) ** 2, (0.03 * top) ** 2
-    similarity = (2 * mean_a * mean_b + c_1) * (2 * cov + c_2)
-    return (similarity / ((mean_a**2 + mean_b**2 + c_1) * (var_a + var_b + c_2))).flatten(1).mean(1)
