@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from latents_folder import write_latents
 from shell import ROOT, accept_any_cifar10, cifar10, cli, no_files_change
 
 from diffusion_pl import checks
@@ -59,6 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for standing_in in synthetic.MAKERS:
         assert synthetic.main([standing_in, "--root", str(root), "--count", "20"]) == 0
     cifar10(root)
+    write_latents(root / "latents", conditional=False)
     return root
 
 
@@ -67,6 +69,7 @@ def folder(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where to run: an empty folder, but for the data."""
     (tmp_path / "data").symlink_to(data)
     (tmp_path / "pictures").symlink_to(data / "anime")
+    (tmp_path / "latents").symlink_to(data / "latents")
     accept_any_cifar10(monkeypatch)
     return tmp_path
 

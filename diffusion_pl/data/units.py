@@ -112,8 +112,9 @@ class Latent(Units):
         self.codec, self.mean, self.std, self.pixels = codec, mean, std, pixels
 
     def scale(self, z: Tensor) -> Tensor:
-        """Latents -> model units, float32. z: (*, c, h, w)."""
-        return (z.float() - self.mean.to(z.device, torch.float32)) / self.std.to(z.device, torch.float32)
+        """Latents -> model units, float32 (of float64 float64). z: (*, c, h, w)."""
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        return (z - self.mean.to(z)) / self.std.to(z)
 
     def unscale(self, x: Tensor) -> Tensor:
         """Model units -> latents, in the type of x. x: (*, c, h, w)."""
