@@ -27,7 +27,10 @@ from diffusion_pl.samplers import Heun, LogSNRGrid
 from diffusion_pl.schedules import VP
 from diffusion_pl.tensors import SampleNoise
 
-NETWORK = {"class_path": "diffusion_pl.networks.UNet", "init_args": {"nf": 8, "ch_mult": [1], "num_res_blocks": 1}}
+NETWORK = {
+    "class_path": "diffusion_pl.networks.UNet",
+    "init_args": {"nf": 8, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": []},
+}
 
 
 def small_kl() -> KL:
@@ -296,9 +299,9 @@ def test_the_state_rebuilds_units_without_the_files(random: Path, tmp_path: Path
     ("args", "named"),
     [
         (("--data", "Datasaurus", "--autoencoder", "a"), "images"),
-        (("--data", "Digits", "--data.horizontal_flip", "true", "--autoencoder", "a"), "--mirrors"),
+        (("--data", "FashionMNIST", "--data.horizontal_flip", "true", "--autoencoder", "a"), "--mirrors"),
         (("--data", "Digits", "--autoencoder", "nowhere"), "nowhere"),
-        (("--data", "Digits", "--data.size", "7", "--autoencoder", "a"), ""),
+        (("--data", "Digits", "--autoencoder", "a", "--dtype", "float8"), "dtype"),
     ],
 )
 def test_bad_calls_are_one_line(tmp_path: Path, args: tuple[str, ...], named: str) -> None:
