@@ -33,12 +33,13 @@ class Orthogonal(Recorded, Autoencoder):
         self.register_buffer("basis", cosine_basis(factor))
 
     def encode(self, x: Tensor) -> Moments:
-        patches = F.pixel_unshuffle(x, self.factor).unflatten(1, (self.image_channels, -1))
+        patches = F.pixel_unshuffle(x, self.factor)
+        patches = patches.reshape(len(x), self.image_channels, -1, *patches.shape[2:])
         z = torch.einsum("ij,bcjhw->bcihw", self.basis.to(x), patches).flatten(1, 2)
         return Moments(z, torch.zeros_like(z))
 
     def decode(self, z: Tensor) -> Tensor:
-        coefficients = z.unflatten(1, (self.image_channels, -1))
+        coefficients = z.reshape(len(z), self.image_channels, -1, *z.shape[2:])
         patches = torch.einsum("ij,bcihw->bcjhw", self.basis.to(z), coefficients).flatten(1, 2)
         return F.pixel_shuffle(patches, self.factor)
 

@@ -147,7 +147,7 @@ def _in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     every = x.reshape(-1, *x.shape[-3:])
     size = 1 << max(0, min(5, (_MOST // math.prod(x.shape[-3:])).bit_length() - 1))
     padded = torch.cat((every, every[-1:].expand(-len(every) % size, -1, -1, -1)))
-    done = torch.cat([function(block) for block in padded.split(size)])[: len(every)]
+    done = torch.cat([function(block) for block in torch.split(padded, size)])[: len(every)]
     return done.reshape(*x.shape[:-3], *done.shape[1:])
 
 

@@ -43,10 +43,10 @@ def floor(
         ssims.append(ssim(made, real, data_range=255.0, reduction="none"))
     first = next(iter(results.values()))
     protocol = {"num_samples": n, "reference": first.protocol["reference"]}
-    values = {"psnr": ("dB", psnrs), "ssim": ("", ssims)}
+    values = {"psnr": torch.cat(psnrs), "ssim": torch.cat(ssims)}
     shown = {
-        name: SampleResult.of([float(torch.cat(each)[:n].mean())], unit=unit, protocol=protocol, model=dict(model))
-        for name, (unit, each) in values.items()
+        name: SampleResult.of([float(each[:n].mean())], unit="", protocol=protocol, model=dict(model))
+        for name, each in values.items()
     }
     if "fid" not in results:
         return shown

@@ -46,7 +46,8 @@ def balance(loss: Tensor, other: Tensor, weight: Tensor) -> Tensor:
     """
     gradients = (torch.autograd.grad(term, weight, retain_graph=True)[0].norm() for term in (loss, other))
     first, second = gradients
-    return (first / (second + 1e-6)).clamp(max=1e4).detach()
+    scale: Tensor = (first / (second + 1e-6)).clamp(max=1e4).detach()
+    return scale
 
 
 class Perceptual:
