@@ -48,7 +48,7 @@ class Features(nn.Module):
         return rows, self.head(F.silu(rows))
 
 
-def trained_features(seconds: float = 40) -> Features:
+def trained_features(seconds: float = 25) -> Features:
     from diffusion_pl.data import FashionMNIST
 
     torch.manual_seed(0)
