@@ -325,11 +325,12 @@ def test_a_model_of_latents_ends_in_images(exact: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "s/0.png").size == (8, 8)
     images = load(run)(4)
     assert images.shape == (4, 1, 8, 8) and images.dtype == torch.uint8
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "s/3.png")), images[3, 0].numpy())
+    shown = np.asarray(Image.open(tmp_path / "s/3.png"))
+    assert np.abs(shown - 255 / 16 * images[3, 0].numpy()).max() <= 8  # 17 levels, shown in 256
     done = cli(tmp_path, "evaluate", "--ckpt_path", run, "--num_samples", 50, "--extractor", "DigitsClassifier")
     assert done.code == 0, done.err
     results = json.loads((tmp_path / "evaluation/evaluation.json").read_text())["figures"]
-    assert results["ssim"]["value"] == pytest.approx(1, abs=1e-6) and results["psnr"]["value"] > 100  # nothing is lost
+    assert results["ssim"]["value"] == pytest.approx(1, abs=1e-6) and results["psnr"]["value"] > 90  # rounding
     assert results["fid"]["protocol"]["reference"]["data"] == "Digits"
     assert results["fid"]["protocol"] == {**results["rfid"]["protocol"]}
     done = cli(
@@ -337,7 +338,7 @@ def test_a_model_of_latents_ends_in_images(exact: Path, tmp_path: Path) -> None:
     )
     assert done.code == 0, done.err
     real, restored = (np.asarray(Image.open(tmp_path / name)) for name in ("s/1.png", "restored/0.png"))
-    assert np.array_equal(real[:, :4], restored[:, :4])
+    assert np.abs(real[:, :4].astype(int) - restored[:, :4]).max() <= 1
     done = cli(tmp_path, "restore", "--ckpt_path", run, "--path", "s/1.png", "--task", "upscale", "--output", "r")
     assert done.code == 2 and "--task" in done.err
 

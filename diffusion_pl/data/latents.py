@@ -188,7 +188,8 @@ class Latents(DataModule):
         return units.encode_scaled(read_pixels(path, self.image_shape, units.pixels))
 
     def array(self, x: Tensor) -> NDArray[Any]:
-        exact: NDArray[Any] = self.decode(x).numpy()
+        units = self.units
+        exact: NDArray[Any] = (units.to_uint8(x) if units.pixels.levels <= 256 else units.decode(x)).numpy()
         return exact
 
     def write(self, x: Tensor, folder: Path) -> list[Path]:
