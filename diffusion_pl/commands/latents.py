@@ -104,7 +104,6 @@ def open_any(name: str) -> "Autoencoder":
         raise ValueError(
             f"autoencoder {name} is a {type(model).__name__}: train one by `fit --config fashion_mnist/autoencoder`"
         )
-    model.autoencoder.name = name
     return model.autoencoder.eval().requires_grad_(False)
 
 
@@ -140,7 +139,9 @@ def _encode(
     )
     views, moments = 1 + mirrors, 1 if not first.std.any() else 2
     if first.mean.shape[1:] != shape:
-        raise ValueError(f"autoencoder {codec.name}: gave latents of {tuple(first.mean.shape[1:])}, expected {shape}")
+        raise ValueError(
+            f"autoencoder {codec.name or type(codec).__name__}: gave latents of {tuple(first.mean.shape[1:])}, expected {shape}"
+        )
     shapes = {"x": ((n, views, moments, *shape), np.dtype(dtype))}
     for name, condition in images.conditions.items():
         shapes[name] = ((n, *condition.shape), np.dtype("int64" if condition.kind == "label" else "float32"))
