@@ -106,7 +106,8 @@ def command(folder: Path, *args: Any) -> float:
 def race(minutes: float) -> None:
     """Fréchet distances of a model of latents and one of pixels that is trained twice as long."""
     from diffusion_pl.checkpoints.loading import load_pipeline
-    from diffusion_pl.evaluation import Plan, run
+    from diffusion_pl.evaluation import Plan
+    from diffusion_pl.evaluation.run import run
 
     folder = Path(tempfile.mkdtemp(dir=os.environ.get("BENCH_DIR")))
     extractor = trained_features()

@@ -271,10 +271,10 @@ PAGES = {
         "latents",
         "Encode all images of a data set by an autoencoder, and save the moments of their latents, on which fit trains "
         "with --data Latents; a call that was interrupted continues when it is repeated.",
-        "--data NAME --autoencoder NAME --output FOLDER [--OPTION VALUE …]",
+        "--data NAME --autoencoder PATH [--OPTION VALUE …]",
         (
-            "--data FashionMNIST --autoencoder runs/fashion_mnist-autoencoder --output latents --mirrors",
-            "--data Folder --data.path images --data.size 256 --autoencoder stabilityai/sd-vae-ft-mse --output latents",
+            "--data FashionMNIST --autoencoder runs/fashion_mnist-autoencoder --mirrors",
+            "--data Folder --data.path images --data.size 256 --autoencoder my_vae",
         ),
         "data autoencoder output mirrors dtype batch_size accelerator",
     ),
