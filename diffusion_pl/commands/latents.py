@@ -60,12 +60,7 @@ def latents(
     shape = codec.latent_shape(images.shape)
     images.prepare_data()
     images.setup("fit")
-    spec = described(images, "data")
-    spec["init_args"] |= {
-        name: str(Path(str(value)).expanduser().absolute())
-        for name, value in spec["init_args"].items()
-        if name in images.paths and value is not None and Path(str(value)).expanduser().exists()
-    }
+    spec = _placed(described(images, "data"), images)
     encoder = {"name": _absolute(autoencoder), "sha256": weights_hash(codec)}
     sizes = {split: len(images.part(split)) for split in SPLITS}
     call = {"data": spec, "autoencoder": encoder, "mirrors": mirrors, "dtype": dtype, "splits": sizes}
@@ -107,6 +102,15 @@ def open_any(name: str) -> "Autoencoder":
     return model.autoencoder.eval().requires_grad_(False)
 
 
+def _placed(spec: dict[str, Any], images: DataModule) -> dict[str, Any]:
+    """A description of data with paths that hold in any working directory."""
+    options = {
+        name: _absolute(str(value)) if name in images.paths and value is not None else value
+        for name, value in spec["init_args"].items()
+    }
+    return {**spec, "init_args": options}
+
+
 def _absolute(name: str) -> str:
     path = Path(name).expanduser()
     return str(path.absolute()) if path.exists() else name
@@ -138,10 +142,9 @@ def _encode(
         images.on_after_batch_transfer(source.__getitems__(torch.arange(1)), 0)["x"].to(_device(codec))
     )
     views, moments = 1 + mirrors, 1 if not first.std.any() else 2
-    if first.mean.shape[1:] != shape:
-        raise ValueError(
-            f"autoencoder {codec.name or type(codec).__name__}: gave latents of {tuple(first.mean.shape[1:])}, expected {shape}"
-        )
+    if (got := tuple(first.mean.shape[1:])) != shape:
+        name = codec.name or type(codec).__name__
+        raise ValueError(f"autoencoder {name}: gave latents of {got}, expected {shape}")
     shapes = {"x": ((n, views, moments, *shape), np.dtype(dtype))}
     for name, condition in images.conditions.items():
         shapes[name] = ((n, *condition.shape), np.dtype("int64" if condition.kind == "label" else "float32"))
