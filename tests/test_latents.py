@@ -231,6 +231,13 @@ def test_an_interrupted_encoding_ends_with_the_same_files(
     assert not (tmp_path / "again/.unfinished").exists()
 
 
+def test_splits_may_be_empty(tmp_path: Path) -> None:
+    data = ready(write_latents(tmp_path / "all", data=Digits(val_fraction=0)))
+    assert [len(data.part(split)) for split in ("train", "val", "test")] == [1797, 0, 0]
+    assert data.val_dataloader() == [] and not data.conditions
+    assert next(iter(data.train_dataloader()))["x"].shape == (128, 4, 4, 4)
+
+
 def test_nothing_is_overwritten(exact: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -138,9 +138,7 @@ def _encode(
     note, source = work / f"{split}.done.json", images.part(split)
     n = len(source)
     done = int(read_json(note, dict)["done"]) if note.is_file() else 0
-    first = codec.encode(
-        images.on_after_batch_transfer(source.__getitems__(torch.arange(1)), 0)["x"].to(_device(codec))
-    )
+    first = codec.encode(next(images.batches("train", 1))["x"].to(_device(codec)))
     views, moments = 1 + mirrors, 1 if not first.std.any() else 2
     if (got := tuple(first.mean.shape[1:])) != shape:
         name = codec.name or type(codec).__name__
