@@ -10,8 +10,9 @@ from latents_folder import write_latents
 from shell import ROOT, accept_any_cifar10, cifar10, cli, no_files_change
 
 from diffusion_pl import checks
+from diffusion_pl.autoencoders import Orthogonal
 from diffusion_pl.callbacks import EMA
-from diffusion_pl.data import synthetic
+from diffusion_pl.data import FashionMNIST, synthetic
 from diffusion_pl.training.averages import LONG
 
 #: In place of sizes of 64 channels and more, so that a published network runs in seconds; the slow tests run it whole.
@@ -60,7 +61,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for standing_in in synthetic.MAKERS:
         assert synthetic.main([standing_in, "--root", str(root), "--count", "20"]) == 0
     cifar10(root)
-    write_latents(root / "latents", conditional=False)
+    write_latents(root / "latents", Orthogonal((1, 28, 28), 4), FashionMNIST(str(root)))
     return root
 
 
