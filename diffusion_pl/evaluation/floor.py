@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 from tqdm.auto import tqdm
 
@@ -40,7 +41,9 @@ def floor(
             rows.append(features(latents["x"]).cpu())
         made, real = data.units.to_uint8(latents["x"]).double(), data.originals.units.to_uint8(images["x"]).double()
         psnrs.append(10 * torch.log10(255**2 / (made - real).square().flatten(1).mean(1).clamp(min=1e-6)))
-        ssims.append(ssim(made, real, data_range=255.0, reduction="none"))
+        similarity = ssim(made, real, data_range=255.0, reduction="none")
+        assert isinstance(similarity, Tensor)  # without the full image
+        ssims.append(similarity)
     first = next(iter(results.values()))
     protocol = {"num_samples": n, "reference": first.protocol["reference"]}
     values = {"psnr": torch.cat(psnrs), "ssim": torch.cat(ssims)}
