@@ -28,7 +28,7 @@ The tree, from below; a package imports only from those above it in this list:
     schedules                    noise schedules and their transitions
     denoisers                    (x_t, t) ↦ (x̂_0, ε̂): networks, guidance, inverse problems, closed forms
     samplers  likelihood  losses grids and samplers; log p and its bounds; losses, weightings, timestep distributions
-    networks  data  metrics  plots   islands, which import tensors and conditions only
+    networks  autoencoders  data  metrics  plots   islands, which import tensors and conditions only
     training                     Lightning modules
     checkpoints  checks          files; what can be known before a run
     runtime                      errors, signals, devices, run folders, logs, provenance

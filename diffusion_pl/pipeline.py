@@ -313,8 +313,8 @@ class Pipeline:
         pipe = pipe if steps is None else pipe.with_sampler(steps=steps)
         pipe = pipe if scale is None else pipe.with_scale(scale)
         pipe = pipe if seed is None else pipe.with_seed(seed)
-        x = torch.cat([block.x_0.cpu() for block in pipe.draw(n)])
-        return self.decode(x[:n])
+        # Decoded where they are drawn: of latents by another network.
+        return torch.cat([self.decode(block.x_0).cpu() for block in pipe.draw(n)])[:n]
 
     def encode(self, x_0: Tensor) -> Tensor:
         """The latents, in units of the prior, that the samples x_0 come from: (N, *shape) in model units.

@@ -74,7 +74,8 @@ FLOORS: dict[str, float] = {
 #: Side floors: what each may import of the package besides itself; floors 5 and up may import them.
 ISLANDS: dict[str, set[str]] = {
     "networks": {"tensors", "conditions"},
-    "data": {"tensors", "conditions"},
+    "autoencoders": {"tensors", "conditions"},
+    "data": {"tensors", "conditions", "autoencoders"},
     "metrics": set(),
     "plots": set(),
 }

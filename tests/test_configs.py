@@ -8,11 +8,13 @@ import pytest
 import yaml
 from conditional_model import tiny_encoder
 from fields_model import save_all
+from latents_folder import write_latents
 from shell import ROOT, accept_any_cifar10, cifar10, cli, no_files_change
 
 from diffusion_pl import checks
+from diffusion_pl.autoencoders import Orthogonal
 from diffusion_pl.callbacks import EMA
-from diffusion_pl.data import synthetic
+from diffusion_pl.data import FashionMNIST, synthetic
 from diffusion_pl.training.averages import LONG
 
 #: In place of sizes of 64 channels and more, so that a published network runs in seconds; the slow tests run it whole.
@@ -64,6 +66,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_all(root, 20)
     (root / "encoder").mkdir()
     tiny_encoder(root / "encoder")
+    write_latents(root / "latents", Orthogonal((1, 28, 28), 4), FashionMNIST(str(root)))
     return root
 
 
@@ -72,6 +75,7 @@ def folder(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where to run: an empty folder, but for the data."""
     (tmp_path / "data").symlink_to(data)
     (tmp_path / "pictures").symlink_to(data / "anime")
+    (tmp_path / "latents").symlink_to(data / "latents")
     accept_any_cifar10(monkeypatch)
     return tmp_path
 

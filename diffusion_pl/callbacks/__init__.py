@@ -12,6 +12,7 @@ from .image_panels import ImagePanels
 from .likelihood import Likelihood
 from .point_panels import PointPanels
 from .progress import StepProgress
+from .reconstructions import ReconstructionPanels
 from .run_card import RunCard
 from .sample_writer import SampleWriter
 from .saver import Saver
@@ -29,6 +30,7 @@ __all__ = [
     "ImagePanels",
     "Likelihood",
     "PointPanels",
+    "ReconstructionPanels",
     "RunCard",
     "SampleWriter",
     "Saver",

@@ -56,24 +56,26 @@ class GenerationMetrics(Measurement):
         data = trainer.datamodule
         if not isinstance(data, DataModule) or not data.is_image or not isinstance(pl_module, DiffusionModule):
             raise ValueError("GenerationMetrics measures models of images: take it out of trainer.callbacks")
-        next(data.batches(self.split, 1))  # an empty split is an error now, not after some hours
+        data.originals.setup("fit")
+        next(data.originals.batches(self.split, 1))  # an empty split is an error now, not after some hours
         if self.extractor is None:
             self.extractor = InceptionV3()
         self.extractor.eval().requires_grad_(False).to(pl_module.device)
-        self._features = Features(data.shape, data.units, self.extractor)
+        self._features = Features(data.image_shape or data.shape, data.units, self.extractor)
         if "fid" in self.metrics and trainer.is_global_zero:
             warn_of_few(self.num_samples, self._features)
 
     @torch.no_grad()
     def measure(self, trainer: Trainer, pipeline: Pipeline) -> dict[str, float]:
-        features, data = self._features, trainer.datamodule
+        assert isinstance(trainer.datamodule, DataModule)
+        features, data = self._features, trainer.datamodule.originals
         assert features is not None
         rank, world, size = trainer.global_rank, trainer.world_size, pipeline.block
         if self._reference is None:
             self._reference = self._empty(features, pipeline)
             for k, batch in enumerate(data.batches(self.split, 64)):
                 if k % world == rank:
-                    features.add(self._reference, features(batch["x"]), 64 * k)
+                    features.add(self._reference, features.of(data)(batch["x"]), 64 * k)
         generated = self._empty(features, pipeline)
         for k in range(rank, -(-self.num_samples // size), world):
             with trainer.precision_plugin.forward_context():

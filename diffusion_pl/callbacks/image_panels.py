@@ -234,7 +234,8 @@ def _samples_grid(
 
 def _one_of_each(data: DataModule, classes: list[int]) -> Tensor:
     """A training image of each class, white if none is found soon: (classes, C, H, W), uint8."""
-    source, row = data.part("train"), [data.units.to_uint8(torch.ones(data.shape))] * len(classes)
+    assert data.image_shape is not None
+    source, row = data.part("train"), [torch.full(data.image_shape, 255, dtype=torch.uint8)] * len(classes)
     missing = {label: place for place, label in enumerate(classes)}
     number = min(len(source), SEARCHED)
     for some in (torch.arange(number) * len(source) // number).split(50):  # files are read one by one

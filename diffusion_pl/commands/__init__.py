@@ -41,7 +41,7 @@ def run_tool(name: str, args: Sequence[str]) -> None:
     renamed = [name[:-1] for name in parameters if name.endswith("_")]
     args = [re.sub(rf"^--({'|'.join(renamed)})(?=[=.]|$)", r"--\1_", arg) if renamed else arg for arg in args]
     kept = "finished samples are kept. Repeat the command to continue"
-    stopped = kept if name in ("sample", "evaluate") else "nothing is kept. Repeat the command to start over"
+    stopped = kept if name in ("sample", "evaluate", "latents") else "nothing is kept. Repeat the command to start over"
     as_json = "--json" in args
     with stdout_for(as_json) as stream, stoppable(stopped):
         report = auto_cli(

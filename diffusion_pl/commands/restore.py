@@ -93,11 +93,17 @@ def restore(
     if len(pipeline.shape) != 3:
         kind = "points" if data.is_point else f"data of shape {pipeline.shape}"
         raise ValueError(f"{ckpt_path} is a model of {kind}: only images can be restored")
+    image_shape = data.image_shape or pipeline.shape
+    if image_shape != pipeline.shape and task != "inpaint" and operator is None:
+        raise ValueError(f"--task {task} needs pixels, and {ckpt_path} is a model of latents. Fix: --task inpaint")
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
     pipeline = pipeline.to(device_of(accelerator))
     way = _WAYS[method]
     way.check(method, operator, mask, sampler)
-    known = None if task != "inpaint" else _known(pipeline.shape, None if mask is None else data.read_mask(mask))
+    known = None
+    if task == "inpaint":
+        known = _known(image_shape, None if mask is None else data.originals.read_mask(mask))
+        known = _blocks(known, image_shape[1] // pipeline.shape[1])
     measure = operator or _operator(task, pipeline.shape, known, factor, pipeline.device)
     if operator is not None:
         operator.to(pipeline.device).requires_grad_(False)
@@ -156,6 +162,13 @@ def _known(shape: tuple[int, ...], mask: "Tensor | None") -> "Tensor":
         known[..., : shape[2] // 2] = 1
         return known
     return mask.float()
+
+
+def _blocks(known: "Tensor", factor: int) -> "Tensor":
+    """1 where all pixels of a block are known, the block of a latent: (1, 1, height / factor, width / factor)."""
+    from torch.nn.functional import max_pool2d
+
+    return 1 - max_pool2d(1 - known, factor)
 
 
 def _operator(task: str, shape: tuple[int, ...], known: "Tensor | None", factor: int, device: "torch.device") -> Any:

@@ -9,6 +9,7 @@ from .folder import Folder
 from .hdf5 import HDF5
 from .hugging_face import HuggingFace
 from .images import Images
+from .latents import Latents
 from .loader import Loader
 from .mnist import MNIST, FashionMNIST
 from .points import Datasaurus, Points, Table
@@ -32,6 +33,7 @@ __all__ = [
     "Folder",
     "HuggingFace",
     "Images",
+    "Latents",
     "Loader",
     "Moons",
     "Picture",

@@ -87,14 +87,24 @@ class DataModule(Recorded, LightningDataModule, ABC):
         """The user's units and model units; known before ``setup`` where the data or a checkpoint give them."""
 
     @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Shape (C, height, width) of the images that examples are, or are decoded to by `units`; None: no images."""
+        return self.shape if len(self.shape) == 3 and self.units.levels is not None else None
+
+    @property
     def is_image(self) -> bool:
-        """Whether examples are images: (C, height, width) with quantization levels, not latents."""
-        return len(self.shape) == 3 and self.units.levels is not None
+        """Whether examples are shown and measured as images: images with quantization levels, or latents of such."""
+        return self.image_shape is not None
+
+    @property
+    def originals(self) -> "DataModule":
+        """The data that samples are measured against, example by example these: themselves, of latents the images."""
+        return self
 
     @property
     def is_field(self) -> bool:
         """Whether examples are continuous fields: (C, *sizes), 1 to 3 spatial axes, without quantization levels."""
-        return 2 <= len(self.shape) <= 4 and self.units.levels is None
+        return 2 <= len(self.shape) <= 4 and not self.is_image and self.units.levels is None
 
     #: Names of the dimensions of points; empty: they have none.
     axes: tuple[str, ...] = ()

@@ -87,8 +87,8 @@ class Fields(Indexed):
         return self._ready().units
 
     @property
-    def is_image(self) -> bool:
-        return False  # whatever the units are, which are not known before the data are read
+    def image_shape(self) -> None:
+        return None  # whatever the units are, which are not known before the data are read
 
     @property
     def is_field(self) -> bool:

@@ -191,20 +191,13 @@ class Images(Indexed):
 
         16-bit images keep their values where the model's data have as many levels, else they are scaled to 8 bits.
         """
-        return torch.stack(self._read(path, self.shape))
-
-    def _read(self, path: Path, shape: tuple[int, ...]) -> list[Tensor]:
-        """The images of a file or folder in model units, of a shape or, of (C,), of their own sizes."""
-        units = self.units
-        bits = (units.levels - 1).bit_length() if units.levels > 256 else None
-        arrays = ((torch.tensor(array), deep) for array, deep in read_images(path, shape, bits))
-        return [units.encode(v) if deep else v.float() / 127.5 - 1 for v, deep in arrays]
+        return torch.stack(read_pixels(path, self.shape, self.units))
 
     def _read_low(self, given: Any) -> Tensor:
         """The condition `low` of an image file, or of all of a folder, at low or at full size: (K, C, H, W)."""
         assert self.low is not None
         (channels, *full), values = self.shape, []
-        for x in self._read(Path(str(given)).expanduser(), (channels,)):
+        for x in read_pixels(Path(str(given)).expanduser(), (channels,), self.units):
             size = tuple(x.shape[1:])
             if size not in (self.low.size, tuple(full)):
                 expected = " or ".join("x".join(map(str, s)) for s in (self.low.size, full))
@@ -218,14 +211,7 @@ class Images(Indexed):
 
     def write(self, x: Tensor, folder: Path) -> list[Path]:
         """A lossless PNG for each sample, or samples.npy where PNG has no such images."""
-        exact = self.array(x)
-        if exact.shape[1] not in (1, 3) or (self.units.levels > 256 and exact.shape[1] == 3):
-            np.save(folder / "samples.npy", exact)
-            return [folder / "samples.npy"]
-        names = [f"{i:0{len(str(len(x) - 1))}d}.png" for i in range(len(x))]
-        for name, image in zip(names, exact, strict=True):
-            save_png(image, folder / name)
-        return [folder / (names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}")]
+        return write_pixels(self.array(x), self.units, folder)
 
     def state_dict(self) -> dict[str, Any]:
         shape, conditions, levels = self.format
@@ -274,6 +260,30 @@ class Images(Indexed):
                 f"{self.source}: class {k} is {saved.names[k]!r} in the checkpoint, {current.names[k]!r} here. Fix: "
                 "give the classes the names they had, or start a new run"
             )
+
+
+def read_pixels(path: Path, shape: tuple[int, ...], units: Levels) -> list[Tensor]:
+    """An image, or all of a folder (but grid.png), in [−1, 1].
+
+    Args:
+        path: A file or folder.
+        shape: (C, H, W), to which images are cropped and resized, or (C,): they keep their sizes.
+        units: Of the images.
+    """
+    bits = (units.levels - 1).bit_length() if units.levels > 256 else None
+    arrays = ((torch.tensor(array), deep) for array, deep in read_images(path, shape, bits))
+    return [units.encode(v) if deep else v.float() / 127.5 - 1 for v, deep in arrays]
+
+
+def write_pixels(exact: NDArray[Any], units: Levels, folder: Path) -> list[Path]:
+    """A lossless PNG for each image (N, C, H, W), or samples.npy where PNG has no such images."""
+    if exact.shape[1] not in (1, 3) or (units.levels > 256 and exact.shape[1] == 3):
+        np.save(folder / "samples.npy", exact)
+        return [folder / "samples.npy"]
+    names = [f"{i:0{len(str(len(exact) - 1))}d}.png" for i in range(len(exact))]
+    for name, image in zip(names, exact, strict=True):
+        save_png(image, folder / name)
+    return [folder / (names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}")]
 
 
 def format_of(state: dict[str, Any]) -> Format:

@@ -4,10 +4,14 @@ The units also say what the data are: quantized (values of a finite set, whose l
 continuous (nats per dimension), bounded or not.
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from ..autoencoders import Autoencoder
 
 
 class Units(ABC):
@@ -93,6 +97,65 @@ class Standardized(Units):
     def decode(self, x: Tensor) -> Tensor:
         """Model units -> user's units, in the type of x. x: (*, *shape)."""
         return x * self.std.to(x) + self.mean.to(x)
+
+
+class Latent(Units):
+    """Latents z of images, in model units  x = (z − mean) / std  per channel; the user's units are those of the images.
+
+    Latents are continuous (`levels` is None).  Images are encoded and decoded in blocks that are always of the same
+    size, so that an image does not depend on those it is decoded with; on the device of x.
+
+    Args:
+        codec: gives the autoencoder, when it is needed first.
+        mean: (c, 1, 1), of the latents.
+        std: (c, 1, 1), of the latents, positive.
+        pixels: units of the images.
+    """
+
+    def __init__(self, codec: Callable[[], Autoencoder], mean: Tensor, std: Tensor, pixels: Levels) -> None:
+        self.codec, self.mean, self.std, self.pixels = codec, mean, std, pixels
+
+    def scale(self, z: Tensor) -> Tensor:
+        """Latents -> model units, float32 (of float64 float64). z: (*, c, h, w)."""
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        return (z - self.mean.to(z)) / self.std.to(z)
+
+    def unscale(self, x: Tensor) -> Tensor:
+        """Model units -> latents, in the type of x. x: (*, c, h, w)."""
+        return x * self.std.to(x) + self.mean.to(x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Images, integers -> model units: the mean of their latents. x: (*, C, H, W) -> (*, c, h, w)."""
+        return self.encode_scaled(self.pixels.encode(x))
+
+    def encode_scaled(self, x: Tensor) -> Tensor:
+        """The same of images in [−1, 1]."""
+        return self.scale(_in_blocks(self.codec().to(x.device).encode_mean, x))
+
+    def images(self, x: Tensor) -> Tensor:
+        """Model units -> images in [−1, 1], not clipped: (*, C, H, W). x: (*, c, h, w)."""
+        return _in_blocks(self.codec().to(x.device).decode, self.unscale(x.float()))
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Model units -> images, integers. x: (*, c, h, w) -> (*, C, H, W)."""
+        return self.pixels.decode(self.images(x))
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """Model units -> images, 0 … 255. x: (*, c, h, w) -> (*, C, H, W), uint8."""
+        return self.pixels.to_uint8(self.images(x))
+
+
+@torch.no_grad()
+def _in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function of x: (*, C, H, W), so many examples at a time; the last block is filled with its last example."""
+    every = x.reshape(-1, *x.shape[-3:])
+    size = 1 << max(0, min(5, (_MOST // math.prod(x.shape[-3:])).bit_length() - 1))
+    padded = torch.cat((every, every[-1:].expand(-len(every) % size, -1, -1, -1)))
+    done = torch.cat([function(block) for block in torch.split(padded, size)])[: len(every)]
+    return done.reshape(*x.shape[:-3], *done.shape[1:])
+
+
+_MOST = 1 << 18  # numbers in a block: 32 of 28 x 28 pixels, 16 of 4 x 64 x 64 latents
 
 
 class ModelUnits(Units):

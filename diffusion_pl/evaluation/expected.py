@@ -9,9 +9,10 @@ from .results import Result
 #: Metrics of `evaluate`: of single examples; then of samples, of images, points and fields.
 OF_DATA = ("nll", "elbo", "crps", "spread")
 OF_FIELDS = ("mean_error", "std_error", "skewness_error", "kurtosis_error", "marginals", "spectrum")
-METRICS = (*OF_DATA, "fid", "is", "kid", "energy", "mmd", "sliced", "precision", "recall", *OF_FIELDS)
+OF_FLOOR = ("rfid", "psnr", "ssim")  # of an autoencoder
+METRICS = (*OF_DATA, "fid", "is", "kid", "energy", "mmd", "sliced", "precision", "recall", *OF_FLOOR, *OF_FIELDS)
 #: Those of which a higher value is better, and those of which neither is.
-HIGHER = ("is", "precision", "recall")
+HIGHER = ("is", "precision", "recall", "psnr", "ssim")
 NEITHER = ("spread",)
 
 

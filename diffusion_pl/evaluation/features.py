@@ -32,7 +32,7 @@ class Features:
         finite
 
     Args:
-        shape: of an example.
+        shape: of an example, or of the image that it is decoded to.
         units: of its model units.
         extractor: of features of images; None: the examples themselves, for points.
     """
@@ -40,12 +40,17 @@ class Features:
     def __init__(self, shape: tuple[int, ...], units: Units, extractor: nn.Module | None = None) -> None:
         self.shape, self.units, self.extractor = shape, units, extractor
 
+    def of(self, data: DataModule) -> "Features":
+        """The same features of other data, such as the images that latents were made of."""
+        return Features(data.image_shape or data.shape, data.units, self.extractor)
+
     def __call__(self, x: Tensor) -> Tensor:
         bad = ~x.flatten(1).isfinite().all(1)
         if self.extractor is None:
             rows = x.flatten(1).float()
         else:
-            features, logits = extract(self.extractor, self.units.to_uint8(torch.nan_to_num(x)))
+            device = next((p.device for p in self.extractor.parameters()), x.device)
+            features, logits = extract(self.extractor, self.units.to_uint8(torch.nan_to_num(x).to(device)))
             rows = features if logits is None else torch.cat((features, logits), 1)
         rows[bad.to(rows.device)] = math.nan
         return rows
@@ -93,7 +98,7 @@ def reference_rows(features: Features, data: DataModule, note: Mapping[str, Any]
 
     Those of images are kept in the user's cache, under the hashes of the images and of the extractor.
     """
-    split, n = note["split"], note["n"]
+    split, n, features = note["split"], note["n"], features.of(data)
     if features.extractor is None:
         return torch.cat([features(batch["x"]) for batch in data.batches(split, 500)]).numpy()
     name = f"{note['sha256'][:32]}-{identity(features.extractor)['sha256'][:32]}.npy"

@@ -40,6 +40,7 @@ from .fields import (
     field_plots,
     field_results,
 )
+from .floor import floor
 from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, refuse_missing, unit_of
 from .plan import Plan
 from .report import row
@@ -189,7 +190,7 @@ class Evaluation:
         self.of_samples, self.of_data = plan.names(self.kind)
         self.ensembles = [name for name in self.of_data if name in ENSEMBLES]
         self.features = Features(
-            data.shape,
+            data.image_shape or data.shape,
             data.units,
             extractor_on(plan, self.device) if self.kind == "images" and self.of_samples else None,
         )
@@ -200,6 +201,8 @@ class Evaluation:
             data.prepare_data()
         if splits:
             data.setup("fit")
+        if self.of_samples and plan.reference is None:
+            data.originals.setup("fit")
         given: dict[str, str] = {}
         if self.of_samples and plan.reference is None and any(c.shape for c in pipeline.conditions.values()):
             turns = data.conditions_of(plan.split, plan.num_samples, MEMORY)
@@ -209,7 +212,8 @@ class Evaluation:
             next(data.batches(split, 1))  # an empty one is an error now, not after the sampling
         if self.of_data:
             refuse_missing(data, plan.likelihood_split)
-        self.made_with = {"extractor": self.extractor, "shape": list(data.shape), "levels": data.units.levels}
+        like = data.originals
+        self.made_with = {"extractor": self.extractor, "shape": list(like.shape), "levels": like.units.levels}
         self.reference = None if plan.reference is None else read_reference(plan.reference, self.made_with)
         self.bound = plan.bound.on(pipeline.schedule, CHAIN_STEPS) if "elbo" in self.of_data else plan.bound
         self.examples = count(data, plan.likelihood_split, plan.likelihood_examples) if self.of_data else 0
@@ -296,8 +300,13 @@ class Evaluation:
         model = {**self.model, "sampler": describe(self.pipeline.sampler), "nfe": drawn.nfe}
         if self.kind == "fields":
             return field_results(self.of_samples, samples, self.data, self.plan.split, model), None
-        against = self.data if self.reference is None else self.reference
-        return measure(self.of_samples, samples, self.features, against, self.plan.split, self.made_with, model)
+        against = self.data.originals if self.reference is None else self.reference
+        results, made = measure(
+            self.of_samples, samples, self.features, against, self.plan.split, self.made_with, model
+        )
+        if isinstance(against, DataModule) and against is not self.data:
+            results |= floor(self.data, self.features, self.plan, results, self.model)
+        return results, made
 
     def _data_results(self, drawn: Mapping[str, Drawn]) -> dict[str, Result]:
         """The results of data from the rows of their examples, by metric."""

@@ -38,6 +38,7 @@ class StoredEvaluation:
             raise ValueError("--images needs a reference. Fix: add --data CLASS and its options, or --reference FILE")
         if data is not None and not data.is_image:
             raise ValueError(f"--data {type(data).__name__} has no images to compare those of --images with")
+        data = None if data is None else data.originals  # of latents the images
         self.names, of_data = plan.names("images")
         if of_data:
             raise ValueError(f"{of_data[0]} is of a model; images have {', '.join(plan.names('images')[0])}")

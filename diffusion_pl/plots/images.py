@@ -79,13 +79,16 @@ def _wide_gaps(row: int, together: int, head: int) -> int:
     return (1 if head else 0) + ((row - head) // together if together > 1 else 0)
 
 
-def pairs(images: Array, columns: int = 8, title: str = "") -> NDArray[np.uint8]:
+def pairs(
+    images: Array, columns: int = 8, title: str = "", names: tuple[str, str] = ("sample", "nearest")
+) -> NDArray[np.uint8]:
     """Samples, each above its nearest image, pairs side by side: (height, width, 3), uint8.
 
     Args:
         images: (N, 2, C, H, W), uint8.
         columns: Pairs in a row.
         title: Text above.
+        names: Of the first and the second of a pair.
     """
     n, _, channels, height, width = images.shape
     columns = min(columns, n)
@@ -93,9 +96,9 @@ def pairs(images: Array, columns: int = 8, title: str = "") -> NDArray[np.uint8]
     whole[:n] = images
     # Row of firsts, row of seconds, row of firsts …
     rows = whole.reshape(-1, columns, 2, channels, height, width).swapaxes(1, 2)
-    names = ["sample", "nearest"] * len(rows)
+    named = [*names] * len(rows)
     cells = rows.reshape(-1, channels, height, width)
-    return image_grid(cells, columns, title=title, rows_named=names, together=2)
+    return image_grid(cells, columns, title=title, rows_named=named, together=2)
 
 
 def save_image(image: Array, path: Path) -> Path:

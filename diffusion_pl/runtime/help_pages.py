@@ -267,6 +267,17 @@ PAGES = {
             "--ckpt_path runs/digits-vp --path images --task upscale --factor 4 --method gradient",
         ),
     ),
+    "latents": _tool_page(
+        "latents",
+        "Encode all images of a data set by an autoencoder, and save the moments of their latents, on which fit trains "
+        "with --data Latents; a call that was interrupted continues when it is repeated.",
+        "--data NAME --autoencoder PATH [--OPTION VALUE …]",
+        (
+            "--data FashionMNIST --autoencoder runs/fashion_mnist-autoencoder --mirrors",
+            "--data Folder --data.path images --data.size 256 --autoencoder my_vae",
+        ),
+        "data autoencoder output mirrors dtype batch_size accelerator",
+    ),
     "import": _tool_page(
         "import",
         "Convert a model of another package into a checkpoint that sample, evaluate, sweep, export and fit take.",

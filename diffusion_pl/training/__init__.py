@@ -1,5 +1,6 @@
 """What Lightning trains: modules, learning-rate schedules, resuming."""
 
+from .autoencoder import AutoencoderModule, psnr
 from .averages import Average, Averages, ConstantDecay, HalfLife, global_batch
 from .base import Trainable, build_network, logs_now
 from .classifier import NoisyClassifier
@@ -10,6 +11,7 @@ from .module import DiffusionModule
 from .step_noise import reseed, run_seed
 
 __all__ = [
+    "AutoencoderModule",
     "Average",
     "Averages",
     "ConstantDecay",
@@ -30,6 +32,7 @@ __all__ = [
     "global_batch",
     "logs_now",
     "make_scheduler",
+    "psnr",
     "reseed",
     "run_seed",
 ]
