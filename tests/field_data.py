@@ -94,7 +94,8 @@ class Pointwise(nn.Module):
         for name in self.names:
             value = torch.nan_to_num(cond[name])
             parts.append(value.reshape(*value.shape, *[1] * (x.ndim - value.ndim)).expand(-1, -1, *x.shape[2:]))
-        return self.layers(torch.cat(parts, 1).movedim(1, -1)).movedim(-1, 1)
+        y: Tensor = self.layers(torch.cat(parts, 1).movedim(1, -1))
+        return y.movedim(-1, 1)
 
 
 def fit_waves(folder: Path, run: str = "waves", data: dict[str, Any] | None = None, **changes: Any) -> Path:

@@ -20,10 +20,13 @@ def fields(n: int, channels: int, *sizes: int, seed: int = 0, power: float = 3.0
     rng, axes = np.random.default_rng(seed), tuple(range(2, 2 + len(sizes)))
     k = np.sqrt(sum(np.meshgrid(*[(size * np.fft.fftfreq(size)) ** 2 for size in sizes], indexing="ij")))
     scale = np.where(k > 0, np.maximum(k, 1e-9) ** (-power / 2), 1.0)
-    x = np.fft.ifftn(np.fft.fftn(rng.normal(size=(n, channels, *sizes)), axes=axes) * scale, axes=axes).real
+    x: NDArray[np.float64] = np.fft.ifftn(
+        np.fft.fftn(rng.normal(size=(n, channels, *sizes)), axes=axes) * scale, axes=axes
+    ).real
     x /= x.std(axis=(0, *axes), keepdims=True)
     shape = (channels, *[1] * len(sizes))
-    return x * np.reshape(STDS[:channels], shape) + np.reshape(MEANS[:channels], shape)
+    made: NDArray[np.float64] = x * np.reshape(STDS[:channels], shape) + np.reshape(MEANS[:channels], shape)
+    return made
 
 
 def save(path: Path, **arrays: NDArray[Any]) -> str:
@@ -40,7 +43,7 @@ def save(path: Path, **arrays: NDArray[Any]) -> str:
     else:
         import zarr
 
-        group = zarr.open_group(path, mode="w", zarr_format=int(path.suffix[-1]))
+        group = zarr.open_group(path, mode="w", zarr_format=2 if path.suffix == ".zarr2" else 3)
         for name, array in arrays.items():
             group.create_array(name, data=array, chunks=(2, *array.shape[1:]))
     return str(path)

@@ -278,5 +278,6 @@ def test_psnr_is_that_of_torchmetrics() -> None:
 
 
 def test_every_own_autoencoder_is_an_autoencoder() -> None:
+    make: Any
     for make in OWN:
         assert isinstance(make(), Autoencoder)

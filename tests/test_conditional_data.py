@@ -70,7 +70,7 @@ def test_the_noise_of_the_condition_has_its_distribution() -> None:
 
 def test_processes_share_the_noise_of_a_batch() -> None:
     data = digits(low=4, low_noise=0.5)
-    options = {"seed": 3, "shuffle": True, "augmentation": data.augmentation}
+    options: dict[str, Any] = {"seed": 3, "shuffle": True, "augmentation": data.augmentation}
     from diffusion_pl.data import Loader
 
     whole = next(iter(Loader(data.part("train"), 8, **options)))
@@ -213,7 +213,8 @@ def test_captions_of_a_file_keep_the_label(encoder: str, tmp_path: Path, monkeyp
     data = digits(captions="captions.txt", text_encoder=encoder, tokens=5, conditional=True)
     assert sorted(data.conditions) == ["label", "text"]
     first = TextEncoder(encoder, 5)([lines[k] for k in (0, 1)])
-    places = data.part("train").indices[:40]
+    train: Any = data.part("train")
+    places = train.indices[:40]
     torch.testing.assert_close(
         data.part("train").__getitems__(torch.arange(40))["text"],
         first[places % 2],

@@ -38,7 +38,8 @@ def pipeline(conditions: dict[str, Condition], kept: list[int]) -> Pipeline:
 
 def sigma_points() -> Tensor:
     """Latents of mean 0 and covariance 1: an affine map of them has the mean and covariance of its distribution."""
-    return D**0.5 * torch.cat((torch.eye(D), -torch.eye(D)))
+    points: Tensor = D**0.5 * torch.cat((torch.eye(D), -torch.eye(D)))
+    return points
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,7 +76,7 @@ def test_parts_that_are_not_given_are_integrated_out() -> None:
     y = torch.randn(15, generator=torch.Generator().manual_seed(6))
     text, low = y[SLICES["text"]].reshape(3, 2), y[SLICES["low"]].reshape(1, 2, 2).clone()
     low[0, 0, 1] = NAN
-    given = {"size": None, "text": text[:2], "low": low}  # a shorter sequence: the rest is padding
+    given: dict[str, Any] = {"size": None, "text": text[:2], "low": low}  # a shorter sequence: the rest is padding
     mean, cov = moments(pipe(2 * D, **given))
     known = [5, 6, 7, 8, 11, 13, 14]
     expected_mean, expected_cov = exact(known, y[known])

@@ -259,6 +259,7 @@ class Absolute(Loss):
         x_0: Tensor,
         cond: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
+        observed: Tensor | None = None,
     ) -> Losses:
         t = torch.full((len(x_0), 1), self.t)
         kernel = denoiser.schedule(t)

@@ -81,7 +81,7 @@ def test_ensembles_of_a_conditional_model(folder: Path, conditional: Path) -> No
     assert (folder / "e/ranks.png").stat().st_size > 10_000
     pipeline, data = load_pipeline(folder / conditional)
     data.setup("fit")
-    batch = next(data.batches("test", 20))
+    batch: dict[str, Any] = next(data.batches("test", 20))
     x = batch.pop("x").double()
     for repeat in range(2):
         drawn = [pipeline.samples([(repeat << 48) + (k << 32) + i for i in range(20)], **batch).x_0 for k in range(5)]
@@ -106,8 +106,8 @@ def test_ensembles_of_a_conditional_model(folder: Path, conditional: Path) -> No
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(folder: Path, waves: Path, conditional: Path) -> None:
-    ensembles = (conditional, "--metrics", "crps", "spread", "--ensemble", 3)
-    samples = (waves, "--metrics", "moments", "spectrum", "energy", "--num_samples", 300)
+    ensembles: tuple[Any, ...] = (conditional, "--metrics", "crps", "spread", "--ensemble", 3)
+    samples: tuple[Any, ...] = (waves, "--metrics", "moments", "spectrum", "energy", "--num_samples", 300)
     for k, (checkpoint, *options) in enumerate((ensembles, samples)):
         one = evaluate(folder, checkpoint, f"one{k}", *options)
         call = ("evaluate", "--ckpt_path", checkpoint, "--output", f"two{k}", *options, "--accelerator", "cpu")

@@ -125,7 +125,7 @@ def test_samples_are_written_as_the_file_was(tmp_path: Path, ending: str, axes: 
     assert path.suffix == ending.rstrip("23")
     again = ready(str(path), key="values" if ending not in (".npy",) else None, axes=axes, val_fraction=0.0)
     back = as_stored(again.stored(torch.arange(30))["x"].numpy(), axes)
-    assert (back.dtype, again.format.kind) == (np.float32, data.format.kind)
+    assert back.dtype == np.float32 and again.format.kind == data.format.kind
     # Of a value that is small compared with its distance from the mean, the error is relative to that distance.
     mean = as_stored(np.broadcast_to(data.units.mean.numpy(), x.shape), axes)
     scale = np.maximum(abs(stored), abs(stored - mean)).astype(np.float32)

@@ -25,8 +25,8 @@ PANELS = {"class_path": "FieldPanels", "init_args": {"every_n_steps": 5, "num_sa
 
 
 def config(folder: Path, path: str, name: str = "run.yaml", **changes: Any) -> Path:
-    data = {"class_path": "Fields", "init_args": {"path": path, "batch_size": 8, "repeats": 1}}
-    data["init_args"] |= changes.pop("data", {})  # type: ignore[attr-defined]
+    options = {"path": path, "batch_size": 8, "repeats": 1, **changes.pop("data", {})}
+    data = {"class_path": "Fields", "init_args": options}
     defaults = {"model__network": NET, "data": data, "trainer__max_steps": 8, "trainer__val_check_interval": 4}
     return tiny_config(folder, name, **(defaults | changes))
 

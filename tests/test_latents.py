@@ -168,7 +168,8 @@ def test_log_p_differs_by_the_log_determinant(gaussian: tuple[Tensor, Tensor, La
     mean, cov, units = gaussian
     law = torch.distributions.MultivariateNormal(mean, cov)
     x = mean + torch.randn(10, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64) @ cov
-    basis, std = units.codec().basis, units.std.flatten()  # type: ignore[attr-defined]
+    codec: Any = units.codec()
+    basis, std = codec.basis, units.std.flatten()
     inner = basis @ cov @ basis.T / std / std[:, None]
     schedule, flow = VP(beta_max=40.0), FlowLikelihood(probes=0, rtol=1e-9, atol=1e-9)
     of_latents = flow(Gaussian(schedule, torch.zeros(4).double(), inner), scaled(units, x), SampleNoise(0, range(10)))
@@ -181,7 +182,8 @@ def test_log_p_differs_by_the_log_determinant(gaussian: tuple[Tensor, Tensor, La
 def test_decoded_samples_have_the_distribution_of_the_data(gaussian: tuple[Tensor, Tensor, Latent]) -> None:
     """The sampler's map from ε to decoded images is affine: its matrix gives their covariance without noise."""
     mean, cov, units = gaussian
-    basis, std = units.codec().basis, units.std.flatten()  # type: ignore[attr-defined]
+    codec: Any = units.codec()
+    basis, std = codec.basis, units.std.flatten()
     inner = basis @ cov @ basis.T / std / std[:, None]
     denoiser = Gaussian(VP(), torch.zeros(4).double(), inner)
     pipeline = Pipeline(denoiser, Heun(LogSNRGrid(200)), (4,))
@@ -319,10 +321,10 @@ def test_bad_calls_are_one_line(tmp_path: Path, args: tuple[str, ...], named: st
 
 def test_a_model_of_latents_ends_in_images(exact: Path, tmp_path: Path) -> None:
     """fit, resume, sample, evaluate, restore and Python."""
-    short = {"model__network": NETWORK, "data": {"class_path": "Latents", "init_args": {"path": str(exact)}}}
-    short["data"]["init_args"] |= {"batch_size": 64, "repeats": 1}  # type: ignore[index]
+    latents = {"class_path": "Latents", "init_args": {"path": str(exact), "batch_size": 64, "repeats": 1}}
+    short: dict[str, Any] = {"model__network": NETWORK, "data": latents}
     panels = [{"class_path": "ImagePanels", "init_args": {"every_n_steps": 100, "num_samples": 10, "film": False}}]
-    small = {"trainer__max_steps": 4, "trainer__limit_val_batches": 1, "trainer__callbacks": panels}
+    small: dict[str, Any] = {"trainer__max_steps": 4, "trainer__limit_val_batches": 1, "trainer__callbacks": panels}
     run = fit(tmp_path, **short, **small)
     assert sorted(p.name.split("-")[0] for p in (run / "panels").iterdir())
     done = cli(tmp_path, "sample", "--ckpt_path", run, "--num_samples", 10, "--output", "s", "--film")

@@ -1,10 +1,12 @@
 """Gaussian random fields in 1, 2 and 3 dimensions: spectra and conditional means of samples against closed forms."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_pl.denoisers import (
@@ -32,12 +34,13 @@ def spectrum(sizes: tuple[int, ...]) -> Tensor:
     return both / both.flatten(1).mean(1).reshape(2, *[1] * len(sizes))
 
 
-def covariance(power: Tensor) -> np.ndarray:
+def covariance(power: Tensor) -> NDArray[Any]:
     """Of the flattened field of one channel: a block-circulant matrix made of the inverse FFT of P, by numpy."""
     first = np.fft.ifftn(power.numpy()).real
     places = np.stack(np.unravel_index(np.arange(first.size), first.shape))
     shifts = places[:, :, None] - places[:, None, :]
-    return first[tuple(shift % size for shift, size in zip(shifts, first.shape, strict=True))]
+    block: NDArray[Any] = first[tuple(shift % size for shift, size in zip(shifts, first.shape, strict=True))]
+    return block
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -63,8 +63,8 @@ def write_samples(data: DataModule, x: Tensor, folder: Path, cond: tuple[str, Te
     if data.is_field:
         samples = decoded(data, x[: plots.MOST_FIELDS])
         known = decoded(data, data.training_examples(plots.FIELD_COLUMNS)) if data.loaded else samples[:0]
-        rows = {"data": known, "samples": samples} if len(known) else {"samples": samples}
-        files.append(plots.save(plots.fields_panel(rows, title=count(len(x), "sample")), folder / "samples.png"))
+        shown = {"data": known, "samples": samples} if len(known) else {"samples": samples}
+        files.append(plots.save(plots.fields_panel(shown, title=count(len(x), "sample")), folder / "samples.png"))
     return files
 
 
