@@ -83,6 +83,8 @@ def test_log_spectral_distance_of_scaled_fields_is_known() -> None:
     """All powers 100 times larger: log10 of the ratio is 2 in every shell; the same fields: 0."""
     x = fields(20, 2, 8, 6)
     made = scores(["spectrum"], statistics(10 * x), statistics(x))["spectrum"]
+    without = x - x.flatten(2).mean(2).reshape(*x.shape[:2], *[1] * (x.ndim - 2))  # the mean has no part in it
+    assert scores(["spectrum"], statistics(x), statistics(without))["spectrum"]["value"] < 1e-6
     assert made["value"] == pytest.approx(2, rel=1e-12)
     assert scores(["spectrum", "marginals"], statistics(x), statistics(x))["spectrum"]["value"] == 0
     # What the data lack altogether counts no more than their rounding.

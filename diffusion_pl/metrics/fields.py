@@ -181,9 +181,12 @@ def marginal_distance(samples: Summary, data: Summary) -> Tensor:
 
 
 def spectral_ratio(samples: Summary, data: Summary) -> Tensor:
-    """log10 of P(k)/P_d(k): (C, S); both are taken as at least 1e-9 of the mean power of the data."""
+    """log10 of P(k)/P_d(k) for k > 0: (C, S − 1); both are taken as at least 1e-9 of the mean power of the data.
+
+    k = 0 is the mean of each field.  It is 0 in fields from which it was taken, so that its ratio would say nothing.
+    """
     least = FLOOR * data.power.mean(1, keepdim=True)
-    return torch.log10(torch.maximum(samples.power, least) / torch.maximum(data.power, least))
+    return torch.log10(torch.maximum(samples.power, least) / torch.maximum(data.power, least))[:, 1:]
 
 
 def scores(names: Sequence[str], samples: FieldStatistics, data: FieldStatistics) -> dict[str, dict[str, Any]]:
@@ -191,7 +194,7 @@ def scores(names: Sequence[str], samples: FieldStatistics, data: FieldStatistics
 
     moments    the four errors of `moment_errors`, each the root mean square over the channels
     marginals  mean over the channels of `marginal_distance`
-    spectrum   log-spectral distance, the root mean square over channels and shells of `spectral_ratio`
+    spectrum   log-spectral distance, the root mean square over channels and shells k > 0 of `spectral_ratio`
     energy     energy distance of the whole fields that were kept, see `energy_distance`
     """
     s, d = samples.compute(), data.compute()
