@@ -113,7 +113,7 @@ def measure(
     if missing.values and not masked:
         raise ValueError(
             f"{name}: {missing.values:,} values in {count(missing.examples, 'example')} are NaN or infinite, the first "
-            f"in example {missing.first}. Fix: fill them, or set data.missing to mask, which leaves them out of the loss"
+            f"in example {missing.first}. Fix: fill them, or set data.missing to mask: the loss leaves them out"
         )
     if known is not None:
         return known

@@ -8,7 +8,8 @@ train.label.npy …          values of the conditions
 original.pt                state of the data that were encoded
 """
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ class Latents(DataModule):
     @property
     def conditions(self) -> dict[str, Condition]:
         return from_plain(self.record["conditions"])
+
+    @property
+    def readers(self) -> dict[str, Callable[[Any], Tensor]]:
+        texts = [name for name, condition in self.conditions.items() if condition.kind == "sequence"]
+        return {name: partial(self._read_text, name) for name in texts}
+
+    def _read_text(self, name: str, given: Any) -> Tensor:
+        """The embeddings of a text, by the encoder of the images' captions."""
+        return self.originals.readers[name](given)
 
     @property
     def class_counts(self) -> list[int] | None:
@@ -197,7 +207,8 @@ class Latents(DataModule):
         return write_pixels(self.array(x), self.units.pixels, folder)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: self.record[name] for name in KEPT}
+        state = {name: self.record[name] for name in KEPT}
+        return {**state, "turns": self.turns} if self.turns else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what a checkpoint knows of its latents; files that are open must be the same."""
@@ -205,7 +216,8 @@ class Latents(DataModule):
             return
         if self._splits is not None:
             self._same(self.record, state_dict)
-        self._record = dict(state_dict)
+        self._record = {name: state_dict[name] for name in KEPT}
+        self._turns = {name: torch.as_tensor(value) for name, value in state_dict.get("turns", {}).items()}
 
     def check_state(self, state_dict: dict[str, Any]) -> None:
         if state_dict:
