@@ -249,7 +249,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "expected": (file(expected=7), r"tiny.yaml:\d+: expected: expected keys with values, got 7"),
     "unknown metric": (
         file(expected={"fit": {"band": [1, 2], "num_samples": 5, "source": "x"}}),
-        r"expected: there is no metric 'fit', only nll, elbo, fid",
+        r"expected: there is no metric 'fit', only nll, elbo, crps, spread, fid",
     ),
     "expected band": (
         file(expected={"fid": {"band": [3, 2], "num_samples": 5, "source": "x"}}),
@@ -329,7 +329,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "panels of images": (file(trainer__callbacks=[{"class_path": "ImagePanels"}]), r"ImagePanels draws images only"),
     "network of images": (
         file(model__network={"class_path": "diffusion_pl.networks.UNet"}),
-        r"UNet: needs images of shape \(C, H, W\), got data of shape \(2,\)",
+        r"UNet: needs data of shape \(C, L\), \(C, H, W\) or \(C, D, H, W\), got data of shape \(2,\)",
     ),
     "channels_last of points": (options("--model.channels_last", "true"), r"channels_last is for images \(C, H, W\)"),
     "times per sample": (options("--model.loss.times_per_sample", 0), r"times_per_sample must be at least 1, got 0"),

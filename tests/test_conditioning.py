@@ -257,8 +257,8 @@ TEXT, LOW = {"text": Condition((5, 4))}, {"low": Condition((1, 8, 8))}
         (lambda: UNET(SHAPE, {"label": Condition((3,))}), "cannot embed the condition label .*a class number"),
         (lambda: UNET(SHAPE, {"pet": Condition(())}), "UNet: pet: classes must be at least 1, got None"),
         (lambda: UNET(SHAPE, {"a.b": Condition((3,))}), "the name of a condition must be .*got 'a.b'"),
-        (lambda: UNET(SHAPE, TEXT)(*batch(), wind=torch.zeros(3, 2)), "got the condition wind but was built for: text"),
-        (lambda: UNET(SHAPE)(*batch(), wind=torch.zeros(3, 2)), "got the condition wind but was built for: none"),
+        (lambda: UNET(SHAPE, TEXT)(*batch(), wind=torch.zeros(3, 2)), "takes no wind, its conditions are: text"),
+        (lambda: UNET(SHAPE)(*batch(), wind=torch.zeros(3, 2)), "takes no wind, its conditions are: none"),
         (lambda: UNET(SHAPE, TEXT)(*batch(), text=torch.zeros(3, 4)), r"must be of shape \(3, 5, 4\), got \(3, 4\)"),
         (lambda: UNET(SHAPE, TEXT)(*batch(), text=torch.zeros(3, 9, 5)), r"of shape \(3, 9, 4\), got \(3, 9, 5\)"),
         (

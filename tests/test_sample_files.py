@@ -53,17 +53,17 @@ def test_a_frame_of_points_shows_both() -> None:
     assert shown.shape[1:] == (800, 3)
 
 
-class Waves(Moons):
-    """Data that are neither images nor points."""
+class Unshown(Moons):
+    """Data that are neither images, points nor fields."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (1, 2)
+        return (1, 1, 1, 1, 2)
 
 
 def test_other_data_are_written_without_a_plot(tmp_path: Path) -> None:
-    data = described(Waves(100), Moons(100))
+    data = described(Unshown(100), Moons(100))
     assert not data.is_image and not data.is_point
     assert not (tmp_path / "samples.png").exists()
-    with pytest.raises(ValueError, match="a film shows images or points, not data of shape"):
-        film_images(data, [("", torch.zeros(4, 1, 2), torch.zeros(4, 1, 2))])
+    with pytest.raises(ValueError, match="a film shows images, points or fields, not data of shape"):
+        film_images(data, [("", torch.zeros(4, 1, 1, 1, 1, 2), torch.zeros(4, 1, 1, 1, 1, 2))])

@@ -202,7 +202,10 @@ class Conditioning(nn.Module):
         for name in cond:
             if name not in self.conditions:
                 known = ", ".join(self.conditions) or "none but label"
-                raise ValueError(f"{self.network}: got the condition {name} but was built for: {known}")
+                raise ValueError(
+                    f"{self.network} takes no {name}, its conditions are: {known}. Fix: take another network, or data "
+                    "without it"
+                )
         values = {}
         for name, condition in self.conditions.items():
             shape: tuple[Any, ...] = (x.shape[0], *condition.shape)
