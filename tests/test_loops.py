@@ -199,9 +199,9 @@ def shown(run: Path) -> dict[str, list[int]]:
     ("hook", "step"),
     [
         ("on_validation_start", 40),  # the last checkpoint is written
-        ("on_validation_batch_start", 40),
+        pytest.param("on_validation_batch_start", 40, marks=pytest.mark.slow),
         ("on_train_epoch_end", 40),  # validated; before the last panels
-        ("on_validation_start", 20),
+        pytest.param("on_validation_start", 20, marks=pytest.mark.slow),
         ("on_train_batch_start", 20),
     ],
 )

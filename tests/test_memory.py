@@ -28,6 +28,7 @@ print("per step", (faults[1] - faults[0]) / 60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
 def test_a_step_of_fit_takes_hardly_any_fresh_pages(tmp_path: Path) -> None:
     (tmp_path / "faults.py").write_text(PROGRAM)
