@@ -17,7 +17,8 @@ from diffusion_pl.callbacks import EMA
 from diffusion_pl.data import FashionMNIST, synthetic
 from diffusion_pl.training.averages import LONG
 
-#: In place of sizes of 64 channels and more, or eight blocks and more, so that a published network runs in seconds; the slow tests run it whole.
+#: In place of sizes of 64 channels and more, and of eight blocks and more, so that a published network runs in seconds;
+#: the slow tests run it whole.
 NARROW = {"nf": (64, 16), "width": (384, 48), "num_res_blocks": (8, 2)}
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "overlays")
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
