@@ -170,6 +170,7 @@ def test_the_readmes_example_gives_images_and_estimates(folder: Path) -> None:
     torch.testing.assert_close(again.float(), names["x_t"].float(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_in_python_finds_the_moons(folder: Path) -> None:
     page = DOCS / "pages/python.md"
     assert len(python_of(page)[-1].splitlines()) <= 25

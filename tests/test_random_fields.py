@@ -129,7 +129,7 @@ def test_moment_matching_is_exact_for_linear_observations(sizes: tuple[int, ...]
     np.testing.assert_allclose((alpha * made.x_0 + sigma * made.eps).numpy(), x_t.numpy(), atol=1e-9)
 
 
-@every_size
+@pytest.mark.parametrize("sizes", [(16,), (8, 6), pytest.param((4, 4, 4), marks=pytest.mark.slow)])
 def test_samples_given_an_observation_are_those_of_the_posterior(sizes: tuple[int, ...]) -> None:
     """Every third value is known with noise: mean within 5 standard errors, standard deviations 3 % on average."""
     power, n, s = spectrum(sizes)[:1], math.prod(sizes), 0.2
