@@ -1,5 +1,6 @@
 """python -m diffusion_pl restore: images of which only a part is known."""
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ..data import DataModule
     from ..pipeline import Pipeline
 
 
@@ -77,41 +79,26 @@ def restore(
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
     check_counts(num_samples=num_samples, repeats=repeats)
-    import hashlib
-
     from ..checkpoints.loading import load_pipeline
     from ..data.base import count
     from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
-    from ..runtime.provenance import describe
     from .choices import choose, noted
 
     pipeline, data = load_pipeline(ckpt_path, weights)
-    if len(pipeline.shape) != 3:
-        kind = "points" if data.is_point else f"data of shape {pipeline.shape}"
-        raise ValueError(f"{ckpt_path} is a model of {kind}: only images can be restored")
-    image_shape = data.image_shape or pipeline.shape
-    if image_shape != pipeline.shape and task != "inpaint" and operator is None:
-        raise ValueError(f"--task {task} needs pixels, and {ckpt_path} is a model of latents. Fix: --task inpaint")
+    image_shape = _image_shape(pipeline, data, ckpt_path, None if operator is not None else task)
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
     pipeline = pipeline.to(device_of(accelerator))
     way = _WAYS[method]
     way.check(method, operator, mask, sampler)
-    known = None
-    if task == "inpaint":
-        known = _known(image_shape, None if mask is None else data.originals.read_mask(mask))
-        known = _blocks(known, image_shape[1] // pipeline.shape[1])
-    measure = operator or _operator(task, pipeline.shape, known, factor, pipeline.device)
+    known = _mask(pipeline, data, image_shape, mask) if task == "inpaint" else None
     if operator is not None:
         operator.to(pipeline.device).requires_grad_(False)
+    measure = operator or _operator(task, pipeline.shape, known, factor, pipeline.device)
     x_0 = data.read(path)
     call = {
-        "checkpoint": str(ckpt_path),
-        "sha256": pipeline.sha256,
-        "weights": pipeline.weights,
+        **_model(pipeline, ckpt_path),
         "examples": hashlib.sha256(x_0.numpy().tobytes()).hexdigest(),
         "operator": _note(operator, factor if task == "upscale" else task if known is None else known),
         "method": method,
@@ -119,26 +106,59 @@ def restore(
         "scale": scale,
         "noise": noise,
         "num_samples": num_samples,
-        "seed": seed,
-        "sampler": describe(pipeline.sampler),
         "cond": noted(pipeline, cond),
     }
+    of = f"task {task}" if operator is None else f"operator {type(operator).__name__}"
     with OutputFolder(output, call) as folder:
         if folder.published is None:
             y = measure(x_0.repeat_interleave(num_samples, 0).to(pipeline.device))
             restored = _samples(way.build(pipeline, Known(measure, y, x_0, repeats, scale, noise)), measure, y)
             rows = _grid_rows(x_0, measure, y, restored, masked=known is not None and operator is None)
             write = partial(_write, data, restored, rows, num_samples, task)
-            other = "posterior" if method != "posterior" else "gradient" if operator is None else "dps"
-            what = ["--task", task] if operator is None else ["--operator", type(operator).__name__]
-            again = ["restore", "--ckpt_path", ckpt_path, "--path", path, *what, "--method", other]
-            of = f"task {task}" if operator is None else f"operator {type(operator).__name__}"
             report = Report(
                 done=f"{count(len(x_0), 'image')} restored {count(num_samples, 'time')} each by {method}, {of}",
-                next=[next_command(*again, "--output", f"{output}-{other}")],
+                next=_again(ckpt_path, path, task, mask, factor, method, output) if operator is None else [],
             )
             folder.publish(write, report)
         return folder.report
+
+
+def _image_shape(pipeline: "Pipeline", data: "DataModule", ckpt_path: Path, task: str | None) -> tuple[int, ...]:
+    """Shape of what a person gives, which of latents is that of the images.
+
+    Raises:
+        ValueError: a model of other data than images, or a task that latents do not allow.
+    """
+    if len(pipeline.shape) != 3:
+        kind = "points" if data.is_point else f"data of shape {pipeline.shape}"
+        raise ValueError(f"{ckpt_path} is a model of {kind}: only images can be restored")
+    shape = data.image_shape or pipeline.shape
+    if shape != pipeline.shape and task not in (None, "inpaint"):
+        raise ValueError(f"--task {task} needs pixels, and {ckpt_path} is a model of latents. Fix: --task inpaint")
+    return shape
+
+
+def _again(
+    ckpt_path: Path, path: Path, task: str, mask: Path | None, factor: int, method: str, output: Path
+) -> list[str]:
+    """The command that does the same task by another method."""
+    other = "posterior" if method != "posterior" else "gradient"
+    what = ["--task", task, *(["--mask", mask] if mask else []), *(["--factor", factor] if task == "upscale" else [])]
+    call = ["restore", "--ckpt_path", ckpt_path, "--path", path, *what, "--method", other]
+    return [next_command(*call, "--output", f"{output}-{other}")]
+
+
+def _model(pipeline: "Pipeline", ckpt_path: Path) -> dict[str, Any]:
+    """What draws the samples, for the record."""
+    from ..runtime.provenance import describe
+
+    return {
+        "checkpoint": str(ckpt_path),
+        "sha256": pipeline.sha256,
+        "weights": pipeline.weights,
+        "seed": pipeline.seed,
+        "sampler": describe(pipeline.sampler),
+    }
 
 
 def _note(operator: nn.Module | None, task: Any) -> Any:
@@ -151,6 +171,12 @@ def _note(operator: nn.Module | None, task: Any) -> Any:
     if operator is not None:
         return {"operator": describe(operator), **identity(operator)}
     return task.flatten().tolist() if isinstance(task, torch.Tensor) else task
+
+
+def _mask(pipeline: "Pipeline", data: "DataModule", shape: tuple[int, ...], mask: Path | None) -> "Tensor":
+    """1 where values of an example are known, else 0: (1, 1, *sizes); of latents, where all pixels of a block are."""
+    known = _known(shape, None if mask is None else data.originals.read_mask(mask))
+    return _blocks(known, shape[1] // pipeline.shape[1])
 
 
 def _known(shape: tuple[int, ...], mask: "Tensor | None") -> "Tensor":

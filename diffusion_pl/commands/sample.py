@@ -1,7 +1,7 @@
 """python -m diffusion_pl sample: samples of a checkpoint."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,6 @@ def sample(
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     from ..callbacks.sample_writer import not_finite_error
-    from ..checkpoints.io import sha256_of
     from ..checkpoints.loading import load_pipeline
     from ..data.base import count
     from ..runtime.devices import device_of
@@ -98,12 +97,8 @@ def sample(
         eps = read_latents(latents, pipeline.shape)
         pipeline, num_samples = pipeline.with_latents(eps), num_samples or len(eps)
     n = num_samples or default_count(pipeline)
-    files = (("classifier", classifier), ("weak", weak), ("latents", latents))
-    call = {
-        **_call(pipeline, ckpt_path, scale, drop),
-        "cond": noted(pipeline, cond),
-        **{name: path and sha256_of(path) for name, path in files},
-    }
+    files = {"classifier": classifier, "weak": weak, "latents": latents}
+    call = {**_call(pipeline, ckpt_path, scale, drop), "cond": noted(pipeline, cond), **_hashes(files)}
     device = device_of(accelerator)
     check_devices(devices, device.type, "devices")
     whole = {**call, "num_samples": n, "npz": npz, "film": film}
@@ -135,6 +130,13 @@ def _call(pipeline: "Pipeline", ckpt_path: Path, scale: float | None, drop: list
         "scale": scale,
         **({"drop": drop} if drop else {}),
     }
+
+
+def _hashes(files: Mapping[str, Path | None]) -> dict[str, str | None]:
+    """SHA-256 of files by name; None: the file is not given."""
+    from ..checkpoints.io import sha256_of
+
+    return {name: None if path is None else sha256_of(path) for name, path in files.items()}
 
 
 def _drawn(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +63,7 @@ def sweep(
         raise ValueError(f"seed must not be negative, got {seed}")
     if min(nfe) < 1 or num_samples < 2:
         raise ValueError(f"nfe must be at least 1 and num_samples at least 2, got {min(nfe)} and {num_samples}")
-    from tqdm.auto import tqdm
-
-    from ..callbacks.sample_writer import not_finite_error, refuse_not_finite
+    from ..callbacks.sample_writer import not_finite_error
     from ..checkpoints.exported import run_folder_of
     from ..checkpoints.io import checkpoint_at
     from ..checkpoints.loading import load_pipeline
@@ -73,8 +71,6 @@ def sweep(
     from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
     from ..runtime.provenance import describe
-    from ..samplers import Heun, same_ends
-    from ..tensors import not_finite
     from .choices import choose, noted, say_turns
 
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
@@ -94,26 +90,14 @@ def sweep(
         **({"drop": drop} if drop else {}),
         **({"data": data_} if data_ else {}),
     }
-    bad, plan = 0, [(make, n) for make in samplers for n in sorted(set(nfe))]
+    plan = [(make, n) for make in samplers for n in sorted(set(nfe))]
     with OutputFolder(output, call) as folder:
         if folder.published is None:
-            # The solution, to rounding and the little that the network's roughness leaves.
-            solver = Heun(same_ends(pipeline.sampler.grid, pipeline.schedule, 129))
-            exact, _, _ = _draw(pipeline.with_sampler(solver), num_samples)
-            refuse_not_finite(not_finite(exact), num_samples)
-            rows: list[dict[str, Any]] = []
-            grids: list[int] = []
-            for make, most in tqdm(plan, desc="sweep", dynamic_ncols=True):
-                grids.append(points(pipeline.with_sampler(make).sampler, most))
-                row, failed = _measured(pipeline.with_sampler(make, grid, grids[-1]), exact, distance)
-                rows.append(row)
-                bad += failed
+            rows, grids, bad = _compared(pipeline, plan, grid, num_samples, distance)
             run = run_folder_of(checkpoint_at(ckpt_path)).name
             title = f"{count(num_samples, 'sample')} of {run}, {pipeline.weights} weights"
             best = _nearest(rows, grids)
-            again = ["--weights", weights] * (weights != "ema") + ["--scale", scale] * (scale is not None)
-            again += ["--drop", *drop] if drop else []
-            again += [part for name, value in (cond or {}).items() for part in (f"--cond.{name}", str(value))]
+            again = _options(weights, scale, drop, cond)
             report = Report(
                 done=f"{len(plan)} runs of {count(len(samplers), 'sampler')}, {title}",
                 rows=[{**row, "distance": None if distance is None else row["distance"]} for row in rows],
@@ -122,6 +106,42 @@ def sweep(
             )
             folder.publish(lambda stage: _write(rows, title, stage), report)
         return folder.report
+
+
+def _compared(
+    pipeline: "Pipeline",
+    plan: Sequence[tuple[Callable[[Grid], Sampler], int]],
+    grid: Grid | None,
+    num_samples: int,
+    distance: "SlicedWasserstein | None",
+) -> tuple[list[dict[str, Any]], list[int], int]:
+    """The row of each sampler and NFE of the plan, its number of grid times, and how many samples are not finite."""
+    from tqdm.auto import tqdm
+
+    from ..callbacks.sample_writer import refuse_not_finite
+    from ..samplers import Heun, same_ends
+    from ..tensors import not_finite
+
+    # The solution, to rounding and the little that the network's roughness leaves.
+    solver = Heun(same_ends(pipeline.sampler.grid, pipeline.schedule, 129))
+    exact, _, _ = _draw(pipeline.with_sampler(solver), num_samples)
+    refuse_not_finite(not_finite(exact), num_samples)
+    rows, grids, bad = [], [], 0
+    for make, most in tqdm(plan, desc="sweep", dynamic_ncols=True):
+        grids.append(points(pipeline.with_sampler(make).sampler, most))
+        row, failed = _measured(pipeline.with_sampler(make, grid, grids[-1]), exact, distance)
+        rows.append(row)
+        bad += failed
+    return rows, grids, bad
+
+
+def _options(
+    weights: str, scale: float | None, drop: list[str] | None, cond: dict[str, str | list[Any]] | None
+) -> list[Any]:
+    """The options of a sweep that its next command has too."""
+    options: list[Any] = ["--weights", weights] * (weights != "ema") + ["--scale", scale] * (scale is not None)
+    options += ["--drop", *drop] if drop else []
+    return options + [part for name, value in (cond or {}).items() for part in (f"--cond.{name}", str(value))]
 
 
 def _measured(
