@@ -128,8 +128,8 @@ def test_a_mask_says_what_is_known(folder: Path) -> None:
     mask = np.zeros((8, 8), np.uint8)
     mask[2:5] = 255
     Image.fromarray(mask).save(folder / "mask.png")
-    ran(folder, "restore", "--ckpt_path", CKPT, "--path", "in/0.png", "--mask", "mask.png", "--output", "masked",
-        "--num_samples", 2)  # fmt: skip
+    call = ("--ckpt_path", CKPT, "--path", "in/0.png", "--mask", "mask.png", "--output", "masked", "--num_samples", 2)
+    assert "--task inpaint --mask mask.png --method posterior" in ran(folder, "restore", *call)  # the next command
     given, result = read_images(folder / "in")[0], read_images(folder / "masked")
     assert np.abs(result[:, 2:5] - given[2:5]).max() <= 1
     assert np.abs(result[:, 5:] - given[5:]).max() > 10
