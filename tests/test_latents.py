@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from latents_folder import write_latents
+from latents_folder import small_kl, write_latents
 from shell import cli, fit
 from torch import Tensor
 
@@ -32,11 +32,6 @@ NETWORK = {
     "class_path": "diffusion_pl.networks.UNet",
     "init_args": {"nf": 8, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": []},
 }
-
-
-def small_kl() -> KL:
-    torch.manual_seed(0)
-    return KL((1, 8, 8), latent_channels=3, nf=8, ch_mult=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -358,8 +353,10 @@ def test_a_model_of_latents_ends_in_images(exact: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_trains_the_same_steps(random: Path, tmp_path: Path) -> None:
-    data = {"class_path": "Latents", "init_args": {"path": str(random), "batch_size": 32, "repeats": 1}}
+@pytest.mark.parametrize("online", [False, True])
+def test_a_resumed_run_trains_the_same_steps(random: Path, tmp_path: Path, online: bool) -> None:
+    path = write_latents(tmp_path / "online", small_kl(), online=True, mirrors=True) if online else random
+    data = {"class_path": "Latents", "init_args": {"path": str(path), "batch_size": 32, "repeats": 1}}
     options: dict[str, Any] = {"model__network": NETWORK, "data": data, "trainer__limit_val_batches": 0}
     whole = fit(tmp_path / "whole", **options, trainer__max_steps=8)
     fit(tmp_path / "parts", **options, trainer__max_steps=3)

@@ -39,7 +39,7 @@ def latents(
         output: Folder for the files, new or empty.
         mirrors: Mirror images encoded too, from which training then draws with probability 1/2.
         dtype: Number format of the files: float16 or float32; None: float16.
-        online: Statistics alone, and latents made in training.
+        online: Statistics stored alone, and images encoded in training, for latents that are too large to be stored.
         statistics_from: Number of training images that --online encodes for its statistics, spread over all of them;
             at least 2, None: 10,000, or all if they are fewer.
         batch_size: Number of images encoded at a time, at least 1.
@@ -79,9 +79,9 @@ def latents(
         if folder.published is None:
             made = encoding.measured(folder.work, used) if online else encoding.stored(folder.work)
             record = {**made, **call, "shape": list(shape)}
-            of = f"{sum(sizes.values()):,} images of {type(images).__name__} as latents of {shape}"
+            of, by = f"{sum(sizes.values()):,} images of {type(images).__name__}", "fit will encode as latents of"
             report = Report(
-                done=f"{of}, made in training; statistics of {used:,} training images" if online else of,
+                done=f"{of}, which {by} {shape}; statistics of {used:,}" if online else f"{of} as latents of {shape}",
                 facts={f"{name} of channel {k}": v for name in ("mean", "std") for k, v in enumerate(record[name][:4])},
                 next=[next_command("fit", "--config", "fashion_mnist/latent", "--data.path", output)],
             )
