@@ -196,8 +196,9 @@ class Latents(DataModule):
         try:
             images.setup("fit")
         except FileNotFoundError as error:
+            reason = str(error).partition(" Fix:")[0].rstrip(".")  # its own names the option of the images' class
             raise FileNotFoundError(
-                f"{self.source}: the images to encode are missing: {error}. Fix: give --data.images, where they are"
+                f"{self.source}: the images to encode are missing: {reason}. Fix: give --data.images, where they are"
             ) from error
         return Online(
             images.part(split),
