@@ -61,8 +61,8 @@ def moments_of(images: Tensor) -> Moments:
     return Moments(*(part.double() for part in codec.encode(torch.cat((images, images.flip(-1))))))
 
 
-def law_of(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel, by the law of total variance."""
+def mean_and_variance(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel: Var(mean) + E[std²]."""
     mean, std = (part.movedim(1, 0).flatten(1) for part in moments)
     return mean.mean(1), mean.var(1, unbiased=False) + std.square().mean(1)
 
@@ -104,9 +104,9 @@ def test_training_and_validation_see_the_stored_latents(folders: tuple[Path, Pat
     torch.testing.assert_close(online.training_examples(300), stored.training_examples(300), rtol=0, atol=2e-5)
 
 
-def test_latents_have_the_law_of_total_variance(online: Path) -> None:
+def test_variance_is_of_the_mean_plus_that_of_noise(online: Path) -> None:
     moments = moments_of(images_of("train"))
-    mean, variance = law_of(moments)
+    mean, variance = mean_and_variance(moments)
     assert (variance > 1.05 * moments.mean.var((0, 2, 3))).all()  # else this proves nothing of the noise
     data = ready(online, batch_size=400, repeats=2)
     x = torch.cat([batch["x"] for batch in seen(data)]).double()
@@ -134,7 +134,7 @@ def test_statistics_are_of_so_many_images(tmp_path: Path, monkeypatch: pytest.Mo
     assert note["done"] == 32 and note["sums"]["n"] == 32 * 2 * 16
     record = record_of(write_latents(tmp_path / "some", small_kl(), **call))
     images = images_of("train")
-    mean, variance = law_of(moments_of(images[torch.arange(100) * len(images) // 100]))
+    mean, variance = mean_and_variance(moments_of(images[torch.arange(100) * len(images) // 100]))
     assert record["statistics_from"] == 100
     torch.testing.assert_close(torch.tensor(record["mean"]).double(), mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.tensor(record["std"]).double().square(), variance, rtol=1e-5, atol=0)
