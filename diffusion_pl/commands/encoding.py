@@ -57,7 +57,7 @@ class Encoding(NamedTuple):
     def measured(self, work: Path, n: int) -> dict[str, Any]:
         """What latents.json says of latents that are not stored, with the statistics of n training images."""
         moments, note = self.moments(), work / "statistics.done.json"
-        done = read_json(note, dict) if note.is_file() else {"done": 0, "sums": None}
+        done: dict[str, Any] = read_json(note, dict) if note.is_file() else {"done": 0, "sums": None}
         statistics, source = Statistics(done["sums"]), self.images.part("train")
         places = torch.arange(n) * len(source) // n
         for end, saving, _, encoded in self._batches(source, places, done["done"], "statistics"):

@@ -70,7 +70,8 @@ def latents(
     spec = _placed(described(images, "data"), images)
     encoder = {"name": _absolute(autoencoder), "sha256": weights_hash(codec)}
     sizes = {split: len(images.part(split)) for split in SPLITS}
-    call = {"data": spec, "autoencoder": encoder, "mirrors": mirrors, "dtype": dtype or "float16", "splits": sizes}
+    call: dict[str, Any] = {"data": spec, "autoencoder": encoder, "mirrors": mirrors}
+    call |= {"dtype": dtype or "float16", "splits": sizes}
     if online:
         used = min(statistics_from or _ONLINE, sizes["train"])
         call |= {"dtype": "float32", "online": True, "statistics_from": used}
