@@ -72,7 +72,8 @@ def trained_features(seconds: float = 25) -> Features:
 def loading() -> None:
     """Latents of 16 KiB a second, one process: the mean alone, and mean and std."""
     from diffusion_pl.data import Loader
-    from diffusion_pl.data.latent_files import Drawn, Rows
+    from diffusion_pl.data.latent_draws import Drawn
+    from diffusion_pl.data.latent_files import Rows
 
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
         for moments in (1, 2):
@@ -83,7 +84,8 @@ def loading() -> None:
             array.flush()
             del array
             os.sync()
-            loader = Loader(Rows({"x": path}), 128, shuffle=True, augmentation=Drawn(), repeats=-(-READ // N))
+            rows = Rows({"x": path})
+            loader = Loader(rows, 128, shuffle=True, augmentation=Drawn(rows), repeats=-(-READ // N))
             batches, begin, own, count = iter(loader), time.perf_counter(), time.process_time(), 0
             while count < READ:
                 count += len(next(batches)["x"])

@@ -1,12 +1,20 @@
-"""A folder of latents of scikit-learn's digits, for tests."""
+"""Folders of latents of scikit-learn's digits, for tests."""
 
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffusion_pl.autoencoders import Autoencoder, Orthogonal, save_autoencoder
+import torch
+
+from diffusion_pl.autoencoders import KL, Autoencoder, Orthogonal, save_autoencoder
 from diffusion_pl.commands.latents import latents
 from diffusion_pl.data import DataModule, Digits
+
+
+def small_kl() -> KL:
+    """An autoencoder with a std above 0, that was not trained."""
+    torch.manual_seed(0)
+    return KL((1, 8, 8), latent_channels=3, nf=8, ch_mult=(1, 2))
 
 
 def write_latents(

@@ -38,7 +38,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "HDF5": ARRAYS | {"dataset": None},
     "HuggingFace": FILES
     | {"split": "train", "test_split": None, "image_column": None, "label_column": None, "download": True},
-    "Latents": {"batch_size": 128, "repeats": None, "seed": 0, "workers": 0, "path": None, "autoencoder": None},
+    "Latents": {"batch_size": 128, "repeats": None, "seed": 0, "workers": 0}
+    | {"path": None, "autoencoder": None, "images": None},
     "MNIST": TORCHVISION | {"colored": False, "name": None, "size": None},
     "Moons": TOY | {"noise": 0.05, "conditional": False},
     "Picture": MADE

@@ -38,6 +38,11 @@ class Autoencoder(nn.Module, ABC):
     factor: int
     name: str = ""
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are; the CPU if it has none."""
+        return next((tensor.device for tensor in self.state_dict().values()), torch.device("cpu"))
+
     @abstractmethod
     def encode(self, x: Tensor) -> Moments:
         """Moments of the latents. x: (B, C, H, W) in [−1, 1]."""

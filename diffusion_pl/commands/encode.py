@@ -65,6 +65,8 @@ def encode(
 
     pipeline, data = load_pipeline(ckpt_path, weights)
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond()
+    device = device_of(accelerator)
+    data.to(device)
     x_0 = data.read(path)
     call: dict[str, Any] = {
         "checkpoint": str(ckpt_path),
@@ -75,7 +77,6 @@ def encode(
         "cond": noted(pipeline, cond),
         "between": between,
     }
-    device = device_of(accelerator)
     with OutputFolder(output, call) as folder:
         if folder.published is None:
             eps = pipeline.to(device).encode(x_0)

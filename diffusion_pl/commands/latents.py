@@ -1,6 +1,6 @@
 """python -m diffusion_pl latents: encode a data set of images once, for models that are trained on latents."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,11 +9,9 @@ from ..runtime.bounds import check_counts
 from ..runtime.output import Report, next_command
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ..autoencoders import Autoencoder
 
-_SAVED_EVERY = 20  # batches between two notes of what is done
+_ONLINE = 10_000  # training images of which statistics are
 
 
 def latents(
@@ -21,14 +19,18 @@ def latents(
     autoencoder: str,
     output: Path = Path("latents"),
     mirrors: bool = False,
-    dtype: Literal["float16", "float32"] = "float16",
+    dtype: Literal["float16", "float32"] | None = None,
+    online: bool = False,
+    statistics_from: int | None = None,
     batch_size: int = 64,
     accelerator: str = "auto",
 ) -> Report | None:
     """Encode all images of a data set by an autoencoder, and save the moments of their latents.
 
     `fit --data Latents --data.path FOLDER` trains on them; samples are decoded by the autoencoder, a copy of which is
-    in the folder.  A call that was interrupted continues where it stopped when it is repeated.
+    in the folder.  With --online only the mean and standard deviation of each channel are computed, of some images, and
+    training encodes the images itself, for latents that are too large to be stored.  A call that was interrupted
+    continues where it stopped when it is repeated.
 
     Args:
         data: Data module of the images, such as FashionMNIST, with its options, such as --data.path FOLDER.
@@ -36,17 +38,22 @@ def latents(
             VQModel), or checkpoint or run of an own one.
         output: Folder for the files, new or empty.
         mirrors: Mirror images encoded too, from which training then draws with probability 1/2.
-        dtype: Number format of the files: float16 or float32.
+        dtype: Number format of the files: float16 or float32; None: float16.
+        online: Statistics stored alone, and images encoded in training, for latents that are too large to be stored.
+        statistics_from: Number of training images that --online encodes for its statistics, spread over all of them;
+            at least 2, None: 10,000, or all if they are fewer.
         batch_size: Number of images encoded at a time, at least 1.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """
     check_counts(batch_size=batch_size)
+    _check(dtype, online, statistics_from)
     from ..autoencoders import weights_hash
     from ..data.base import SPLITS
     from ..runtime.devices import device_of
     from ..runtime.errors import quiet
     from ..runtime.output_folder import OutputFolder
     from ..training.saving import described
+    from .encoding import Encoding
 
     quiet()
     images = data()
@@ -63,20 +70,34 @@ def latents(
     spec = _placed(described(images, "data"), images)
     encoder = {"name": _absolute(autoencoder), "sha256": weights_hash(codec)}
     sizes = {split: len(images.part(split)) for split in SPLITS}
-    call = {"data": spec, "autoencoder": encoder, "mirrors": mirrors, "dtype": dtype, "splits": sizes}
-    codec = codec.to(device_of(accelerator))
+    call: dict[str, Any] = {"data": spec, "autoencoder": encoder, "mirrors": mirrors}
+    call |= {"dtype": dtype or "float16", "splits": sizes}
+    if online:
+        used = min(statistics_from or _ONLINE, sizes["train"])
+        call |= {"dtype": "float32", "online": True, "statistics_from": used}
+    encoding = Encoding(images, codec.to(device_of(accelerator)), shape, 1 + mirrors, call["dtype"], batch_size)
     with OutputFolder(output, call) as folder:
         if folder.published is None:
-            for split in SPLITS:
-                _encode(folder.work, split, images, codec, shape, mirrors, dtype, batch_size)
-            record = {**_record(images, folder.work, sizes), **call, "shape": list(shape)}
+            made = encoding.measured(folder.work, used) if online else encoding.stored(folder.work)
+            record = {**made, **call, "shape": list(shape)}
+            of, by = f"{sum(sizes.values()):,} images of {type(images).__name__}", "fit will encode as latents of"
             report = Report(
-                done=f"{sum(sizes.values()):,} images of {type(images).__name__} as latents of {shape}",
+                done=f"{of}, which {by} {shape}; statistics of {used:,}" if online else f"{of} as latents of {shape}",
                 facts={f"{name} of channel {k}": v for name in ("mean", "std") for k, v in enumerate(record[name][:4])},
                 next=[next_command("fit", "--config", "fashion_mnist/latent", "--data.path", output)],
             )
-            folder.publish(lambda stage: _write(folder.work, stage, record, images, codec), report)
+            folder.publish(lambda stage: encoding.write(folder.work, stage, record), report)
         return folder.report
+
+
+def _check(dtype: str | None, online: bool, statistics_from: int | None) -> None:
+    """Raise ValueError for options that do not go together."""
+    if statistics_from is not None and not online:
+        raise ValueError("--statistics_from is for --online; stored latents have statistics of all. Fix: remove it")
+    if statistics_from is not None and statistics_from < 2:
+        raise ValueError(f"statistics_from must be at least 2, got {statistics_from}")
+    if dtype is not None and online:
+        raise ValueError("--dtype is of stored latents, and --online stores none. Fix: remove one of them")
 
 
 def open_any(name: str) -> "Autoencoder":
@@ -114,117 +135,3 @@ def _placed(spec: dict[str, Any], images: DataModule) -> dict[str, Any]:
 def _absolute(name: str) -> str:
     path = Path(name).expanduser()
     return str(path.absolute()) if path.exists() else name
-
-
-def _encode(
-    work: Path,
-    split: str,
-    images: DataModule,
-    codec: "Autoencoder",
-    shape: tuple[int, ...],
-    mirrors: bool,
-    dtype: str,
-    batch_size: int,
-) -> None:
-    """Encode a split into files of the folder `work`, from where an interrupted call stopped."""
-    import numpy as np
-    import torch
-    from tqdm.auto import tqdm
-
-    from ..data.latent_files import file_name
-    from ..runtime.reading import read_json
-    from ..runtime.storage import write_json
-
-    note, source = work / f"{split}.done.json", images.part(split)
-    n = len(source)
-    done = int(read_json(note, dict)["done"]) if note.is_file() else 0
-    first = codec.encode(next(images.batches("train", 1))["x"].to(_device(codec)))
-    views, moments = 1 + mirrors, 1 if not first.std.any() else 2
-    if (got := tuple(first.mean.shape[1:])) != shape:
-        name = codec.name or type(codec).__name__
-        raise ValueError(f"autoencoder {name}: gave latents of {got}, expected {shape}")
-    shapes = {"x": ((n, views, moments, *shape), np.dtype(dtype))}
-    for name, condition in images.conditions.items():
-        shapes[name] = ((n, *condition.shape), np.dtype("int64" if condition.kind == "label" else "float32"))
-    files: dict[str, NDArray[Any]] = {
-        name: np.lib.format.open_memmap(
-            work / file_name(split, name), "r+" if done else "w+", *(() if done else (kind, size))
-        )
-        for name, (size, kind) in shapes.items()
-    }
-    begins = range(done, n, batch_size)
-    for k, begin in enumerate(tqdm(begins, f"encoding {split}", unit="batch", delay=1, dynamic_ncols=True)):
-        end = min(begin + batch_size, n)
-        batch = images.on_after_batch_transfer(source.__getitems__(torch.arange(begin, end)), 0)
-        x = batch["x"].to(_device(codec))
-        for view, seen in enumerate((x, x.flip(-1))[:views]):
-            encoded = torch.stack(codec.encode(seen)[:moments], 1).cpu().numpy().astype(dtype)
-            if not np.isfinite(encoded).all():
-                raise ValueError(f"a latent of {split} is not finite as {dtype}. Fix: give --dtype float32")
-            files["x"][begin:end, view] = encoded
-        for name in images.conditions:
-            files[name][begin:end] = batch[name].numpy()
-        if k % _SAVED_EVERY == _SAVED_EVERY - 1 or end == n:
-            for array in files.values():
-                array.flush()  # type: ignore[attr-defined]
-            write_json(note, {"done": end})
-
-
-def _device(codec: "Autoencoder") -> Any:
-    import torch
-
-    return next((tensor.device for tensor in codec.state_dict().values()), torch.device("cpu"))
-
-
-def _record(images: DataModule, work: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What latents.json says of the files in a folder."""
-    import hashlib
-
-    from .. import __version__
-    from ..conditions import to_plain
-    from ..data.latent_files import Rows, file_name, statistics
-
-    names = {split: {name: file_name(split, name) for name in ("x", *images.conditions)} for split in sizes}
-    sha256 = {}
-    for file in sorted(file for files in names.values() for file in files.values()):
-        with (work / file).open("rb") as opened:
-            sha256[file] = hashlib.file_digest(opened, "sha256").hexdigest()
-    train = Rows({"x": work / names["train"]["x"]})
-    mean, std = statistics(train)
-    if min(std) <= 0:
-        raise ValueError(f"channel {std.index(min(std))} of the latents is constant: the autoencoder does not use it")
-    _, views, moments, *_ = train.arrays["x"].shape
-    return {
-        "version": __version__,
-        "image_shape": list(images.shape),
-        "levels": images.units.levels,
-        "conditions": to_plain(images.conditions),
-        "class_counts": images.class_counts,
-        "mean": mean,
-        "std": std,
-        "views": views,
-        "moments": moments,
-        "sha256": sha256,
-    }
-
-
-def _write(work: Path, stage: Path, record: Mapping[str, Any], images: DataModule, codec: "Autoencoder") -> list[Path]:
-    """Put the files of `work` into the folder `stage`, with what says what they are; the files in order."""
-    import os
-    import shutil
-
-    import torch
-
-    from ..autoencoders import save_autoencoder
-    from ..runtime.storage import write_json
-
-    for name in record["sha256"]:
-        try:
-            os.link(work / name, stage / name)  # they stay in `work`, should the call be interrupted now
-        except OSError:
-            shutil.copyfile(work / name, stage / name)
-    torch.save(images.state_dict(), stage / "original.pt")
-    (stage / "autoencoder").mkdir()
-    save_autoencoder(codec.cpu(), stage / "autoencoder")
-    write_json(stage / "latents.json", record)
-    return [stage / "latents.json", *(stage / name for name in record["sha256"]), stage / "autoencoder"]

@@ -90,6 +90,7 @@ def restore(
     image_shape = _image_shape(pipeline, data, ckpt_path, None if operator is not None else task)
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
     pipeline = pipeline.to(device_of(accelerator))
+    data.to(pipeline.device)
     way = _WAYS[method]
     way.check(method, operator, mask, sampler)
     known = _mask(pipeline, data, image_shape, mask) if task == "inpaint" else None

@@ -101,13 +101,14 @@ def sample(
     call = {**_call(pipeline, ckpt_path, scale, drop), "cond": noted(pipeline, cond), **_hashes(files)}
     device = device_of(accelerator)
     check_devices(devices, device.type, "devices")
+    data.to(device)
     whole = {**call, "num_samples": n, "npz": npz, "film": film}
     with OutputFolder(output, whole, leader=not rank_label()) as folder:
         if folder.published is None:
             drawn = _drawn(pipeline, data, n, folder.work, device.type, devices, batch_size)
             if drawn is None:
                 return None
-            write = partial(_write, pipeline, data, drawn, call, npz, film)
+            write = partial(_write, pipeline.to(device), data, drawn, call, npz, film)
             report = Report(
                 done=f"{count(n, 'sample')} of {ckpt_path} ({pipeline.weights} weights), {drawn.nfe} NFE each",
                 error=not_finite_error(drawn.bad, n),

@@ -75,6 +75,7 @@ def sweep(
 
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
     pipeline = choose(pipeline, scale=scale, cond=cond, drop=drop).with_seed(seed).to(device_of(accelerator))
+    data.to(pipeline.device)
     say_turns(pipeline)
     distance = _distance(data, fetch=bool(data_))
     call = {

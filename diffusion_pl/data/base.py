@@ -157,7 +157,14 @@ class DataModule(Recorded, LightningDataModule, ABC):
     def conditions_of(self, split: str, most: int = MOST, memory: int = MEMORY) -> dict[str, Tensor]:
         """The conditions of up to `most` examples of a split, of training if it is empty, see `held_out`."""
         source = self.part(split) if len(self.part(split)) else self.part("train")
-        return held_out(source, self.on_after_batch_transfer, self.conditions, self.class_counts, most, memory)
+        return held_out(source, self.with_conditions, self.conditions, self.class_counts, most, memory)
+
+    def with_conditions(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of `part` with its conditions in model units; x may stay as it is."""
+        return self.on_after_batch_transfer(batch, 0)  # type: ignore[no-any-return]
+
+    def to(self, device: torch.device) -> None:
+        """Have examples encoded and decoded on a device, where a network does it; of most data nothing."""
 
     @property
     def class_counts(self) -> list[int] | None:

@@ -14,7 +14,7 @@ _SEARCHED = 1024  # examples, for some of each class
 
 def held_out(
     source: Source,
-    encode: Callable[[Batch, int], Batch],
+    encode: Callable[[Batch], Batch],
     conditions: Conditions,
     counts: Sequence[int] | None,
     most: int = MOST,
@@ -26,7 +26,7 @@ def held_out(
 
     Args:
         source: of the examples, at least one.
-        encode: makes a batch of what the source gives, as `on_after_batch_transfer` does.
+        encode: makes a batch of what the source gives, with the conditions in model units.
         conditions: of the data.
         counts: training examples of each class; None: all classes have some.
         most: examples, fewer if they take more than `memory` bytes.
@@ -42,7 +42,7 @@ def held_out(
         places = places[_in_turn(labels, trained, k)]
     else:
         places = places[torch.arange(k) * len(source) // k]
-    parts = [encode(source.__getitems__(some), 0) for some in torch.split(places, 64)]
+    parts = [encode(source.__getitems__(some)) for some in torch.split(places, 64)]
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in conditions}
 
 

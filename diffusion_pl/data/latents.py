@@ -1,11 +1,13 @@
 """Latents of images, as the command `latents` stores them in a folder.
 
-latents.json               what was encoded by what: data, autoencoder and its hash, statistics, conditions
+latents.json               what is encoded by what: data, autoencoder and its hash, statistics, conditions
 autoencoder/               the autoencoder itself
+original.pt                state of the data that are encoded
 train.npy val.npy test.npy moments, (n, views, 1 or 2, c, h, w): of the image, and of its mirror image if it was
                            asked for; mean and std, or the mean alone where std is 0
 train.label.npy …          values of the conditions
-original.pt                state of the data that were encoded
+
+With `--online` there are no arrays: training encodes the images.
 """
 
 from collections.abc import Callable
@@ -13,36 +15,39 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..autoencoders import Autoencoder, open_autoencoder, weights_hash
 from ..autoencoders.opening import trusted_class
-from ..conditions import Condition, class_count, from_plain, to_plain
+from ..conditions import Condition, from_plain
 from .base import SPLITS, DataModule
 from .images import read_pixels, write_pixels
-from .latent_files import Drawn, Fixed, Rows, opened, read_record
+from .latent_draws import Drawn, Fixed, LatentSource
+from .latent_files import opened
+from .latent_online import Online
+from .latent_record import KEPT, check_same, read_record
 from .loader import Batch, Loader
 from .units import Latent, Levels
 
-#: What a checkpoint keeps of latents.json.
-KEPT = ("shape", "image_shape", "levels", "conditions", "class_counts", "mean", "std", "autoencoder", "data", "sha256")
+_TOGETHER = 256  # examples that are read, or encoded, at a time
 
 
 class Latents(DataModule):
-    """Latents that `python -m diffusion_pl latents` has stored; samples are decoded to images.
+    """Latents of a folder that `python -m diffusion_pl latents` wrote; samples are decoded to images.
 
     Each visit of a training example draws z = mean + std · ε, of the image or its mirror image where both were
-    encoded, from (seed, epoch, place in the epoch).  Validation draws the same ε every time.  Model units have zero
-    mean and unit variance in every channel, over the training split.
+    asked for, from (seed, epoch, place in the epoch).  Validation draws the same ε every time.  Model units have zero
+    mean and unit variance in every channel, over the training split.  Of a folder of `latents --online` the images are
+    read, and encoded on the device of the run, without gradients.
 
     Reference: Rombach et al., arXiv 2112.10752, Sec. 3 and App. G.
 
     Args:
         path: Folder that `latents` wrote.
         autoencoder: Folder or hub name of the autoencoder, if it is not in that folder.
+        images: Where the images are, a folder or file, if they were moved since; None: where `latents` read them.
         batch_size: Latents per batch, over all processes.
         repeats: Passes over the training latents that make one epoch; None: as many as make about 100 batches.
         seed: Of the order, the noise and the mirror images.
@@ -54,6 +59,7 @@ class Latents(DataModule):
         path: str,
         *,
         autoencoder: str | None = None,
+        images: str | None = None,
         batch_size: int = 128,
         repeats: int | None = None,
         seed: int = 0,
@@ -63,6 +69,8 @@ class Latents(DataModule):
         if workers < 0:
             raise ValueError(f"Latents: workers must be at least 0, got {workers}")
         self.path, self.autoencoder, self.workers = Path(path).expanduser(), autoencoder, workers
+        self.images = images
+        self._device: torch.device | None = None
         self._record: dict[str, Any] | None = None
 
     @property
@@ -126,20 +134,48 @@ class Latents(DataModule):
                 f"{self.source}: the autoencoder {name} has other weights ({sha256[:12]}) than the one that made the "
                 f"latents ({note['sha256'][:12]}, {note['name']}). Fix: give that one as --data.autoencoder"
             )
-        return codec
+        return codec.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the autoencoder begins: given by `to`, else that of the trainer, else the CPU."""
+        if self._device is None and self.trainer is not None:
+            return self.trainer.strategy.root_device
+        return self._device or torch.device("cpu")
+
+    def to(self, device: torch.device) -> None:
+        self._device = device
+        if "codec" in self.__dict__:  # it was opened
+            self.codec.to(device)
 
     @cached_property
     def originals(self) -> DataModule:
-        """The data that were encoded, split as they were then; not read yet."""
+        """The data that were encoded, split as they were then; not read yet.
+
+        Raises:
+            ValueError: they are in no folder, and `images` gives one.
+        """
         spec = self.record["data"]
         options = {name: value for name, value in spec["init_args"].items() if name != "download"}  # nothing is fetched
+        if self.images is not None:
+            place = next((name for name in DataModule.paths if name in options), None)
+            if place is None:
+                name = spec["class_path"].rpartition(".")[2]
+                raise ValueError(f"--data.images: {name} are in no folder. Fix: remove the option")
+            options[place] = self.images
         data: DataModule = trusted_class(spec["class_path"])(**options)
         if (self.path / "original.pt").is_file():
             data.load_state_dict(torch.load(self.path / "original.pt", weights_only=True))
         return data
 
+    def prepare_data(self) -> None:
+        """Prepare images that are encoded in training, such as their captions."""
+        super().setup()  # refuses what nobody asked for
+        if read_record(self.path).get("online"):
+            self.originals.prepare_data()
+
     def setup(self, stage: str | None = None) -> None:
-        """Open the files.
+        """Open the files, or the images and the autoencoder.
 
         Raises:
             FileNotFoundError: they are missing.
@@ -149,14 +185,35 @@ class Latents(DataModule):
             return
         super().setup(stage)
         current = read_record(self.path)
-        self._same(current, self.record)
-        self._splits = tuple(opened(self.path, split, current) for split in SPLITS)
+        check_same(self.source, current, self.record)
+        make = self._online if current.get("online") else partial(opened, self.path)
+        self._splits = tuple(make(split, current) for split in SPLITS)
 
-    def rows(self, split: str) -> Rows:
-        """The moments of a split as they are stored."""
+    def _online(self, split: str, record: dict[str, Any]) -> Online:
+        """The images of a split, with the autoencoder that is to encode them."""
+        images = self.originals
+        self.units.codec()  # a wrong one is an error now
+        try:
+            images.setup("fit")
+        except FileNotFoundError as error:
+            reason = str(error).partition(" Fix:")[0].rstrip(".")  # its own names the option of the images' class
+            raise FileNotFoundError(
+                f"{self.source}: the images to encode are missing: {reason}. Fix: give --data.images, where they are"
+            ) from error
+        return Online(
+            images.part(split),
+            record["views"],
+            record["shape"] if record["moments"] == 2 else None,
+            [name for name, condition in self.conditions.items() if condition.kind == "image"],
+            lambda batch: images.on_after_batch_transfer(batch, 0),
+            self.units.moments,
+        )
+
+    def rows(self, split: str) -> LatentSource:
+        """The examples of a split as they are stored: moments, or images that are encoded in training."""
         if self._splits is None:
             raise RuntimeError(f"{self.source}: the data are not set up: call setup() first")
-        rows: Rows = self._splits[SPLITS.index(split)]
+        rows: LatentSource = self._splits[SPLITS.index(split)]
         return rows
 
     def part(self, split: str) -> Fixed:
@@ -175,22 +232,29 @@ class Latents(DataModule):
             train=True,
             repeats=self.passes(),
             seed=self.seed,
-            augmentation=Drawn([name for name, c in self.conditions.items() if c.kind == "image"]),
+            augmentation=Drawn(self.rows("train")),
             workers=self.workers,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Scale to model units, on the device."""
-        return {**batch, "x": self.units.scale(batch["x"])} if "x" in batch else batch
+        """Encode images, on the device, and scale latents to model units."""
+        if "x" not in batch:
+            return batch
+        batch = self.rows("train").latents(batch)
+        return {**batch, "x": self.units.scale(batch["x"])}
+
+    def with_conditions(self, batch: Batch) -> Batch:
+        return self.rows("train").conditioned(batch)  # without the autoencoder
 
     def second_moment(self) -> float:
-        """Mean of x_0² per dimension over up to 10,000 training examples."""
-        return float(self.training_examples(10_000).square().mean(dtype=torch.float64))
+        """1: the statistics are those of the training examples."""
+        return 1.0
 
     def training_examples(self, most: int) -> Tensor:
         train = self.part("train")
         some = torch.arange(0, len(train), -(-len(train) // most))
-        return self.units.scale(train.__getitems__(some)["x"])
+        batches = (self.on_after_batch_transfer(train.__getitems__(part), 0) for part in some.split(_TOGETHER))
+        return torch.cat([batch["x"] for batch in batches])
 
     def read(self, path: Path) -> Tensor:
         """Images of a file or folder, encoded: the mean of their latents, (N, c, h, w)."""
@@ -215,34 +279,10 @@ class Latents(DataModule):
         if not state_dict:
             return
         if self._splits is not None:
-            self._same(self.record, state_dict)
+            check_same(self.source, self.record, state_dict)
         self._record = {name: state_dict[name] for name in KEPT}
         self._turns = {name: torch.as_tensor(value) for name, value in state_dict.get("turns", {}).items()}
 
     def check_state(self, state_dict: dict[str, Any]) -> None:
         if state_dict:
-            self._same(self.record, state_dict)
-
-    def _same(self, current: dict[str, Any], saved: dict[str, Any]) -> None:
-        """Raise ValueError if the latents of a folder are not a checkpoint's."""
-        pairs = {
-            "autoencoder": (saved["autoencoder"]["sha256"][:12], current["autoencoder"]["sha256"][:12]),
-            "shape": (saved["shape"], current["shape"]),
-            "images": (saved["image_shape"], current["image_shape"]),
-            "classes": tuple(class_count(from_plain(record["conditions"])) for record in (saved, current)),
-            "mean": (_rounded(saved["mean"]), _rounded(current["mean"])),
-            "std": (_rounded(saved["std"]), _rounded(current["std"])),
-        }
-        for name, (before, now) in pairs.items():
-            if before != now:
-                raise ValueError(
-                    f"{self.source}: {name} of the latents differ: {now}, in the checkpoint {before}. Fix: give the "
-                    "latents it was trained on as --data.path, or start a new run"
-                )
-        names = [to_plain(from_plain(record["conditions"])) for record in (saved, current)]
-        if names[0] != names[1]:
-            raise ValueError(f"{self.source}: the conditions differ from the checkpoint's. Fix: start a new run")
-
-
-def _rounded(values: list[float]) -> list[float]:
-    return [float(np.float32(value)) for value in values]
+            check_same(self.source, self.record, state_dict)

@@ -103,7 +103,8 @@ class Latent(Units):
     """Latents z of images, in model units  x = (z − mean) / std  per channel; the user's units are those of the images.
 
     Latents are continuous (`levels` is None).  Images are encoded and decoded in blocks that are always of the same
-    size, so that an image does not depend on those it is decoded with; on the device of x.
+    size, so that an image does not depend on those it is decoded with; on the device of x, or, of x on the CPU, where
+    the autoencoder is.
 
     Args:
         codec: gives the autoencoder, when it is needed first.
@@ -130,11 +131,15 @@ class Latent(Units):
 
     def encode_scaled(self, x: Tensor) -> Tensor:
         """The same of images in [−1, 1]."""
-        return self.scale(_in_blocks(self.codec().to(x.device).encode_mean, x))
+        return self.scale(self._in_blocks(lambda codec, block: codec.encode_mean(block), x))
+
+    def moments(self, x: Tensor) -> Tensor:
+        """Images in [−1, 1] -> mean and std of their latents, not scaled. x: (*, C, H, W) -> (*, 2, c, h, w)."""
+        return self._in_blocks(lambda codec, block: torch.stack(codec.encode(block), 1), x)
 
     def images(self, x: Tensor) -> Tensor:
         """Model units -> images in [−1, 1], not clipped: (*, C, H, W). x: (*, c, h, w)."""
-        return _in_blocks(self.codec().to(x.device).decode, self.unscale(x.float()))
+        return self._in_blocks(lambda codec, block: codec.decode(block), self.unscale(x.float()))
 
     def decode(self, x: Tensor) -> Tensor:
         """Model units -> images, integers. x: (*, c, h, w) -> (*, C, H, W)."""
@@ -144,18 +149,24 @@ class Latent(Units):
         """Model units -> images, 0 … 255. x: (*, c, h, w) -> (*, C, H, W), uint8."""
         return self.pixels.to_uint8(self.images(x))
 
+    @torch.no_grad()
+    def _in_blocks(self, function: Callable[[Autoencoder, Tensor], Tensor], x: Tensor) -> Tensor:
+        """function of x: (*, C, H, W), so many examples at a time; the last block is filled with its last example."""
+        codec = self.codec()
+        device = codec.device if x.device.type == "cpu" else x.device
+        codec = codec.to(device)
+        every, most = x.reshape(-1, *x.shape[-3:]), _MOST if device.type == "cpu" else _MOST_THERE
+        size = 1 << max(0, min(5, (most // math.prod(x.shape[-3:])).bit_length() - 1))
+        missing = max(1, -(-len(every) // size)) * size - len(every)
+        last = every[-1:] if len(every) else every.new_zeros(1, *every.shape[1:])  # a process may have no example
+        padded = torch.cat((every, last.expand(missing, -1, -1, -1)))
+        done = [function(codec, block.to(device)).to(x.device) for block in torch.split(padded, size)]
+        result = torch.cat(done)[: len(every)]
+        return result.reshape(*x.shape[:-3], *result.shape[1:])
 
-@torch.no_grad()
-def _in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function of x: (*, C, H, W), so many examples at a time; the last block is filled with its last example."""
-    every = x.reshape(-1, *x.shape[-3:])
-    size = 1 << max(0, min(5, (_MOST // math.prod(x.shape[-3:])).bit_length() - 1))
-    padded = torch.cat((every, every[-1:].expand(-len(every) % size, -1, -1, -1)))
-    done = torch.cat([function(block) for block in torch.split(padded, size)])[: len(every)]
-    return done.reshape(*x.shape[:-3], *done.shape[1:])
 
-
-_MOST = 1 << 18  # numbers in a block: 32 of 28 x 28 pixels, 16 of 4 x 64 x 64 latents
+# Numbers in a block on the CPU: 32 of 28 x 28 pixels, 16 of 4 x 64 x 64 latents; elsewhere: 16 of 3 x 256 x 256.
+_MOST, _MOST_THERE = 1 << 18, 1 << 22
 
 
 class ModelUnits(Units):

@@ -186,6 +186,7 @@ class Evaluation:
     ) -> None:
         self.pipeline, self.data, self.plan = pipeline.with_seed(plan.seed), data, plan
         self.device = device_of(accelerator)
+        data.to(self.device)
         self.kind = kind_of(data)
         self.of_samples, self.of_data = plan.names(self.kind)
         self.ensembles = [name for name in self.of_data if name in ENSEMBLES]

@@ -275,8 +275,9 @@ PAGES = {
         (
             "--data FashionMNIST --autoencoder runs/fashion_mnist-autoencoder --mirrors",
             "--data Folder --data.path images --data.size 256 --autoencoder my_vae",
+            "--data Folder --data.path images --data.size 256 --autoencoder my_vae --online",
         ),
-        "data autoencoder output mirrors dtype batch_size accelerator",
+        "data autoencoder output mirrors dtype online statistics_from batch_size accelerator",
     ),
     "import": _tool_page(
         "import",
