@@ -128,24 +128,26 @@ class Latent(Units):
         """Images, integers -> model units: the mean of their latents. x: (*, C, H, W) -> (*, c, h, w)."""
         return self.encode_scaled(self.pixels.encode(x))
 
+    @torch.no_grad()
     def encode_scaled(self, x: Tensor) -> Tensor:
         """The same of images in [−1, 1]."""
         return self.scale(_in_blocks(self.codec().to(x.device).encode_mean, x))
 
     def images(self, x: Tensor) -> Tensor:
-        """Model units -> images in [−1, 1], not clipped: (*, C, H, W). x: (*, c, h, w)."""
+        """Model units -> images in [−1, 1], not clipped, with gradients: (*, C, H, W). x: (*, c, h, w)."""
         return _in_blocks(self.codec().to(x.device).decode, self.unscale(x.float()))
 
+    @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Model units -> images, integers. x: (*, c, h, w) -> (*, C, H, W)."""
         return self.pixels.decode(self.images(x))
 
+    @torch.no_grad()
     def to_uint8(self, x: Tensor) -> Tensor:
         """Model units -> images, 0 … 255. x: (*, c, h, w) -> (*, C, H, W), uint8."""
         return self.pixels.to_uint8(self.images(x))
 
 
-@torch.no_grad()
 def _in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function of x: (*, C, H, W), so many examples at a time; the last block is filled with its last example."""
     every = x.reshape(-1, *x.shape[-3:])
