@@ -65,6 +65,7 @@ FLOORS: dict[str, float] = {
     "evaluation": 6.5,
     "interop": 6.55,
     "callbacks": 6.6,
+    "evaluation.outcome": 6.65,
     "evaluation.run": 6.7,
     "evaluation.stored": 6.75,
     "cli": 6.9,
