@@ -141,7 +141,7 @@ def test_restored_gaussian_fields_have_the_exact_conditional(sizes: tuple[int, .
     a = dense(operator, (1, *sizes))
     y = a @ truth.flatten().double().numpy()
     exact_mean, exact_cov = conditional(np.full(len(f), 0.5), f @ f.T, a, y, s)
-    assert np.abs(exact_mean - 0.5).max() > 0.5 and np.diag(exact_cov).min() < 0.5 < np.diag(exact_cov).max()
+    assert np.abs(exact_mean - 0.5).max() > 0.4 and np.abs(exact_cov - f @ f.T).max() > 0.15
     np.testing.assert_allclose(mean, exact_mean, atol=0.01)
     np.testing.assert_allclose(cov, exact_cov, atol=0.02)
 
@@ -158,7 +158,7 @@ class Flat(Denoiser):
         self.inner = Gaussian(schedule, mean, cov)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
-        x_0, eps, _ = self.inner(x_t.flatten(1), t)
+        x_0, eps, _ = self.inner(x_t.flatten(1).double(), t)
         return Prediction(x_0.reshape(x_t.shape).to(x_t), eps.reshape(x_t.shape).to(x_t))
 
 
@@ -204,7 +204,7 @@ def test_orthogonal_latents_are_restored_as_pixels_are(tmp_path: Path, codec: Or
     """The same noise, turned: every method gives the same images, and those of the dense law of the latents."""
     data, way, (field, cov, truth) = latents(tmp_path, codec), METHODS[method], image_law()
     encode = dense(codec.encode_mean, (1, 8, 8))
-    turned = Flat(field.schedule, torch.zeros(64), torch.from_numpy(encode @ cov @ encode.T), data.shape)
+    turned = Flat(field.schedule, torch.zeros(64).double(), torch.from_numpy(encode @ cov @ encode.T), data.shape)
     mask = box((8, 8), slice(None), slice(0, 4))
     pixels = ImageFormat("", Format((1, 8, 8), levels=17))
     grid = LogSNRGrid(9, 1.0, 1e-3)
@@ -235,7 +235,7 @@ def test_restored_latents_have_the_conditional_of_pixels(tmp_path: Path, codec: 
     decode = dense(codec.decode, data.shape) * np.repeat(stds, 16)
     shift = data.to_pixels(torch.zeros(1, *data.shape)).flatten().double().numpy()
     encode = np.linalg.inv(decode)
-    law = Flat(VP(), torch.from_numpy(-encode @ shift).float(), torch.from_numpy(encode @ cov @ encode.T), data.shape)
+    law = Flat(VP(), torch.from_numpy(-encode @ shift), torch.from_numpy(encode @ cov @ encode.T), data.shape)
     pipeline = Pipeline(law, DPMpp(GRID), data.shape)
     mean, made = restored_moments(pipeline, known_of(data, operator, truth, "posterior", False, noise=s))
     a = dense(operator, (1, 8, 8))
@@ -247,22 +247,20 @@ def test_restored_latents_have_the_conditional_of_pixels(tmp_path: Path, codec: 
 
 @pytest.mark.parametrize("kind", [KL, VQ])
 def test_learned_decoders_are_differentiated(tmp_path: Path, kind: type[Any]) -> None:
-    """One step by posterior and by dps through the decoder lowers the error of what is measured."""
+    """Eight steps by posterior and by dps through the decoder lower the error of what is measured."""
     torch.manual_seed(0)
     data = latents(tmp_path, kind((1, 8, 8), latent_channels=2, nf=8, ch_mult=(1, 2)))
-    prior = Gaussian(VP(), torch.zeros(32), torch.eye(32))
-    law = Flat(prior.schedule, prior.mean, torch.eye(32), data.shape)
+    law = Flat(VP(), torch.zeros(32).double(), torch.eye(32).double(), data.shape)
+    pipeline, operator = Pipeline(law, DDIM(LogSNRGrid(8, 1.0, 1e-2)), data.shape), Coarse(2)
     x_0 = data.to_pixels(torch.randn(2, *data.shape))
-    operator = Coarse(2)
-    errors = {}
-    for method in ("posterior", "dps"):
+
+    def error(x: Tensor) -> float:
+        return float((operator(data.to_pixels(x)) - operator(x_0)).square().mean().sqrt())
+
+    plain = error(pipeline.samples(range(2)).x_0)
+    for method, share in (("posterior", 0.7), ("dps", 0.9)):
         known = known_of(data, operator, x_0, method, False, noise=0.05, scale=0.3)
-        pipeline = Pipeline(law, DDIM(LogSNRGrid(30, 1.0, 1e-2)), data.shape)
-        plain = pipeline.samples(range(2)).x_0
-        for name, x in ((method, METHODS[method].samples(pipeline, known)), ("none", plain)):
-            errors[name] = float((operator(data.to_pixels(x)) - known.y).square().mean().sqrt())
-    assert errors["posterior"] < 0.7 * errors["none"]
-    assert errors["dps"] < 0.9 * errors["none"]
+        assert error(METHODS[method].samples(pipeline, known)) < share * plain
 
 
 def test_linear_methods_on_latents_are_refused_where_inexact(tmp_path: Path, codec: Orthogonal) -> None:

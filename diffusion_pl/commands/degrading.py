@@ -118,9 +118,7 @@ def _of_latents(
         )
     known, some = 1 - max_pool2d(1 - operator.mask, patch), max_pool2d(operator.mask, patch)
     if not bool((known == some).all()):
-        raise ValueError(
-            f"--method {method}: the mask cuts patches of {patch}x{patch} pixels, which a latent is. {fix}"
-        )
+        raise ValueError(f"--method {method}: the mask cuts through latents of {patch}x{patch} pixels. {fix}")
     return Masked(known), data.from_pixels(x_0)
 
 
