@@ -98,7 +98,7 @@ def restore(
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
     pipeline = pipeline.to(device_of(accelerator))
     way, pixels = METHODS[method], data.pixels
-    _check(method, way, operator, mask, sampler)
+    _check(method, way, operator, task, mask, sampler)
     if operator is None:
         measure = operator_of(task, data, mask, factor, pipeline.device)
     else:
@@ -125,30 +125,41 @@ def restore(
             write = partial(_write, pixels, restored, rows, num_samples, task)
             report = Report(
                 done=f"{count(len(x_0), what)} restored {count(num_samples, 'time')} each by {method}, {of}",
-                next=_again(ckpt_path, path, task, mask, factor, method, output) if operator is None else [],
+                next=[]
+                if operator is not None
+                else [_again(data, ckpt_path, path, task, mask, factor, method, output)],
             )
             folder.publish(write, report)
         return folder.report
 
 
-def _check(method: str, way: "Method", operator: nn.Module | None, mask: Path | None, sampler: Any) -> None:
+def _check(method: str, way: "Method", operator: nn.Module | None, task: str, mask: Path | None, sampler: Any) -> None:
     """Raise ValueError for options that do not go together."""
     if operator is not None and way.linear:
         raise ValueError(f"--method {method} needs a linear task, not --operator. Fix: --method posterior or dps")
     if operator is not None and mask is not None:
         raise ValueError("--mask is for --task inpaint, and --operator replaces the task. Fix: remove one of them")
+    if task != "inpaint" and mask is not None:
+        raise ValueError(f"--mask is for --task inpaint and has no effect with --task {task}. Fix: remove one of them")
     if sampler is not None and way.own:
         raise ValueError(f"--sampler has no effect with --method {method}, which is a sampler. Fix: remove it")
 
 
 def _again(
-    ckpt_path: Path, path: Path, task: str, mask: Path | None, factor: int | list[int], method: str, output: Path
-) -> list[str]:
+    data: "DataModule",
+    ckpt_path: Path,
+    path: Path,
+    task: str,
+    mask: Path | None,
+    factor: int | list[int],
+    method: str,
+    output: Path,
+) -> str:
     """The command that does the same task by another method."""
-    other = "posterior" if method != "posterior" else "gradient"
+    other = "posterior" if method != "posterior" else "gradient" if data.pixels is data else "dps"
     what = ["--task", task, *(["--mask", mask] if mask else []), *(["--factor", factor] if task == "upscale" else [])]
     call = ["restore", "--ckpt_path", ckpt_path, "--path", path, *what, "--method", other]
-    return [next_command(*call, "--output", f"{output}-{other}")]
+    return next_command(*call, "--output", f"{output}-{other}")
 
 
 def _model(pipeline: "Pipeline", ckpt_path: Path) -> dict[str, Any]:
