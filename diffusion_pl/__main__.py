@@ -22,7 +22,7 @@ TOOLS = {
     "compare": "show the metrics of two or more evaluations side by side",
     "sweep": "compare samplers at equal numbers of function evaluations (NFE)",
     "encode": "compute the noise that images or points come from, and interpolate",
-    "restore": "fill in missing parts of images: inpaint, colorize, upscale",
+    "restore": "fill in missing parts of images or fields: inpaint, colorize, upscale",
     "latents": "encode a data set of images once, for models that are trained on latents",
     "import": "convert a model of another package into a checkpoint",
     "export": "write a model for another package: diffusers, safetensors, ONNX, torch.export",

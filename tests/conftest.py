@@ -46,6 +46,7 @@ FLOORS: dict[str, float] = {
     "likelihood": 4,
     "losses": 4.1,
     "pipeline": 4.2,
+    "restoring": 4.3,
     # What needs nothing of the package: files, bounds, processes, signals.
     "runtime.bounds": 4.5,
     "runtime.reading": 4.5,
@@ -64,6 +65,7 @@ FLOORS: dict[str, float] = {
     "evaluation": 6.5,
     "interop": 6.55,
     "callbacks": 6.6,
+    "evaluation.outcome": 6.65,
     "evaluation.run": 6.7,
     "evaluation.stored": 6.75,
     "cli": 6.9,

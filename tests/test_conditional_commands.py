@@ -173,3 +173,10 @@ def test_a_conditional_model_is_evaluated_on_its_split(folder: Path) -> None:
 def test_bad_conditions_are_one_line(folder: Path, ckpt: Path, args: list[str], message: str) -> None:
     assert message in sample(folder, "refused", ckpt, *args).error
     assert not (folder / "refused").exists()
+
+
+@pytest.mark.parametrize("target", ["onnx", "torch_export"])
+def test_graphs_refuse_conditions_other_than_a_label(folder: Path, target: str) -> None:
+    done = cli(folder, "export", "--ckpt_path", LOW, "--to", target, "--output", "graph")
+    assert "the model has low, low_noise. Fix: set --to safetensors" in done.error
+    assert not (folder / "graph").exists()

@@ -153,11 +153,13 @@ def test_upscaled_images_have_the_means_of_the_blocks(folder: Path) -> None:
     ("args", "message"),
     [
         (["--task", "colorize"], "colorize needs a model of colour images, this one has 1 channel(s)"),
-        (["--task", "upscale", "--factor", 3], "factor 3 does not divide height x width 8x8"),
+        (["--task", "upscale", "--factor", 3], "factor 3 does not divide the size 8x8"),
         (["--task", "upscale", "--factor", 0], "factor must be at least 2, got 0"),
         (["--task", "sharpen"], "--task"),
         (["--repeats", 0], "repeats must be at least 1, got 0"),
         (["--mask", "in"], "in: give one mask, not a folder of 2"),
+        (["--mask", ":4"], "mask :4: expected start:stop for each axis of 8x8, such as :,:4"),
+        (["--task", "upscale", "--mask", "in/0.png"], "--mask is for --task inpaint and has no effect with --task"),
     ],
 )
 def test_bad_input_of_restore_is_one_line(folder: Path, args: list[Any], message: str) -> None:
@@ -169,7 +171,7 @@ def test_points_are_not_restored(folder: Path) -> None:
     error = cli(
         folder, "restore", "--ckpt_path", "runs/points/checkpoints/last.ckpt", "--path", "in", "--output", "no"
     ).error
-    assert error.endswith("is a model of points: only images can be restored")
+    assert error.endswith("is a model of points: only images and fields can be restored")
 
 
 # sweep ------------------------------------------------------------------------------------------------------------

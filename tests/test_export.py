@@ -17,8 +17,16 @@ import diffusion_pl
 from diffusion_pl.checkpoints import io as checkpoints
 from diffusion_pl.checkpoints.io import sha256_of
 from diffusion_pl.checkpoints.loading import load_model, load_pipeline, rebuild
+from diffusion_pl.conditions import Condition
+from diffusion_pl.data.unknown import not_given
+from diffusion_pl.denoisers import Epsilon, NetworkDenoiser
+from diffusion_pl.interop import WRITERS
 from diffusion_pl.interop.graphs import example
 from diffusion_pl.interop.model_card import model_card
+from diffusion_pl.networks import UNet
+from diffusion_pl.pipeline import Pipeline
+from diffusion_pl.samplers import DDIM, UniformGrid
+from diffusion_pl.schedules import VP
 
 TARGETS = ("safetensors", "onnx", "torch_export")
 
@@ -225,3 +233,19 @@ def test_an_exported_model_keeps_the_split_of_its_data(tmp_path: Path, old: bool
         data.setup("fit")
         held_out.append(data.part("val").__getitems__(torch.arange(20))["x"])
     assert torch.equal(*held_out)
+
+
+@pytest.mark.parametrize(
+    ("shape", "conditions", "named"),
+    [((1, 8, 8), {"size": Condition((2,))}, "size"), ((1, 8), {}, r"\(1, 8\)")],
+    ids=["vector", "1-D"],
+)
+def test_diffusers_refuses_what_its_unet_cannot_take(
+    tmp_path: Path, shape: tuple[int, ...], conditions: dict[str, Condition], named: str
+) -> None:
+    unet = UNet(shape, conditions=conditions, nf=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=())
+    denoiser = NetworkDenoiser(unet, VP(), Epsilon(), None)
+    pipeline = Pipeline(denoiser, DDIM(UniformGrid(4)), shape, conditions)
+    with pytest.raises(ValueError, match=f"{named}.*Fix: set --to safetensors"):
+        WRITERS["diffusers"](pipeline, not_given(shape, conditions), {"model": {"network": {}}}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -407,6 +407,28 @@ def test_a_damaged_chunk_of_zarr_is_one_line(tmp_path: Path) -> None:
         ready(str(path))
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_chunks_that_were_not_written_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], version: Any
+) -> None:
+    """They are read as the fill value: a number is said to be one, NaN is missing as any other."""
+    import zarr
+
+    for name, fill in (("zero", 0.0), ("nan", float("nan"))):
+        options = {"shape": (12, 16), "chunks": (2, 16), "dtype": "float32", "zarr_format": version}
+        array = zarr.create_array(tmp_path / name, fill_value=fill, **options)
+        array[2:] = np.random.default_rng(0).normal(size=(10, 16))
+    ready(str(tmp_path / "zero"))
+    assert "zero: 1 of 6 chunks of the array are not in the folder and are read as its fill value 0." in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(ValueError, match="32 values in 2 examples are NaN or infinite"):
+        ready(str(tmp_path / "nan"))
+    array[:2] = 1
+    ready(str(tmp_path / "nan"))
+    assert capsys.readouterr().out == ""
+
+
 def test_a_zarr_folder_of_one_array(tmp_path: Path) -> None:
     import zarr
 

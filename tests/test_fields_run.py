@@ -10,7 +10,8 @@ import pytest
 import torch
 from fields_model import SmallNet, fields, save
 from PIL import Image
-from shell import LAST, Outcome, cli, differences, images, scalars, tiny_config
+from shell import LAST, Outcome, cli, differences, images, scalars, start, tiny_config
+from torch import Tensor
 
 from diffusion_pl import load
 from diffusion_pl.conditions import Condition, of_batch
@@ -122,6 +123,24 @@ def test_fields_of_one_and_three_axes(tmp_path: Path, ending: str, sizes: tuple[
     written = tmp_path / "away/s" / f"samples{ending.rstrip('3')}"
     assert Fields(str(written), key="x").shape == (2, *sizes)
 
+    def read(path: Path) -> Tensor:
+        data = Fields(str(path), key="x", val_fraction=0.0)
+        data.setup()
+        return data.stored(torch.arange(len(data.part("train"))))["x"]
+
+    given = read(written).repeat_interleave(2, 0)
+    call = ("--path", written, "--num_samples", 2, "--sampler", "Ancestral", "--steps", 5, "--output")
+    colons = ",".join([":"] * (len(sizes) - 1) + ["2:4"])
+    assert "3 fields restored 2 times" in drawn(tmp_path, "restore", run, *call, "box", "--mask", colons).out
+    restored = read(tmp_path / "away/box" / written.name)
+    assert restored[..., 2:4].numpy() == pytest.approx(given[..., 2:4].numpy(), rel=1e-5, abs=1e-4)
+    assert (restored[..., 4:] - given[..., 4:]).abs().amin() > 0
+    factor = [1] * (len(sizes) - 1) + [2]
+    drawn(tmp_path, "restore", run, *call, "up", "--task", "upscale", "--factor", json.dumps(factor))
+    means = [x.unflatten(-1, (-1, 2)).mean(-1).numpy() for x in (read(tmp_path / "away/up" / written.name), given)]
+    assert means[0] == pytest.approx(means[1], rel=1e-5, abs=1e-4)
+    assert (tmp_path / "away/up/grid.png").is_file() and (tmp_path / "away/up/samples.png").is_file()
+
 
 def conditional(folder: Path) -> dict[str, Any]:
     x = fields(40, 1, 8, 8)
@@ -158,6 +177,32 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, missing: boo
     a, b = state(whole), state(tmp_path / "runs/parts")
     for key in ("state_dict", "averages", "optimizer_states", "Fields"):
         assert not list(differences(a[key], b[key]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("missing", "memory_gb"), [("refuse", 1.0), ("mask", 0.0)], ids=["memory", "disk-missing"])
+def test_two_processes_resume_exactly(tmp_path: Path, missing: str, memory_gb: float) -> None:
+    x = fields(40, 2, 8, 8)
+    if missing == "mask":
+        x[np.random.default_rng(0).random(x.shape) < 0.2] = np.nan
+    path = save(tmp_path / "x.h5", x=x)
+    pair = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accelerator": "cpu"}
+    file = config(tmp_path, path, data={"memory_gb": memory_gb, "missing": missing}, **pair)
+
+    def two(run: str, *args: Any) -> dict[str, Any]:
+        process = start(tmp_path, "fit", "--config", file.name, "--run", run, *args)
+        _, error = process.communicate(timeout=240)
+        assert process.returncode == 0, error
+        return state(tmp_path / "runs" / run)
+
+    whole = two("whole")
+    assert two("parts", "--trainer.max_steps", 3)["global_step"] == 3
+    parts = two("parts", "--ckpt_path", "last")
+    for key in ("state_dict", "averages", "optimizer_states", "Fields"):
+        assert not list(differences(whole[key], parts[key]))
+    alone = state(fit(tmp_path, path, run="alone", data={"memory_gb": memory_gb, "missing": missing}))
+    assert not list(differences(whole["Fields"], alone["Fields"]))  # scaling and split
+    assert list(differences(whole["state_dict"], alone["state_dict"]))  # the noise is that of two processes
 
 
 def test_a_likelihood_of_missing_values_is_refused(tmp_path: Path) -> None:

@@ -349,7 +349,7 @@ def test_a_model_of_latents_ends_in_images(exact: Path, tmp_path: Path) -> None:
     real, restored = (np.asarray(Image.open(tmp_path / name)) for name in ("s/1.png", "restored/0.png"))
     assert np.abs(real[:, :4].astype(int) - restored[:, :4]).max() <= 1
     done = cli(tmp_path, "restore", "--ckpt_path", run, "--path", "s/1.png", "--task", "upscale", "--output", "r")
-    assert done.code == 2 and "--task" in done.err
+    assert done.code == 2 and "Fix: --method posterior or dps" in done.error
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_the_posterior_keeps_what_is_known(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "share"),
     [
-        (["posterior", "--steps", 40], 0.5),
+        (["posterior", "--steps", 40], 0.6),
         pytest.param(["dps", "--steps", 150, "--scale", 1], 0.8, marks=pytest.mark.slow),
     ],
 )

@@ -30,12 +30,14 @@ class Autoencoder(nn.Module, ABC):
         image_channels: C.
         latent_channels: c.
         factor: f, by which height and width are divided.
+        patchwise: whether the latents at a place are those of the f × f pixels there alone, and give them back exactly.
         name: what it was opened as: a folder, a name of the hub or a checkpoint; "": made in this process.
     """
 
     image_channels: int
     latent_channels: int
     factor: int
+    patchwise: bool = False
     name: str = ""
 
     @property

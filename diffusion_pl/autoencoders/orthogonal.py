@@ -24,6 +24,8 @@ class Orthogonal(Recorded, Autoencoder):
         ValueError: it does not.
     """
 
+    patchwise = True
+
     def __init__(self, shape: Shape, factor: int = 2) -> None:
         super().__init__()
         self.image_channels, self.factor = shape[0], factor

@@ -56,7 +56,8 @@ class VQ(Convolutional):
         return self.codebook[nearest].reshape(places.shape).movedim(-1, 1).to(z)
 
     def decode(self, z: Tensor) -> Tensor:
-        return super().decode(self.quantized(z))
+        # z − z is exactly 0, and its gradient is that of z: the gradient passes the choice of the code (Sec. 3.2).
+        return super().decode(self.quantized(z) + (z - z.detach()))
 
     def reconstruct(self, x: Tensor, eps: Tensor) -> Reconstruction:
         z = self.encode(x).mean

@@ -102,6 +102,25 @@ class DataModule(Recorded, LightningDataModule, ABC):
         return self
 
     @property
+    def pixels(self) -> "DataModule":
+        """The format of what files hold, in model units: these data themselves, of latents that of the images."""
+        return self
+
+    def to_pixels(self, x: Tensor) -> Tensor:
+        """Model units -> those of `pixels`, with gradients: unchanged, of latents decoded. x: (N, *shape)."""
+        return x
+
+    def from_pixels(self, x: Tensor) -> Tensor:
+        """The inverse: unchanged, of latents encoded (their mean). x: (N, *pixels.shape)."""
+        return x
+
+    @property
+    def patch(self) -> int | None:
+        """Height and width of the pixels that each place of an example stands for, exactly and alone: 1; of latents
+        that of a patch, or None: a latent depends on other pixels too, or loses some."""
+        return 1
+
+    @property
     def is_field(self) -> bool:
         """Whether examples are continuous fields: (C, *sizes), 1 to 3 spatial axes, without quantization levels."""
         return 2 <= len(self.shape) <= 4 and not self.is_image and self.units.levels is None

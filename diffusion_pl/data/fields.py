@@ -13,11 +13,12 @@ from torch import Tensor
 from ..conditions import Condition, from_plain, to_plain
 from .arrays import same_values
 from .axes import as_stored, axes_of, check_axes, example_shape
+from .base import say
 from .field_conditions import ConditionColumn, condition_column, find
 from .field_measures import Measured, measure
 from .field_reading import FieldFormat, read_condition, read_fields, read_mask, real
 from .field_source import Column, FieldSource, in_memory
-from .float_files import open_arrays, write_array
+from .float_files import gaps, open_arrays, write_array
 from .indexed import Examples, Indexed
 from .loader import Batch, Source
 from .units import Standardized
@@ -131,6 +132,8 @@ class Fields(Indexed):
 
     def examples(self) -> Examples:
         _, source, labels = self._open()
+        for line in filter(None, (gaps(column.rows) for column in source.columns.values())):
+            say(f"{self.source}: {line}")
         fits = len(source) * source.bytes_each <= self.memory_gb * 1e9
         train: Source = in_memory(source) if fits else source
         return Examples(train, labels, groups=same_values(self.source, train, "fields"))

@@ -144,8 +144,25 @@ class ZarrRows:
             raise ValueError(f"{self.path}: a chunk of {name} is damaged ({_reason(error)}): create it again") from None
         return rows
 
+    def gaps(self) -> str:
+        """Which chunks are not in the folder, in a line; "" if all are, or if they are read as NaN."""
+        array = self.opened()
+        missing, fill = array.nchunks - array.nchunks_initialized, array.fill_value or 0
+        if not missing or not np.isfinite(fill):
+            return ""
+        name = self.name or "the array"
+        return (
+            f"{missing:,} of {array.nchunks:,} chunks of {name} are not in the folder and are read as its fill value "
+            f"{fill:g}. If they were never written, set the fill value to NaN"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_array": None}
+
+
+def gaps(rows: Rows) -> str:
+    """What is not there of rows and is read as a number all the same, in a line; "" if nothing is missing."""
+    return rows.gaps() if isinstance(rows, ZarrRows) else ""
 
 
 def open_arrays(path: Path) -> ArrayFile:

@@ -262,6 +262,25 @@ class Images(Indexed):
             )
 
 
+class ImageFormat(Images):
+    """A format of images without any examples, to read and write files of it.
+
+    Args:
+        source: What to call the data in messages.
+        format: Of the images.
+    """
+
+    def __init__(self, source: str, format: Format) -> None:
+        super().__init__(source)
+        self._format = format
+
+    def inspect(self) -> Format:
+        return self.format
+
+    def examples(self) -> Examples:
+        raise ValueError(f"{self.source}: there are no examples, only the format of images is known")
+
+
 def read_pixels(path: Path, shape: tuple[int, ...], units: Levels) -> list[Tensor]:
     """An image, or all of a folder (but grid.png), in [−1, 1].
 

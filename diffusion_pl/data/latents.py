@@ -23,7 +23,7 @@ from ..autoencoders import Autoencoder, open_autoencoder, weights_hash
 from ..autoencoders.opening import trusted_class
 from ..conditions import Condition, from_plain
 from .base import SPLITS, DataModule
-from .images import read_pixels, write_pixels
+from .images import Format, ImageFormat, write_pixels
 from .latent_draws import Drawn, Fixed, LatentSource
 from .latent_files import opened
 from .latent_online import Online
@@ -174,6 +174,20 @@ class Latents(DataModule):
         if read_record(self.path).get("online"):
             self.originals.prepare_data()
 
+    @property
+    def pixels(self) -> DataModule:
+        return ImageFormat(self.source, Format(self.image_shape, levels=self.record["levels"]))
+
+    def to_pixels(self, x: Tensor) -> Tensor:
+        return self.units.images(x)
+
+    def from_pixels(self, x: Tensor) -> Tensor:
+        return self.units.encode_scaled(x)
+
+    @property
+    def patch(self) -> int | None:
+        return self.codec.factor if self.codec.patchwise else None
+
     def setup(self, stage: str | None = None) -> None:
         """Open the files, or the images and the autoencoder.
 
@@ -258,8 +272,7 @@ class Latents(DataModule):
 
     def read(self, path: Path) -> Tensor:
         """Images of a file or folder, encoded: the mean of their latents, (N, c, h, w)."""
-        units = self.units
-        return units.encode_scaled(torch.stack(read_pixels(path, self.image_shape, units.pixels)))
+        return self.from_pixels(self.pixels.read(path))
 
     def array(self, x: Tensor) -> NDArray[Any]:
         units = self.units

@@ -3,7 +3,9 @@
 Only operators with A Aᵀ = c I are here, whose pseudo-inverse is Aᵀ/c: a mask, the mean of colours, the mean of blocks.
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,7 +55,7 @@ class Masked(Operator):
 
 
 class Gray(Operator):
-    """Mean of the C channels: (B, C, H, W) -> (B, 1, H, W)."""
+    """Mean of the C channels: (B, C, *sizes) -> (B, 1, *sizes)."""
 
     def __init__(self, channels: int = 3) -> None:
         self.channels, self.gram = channels, 1 / channels
@@ -62,22 +64,31 @@ class Gray(Operator):
         return x.mean(1, keepdim=True)
 
     def transpose(self, y: Tensor) -> Tensor:
-        return y.expand(-1, self.channels, -1, -1) / self.channels
+        return y.expand(-1, self.channels, *[-1] * (y.ndim - 2)) / self.channels
 
 
 class Coarse(Operator):
-    """Mean of blocks of factor x factor pixels: (B, C, H, W) -> (B, C, H/factor, W/factor)."""
+    """Mean of blocks along the spatial axes: (B, C, *sizes) -> (B, C, *sizes/factor).
 
-    def __init__(self, factor: int) -> None:
-        if factor < 2:
+    Args:
+        factor: Size of the blocks on each axis, at least 1, and not 1 on all; one number: on both axes of images.
+    """
+
+    def __init__(self, factor: int | Sequence[int]) -> None:
+        self.factor = (factor, factor) if isinstance(factor, int) else tuple(factor)
+        if not self.factor or min(self.factor) < 1 or max(self.factor) < 2:
             raise ValueError(f"factor must be at least 2, got {factor}")
-        self.factor, self.gram = factor, 1 / factor**2
+        self.gram = 1 / math.prod(self.factor)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool2d(x, self.factor)
+        for axis, factor in enumerate(self.factor, 2):
+            x = x.unflatten(axis, (-1, factor)).mean(axis + 1)
+        return x
 
     def transpose(self, y: Tensor) -> Tensor:
-        return y.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3) * self.gram
+        for axis, factor in enumerate(self.factor, 2):
+            y = y.repeat_interleave(factor, axis)
+        return y * self.gram
 
 
 class Reconstructing(Denoiser):

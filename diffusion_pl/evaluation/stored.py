@@ -11,8 +11,8 @@ from ..data.stored import StoredImages, read_stored
 from ..metrics.extractors import identity
 from ..runtime.devices import device_of
 from .features import Features, Reference, hash_of, note_of, read_reference
+from .outcome import Results, extractor_on, measure
 from .plan import Plan
-from .run import Results, extractor_on, measure
 
 
 class StoredEvaluation:

@@ -73,8 +73,8 @@ def _network(pipeline: Pipeline, config: Spec) -> tuple[Spec, dict[str, Tensor]]
     others = ", ".join(name for name in pipeline.conditions if name != "label")
     if others or len(pipeline.shape) != 3:
         raise ValueError(
-            f"UNet2DModel is for images (C, H, W) and at most the condition label, this UNet for data of shape "
-            f"{pipeline.shape} and {others or 'no other'}"
+            f"UNet2DModel takes images (C, H, W) and at most the condition label, the model has the shape "
+            f"{pipeline.shape} and the conditions {others or 'label, or none'}. Fix: set --to safetensors"
         )
     option = _options(config)
     for name, value in HELD.items():

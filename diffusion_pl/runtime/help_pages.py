@@ -259,12 +259,13 @@ PAGES = {
     ),
     "restore": _tool_page(
         "restore",
-        "Fill in the missing parts of images (inpaint, colorize, upscale) with samples of a model that was not "
-        "trained for it.",
+        "Fill in the missing parts of images or fields (inpaint, colorize, upscale) with samples of a model that was "
+        "not trained for it.",
         "--ckpt_path PATH --path PATH [--OPTION VALUE …]",
         (
             "--ckpt_path runs/digits-vp --path image.png --task inpaint --mask mask.png",
             "--ckpt_path runs/digits-vp --path images --task upscale --factor 4 --method gradient",
+            "--ckpt_path runs/fields-edm --path fields.npy --mask :,8:16 --method posterior",
         ),
     ),
     "latents": _tool_page(
