@@ -75,7 +75,8 @@ def restore(
         steps: Number of grid times, at least 1, such as 50; without --grid they have equal shares of t; None: the
             checkpoint's.
         cond: Conditions of all examples, by name, as for `sample`: --cond.label 3 or a class's name.  None: of any
-            class; other conditions are not given either, if training dropped them at random.
+            class; those that can be made of what is known, as low and masked, are; others are not given, if training
+            dropped them at random.
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """
@@ -84,11 +85,11 @@ def restore(
     from ..data.base import count
     from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
-    from .choices import choose, noted
+    from .choices import choose, derive, noted
 
     pipeline, data = load_pipeline(ckpt_path, weights)
     image_shape = _image_shape(pipeline, data, ckpt_path, None if operator is not None else task)
-    pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
+    pipeline = choose(pipeline, sampler, grid, steps, cond=cond).with_seed(seed)
     pipeline = pipeline.to(device_of(accelerator))
     way = _WAYS[method]
     way.check(method, operator, mask, sampler)
@@ -97,6 +98,10 @@ def restore(
         operator.to(pipeline.device).requires_grad_(False)
     measure = operator or _operator(task, pipeline.shape, known, factor, pipeline.device)
     x_0 = data.read(path)
+    conditions = {} if operator is not None else data.conditions_from(_kept(measure, x_0.to(pipeline.device)), known)
+    each = {name: value.cpu().repeat_interleave(num_samples, 0) for name, value in conditions.items()}
+    pipeline, made = derive(pipeline, each)
+    pipeline = pipeline.without_cond()
     call = {
         **_model(pipeline, ckpt_path),
         "examples": hashlib.sha256(x_0.numpy().tobytes()).hexdigest(),
@@ -106,7 +111,7 @@ def restore(
         "scale": scale,
         "noise": noise,
         "num_samples": num_samples,
-        "cond": noted(pipeline, cond),
+        "cond": noted(pipeline, {**(cond or {}), **made}),
     }
     of = f"task {task}" if operator is None else f"operator {type(operator).__name__}"
     with OutputFolder(output, call) as folder:
@@ -281,6 +286,12 @@ _WAYS = {
     "posterior": _Way(_matched, linear=False),
     "dps": _Way(_dps, linear=False, own=True),
 }
+
+
+def _kept(operator: Any, x_0: "Tensor") -> "Tensor":
+    """What a linear operator keeps of images x_0, as images, on the CPU."""
+    kept: Tensor = operator.transpose(operator(x_0)).cpu() / operator.gram
+    return kept
 
 
 def _samples(pipeline: "Pipeline", measure: Any, y: "Tensor") -> "Tensor":

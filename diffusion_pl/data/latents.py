@@ -22,9 +22,9 @@ from ..autoencoders import Autoencoder, open_autoencoder, weights_hash
 from ..autoencoders.opening import trusted_class
 from ..conditions import Condition, class_count, from_plain, to_plain
 from .base import SPLITS, DataModule
-from .images import read_pixels, write_pixels
 from .latent_files import Drawn, Fixed, Rows, opened, read_record
 from .loader import Batch, Loader
+from .pixels import read_pixels, write_pixels
 from .units import Latent, Levels
 
 #: What a checkpoint keeps of latents.json.
