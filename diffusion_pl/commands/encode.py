@@ -111,12 +111,14 @@ def encode(
 
 def _along(values: "Tensor", between: int) -> "Tensor":
     """Values of a condition for examples and `between` samples between each two: on the line; labels, the first's."""
+    from itertools import pairwise
+
     import torch
 
     if not values.is_floating_point():
         return torch.cat((values[:-1].repeat_interleave(between + 1), values[-1:]))
     share = torch.linspace(0, 1, between + 2, device=values.device)[:-1].reshape(-1, *[1] * (values.ndim - 1))
-    lines = [torch.lerp(a, b, share) for a, b in zip(values[:-1], values[1:], strict=True)]
+    lines = [torch.lerp(a, b, share) for a, b in pairwise(values)]
     return torch.cat((*lines, values[-1:]))
 
 

@@ -94,8 +94,8 @@ def evaluate(
         scale: Guidance scale w of a model with conditions, such as 2; 1 is the plain model.  None: 1.
         drop: Names of the conditions that --scale strengthens, such as label text; the estimate without guidance lacks
             them and keeps the others.  None: those that training dropped at random.
-        cond: Conditions of all samples, by name, as for `sample`: --cond.label 3, --cond.low FILE.  None: all classes in
-            turn, of other conditions those of examples of the split.
+        cond: Conditions of all samples, by name, as for `sample`: --cond.label 3, --cond.low FILE.  None: all classes
+            in turn, of other conditions those of examples of the split.
         extractor: Network of features: InceptionV3 (the default; --extractor.weights FILE without a network
             connection), DigitsClassifier, or any module by class path that maps uint8 images to rows.
         reference: File reference.npz of another evaluation, where the data are missing; for fid alone; None: the data.
