@@ -83,7 +83,7 @@ def test_processes_share_the_noise_of_a_batch() -> None:
 
 
 def test_masks_are_boxes_with_their_distribution() -> None:
-    """The height is uniform in 1 … H, the place uniform among those of the height, as of the width; half are inverted."""
+    """The height is uniform in 1 … H, and its place uniform, as of the width; half are inverted."""
     n, (height, width) = 8000, (4, 6)
     u = torch.rand(n, 5, generator=torch.Generator().manual_seed(0))
     mask = RandomMasks()({"x": torch.zeros(n, 3, height, width)}, u)["mask"]
@@ -251,7 +251,7 @@ def test_of_two_parts_the_text_encoder_is_taken(
     capfd.readouterr()
     made = TextEncoder(str(tmp_path), 6)
     values = made(["a red coat", "the coat the coat the coat the"])
-    ids = torch.tensor([[WORDS.split().index(word) for word in "a red coat </s>".split()]])
+    ids = torch.tensor([[WORDS.split().index(word) for word in ["a", "red", "coat", "</s>"]]])
     with torch.no_grad():
         alone = getattr(model, part)(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
     assert values.shape == (2, 6, made.width) == (2, 6, 16)

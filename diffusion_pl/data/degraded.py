@@ -147,7 +147,8 @@ class Masked(Degradation):
 
     def added(self, batch: Batch) -> Batch:
         batch = dict(batch)
-        return {**batch, "masked": torch.where(batch.pop("mask"), batch["x"], torch.nan)}
+        batch["masked"] = torch.where(batch.pop("mask"), batch["x"], torch.nan)
+        return batch
 
     def of(self, x: Tensor, known: Tensor | None = None) -> Batch:
         return {} if known is None else {"masked": torch.where(known.to(x) > 0, x, torch.nan)}
