@@ -98,12 +98,10 @@ def derive(pipeline: Pipeline, conditions: Mapping[str, Tensor]) -> tuple[Pipeli
         pipeline: with the conditions that are given.
         conditions: of the examples, (N, *shape) each; samples get them in turn.
     """
-    own = {
-        name: value for name, value in conditions.items() if name in pipeline.conditions and name not in pipeline.cond
-    }
+    names = [name for name in pipeline.conditions if name in conditions and name not in pipeline.cond]
+    own = {name: conditions[name] for name in names}
     if own and not rank_label():
-        first = next(iter(own))
-        print(f"{', '.join(own)}: made of the examples; --cond.{first} gives another")
+        print(f"{', '.join(names)}: made of the examples; --cond.{names[0]} gives another")
     return pipeline.with_cond(**own), dict.fromkeys(own, "made of the examples")
 
 
