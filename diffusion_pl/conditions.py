@@ -10,6 +10,8 @@ shape of one value says its kind:
     (C, L)          image       along 1 spatial axis, if `Condition.image` says so
 
 Of the last three, NaN stands for "not given": the whole value, a token of a sequence, a pixel of an image.
+
+One image condition may be a prediction of x, in the units of x: then the network learns the residual, x − prediction.
 """
 
 import difflib
@@ -24,19 +26,23 @@ from torch.nn import functional as F
 KINDS = ("label", "vector", "sequence", "image")
 #: Entries of a batch that the network does not get: the examples, and which of their values are not missing.
 EXAMPLES = ("x", "observed")
+#: What else networks and samplers get.
+TAKEN = (*EXAMPLES, "warp", "x_t", "t", "r", "c_noise", "path", "progress")
 
 
 class Condition(NamedTuple):
     """One condition of a model.
 
     shape: of one example's value, without the batch;  classes: of a label, else None;  names: of the classes, in their
-    order, or () if they have none;  image: a value of shape (C, L) is an image along one spatial axis and no sequence.
+    order, or () if they have none;  image: a value of shape (C, L) is an image along one spatial axis and no sequence;
+    prediction: the value is a prediction of x, whose residual the network learns.
     """
 
     shape: tuple[int, ...] = ()
     classes: int | None = None
     names: tuple[str, ...] = ()
     image: bool = False
+    prediction: bool = False
 
     @property
     def kind(self) -> str:
@@ -78,6 +84,7 @@ def to_plain(conditions: Conditions) -> dict[str, Any]:
             "classes": c.classes,
             "names": list(c.names),
             **({"image": True} if c.image else {}),
+            **({"prediction": True} if c.prediction else {}),
         }
         for name, c in conditions.items()
     }
@@ -86,9 +93,39 @@ def to_plain(conditions: Conditions) -> dict[str, Any]:
 def from_plain(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Condition]:
     """The inverse of `to_plain`."""
     return {
-        name: Condition(tuple(c["shape"]), c["classes"], tuple(c["names"]), c.get("image", False))
+        name: Condition(
+            tuple(c["shape"]), c["classes"], tuple(c["names"]), c.get("image", False), c.get("prediction", False)
+        )
         for name, c in plain.items()
     }
+
+
+def prediction_of(conditions: Conditions) -> str | None:
+    """Name of the condition that is a prediction of x; None: there is none."""
+    return next((name for name, condition in conditions.items() if condition.prediction), None)
+
+
+def as_prediction(place: str, name: str, conditions: Conditions, shape: tuple[int, ...]) -> dict[str, Condition]:
+    """The conditions, one of which is a prediction of x.
+
+    Args:
+        place: the option that names it, for messages.
+        name: of the condition.
+        conditions: of the data.
+        shape: of x.
+
+    Raises:
+        ValueError: there is no such condition, or it is no image of the shape of x.
+    """
+    if name not in conditions:
+        raise ValueError(f"{place}: {name} is not a condition of the data; they have {', '.join(conditions) or 'none'}")
+    condition = conditions[name]
+    if condition.kind != "image" or condition.shape != tuple(shape):
+        raise ValueError(
+            f"{place}: {name} is a {condition.kind} of shape {condition.shape}, and a prediction must be an image of "
+            f"the shape of the data, {tuple(shape)}"
+        )
+    return {**conditions, name: condition._replace(prediction=True)}
 
 
 def null(value: Tensor) -> Tensor:
@@ -99,6 +136,20 @@ def null(value: Tensor) -> Tensor:
 def of_batch(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a network gets of a batch besides x: the conditions, and what an augmentation adds."""
     return {name: value for name, value in batch.items() if name not in EXAMPLES}
+
+
+def check_own_name(name: str, others: Sequence[str] = ()) -> None:
+    """Raise ValueError for a name of a person's own condition that is none, or that networks, samplers or others use.
+
+    Args:
+        name: of the condition.
+        others: names that are used too.
+    """
+    taken = (*TAKEN, *others)
+    if name in taken or not name.isidentifier():
+        raise ValueError(
+            f"data.conditions.{name}: a condition must have a name of letters other than {', '.join(taken)}"
+        )
 
 
 def check_names(names: Mapping[str, object], conditions: Conditions) -> None:

@@ -46,6 +46,40 @@ def fit_conditional(folder: Path, run: str, options: dict[str, Any], **changes: 
     return Path("runs") / run / "checkpoints/last.ckpt"
 
 
+def tiny_t5(folder: Path) -> Any:
+    """A T5 of encoder and decoder, of 2 layers and 16 features, saved with a tokenizer of words; the model."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=16, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    return _saved(transformers.T5ForConditionalGeneration(config), folder)
+
+
+def tiny_clip(folder: Path) -> Any:
+    """A CLIP of texts and images, of 2 layers and 16 features, saved with a tokenizer of words; the model."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**size, "vocab_size": 16, "max_position_embeddings": 12, "eos_token_id": 2}
+    config = transformers.CLIPConfig(text_config=text, vision_config={**size, "image_size": 8, "patch_size": 4})
+    return _saved(transformers.CLIPModel(config), folder)
+
+
+def _saved(model: Any, folder: Path) -> Any:
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = Tokenizer(models.WordLevel({w: k for k, w in enumerate(WORDS.split())}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    model.eval().save_pretrained(folder)
+    return model
+
+
+WORDS = "<pad> <unk> </s> a the red coat digit"
+
+
 def tiny_encoder(folder: Path, seed: int = 0) -> str:
     """A BERT of 2 layers and 16 features with a vocabulary of words, saved as `transformers` saves it."""
     transformers = pytest.importorskip("transformers")

@@ -18,6 +18,7 @@ from diffusion_pl.checkpoints.loading import load_pipeline
 
 LOW = Path("runs/low/checkpoints/last.ckpt")
 TEXT = Path("runs/text/checkpoints/last.ckpt")
+MASKED = Path("runs/masked/checkpoints/last.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     options = {"captions": "the digit {}", "text_encoder": "encoder", "tokens": 5, "low": 4, "conditional": True}
     assert fit_conditional(folder, "text", options, model__loss__dropout={"text": 0.2}) == TEXT
+    assert fit_conditional(folder, "masked", {"masked": True}) == MASKED
+    save(folder / "digit.png", np.random.default_rng(1).integers(0, 256, (8, 8)))
+    save(folder / "mask.png", 255.0 * (np.arange(64).reshape(8, 8) < 24))
     save(folder / "low.png", np.random.default_rng(0).integers(0, 256, (4, 4)))
     save(folder / "wide.png", np.zeros((5, 7)))
     return folder
@@ -143,8 +147,36 @@ def test_all_commands_take_conditions(folder: Path) -> None:
     ):
         done = cli(folder, command, "--ckpt_path", TEXT, "--output", command, *options, *given)
         assert done.code == 0, done.err
-    error = cli(folder, "encode", "--ckpt_path", TEXT, "--output", "e2", "--path", "low.png").error
-    assert "cond.low: a value is missing" in error  # training did not drop it
+
+
+def test_conditions_are_made_of_the_examples(folder: Path) -> None:
+    outputs = []
+    for output, given in (("own", []), ("same", ["--cond.low", "digit.png", "--cond.low_noise", "0"])):
+        done = cli(folder, "encode", "--ckpt_path", LOW, "--path", "digit.png", "--output", output, *given)
+        assert done.code == 0, done.err
+        assert ("low, low_noise: made of the examples; --cond.low gives another" in done.out) == (not given)
+        outputs.append(np.load(folder / output / "latents.npz")["eps"])
+    np.testing.assert_array_equal(*outputs)
+    again = "--cond.low digit.png --output again"
+    assert again in cli(folder, "encode", "--ckpt_path", LOW, "--path", "digit.png", "--output", "own").out
+    restore = ["restore", "--path", "digit.png", "--mask", "mask.png", "--num_samples", 2, "--method", "gradient"]
+    done = cli(folder, *restore, "--ckpt_path", MASKED, "--output", "inpainted")
+    assert done.code == 0 and "masked: made of the examples" in done.out, done.err
+    x, known = (np.asarray(Image.open(folder / file)) for file in ("digit.png", "mask.png"))
+    restored = np.asarray(Image.open(folder / "inpainted" / "1.png"))
+    assert np.abs(restored.astype(int) - x)[known > 0].max() <= 8  # 17 levels of 255
+    error = cli(folder, "encode", "--ckpt_path", MASKED, "--output", "e2", "--path", "digit.png").error
+    assert "cond.masked: a value is missing" in error  # training did not drop it, and no mask is given
+
+
+def test_a_masked_image_is_given_with_a_mask(folder: Path) -> None:
+    x = drawn(folder, "masked", MASKED, "--cond.masked", "[digit.png, mask.png]")
+    record = note(folder, "masked")["cond"]["masked"]
+    assert record == [{"file": name, "sha256": sha256_of(folder / name)} for name in ("digit.png", "mask.png")]
+    pipe, data = load_pipeline(folder / MASKED)
+    image = data.read(folder / "digit.png")[0]
+    image[:, 3:] = float("nan")
+    np.testing.assert_array_equal(data.array(pipe.with_cond(masked=image).samples(range(pipe.block)).x_0[:5]), x)
 
 
 def test_a_conditional_model_is_evaluated_on_its_split(folder: Path) -> None:
@@ -157,9 +189,20 @@ def test_a_conditional_model_is_evaluated_on_its_split(folder: Path) -> None:
     assert result["model"]["conditions"] == "100 examples of the train split in turn"
 
 
+def test_a_condition_of_all_samples_is_evaluated(folder: Path) -> None:
+    call = ["evaluate", "--ckpt_path", LOW, "--num_samples", 50, "--cond.low", "low.png", "--output", "one"]
+    done = cli(folder, *call, "--metrics", "fid", "--extractor", "diffusion_pl.metrics.DigitsClassifier")
+    assert done.code == 0, done.err
+    model = json.loads((folder / "one" / "evaluation.json").read_text())["figures"]["fid"]["model"]
+    assert model["cond"] == {"low": {"file": "low.png", "sha256": sha256_of(folder / "low.png")}}
+    error = cli(folder, *call, "--metrics", "nll").error
+    assert "cond: nll take the conditions of their examples" in error
+
+
 @pytest.mark.parametrize(
     ("ckpt", "args", "message"),
     [
+        (MASKED, ["--cond.masked", "digit.png"], "cond.masked: expected an image and its mask"),
         (LOW, ["--cond.text", "a"], "cond.text: the model has no such condition; it has low, low_noise"),
         (LOW, ["--cond.low", "wide.png"], "cond.low: wide.png: expected an image of 4x4 or 8x8, got 5x7"),
         (LOW, ["--cond.low", "missing.png"], "missing.png: no such file or folder"),

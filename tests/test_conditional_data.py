@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conditional_model import tiny_encoder
+from conditional_model import WORDS, tiny_clip, tiny_encoder, tiny_t5
 from PIL import Image
 from scipy import stats
 
 from diffusion_pl.conditions import Condition
 from diffusion_pl.data import Arrays, Digits
-from diffusion_pl.data.degraded import LowNoise
+from diffusion_pl.data.degraded import LowNoise, RandomMasks
 from diffusion_pl.data.text import TextEncoder
 
 SIZE = (1, 8, 8)
@@ -79,9 +79,77 @@ def test_processes_share_the_noise_of_a_batch() -> None:
         assert torch.equal(value[0::2], shares[0][name]) and torch.equal(value[1::2], shares[1][name])
 
 
+# Inpainting.
+
+
+def test_masks_are_boxes_with_their_distribution() -> None:
+    """The height is uniform in 1 … H, and its place uniform, as of the width; half are inverted."""
+    n, (height, width) = 8000, (4, 6)
+    u = torch.rand(n, 5, generator=torch.Generator().manual_seed(0))
+    mask = RandomMasks()({"x": torch.zeros(n, 3, height, width)}, u)["mask"]
+    assert mask.shape == (n, 1, height, width) and mask.dtype == torch.bool
+    inverted = u[:, 4] < 0.5
+    box = mask[:, 0] ^ inverted[:, None, None]
+    rows, columns = box.any(2), box.any(1)
+    assert torch.equal(box, rows[:, :, None] & columns[:, None, :])  # a box, and no more
+    assert stats.chisquare(rows.sum(1).bincount(minlength=5)[1:].numpy()).pvalue > 0.01
+    assert stats.chisquare(columns.sum(1).bincount(minlength=7)[1:].numpy()).pvalue > 0.01
+    first = rows[rows.sum(1) == 2].int().argmax(1)
+    assert stats.chisquare(first.bincount(minlength=3).numpy()).pvalue > 0.01
+    assert float(inverted.float().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_masked_image_is_the_image_or_missing() -> None:
+    data = digits(masked=True)
+    assert data.conditions == {"masked": Condition(SIZE)}
+    first, again = (torch.cat([b["masked"] for b in data.batches("val", size)]) for size in (30, 7))
+    x = torch.cat([batch["x"] for batch in data.batches("val", 30)])
+    torch.testing.assert_close(first, again, equal_nan=True)  # the mask of an example does not depend on its batch
+    known = ~first.isnan()
+    assert torch.equal(first[known], x[known]) and 0.3 < float(known.float().mean()) < 0.7
+    assert len({tuple(mask.flatten().tolist()) for mask in known}) > len(x) / 3
+    loader = iter(data.train_dataloader())
+    batches = [data.on_after_batch_transfer(next(loader), 0) for _ in range(2)]
+    assert all(sorted(batch) == ["masked", "x"] for batch in batches)
+    seen = [torch.cat([b["x"].nan_to_num(), b["masked"].isnan()], 1) for b in batches]
+    assert not torch.equal(seen[0][:, 1], seen[1][:, 1])
+
+
+def test_conditions_follow_from_what_is_known_of_an_image() -> None:
+    data = digits(low=4, low_noise=0.3, masked=True)
+    x = next(data.batches("val", 3))["x"]
+    whole = data.conditions_from(x)
+    assert sorted(whole) == ["low", "low_noise"] and not whole["low_noise"].any()
+    assert float((whole["low"][:, :, :2, :2] - x[:, :, :2, :2].mean((2, 3), keepdim=True)).abs().max()) < 1e-6
+    known = torch.zeros(1, 1, 8, 8)
+    known[..., :5] = 1
+    part = data.conditions_from(x, known)
+    assert torch.equal(part["masked"][..., :5], x[..., :5]) and part["masked"][..., 5:].isnan().all()
+    assert torch.equal(part["low"][..., :4], whole["low"][..., :4])
+    assert part["low"][..., 4:].isnan().all()  # a block of which a part is missing
+
+
+def test_a_masked_image_is_read_with_its_mask(tmp_path: Path) -> None:
+    read = digits(masked=True).readers["masked"]
+    image, mask = np.random.default_rng(2).integers(0, 256, (8, 8)), np.zeros((8, 8))
+    mask[:3] = 255
+    paths = [save(tmp_path / "image.png", image), save(tmp_path / "mask.png", mask)]
+    value = read(paths)
+    assert value.shape == (1, *SIZE) and value[0, 0, 3:].isnan().all()
+    np.testing.assert_allclose(value[0, 0, :3], image[:3] / 127.5 - 1, atol=1e-6)
+    for given, message in (
+        (paths[0], r"cond.masked: expected an image and its mask, .* Fix: --cond.masked '\[IMAGE, MASK\]'"),
+        ([paths[0], save(tmp_path / "small.png", mask[:4])], "cond.masked: .*small.png: expected an image of 8x8, got"),
+        ([paths[0], str(tmp_path)], "cond.masked: .*: expected an image of 8x8, got 4x8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(given)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"residual": "low"}, "data.residual: low is not a condition of the data; they have none"),
         ({"low": 3}, "Digits: low must divide the height and width, 8x8, got 3x3"),
         ({"low": 0}, "Digits: low must be height and width"),
         ({"low": 4, "low_noise": -1.0}, "Digits: low_noise must be at least 0"),
@@ -173,6 +241,36 @@ def test_a_text_is_encoded_as_the_library_does(encoder: str) -> None:
     alone = AutoModel.from_pretrained(encoder).eval()(**inputs).last_hidden_state[0]
     torch.testing.assert_close(values[0, :4], alone, rtol=1e-4, atol=1e-5)  # [CLS] the digit [SEP]
     assert values[0, 4:].isnan().all() and not values[1].isnan().any()  # the second is cut off
+
+
+@pytest.mark.parametrize(("make", "part"), [(tiny_t5, "encoder"), (tiny_clip, "text_model")])
+def test_of_two_parts_the_text_encoder_is_taken(
+    make: Any, part: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = make(tmp_path)
+    capfd.readouterr()
+    made = TextEncoder(str(tmp_path), 6)
+    values = made(["a red coat", "the coat the coat the coat the"])
+    ids = torch.tensor([[WORDS.split().index(word) for word in ["a", "red", "coat", "</s>"]]])
+    with torch.no_grad():
+        alone = getattr(model, part)(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+    assert values.shape == (2, 6, made.width) == (2, 6, 16)
+    torch.testing.assert_close(values[0, :4], alone, rtol=1e-4, atol=1e-5)
+    assert values[0, 4:].isnan().all() and not values[1].isnan().any()
+    whole, own = model.num_parameters(), sum(p.numel() for p in made.model.parameters())
+    assert own < 0.7 * whole and made.sha256 == TextEncoder(str(tmp_path), 9).sha256
+    assert capfd.readouterr() == ("", "")  # the library lists the weights of the other part
+
+
+def test_an_encoder_without_weights_is_refused(tmp_path: Path) -> None:
+    import transformers
+
+    model = tiny_clip(tmp_path)
+    state = {name: value for name, value in model.state_dict().items() if "text_model.encoder" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    assert transformers.__version__
+    with pytest.raises(ValueError, match=r"its weights lack .*layers\.0.* and 31 others"):
+        TextEncoder(str(tmp_path), 6)(["a"])
 
 
 def test_equal_encoders_have_equal_hashes(encoder: str, tmp_path: Path) -> None:

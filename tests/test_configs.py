@@ -43,6 +43,7 @@ ALIKE = [
     "datasaurus-attempt3",
     "digits-document2",
     "digits-improved",
+    "fields-residual",
     "mnist-ddpm",
     "mnist_colored_2-document0",
     "shoes-vp",
@@ -67,6 +68,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_all(root, 20)
     (root / "encoder").mkdir()
     tiny_encoder(root / "encoder")
+    (root / "pairs").mkdir()
+    for side in ("photos", "edges"):
+        (root / "pairs" / side).symlink_to(root / "anime")
     write_latents(root / "latents", Orthogonal((1, 28, 28), 4), FashionMNIST(str(root)))
     return root
 
@@ -76,6 +80,7 @@ def folder(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where to run: an empty folder, but for the data."""
     (tmp_path / "data").symlink_to(data)
     (tmp_path / "pictures").symlink_to(data / "anime")
+    (tmp_path / "pairs").symlink_to(data / "pairs")
     (tmp_path / "latents").symlink_to(data / "latents")
     accept_any_cifar10(monkeypatch)
     return tmp_path

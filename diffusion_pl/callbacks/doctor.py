@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .. import checks
 from ..checks import CHECKS, Finding
-from ..conditions import class_count, class_names, of_batch
+from ..conditions import class_count, class_names, of_batch, prediction_of
 from ..data import DataModule
 from ..denoisers import NoiseInput, StepIndex
 from ..losses import ChainELBO, DenoisingLoss, GridTimes, LossSecondMoment, TimeSampler
@@ -97,7 +97,7 @@ class Doctor(LeanCallback):
         parts, schedule = _parts(module), module.schedule
         second_moment, t = data.second_moment(), checks.draw_times(parts.times, schedule)
         examples = data.training_examples(256)
-        scale = data.units.value_range, second_moment, parts.sigma_data, data.units.levels
+        scale = data.units.value_range, _second_moment(data), parts.sigma_data, data.units.levels
         findings: Checks = {"data": checks.data(examples, *scale, of=len(data.part("train")))}
         counts = data.class_counts if "label" in data.conditions else None
         findings["classes"] = checks.classes(counts, class_names(data.conditions))
@@ -128,6 +128,15 @@ class Doctor(LeanCallback):
             if trainer.checkpoint_callbacks:
                 findings["disk"] = checks.disk(Path(trainer.default_root_dir), parameters, len(decays), optimizer)
         return findings
+
+
+def _second_moment(data: DataModule) -> float:
+    """Mean square per dimension of what the network models: of x_0, or of up to 256 residuals."""
+    name = prediction_of(data.conditions)
+    if name is None:
+        return data.second_moment()
+    batch = next(data.batches("train", 256))
+    return float((batch["x"] - batch[name].nan_to_num()).square().mean())
 
 
 class Parts(NamedTuple):

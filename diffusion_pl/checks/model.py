@@ -78,7 +78,7 @@ def data(
     Args:
         x_0: training examples in model units, (N, *).
         value_range: that the data declare.
-        second_moment: E x_0² per dimension.
+        second_moment: E x_0² per dimension, or that of the residuals, if the network models these.
         sigma_data: that the parameterization assumes; None: there is none.
         levels: of quantised data, over the whole range; None: they are not quantised.
         of: how many training examples there are; None: N.

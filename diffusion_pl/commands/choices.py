@@ -82,11 +82,27 @@ def noted(pipeline: Pipeline, cond: Mapping[str, Any] | None) -> dict[str, Any]:
 def _noted(kind: str, value: int | Tensor, given: Any) -> Any:
     if isinstance(value, int) or given is None:  # without a value it is not given, as for `encode`
         return value if isinstance(value, int) else None
+    if kind == "image" and isinstance(given, (list, tuple)):  # an image and its mask
+        return [_noted(kind, value, one) for one in given]
     path = Path(str(given)).expanduser()
     if isinstance(given, str) and os.path.exists(path):  # Path.exists raises for a long text
         values = hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
         return {"file": given, "sha256": sha256_of(path) if path.is_file() else values}
     return value.tolist() if kind == "vector" else given
+
+
+def derive(pipeline: Pipeline, conditions: Mapping[str, Tensor]) -> tuple[Pipeline, dict[str, str]]:
+    """The pipeline with conditions that follow from examples, where no value is given, and which: for the record.
+
+    Args:
+        pipeline: with the conditions that are given.
+        conditions: of the examples, (N, *shape) each; samples get them in turn.
+    """
+    names = [name for name in pipeline.conditions if name in conditions and name not in pipeline.cond]
+    own = {name: conditions[name] for name in names}
+    if own and not rank_label():
+        print(f"{', '.join(names)}: made of the examples; --cond.{names[0]} gives another")
+    return pipeline.with_cond(**own), dict.fromkeys(own, "made of the examples")
 
 
 def say_turns(pipeline: Pipeline) -> None:

@@ -39,7 +39,8 @@ def encode(
         steps: Number of grid times, at least 1, such as 50; the more, the smaller the error.  Without --grid they have
             equal shares of t.  None: the checkpoint's.
         cond: Conditions of all examples, by name, as for `sample`: --cond.label 3 or a class's name.  None: of any
-            class; other conditions are not given either, if training dropped them at random.
+            class; those that can be made of the examples, as low, are; others are not given, if training dropped them
+            at random.
         between: Number of samples between each two examples, at least 0.
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
@@ -61,20 +62,22 @@ def encode(
     from ..runtime.output_folder import OutputFolder
     from ..runtime.provenance import describe
     from ..tensors import not_finite
-    from .choices import choose, noted
+    from .choices import choose, derive, noted
 
     pipeline, data = load_pipeline(ckpt_path, weights)
-    pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond()
+    pipeline = choose(pipeline, sampler, grid, steps, cond=cond)
     device = device_of(accelerator)
     data.to(device)
     x_0 = data.read(path)
+    pipeline, made = derive(pipeline, data.conditions_from(x_0))
+    pipeline = pipeline.without_cond()
     call: dict[str, Any] = {
         "checkpoint": str(ckpt_path),
         "sha256": pipeline.sha256,
         "weights": pipeline.weights,
         "examples": hashlib.sha256(x_0.numpy().tobytes()).hexdigest(),
         "sampler": describe(pipeline.sampler),
-        "cond": noted(pipeline, cond),
+        "cond": noted(pipeline, {**(cond or {}), **made}),
         "between": between,
     }
     with OutputFolder(output, call) as folder:
@@ -85,8 +88,8 @@ def encode(
                 fractions = torch.linspace(0, 1, between + 2, device=device)[:-1]
                 arcs = [slerp(a, b, fractions) for a, b in pairwise(eps)]
                 latents = torch.cat([*arcs, eps[-1:]])
-            decoded = pipeline.with_latents(latents).samples(range(len(latents))).x_0.cpu()
-
+            conditions = {name: _along(value, between) for name, value in pipeline.values(range(len(x_0))).items()}
+            decoded = pipeline.with_latents(latents).samples(range(len(latents)), **conditions).x_0.cpu()
             refuse_not_finite(not_finite(eps) + not_finite(decoded), len(eps) + len(decoded))
 
             def write(stage: Path) -> list[Path]:
@@ -96,13 +99,28 @@ def encode(
             error = (decoded[:: between + 1] - x_0).square().mean().sqrt().item()
             name = type(pipeline.sampler).__name__
             latents_file = output / "latents.npz"
+            images = [name for name in made if pipeline.conditions[name].kind == "image"]
+            again = [*(word for name in images for word in (f"--cond.{name}", path)), "--output", "again"]
             report = Report(
                 done=f"{count(len(x_0), 'example')} carried to noise and back by {name}",
                 facts={"root-mean-square error": error},
-                next=[next_command("sample", "--ckpt_path", ckpt_path, "--latents", latents_file, "--output", "again")],
+                next=[next_command("sample", "--ckpt_path", ckpt_path, "--latents", latents_file, *again)],
             )
             folder.publish(write, report)
         return folder.report
+
+
+def _along(values: "Tensor", between: int) -> "Tensor":
+    """Values of a condition for examples and `between` samples between each two: on the line; labels, the first's."""
+    from itertools import pairwise
+
+    import torch
+
+    if not values.is_floating_point():
+        return torch.cat((values[:-1].repeat_interleave(between + 1), values[-1:]))
+    share = torch.linspace(0, 1, between + 2, device=values.device)[:-1].reshape(-1, *[1] * (values.ndim - 1))
+    lines = [torch.lerp(a, b, share) for a, b in pairwise(values)]
+    return torch.cat((*lines, values[-1:]))
 
 
 def read_latents(path: Path, shape: tuple[int, ...]) -> "Tensor":

@@ -27,6 +27,7 @@ OF_MODELS = (
     "steps",
     "scale",
     "drop",
+    "cond",
     "likelihood",
     "likelihood_split",
     "likelihood_examples",
@@ -52,6 +53,7 @@ def evaluate(
     steps: int | None = None,
     scale: float | None = None,
     drop: list[str] | None = None,
+    cond: dict[str, str | list[Any]] | None = None,
     extractor: InceptionV3 | nn.Module | None = None,
     reference: Path | None = None,
     split: str = "train",
@@ -92,6 +94,8 @@ def evaluate(
         scale: Guidance scale w of a model with conditions, such as 2; 1 is the plain model.  None: 1.
         drop: Names of the conditions that --scale strengthens, such as label text; the estimate without guidance lacks
             them and keeps the others.  None: those that training dropped at random.
+        cond: Conditions of all samples, by name, as for `sample`: --cond.label 3, --cond.low FILE.  None: all classes
+            in turn, of other conditions those of examples of the split.
         extractor: Network of features: InceptionV3 (the default; --extractor.weights FILE without a network
             connection), DigitsClassifier, or any module by class path that maps uint8 images to rows.
         reference: File reference.npz of another evaluation, where the data are missing; for fid alone; None: the data.
@@ -134,21 +138,21 @@ def evaluate(
         _refuse(options)
         return _evaluate_images(images, data_() if callable(data_) else None, plan, num_samples, output, accelerator)
     return _evaluate_model(
-        ckpt_path, plan, (sampler, grid, steps, scale, drop), data_, weights, output, accelerator, devices
+        ckpt_path, plan, (sampler, grid, steps, scale, drop, cond), data_, weights, output, accelerator, devices
     )
 
 
 def _evaluate_model(
     ckpt_path: Path | None,
     plan: "Plan",
-    choices: tuple[Any, Any, int | None, float | None, list[str] | None],
+    choices: tuple[Any, Any, int | None, float | None, list[str] | None, Mapping[str, Any] | None],
     data_: Any,
     weights: str,
     output: Path,
     accelerator: str,
     devices: int,
 ) -> Report | None:
-    """Measure a checkpoint; choices: sampler, grid, steps, scale and drop in place of its own."""
+    """Measure a checkpoint; choices: sampler, grid, steps, scale, drop and cond in place of its own."""
     from ..checkpoints.loading import load_pipeline
     from ..evaluation.run import Evaluation
     from ..runtime.devices import device_of
@@ -156,7 +160,7 @@ def _evaluate_model(
     from ..runtime.limits import check_devices
     from ..runtime.output_folder import OutputFolder
     from ..runtime.processes import rank_label
-    from .choices import choose
+    from .choices import choose, noted
 
     if ckpt_path is None:
         raise ValueError("missing: --ckpt_path CHECKPOINT, or --images FOLDER")
@@ -167,10 +171,11 @@ def _evaluate_model(
     quiet()
     check_devices(devices, device_of(accelerator).type, "devices")
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
-    sampler, grid, steps, scale, drop = choices
-    pipeline = choose(pipeline, sampler, grid, steps, scale, drop=drop)
+    sampler, grid, steps, scale, drop, cond = choices
+    pipeline = choose(pipeline, sampler, grid, steps, scale, cond=cond, drop=drop)
     pipeline.guided.requires_grad_(False)
-    evaluation = Evaluation(pipeline, data, plan, str(ckpt_path), scale, accelerator, prepare=bool(data_))
+    given = noted(pipeline, cond)
+    evaluation = Evaluation(pipeline, data, plan, str(ckpt_path), scale, accelerator, prepare=bool(data_), cond=given)
     with OutputFolder(
         output, {**evaluation.call, "data": data_ or None, **({"drop": drop} if drop else {})}, leader=not rank_label()
     ) as folder:

@@ -78,7 +78,8 @@ def restore(
         steps: Number of grid times, at least 1, such as 50; without --grid they have equal shares of t; None: the
             checkpoint's.
         cond: Conditions of all examples, by name, as for `sample`: --cond.label 3 or a class's name.  None: of any
-            class; other conditions are not given either, if training dropped them at random.
+            class; those that can be made of what is known, as low and masked, are; others are not given, if training
+            dropped them at random.
         data_: Options of the checkpoint's data to replace, as --data.autoencoder FOLDER; None: none.
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
@@ -89,13 +90,13 @@ def restore(
     from ..restoring import METHODS
     from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
-    from .choices import choose, noted
+    from .choices import choose, derive, noted
     from .degrading import known_of, operator_of
 
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
     if len(pipeline.shape) < 2:
         raise ValueError(f"{ckpt_path} is a model of points: only images and fields can be restored")
-    pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
+    pipeline = choose(pipeline, sampler, grid, steps, cond=cond).with_seed(seed)
     pipeline = pipeline.to(device_of(accelerator))
     data.to(pipeline.device)
     way, pixels = METHODS[method], data.pixels
@@ -105,6 +106,10 @@ def restore(
     else:
         measure = operator.to(pipeline.device).requires_grad_(False)
     x_0 = pixels.read(path)
+    conditions = {} if operator is not None else data.conditions_from(_kept(measure, x_0), _mask_of(measure))
+    each = {name: value.cpu().repeat_interleave(num_samples, 0) for name, value in conditions.items()}
+    pipeline, made = derive(pipeline, each)
+    pipeline = pipeline.without_cond()
     every = x_0.repeat_interleave(num_samples, 0).to(pipeline.device)
     options = {"repeats": repeats, "scale": scale, "noise": noise}
     known = known_of(data, measure, every, method, way.linear, **options)
@@ -115,7 +120,7 @@ def restore(
         "method": method,
         **options,
         "num_samples": num_samples,
-        "cond": noted(pipeline, cond),
+        "cond": noted(pipeline, {**(cond or {}), **made}),
     }
     of = f"task {task}" if operator is None else f"operator {type(operator).__name__}"
     what = "field" if pixels.is_field else "image"
@@ -185,6 +190,20 @@ def _note(measure: Any) -> dict[str, Any]:
     if isinstance(measure, Masked):
         return {"mask": hashlib.sha256(measure.mask.cpu().numpy().tobytes()).hexdigest()}
     return {"operator": describe(measure), **(identity(measure) if isinstance(measure, nn.Module) else {})}
+
+
+def _mask_of(measure: Any) -> "Tensor | None":
+    """The mask of what is known, on the CPU; None: something else than a part of the values is known."""
+    from ..denoisers import Masked
+
+    return measure.mask.cpu() if isinstance(measure, Masked) else None
+
+
+def _kept(measure: Any, x_0: "Tensor") -> "Tensor":
+    """What a linear operator keeps of x_0, as examples, on the CPU."""
+    y = measure(x_0.to(measure.mask.device if hasattr(measure, "mask") else x_0.device))
+    kept: Tensor = measure.transpose(y).cpu() / measure.gram
+    return kept
 
 
 def _restored(

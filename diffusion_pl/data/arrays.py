@@ -17,6 +17,7 @@ from .images import Examples, Format, Images
 from .loader import Batch, Source, Tensors
 from .numpy_files import NumpyFile
 from .opening import MAX_PIXELS
+from .pairs import as_condition, check_pairs, equal_length, paired
 from .stand_ins import stand_in_hint, tell_if_stand_in
 
 Order = Literal["NHWC", "NCHW"]
@@ -123,23 +124,28 @@ class Arrays(ImageArrays):
     Args:
         path: The file.
         key: Name of the array within an .npz; None: the only one.
+        conditions: Arrays of images that are conditions, {name: key in the file, or path of another file next to it},
+            for image-to-image: as many, of the same height and width, in the same order.  None: none.
         kwargs: Of `ImageArrays` and `Images`.
     """
 
     paths = ("path", "labels", "text_encoder")
 
-    def __init__(self, path: str, key: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, path: str, key: str | None = None, conditions: dict[str, str] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(path, **kwargs)
-        self.key = key
-        self._loaded: tuple[NDArray[Any], Tensor | None] | None = None
+        self.key, self.pairs = key, check_pairs(conditions or {})
+        self._loaded: tuple[NDArray[Any], Tensor | None, dict[str, NDArray[Any]]] | None = None
 
-    def _load(self) -> tuple[NDArray[Any], Tensor | None]:
-        """The array, on the disk if it is a .npy, and the labels."""
+    def _load(self) -> tuple[NDArray[Any], Tensor | None, dict[str, NDArray[Any]]]:
+        """The array, on the disk if it is a .npy, the labels, and the arrays of the conditions."""
         if self._loaded is None:
             file = _numpy_file(Path(self.source).expanduser())
             if file.names is None and self.key is not None:
                 raise ValueError(f"{self.source}: a .npy file holds one array: leave key = {self.key!r} out")
-            key = None if file.names is None else choose(self.source, self.key, file.names, self.label_name)
+            others = self.label_name, *self.pairs.values()
+            key = None if file.names is None else choose(self.source, self.key, file.names, *others)
             array = file.array(key)
             labels = None
             if self.label_name is not None:
@@ -149,24 +155,34 @@ class Arrays(ImageArrays):
                     other = _numpy_file(Path(self.label_name).expanduser())
                     values = other.array(None if other.names is None else choose(self.label_name, None, other.names))
                 labels = check_labels(self.source, values, array.shape[0] if array.ndim else 0, self.given_classes)
-            self._loaded = array, labels
+            self._loaded = array, labels, {name: _pair(name, where, file) for name, where in self.pairs.items()}
         return self._loaded
 
     def inspect(self) -> Format:
-        array, labels = self._load()
+        array, labels, pairs = self._load()
         shape, levels = describe(self.source, array, self.order, self.size, self.bits)
-        return Format(shape, conditions_of(labels, self.given_classes), levels)
+        format = Format(shape, conditions_of(labels, self.given_classes), levels)
+        conditions = dict(format.conditions)
+        for name, pair in pairs.items():
+            described = describe(f"data.conditions.{name}", pair, self.order, self.size, self.bits)
+            conditions[name] = as_condition(name, self.pairs[name], *described, format)
+            equal_length(name, len(pair), len(array))
+        return format._replace(conditions=conditions)
 
     def examples(self) -> Examples:
         tell_if_stand_in(Path(self.source).expanduser())
-        array, labels = self._load()
-        # Also where a checkpoint has given the format: real numbers would become zeros.
-        describe(self.source, array, self.order, self.size, self.bits)
+        self.inspect()  # also where a checkpoint has given the format: real numbers would become zeros
+        array, labels, pairs = self._load()
         self._loaded = None  # or what is in memory would stay there twice
         order = order_of(self.source, array.shape, self.order)
-        stack = Stack(array, order, labels, self.size)
-        source = in_memory(self.source, stack, self.format, self.memory_gb)
-        return Examples(source, labels, groups=same_values(self.source, source))
+        source = in_memory(self.source, Stack(array, order, labels, self.size), self.format, self.memory_gb)
+        others: dict[str, Source] = {}
+        for name, pair in pairs.items():
+            place = f"data.conditions.{name}"
+            stack = Stack(pair, order_of(place, pair.shape, self.order), None, self.size)
+            format = Format(self.format.conditions[name].shape, levels=self.format.levels)
+            others[name] = in_memory(place, stack, format, self.memory_gb)
+        return Examples(paired(source, others), labels, groups=same_values(self.source, source))
 
 
 def in_memory(name: str, stack: Stack, format: Format, memory_gb: float) -> Source:
@@ -307,6 +323,20 @@ def same_values(name: str, source: Source, what: str = "images") -> Tensor | Non
         return None
     say(f"{name}: {copied} of {len(groups)} {what} are copies of others and stay in their split")
     return groups
+
+
+def _pair(name: str, where: str, file: NumpyFile) -> NDArray[Any]:
+    """The array of a condition: one of the images' file, or another file's, next to it if its path is relative."""
+    if file.names is not None and where in file.names:
+        return file.array(where)
+    other = file.path.parent / Path(where).expanduser()
+    if not other.exists():
+        there = ", ".join((file.names or [])[:20]) or "which has no names"
+        raise ValueError(
+            f"data.conditions.{name}: {where} is neither an array of {file.path} ({there}) nor a file at {other}"
+        )
+    arrays = NumpyFile(other)
+    return arrays.array(None if arrays.names is None else choose(f"data.conditions.{name}", None, arrays.names))
 
 
 def _numpy_file(path: Path) -> NumpyFile:

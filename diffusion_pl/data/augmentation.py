@@ -15,7 +15,7 @@ from .loader import Batch
 
 
 class HorizontalFlip(Recorded):
-    """Mirrors each image with probability ½."""
+    """Mirrors each image with probability ½, and with it the images that are its conditions."""
 
     draws = 1
     tells: tuple[str, ...] = ()
@@ -23,7 +23,8 @@ class HorizontalFlip(Recorded):
     def __call__(self, batch: Batch, u: Tensor) -> Batch:
         """batch: {"x": (B, C, H, W), …}, u: (B, 1)."""
         flipped = (u < 0.5).view(-1, 1, 1, 1)
-        return {**batch, "x": torch.where(flipped, batch["x"].flip(-1), batch["x"])}
+        images = {name: value for name, value in batch.items() if value.ndim == 4}
+        return {**batch, **{name: torch.where(flipped, image.flip(-1), image) for name, image in images.items()}}
 
 
 class NonLeaky(Recorded):

@@ -165,6 +165,15 @@ class DataModule(Recorded, LightningDataModule, ABC):
         path of an image, a text, numbers in the user's units."""
         return {}
 
+    def conditions_from(self, x: Tensor, known: Tensor | None = None) -> dict[str, Tensor]:
+        """The conditions that follow from examples themselves, such as a low resolution; {} if none do.
+
+        Args:
+            x: examples in model units, (N, *shape).
+            known: 1 where their values are known, else 0, (1, 1, *sizes); None: no value is missing.
+        """
+        return {}
+
     @property
     def turns(self) -> dict[str, Tensor]:
         """Values of the conditions of some held-out examples, (K, *shape) each, which samples get in turn where none

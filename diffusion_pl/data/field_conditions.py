@@ -6,13 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ..conditions import Condition, label
+from ..conditions import Condition, check_own_name, label
 from .arrays import ArrayRows, check_labels
 from .axes import example_shape, image_axes
 from .field_source import Column
 from .float_files import Array, ArrayFile, open_arrays
-
-TAKEN = ("x", "observed", "warp", "x_t", "t", "r", "c_noise", "path", "progress")  # what else networks and samplers get
 
 
 class ConditionColumn(NamedTuple):
@@ -60,8 +58,7 @@ def condition_column(name: str, array: Array, length: int, fields: Column) -> Co
         ValueError: it is none of these, or of another length.
     """
     place, shape, assumed = f"data.conditions.{name}", array.shape, fields.axes or ""
-    if name in TAKEN or not name.isidentifier():
-        raise ValueError(f"{place}: a condition must have a name of letters other than {', '.join(TAKEN)}")
+    check_own_name(name)
     if not shape or shape[0] != length or 0 in shape:
         raise ValueError(f"{place}: expected one value for each of {length:,} examples, got the shape {shape}")
     if array.dtype.kind in "iu" and len(shape) == 1:

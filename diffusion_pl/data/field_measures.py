@@ -117,7 +117,9 @@ def measure(
         )
     if known is not None:
         return known
-    scales = {key: _standardized(name, key, moments[key], kind) for key, kind in kinds.items()}
+    # A prediction of the fields is in their units.
+    same = {key: "x" if kind.prediction else key for key, kind in kinds.items()}
+    scales = {key: _standardized(name, same[key], moments[same[key]], kind) for key, kind in kinds.items()}
     return Measured(scales.pop("x"), scales)
 
 

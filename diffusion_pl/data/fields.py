@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..conditions import Condition, from_plain, to_plain
+from ..conditions import Condition, as_prediction, from_plain, to_plain
 from .arrays import same_values
 from .axes import as_stored, axes_of, check_axes, example_shape
 from .base import say
@@ -38,6 +38,8 @@ class Fields(Indexed):
         conditions: Arrays of the conditions, {name: key in the file, or path of another file next to it}. Integers
             (N,): a label; floats (N,) or (N, D): a vector; fields of the same sizes: an image; other (N, L, D): a
             sequence. None: none.
+        residual: Name of the condition that is a prediction of the fields, such as a regression's: the network learns
+            the difference, and samples are prediction + difference.  It is scaled as the fields are.  None: none.
         missing: Values that are NaN or infinite: refuse, or mask (0 in model units, and not counted in the loss).
         as_float: Take integers as real numbers; false: they are refused.
         memory_gb: Size up to which the data are kept in memory, in GB; larger data are read from the disk as needed.
@@ -53,6 +55,7 @@ class Fields(Indexed):
         key: str | None = None,
         axes: str | None = None,
         conditions: dict[str, str] | None = None,
+        residual: str | None = None,
         missing: Literal["refuse", "mask"] = "refuse",
         as_float: bool = False,
         memory_gb: float = 2.0,
@@ -63,6 +66,7 @@ class Fields(Indexed):
         if axes is not None:
             check_axes(axes)
         self.key, self.given_axes, self.given_conditions = key, axes, dict(conditions or {})
+        self.residual = residual
         self.missing, self.as_float, self.memory_gb = missing, as_float, memory_gb
         self._format: FieldFormat | None = None
         self._measured: Measured | None = None
@@ -126,6 +130,8 @@ class Fields(Indexed):
         for name, where in self.given_conditions.items():
             others[name] = condition_column(name, find(name, where, file), array.shape[0], column)
         conditions = {name: other.condition for name, other in others.items()}
+        if self.residual is not None:
+            conditions = as_prediction("data.residual", self.residual, conditions, column.shape)
         columns = {"x": column, **{name: other.column for name, other in others.items()}}
         format = FieldFormat(column.shape, conditions, axes, str(dtype), file.kind, key)
         return format, FieldSource(columns, array.shape[0]), others["label"].labels if "label" in others else None
@@ -243,5 +249,6 @@ def _format_of(state: dict[str, Any]) -> FieldFormat:
 
 
 def _words(format: FieldFormat) -> str:
-    conditions = ", ".join(f"{name} ({c.kind} {list(c.shape)})" for name, c in format.conditions.items())
+    kinds = {name: "prediction" if c.prediction else c.kind for name, c in format.conditions.items()}
+    conditions = ", ".join(f"{name} ({kinds[name]} {list(c.shape)})" for name, c in format.conditions.items())
     return f"{' x '.join(map(str, format.shape))} with {conditions or 'no conditions'}"

@@ -14,6 +14,7 @@ from .files import ImageFiles, first_look, load
 from .images import Examples, Format, format_of
 from .listing import Listing, copies, describe_rest, list_images
 from .opening import endings
+from .pairs import Partners, check_pairs, find_partners, paired
 from .stand_ins import stand_in_hint, tell_if_stand_in
 
 
@@ -25,12 +26,22 @@ class Folder(ImageFiles):
     Args:
         path: The folder; folders within are searched too.
         conditional: The folders directly within are the classes, in the natural order of their names (2 before 10).
+        conditions: Folders of images that are conditions, {name: folder, next to that of the images if its path is
+            relative}, for image-to-image.  Partners have the same path within their folder, but for the ending, and are
+            converted as the images are.  None: none.
         kwargs: Of `ImageFiles` and `Images`.
     """
 
-    def __init__(self, path: str, conditional: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, path: str, conditional: bool = False, conditions: dict[str, str] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(path, **kwargs)
-        self.conditional = conditional
+        self.conditional, self.pairs = conditional, check_pairs(conditions or {})
+        if self.pairs and (self.layout.frames == "all" or self.corrupt == "skip"):
+            raise ValueError(
+                "Folder: conditions need one image in each file: frames all and corrupt skip are not possible"
+            )
+        self._partners: dict[str, Partners] = {}
         self._found: Listing | None = None
         self._listing: tuple[list[Path], list[str]] | None = None
         self._order: list[str] | None = []  # names of the classes in a checkpoint's order; None: that of version 0.1
@@ -58,6 +69,8 @@ class Folder(ImageFiles):
                 if loose is not None:
                     raise ValueError(f"{loose}: is in no class's folder: move it to one, or give conditional: false")
                 names = self._ordered({p.relative_to(folder).parts[0] for p in files})
+            if self.pairs:
+                files, self._partners = find_partners(self.source, folder, files, self.pairs)
             self._listing = files, names
         return self._listing
 
@@ -81,7 +94,9 @@ class Folder(ImageFiles):
     def inspect(self) -> Format:
         files, names = self._list()
         shape, levels = first_look(self.source, files, self.layout, self.corrupt)
-        return Format(shape, {"label": label(len(names), names)} if names else {}, levels)
+        format = Format(shape, {"label": label(len(names), names)} if names else {}, levels)
+        others = {name: partners.condition(name, self.layout, format) for name, partners in self._partners.items()}
+        return format._replace(conditions={**format.conditions, **others})
 
     def examples(self) -> Examples:
         files, names = self._list()
@@ -100,8 +115,14 @@ class Folder(ImageFiles):
         train, labels, groups, streams, kept = load(
             self.source, files, labels, self.layout, self.format, self.corrupt, self.memory_gb, groups
         )
-        if not streams:
+        format = self.format
+        others = {
+            name: partners.load(self.layout, format.conditions[name], format.levels, self.memory_gb)
+            for name, partners in self._partners.items()
+        }
+        if not streams and not any(other.streams for other in others.values()):
             self.workers = 0
+        train = paired(train, {name: other.source for name, other in others.items()})
         names = [str(file)[len(str(root)) + 1 :].replace(os.sep, "/") for file in kept]
         return Examples(train, labels, groups=groups, names=names)
 

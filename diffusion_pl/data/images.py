@@ -3,23 +3,24 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..conditions import Condition, Conditions, class_count, class_names, from_plain, label, to_plain
+from ..conditions import Condition, Conditions, as_prediction, class_count, class_names, from_plain, label, to_plain
 from .augmentation import HorizontalFlip, NonLeaky, warped
 from .captions import captions_of
-from .decoding import Size, read_images, save_png
-from .degraded import Each, LowNoise, low_resolution
+from .decoding import Size
+from .degraded import Each, degradations
 from .indexed import Examples as Examples
 from .indexed import Indexed
-from .loader import Batch, Source
+from .loader import Augmentation, Batch, Source
+from .pixels import read_pixels, read_sized, write_pixels
 from .units import Levels
 
 
@@ -63,6 +64,9 @@ class Images(Indexed):
             brought back to full size, for super-resolution; None: no such condition.
         low_noise: Largest standard deviation of noise that training adds to `low`, in model units, such as 0.5; its
             level is the condition `low_noise`, 0 in sampling unless given.  0: no noise.
+        masked: Give a part of the image, behind a random mask, as the condition `masked`, for inpainting.
+        residual: Name of the image condition that is a prediction of the image, such as low: the network learns the
+            difference, and samples are prediction + difference.  None: none.
         captions: Captions, the condition `text`: a template such as "a photo of a {}", in which {} stands for the name
             of the class, whose label it replaces; or a text file with one on each line, in the order of the images.
             None: no captions.
@@ -82,6 +86,8 @@ class Images(Indexed):
         augment: float = 0.0,
         low: Size = None,
         low_noise: float = 0.0,
+        masked: bool = False,
+        residual: str | None = None,
         captions: str | None = None,
         text_encoder: str | None = None,
         tokens: int = 32,
@@ -91,14 +97,13 @@ class Images(Indexed):
         name = type(self).__name__
         if augment and horizontal_flip:
             raise ValueError(f"{name}: augment mirrors images itself: give horizontal_flip: false")
-        self.augmentation = HorizontalFlip() if horizontal_flip else None
-        if augment:
-            self.augmentation = NonLeaky(augment)
-        self.low = low_resolution(name, low, low_noise)
+        self.degradations = degradations(name, low, low_noise, masked)
         self.captions = captions_of(name, captions, text_encoder, tokens)
-        if self.low is not None and low_noise:
-            noise = LowNoise(self.low.size, low_noise)
-            self.augmentation = noise if self.augmentation is None else Each(self.augmentation, noise)
+        self.residual = residual
+        own: list[Augmentation | None] = [HorizontalFlip() if horizontal_flip else None]
+        own += [NonLeaky(augment) if augment else None]
+        parts = [part for part in (*own, *(d.augmentation for d in self.degradations)) if part is not None]
+        self.augmentation = Each(*parts) if len(parts) > 1 else next(iter(parts), None)
         self._format: Format | None = None
 
     @abstractmethod
@@ -124,18 +129,36 @@ class Images(Indexed):
             conditions["text"] = self.captions.condition()
             if self.captions.is_template:
                 conditions.pop("label", None)
-        if self.low is not None:
-            conditions |= self.low.conditions(self.source, self.shape)
+        for degradation in self.degradations:
+            conditions |= degradation.conditions(self.source, self.shape)
+        if self.residual is not None:
+            conditions = as_prediction("data.residual", self.residual, conditions, self.shape)
         return conditions
+
+    @property
+    def _pairs(self) -> dict[str, Condition]:
+        """Conditions that are images of their own, which the source gives as it gives x."""
+        return {name: c for name, c in self.format.conditions.items() if c.kind == "image"}
 
     @property
     def readers(self) -> dict[str, Callable[[Any], Tensor]]:
         readers: dict[str, Callable[[Any], Tensor]] = {}
         if self.captions is not None:
             readers["text"] = self.captions.read
-        if self.low is not None:
-            readers["low"] = self._read_low
-        return readers
+        readers |= {name: partial(self._read_pair, name, condition) for name, condition in self._pairs.items()}
+        made = {d.name: partial(d.read, shape=self.shape, units=self.units) for d in self.degradations}
+        return {**readers, **made}
+
+    def _read_pair(self, name: str, condition: Condition, given: Any) -> Tensor:
+        """A condition of an image file, or of all of a folder: (K, C, H, W)."""
+        channels, height, width = condition.shape
+        return torch.stack(read_sized(name, given, channels, [(height, width)], self.units))
+
+    def conditions_from(self, x: Tensor, known: Tensor | None = None) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = {}
+        for degradation in self.degradations:
+            made |= degradation.of(x, known)
+        return made
 
     def prepare_data(self) -> None:
         """Encode the captions, for which the encoder may be fetched, once for each machine."""
@@ -159,18 +182,23 @@ class Images(Indexed):
         self.divide()
 
     def prepared(self, train: Source, test: Source | None) -> tuple[Source, Source | None]:
-        return (train, test) if self.captions is None else self.captions.sources(self.format.names, train, test)
+        if self.captions is not None:
+            train, test = self.captions.sources(self.format.names, train, test)
+        for degradation in self.degradations:
+            train, test = degradation.held_out(train), None if test is None else degradation.held_out(test)
+        return train, test
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scale, and change as `NonLeaky` drew, on the device."""
         if "x" not in batch:
             return batch
-        x, rest = (
-            self.units.encode(batch["x"]),
-            {name: value for name, value in batch.items() if name not in ("x", "warp")},
-        )
-        changed = {"x": warped(x, batch["warp"]) if "warp" in batch else x, **rest}
-        return changed if self.low is None else self.low.added(changed)
+        images = {name: self.units.encode(batch[name]) for name in ("x", *self._pairs)}
+        changed = {**batch, **images}
+        if "warp" in changed:
+            changed["x"] = warped(changed["x"], changed.pop("warp"))
+        for degradation in self.degradations:
+            changed = degradation.added(changed)
+        return changed
 
     def second_moment(self) -> float:
         """Mean of x_0² per dimension over up to 10,000 training images."""
@@ -192,18 +220,6 @@ class Images(Indexed):
         16-bit images keep their values where the model's data have as many levels, else they are scaled to 8 bits.
         """
         return torch.stack(read_pixels(path, self.shape, self.units))
-
-    def _read_low(self, given: Any) -> Tensor:
-        """The condition `low` of an image file, or of all of a folder, at low or at full size: (K, C, H, W)."""
-        assert self.low is not None
-        (channels, *full), values = self.shape, []
-        for x in read_pixels(Path(str(given)).expanduser(), (channels,), self.units):
-            size = tuple(x.shape[1:])
-            if size not in (self.low.size, tuple(full)):
-                expected = " or ".join("x".join(map(str, s)) for s in (self.low.size, full))
-                raise ValueError(f"cond.low: {given}: expected an image of {expected}, got {size[0]}x{size[1]}")
-            values.append(self.low.up(self.low.down(x[None]), full))
-        return torch.cat(values)
 
     def array(self, x: Tensor) -> NDArray[Any]:
         exact: NDArray[Any] = (self.units.to_uint8(x) if self.units.levels <= 256 else self.decode(x)).numpy()
@@ -279,30 +295,6 @@ class ImageFormat(Images):
 
     def examples(self) -> Examples:
         raise ValueError(f"{self.source}: there are no examples, only the format of images is known")
-
-
-def read_pixels(path: Path, shape: tuple[int, ...], units: Levels) -> list[Tensor]:
-    """An image, or all of a folder (but grid.png), in [−1, 1].
-
-    Args:
-        path: A file or folder.
-        shape: (C, H, W), to which images are cropped and resized, or (C,): they keep their sizes.
-        units: Of the images.
-    """
-    bits = (units.levels - 1).bit_length() if units.levels > 256 else None
-    arrays = ((torch.tensor(array), deep) for array, deep in read_images(path, shape, bits))
-    return [units.encode(v) if deep else v.float() / 127.5 - 1 for v, deep in arrays]
-
-
-def write_pixels(exact: NDArray[Any], units: Levels, folder: Path) -> list[Path]:
-    """A lossless PNG for each image (N, C, H, W), or samples.npy where PNG has no such images."""
-    if exact.shape[1] not in (1, 3) or (units.levels > 256 and exact.shape[1] == 3):
-        np.save(folder / "samples.npy", exact)
-        return [folder / "samples.npy"]
-    names = [f"{i:0{len(str(len(exact) - 1))}d}.png" for i in range(len(exact))]
-    for name, image in zip(names, exact, strict=True):
-        save_png(image, folder / name)
-    return [folder / (names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}")]
 
 
 def format_of(state: dict[str, Any]) -> Format:

@@ -23,12 +23,13 @@ from ..autoencoders import Autoencoder, open_autoencoder, weights_hash
 from ..autoencoders.opening import trusted_class
 from ..conditions import Condition, from_plain
 from .base import SPLITS, DataModule
-from .images import Format, ImageFormat, write_pixels
+from .images import Format, ImageFormat
 from .latent_draws import Drawn, Fixed, LatentSource
 from .latent_files import opened
 from .latent_online import Online
 from .latent_record import KEPT, check_same, read_record
 from .loader import Batch, Loader
+from .pixels import write_pixels
 from .units import Latent, Levels
 
 _TOGETHER = 256  # examples that are read, or encoded, at a time

@@ -41,14 +41,24 @@ class TextEncoder:
 
     @cached_property
     def model(self) -> Any:
-        """The text model in evaluation mode, float32."""
+        """The text model in evaluation mode, float32.
+
+        Raises:
+            ValueError: weights of it are missing.
+        """
         config = self._read("AutoConfig").get_text_config()
         import transformers
 
         # Of T5, encoder and decoder, and of CLIP, text and images, the text encoder alone.
         alone = type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
         kind = "AutoModelForTextEncoding" if alone else "AutoModel"
-        return self._read(kind, config=config).float().eval().requires_grad_(False)
+        model, loaded = self._read(kind, config=config, output_loading_info=True)
+        if missing := sorted(loaded["missing_keys"]):  # the library would draw them at random
+            raise ValueError(
+                f"text_encoder {self.name}: its weights lack {missing[0]} and {len(missing) - 1} others. Fix: give "
+                "--data.text_encoder FOLDER of a whole text model"
+            )
+        return model.float().eval().requires_grad_(False)
 
     @cached_property
     def sha256(self) -> str:
@@ -81,8 +91,10 @@ class TextEncoder:
             import transformers
         except ImportError:
             raise ValueError("text: needs the package transformers. Fix: pip install 'diffusion_pl[text]'") from None
-        quiet: Any = transformers.utils.logging
-        quiet.disable_progress_bar()  # that of reading a file; a download still shows its own
+        log: Any = transformers.utils.logging
+        log.disable_progress_bar()  # that of reading a file; a download still shows its own
+        verbosity = log.get_verbosity()
+        log.set_verbosity_error()  # of CLIP it lists the weights of the images' part, which is not wanted
         try:
             factory = getattr(transformers, kind)
             return factory.from_pretrained(self.name, local_files_only=not self.download, **options)
@@ -92,3 +104,5 @@ class TextEncoder:
                 f"text_encoder {self.name}: no folder with a text model and its tokenizer, nor in the cache of "
                 f"transformers ({reason}). Fix: give --data.text_encoder FOLDER"
             ) from None
+        finally:
+            log.set_verbosity(verbosity)

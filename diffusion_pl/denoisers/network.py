@@ -4,11 +4,20 @@
 
 c_in keeps the network's input at unit variance; it is 1 for variance-preserving schedules and unit-variance data.
 
-Reference: Karras et al., arXiv 2206.00364, Eq. 7.
+Given a prediction μ of x_0, the network models the residual r = x_0 − μ.  Its x_t is that of x_0 less α μ, and since F
+is linear in x_0, what it lacks is p μ:
+
+    F = network(c_in (x_t − α μ), c_noise) + p μ
+
+so that samplers, losses and likelihoods see x_0 alone.
+
+Reference: Karras et al., arXiv 2206.00364, Eq. 7; Mardani et al., arXiv 2309.15214 (residuals).
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ..schedules import Kernel, Schedule
@@ -75,6 +84,8 @@ class NetworkDenoiser(Denoiser):
             true it takes an estimate of x_0 as x_0_hat.
         schedule, parameterization: see there.
         noise_input: None: c_noise = t.
+        prediction: name of the condition that is a prediction of x_0, of its shape, whose residual the network models;
+            where it is not given (NaN) it is 0.  None: there is none.
     """
 
     def __init__(
@@ -83,10 +94,12 @@ class NetworkDenoiser(Denoiser):
         schedule: Schedule,
         parameterization: Parameterization,
         noise_input: NoiseInput | None = None,
+        prediction: str | None = None,
     ) -> None:
         super().__init__()
         self.network, self.schedule, self.parameterization = network, schedule, parameterization
         self.noise_input = ScaledTime() if noise_input is None else noise_input
+        self.prediction = prediction
         self.self_conditioned = bool(getattr(network, "self_condition", False))
         # Within a tuple, so that it is not registered twice; it gives the network's type without a search at each call.
         self._first_parameter = tuple(network.parameters())[:1]
@@ -102,6 +115,16 @@ class NetworkDenoiser(Denoiser):
             ValueError: t is neither () nor (B, 1, …, 1), or a scalar t outside [0, 1].
         """
         check_time(x_t, t)
+        if self.prediction is not None and self.prediction in cond:
+            mu = cond[self.prediction].nan_to_num().to(x_t)
+            residual, v = self._output(x_t - kernel.alpha * mu, t, kernel, cond)
+            return residual + self.parameterization.target(kernel, mu, torch.zeros_like(mu)), v
+        return self._output(x_t, t, kernel, cond)
+
+    def _output(
+        self, x_t: Tensor, t: Tensor, kernel: Kernel, cond: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the network makes of its input: see `raw`."""
         c_in = self.parameterization.c_in(kernel)
         c_noise = self.noise_input(self.schedule, t, kernel).reshape(-1).expand(x_t.shape[0])
         dtype = self._first_parameter[0].dtype if self._first_parameter else x_t.dtype

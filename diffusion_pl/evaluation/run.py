@@ -70,9 +70,11 @@ class Evaluation:
         scale: of the pipeline's guidance, for the record; None: none.
         accelerator: "cpu", "cuda", "mps", or "auto": cuda where there is one, else cpu.
         prepare: whether the data may fetch what they need first (`prepare_data`).
+        cond: conditions of the pipeline that all samples have, for the record; None: none.
 
     Raises:
-        ValueError: the plan does not suit the data, a split is empty, or the reference was made otherwise.
+        ValueError: the plan does not suit the data or the conditions, a split is empty, or the reference was made
+            otherwise.
         FileNotFoundError: the reference or the data are missing.
     """
 
@@ -85,12 +87,18 @@ class Evaluation:
         scale: float | None = None,
         accelerator: str = "auto",
         prepare: bool = False,
+        cond: Mapping[str, Any] | None = None,
     ) -> None:
         self.pipeline, self.data, self.plan = pipeline.with_seed(plan.seed), data, plan
         self.device = device_of(accelerator)
         data.to(self.device)
         self.kind = kind_of(data)
         self.of_samples, self.of_data = plan.names(self.kind)
+        if pipeline.cond and self.of_data:
+            raise ValueError(
+                f"cond: {', '.join(self.of_data)} take the conditions of their examples, and --cond gives all samples "
+                "the same. Fix: remove --cond, or these from --metrics"
+            )
         self.ensembles = [name for name in self.of_data if name in ENSEMBLES]
         self.features = Features(
             data.image_shape or data.shape,
@@ -107,7 +115,8 @@ class Evaluation:
         if self.of_samples and plan.reference is None:
             data.originals.setup("fit")
         given: dict[str, str] = {}
-        if self.of_samples and plan.reference is None and any(c.shape for c in pipeline.conditions.values()):
+        in_turn = [name for name, c in pipeline.conditions.items() if c.shape and name not in pipeline.cond]
+        if self.of_samples and plan.reference is None and in_turn:
             turns = data.conditions_of(plan.split, plan.num_samples, MEMORY)
             given = {"conditions": f"{len(next(iter(turns.values()))):,} examples of the {plan.split} split in turn"}
             self.pipeline = self.pipeline.with_turns(turns)
@@ -123,7 +132,7 @@ class Evaluation:
         for name in self.ensembles:
             check_ensemble(name, pipeline, self.examples)
         self.model: dict[str, Any] = {"checkpoint": checkpoint, "sha256": pipeline.sha256, "weights": pipeline.weights}
-        self.model |= {"scale": scale, "seed": plan.seed, **given}
+        self.model |= {"scale": scale, "seed": plan.seed, **given, **({"cond": dict(cond)} if cond else {})}
 
     @property
     def call(self) -> dict[str, Any]:

@@ -214,7 +214,7 @@ PAGES = {
             "--ckpt_path runs/digits-vp --num_samples 50000 --metrics fid is",
             "--ckpt_path runs/digits-vp --metrics nll elbo --output likelihood",
         ),
-        "ckpt_path metrics num_samples repeats output seed sampler grid steps scale extractor reference split "
+        "ckpt_path metrics num_samples repeats output seed sampler grid steps cond scale extractor reference split "
         "likelihood_split data weights batch_size accelerator devices",
     ),
     "verify": _tool_page(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..conditions import Conditions, class_count, of_batch
+from ..conditions import Conditions, class_count, of_batch, prediction_of
 from ..denoisers import Denoiser, NetworkDenoiser, NoiseInput, Parameterization
 from ..losses import Loss, Losses
 from ..pipeline import Pipeline
@@ -78,7 +78,7 @@ class DiffusionModule(Trainable):
         super().__init__(optimizer, lr_scheduler)
         self.shape, self.conditions = tuple(shape), dict(conditions or {})
         made = build(partial(build_network, network, self.shape, self.conditions))
-        self.denoiser = NetworkDenoiser(made, schedule, parameterization, noise_input)
+        self.denoiser = NetworkDenoiser(made, schedule, parameterization, noise_input, prediction_of(self.conditions))
         if channels_last:
             if len(self.shape) != 3:
                 raise ValueError(f"channels_last is for images (C, H, W), not for data of shape {self.shape}")
