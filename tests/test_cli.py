@@ -57,7 +57,8 @@ def test_a_second_fit_gets_a_folder_of_its_own(tmp_path: Path) -> None:
         assert cli(tmp_path, "fit", "--config", config).run == f"runs/{name}"
         assert all(not list(differences(checkpoint(tmp_path / "runs" / run), old)) for run, old in others.items())
     assert cli(tmp_path, "fit", "--config", config, "--run", "mine").run == "runs/mine"
-    assert cli(tmp_path, "fit", "--config", config, "--run", "mine").run == "runs/mine-2"
+    another = cli(tmp_path, "fit", "--config", config, "--run", "mine")
+    assert another.run == "runs/mine-2" and another.next == ["sample", "--ckpt_path", "runs/mine-2"]
 
 
 def test_several_files_all_give_their_names(tmp_path: Path) -> None:
