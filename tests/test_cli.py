@@ -219,7 +219,9 @@ def test_the_checkpoint_does_not_override_what_the_user_wrote(tmp_path: Path) ->
     "changes",
     [
         {},
-        {"model__lr_scheduler": {"class_path": "Warmup", "init_args": {"warmup_steps": 20}}},
+        pytest.param(
+            {"model__lr_scheduler": {"class_path": "Warmup", "init_args": {"warmup_steps": 20}}}, marks=pytest.mark.slow
+        ),
         {"trainer__accumulate_grad_batches": 3},
         {"data": {"class_path": "Moons", "init_args": {"num_points": 200, "batch_size": 32, "conditional": True}}},
     ],
