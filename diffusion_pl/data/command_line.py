@@ -22,16 +22,11 @@ def options_of(data: DataModule) -> list[str]:
     for base in reversed(kind.__mro__):
         parameters = inspect.signature(base.__init__).parameters.values()
         defaults |= {p.name: p.default for p in parameters if p.default is not p.empty}
+    own = kind.__module__.startswith("diffusion_pl.")  # these have short names
+    options = ["--data", kind.__name__ if own else f"{kind.__module__}.{kind.__name__}"]
     values = data.arguments | {name: value for name, value in PLAIN.items() if name in defaults}
-    place = kind.__module__.split(".")
-    options = [
-        "--data",
-        kind.__name__ if place[0] == __package__.split(".")[0] else f"{kind.__module__}.{kind.__name__}",
-    ]
     for name, value in values.items():
         if name not in PASSES and (name not in defaults or value != defaults[name]):
-            options += [
-                f"--data.{name}",
-                str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str),
-            ]
+            text = str(value) if isinstance(value, (str, Path)) else json.dumps(value, default=str)
+            options += [f"--data.{name}", text]
     return options
