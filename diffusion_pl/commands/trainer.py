@@ -64,8 +64,10 @@ def run_trainer(args: Sequence[str]) -> None:
         if any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers):
             facts["dashboard"] = f"tensorboard --logdir {run.root}"
         ready = args[0] == "fit" and outputs["checkpoint"].is_file()
-        following = [next_command(*cli.model.next_arguments(cli.folder, cli.datamodule))] if ready else []
-        show(Report(done=f"run saved to {cli.folder}", facts=facts, next=following))
+        following = cli.model.next_arguments(cli.folder, cli.datamodule) if ready else []
+        show(
+            Report(done=f"run saved to {cli.folder}", facts=facts, next=[next_command(*following)] if following else [])
+        )
 
 
 def _run(command: str, args: Sequence[str], run: RunFolder) -> DiffusionCLI:
