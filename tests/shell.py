@@ -3,6 +3,7 @@
 import copy
 import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -94,6 +95,13 @@ class Outcome(NamedTuple):
         assert self.code == 0, self.err
         (line,) = (line for line in self.out.splitlines() if line.startswith("run saved to "))
         return line.removeprefix("run saved to ")
+
+    @property
+    def next(self) -> list[str]:
+        """The arguments of the command that a command names as the next."""
+        (line,) = (line for line in self.out.splitlines() if line.startswith("next: "))
+        assert line.startswith("next: python -m diffusion_pl ")
+        return shlex.split(line)[4:]
 
     @property
     def error(self) -> str:

@@ -55,9 +55,16 @@ def test_it_learns_the_posterior_of_two_gaussians() -> None:
         assert exact.abs().max() > 0.3  # so that the bound can fail
 
 
-def test_fit_logs_cross_entropy_and_accuracy_by_noise_level(tmp_path: Path) -> None:
-    fit_classifier(tmp_path)
-    logged = scalars(tmp_path / "runs/classifier")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a trained classifier."""
+    path = tmp_path_factory.mktemp("classifier")
+    fit_classifier(path)
+    return path
+
+
+def test_fit_logs_cross_entropy_and_accuracy_by_noise_level(folder: Path) -> None:
+    logged = scalars(folder / "runs/classifier")
     for name in ("val_loss", "val_accuracy"):
         tags = {tag for tag in logged if tag.startswith(f"{name}/")}
         assert {f"{name}/ema0.999", f"{name}/ema0.999_t0.00-0.25", f"{name}/ema0.999_t0.75-1.00"} <= tags
@@ -67,11 +74,13 @@ def test_fit_logs_cross_entropy_and_accuracy_by_noise_level(tmp_path: Path) -> N
     assert clear > noisy + 0.05
 
 
-def test_it_can_be_tested_and_resumed(tmp_path: Path) -> None:
-    fit_classifier(tmp_path)
+def test_it_can_be_tested_and_resumed(folder: Path) -> None:
     args = ("--config", "classifier.yaml", "--run", "classifier", "--ckpt_path", "last")
-    assert cli(tmp_path, "test", *args).code == 0
-    assert cli(tmp_path, "fit", *args, "--trainer.max_steps", 70).code == 0
+    assert cli(folder, "test", *args).code == 0
+    resumed = cli(folder, "fit", *args, "--trainer.max_steps", 70)
+    assert resumed.code == 0
+    # Of a diffusion model that the reader names.
+    assert resumed.next == ["sample", "--ckpt_path", "MODEL", "--classifier", "runs/classifier", "--scale", "1"]
 
 
 def test_data_without_labels_are_refused(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def test_a_second_fit_gets_a_folder_of_its_own(tmp_path: Path) -> None:
         assert cli(tmp_path, "fit", "--config", config).run == f"runs/{name}"
         assert all(not list(differences(checkpoint(tmp_path / "runs" / run), old)) for run, old in others.items())
     assert cli(tmp_path, "fit", "--config", config, "--run", "mine").run == "runs/mine"
-    assert cli(tmp_path, "fit", "--config", config, "--run", "mine").run == "runs/mine-2"
+    another = cli(tmp_path, "fit", "--config", config, "--run", "mine")
+    assert another.run == "runs/mine-2" and another.next == ["sample", "--ckpt_path", "runs/mine-2"]
 
 
 def test_several_files_all_give_their_names(tmp_path: Path) -> None:
@@ -218,7 +219,9 @@ def test_the_checkpoint_does_not_override_what_the_user_wrote(tmp_path: Path) ->
     "changes",
     [
         {},
-        {"model__lr_scheduler": {"class_path": "Warmup", "init_args": {"warmup_steps": 20}}},
+        pytest.param(
+            {"model__lr_scheduler": {"class_path": "Warmup", "init_args": {"warmup_steps": 20}}}, marks=pytest.mark.slow
+        ),
         {"trainer__accumulate_grad_batches": 3},
         {"data": {"class_path": "Moons", "init_args": {"num_points": 200, "batch_size": 32, "conditional": True}}},
     ],

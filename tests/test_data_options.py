@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser
 
 from diffusion_pl import data
 from diffusion_pl.data import DataModule, Digits
+from diffusion_pl.data.command_line import options_of
 from diffusion_pl.runtime.upstream.jsonargparse import parameters
 
 ANY: dict[str, Any] = {"val_fraction": 0.1, "repeats": None, "seed": 0}
@@ -89,3 +90,27 @@ def test_options_that_make_no_sense_are_unknown() -> None:
 
 def test_parameters_of_what_is_no_class_are_none() -> None:
     assert parameters(3) == {}
+
+
+@pytest.mark.parametrize(
+    ("made", "options"),
+    [
+        (data.Digits(), []),
+        (data.Digits(conditional=True, batch_size=16, repeats=2), ["conditional", "true"]),
+        (data.CIFAR10("my data", classes=[1, 3]), ["root", "my data", "classes", "[1, 3]", "horizontal_flip", "false"]),
+        (data.CIFAR10(horizontal_flip=False, augment=0.1), ["horizontal_flip", "false"]),
+        (data.Folder("images", size=32, horizontal_flip=True, workers=2), ["path", "images", "size", "32"]),
+        (
+            data.Folder("images", size=(16, 32), low=8, low_noise=0.5),
+            ["path", "images", "size", "[16, 32]", "low", "8"],
+        ),
+    ],
+)
+def test_options_name_the_same_examples_without_augmentation(made: DataModule, options: list[str]) -> None:
+    pairs = [
+        part for name, value in zip(options[::2], options[1::2], strict=True) for part in (f"--data.{name}", value)
+    ]
+    named = options_of(made)
+    assert named[:2] == ["--data", type(made).__name__]
+    given = dict(zip(named[2::2], named[3::2], strict=True))
+    assert given == dict(zip(pairs[::2], pairs[1::2], strict=True))

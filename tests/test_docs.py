@@ -25,6 +25,7 @@ from shell import ROOT, cli
 
 from diffusion_pl import __version__
 from diffusion_pl.__main__ import COMMANDS
+from diffusion_pl.pipeline import Pipeline
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
@@ -161,7 +162,8 @@ def test_the_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= 150
 
 
-def test_the_readmes_example_gives_images_and_estimates(folder: Path) -> None:
+def test_the_readmes_example_gives_images_and_estimates(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pipeline, "block", 20)  # else 128 images are drawn for 100, 64 for 16
     names = work_through(README, folder)
     assert names["images"].shape == names["fast"].shape == (100, 1, 8, 8)
     assert len(names["sevens"]) == 16

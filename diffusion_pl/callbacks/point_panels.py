@@ -3,21 +3,21 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from ..data import DataModule
 from ..denoisers import Denoiser, empirical
 from ..pipeline import Pipeline
+from ..samplers import Path
 from ..tensors import SampleNoise
-from ..training import LeanCallback
-from .images import film_frames, log_film, log_image, panel_title
-from .pipelines import averaged_pipeline, check_model
+from .images import log_image, panel_title
+from .panels import SamplePanels, check_times, data_of
 
 MOST_DOTS = 500  # of a film
 
 
-class PointPanels(LeanCallback):
+class PointPanels(SamplePanels):
     """Panels of points, as PNG files in the run's folder and in the loggers; each says which weights it shows.
 
     During training: samples, always from the same latents, next to the data.  At the end also the forward process, the
@@ -32,6 +32,8 @@ class PointPanels(LeanCallback):
         film: make the film at the end.
     """
 
+    draws_raw = False
+
     def __init__(
         self,
         every_n_steps: int = 2500,
@@ -40,52 +42,31 @@ class PointPanels(LeanCallback):
         num_paths: int = 60,
         film: bool = True,
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("num_samples", num_samples), ("num_paths", num_paths)):
-            if value < 1:
-                raise ValueError(f"PointPanels: {name} must be at least 1, got {value}")
-        if not all(0 < t <= 1 for t in field_times):
-            raise ValueError(f"PointPanels: field_times must be in (0, 1], got {list(field_times)}")
-        self.every_n_steps, self.num_samples = every_n_steps, num_samples
-        self.field_times, self.num_paths, self.film = tuple(field_times), num_paths, film
-        self._drawn_step = 0
+        super().__init__(every_n_steps, film, num_samples=num_samples, num_paths=num_paths)
+        check_times("PointPanels", "field_times", field_times)
+        self.num_samples, self.field_times, self.num_paths = num_samples, tuple(field_times), num_paths
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not isinstance(trainer.datamodule, DataModule) or not trainer.datamodule.is_point:
+    def check_data(self, data: Any) -> None:
+        if not isinstance(data, DataModule) or not data.is_point:
             raise ValueError("PointPanels draws point data only: take it out of trainer.callbacks for other data")
-        check_model("PointPanels", pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        due = step % self.every_n_steps == 0 and step not in (self._drawn_step, trainer.max_steps)
-        if due and trainer.is_global_zero:
-            self._drawn_step = step  # while gradients are accumulated the step stays
-            with averaged_pipeline(trainer, pl_module) as pipeline:
-                self._samples(trainer, pipeline)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            with averaged_pipeline(trainer, pl_module) as pipeline:
-                self._samples(trainer, pipeline)
-                self._process(trainer, pipeline)
-
-    def _samples(self, trainer: Trainer, pipeline: Pipeline) -> None:
+    def draw_samples(self, trainer: Trainer, pipeline: Pipeline) -> Tensor:
         from .. import plots
 
-        data, weights = _data(trainer), pipeline.weights
+        data, weights = data_of(trainer), pipeline.weights
         count = 10 if trainer.fast_dev_run else self.num_samples
         x = pipeline.samples(range(count)).x_0.cpu()
         decode = data.units.decode
         shown = decode(_points(data)).numpy(), decode(x).numpy()
         figure = plots.samples_panel(*shown, panel_title("Samples", trainer, weights), data.axes)
         log_image(trainer, f"samples/{weights}", plots.to_image(figure))
+        return x
 
     @torch.no_grad()
-    def _process(self, trainer: Trainer, pipeline: Pipeline) -> None:
+    def draw_end(self, trainer: Trainer, pipeline: Pipeline, x: Tensor) -> None:
         from .. import plots
 
-        data = _data(trainer)
+        data = data_of(trainer)
         schedule, points, weights = pipeline.schedule, _points(data), pipeline.weights
         t = torch.linspace(0, 1, 201, dtype=torch.float64)[1:-1]
         kernel = schedule(t)
@@ -131,10 +112,11 @@ class PointPanels(LeanCallback):
                 f"field/{weights}",
                 plots.to_image(plots.field_panel(grid.numpy(), fields, points.numpy(), title)),
             )
-        if self.film and not trainer.fast_dev_run:
-            film = pipeline.samples(range(min(self.num_samples, MOST_DOTS)), path=True).path
-            assert film is not None
-            log_film(trainer, f"film/{weights}", film_frames(data, film, schedule))
+
+    def film_path(self, trainer: Trainer, pipeline: Pipeline) -> Path | None:
+        if data_of(trainer).shape == (1,):
+            return None  # it is drawn in the plane
+        return pipeline.samples(range(min(self.num_samples, MOST_DOTS)), path=True).path
 
 
 def _field(denoiser: Denoiser, x: Tensor, time: float) -> Tensor:
@@ -143,12 +125,6 @@ def _field(denoiser: Denoiser, x: Tensor, time: float) -> Tensor:
     t = torch.tensor(time, dtype=torch.float64)
     eps: Tensor = denoiser(x.to(device), t).eps
     return -eps.cpu()
-
-
-def _data(trainer: Trainer) -> DataModule:
-    data = trainer.datamodule
-    assert isinstance(data, DataModule)
-    return data
 
 
 def _points(data: DataModule) -> Tensor:

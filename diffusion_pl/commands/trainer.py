@@ -23,7 +23,6 @@ from ..runtime.run_card import CARD
 from ..runtime.run_folder import RunFolder
 from ..runtime.startup import say
 from ..runtime.stopping import Stopped, output_may_break, stoppable
-from ..training import DiffusionModule
 from .predict import predict
 
 
@@ -64,9 +63,11 @@ def run_trainer(args: Sequence[str]) -> None:
         facts = {name: str(path) for name, path in outputs.items() if path.exists()}
         if any(isinstance(logger, TensorBoardLogger) for logger in cli.trainer.loggers):
             facts["dashboard"] = f"tensorboard --logdir {run.root}"
-        ready = args[0] == "fit" and outputs["checkpoint"].is_file() and isinstance(cli.model, DiffusionModule)
-        following = [next_command("sample", "--ckpt_path", cli.folder)] if ready else []
-        show(Report(done=f"run saved to {cli.folder}", facts=facts, next=following))
+        ready = args[0] == "fit" and outputs["checkpoint"].is_file()
+        following = cli.model.next_arguments(cli.folder, cli.datamodule) if ready else []
+        show(
+            Report(done=f"run saved to {cli.folder}", facts=facts, next=[next_command(*following)] if following else [])
+        )
 
 
 def _run(command: str, args: Sequence[str], run: RunFolder) -> DiffusionCLI:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,9 @@ from torchmetrics import MeanMetric
 
 from ..autoencoders import Trained
 from ..conditions import Conditions
+from ..data import DataModule
+from ..data.augmentation import HorizontalFlip
+from ..data.command_line import options_of
 from ..losses import Losses
 from ..runtime.bounds import build
 from ..tensors import mean_data
@@ -83,6 +87,11 @@ class AutoencoderModule(Trainable):
         """Distance and penalty of each image, without the discriminator; t is 0."""
         loss, _ = self._reconstructed(batch["x"], generator)
         return Losses(loss, torch.zeros_like(loss))
+
+    def next_arguments(self, run: Path, data: DataModule) -> list[str]:
+        """Latents of the same images; the augmentation is not encoded, but for mirror images."""
+        mirrors = ["--mirrors"] if isinstance(data.augmentation, HorizontalFlip) else []
+        return ["latents", *options_of(data), "--autoencoder", str(run), *mirrors]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check_first(batch, self.conditions)

@@ -59,7 +59,7 @@ def build_network(network: Callable[..., nn.Module], shape: Shape, conditions: C
 
 
 class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
-    """Subclasses define `network`, `losses`, `training_step` and `validation_step`.
+    """Subclasses define `network`, `losses`, `training_step` and `validation_step`, and may define `next_arguments`.
 
     What a training step draws from torch's global generator (t, ε, dropout) is a function of (seed, batch, rank).
 
@@ -203,6 +203,15 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
     @abstractmethod
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
         """The loss of each example of a batch, at random times; the training loss is their mean."""
+
+    def next_arguments(self, run: Path, data: DataModule) -> list[str]:
+        """Arguments of the command that uses the model after `fit`; [] if there is none.
+
+        Args:
+            run: its folder.
+            data: what it was trained on.
+        """
+        return []
 
     def check_first(self, batch: Batch, conditions: Conditions) -> None:
         """Raise ValueError if the first batch of a training does not hold the model's conditions."""

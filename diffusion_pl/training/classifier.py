@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from ..conditions import Conditions
+from ..data import DataModule
 from ..denoisers import NoiseInput, ScaledTime, check_time
 from ..losses import Losses, TimeSampler
 from ..metrics import BinnedMean
@@ -77,6 +79,10 @@ class NoisyClassifier(Trainable):
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
         loss, _, t = self._evaluate(batch, generator)
         return Losses(loss, t)
+
+    def next_arguments(self, run: Path, data: DataModule) -> list[str]:
+        """Samples of MODEL, a run of a diffusion model of the same data, guided by the classifier."""
+        return ["sample", "--ckpt_path", "MODEL", "--classifier", str(run), "--scale", "1"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.check_first(batch, self.conditions)

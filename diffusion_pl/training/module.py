@@ -9,6 +9,7 @@ validation and sampling draw from generators of their own.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..conditions import Conditions, class_count, of_batch, prediction_of
+from ..data import DataModule
 from ..denoisers import Denoiser, NetworkDenoiser, NoiseInput, Parameterization
 from ..losses import Loss, Losses
 from ..pipeline import Pipeline
@@ -131,6 +133,9 @@ class DiffusionModule(Trainable):
 
     def on_test_epoch_end(self) -> None:
         self.log_bins("test_loss", self.val_loss)
+
+    def next_arguments(self, run: Path, data: DataModule) -> list[str]:
+        return ["sample", "--ckpt_path", str(run)]
 
     def pipeline(self, weights: str | None = None, data: DataLike | None = None) -> Pipeline:
         """What draws samples, with a copy of the network: training on does not change it.
