@@ -60,6 +60,7 @@ FLOORS: dict[str, float] = {
     "runtime": 6.2,
     "runtime.upstream.loops": 6.25,
     "checkpoints.loading": 6.3,
+    "checkpoints.teacher": 6.4,
     "checkpoints.warm_start": 6.4,
     "evaluation": 6.5,
     "interop": 6.55,

@@ -17,7 +17,7 @@ every_coupling = pytest.mark.parametrize("coupling", instances(Coupling))
 @pytest.mark.parametrize("shape", [(9, 2), (9, 3, 4, 4), (1, 2)], ids=str)
 def test_couplings_permute_the_noise(coupling: Coupling, shape: tuple[int, ...], device: torch.device) -> None:
     x_0, eps = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    paired = coupling(x_0, eps)
+    _, paired = coupling(x_0, eps, {})
     assert paired.shape == eps.shape
     assert paired.device == eps.device
     rows = {tuple(row) for row in eps.reshape(len(eps), -1).tolist()}

@@ -7,9 +7,11 @@ is the exact solution of the probability-flow ODE.  D(x_t, t, t) = D(x_t, t).
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ..conditions import Conditions
 from ..schedules import Schedule
 from ..tensors import Recorded
 from .parameterizations import Prediction
@@ -37,6 +39,9 @@ class Denoiser(Recorded, nn.Module, ABC):
             t: () or (B, 1, …, 1).
             cond: what the network is conditioned on, (B,) or (B, *) each; of a flow map also r, at most t.
         """
+
+    def check_data(self, shape: Sequence[int], conditions: Conditions) -> None:
+        """Raise ValueError if it is known not to be a model of examples of this shape, with these conditions."""
 
 
 def check_time(x_t: Tensor, t: Tensor) -> None:

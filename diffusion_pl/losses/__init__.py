@@ -1,7 +1,7 @@
 """Losses: how a denoiser learns, from timestep distribution, weighting and coupling."""
 
 from .base import Loss, Losses
-from .couplings import Coupling, MinibatchOT
+from .couplings import Coupling, MinibatchOT, Reflow
 from .denoising import DenoisingLoss
 from .flow_map import FlowMapLoss
 from .jumps import Jumps
@@ -58,6 +58,7 @@ __all__ = [
     "PairSampler",
     "Pairs",
     "Plain",
+    "Reflow",
     "Rule",
     "Semigroup",
     "SoftMinSNR",

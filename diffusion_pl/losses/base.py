@@ -1,7 +1,7 @@
 """Base class of losses, and what they return."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,10 +53,11 @@ class Loss(Recorded, nn.Module, ABC):
                 true; None: the network's own.
         """
 
-    def check(self, denoiser: NetworkDenoiser, conditions: Conditions) -> None:
+    def check(self, denoiser: NetworkDenoiser, shape: Sequence[int], conditions: Conditions) -> None:
         """Raise ValueError if the loss does not suit the model: the start of a training calls it.
 
         Args:
             denoiser: of the model.
+            shape: of one example.
             conditions: of the model.
         """

@@ -6,7 +6,7 @@ the error of x_0 tiny.
 Reference: Ho et al., arXiv 2006.11239, Eq. 14; Karras et al., arXiv 2206.00364, Eq. 8.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class DenoisingLoss(Loss):
         self.times, self.weighting, self.coupling, self.variance = times, weighting, coupling, variance
         self.times_per_sample, self.dropout = times_per_sample, dict(dropout or {})
 
-    def check(self, denoiser: NetworkDenoiser, conditions: Conditions) -> None:
+    def check(self, denoiser: NetworkDenoiser, shape: Sequence[int], conditions: Conditions) -> None:
         check_dropped(self.dropout, conditions)
 
     def forward(

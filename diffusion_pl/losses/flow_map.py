@@ -9,7 +9,7 @@ continuous generative models", arXiv 2505.07447 (the same scalars for several me
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class FlowMapLoss(Loss):
         """The trained model that is followed; None: none."""
         return next(iter(self._teacher), None)
 
-    def check(self, denoiser: NetworkDenoiser, conditions: Conditions) -> None:
+    def check(self, denoiser: NetworkDenoiser, shape: Sequence[int], conditions: Conditions) -> None:
         check_dropped(self.dropout, conditions)
         name = type(denoiser.network).__name__
         if not denoiser.flow_map:
@@ -99,6 +99,7 @@ class FlowMapLoss(Loss):
             )
         self.rule.check(denoiser, self.pairs)
         if self.teacher is not None:
+            self.teacher.check_data(shape, conditions)
             check_same_schedule("FlowMapLoss: the teacher", self.teacher.schedule, denoiser.schedule)
 
     def forward(

@@ -116,7 +116,7 @@ class DiffusionModule(Trainable):
         return {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
 
     def on_fit_start(self) -> None:
-        self.loss.check(self.denoiser, self.conditions)
+        self.loss.check(self.denoiser, self.shape, self.conditions)
         if self.loss.averaged_target and not self.averages.tracked:
             raise ValueError("model.loss.averaged_target needs EMA weights. Fix: add ema: {decays: [0.999]}")
         super().on_fit_start()
