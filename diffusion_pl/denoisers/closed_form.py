@@ -75,7 +75,9 @@ class GaussianMap(Gaussian):
         both, noise = alpha * at_r.sigma + sigma * at_r.alpha, at_r.sigma * s_t + sigma * s_r
         gain = torch.where(noise > 0, self.var * both / torch.where(noise > 0, noise, 1.0), self.var.sqrt())
         x_0 = self.mean + (gain * centred) @ self.axes.T
-        return Prediction(x_0, (both / (alpha * s_r + at_r.alpha * s_t) * centred) @ self.axes.T)
+        signal = alpha * s_r + at_r.alpha * s_t  # 0 where neither end has any: all is noise there
+        gain = torch.where(signal > 0, both / torch.where(signal > 0, signal, 1.0), 1.0)
+        return Prediction(x_0, (gain * centred) @ self.axes.T)
 
 
 class ExactMap(Denoiser):

@@ -35,8 +35,7 @@ class MultistepConsistency(Sampler):
         self.gamma = gamma
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
-        if not run.flow_map:
-            raise ValueError("MultistepConsistency is for flow maps and consistency models. Fix: take another sampler")
+        _check(run)
         at_s = run.kernel(s)
         kept = 1 - self.gamma**2
         u = run.schedule.time(at_s.logsnr - math.log(kept)).to(s) if kept > 0 else torch.zeros_like(s)
@@ -48,4 +47,10 @@ class MultistepConsistency(Sampler):
         return combine((at_s.alpha, x_u), (self.gamma * at_s.sigma, run.noise(x_t))), None
 
     def last(self, run: Run, x_t: Tensor, t: Tensor) -> Tensor:
+        _check(run)  # a grid of one time has no other step
         return run.denoise(x_t, t, torch.zeros_like(t)).x_0
+
+
+def _check(run: Run) -> None:
+    if not run.flow_map:
+        raise ValueError("MultistepConsistency is for flow maps and consistency models. Fix: take another sampler")
