@@ -1,4 +1,4 @@
-"""The loss of flow maps: nothing to learn at exact maps, gradients that point back, and what each pass computes with."""
+"""The loss of flow maps: nothing to learn at exact maps, gradients that point back, shared dropout."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -167,7 +167,7 @@ EULERIAN = ["MeanFlow", "ImprovedMeanFlow", "ContinuousConsistency"]
 @pytest.mark.parametrize("name", EULERIAN)
 @pytest.mark.parametrize("schedule", [VP(), Rectified()])
 def test_the_expected_gradient_without_a_teacher(schedule: Schedule, name: str) -> None:
-    """Zero within its standard error at the exact map; away from it, after perturbations of either sign, it points back."""
+    """Zero within its standard error at the exact map; after perturbations of either sign it points back."""
     loss = FlowMapLoss(RULES[name], pairs_of(RULES[name]))
     batches = [examples(512, seed) for seed in range(40)]
     for bump in (0.0, 1.0, -1.0):
@@ -427,12 +427,12 @@ def test_parameterizations_without_a_jump_are_refused(
 
 
 def test_a_network_without_jumps_is_refused() -> None:
-    with pytest.raises(ValueError, match="MLP has no input for the length of a jump. Fix: set flow_map to true"):
+    with pytest.raises(ValueError, match=r"MLP has no input for the length of a jump\. Fix: set flow_map to true"):
         check(FlowMapLoss(MeanFlow(), TWO), VP(), V(), MLP((2,), width=8, depth=1))
 
 
 def test_a_teacher_of_another_schedule_is_refused() -> None:
-    with pytest.raises(ValueError, match="teacher has another noise schedule, Cosine .* model's is VP"):
+    with pytest.raises(ValueError, match=r"teacher has another noise schedule, Cosine .* model's is VP"):
         check(FlowMapLoss(MeanFlow(), TWO, teacher=gaussian(Cosine())), VP(), V(), mlp())
 
 
@@ -461,7 +461,7 @@ def test_options_out_of_range_are_refused(build: Any, message: str) -> None:
 
 def test_a_condition_that_is_not_there_cannot_be_dropped() -> None:
     loss = FlowMapLoss(MeanFlow(), TWO, dropout={"text": 0.1})
-    with pytest.raises(ValueError, match="dropout.text: the model has no such condition"):
+    with pytest.raises(ValueError, match=r"dropout\.text: the model has no such condition"):
         loss.check(NetworkDenoiser(mlp(), VP(), V()), (2,), {"label": label(3)})
 
 
@@ -523,5 +523,5 @@ def test_reflow_pairs_noise_with_the_sample_it_leads_to() -> None:
 
 
 def test_reflow_refuses_a_sampler_that_draws_noise() -> None:
-    with pytest.raises(ValueError, match="Reflow: the sampler draws noise. Fix: take a deterministic one"):
+    with pytest.raises(ValueError, match=r"Reflow: the sampler draws noise\. Fix: take a deterministic one"):
         Reflow(gaussian(VP()), Ancestral(UniformGrid(4)))(examples(5), examples(5, 2), {})

@@ -1,6 +1,7 @@
 """Flow maps against independent implementations: the loss of MeanFlow, and the steps of samplers."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import diffusers
 import pytest
@@ -121,7 +122,7 @@ def test_full_noise_is_the_scm_scheduler() -> None:
     angles = torch.atan2(kernel.sigma, kernel.alpha)
     peer.set_timesteps(2, timesteps=angles, max_timesteps=None, intermediate_timesteps=None)
     peer.timesteps, denoiser, x = angles, exact(gaussian(schedule), V()), normal(0)
-    for k, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+    for k, (t, s) in enumerate(pairwise(times)):
         generator = torch.Generator().manual_seed(k)
         theirs = peer.step(raw(denoiser, x, t, 0.0), angles[k], x, generator).prev_sample
         x = step(MultistepConsistency(ExplicitGrid(times)), denoiser, x, t, s, k)
@@ -138,7 +139,7 @@ def test_full_noise_is_the_consistency_model_scheduler() -> None:
     peer.sigmas = peer.sigmas.double()
     times = schedule.time(-2 * torch.log(peer.sigmas[:-1])).tolist()
     x = 10 * normal(0)
-    for k, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+    for k, (t, s) in enumerate(pairwise(times)):
         peer.scale_model_input(x, peer.timesteps[k])
         generator = torch.Generator().manual_seed(k)
         theirs = peer.step(raw(denoiser, x, t, 0.0), peer.timesteps[k], x, generator).prev_sample
@@ -161,8 +162,7 @@ def test_some_noise_is_the_tcd_scheduler(eta: float) -> None:
         theirs = peer.step(noise, index, x, eta, torch.Generator().manual_seed(k)).prev_sample
         ratios = [float(schedule(torch.tensor(time)).sigma / schedule(torch.tensor(time)).alpha) for time in (u, s)]
         sampler = MultistepConsistency(ExplicitGrid([t, s]), (1 - (ratios[0] / ratios[1]) ** 2) ** 0.5)
-        times = torch.tensor([t, s])
-        x, _ = sampler.step(Run(denoiser, as_drawn(k), {}, times), x, times[0], times[1], None)
+        x = step(sampler, denoiser, x, t, s, k)
         torch.testing.assert_close(x, theirs, rtol=1e-6, atol=1e-6)
 
 
@@ -171,7 +171,7 @@ def test_ddim_is_the_flow_map_euler_scheduler() -> None:
     denoiser, x, times = exact(gaussian(Rectified()), Velocity()), normal(0), [1.0, 0.6, 0.25]
     peer = diffusers.FlowMapEulerDiscreteScheduler()
     peer.set_timesteps(sigmas=times)
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in pairwise(times):
         theirs = peer.step(raw(denoiser, x, t, s), 1000 * t, x, r_timestep=1000 * s).prev_sample
         x = step(DDIM(ExplicitGrid(times)), denoiser, x, t, s, 0)
         torch.testing.assert_close(x, theirs, rtol=1e-6, atol=1e-6)

@@ -116,6 +116,7 @@ RULES: list[tuple[Rule, bool, int]] = [
     (ContinuousConsistency(warmup=200), True, 3000),
     (Consistency(every=400, stages=6), True, 3000),
 ]
+NAMES = [f"{type(rule).__name__}-{k}" for k, (rule, *_) in enumerate(RULES)]
 
 
 @pytest.mark.slow
