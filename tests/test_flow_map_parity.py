@@ -48,24 +48,25 @@ class Smooth(nn.Module):
         return out
 
 
+class Scaled(nn.Module):
+    """The network with c_in of a rectified flow before it, as their model."""
+
+    def __init__(self, network: Smooth) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor, jump: Tensor) -> Tensor:
+        out: Tensor = self.network(torch.rsqrt((1 - t).square() + t.square())[:, None] * x, t, jump)
+        return out
+
+
 class Peer(PeerMeanFlow):  # type: ignore[misc]
     """Their loss at the given two times of each example."""
 
     def __init__(self, network: Smooth, times: tuple[Tensor, Tensor], power: float) -> None:
-        def scaled(x: Tensor, t: Tensor, jump: Tensor) -> Tensor:
-            c_in = torch.rsqrt((1 - t).square() + t.square())[:, None]
-            return network(c_in * x, t, jump)
-
         options = {"use_adaptive_loss_weight": power > 0, "adaptive_loss_weight_p": power}
-        super().__init__(network, prob_default_flow_obj=0.0, eps=1e-3, **options)
-        self.model, self.queue = scaled, list(times)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "model":  # a function in place of the module
-            self.__dict__["_modules"].pop("model", None)
-            self.__dict__["model"] = value
-        else:
-            super().__setattr__(name, value)
+        super().__init__(Scaled(network), prob_default_flow_obj=0.0, eps=1e-3, **options)
+        self.queue = list(times)
 
     def sample_times(self, batch: int) -> Tensor:
         return self.queue.pop()

@@ -52,12 +52,13 @@ def test_a_run_with_a_teacher_is_independent_of_it(folder: Path) -> None:
     assert done.code == 0, done.err
     student = folder / done.run
     assert not any("teacher" in name for name in checkpoint(student)["state_dict"])
-    moved = run_of(folder).rename(folder / "moved")
+    place = run_of(folder)
+    moved = place.rename(folder / "moved")
     try:
         pipeline, _ = load_pipeline(str(student), "raw")
         assert pipeline(3, steps=1).x_0.shape == (3, 2)
     finally:
-        moved.rename(folder / "runs" / "plain")
+        moved.rename(place)
 
 
 def test_a_missing_teacher_is_one_line(folder: Path) -> None:
