@@ -29,6 +29,7 @@ from .callbacks import EMA, Curves, Description, Doctor, Guard, RunCard, Saver, 
 from .callbacks.measurement import judge_fresh_values
 from .checkpoints.io import AtomicCheckpointIO
 from .checkpoints.loading import DEFAULT_LOSS, link_data
+from .checkpoints.teacher import with_teacher
 from .checkpoints.warm_start import WarmStart
 from .checks import Finding
 from .conditions import to_plain
@@ -154,7 +155,7 @@ class DiffusionCLI(LightningCLI):
         self._options = ["ckpt_path", *parser.add_method_arguments(Trainer, self.command, skip=skipped)]
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        args, off = switched_off(with_config_files(args))
+        args, off = switched_off(with_teacher(with_config_files(args)))
         with own_defaults():
             self.config = parser.parse_args(args)
         for name in off:

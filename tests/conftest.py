@@ -24,10 +24,10 @@ from torch import Tensor, nn
 import diffusion_pl
 from diffusion_pl import conditions
 from diffusion_pl.conditions import Condition
-from diffusion_pl.denoisers import EDM, Denoiser, Gaussian, Masked, Parameterization
+from diffusion_pl.denoisers import EDM, Denoiser, Gaussian, Masked, Parameterization, Prediction
 from diffusion_pl.losses import Weighting
-from diffusion_pl.samplers import Ancestral, AnnealedLangevin, ExplicitGrid, Grid, Sampler
-from diffusion_pl.schedules import LinearBetas, Schedule
+from diffusion_pl.samplers import DDIM, Ancestral, AnnealedLangevin, ExplicitGrid, Grid, Sampler, UniformGrid
+from diffusion_pl.schedules import VP, LinearBetas, Schedule
 
 ROOT = Path(diffusion_pl.__file__).parent
 
@@ -61,6 +61,7 @@ FLOORS: dict[str, float] = {
     "runtime": 6.2,
     "runtime.upstream.loops": 6.25,
     "checkpoints.loading": 6.3,
+    "checkpoints.teacher": 6.4,
     "checkpoints.warm_start": 6.4,
     "evaluation": 6.5,
     "interop": 6.55,
@@ -84,6 +85,20 @@ ISLANDS: dict[str, set[str]] = {
 
 NOTHING = torch.zeros(1, 2)
 NETWORK = EDM(0.5)
+
+
+class Standard(Denoiser):
+    """x_0 ~ N(0, I), of any shape."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+        alpha, sigma, *_ = self.schedule(t)
+        unit = x_t / (alpha.square() + sigma.square())
+        return Prediction(alpha * unit, sigma * unit)
+
 
 #: Constructor arguments, a list of variants by class name; a class that is not here is built without arguments (grids:
 #: with steps, samplers: with a grid).
@@ -117,6 +132,9 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "Replacement": [{"sampler": Ancestral, "operator": Masked(NOTHING), "y": NOTHING, "repeats": 2}],
     "DPS": [{"operator": Masked(NOTHING), "y": NOTHING}],
     "PredictorCorrector": [{"corrector": AnnealedLangevin(snr=1e-4)}],
+    # It samples from flow maps alone: test_flow_maps.py.
+    "MultistepConsistency": [],
+    "Reflow": [{"teacher": Standard(VP()), "sampler": DDIM(UniformGrid(2))}],
 }
 
 

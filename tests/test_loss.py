@@ -1,6 +1,6 @@
 """The loss against its own expectation: exact quadrature over (x_0, ε) on a line, and the posterior variance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -46,8 +46,8 @@ class Given(Coupling):
     def __init__(self, eps: Tensor) -> None:
         self.eps = eps
 
-    def __call__(self, x_0: Tensor, eps: Tensor) -> Tensor:
-        return self.eps
+    def __call__(self, x_0: Tensor, eps: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return x_0, self.eps
 
 
 def network_of(
@@ -212,10 +212,10 @@ def test_coupling_changes_the_pairing_only() -> None:
     seen = {}
 
     class Spy(Coupling):
-        def __call__(self, x_0: Tensor, eps: Tensor) -> Tensor:
-            seen["paired"] = MinibatchOT()(x_0, eps)
+        def __call__(self, x_0: Tensor, eps: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            _, seen["paired"] = MinibatchOT()(x_0, eps, cond)
             seen["drawn"] = eps
-            return seen["paired"]
+            return x_0, seen["paired"]
 
     class Zero(nn.Module):
         def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class Doctor(LeanCallback):
         try:
             data.setup("fit")
             if isinstance(module, DiffusionModule):
-                module.loss.check_conditions(module.conditions)
+                module.loss.check(module.denoiser, module.shape, module.conditions)
             findings += self.examine(trainer, module, data)
         except EXPECTED as error:
             findings.append(Finding("error", "data", str(error)))

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from ..networks import JumpEmbedding
 from ..training import Trainable
 from .exported import is_exported, run_folder_of
 from .io import FOREIGN, checkpoint_at, read_hashed
@@ -48,7 +49,9 @@ class WarmStart:
         content, sha256 = read_hashed(self.path)
         saved, weights = select(content, self.weights, str(self.path))
         present = model.state_dict()
-        kept = [name for name in present if any(fnmatchcase(_short(name), pattern) for pattern in self.skip)]
+        kept = [name for name in present if self._skips(name)]
+        kept += [name for name in _new(model, present, saved) if name not in kept]
+        saved = {name: tensor for name, tensor in saved.items() if not name.startswith("loss.") or name in present}
         self._check_patterns([*present, *saved])
         self._check(
             {name: tensor for name, tensor in present.items() if name not in kept},
@@ -134,6 +137,14 @@ def _without_links(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A section without what the model takes from the data."""
     options = {key: value for key, value in spec.get("init_args", spec).items() if key not in LINKED}
     return {**spec, "init_args": options} if "init_args" in spec else options
+
+
+def _new(model: Trainable, present: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> list[str]:
+    """What a model has that the checkpoint cannot have: the loss's own, and an input for jumps, which is 0 at first."""
+    jumps = [name for name, part in model.named_modules() if isinstance(part, JumpEmbedding)]
+    return [
+        name for name in present if name not in saved and name.startswith(("loss.", *(f"{jump}." for jump in jumps)))
+    ]
 
 
 def _short(name: str) -> str:

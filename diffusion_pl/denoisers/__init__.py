@@ -1,7 +1,7 @@
 """Denoisers D(x_t, t) = (x̂_0, ε̂): networks, wrappers that guide them, closed forms."""
 
-from .base import Denoiser, check_time
-from .closed_form import Gaussian, GaussianMixture, JointGaussian, empirical
+from .base import Denoiser, check_target, check_time
+from .closed_form import ExactMap, Gaussian, GaussianMap, GaussianMixture, JointGaussian, empirical
 from .guidance import AutoGuided, ClassifierFree, ClassifierGuided, Thresholded, add_score, extrapolate
 from .inverse_problems import Coarse, Gray, Masked, Operator, Reconstructing
 from .network import LogSNR, NetworkDenoiser, NoiseInput, ScaledTime, StepIndex
@@ -19,8 +19,10 @@ __all__ = [
     "Data",
     "Denoiser",
     "Epsilon",
+    "ExactMap",
     "Gaussian",
     "GaussianField",
+    "GaussianMap",
     "GaussianMixture",
     "Gray",
     "JointGaussian",
@@ -41,6 +43,7 @@ __all__ = [
     "V",
     "Velocity",
     "add_score",
+    "check_target",
     "check_time",
     "empirical",
     "extrapolate",

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ..conditions import Conditions
+from ..ode import check_tolerance, solve
 from ..schedules import Schedule
+from ..tensors import per_sample
 from .base import Denoiser, check_time
 from .parameterizations import Prediction
 
@@ -49,6 +51,75 @@ class Gaussian(Denoiser):
         x_0 = self.mean + (alpha * self.var / var_t * centred) @ self.axes.T
         # ε̂ = σ (α²C + σ²I)⁻¹ (x_t − αμ): nothing is divided by σ or α.
         return Prediction(x_0, (sigma / var_t * centred) @ self.axes.T)
+
+
+class GaussianMap(Gaussian):
+    """The exact flow map of x_0 ~ N(mean, cov): along each axis of variance c,
+
+        x_r − α_r μ = (s_r/s_t) (x_t − α_t μ),   s² = α²c + σ²
+
+    Args:
+        schedule: the noise schedule.
+        mean: (D,).
+        cov: (D, D), symmetric, positive semi-definite.
+    """
+
+    flow_map = True
+
+    def forward(self, x_t: Tensor, t: Tensor, r: Tensor | None = None, **cond: Tensor) -> Prediction:
+        check_time(x_t, t)
+        (alpha, sigma, *_), at_r = self.schedule(t), self.schedule(t if r is None else r)
+        s_t, s_r = ((k[0].square() * self.var + k[1].square()).sqrt() for k in ((alpha, sigma), at_r))
+        centred = ((x_t - alpha * self.mean) @ self.axes) / s_t
+        # The 2×2 solve for (X, E) with its determinant taken out, which is 0 at r = t.
+        both, noise = alpha * at_r.sigma + sigma * at_r.alpha, at_r.sigma * s_t + sigma * s_r
+        gain = torch.where(noise > 0, self.var * both / torch.where(noise > 0, noise, 1.0), self.var.sqrt())
+        x_0 = self.mean + (gain * centred) @ self.axes.T
+        signal = alpha * s_r + at_r.alpha * s_t  # 0 where neither end has any: all is noise there
+        gain = torch.where(signal > 0, both / torch.where(signal > 0, signal, 1.0), 1.0)
+        return Prediction(x_0, (gain * centred) @ self.axes.T)
+
+
+class ExactMap(Denoiser):
+    """The flow map of any denoiser, by its probability-flow ODE: slow, and exact to the tolerance.
+
+    Args:
+        denoiser: whose ODE is solved.
+        tolerance: of a step, absolute and relative.
+    """
+
+    flow_map = True
+
+    def __init__(self, denoiser: Denoiser, tolerance: float = 1e-8) -> None:
+        super().__init__()
+        check_tolerance(tolerance, tolerance, 5)
+        self.denoiser, self.schedule, self.tolerance = denoiser, denoiser.schedule, tolerance
+
+    def end(self, x_t: Tensor, t: Tensor, r: Tensor, **cond: Tensor) -> Tensor:
+        """x_r: (B, *)."""
+        t, r = (per_sample(time.expand(len(x_t), *time.shape[1:]).double(), x_t) for time in (t, r))
+
+        def field(state: tuple[Tensor, ...], share: Tensor) -> tuple[Tensor, ...]:
+            now = t + per_sample(share, x_t) * (r - t)
+            kernel, prediction = self.schedule(now), self.denoiser(state[0], now.to(x_t), **cond)
+            velocity = kernel.d_alpha * prediction.x_0 + kernel.d_sigma * prediction.eps
+            return ((velocity * (r - t)).to(x_t),)
+
+        return solve(field, (x_t,), 0.0, 1.0, self.tolerance, self.tolerance, max_steps=10_000).y[0]
+
+    def forward(self, x_t: Tensor, t: Tensor, r: Tensor | None = None, **cond: Tensor) -> Prediction:
+        check_time(x_t, t)
+        plain: Prediction = self.denoiser(x_t, t, **cond)
+        if r is None or bool((r == t).all()):
+            return plain
+        at_t, at_r = self.schedule(t), self.schedule(r)
+        x_r = self.end(x_t, t, r, **cond)
+        det = at_t.alpha * at_r.sigma - at_t.sigma * at_r.alpha
+        distinct = det != 0
+        det = torch.where(distinct, det, 1.0)
+        x_0 = (at_r.sigma * x_t - at_t.sigma * x_r) / det
+        eps = (at_t.alpha * x_r - at_r.alpha * x_t) / det
+        return Prediction(torch.where(distinct, x_0, plain.x_0), torch.where(distinct, eps, plain.eps))
 
 
 class GaussianMixture(Denoiser):

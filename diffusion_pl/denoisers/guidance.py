@@ -23,6 +23,8 @@ class Thresholded(Denoiser):
     Static: clip to [low, high] (DDPM).  Dynamic, when a quantile is given: let r be that quantile of the distance from
     the middle of the range in units of its half-width, at least 1; clip to the range widened r times, then shrink by r.
 
+    Of a flow map only jumps to r = 0 are changed, which give samples.
+
     Reference: Ho et al., arXiv 2006.11239 (clipping); Saharia et al., arXiv 2205.11487, Sec. 2.3 (dynamic).
 
     Args:
@@ -51,10 +53,13 @@ class Thresholded(Denoiser):
             raise ValueError(f"max_r must be at least 1, got {max_r}")
         self.denoiser, self.schedule, self.self_conditioned = denoiser, denoiser.schedule, denoiser.self_conditioned
         self.low, self.high, self.quantile, self.max_r, self.keep_eps = low, high, quantile, max_r, keep_eps
+        self.flow_map = denoiser.flow_map
 
-    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+    def forward(self, x_t: Tensor, t: Tensor, r: Tensor | None = None, **cond: Tensor) -> Prediction:
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
-        prediction: Prediction = self.denoiser(x_t, t, **cond)
+        prediction: Prediction = self.denoiser(x_t, t, **cond if r is None else {"r": r, **cond})
+        if r is not None and bool((r > 0).any()):  # X is not an estimate of x_0, and may be outside the range
+            return prediction
         unit = (prediction.x_0 - middle) / half
         if self.quantile is None:
             unit = unit.clamp(-1, 1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..schedules import Kernel, Schedule
 from ..tensors import Recorded, check_finite
-from .base import Denoiser, check_time
+from .base import Denoiser, check_target, check_time
 from .parameterizations import Parameterization, Prediction
 
 
@@ -81,7 +81,7 @@ class NetworkDenoiser(Denoiser):
     Args:
         network: forward(x: (B, *), c_noise: (B,), **cond) -> F: (B, *); or twice the channels, the second half of which
             predicts the variance of the reverse step, v = (output + 1)/2.  With an attribute self_condition that is
-            true it takes an estimate of x_0 as x_0_hat.
+            true it takes an estimate of x_0 as x_0_hat; with flow_map the length of the jump as jump: (B,), t − r.
         schedule, parameterization: see there.
         noise_input: None: c_noise = t.
         prediction: name of the condition that is a prediction of x_0, of its shape, whose residual the network models;
@@ -101,35 +101,55 @@ class NetworkDenoiser(Denoiser):
         self.noise_input = ScaledTime() if noise_input is None else noise_input
         self.prediction = prediction
         self.self_conditioned = bool(getattr(network, "self_condition", False))
+        self.flow_map = bool(getattr(network, "flow_map", False))
         # Within a tuple, so that it is not registered twice; it gives the network's type without a search at each call.
         self._first_parameter = tuple(network.parameters())[:1]
 
-    def raw(self, x_t: Tensor, t: Tensor, kernel: Kernel, **cond: Tensor) -> tuple[Tensor, Tensor | None]:
+    def raw(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        kernel: Kernel,
+        r: Tensor | None = None,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        **cond: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
         """F: (B, *) at (x_t, t), the space in which the loss is taken, and v: (B, *) if the network gives one.
 
         Args:
-            x_t, t, cond: see `forward`.
+            x_t, t, r, cond: see `forward`.
             kernel: the schedule's at t.
+            weights: parameters of the network by name, in place of its own; None: its own.
 
         Raises:
-            ValueError: t is neither () nor (B, 1, …, 1), or a scalar t outside [0, 1].
+            ValueError: t is neither () nor (B, 1, …, 1), or a scalar t outside [0, 1]; or r is given to a network that
+                does not take it.
         """
         check_time(x_t, t)
+        if r is not None:
+            check_target(self, t, r)
+            cond["jump"] = (t - r).reshape(-1).expand(x_t.shape[0]).to(x_t.device)
         if self.prediction is not None and self.prediction in cond:
             mu = cond[self.prediction].nan_to_num().to(x_t)
-            residual, v = self._output(x_t - kernel.alpha * mu, t, kernel, cond)
+            residual, v = self._output(x_t - kernel.alpha * mu, t, kernel, cond, weights)
             return residual + self.parameterization.target(kernel, mu, torch.zeros_like(mu)), v
-        return self._output(x_t, t, kernel, cond)
+        return self._output(x_t, t, kernel, cond, weights)
 
     def _output(
-        self, x_t: Tensor, t: Tensor, kernel: Kernel, cond: Mapping[str, Tensor]
+        self, x_t: Tensor, t: Tensor, kernel: Kernel, cond: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None
     ) -> tuple[Tensor, Tensor | None]:
         """What the network makes of its input: see `raw`."""
         c_in = self.parameterization.c_in(kernel)
         c_noise = self.noise_input(self.schedule, t, kernel).reshape(-1).expand(x_t.shape[0])
         dtype = self._first_parameter[0].dtype if self._first_parameter else x_t.dtype
         cond = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.items()}
-        output: Tensor = self.network((c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype), **cond)
+        inputs = (c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype)
+        output: Tensor
+        if weights is None:
+            output = self.network(*inputs, **cond)
+        else:
+            output = torch.func.functional_call(self.network, dict(weights), inputs, cond)
         output = output.to(x_t.dtype)
         if output.shape == x_t.shape:
             return output, None
@@ -141,8 +161,8 @@ class NetworkDenoiser(Denoiser):
             "(or double the channels, to predict a variance)"
         )
 
-    def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Prediction:
+    def forward(self, x_t: Tensor, t: Tensor, r: Tensor | None = None, **cond: Tensor) -> Prediction:
         check_time(x_t, t)  # before a table is indexed with it
         kernel = self.schedule(t)
-        output, v = self.raw(x_t, t, kernel, **cond)
+        output, v = self.raw(x_t, t, kernel, r, **cond)
         return self.parameterization.predict(kernel, x_t, output)._replace(v=v)

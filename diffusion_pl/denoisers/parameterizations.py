@@ -53,6 +53,13 @@ class Parameterization(Recorded, ABC):
         d = kernel.alpha * q - kernel.sigma * p
         return Prediction((q / d) * x_t - (kernel.sigma / d) * output, (kernel.alpha / d) * output - (p / d) * x_t)
 
+    def jump(self, at_t: Kernel, at_r: Kernel) -> tuple[Tensor, Tensor]:
+        """(A, B), shaped like t: a flow map's jump is x_r = α_r X + σ_r E = A x_t + B F."""
+        p, q = self.coefficients(at_t)
+        d = at_t.alpha * q - at_t.sigma * p
+        a = (at_r.alpha * q - at_r.sigma * p) / d
+        return a, (at_r.sigma * at_t.alpha - at_r.alpha * at_t.sigma) / d
+
     def c_in(self, kernel: Kernel) -> Tensor:
         """What x_t is multiplied by before the network sees it, shaped like t."""
         if not self.scaled_input:

@@ -1,7 +1,7 @@
 """Base class of losses, and what they return."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,9 +25,11 @@ class Loss(Recorded, nn.Module, ABC):
 
     Attributes:
         times: timestep distribution.
+        averaged_target: whether its targets are computed with the first EMA weights.
     """
 
     times: TimeSampler
+    averaged_target: bool = False
 
     @abstractmethod
     def forward(
@@ -37,6 +39,7 @@ class Loss(Recorded, nn.Module, ABC):
         cond: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
         observed: Tensor | None = None,
+        target: Mapping[str, Tensor] | None = None,
     ) -> Losses:
         """Losses of a batch.
 
@@ -46,7 +49,15 @@ class Loss(Recorded, nn.Module, ABC):
             cond: conditions of the network by name, (B, *) each; None: none.
             generator: of t, ε and whatever else is random; None: torch's global one.
             observed: (B, *), bool: values of x_0 that count; None: all.
+            target: EMA weights of the network by the names of its parameters, for a loss whose `averaged_target` is
+                true; None: the network's own.
         """
 
-    def check_conditions(self, conditions: Conditions) -> None:
-        """Raise ValueError if the loss names a condition that the model does not have."""
+    def check(self, denoiser: NetworkDenoiser, shape: Sequence[int], conditions: Conditions) -> None:
+        """Raise ValueError if the loss does not suit the model: the start of a training calls it.
+
+        Args:
+            denoiser: of the model.
+            shape: of one example.
+            conditions: of the model.
+        """

@@ -6,16 +6,17 @@ the error of x_0 tiny.
 Reference: Ho et al., arXiv 2006.11239, Eq. 14; Karras et al., arXiv 2206.00364, Eq. 8.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..conditions import Conditions, null
+from ..conditions import Conditions
 from ..denoisers import NetworkDenoiser
-from ..tensors import mean_data, per_sample
+from ..tensors import mean_data
 from .base import Loss, Losses
 from .couplings import Coupling
+from .dropout import check_dropout, check_dropped, coin, dropped
 from .learned_variance import VarianceBound
 from .timesteps import TimeSampler
 from .weightings import Weighting
@@ -51,9 +52,7 @@ class DenoisingLoss(Loss):
         super().__init__()
         if times_per_sample < 1:
             raise ValueError(f"DenoisingLoss: times_per_sample must be at least 1, got {times_per_sample}")
-        for name, probability in (dropout or {}).items():
-            if not 0 <= probability < 1:
-                raise ValueError(f"DenoisingLoss: dropout of {name} must be in [0, 1), got {probability}")
+        check_dropout("DenoisingLoss", dropout or {})
         if weighting is None and (variance is None or not variance.mean):
             raise ValueError(
                 "DenoisingLoss: without a weighting the mean is taught by VarianceBound. Fix: set its mean to true"
@@ -61,15 +60,8 @@ class DenoisingLoss(Loss):
         self.times, self.weighting, self.coupling, self.variance = times, weighting, coupling, variance
         self.times_per_sample, self.dropout = times_per_sample, dict(dropout or {})
 
-    def check_conditions(self, conditions: Conditions) -> None:
-        if not conditions:
-            return  # an unconditional model has nothing to drop, and one configuration may serve both
-        for name in self.dropout:
-            if name not in conditions:
-                raise ValueError(
-                    f"model.loss.dropout.{name}: the model has no such condition; it has {', '.join(conditions)}. Fix: "
-                    "remove it, or give data that have it"
-                )
+    def check(self, denoiser: NetworkDenoiser, shape: Sequence[int], conditions: Conditions) -> None:
+        check_dropped(self.dropout, conditions)
 
     def forward(
         self,
@@ -78,6 +70,7 @@ class DenoisingLoss(Loss):
         cond: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
         observed: Tensor | None = None,
+        target: Mapping[str, Tensor] | None = None,
     ) -> Losses:
         cond = dict(cond or {})
         if self.times_per_sample > 1:
@@ -88,11 +81,11 @@ class DenoisingLoss(Loss):
         t, importance = self.times(denoiser.schedule, x_0, generator)
         eps = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
         if self.coupling is not None:
-            eps = self.coupling(x_0, eps)
+            x_0, eps = self.coupling(x_0, eps, cond)
         kernel = denoiser.schedule(t)
         x_t = kernel.alpha * x_0 + kernel.sigma * eps
-        cond = self._dropped(cond, generator)
-        if denoiser.self_conditioned and _coin(0.5, 1, x_0.device, generator):
+        cond = dropped(self.dropout, cond, generator)
+        if denoiser.self_conditioned and coin(0.5, 1, x_0.device, generator):
             with torch.no_grad():
                 cond["x_0_hat"] = denoiser(x_t, t, **cond).x_0
         output, v = denoiser.raw(x_t, t, kernel, **cond)
@@ -110,16 +103,3 @@ class DenoisingLoss(Loss):
         if denoiser.training:
             self.times.learn(t.flatten(), loss.detach())
         return Losses(importance.flatten() * loss if isinstance(importance, Tensor) else importance * loss, t.flatten())
-
-    def _dropped(self, cond: dict[str, Tensor], generator: torch.Generator | None) -> dict[str, Tensor]:
-        """The conditions, some values of which are null."""
-        for name, probability in self.dropout.items():
-            if probability > 0 and name in cond:
-                value = cond[name]
-                dropped = per_sample(_coin(probability, len(value), value.device, generator), value)
-                cond = {**cond, name: torch.where(dropped, null(value), value)}
-        return cond
-
-
-def _coin(probability: float, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(n, device=device, generator=generator) < probability

@@ -1,7 +1,7 @@
 """Networks: ``forward(x, c_noise, **cond) -> F``. They know nothing of schedules, parameterizations or data sets."""
 
 from .dit import DiT
-from .embeddings import Blind, Embedding, Fourier, Identity, Sinusoidal
+from .embeddings import Blind, Embedding, Fourier, Identity, JumpEmbedding, Sinusoidal
 from .mlp import MLP
 from .ncsnpp import NCSNpp
 from .unet import UNet
@@ -17,6 +17,7 @@ __all__ = [
     "Embedding",
     "Fourier",
     "Identity",
+    "JumpEmbedding",
     "LearnedFourier",
     "LinearAttentionUNet",
     "NCSNpp",

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ..conditions import Conditions
 from .conditioning import Conditioning, LabelEmbedding
 from .cross_attention import Context, CrossAttention
-from .embeddings import Sinusoidal
+from .embeddings import JumpEmbedding, Sinusoidal, check_jump
 from .layers import check_sizes, factors
 
 
@@ -77,6 +77,7 @@ class DiT(nn.Module):
         time_features: Features of the sinusoidal embedding of the noise level, for which ``noise_input`` must count as
             far as 1000.
         checkpointing: Compute activations again for the gradients: less memory, a third more time.
+        flow_map: Whether the network takes the length of a flow map's jump (`JumpEmbedding`), for FlowMapLoss.
     """
 
     positions: Tensor
@@ -92,6 +93,7 @@ class DiT(nn.Module):
         mlp_ratio: float = 4.0,
         time_features: int = 256,
         checkpointing: bool = False,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("patch_size", patch_size), ("depth", depth), ("heads", heads)):
@@ -113,6 +115,7 @@ class DiT(nn.Module):
         self.time = nn.Sequential(nn.Linear(time_features, width), nn.SiLU(), nn.Linear(width, width))
         self.cond = Conditioning("DiT", shape, conditions, width)
         self.label = LabelEmbedding("DiT", self.cond.label, width)
+        self.flow_map, self.jump = flow_map, JumpEmbedding(width) if flow_map else None
         self.patch = nn.Linear((shape[0] + self.cond.channels) * values, width)
         self.register_buffer("positions", positions(self._counts(shape[1:]), width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, self.cond.attended) for _ in range(depth))
@@ -138,28 +141,35 @@ class DiT(nn.Module):
                     module.cross.silence()
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.output.weight)
+        if self.jump is not None:
+            self.jump.silence()
 
     def _counts(self, sizes: Sequence[int]) -> tuple[int, ...]:
         """Patches along each axis of data of such sizes."""
         return tuple(size // patch for size, patch in zip(sizes, self.patch_sizes, strict=True))
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **cond: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, jump: Tensor | None = None, **cond: Tensor
+    ) -> Tensor:
         """The raw network output F.
 
         Args:
             x: Scaled noisy data, (B, C, *sizes).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
+            jump: Length of a flow map's jump, t − r, (B,); None means 0.
             cond: Other conditions by name, (B, *shape) each; NaN or none means not given.
 
         Raises:
             ValueError: a size that patches do not fill, or a condition that the network was not built for.
         """
         check_sizes("DiT", x.shape[1:], self.patch_sizes, "give another patch_size")
+        check_jump("DiT", self.jump, jump)
         values = self.cond.check(cond, x)
         counts = self._counts(x.shape[2:])
         features = self.time(self.embedding(c_noise.float().unsqueeze(1)).to(x.dtype))
         features, context = self.cond.add(self.label(features, label), values), self.cond.context(values)
+        features = features if self.jump is None else self.jump(features, jump)
         grid = self.positions
         if grid.shape[:-1] != counts:
             grid = positions(counts, grid.shape[-1]).to(x.device)

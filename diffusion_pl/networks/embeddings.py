@@ -112,3 +112,44 @@ class Sinusoidal(Embedding):
         exponent = torch.arange(half, dtype=torch.float64) / max(1, half - 1)
         phase = x * (self.max_period**-exponent).to(x)
         return torch.cat((phase.sin(), phase.cos()), 1)
+
+
+class JumpEmbedding(nn.Module):
+    """Adds features of the length of a flow map's jump, t − r, to those of the noise level.
+
+    32 sines and cosines of frequencies 1 to 32, linear, SiLU, and a linear layer that starts at zero: a network with it
+    is at first the network without it.  The frequencies are low, for the losses of flow maps differentiate with respect
+    to t and r.
+
+    Args:
+        width: Length of the features.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = Sinusoidal(1, 32, 32.0)
+        self.hidden, self.output = nn.Linear(32, width), nn.Linear(width, width)
+        self.silence()
+
+    def silence(self) -> None:
+        """Let it add nothing, as at the start."""
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, features: Tensor, jump: Tensor | None) -> Tensor:
+        """features + the embedding.
+
+        Args:
+            features: (B, width).
+            jump: Lengths in [0, 1], (B,); None: 0, an ordinary denoiser.
+        """
+        jump = features.new_zeros(features.shape[0]) if jump is None else jump
+        waves = self.embedding(32 * jump.float()[:, None]).to(self.hidden.weight.dtype)
+        y: Tensor = features + self.output(nn.functional.silu(self.hidden(waves)))
+        return y
+
+
+def check_jump(network: str, embedding: JumpEmbedding | None, jump: Tensor | None) -> None:
+    """Raise ValueError if a network without flow_map is given the length of a jump."""
+    if embedding is None and jump is not None:
+        raise ValueError(f"{network}: got the length of a jump but has no input for it: set flow_map to true")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..conditions import Conditions
 from .conditioning import Conditioning, LabelEmbedding
-from .embeddings import Embedding, Identity
+from .embeddings import Embedding, Identity, JumpEmbedding, check_jump
 
 
 class Block(nn.Module):
@@ -37,6 +37,7 @@ class MLP(nn.Module):
         depth: Number of residual blocks.
         input_embedding: Embedding of the D coordinates; None takes them as they are.
         time_embedding: Embedding of the noise level; None takes it as it is, ``Blind`` leaves it out.
+        flow_map: Whether the network takes the length of a flow map's jump (`JumpEmbedding`), for FlowMapLoss.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class MLP(nn.Module):
         depth: int = 3,
         input_embedding: Callable[[int], Embedding] | None = None,
         time_embedding: Callable[[int], Embedding] | None = None,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
         if len(shape) != 1 or shape[0] < 1:
@@ -61,22 +63,28 @@ class MLP(nn.Module):
         self.input = nn.Linear(self.input_embedding.width + self.time_embedding.width, width)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
         self.output = nn.Linear(width, dim)
+        self.flow_map, self.jump = flow_map, JumpEmbedding(width) if flow_map else None
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **cond: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, jump: Tensor | None = None, **cond: Tensor
+    ) -> Tensor:
         """The raw network output F.
 
         Args:
             x: Scaled noisy points, (B, D).
             c_noise: Noise level, of order one, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
+            jump: Length of a flow map's jump, t − r, (B,); None means 0.
             cond: Other conditions by name, (B, *shape) each; NaN or none means not given.
 
         Raises:
             ValueError: a condition that the network was not built for.
         """
+        check_jump("MLP", self.jump, jump)
         values = self.cond.check(cond, x)
         h = self.input(torch.cat((self.input_embedding(x), self.time_embedding(c_noise.unsqueeze(1))), 1))
         h = self.cond.add(self.label(h, label), values)
+        h = h if self.jump is None else self.jump(h, jump)
         context = self.cond.context(values)
         h = h if context is None else h + context.mean()
         output: Tensor = self.output(self.blocks(nn.functional.gelu(h)))

@@ -14,7 +14,7 @@ from ..conditions import Conditions
 from . import resnet
 from .conditioning import Conditioning, LabelEmbedding
 from .cross_attention import Context
-from .embeddings import Embedding
+from .embeddings import Embedding, JumpEmbedding, check_jump
 from .fir import FIR, Down, Mean, Resampling, Up
 from .layers import along, attending, check_options, check_sizes, factors
 from .ncsnpp_parts import Combine, Parts
@@ -61,6 +61,7 @@ class NCSNpp(nn.Module):
         augment_dim: Length of the vector that says how a training image was changed, 9 for ``augment`` of the data;
             0: the network does not get it.
         checkpointing: Compute activations again for the gradients: less memory, a third more time.
+        flow_map: Whether the network takes the length of a flow map's jump (`JumpEmbedding`), for FlowMapLoss.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class NCSNpp(nn.Module):
         time_conditional: bool = True,
         augment_dim: int = 0,
         checkpointing: bool = False,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
         check_options("NCSNpp", nf, ch_mult, num_res_blocks, dropout)
@@ -111,13 +113,15 @@ class NCSNpp(nn.Module):
         self.time = TimeFeatures(nf, time_embedding, activation, augment_dim) if time_conditional else None
         self.cond = Conditioning("NCSNpp", shape, conditions, width)
         self.label = LabelEmbedding("NCSNpp", self.cond.label, width)
+        self.flow_map, self.jump = flow_map, JumpEmbedding(width) if flow_map else None
+        added = flow_map or self.label.classes is not None or self.cond.added
         self.resampling: Resampling = FIR(fir_kernel, axes) if fir else Mean(strides)
         self.gain = math.sqrt(0.5) if skip_rescale else 1.0
         self.progressive, self.progressive_input = progressive, progressive_input
         self.scale_by_sigma = scale_by_sigma
         parts = Parts(
             resblock_type,
-            time_width=width if time_conditional or self.label.classes is not None or self.cond.added else 0,
+            time_width=width if time_conditional or added else 0,
             activation=activation,
             dropout=dropout,
             rescale=skip_rescale,
@@ -227,6 +231,7 @@ class NCSNpp(nn.Module):
         c_noise: Tensor,
         label: Tensor | None = None,
         augment: Tensor | None = None,
+        jump: Tensor | None = None,
         **cond: Tensor,
     ) -> Tensor:
         """The raw network output F.
@@ -235,6 +240,7 @@ class NCSNpp(nn.Module):
             x: Scaled noisy data, (B, C, *sizes).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
+            jump: Length of a flow map's jump, t − r, (B,); None means 0.
             augment: How the images were changed, (B, augment_dim); None: not at all.
             cond: Other conditions by name, (B, *shape) each; NaN or none means not given.
 
@@ -243,11 +249,13 @@ class NCSNpp(nn.Module):
                 changed although the network was built without augment_dim, or a condition that it was not built for.
         """
         check_sizes("NCSNpp", x.shape[1:], self.factors)
+        check_jump("NCSNpp", self.jump, jump)
         values = self.cond.check(cond, x)
         if augment is not None and (self.time is None or self.time.extra is None):
             raise ValueError(f"NCSNpp: got augmented images: give the network augment_dim: {augment.shape[1]}")
         time = c_noise.new_zeros(x.shape[0], self.label.width) if self.time is None else self.time(c_noise, augment)
         time, context = self.cond.add(self.label(time, label), values), self.cond.context(values)
+        time = time if self.jump is None else self.jump(time, jump)
         skips = self._down(x, self.stem(self.cond.concatenate(x, values)), time, context)
         output = self._up(skips, time, context)
         # σ is not rounded to the output's 8 bits under autocast: the quotient is the wider of the two types.

@@ -18,7 +18,7 @@ from ..conditions import Conditions
 from . import resnet
 from .conditioning import Conditioning, LabelEmbedding
 from .cross_attention import CrossAttentionBlock
-from .embeddings import Embedding, Sinusoidal
+from .embeddings import Embedding, JumpEmbedding, Sinusoidal, check_jump
 from .layers import attending, check_options, check_sizes, factors
 from .resnet import AttentionBlock, Downsample, ResBlock, Upsample, conv, group_norm, linear
 
@@ -65,6 +65,7 @@ class UNet(nn.Module):
             as 1000.
         time_conditional: Whether the network gets the noise level at all.
         checkpointing: Compute activations again for the gradients: less memory, a third more time.
+        flow_map: Whether the network takes the length of a flow map's jump (`JumpEmbedding`), for FlowMapLoss.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class UNet(nn.Module):
         time_embedding: Callable[[int], Embedding] | None = None,
         time_conditional: bool = True,
         checkpointing: bool = False,
+        flow_map: bool = False,
     ) -> None:
         super().__init__()
         check_options("UNet", nf, ch_mult, num_res_blocks, dropout)
@@ -113,7 +115,9 @@ class UNet(nn.Module):
         self.time = TimeFeatures(nf, time_embedding, activation) if time_conditional else None
         self.cond = Conditioning("UNet", shape, conditions, width)
         self.label = LabelEmbedding("UNet", self.cond.label, width)
-        time_width = width if time_conditional or self.label.classes is not None or self.cond.added else 0
+        self.flow_map, self.jump = flow_map, JumpEmbedding(width) if flow_map else None
+        added = flow_map or self.label.classes is not None or self.cond.added
+        time_width = width if time_conditional or added else 0
 
         norm = partial(group_norm, groups=groups, eps=norm_eps)
 
@@ -163,13 +167,16 @@ class UNet(nn.Module):
         self.norm = norm(c)
         self.output = conv(c, channels * (1 + learned_variance), scale=0.0, axes=axes)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **cond: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, jump: Tensor | None = None, **cond: Tensor
+    ) -> Tensor:
         """The raw network output F.
 
         Args:
             x: Scaled noisy data, (B, C, *sizes).
             c_noise: Noise level, (B,).
             label: Classes, int64, (B,); −1 or None means any class.
+            jump: Length of a flow map's jump, t − r, (B,); None means 0.
             cond: Other conditions by name, (B, *shape) each; NaN or none means not given.
 
         Raises:
@@ -177,9 +184,11 @@ class UNet(nn.Module):
                 the network was not built for.
         """
         check_sizes("UNet", x.shape[1:], self.factors)
+        check_jump("UNet", self.jump, jump)
         values = self.cond.check(cond, x)
         time = c_noise.new_zeros(x.shape[0], self.label.width) if self.time is None else self.time(c_noise)
         time, context = self.cond.add(self.label(time, label), values), self.cond.context(values)
+        time = time if self.jump is None else self.jump(time, jump)
         h = self.stem(self.cond.concatenate(_with_waves(x, self.fourier), values))
         skips = [h]
         for row in self.down:

@@ -21,6 +21,7 @@ from .grids import (
     same_ends,
 )
 from .heun import Heun
+from .multistep_consistency import MultistepConsistency
 from .predictor_corrector import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
 from .replacement import Replacement
 from .reverse_diffusion import ReverseDiffusion
@@ -44,6 +45,7 @@ __all__ = [
     "Langevin",
     "LeadingGrid",
     "LogSNRGrid",
+    "MultistepConsistency",
     "Noise",
     "Path",
     "PredictorCorrector",

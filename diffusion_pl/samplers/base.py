@@ -72,17 +72,30 @@ class Run:
         kernels = zip(*denoiser.schedule(times), strict=True)
         self._kernels = {t: Kernel(*kernel) for t, kernel in zip(times.tolist(), kernels, strict=True)}
 
-    def denoise(self, x_t: Tensor, t: Tensor) -> Prediction:
-        """The denoiser's prediction at x_t: (B, *), t: () or (B, 1, …, 1)."""
+    def denoise(self, x_t: Tensor, t: Tensor, r: Tensor | None = None) -> Prediction:
+        """The denoiser's prediction at x_t: (B, *), t: () or (B, 1, …, 1).
+
+        Args:
+            x_t, t: see there.
+            r: where the sampler goes next by x_r = α_r x̂_0 + σ_r ε̂, at most t, shaped like t.  A flow map is told; to
+                other denoisers it does not matter.  None: the sampler uses the prediction otherwise.
+        """
         self.nfe += 1
+        extra = {}
         if self._denoiser.self_conditioned and self._latest is not None:
-            prediction: Prediction = self._denoiser(x_t, t, x_0_hat=self._latest, **self._cond)
-        else:
-            prediction = self._denoiser(x_t, t, **self._cond)
+            extra["x_0_hat"] = self._latest
+        if r is not None and self._denoiser.flow_map:
+            extra["r"] = r
+        prediction: Prediction = self._denoiser(x_t, t, **extra, **self._cond)
         self._latest = prediction.x_0
         if self.estimate is None:
             self.estimate = prediction.x_0
         return prediction
+
+    @property
+    def flow_map(self) -> bool:
+        """Whether the denoiser takes the target time r."""
+        return self._denoiser.flow_map
 
     @property
     def schedule(self) -> Schedule:
@@ -126,6 +139,10 @@ class Sampler(Recorded, ABC):
             x_s: (B, *), and the state for the next step.
         """
 
+    def last(self, run: Run, x_t: Tensor, t: Tensor) -> Tensor:
+        """x̂_0: (B, *) at the grid's last time t: ()."""
+        return run.denoise(x_t, t).x_0
+
     def prior(self, schedule: Schedule, eps: Tensor) -> Tensor:
         """x at the grid's first time from standard normal eps: (B, *)."""
         return eps * schedule.prior_std(float(self.grid(schedule)[0]))
@@ -166,7 +183,7 @@ class Sampler(Recorded, ABC):
         if self.end > 0:
             x_0, _ = self.step(run, x_t, times[-1], times.new_tensor(self.end), state)
         else:
-            x_0 = run.denoise(x_t, times[-1]).x_0
+            x_0 = self.last(run, x_t, times[-1])
         if not path:
             return Samples(x_0, run.nfe, None)
         assert run.estimate is not None

@@ -12,7 +12,8 @@ from .grids import Grid
 class DDIM(Sampler):
     """x_s = α_s x̂_0 + √(σ_s² − η²β̃) ε̂ + η√β̃ ε.
 
-    η = 1 is `Ancestral(variance=0)`; η = 0 is Euler's method for the probability-flow ODE dx = x̂_0 dα + ε̂ dσ.
+    η = 1 is `Ancestral(variance=0)`; η = 0 is Euler's method for the probability-flow ODE dx = x̂_0 dα + ε̂ dσ, and with
+    a flow map, which is told s, exact in steps of any size.
 
     Reference: Song et al., "Denoising diffusion implicit models", arXiv 2010.02502, Eq. 12 and 16.
 
@@ -35,9 +36,12 @@ class DDIM(Sampler):
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
         at_s = run.kernel(s)
-        x_0, eps, _ = run.denoise(x_t, t)
+        x_0, eps, _ = run.denoise(x_t, t, s if self.eta == 0 and s <= t else None)
         if self.eta == 0:  # no noise is drawn: the sampler is deterministic
             return combine((at_s.alpha, x_0), (at_s.sigma, eps)), None
         var = self.eta**2 * posterior(at_s, run.kernel(t)).var
         kept = torch.sqrt(at_s.sigma.square() - var)
         return combine((at_s.alpha, x_0), (kept, eps), (torch.sqrt(var), run.noise(x_t))), None
+
+    def last(self, run: Run, x_t: Tensor, t: Tensor) -> Tensor:
+        return run.denoise(x_t, t, torch.zeros_like(t) if self.eta == 0 else None).x_0

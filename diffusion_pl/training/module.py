@@ -6,7 +6,7 @@ Training draws from torch's global generator, which `Trainable` keys to (seed, b
 validation and sampling draw from generators of their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -106,12 +106,21 @@ class DiffusionModule(Trainable):
     def losses(self, batch: Batch, generator: torch.Generator | None = None) -> Losses:
         """The loss of each example, at random times; missing values (`observed` is false) do not count."""
         # As an option only where there are missing values: a loss of the user's own need not know of them.
-        missing = {"observed": batch["observed"]} if "observed" in batch else {}
-        losses: Losses = self.loss(self.denoiser, batch["x"], of_batch(batch), generator, **missing)
+        options: dict[str, Any] = {"observed": batch["observed"]} if "observed" in batch else {}
+        if self.loss.averaged_target and (names := self.averages.names):
+            options["target"] = self._of_network(self.averages.of(names[0]))
+        losses: Losses = self.loss(self.denoiser, batch["x"], of_batch(batch), generator, **options)
         return losses
 
+    def _of_network(self, average: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An average's weights of the network, by its own names."""
+        prefix = "denoiser.network."
+        return {name.removeprefix(prefix): value for name, value in average.items() if name.startswith(prefix)}
+
     def on_fit_start(self) -> None:
-        self.loss.check_conditions(self.conditions)
+        self.loss.check(self.denoiser, self.shape, self.conditions)
+        if self.loss.averaged_target and not self.averages.tracked:
+            raise ValueError("model.loss.averaged_target needs EMA weights. Fix: add ema: {decays: [0.999]}")
         super().on_fit_start()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,0 +1,539 @@
+"""The loss of flow maps: nothing to learn at exact maps, gradients that point back, shared dropout."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from conftest import Standard
+from flow_maps import COV, MEAN, DoubleTimes, bump_of, exact, examples, gaussian, mixture
+from torch import Tensor, nn
+
+from diffusion_pl.conditions import label
+from diffusion_pl.denoisers import (
+    EDM,
+    Data,
+    Denoiser,
+    Epsilon,
+    ExactMap,
+    Gaussian,
+    NetworkDenoiser,
+    Parameterization,
+    V,
+    Velocity,
+)
+from diffusion_pl.losses import (
+    Consistency,
+    ContinuousConsistency,
+    Coupling,
+    DenoisingLoss,
+    FlowMapLoss,
+    ImprovedMeanFlow,
+    Jumps,
+    Lagrangian,
+    LikelihoodTimes,
+    MeanFlow,
+    Pairs,
+    PairSampler,
+    Plain,
+    Reflow,
+    Rule,
+    Semigroup,
+    Target,
+    Times,
+    TimeSampler,
+    ToData,
+    TwoTimes,
+    Uncertainty,
+    UniformTimes,
+)
+from diffusion_pl.networks import MLP
+from diffusion_pl.samplers import DDIM, Ancestral, UniformGrid
+from diffusion_pl.schedules import VP, Cosine, Karras, Rectified, Schedule
+
+every_schedule = pytest.mark.parametrize("schedule", [VP(), Cosine(), Karras(), Rectified()])
+#: Squared errors, without adaptive weights and warm-up.
+RULES: dict[str, Rule] = {
+    "MeanFlow": MeanFlow(power=0),
+    "ImprovedMeanFlow": ImprovedMeanFlow(power=0),
+    "ContinuousConsistency": ContinuousConsistency(warmup=0, normalize=False),
+    "Lagrangian": Lagrangian(),
+    "Semigroup": Semigroup(),
+    "Consistency": Consistency(power=0),
+    "teacher's halves": Semigroup("teacher"),
+}
+every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+
+class At(PairSampler):
+    """t and r as given, the first so many of them jumps."""
+
+    def __init__(self, t: Tensor, r: Tensor, jumps: int | None = None) -> None:
+        super().__init__(UniformTimes())
+        self.t, self.r, self.jumps = t, r, len(t) if jumps is None else jumps
+
+    def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Pairs:
+        return Pairs(self.t, self.r, self.jumps)
+
+
+class OneTime(TimeSampler):
+    """t as given."""
+
+    def __init__(self, t: Tensor) -> None:
+        self.t = t
+
+    def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Times:
+        return Times(self.t)
+
+
+class Given(Coupling):
+    """ε as given."""
+
+    def __init__(self, eps: Tensor) -> None:
+        self.eps = eps
+
+    def __call__(self, x_0: Tensor, eps: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return x_0, self.eps
+
+
+class Keep(Rule):
+    """Keeps the jumps of the last batch."""
+
+    jumps: Jumps
+
+    def target(self, jumps: Jumps) -> Target:
+        self.jumps = jumps
+        return Target(jumps.output)
+
+
+def pairs_of(rule: Rule) -> PairSampler:
+    to_data = isinstance(rule, (Consistency, ContinuousConsistency))
+    return ToData(DoubleTimes()) if to_data else TwoTimes(DoubleTimes(), 0.25)
+
+
+def gradient(loss: FlowMapLoss, denoiser: NetworkDenoiser, x_0: Tensor, seed: int = 0) -> tuple[float, float]:
+    """Mean loss, and its derivative by the perturbation."""
+    value = loss(denoiser, x_0, generator=torch.Generator().manual_seed(seed)).loss.mean()
+    (slope,) = torch.autograd.grad(value, bump_of(denoiser))
+    return value.item(), slope.item()
+
+
+def mlp(**options: Any) -> MLP:
+    """A network with jumps, all of whose outputs depend on them."""
+    torch.manual_seed(0)
+    network = MLP((2,), width=16, depth=1, flow_map=True, **options)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return network
+
+
+# Exact maps ---------------------------------------------------------------------------------------------------------
+
+
+@every_schedule
+@every_rule
+def test_an_exact_gaussian_map_has_nothing_to_learn(schedule: Schedule, rule: Rule) -> None:
+    """Loss and gradient are 0 to 1e-10 for each parameterization, and the gradient after a perturbation points back."""
+    teacher, x_0 = gaussian(schedule), examples(64)
+    loss = FlowMapLoss(rule, pairs_of(rule), teacher=teacher)
+    for parameterization in (V(), Velocity(), EDM(0.5), Data(), Epsilon()):
+        value, slope = gradient(loss, exact(teacher, parameterization), x_0)
+        assert abs(value) < 1e-10
+        assert abs(slope) < 1e-10
+        if not isinstance(parameterization, (Data, Epsilon)):
+            slopes = [gradient(loss, exact(teacher, parameterization, bump), x_0)[1] for bump in (0.01, -0.01)]
+            assert slopes[0] > 1e-8
+            assert slopes[1] < -1e-8
+
+
+@every_schedule
+@pytest.mark.parametrize("rule", [Lagrangian(), Semigroup()], ids=["Lagrangian", "Semigroup"])
+def test_rules_of_the_model_itself_need_no_teacher(schedule: Schedule, rule: Rule) -> None:
+    """Jumps of an exact map alone; the pairs do not enter."""
+    value, slope = gradient(
+        FlowMapLoss(rule, TwoTimes(DoubleTimes(), 0.0)), exact(gaussian(schedule), V()), examples(64)
+    )
+    assert abs(value) < 1e-10
+    assert abs(slope) < 1e-10
+
+
+#: Rules in which the pair's direction stands linearly, so that its expectation is the ODE's velocity.
+EULERIAN = ["MeanFlow", "ImprovedMeanFlow", "ContinuousConsistency"]
+
+
+@pytest.mark.parametrize("name", EULERIAN)
+@pytest.mark.parametrize("schedule", [VP(), Rectified()])
+def test_the_expected_gradient_without_a_teacher(schedule: Schedule, name: str) -> None:
+    """Zero within its standard error at the exact map; after perturbations of either sign it points back."""
+    loss = FlowMapLoss(RULES[name], pairs_of(RULES[name]))
+    batches = [examples(512, seed) for seed in range(40)]
+    for bump in (0.0, 1.0, -1.0):
+        denoiser = exact(gaussian(schedule), V(), bump)
+        slopes = torch.tensor([gradient(loss, denoiser, x_0, seed)[1] for seed, x_0 in enumerate(batches)])
+        score = slopes.mean() / (slopes.std() / len(batches) ** 0.5)
+        assert abs(score) < 4 if bump == 0 else score * bump > 6
+
+
+def test_consistency_on_pairs_is_exact_as_its_times_meet() -> None:
+    """Each stage halves u_t − u_s, and the expected gradient; the loss, of an error of second order, falls eightfold.
+
+    A Gaussian's map is linear, so that the expected target given x_t is that of the pair (E[x_0 | x_t], E[ε | x_t]).
+    """
+    t = torch.full((64, 1), 0.6, dtype=torch.float64)
+    x_t = examples(64)
+    x_0, eps, _ = Gaussian(VP(), MEAN, COV)(x_t, t)
+    values, slopes = [], []
+    for stage in (6, 7, 8):
+        rule = Consistency(every=1, stages=20, power=0)
+        loss = FlowMapLoss(rule, At(t[:, 0], torch.zeros_like(t[:, 0])), coupling=Given(eps))
+        loss.batches.fill_(stage)
+        value, slope = gradient(loss, exact(gaussian(VP()), V()), x_0)
+        values.append(value)
+        slopes.append(slope)
+    assert slopes[0] / slopes[1] == pytest.approx(2, rel=0.05)
+    assert slopes[1] / slopes[2] == pytest.approx(2, rel=0.05)
+    assert values[1] / values[2] == pytest.approx(8, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["MeanFlow", "Lagrangian", "Semigroup", "teacher's halves"])
+def test_the_exact_map_of_a_mixture_has_nothing_to_learn(name: str) -> None:
+    """By the ODE to 1e-10: derivatives of the map are differences of it."""
+    oracle = mixture(Rectified())
+    solved = ExactMap(oracle, 1e-10)
+    differences = 1e-3 if name in ("MeanFlow", "Lagrangian") else None
+    t, r = (torch.tensor(times, dtype=torch.float64) for times in ([0.9, 0.8, 0.6, 0.5], [0.4, 0.1, 0.3, 0.05]))
+    pull: Denoiser = solved if name == "teacher's halves" else oracle
+    loss = FlowMapLoss(RULES[name], At(t, r), teacher=pull, differences=differences)
+    x_0 = oracle.means[torch.tensor([0, 1, 2, 0])]
+    value, slope = gradient(loss, exact(solved, Velocity()), x_0)
+    perturbed, back = gradient(loss, exact(solved, Velocity(), 0.05), x_0)
+    assert value < 1e-8
+    assert abs(slope) < 1e-4
+    assert perturbed > 1e3 * value
+    assert back > 10 * abs(slope)
+
+
+# One pass and the other ---------------------------------------------------------------------------------------------
+
+
+def kept(network: nn.Module, **options: Any) -> tuple[Jumps, Tensor]:
+    """The jumps of a batch of 8, and what torch's generator gives next."""
+    rule = Keep()
+    x_0 = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(7)
+    target = options.pop("target", None)
+    loss = FlowMapLoss(rule, TwoTimes(UniformTimes(0.1), 0.0), **options)
+    loss(NetworkDenoiser(network, VP(), V()), x_0, target=target)
+    return rule.jumps, torch.rand(1)
+
+
+class Dropping(nn.Module):
+    """A network whose hidden values drop out."""
+
+    flow_map = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.drop = mlp(), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, c_noise: Tensor, jump: Tensor | None = None) -> Tensor:
+        out: Tensor = self.inner(self.drop(x.repeat(1, 8)).reshape(len(x), 8, 2).mean(1), c_noise, jump=jump)
+        return out
+
+
+def test_all_passes_drop_out_the_same() -> None:
+    jumps, _ = kept(Dropping())
+    first, second = (jumps.raw(jumps.x_t, jumps.t, jumps.r) for _ in range(2))
+    assert torch.equal(first, jumps.output)
+    assert torch.equal(second, jumps.output)
+    with torch.no_grad():
+        elsewhere, _ = jumps.denoiser.raw(jumps.x_t, jumps.t, jumps.denoiser.schedule(jumps.t), jumps.r)
+    assert not torch.equal(elsewhere, jumps.output)
+
+
+def test_passes_without_gradients_leave_the_generator_alone() -> None:
+    """What is drawn after a batch does not depend on how often the rule asked the network."""
+
+    def drawn_after(rule: Rule) -> Tensor:
+        torch.manual_seed(3)
+        loss = FlowMapLoss(rule, TwoTimes(UniformTimes(0.1), 0.0))
+        loss(
+            NetworkDenoiser(Dropping().train(), VP(), V()),
+            examples(8).float(),
+            generator=torch.Generator().manual_seed(0),
+        )
+        return torch.rand(1)
+
+    assert len({drawn_after(rule).item() for rule in (Keep(), MeanFlow(), Lagrangian(), Semigroup())}) == 1
+
+
+class Analytic(nn.Module):
+    """F = sin(x + 2 c_noise) cos(3 jump), in double precision."""
+
+    flow_map = True
+
+    def forward(self, x: Tensor, c_noise: Tensor, jump: Tensor) -> Tensor:
+        return torch.sin(x + 2 * c_noise[:, None]) * torch.cos(3 * jump[:, None])
+
+
+def analytic(t: Tensor, r: Tensor) -> Jumps:
+    """Jumps of `Analytic` between the times, (8,) each."""
+    rule = Keep()
+    loss = FlowMapLoss(rule, At(t.double(), r.double()), coupling=Given(examples(8, 2)))
+    loss(NetworkDenoiser(Analytic(), VP(), V()), examples(8))
+    return rule.jumps
+
+
+def test_differences_agree_to_second_order() -> None:
+    """Half the step, a quarter of the error, of both derivatives; interior times."""
+    jumps = analytic(torch.linspace(0.5, 0.8, 8), torch.linspace(0.1, 0.3, 8))
+    for derivative in (lambda j: j.along_ode(j.velocity), lambda j: j.along_target()):
+        exactly = derivative(jumps)
+        errors = [(derivative(replace(jumps, differences=h)) - exactly).norm().item() for h in (0.02, 0.01)]
+        assert 3.5 < errors[0] / errors[1] < 4.5
+        assert errors[1] < 1e-2 * exactly.norm()
+
+
+def test_differences_stay_between_the_end_times() -> None:
+    """At t = 1 and r = 0 the difference is one-sided, and still the derivative."""
+    jumps = analytic(torch.ones(8), torch.zeros(8))
+    for derivative in (lambda j: j.along_ode(j.velocity), lambda j: j.along_target()):
+        error = derivative(replace(jumps, differences=1e-5)) - derivative(jumps)
+        assert error.abs().max() < 1e-3
+
+
+def test_targets_by_averaged_weights() -> None:
+    network, other = mlp(), mlp()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(0.5)
+    jumps, _ = kept(network, target=dict(other.named_parameters()), averaged_target=True)
+    expected, _ = NetworkDenoiser(other, VP(), V()).raw(jumps.x_t, jumps.t, VP()(jumps.t), jumps.r)
+    torch.testing.assert_close(jumps.raw(jumps.x_t, jumps.t, jumps.r), expected.detach())
+    assert not torch.allclose(jumps.output, expected)
+
+
+@every_rule
+def test_bfloat16_autocast_is_near_single_precision(rule: Rule) -> None:
+    losses, teacher = [], Gaussian(VP(), MEAN.float(), COV.float())
+    for enabled in (False, True):
+        network = mlp()
+        pairs = ToData(UniformTimes(0.1)) if "Consistency" in type(rule).__name__ else TwoTimes(UniformTimes(0.1), 0.25)
+        loss = FlowMapLoss(rule, pairs, teacher=teacher)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value = loss(
+                NetworkDenoiser(network, VP(), V()), examples(64).float(), generator=torch.Generator().manual_seed(0)
+            )
+        value.loss.mean().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+        losses.append(value.loss.mean().item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@every_rule
+def test_nothing_in_a_step_waits_for_the_device(rule: Rule) -> None:
+    """On torch's meta device whatever reads a value raises."""
+    network = mlp().to("meta")
+    pairs = ToData(UniformTimes()) if "Consistency" in type(rule).__name__ else TwoTimes(UniformTimes())
+    loss = FlowMapLoss(rule, pairs, teacher=Standard(VP())).to("meta")
+    value = loss(NetworkDenoiser(network, VP(), V()), torch.zeros(8, 2, device="meta")).loss
+    value.mean().backward()
+    assert value.shape == (8,)
+    assert all(p.grad is not None for p in network.parameters())
+
+
+# The rest of the loss -----------------------------------------------------------------------------------------------
+
+
+def test_equal_times_are_denoising() -> None:
+    t, x_0 = torch.linspace(0.1, 0.9, 8).double(), examples(8)
+    eps = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    denoiser = NetworkDenoiser(mlp().double(), Cosine(), V())
+    ours = FlowMapLoss(MeanFlow(power=0), At(t, t, 0), coupling=Given(eps))(denoiser, x_0).loss
+    plain = DenoisingLoss(OneTime(t), Plain(), Given(eps))(denoiser, x_0).loss
+    torch.testing.assert_close(ours, plain)
+
+
+def test_two_times_has_the_stated_part_of_equal_times() -> None:
+    t, r, jumps = TwoTimes(UniformTimes(), 0.75).draw(VP(), 4000, torch.device("cpu"), torch.Generator().manual_seed(0))
+    assert jumps == 1000
+    assert (r[:jumps] < t[:jumps]).all()
+    assert torch.equal(r[jumps:], t[jumps:])
+    assert t[:jumps].mean().item() == pytest.approx(2 / 3, abs=0.03)
+    assert t[jumps:].mean().item() == pytest.approx(1 / 2, abs=0.03)
+
+
+def test_the_adaptive_weight_is_a_power_of_the_squared_error() -> None:
+    square = torch.tensor([0.0, 0.999, 8.999])
+    torch.testing.assert_close(MeanFlow(power=1.0).adaptive(square), torch.tensor([1000.0, 1.0, 1 / 9]))
+    torch.testing.assert_close(MeanFlow(power=0.5).adaptive(square), torch.tensor([1000.0, 1.0, 1 / 9]).sqrt())
+
+
+def test_uncertainty_is_best_at_the_logarithm_of_the_loss() -> None:
+    """d(L/e^u + u)/du = 1 − L/e^u, by its one bias; u = 0 at first changes nothing."""
+    t, x_0 = torch.linspace(0.1, 0.9, 8).double(), examples(8)
+    denoiser, uncertainty = NetworkDenoiser(mlp().double(), VP(), V()), Uncertainty(8)
+    options = {"pairs": At(t, 0 * t), "coupling": Given(examples(8, 2))}
+    plain = FlowMapLoss(Semigroup(), **options)(denoiser, x_0).loss
+    weighted = FlowMapLoss(Semigroup(), **options, uncertainty=uncertainty)(denoiser, x_0).loss
+    torch.testing.assert_close(weighted, plain)
+    weighted.mean().backward()
+    assert uncertainty.output.bias.grad is not None
+    assert uncertainty.output.bias.grad.item() == pytest.approx(1 - plain.mean().item(), rel=1e-5)
+
+
+def test_the_warm_up_lets_the_rest_in() -> None:
+    """At batch 0 sCM's step is that of a denoiser's; after the warm-up it is MeanFlow's."""
+    t, x_0 = torch.linspace(0.1, 0.9, 8).double(), examples(8)
+    targets = {}
+    for name, rule, batch in (
+        ("start", ContinuousConsistency(10, False), 0),
+        ("end", ContinuousConsistency(10, False), 10),
+        ("MeanFlow", MeanFlow(power=0), 0),
+    ):
+        loss = FlowMapLoss(rule, At(t, 0 * t), coupling=Given(examples(8, 2)))
+        loss.batches.fill_(batch)
+        targets[name] = loss(NetworkDenoiser(mlp().double(), Cosine(), V()), x_0).loss
+    torch.testing.assert_close(targets["end"], targets["MeanFlow"])
+    assert not torch.allclose(targets["start"], targets["end"])
+
+
+def test_missing_values_do_not_count() -> None:
+    t, x_0 = torch.linspace(0.1, 0.9, 8).double(), examples(8)
+    first = torch.tensor([[True, False]]).expand(8, 2)
+    denoiser = exact(gaussian(VP()), V(), 0.3)
+    loss = FlowMapLoss(Semigroup(), At(t, 0 * t), coupling=Given(examples(8, 2)))
+    both, one, other = (loss(denoiser, x_0, observed=mask).loss for mask in (None, first, ~first))
+    torch.testing.assert_close((one + other) / 2, both)
+    assert not torch.allclose(one, other)
+
+
+# What is refused ----------------------------------------------------------------------------------------------------
+
+
+def check(loss: FlowMapLoss, schedule: Schedule, parameterization: Parameterization, network: nn.Module) -> None:
+    loss.check(NetworkDenoiser(network, schedule, parameterization), (2,), {})
+
+
+TWO, DATA = TwoTimes(UniformTimes()), ToData(UniformTimes())
+
+
+@pytest.mark.parametrize(
+    ("rule", "pairs", "schedule", "parameterization", "message"),
+    [
+        (MeanFlow(), TWO, Rectified(), Epsilon(), "Epsilon cannot jump from t = 1"),
+        (ContinuousConsistency(), DATA, VP(), Data(), "ContinuousConsistency .* is not defined for Data"),
+    ],
+    ids=["no signal", "no slope"],
+)
+def test_parameterizations_without_a_jump_are_refused(
+    rule: Rule, pairs: PairSampler, schedule: Schedule, parameterization: Parameterization, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        check(FlowMapLoss(rule, pairs), schedule, parameterization, mlp())
+    assert "Fix: set model.parameterization to" in str(error.value)
+    check(FlowMapLoss(rule, pairs), schedule, V(), mlp())
+
+
+def test_a_network_without_jumps_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"MLP has no input for the length of a jump\. Fix: set flow_map to true"):
+        check(FlowMapLoss(MeanFlow(), TWO), VP(), V(), MLP((2,), width=8, depth=1))
+
+
+def test_a_teacher_of_another_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"teacher has another noise schedule, Cosine .* model's is VP"):
+        check(FlowMapLoss(MeanFlow(), TWO, teacher=gaussian(Cosine())), VP(), V(), mlp())
+
+
+def test_weighted_times_are_refused() -> None:
+    with pytest.raises(ValueError, match="LikelihoodTimes weights its times"):
+        FlowMapLoss(MeanFlow(), TwoTimes(LikelihoodTimes()))(NetworkDenoiser(mlp(), VP(), V()), torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (partial(FlowMapLoss, MeanFlow(), TWO, differences=0.5), "differences must be in"),
+        (partial(FlowMapLoss, Semigroup("teacher"), TWO), "there is no teacher"),
+        (partial(FlowMapLoss, MeanFlow(), TWO, dropout={"label": 1.5}), "dropout of label must be in"),
+        (partial(MeanFlow, power=2), "power must be in"),
+        (partial(Consistency, q=1), "q must be above 1"),
+        (partial(ContinuousConsistency, warmup=-1), "warmup must be at least 0"),
+        (partial(TwoTimes, UniformTimes(), 1.0), "equal must be in"),
+        (partial(Uncertainty, 0), "features must be at least 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_a_condition_that_is_not_there_cannot_be_dropped() -> None:
+    loss = FlowMapLoss(MeanFlow(), TWO, dropout={"text": 0.1})
+    with pytest.raises(ValueError, match=r"dropout\.text: the model has no such condition"):
+        loss.check(NetworkDenoiser(mlp(), VP(), V()), (2,), {"label": label(3)})
+
+
+class NoForwardMode(torch.autograd.Function):
+    """sin, with a gradient but no forward-mode derivative."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad_outputs[0] * x.cos()
+
+
+class Wave(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        wave: Tensor = NoForwardMode.apply(x)  # type: ignore[no-untyped-call]
+        return wave
+
+
+class Waving(nn.Module):
+    """A network with a layer that has no forward-mode derivative."""
+
+    flow_map = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.wave = mlp(), Wave()
+
+    def forward(self, x: Tensor, c_noise: Tensor, jump: Tensor | None = None) -> Tensor:
+        out: Tensor = self.wave(self.inner(x, c_noise, jump=jump))
+        return out
+
+
+def test_a_layer_without_forward_mode_is_named() -> None:
+    denoiser, x_0 = NetworkDenoiser(Waving(), VP(), V()), examples(8).float()
+    with pytest.raises(ValueError, match=r"wave \(Wave\) has no forward-mode derivative .*differences to 0.005"):
+        FlowMapLoss(MeanFlow(), TWO)(denoiser, x_0)
+    assert FlowMapLoss(MeanFlow(), TWO, differences=0.005)(denoiser, x_0).loss.isfinite().all()
+
+
+# Reflow -------------------------------------------------------------------------------------------------------------
+
+
+def test_reflow_pairs_noise_with_the_sample_it_leads_to() -> None:
+    """By an exact map in one step: x_0 = mean + √C ε."""
+    teacher = gaussian(Rectified())
+    eps = examples(5, 2)
+    x_0, same = Reflow(teacher, DDIM(UniformGrid(1)))(examples(5), eps, {})
+    values, axes = torch.linalg.eigh(COV)
+    torch.testing.assert_close(x_0, MEAN + eps @ (axes * values.sqrt()) @ axes.T, rtol=1e-8, atol=1e-8)
+    assert torch.equal(same, eps)
+
+
+def test_reflow_refuses_a_sampler_that_draws_noise() -> None:
+    with pytest.raises(ValueError, match=r"Reflow: the sampler draws noise\. Fix: take a deterministic one"):
+        Reflow(gaussian(VP()), Ancestral(UniformGrid(4)))(examples(5), examples(5, 2), {})
