@@ -15,7 +15,7 @@ from ..tensors import SampleNoise
 from ..training import DiffusionModule, LeanCallback
 from .figures import below_conditions, shown_condition
 from .images import film_frames, log_film, log_image, panel_title
-from .pipelines import averaged_pipeline, check_model
+from .pipelines import averaged_pipeline, check_model, on_its_way
 
 NEIGHBOURS = 16  # pairs in the panel of nearest neighbours
 MOST_CLASSES = 10  # of a panel
@@ -178,7 +178,7 @@ class ImagePanels(LeanCallback):
         log_image(trainer, "forward_process", plots.image_grid(images, len(columns), title=title, columns_named=names))
 
     def _film(self, trainer: Trainer, pipeline: Pipeline) -> None:
-        path = self._draw(trainer, pipeline, min(self.num_samples, 16), path=True).path
+        path = self._draw(trainer, on_its_way(pipeline), min(self.num_samples, 16), path=True).path
         assert path is not None
         frames = film_frames(_data(trainer), path, pipeline.schedule)
         log_film(trainer, f"film/{pipeline.weights}", frames)

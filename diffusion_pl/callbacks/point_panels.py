@@ -12,7 +12,7 @@ from ..pipeline import Pipeline
 from ..tensors import SampleNoise
 from ..training import LeanCallback
 from .images import film_frames, log_film, log_image, panel_title
-from .pipelines import averaged_pipeline, check_model
+from .pipelines import averaged_pipeline, check_model, on_its_way
 
 MOST_DOTS = 500  # of a film
 
@@ -107,7 +107,8 @@ class PointPanels(LeanCallback):
         forward = plots.forward_panel(frames, "Training points with more and more noise", data.axes)
         log_image(trainer, "forward_process", plots.to_image(forward))
 
-        run = pipeline.samples(range(self.num_paths), path=True).path
+        way = on_its_way(pipeline)
+        run = way.samples(range(self.num_paths), path=True).path
         assert run is not None
         title = panel_title("Paths from noise to samples", trainer, weights)
         both = decode(run.x.cpu()).numpy(), decode(points).numpy()
@@ -117,7 +118,7 @@ class PointPanels(LeanCallback):
             plots.to_image(plots.trajectories_panel(run.t.numpy(), *both, title, data.axes)),
         )
 
-        if data.shape == (2,):
+        if data.shape == (2,) and not pipeline.consistency:
             axis = torch.linspace(-2.4, 2.4, 25)
             grid = torch.cartesian_prod(axis, axis)
             exact = empirical(schedule, points)
@@ -132,7 +133,7 @@ class PointPanels(LeanCallback):
                 plots.to_image(plots.field_panel(grid.numpy(), fields, points.numpy(), title)),
             )
         if self.film and not trainer.fast_dev_run:
-            film = pipeline.samples(range(min(self.num_samples, MOST_DOTS)), path=True).path
+            film = way.samples(range(min(self.num_samples, MOST_DOTS)), path=True).path
             assert film is not None
             log_film(trainer, f"film/{weights}", film_frames(data, film, schedule))
 

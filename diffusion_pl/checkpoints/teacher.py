@@ -51,8 +51,18 @@ class Teacher(Denoiser):
         """Whether it is a flow map; a guided one is not."""
         return self._loaded[1].flow_map
 
+    def note(self) -> dict[str, Any]:
+        """What a run's card says of it: path, sha256, weights, scale."""
+        pipeline = self._loaded[0]
+        return {"path": self.path, "sha256": pipeline.sha256, "weights": pipeline.weights, "scale": self.scale}
+
     def check_data(self, shape: Sequence[int], conditions: Conditions) -> None:
         pipeline = self._loaded[0]
+        if pipeline.consistency:
+            raise ValueError(
+                f"teacher: {self.path} is a consistency model, which has learned jumps to the data only and no "
+                "velocity. Fix: give the diffusion model that it began from, or a flow map"
+            )
         if tuple(pipeline.shape) != tuple(shape):
             raise ValueError(f"teacher: {self.path} is a model of shape {pipeline.shape}, the data have {tuple(shape)}")
         for name, condition in pipeline.conditions.items():

@@ -84,11 +84,12 @@ def restore(
     from ..data.base import count
     from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
-    from .choices import choose, noted
+    from .choices import as_denoiser, choose, noted
 
     pipeline, data = load_pipeline(ckpt_path, weights)
     image_shape = _image_shape(pipeline, data, ckpt_path, None if operator is not None else task)
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).without_cond().with_seed(seed)
+    pipeline = as_denoiser(pipeline, "restore", not (sampler is None and grid is None and steps is None))
     pipeline = pipeline.to(device_of(accelerator))
     way = _WAYS[method]
     way.check(method, operator, mask, sampler)

@@ -121,6 +121,11 @@ class Sampler(Recorded, ABC):
     evaluations: int = 1
     #: Time of the samples: 0 is the denoised x̂_0; at a later time one more step of the sampler leads there.
     end: float = 0.0
+    #: Whether it hands the time it goes to to a flow map, whose jumps then have any length; others use a flow map as an
+    #: ordinary denoiser.
+    jumps: bool = False
+    #: Whether all of these jumps go to the data, r = 0, as consistency models need.
+    to_data: bool = False
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid

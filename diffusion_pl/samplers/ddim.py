@@ -32,7 +32,7 @@ class DDIM(Sampler):
             raise ValueError(f"eta must be in [0, 1], got {eta}")
         if not 0 <= end < 1:
             raise ValueError(f"end must be in [0, 1), got {end}")
-        self.eta, self.end = eta, end
+        self.eta, self.end, self.jumps = eta, end, eta == 0
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
         at_s = run.kernel(s)

@@ -27,12 +27,13 @@ class MultistepConsistency(Sampler):
     """
 
     order = 0
+    jumps = True
 
     def __init__(self, grid: Grid, gamma: float = 1.0) -> None:
         super().__init__(grid)
         if not 0 <= gamma <= 1:
             raise ValueError(f"MultistepConsistency: gamma must be in [0, 1], got {gamma}")
-        self.gamma = gamma
+        self.gamma, self.to_data = gamma, gamma == 1
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
         if not run.flow_map:
