@@ -190,7 +190,7 @@ def test_guidance_makes_an_ordinary_denoiser_of_a_flow_map() -> None:
 
 def test_a_sweep_shows_few_steps_beside_the_teacher(folder: Path) -> None:
     options = ("--samplers", "DDIM", "MultistepConsistency", "--nfe", 1, 2, 4, "--num_samples", 16)
-    done = cli(folder, "sweep", "--ckpt_path", "runs/map", *options, "--beside", "runs/teacher", "--output", "s")
+    done = cli(folder, "sweep", "--ckpt_path", "runs/map", *options, "--baseline", "runs/teacher", "--output", "s")
     assert done.code == 0, done.err
     with (folder / "s/sweep.csv").open() as file:
         rows = [(row["sampler"], int(row["nfe"]), float(row["error"])) for row in csv.DictReader(file)]

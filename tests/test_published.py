@@ -36,6 +36,7 @@ class Row(NamedTuple):
     conditional: bool = False
     augment: float = 0.0
     flip: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 VP = {"class": "VP", "beta_min": 0.1, "beta_max": 20.0}
@@ -44,6 +45,7 @@ VE = {"class": "VE", "sigma_min": 0.02, "sigma_max": 100.0}  # of images in [-1,
 TABLE = {"class": "LinearBetas", "steps": 1000, "beta_1": 1e-4, "beta_N": 0.02}
 COSINE = {"class": "CosineBetas", "steps": 4000}
 EDM = {"class": "Karras", "sigma_min": 0.002, "sigma_max": 80.0}
+FLOW_MAP = 55_733_891 - 9 * 128 + 33 * 512 + 513 * 512  # EDM's without augmentation, with the length of jumps
 PUBLISHED = {
     "ddpm": Row(35_746_307, 2e-4, 5000, 128, 800_000, "0.9999", 0.1, 1, TABLE, ("Grid", "SNR"), "Ancestral", 1000),
     "ddpm_vlb": Row(
@@ -84,6 +86,26 @@ PUBLISHED = {
         {"class": "LinearLogSNR", "logsnr_max": 13.3, "logsnr_min": -5.0},
         *(("Stratified", "Likelihood"), "Ancestral", 1000),
         flip=False,
+        betas=(0.9, 0.99),
+    ),
+    "ect": Row(
+        *(FLOW_MAP, 1e-4, None, 128, 200_000, "0.9999", 0.2, None, EDM, ("LogNormal", "Plain")),
+        *("MultistepConsistency", 2),
+        flip=False,
+    ),
+    "scm": Row(
+        *(FLOW_MAP, 1e-4, None, 512, 400_000, "500000examples", 0.2, None, {"class": "Cosine"}, ("LogNormal", "Plain")),
+        *("MultistepConsistency", 1),
+        flip=False,
+        betas=(0.9, 0.99),
+    ),
+    "meanflow": Row(
+        *(FLOW_MAP + 9 * 128, 6e-4, 9_766, 1024, 781_250, "0.9999 0.99995 0.9996", 0.2, None, {"class": "Rectified"}),
+        *(("LogitNormal", "Plain"), "DDIM", 1, False, 0.12, False),
+    ),
+    "imf": Row(
+        *(FLOW_MAP + 9 * 128, 6e-4, 9_766, 1024, 781_250, "0.9999 0.99995 0.9996", 0.2, None, {"class": "Rectified"}),
+        *(("LogitNormal", "Plain"), "DDIM", 1, False, 0.12, False),
     ),
     "rectified_flow": Row(
         *(61_804_419, 2e-4, 5000, 128, 1_300_000, "0.999999", 0.15, 1, {"class": "Rectified"}),
@@ -147,13 +169,13 @@ def test_it_builds_the_published_experiment(name: str, build: Any) -> None:
     assert rates(model.network) == ({row.dropout} if row.dropout else set())
     optimizer = model.optimizer_factory([nn.Parameter(torch.zeros(1))])
     assert optimizer.defaults["lr"] == row.lr
-    assert optimizer.defaults["betas"] == ((0.9, 0.99) if name == "vdm" else (0.9, 0.999))
+    assert optimizer.defaults["betas"] == row.betas
     assert optimizer.defaults["weight_decay"] == (0.01 if name == "vdm" else 0)
     factory = model.lr_scheduler_factory
     assert (None if factory is None else factory(optimizer, trainer.max_steps).warmup_steps) == row.warmup
     assert (data.batch_size, trainer.max_steps, trainer.gradient_clip_val) == (row.batch, row.steps, row.clip)
     average = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))
-    assert [each.name for each in average.averages] == [row.average]
+    assert [each.name for each in average.averages] == row.average.split()
     assert process(model.schedule) == pytest.approx(row.process)
     times, weighting = model.loss.times, model.loss.weighting
     assert type(times).__name__.removesuffix("Times") == row.objective[0]
@@ -192,6 +214,21 @@ def test_what_is_particular_to_one_of_them(build: Any) -> None:
         model = build(CIFAR10 / f"{name}.yaml").model
         assert model.loss.times.t_min == 1e-5
         assert model.sampler.grid(model.schedule)[-1] == pytest.approx(1e-3)
+    rules = {name: build(CIFAR10 / f"{name}.yaml").model.loss for name in ("ect", "scm", "meanflow", "imf")}
+    assert [type(loss.rule).__name__ for loss in rules.values()] == [
+        *("Consistency", "ContinuousConsistency", "MeanFlow", "ImprovedMeanFlow")
+    ]
+    assert (rules["ect"].times.mean, rules["ect"].times.std) == (-1.1, 2.0)
+    stages = rules["ect"].rule
+    assert (stages.q, stages.every * 128, stages.stages, stages.power) == (2.0, 3_200_000, 8, 0.5)
+    assert (rules["scm"].rule.warmup, rules["scm"].rule.offset, rules["scm"].rule.normalize) == (10_000, 0.1, True)
+    assert rules["scm"].uncertainty is not None
+    for mean in (rules["meanflow"], rules["imf"]):
+        assert (mean.pairs.equal, mean.times.mean, mean.times.std) == (0.25, -2.0, 2.0)
+        assert (mean.rule.power, mean.rule.offset) == (0.75, 1e-3)
+    ect = build(CIFAR10 / "ect.yaml").model
+    sigma = ect.schedule(ect.sampler.grid(ect.schedule)).sigma
+    assert sigma.tolist() == pytest.approx([80, 0.821], rel=1e-4)
     flow = build(CIFAR10 / "ot_cfm.yaml").model
     assert type(flow.loss.coupling).__name__ == "MinibatchOT"
     assert (flow.sampler.rtol, flow.sampler.atol) == (1e-5, 1e-5)
@@ -215,7 +252,7 @@ def test_each_has_its_row_and_a_band_if_a_value_is_published(build: Any) -> None
     assert {path.stem for path in CIFAR10.glob("*.yaml")} == set(PUBLISHED)
     for name in PUBLISHED:
         expected = build(CIFAR10 / f"{name}.yaml").config_dump["expected"]
-        assert (expected is None) == (name == "dit"), name
+        assert (expected is None) == (name in ("dit", "imf")), name
         for band in (expected or {}).values():
             lower, upper = band["band"]
             assert lower < float(band["source"].split(",")[0]) < upper  # the value that the source gives

@@ -102,19 +102,19 @@ class Doctor(LeanCallback):
         findings: Checks = {"data": checks.data(examples, *scale, of=len(data.part("train")))}
         counts = data.class_counts if "label" in data.conditions else None
         findings["classes"] = checks.classes(counts, class_names(data.conditions))
-        found = None
+        embedding = None
         if not {"network", "embedding"} <= set(self.ignore):
             result, shape = _probe(trainer, module, parts, data, t)
-            found = result.embedding
+            embedding = result.embedding
             findings["network"] = checks.network(result, shape)
-            findings["embedding"] = checks.embedding(result.embedding, parts.noise_input, schedule, t, module.device)
+            findings["embedding"] = checks.embedding(embedding, parts.noise_input, schedule, t, module.device)
         if isinstance(module, DiffusionModule):
             grid, sampler = module.sampler.grid(schedule), type(module.sampler).__name__
             findings["prior"] = checks.prior(schedule, second_moment, float(grid[0]), sampler, self.max_kl)
             # A jump leads over all times to the data: it needs those that training draws.
             visited = torch.cat((grid, t.min()[None])) if module.sampler.jumps and module.denoiser.flow_map else grid
             findings["times"] = checks.times(schedule, t, visited, second_moment, self.max_kl)
-            findings["jumps"] = _jumps(module, found, t)
+            findings["jumps"] = _jumps(module, embedding, t)
             findings["tables"] = checks.tables(_lengths(trainer, module))
         return findings
 

@@ -101,18 +101,18 @@ def _not_given(condition: Any, x: Tensor) -> Tensor:
 
 def with_teacher(args: Sequence[str]) -> list[str]:
     """A command line in which --model.loss.teacher PATH is the class Teacher with this path."""
-    found = list[str]()
+    spelled = list[str]()
     values = iter(args)
     for arg in values:
         name, equals, value = arg.partition("=")
         if name != OPTION:
-            found.append(arg)
+            spelled.append(arg)
             continue
         value = value if equals else next(values, "")
         names_class = value.rpartition(".")[2].isidentifier() and "/" not in value and ":" not in value
         is_null = value.lower() in ("null", "none", "~", "")
         if names_class or is_null or value.startswith("{"):
-            found += [OPTION, value]
+            spelled += [OPTION, value]
         else:
-            found += [OPTION, f"{Teacher.__module__}.{Teacher.__qualname__}", f"{OPTION}.path", value]
-    return found
+            spelled += [OPTION, f"{Teacher.__module__}.{Teacher.__qualname__}", f"{OPTION}.path", value]
+    return spelled

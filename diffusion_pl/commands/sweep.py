@@ -36,7 +36,7 @@ def sweep(
     drop: list[str] | None = None,
     cond: dict[str, str | list[Any]] | None = None,
     data_: dict[str, str | list[Any]] | None = None,
-    beside: Path | None = None,
+    baseline: Path | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
 ) -> Report | None:
@@ -45,7 +45,7 @@ def sweep(
     For each: the NFE it took (at most as many as asked for; AdaptiveODE takes what it needs), seconds, the sliced
     Wasserstein distance of its samples to the training data (if these are not missing), and the root-mean-square
     distance to the exact solution of the ODE from the same latents (meaningless for a stochastic sampler; a consistency
-    model has no ODE of its own).  With --beside also another checkpoint, such as the teacher of a flow map.
+    model has no ODE of its own).  With --baseline also another checkpoint, such as the teacher of a flow map.
     Writes sweep.csv and sweep.png.
 
     Args:
@@ -63,7 +63,7 @@ def sweep(
         cond: Conditions of all samples, by name, as for `sample`: --cond.label 3.  None: all classes in turn, of other
             conditions those of held-out examples.
         data_: Options of the checkpoint's data to replace, as --data.path FOLDER or --data.download true; None: none.
-        beside: Checkpoint, or folder of a run, of the same data to compare with, such as a flow map's teacher: its own
+        baseline: Checkpoint, or folder of a run, of the same data to compare with, such as a flow map's teacher: its own
             sampler at the same NFE, from the same latents.  None: no other.
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
@@ -86,8 +86,8 @@ def sweep(
     pipeline = choose(pipeline, scale=scale, cond=cond, drop=drop).with_seed(seed).to(device_of(accelerator))
     say_turns(pipeline)
     other = None
-    if beside is not None:
-        other = choose(_beside(pipeline, beside, weights), scale=scale, cond=cond, drop=drop)
+    if baseline is not None:
+        other = choose(_baseline(pipeline, baseline, weights), scale=scale, cond=cond, drop=drop)
         other = other.with_seed(seed).to(device_of(accelerator))
     distance = _distance(data, fetch=bool(data_))
     call = {
@@ -102,10 +102,10 @@ def sweep(
         "cond": noted(pipeline, cond),
         **({"drop": drop} if drop else {}),
         **({"data": data_} if data_ else {}),
-        **({"beside": str(beside), "beside_sha256": other.sha256} if other is not None else {}),
+        **({"baseline": str(baseline), "baseline_sha256": other.sha256} if other is not None else {}),
     }
     plan = _plan(pipeline, samplers, grid, sorted(set(nfe)))
-    compared = [*plan, *([] if other is None else _plan_beside(other, _run(beside), sorted(set(nfe))))]
+    compared = [*plan, *([] if other is None else _plan_baseline(other, _run(baseline), sorted(set(nfe))))]
     with OutputFolder(output, call) as folder:
         if folder.published is None:
             rows, bad = _compared(compared, num_samples, distance)
@@ -130,7 +130,7 @@ def _run(path: Path) -> str:
     return run_folder_of(checkpoint_at(path)).name
 
 
-def _beside(pipeline: "Pipeline", path: Path, weights: str) -> "Pipeline":
+def _baseline(pipeline: "Pipeline", path: Path, weights: str) -> "Pipeline":
     """The pipeline of another checkpoint of the same data.
 
     Raises:
@@ -141,7 +141,7 @@ def _beside(pipeline: "Pipeline", path: Path, weights: str) -> "Pipeline":
     other, _ = load_pipeline(path, weights)
     if other.shape != pipeline.shape or other.conditions.keys() != pipeline.conditions.keys():
         kinds = [f"{each.shape} with {', '.join(each.conditions) or 'no conditions'}" for each in (other, pipeline)]
-        raise ValueError(f"beside: {path} is a model of data of shape {kinds[0]}, the other of {kinds[1]}")
+        raise ValueError(f"baseline: {path} is a model of data of shape {kinds[0]}, the other of {kinds[1]}")
     return other
 
 
@@ -162,7 +162,7 @@ def _plan(
     return plan
 
 
-def _plan_beside(other: "Pipeline", run: str, nfe: Sequence[int]) -> list[Plan]:
+def _plan_baseline(other: "Pipeline", run: str, nfe: Sequence[int]) -> list[Plan]:
     """The own sampler of another checkpoint at each NFE."""
     drawn = [other.with_sampler(steps=points(other.sampler, most)) for most in nfe]
     return [Plan(each, f"{run}: {name_of(each.sampler)}") for each in drawn]

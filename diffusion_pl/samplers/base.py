@@ -77,7 +77,7 @@ class Run:
 
         Args:
             x_t, t: see there.
-            r: where the sampler goes next by x_r = α_r x̂_0 + σ_r ε̂, at most t, shaped like t.  A flow map is told; to
+            r: where the sampler goes next by x_r = α_r x̂_0 + σ_r ε̂, at most t, shaped like t.  A flow map takes it; to
                 other denoisers it does not matter.  None: the sampler uses the prediction otherwise.
         """
         self.nfe += 1

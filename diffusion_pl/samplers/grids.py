@@ -83,7 +83,7 @@ def few_steps(grid: Grid, schedule: Schedule, steps: int, evaluations: int) -> U
 def jump_grid(grid: Grid, schedule: Schedule, steps: int) -> UniformGrid:
     """`steps` jumps of a flow map, each over an equal share of t, from the first time of another grid.
 
-    An exact flow map needs no special times, a learned one makes its error anew in each jump.  The first time is kept
+    An exact flow map needs no special times, a learned one adds an error in each jump.  The first time is kept
     even where λ = −∞: the prior is exact there, and a jump needs no λ.
     """
     return UniformGrid(steps, float(grid(schedule)[0]))

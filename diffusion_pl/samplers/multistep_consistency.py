@@ -16,7 +16,7 @@ class MultistepConsistency(Sampler):
         σ_u/α_u = √(1 − γ²) σ_s/α_s,     x_s = (α_s/α_u) x_u + γ σ_s ε
 
     With γ = 1 each jump goes to the data (r = 0), as consistency models need, which know no other jump.  Each following
-    jump mends what the one before got wrong, at the price of its own error.  With γ = 0 it is `DDIM`.
+    jump corrects what the one before got wrong, at the price of its own error.  With γ = 0 it is `DDIM`.
 
     Reference: Song et al., "Consistency models", arXiv 2303.01469, Alg. 1 (γ = 1); Kim et al., "Consistency trajectory
     models", arXiv 2310.02279, Alg. 3.
