@@ -29,7 +29,7 @@ from .callbacks import EMA, Curves, Description, Doctor, Guard, RunCard, Saver, 
 from .callbacks.measurement import judge_fresh_values
 from .checkpoints.io import AtomicCheckpointIO
 from .checkpoints.loading import DEFAULT_LOSS, link_data
-from .checkpoints.teacher import with_teacher
+from .checkpoints.teacher import Teacher, with_teacher
 from .checkpoints.warm_start import WarmStart
 from .checks import Finding
 from .conditions import to_plain
@@ -208,7 +208,7 @@ class DiffusionCLI(LightningCLI):
         if doctor := self.config_init["doctor"]:
             doctor.asked = section.precision
         config = masked({key: value for key, value in described.items() if key not in _OF_THE_CALL})
-        card = RunCard(config, masked_arguments([self.command, *self._args]), self._start_warm())
+        card = RunCard(config, masked_arguments([self.command, *self._args]), self._start_warm(), self._teachers())
         self._description = Description({key: described[key] for key in ("model", "data")}, self._save_config)
         always: list[Callback] = [
             SeenLoss(),
@@ -258,6 +258,12 @@ class DiffusionCLI(LightningCLI):
             step = "" if note["step"] is None else f" of step {note['step']:,}"
             print(f"init_from: {note['weights']} weights{step} from {note['path']}{fresh}", flush=True)
         return note
+
+    def _teachers(self) -> list[dict[str, Any]]:
+        """What the card says of the trained models that this one learns from, in fit."""
+        loss = getattr(self.model, "loss", None)
+        teachers = [getattr(part, "teacher", None) for part in (loss, getattr(loss, "coupling", None))]
+        return [each.note() for each in teachers if self.command == "fit" and isinstance(each, Teacher)]
 
     def _save_config(self, path: Path) -> None:
         # Without what belongs to the call, not to the experiment, the file can be given back as --config.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .conditions import Conditions, check_names, class_number, value_of
 from .denoisers import AutoGuided, ClassifierFree, ClassifierGuided, Denoiser
-from .samplers import Grid, Sampler, Samples, few_steps, same_ends
+from .samplers import Grid, Sampler, Samples, few_steps, jump_grid, same_ends
 from .schedules import Schedule
 from .tensors import SampleNoise
 
@@ -56,6 +56,7 @@ class Pipeline:
         decode: model units -> the units of the data, (N, *shape); the default leaves model units.
         weights: name of the denoiser's weights, "raw" or such as "ema0.9999".
         sha256: of the checkpoint that the weights are from, hexadecimal; None: of none.
+        consistency: whether the denoiser is a consistency model, which has learned jumps to the data (r = 0) alone.
     """
 
     denoiser: Denoiser
@@ -73,6 +74,7 @@ class Pipeline:
     decode: Callable[[Tensor], Tensor] = _same
     weights: str = "raw"
     sha256: str | None = None
+    consistency: bool = False
 
     def __repr__(self) -> str:
         conditions = ", ".join(self.conditions) or "unconditional"
@@ -93,6 +95,27 @@ class Pipeline:
         for wrap in (*self.guides, *(() if self.guidance is None else (self.guidance,))):
             denoiser = wrap(denoiser)
         return denoiser
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the denoiser that a sample takes, of a sampler with fixed steps."""
+        return 1 + (len(self.sampler.grid(self.schedule)) - 1) * self.sampler.evaluations
+
+    @property
+    def exact_jumps(self) -> bool:
+        """Whether the sampler makes jumps of a flow map, which need no small steps."""
+        return self.guided.flow_map and self.sampler.jumps
+
+    def check_sampler(self) -> None:
+        """Raise ValueError if a consistency model would be used where it has learned nothing."""
+        one_jump = self.sampler.jumps and len(self.sampler.grid(self.schedule)) == 1
+        if not self.consistency or (self.guided.flow_map and (self.sampler.to_data or one_jump)):
+            return
+        what = f"{type(self.sampler).__name__} with {self.nfe} NFE" if self.guided.flow_map else "guidance"
+        raise ValueError(
+            f"{what} needs more than the model has learned, which is a consistency model: it jumps to the data, and "
+            "nowhere else. Fix: take the sampler MultistepConsistency, without guidance"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +158,8 @@ class Pipeline:
 
         Args:
             sampler: itself, or a class or function that makes it from a grid; None: the present one.
-            grid: None: without `steps` that of the sampler, with `steps` the one that suits few (`few_steps`).
+            grid: None: without `steps` that of the sampler, with `steps` the one that suits few (`few_steps`, or
+                `jump_grid` for the jumps of a flow map).
             steps: number of grid times; None: as the grid has.
         """
         make: Callable[[Grid], Sampler]
@@ -148,7 +172,9 @@ class Pipeline:
             grid = grid.with_steps(steps)
         elif steps is not None:
             like = _made(make, own)
-            if like.order == 0:  # its error does not depend on the times between the ends
+            if self.denoiser.flow_map and like.jumps:
+                grid = jump_grid(own, self.schedule, steps)
+            elif like.order == 0:  # its error does not depend on the times between the ends
                 grid = same_ends(own, self.schedule, steps)
             else:
                 grid = few_steps(own, self.schedule, steps, like.evaluations)

@@ -51,7 +51,7 @@ def text(path: Path) -> str:
 
 
 def test_every_notebook_is_there() -> None:
-    assert {path.stem for path in NOTEBOOKS} == {*CORRECTED, "5_samplers_and_likelihood"}
+    assert {path.stem for path in NOTEBOOKS} == {*CORRECTED, "5_samplers_and_likelihood", "6_few_steps"}
 
 
 @each

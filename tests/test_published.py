@@ -37,6 +37,7 @@ class Row(NamedTuple):
     conditional: bool = False
     augment: float = 0.0
     flip: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 VP = {"class": "VP", "beta_min": 0.1, "beta_max": 20.0}
@@ -45,6 +46,7 @@ VE = {"class": "VE", "sigma_min": 0.02, "sigma_max": 100.0}  # of images in [-1,
 TABLE = {"class": "LinearBetas", "steps": 1000, "beta_1": 1e-4, "beta_N": 0.02}
 COSINE = {"class": "CosineBetas", "steps": 4000}
 EDM = {"class": "Karras", "sigma_min": 0.002, "sigma_max": 80.0}
+FLOW_MAP = 55_733_891 - 9 * 128 + 33 * 512 + 513 * 512  # EDM's without augmentation, with the length of jumps
 PUBLISHED = {
     "ddpm": Row(35_746_307, 2e-4, 5000, 128, 800_000, "0.9999", 0.1, 1, TABLE, ("Grid", "SNR"), "Ancestral", 1000),
     "ddpm_vlb": Row(
@@ -85,6 +87,26 @@ PUBLISHED = {
         {"class": "LinearLogSNR", "logsnr_max": 13.3, "logsnr_min": -5.0},
         *(("Stratified", "Likelihood"), "Ancestral", 1000),
         flip=False,
+        betas=(0.9, 0.99),
+    ),
+    "ect": Row(
+        *(FLOW_MAP, 1e-4, None, 128, 200_000, "0.9999", 0.2, None, EDM, ("LogNormal", "Plain")),
+        *("MultistepConsistency", 2),
+        flip=False,
+    ),
+    "scm": Row(
+        *(FLOW_MAP, 1e-4, None, 512, 400_000, "500000examples", 0.2, None, {"class": "Cosine"}, ("LogNormal", "Plain")),
+        *("MultistepConsistency", 1),
+        flip=False,
+        betas=(0.9, 0.99),
+    ),
+    "meanflow": Row(
+        *(FLOW_MAP + 9 * 128, 6e-4, 9_766, 1024, 781_250, "0.9999 0.99995 0.9996", 0.2, None, {"class": "Rectified"}),
+        *(("LogitNormal", "Plain"), "DDIM", 1, False, 0.12, False),
+    ),
+    "imf": Row(
+        *(FLOW_MAP + 9 * 128, 6e-4, 9_766, 1024, 781_250, "0.9999 0.99995 0.9996", 0.2, None, {"class": "Rectified"}),
+        *(("LogitNormal", "Plain"), "DDIM", 1, False, 0.12, False),
     ),
     "rectified_flow": Row(
         *(61_804_419, 2e-4, 5000, 128, 1_300_000, "0.999999", 0.15, 1, {"class": "Rectified"}),
@@ -148,13 +170,13 @@ def test_it_builds_the_published_experiment(name: str, build: Any) -> None:
     assert rates(model.network) == ({row.dropout} if row.dropout else set())
     optimizer = model.optimizer_factory([nn.Parameter(torch.zeros(1))])
     assert optimizer.defaults["lr"] == row.lr
-    assert optimizer.defaults["betas"] == ((0.9, 0.99) if name == "vdm" else (0.9, 0.999))
+    assert optimizer.defaults["betas"] == row.betas
     assert optimizer.defaults["weight_decay"] == (0.01 if name == "vdm" else 0)
     factory = model.lr_scheduler_factory
     assert (None if factory is None else factory(optimizer, trainer.max_steps).warmup_steps) == row.warmup
     assert (data.batch_size, trainer.max_steps, trainer.gradient_clip_val) == (row.batch, row.steps, row.clip)
     average = next(callback for callback in trainer.callbacks if isinstance(callback, EMA))
-    assert [each.name for each in average.averages] == [row.average]
+    assert [each.name for each in average.averages] == row.average.split()
     assert process(model.schedule) == pytest.approx(row.process)
     times, weighting = model.loss.times, model.loss.weighting
     assert type(times).__name__.removesuffix("Times") == row.objective[0]
@@ -171,7 +193,7 @@ def test_it_builds_the_published_experiment(name: str, build: Any) -> None:
 
 def check_expected(name: str, expected: dict[str, Any] | None) -> None:
     """There is a band around each value that the source gives."""
-    assert (expected is None) == (name == "dit")
+    assert (expected is None) == (name in ("dit", "imf"))
     for band in (expected or {}).values():
         lower, upper = band["band"]
         assert lower < float(band["source"].split(",")[0]) < upper
@@ -215,6 +237,35 @@ def check_ot_cfm(model: Any) -> None:
     assert (model.sampler.rtol, model.sampler.atol) == (1e-5, 1e-5)
 
 
+def check_ect(model: Any) -> None:
+    rule = model.loss.rule
+    assert (type(rule).__name__, rule.q, rule.every * 128, rule.stages, rule.power) == (
+        *("Consistency", 2.0, 3_200_000),
+        *(8, 0.5),
+    )
+    assert (model.loss.times.mean, model.loss.times.std) == (-1.1, 2.0)
+    sigma = model.schedule(model.sampler.grid(model.schedule)).sigma
+    assert sigma.tolist() == pytest.approx([80, 0.821], rel=1e-4)
+
+
+def check_scm(model: Any) -> None:
+    rule = model.loss.rule
+    assert (type(rule).__name__, rule.warmup, rule.offset, rule.normalize) == (
+        *("ContinuousConsistency", 10_000),
+        *(0.1, True),
+    )
+    assert model.loss.uncertainty is not None
+
+
+def check_mean_flow(rule: str) -> Callable[[Any], None]:
+    def check(model: Any) -> None:
+        loss = model.loss
+        assert (type(loss.rule).__name__, loss.rule.power, loss.rule.offset) == (rule, 0.75, 1e-3)
+        assert (loss.pairs.equal, loss.times.mean, loss.times.std) == (0.25, -2.0, 2.0)
+
+    return check
+
+
 #: What is particular to one of them.
 PARTICULAR: dict[str, Callable[[Any], None]] = {
     "improved_ddpm": check_learned_variance(0.001, mean=False),
@@ -224,6 +275,10 @@ PARTICULAR: dict[str, Callable[[Any], None]] = {
     "vp_ddpmpp": check_ddpmpp,
     "subvp_ddpmpp": check_ddpmpp,
     "ot_cfm": check_ot_cfm,
+    "ect": check_ect,
+    "scm": check_scm,
+    "meanflow": check_mean_flow("MeanFlow"),
+    "imf": check_mean_flow("ImprovedMeanFlow"),
 }
 
 

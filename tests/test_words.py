@@ -50,6 +50,11 @@ ALLOWED = [
         r"(?:MY_)?PICTURES|\bPicture\b|[\w./`]*pictures?/[\w.*{]*|named pictures",
         "names of a class, a folder, a config",
     ),
+    (
+        r"diffusion_pl/losses/|configs/|\S*(?:few_steps|flow_map)|docs/pages/features|diffusion_pl/callbacks/doctor",
+        r"(?i:rules?)",
+        "by which a flow map is trained",
+    ),
     (r"diffusion_pl/plots/|diffusion_pl/callbacks/figures|tests/test_plots", r"(?i:figures?)", "matplotlib's figures"),
 ]
 

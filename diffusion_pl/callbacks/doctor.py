@@ -15,8 +15,9 @@ from ..checks import CHECKS, Finding
 from ..conditions import class_count, class_names, of_batch, prediction_of
 from ..data import DataModule
 from ..denoisers import NoiseInput, StepIndex
-from ..losses import ChainELBO, DenoisingLoss, GridTimes, LossSecondMoment, TimeSampler
+from ..losses import ChainELBO, DenoisingLoss, FlowMapLoss, GridTimes, LossSecondMoment, TimeSampler
 from ..metrics.extractors import URL
+from ..networks import Embedding
 from ..runtime.errors import EXPECTED
 from ..runtime.startup import say
 from ..samplers import LeadingGrid, RespacedGrid, Sampler, TrailingGrid
@@ -38,8 +39,8 @@ class Doctor(LeanCallback):
     Args:
         max_kl: largest mismatch accepted between the end of the forward process and the noise that sampling starts
             from, nats per dimension.
-        ignore: names of checks to skip: prior, data, classes, network, embedding, times, tables, validation, lr, ema,
-            precision, disk, metrics.
+        ignore: names of checks to skip: prior, data, classes, network, embedding, times, jumps, tables, validation, lr,
+            ema, precision, disk, metrics.
     """
 
     def __init__(self, max_kl: float = 1e-3, ignore: Sequence[str] = ()) -> None:
@@ -101,14 +102,19 @@ class Doctor(LeanCallback):
         findings: Checks = {"data": checks.data(examples, *scale, of=len(data.part("train")))}
         counts = data.class_counts if "label" in data.conditions else None
         findings["classes"] = checks.classes(counts, class_names(data.conditions))
+        embedding = None
         if not {"network", "embedding"} <= set(self.ignore):
             result, shape = _probe(trainer, module, parts, data, t)
+            embedding = result.embedding
             findings["network"] = checks.network(result, shape)
-            findings["embedding"] = checks.embedding(result.embedding, parts.noise_input, schedule, t, module.device)
+            findings["embedding"] = checks.embedding(embedding, parts.noise_input, schedule, t, module.device)
         if isinstance(module, DiffusionModule):
             grid, sampler = module.sampler.grid(schedule), type(module.sampler).__name__
             findings["prior"] = checks.prior(schedule, second_moment, float(grid[0]), sampler, self.max_kl)
-            findings["times"] = checks.times(schedule, t, grid, second_moment, self.max_kl)
+            # A jump leads over all times to the data: it needs those that training draws.
+            visited = torch.cat((grid, t.min()[None])) if module.sampler.jumps and module.denoiser.flow_map else grid
+            findings["times"] = checks.times(schedule, t, visited, second_moment, self.max_kl)
+            findings["jumps"] = _jumps(module, embedding, t)
             findings["tables"] = checks.tables(_lengths(trainer, module))
         return findings
 
@@ -137,6 +143,21 @@ def _second_moment(data: DataModule) -> float:
         return data.second_moment()
     batch = next(data.batches("train", 256))
     return float((batch["x"] - batch[name].nan_to_num()).square().mean())
+
+
+def _jumps(module: DiffusionModule, embedding: Embedding | None, t: Tensor) -> Iterator[Finding]:
+    """The check of what jumps need: of the sampler, and of the embedding where the loss is differentiated with respect
+    to t."""
+    loss = module.loss
+    try:
+        module.live_pipeline().check_sampler()
+    except ValueError as error:
+        yield Finding("error", "jumps", str(error))
+        return
+    if isinstance(loss, FlowMapLoss) and loss.rule.differentiates:
+        yield from checks.jumps(embedding, module.denoiser.noise_input, module.schedule, t, module.device)
+    else:
+        yield Finding("fine", "jumps", "not differentiated with respect to t" if module.denoiser.flow_map else "none")
 
 
 class Parts(NamedTuple):
@@ -218,13 +239,12 @@ def _lengths(trainer: Trainer, module: DiffusionModule) -> dict[str, int]:
     """The number of steps of a beta schedule that each part of the run has as an option of its own."""
     schedule, loss = module.schedule, module.loss
     lengths: dict[str, int | None] = {type(schedule).__name__: schedule.steps}
-    if isinstance(loss, DenoisingLoss):
-        if isinstance(loss.times, (GridTimes, LossSecondMoment)):
-            lengths[type(loss.times).__name__] = loss.times.steps
-        if loss.variance is not None:
-            lengths["VarianceBound"] = loss.variance.steps
-        if isinstance(loss.weighting, ChainELBO):
-            lengths["ChainELBO"] = loss.weighting.steps
+    if isinstance(loss.times, (GridTimes, LossSecondMoment)):
+        lengths[type(loss.times).__name__] = loss.times.steps
+    if isinstance(loss, (DenoisingLoss, FlowMapLoss)) and isinstance(loss.weighting, ChainELBO):
+        lengths["ChainELBO"] = loss.weighting.steps
+    if isinstance(loss, DenoisingLoss) and loss.variance is not None:
+        lengths["VarianceBound"] = loss.variance.steps
     if isinstance(module.denoiser.noise_input, StepIndex):
         lengths["StepIndex"] = module.denoiser.noise_input.steps
     samplers = {"": module.sampler} | {

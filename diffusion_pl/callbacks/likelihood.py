@@ -6,9 +6,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from ..data import DataModule
-from ..evaluation import LikelihoodRows, count, likelihood_result, unit_of
+from ..evaluation import LikelihoodRows, count, likelihood_result, refuse_consistency, unit_of
 from ..likelihood import FlowLikelihood
 from ..pipeline import Pipeline
+from ..training import DiffusionModule
 from .measurement import Measurement
 from .pipelines import averaged_pipeline, check_model
 
@@ -82,6 +83,8 @@ class Likelihood(Measurement):
 
 def _check(trainer: Trainer, module: LightningModule, split: str) -> None:
     check_model("Likelihood", module)
+    assert isinstance(module, DiffusionModule)
+    refuse_consistency(module.live_pipeline())
     next(_data(trainer).batches(split, 1))  # an empty split is an error now, not after some hours
 
 

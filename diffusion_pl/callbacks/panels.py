@@ -15,7 +15,7 @@ from ..schedules import Schedule
 from ..tensors import SampleNoise
 from ..training import DiffusionModule, LeanCallback
 from .images import film_frames, log_film
-from .pipelines import averaged_pipeline, check_model
+from .pipelines import averaged_pipeline, check_model, on_its_way
 
 
 class Panels(LeanCallback, ABC):
@@ -121,7 +121,7 @@ class SamplePanels(Panels):
         x = self._draw_samples(trainer, module)
         with averaged_pipeline(trainer, module) as pipeline:
             self.draw_end(trainer, pipeline, x)
-            path = self.film_path(trainer, pipeline) if self.film and not trainer.fast_dev_run else None
+            path = self.film_path(trainer, on_its_way(pipeline)) if self.film and not trainer.fast_dev_run else None
             if path is not None:
                 frames = film_frames(data_of(trainer), path, pipeline.schedule)
                 log_film(trainer, f"film/{pipeline.weights}", frames)

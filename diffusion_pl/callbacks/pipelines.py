@@ -8,6 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from ..pipeline import Pipeline
 from ..training import DiffusionModule
 
+STOPS = 17  # times on the way from noise to data that are shown of a flow map
+
 
 @contextmanager
 def averaged_pipeline(trainer: Trainer, module: LightningModule, *, raw: bool = False) -> Iterator[Pipeline]:
@@ -15,6 +17,13 @@ def averaged_pipeline(trainer: Trainer, module: LightningModule, *, raw: bool = 
     assert isinstance(module, DiffusionModule)
     with module.evaluation(raw):
         yield module.live_pipeline(trainer.datamodule)
+
+
+def on_its_way(pipeline: Pipeline) -> Pipeline:
+    """The pipeline with a sampler that shows the way from noise to data: a flow map that jumps there in fewer steps
+    takes more, which end at the same samples as far as it is exact; a consistency model knows no others."""
+    few = len(pipeline.sampler.grid(pipeline.schedule)) < STOPS
+    return pipeline.with_sampler(steps=STOPS) if few and pipeline.exact_jumps and not pipeline.consistency else pipeline
 
 
 def check_model(callback: str, module: LightningModule) -> None:

@@ -13,6 +13,7 @@ from ..samplers import Path
 from ..tensors import SampleNoise
 from .images import log_image, panel_title
 from .panels import SamplePanels, check_times, data_of
+from .pipelines import on_its_way
 
 MOST_DOTS = 500  # of a film
 
@@ -88,7 +89,8 @@ class PointPanels(SamplePanels):
         forward = plots.forward_panel(frames, "Training points with more and more noise", data.axes)
         log_image(trainer, "forward_process", plots.to_image(forward))
 
-        run = pipeline.samples(range(self.num_paths), path=True).path
+        way = on_its_way(pipeline)
+        run = way.samples(range(self.num_paths), path=True).path
         assert run is not None
         title = panel_title("Paths from noise to samples", trainer, weights)
         both = decode(run.x.cpu()).numpy(), decode(points).numpy()
@@ -98,7 +100,7 @@ class PointPanels(SamplePanels):
             plots.to_image(plots.trajectories_panel(run.t.numpy(), *both, title, data.axes)),
         )
 
-        if data.shape == (2,):
+        if data.shape == (2,) and not pipeline.consistency:
             axis = torch.linspace(-2.4, 2.4, 25)
             grid = torch.cartesian_prod(axis, axis)
             exact = empirical(schedule, points)

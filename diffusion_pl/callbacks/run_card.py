@@ -47,6 +47,7 @@ class RunCard(LeanCallback):
                             to `logged_to` and `config`, was another than in the next session
         evaluations         of validate and test: time, command, checkpoint, step, metrics
         init_from           of a run that began with another one's weights: path, sha256, weights, step, skipped
+        teachers            of a run that learns from trained models: path, sha256, weights, scale of each
 
     Environment variables are not written, nor names of people or machines.  If the card cannot be written, a warning
     says so, and the run continues.
@@ -55,12 +56,17 @@ class RunCard(LeanCallback):
         config: the resolved configuration, plain values.
         arguments: the command line after `python -m diffusion_pl`.
         init_from: what WarmStart.load returned; None: the run began with weights of its own.
+        teachers: what Teacher.note returned of each.
     """
 
     def __init__(
-        self, config: dict[str, Any], arguments: Sequence[str], init_from: dict[str, Any] | None = None
+        self,
+        config: dict[str, Any],
+        arguments: Sequence[str],
+        init_from: dict[str, Any] | None = None,
+        teachers: Sequence[dict[str, Any]] = (),
     ) -> None:
-        self.config, self.init_from = config, init_from
+        self.config, self.init_from, self.teachers = config, init_from, list(teachers)
         self.command = shlex.join(["python", "-m", "diffusion_pl", *arguments])
         self._card: dict[str, Any] | None = None  # of a fit, on the first process
         self._running = False  # on any process
@@ -107,6 +113,7 @@ class RunCard(LeanCallback):
             "parallel": parallel,
             "parameters": self._parameters,
             "logged_to": identities_of(trainer),
+            **({"teachers": self.teachers} if self.teachers else {}),
             "config": self.config,
         }
         session = {

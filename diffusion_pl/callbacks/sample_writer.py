@@ -203,7 +203,7 @@ def draw(
 def steps_hint(pipeline: Pipeline) -> str | None:
     """A line about a faster sampler, where sampling takes long: a high NFE on a CPU; else None."""
     sampler = pipeline.sampler
-    evaluations = 1 + (len(sampler.grid(pipeline.schedule)) - 1) * sampler.evaluations
+    evaluations = pipeline.nfe
     if pipeline.device.type != "cpu" or evaluations < 200 or sampler.order == 0:
         return None
     faster = round(evaluations / 20)

@@ -51,8 +51,18 @@ class Teacher(Denoiser):
         """Whether it is a flow map; a guided one is not."""
         return self._loaded[1].flow_map
 
+    def note(self) -> dict[str, Any]:
+        """What a run's card says of it: path, sha256, weights, scale."""
+        pipeline = self._loaded[0]
+        return {"path": self.path, "sha256": pipeline.sha256, "weights": pipeline.weights, "scale": self.scale}
+
     def check_data(self, shape: Sequence[int], conditions: Conditions) -> None:
         pipeline = self._loaded[0]
+        if pipeline.consistency:
+            raise ValueError(
+                f"teacher: {self.path} is a consistency model, which has learned jumps to the data only and no "
+                "velocity. Fix: give the diffusion model that it began from, or a flow map"
+            )
         if tuple(pipeline.shape) != tuple(shape):
             raise ValueError(f"teacher: {self.path} is a model of shape {pipeline.shape}, the data have {tuple(shape)}")
         for name, condition in pipeline.conditions.items():
@@ -91,18 +101,18 @@ def _not_given(condition: Any, x: Tensor) -> Tensor:
 
 def with_teacher(args: Sequence[str]) -> list[str]:
     """A command line in which --model.loss.teacher PATH is the class Teacher with this path."""
-    found = list[str]()
+    spelled = list[str]()
     values = iter(args)
     for arg in values:
         name, equals, value = arg.partition("=")
         if name != OPTION:
-            found.append(arg)
+            spelled.append(arg)
             continue
         value = value if equals else next(values, "")
         names_class = value.rpartition(".")[2].isidentifier() and "/" not in value and ":" not in value
         is_null = value.lower() in ("null", "none", "~", "")
         if names_class or is_null or value.startswith("{"):
-            found += [OPTION, value]
+            spelled += [OPTION, value]
         else:
-            found += [OPTION, f"{Teacher.__module__}.{Teacher.__qualname__}", f"{OPTION}.path", value]
-    return found
+            spelled += [OPTION, f"{Teacher.__module__}.{Teacher.__qualname__}", f"{OPTION}.path", value]
+    return spelled

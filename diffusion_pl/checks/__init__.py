@@ -5,7 +5,20 @@ it.  An error ends a run or makes it useless; a warning may do so.  The threshol
 """
 
 from .base import CHECKS, Finding, rows, summary
-from .model import Probe, classes, data, draw_times, embedding, network, prior, prior_mismatch, probe, tables, times
+from .model import (
+    Probe,
+    classes,
+    data,
+    draw_times,
+    embedding,
+    jumps,
+    network,
+    prior,
+    prior_mismatch,
+    probe,
+    tables,
+    times,
+)
 from .run import disk, ema, learning_rate, metrics, precision, unreachable, validation
 
 __all__ = [
@@ -18,6 +31,7 @@ __all__ = [
     "draw_times",
     "ema",
     "embedding",
+    "jumps",
     "learning_rate",
     "metrics",
     "network",

@@ -11,6 +11,7 @@ CHECKS = (
     "network",
     "embedding",
     "times",
+    "jumps",
     "tables",
     "validation",
     "lr",

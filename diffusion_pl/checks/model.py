@@ -17,6 +17,7 @@ from .base import Finding
 from .remedies import faster_embedding, noisier_end
 
 _LARGEST = 5000  # of c_noise
+_FASTEST = 100.0  # of an embedding, per unit of t
 _LOUDEST = 100.0  # root mean square of an untrained network's output
 
 
@@ -291,6 +292,41 @@ def times(schedule: Schedule, t: Tensor, grid: Tensor, second_moment: float, max
         end = "t=1" if unseen[0] > unseen[1] else "t=0"
         fix = f"let model.loss.times reach nearer to {end}, or the sampler's grid less near"
         yield Finding("warning", "times", what, fix)
+
+
+@torch.no_grad()
+def jumps(
+    module: Embedding | None, noise_input: NoiseInput, schedule: Schedule, t: Tensor, device: torch.device
+) -> Iterator[Finding]:
+    """Is the network smooth in t, where its derivative with respect to t is a part of the training target?
+
+    The rate of change of the noise level's embedding with t, in units of its norm.  DDPM's embedding of 1000 steps has
+    some 200: the derivative of the network is then mostly that of its fastest features, and drowns the rest.  Fourier
+    features of scale 1 have 6, Sinusoidal with max_period 32 and ScaledTime with scale 32 have 12.
+
+    Reference: Lu & Song, arXiv 2410.11081, Sec. 4.1.
+
+    Args:
+        module: the noise level's embedding.
+        noise_input: how the network gets the noise level.
+        schedule: the forward process.
+        t: training times, (n,).
+        device: of the embedding.
+    """
+    if module is None or module.width == 0:
+        yield Finding("fine", "jumps", "no embedding of the noise level")
+        return
+    ends = (t - 1e-4).clamp(min=1e-5), (t + 1e-4).clamp(max=1 - 1e-5)
+    before, after = (module(noise_input(schedule, end, schedule(end)).float()[:, None].to(device)) for end in ends)
+    length = (ends[1] - ends[0]).to(before)
+    rate = float(((after - before).norm(dim=1) / length / before.norm(dim=1)).median())
+    what = f"{type(module).__name__} changes by {rate:.2g} of its norm per unit of t (at most {_FASTEST:g})"
+    if rate <= _FASTEST:
+        yield Finding("fine", "jumps", what)
+    else:
+        what += ", and the loss is differentiated with respect to t: it will be noisy"
+        fix = "set model.noise_input to ScaledTime with scale 32, and max_period of a Sinusoidal time_embedding to 32"
+        yield Finding("warning", "jumps", what, fix)
 
 
 def tables(lengths: Mapping[str, int]) -> Iterator[Finding]:

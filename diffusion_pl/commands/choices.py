@@ -14,7 +14,10 @@ from ..checkpoints.loading import load_classifier, load_pipeline
 from ..pipeline import Pipeline
 from ..runtime.parsing import wrong
 from ..runtime.processes import rank_label
-from ..samplers import Grid, Sampler
+from ..samplers import Grid, Heun, Sampler, same_ends
+
+FEW = 5  # evaluations of an ordinary denoiser below which samples are blurred
+SOLVED = 33  # grid times in which the ODE of a flow map is solved where its jumps are of no use
 
 
 def choose(
@@ -40,8 +43,10 @@ def choose(
         drop: names of the conditions that `scale` strengthens; None: see Pipeline.with_scale.
 
     Raises:
-        ValueError: a condition or a scale for an unconditional model, an unknown class, two kinds of guidance.
+        ValueError: a condition or a scale for an unconditional model, an unknown class, two kinds of guidance, or a
+            sampler of which a consistency model has learned nothing.
     """
+    own = pipeline
     if drop is not None and (scale is None or classifier is not None or weak is not None):
         raise ValueError("drop: needs --scale, and neither --classifier nor --weak. Fix: give --scale 2, or remove it")
     if classifier is not None and weak is not None:
@@ -63,6 +68,8 @@ def choose(
                 "data.init_args.conditional true, or add --classifier or --weak"
             )
         pipeline = pipeline.with_scale(scale, drop)
+    pipeline.check_sampler()
+    _say_few(pipeline, own)
     _say_names(pipeline, cond or {})
     return pipeline.with_cond(**(cond or {}))
 
@@ -114,6 +121,48 @@ def say_turns(pipeline: Pipeline) -> None:
     if names and not rank_label():
         examples = f"{len(turns[names[0]])} held-out examples"
         print(f"{', '.join(names)}: not given, those of {examples} in turn; --cond.{names[0]} gives one")
+
+
+def as_denoiser(pipeline: Pipeline, use: str, chosen: bool) -> Pipeline:
+    """The pipeline for what uses a flow map as an ordinary denoiser; any other model's as it is.
+
+    Args:
+        pipeline: of a checkpoint.
+        use: what for, as the subject of a sentence.
+        chosen: whether a sampler, grid or number of steps was given; else the ODE is solved by Heun, of which a line is
+            printed: the few jumps of the checkpoint's own sampler would not do.
+
+    Raises:
+        ValueError: it is a consistency model, which is no ordinary denoiser.
+    """
+    if pipeline.consistency:
+        raise ValueError(
+            f"{use} needs an ordinary denoiser, and a consistency model has learned jumps to the data only. Fix: give "
+            "--ckpt_path the diffusion model that it began from, or a flow map"
+        )
+    if not pipeline.denoiser.flow_map or chosen:
+        return pipeline
+    solver = Heun(same_ends(pipeline.sampler.grid, pipeline.schedule, SOLVED))
+    print(f"{use} uses the flow map as an ordinary denoiser: Heun in {SOLVED} steps, unless --steps is given")
+    return pipeline.with_sampler(solver)
+
+
+def _say_few(pipeline: Pipeline, own: Pipeline) -> None:
+    """Warn of few evaluations of what is not exact in few: an ordinary denoiser, or a flow map used as one."""
+    sampler, nfe = pipeline.sampler, pipeline.nfe
+    adaptive = sampler.order == 0 and not sampler.jumps
+    if pipeline.exact_jumps or adaptive or rank_label():
+        return
+    name, usual = type(sampler).__name__, max(own.nfe, 20)
+    if pipeline.denoiser.flow_map and nfe < usual:
+        of = "guidance" if sampler.jumps else name
+        what, fix = f"{of} uses the flow map as an ordinary denoiser", f"take --steps {usual}"
+        fix += "" if sampler.jumps else ", or --sampler DDIM"
+        print(f"diffusion_pl: warning: {what}, for which {nfe} NFE are few. Fix: {fix}", flush=True)
+    elif nfe < min(FEW, own.nfe):
+        took = f"{nfe} NFE are few for a diffusion model, this one's own sampler takes {own.nfe}"
+        fix = f"take --steps {usual}, or train a flow map with fit --init_from (docs: Few steps)"
+        print(f"diffusion_pl: warning: {took}: expect blurred samples. Fix: {fix}", flush=True)
 
 
 def _say_names(pipeline: Pipeline, cond: Mapping[str, Any]) -> None:

@@ -26,7 +26,8 @@ def encode(
     """Carry examples to noise by the probability-flow ODE, and back.
 
     Writes latents.npz, which `sample --latents` turns into samples again, and the reconstructed examples; prints their
-    root-mean-square error.  With --between 7 also interpolates between each two neighbours, seven samples each, along
+    root-mean-square error.  A flow map, whose jumps lead to data only, is carried to noise by Heun's method, and back
+    by its own sampler.  With --between 7 also interpolates between each two neighbours, seven samples each, along
     the arc of their latents.
 
     Args:
@@ -62,34 +63,37 @@ def encode(
     from ..runtime.output_folder import OutputFolder
     from ..runtime.provenance import describe
     from ..tensors import not_finite
-    from .choices import choose, derive, noted
+    from .choices import as_denoiser, choose, derive, noted
 
     pipeline, data = load_pipeline(ckpt_path, weights)
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond)
     device = device_of(accelerator)
     data.to(device)
+    chosen = not (sampler is None and grid is None and steps is None)
     x_0 = data.read(path)
     pipeline, made = derive(pipeline, data.conditions_from(x_0))
     pipeline = pipeline.without_cond()
+    encoder = as_denoiser(pipeline, "the way to noise", chosen)
     call: dict[str, Any] = {
         "checkpoint": str(ckpt_path),
         "sha256": pipeline.sha256,
         "weights": pipeline.weights,
         "examples": hashlib.sha256(x_0.numpy().tobytes()).hexdigest(),
         "sampler": describe(pipeline.sampler),
+        **({} if encoder is pipeline else {"encoder": describe(encoder.sampler)}),
         "cond": noted(pipeline, {**(cond or {}), **made}),
         "between": between,
     }
     with OutputFolder(output, call) as folder:
         if folder.published is None:
-            eps = pipeline.to(device).encode(x_0)
+            eps = encoder.to(device).encode(x_0)
             latents = eps
             if between:
                 fractions = torch.linspace(0, 1, between + 2, device=device)[:-1]
                 arcs = [slerp(a, b, fractions) for a, b in pairwise(eps)]
                 latents = torch.cat([*arcs, eps[-1:]])
             conditions = {name: _along(value, between) for name, value in pipeline.values(range(len(x_0))).items()}
-            decoded = pipeline.with_latents(latents).samples(range(len(latents)), **conditions).x_0.cpu()
+            decoded = pipeline.to(device).with_latents(latents).samples(range(len(latents)), **conditions).x_0.cpu()
             refuse_not_finite(not_finite(eps) + not_finite(decoded), len(eps) + len(decoded))
 
             def write(stage: Path) -> list[Path]:
@@ -97,12 +101,12 @@ def encode(
                 return [stage / "latents.npz", *write_samples(data, decoded, stage)]
 
             error = (decoded[:: between + 1] - x_0).square().mean().sqrt().item()
-            name = type(pipeline.sampler).__name__
+            names = dict.fromkeys(type(each.sampler).__name__ for each in (encoder, pipeline))
             latents_file = output / "latents.npz"
             images = [name for name in made if pipeline.conditions[name].kind == "image"]
             again = [*(word for name in images for word in (f"--cond.{name}", path)), "--output", "again"]
             report = Report(
-                done=f"{count(len(x_0), 'example')} carried to noise and back by {name}",
+                done=f"{count(len(x_0), 'example')} carried to noise and back by {' and '.join(names)}",
                 facts={"root-mean-square error": error},
                 next=[next_command("sample", "--ckpt_path", ckpt_path, "--latents", latents_file, *again)],
             )

@@ -90,13 +90,14 @@ def restore(
     from ..restoring import METHODS
     from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
-    from .choices import choose, derive, noted
+    from .choices import as_denoiser, choose, derive, noted
     from .degrading import known_of, operator_of
 
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
     if len(pipeline.shape) < 2:
         raise ValueError(f"{ckpt_path} is a model of points: only images and fields can be restored")
     pipeline = choose(pipeline, sampler, grid, steps, cond=cond).with_seed(seed)
+    pipeline = as_denoiser(pipeline, "restore", not (sampler is None and grid is None and steps is None))
     pipeline = pipeline.to(device_of(accelerator))
     data.to(pipeline.device)
     way, pixels = METHODS[method], data.pixels

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..runtime.output import Report, next_command
 from ..samplers import Grid, Sampler
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from ..data import DataModule
     from ..metrics import SlicedWasserstein
     from ..pipeline import Pipeline
+
+
+class Plan(NamedTuple):
+    """A row to be measured: the pipeline with its sampler, and the name of the sampler in the table."""
+
+    pipeline: "Pipeline"
+    name: str
 
 
 def sweep(
@@ -29,6 +36,7 @@ def sweep(
     drop: list[str] | None = None,
     cond: dict[str, str | list[Any]] | None = None,
     data_: dict[str, str | list[Any]] | None = None,
+    baseline: Path | None = None,
     weights: str = "ema",
     accelerator: str = "auto",
 ) -> Report | None:
@@ -36,7 +44,8 @@ def sweep(
 
     For each: the NFE it took (at most as many as asked for; AdaptiveODE takes what it needs), seconds, the sliced
     Wasserstein distance of its samples to the training data (if these are not missing), and the root-mean-square
-    distance to the exact solution of the ODE from the same latents (meaningless for a stochastic sampler).
+    distance to the exact solution of the ODE from the same latents (meaningless for a stochastic sampler; a consistency
+    model has no ODE of its own).  With --baseline also another checkpoint, such as the teacher of a flow map.
     Writes sweep.csv and sweep.png.
 
     Args:
@@ -54,6 +63,8 @@ def sweep(
         cond: Conditions of all samples, by name, as for `sample`: --cond.label 3.  None: all classes in turn, of other
             conditions those of held-out examples.
         data_: Options of the checkpoint's data to replace, as --data.path FOLDER or --data.download true; None: none.
+        baseline: Checkpoint, or folder of a run, of the same data to compare with, such as a flow map's teacher: its own
+            sampler at the same NFE, from the same latents.  None: no other.
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """
@@ -64,8 +75,6 @@ def sweep(
     if min(nfe) < 1 or num_samples < 2:
         raise ValueError(f"nfe must be at least 1 and num_samples at least 2, got {min(nfe)} and {num_samples}")
     from ..callbacks.sample_writer import not_finite_error
-    from ..checkpoints.exported import run_folder_of
-    from ..checkpoints.io import checkpoint_at
     from ..checkpoints.loading import load_pipeline
     from ..data.base import count
     from ..runtime.devices import device_of
@@ -77,6 +86,10 @@ def sweep(
     pipeline = choose(pipeline, scale=scale, cond=cond, drop=drop).with_seed(seed).to(device_of(accelerator))
     data.to(pipeline.device)
     say_turns(pipeline)
+    other = None
+    if baseline is not None:
+        other = choose(_baseline(pipeline, baseline, weights), scale=scale, cond=cond, drop=drop)
+        other = other.with_seed(seed).to(device_of(accelerator))
     distance = _distance(data, fetch=bool(data_))
     call = {
         "checkpoint": str(ckpt_path),
@@ -90,50 +103,103 @@ def sweep(
         "cond": noted(pipeline, cond),
         **({"drop": drop} if drop else {}),
         **({"data": data_} if data_ else {}),
+        **({"baseline": str(baseline), "baseline_sha256": other.sha256} if other is not None else {}),
     }
-    plan = [(make, n) for make in samplers for n in sorted(set(nfe))]
+    plan = _plan(pipeline, samplers, grid, sorted(set(nfe)))
+    compared = [*plan, *([] if other is None else _plan_baseline(other, _run(baseline), sorted(set(nfe))))]
     with OutputFolder(output, call) as folder:
         if folder.published is None:
-            rows, grids, bad = _compared(pipeline, plan, grid, num_samples, distance)
-            run = run_folder_of(checkpoint_at(ckpt_path)).name
-            title = f"{count(num_samples, 'sample')} of {run}, {pipeline.weights} weights"
-            best = _nearest(rows, grids)
+            rows, bad = _compared(compared, num_samples, distance)
+            title = f"{count(num_samples, 'sample')} of {_run(ckpt_path)}, {pipeline.weights} weights"
+            best = _nearest(rows[: len(plan)], plan)
             again = _options(weights, scale, drop, cond)
             report = Report(
                 done=f"{len(plan)} runs of {count(len(samplers), 'sampler')}, {title}",
-                rows=[{**row, "distance": None if distance is None else row["distance"]} for row in rows],
-                error=not_finite_error(bad, num_samples * len(plan)),
+                rows=[{k: None if v != v else v for k, v in row.items()} for row in rows],
+                error=not_finite_error(bad, num_samples * len(compared)),
                 next=[next_command("sample", "--ckpt_path", ckpt_path, *best, *again)] if grid is None else [],
             )
             folder.publish(lambda stage: _write(rows, title, stage), report)
         return folder.report
 
 
+def _run(path: Path) -> str:
+    """Name of a checkpoint's run."""
+    from ..checkpoints.exported import run_folder_of
+    from ..checkpoints.io import checkpoint_at
+
+    return run_folder_of(checkpoint_at(path)).name
+
+
+def _baseline(pipeline: "Pipeline", path: Path, weights: str) -> "Pipeline":
+    """The pipeline of another checkpoint of the same data.
+
+    Raises:
+        ValueError: it is of data of another shape or with other conditions, so nothing could be compared.
+    """
+    from ..checkpoints.loading import load_pipeline
+
+    other, _ = load_pipeline(path, weights)
+    if other.shape != pipeline.shape or other.conditions.keys() != pipeline.conditions.keys():
+        kinds = [f"{each.shape} with {', '.join(each.conditions) or 'no conditions'}" for each in (other, pipeline)]
+        raise ValueError(f"baseline: {path} is a model of data of shape {kinds[0]}, the other of {kinds[1]}")
+    return other
+
+
+def _plan(
+    pipeline: "Pipeline", samplers: Sequence[Callable[[Grid], Sampler]], grid: Grid | None, nfe: Sequence[int]
+) -> list[Plan]:
+    """Each sampler at each NFE.
+
+    Raises:
+        ValueError: a consistency model has learned nothing of what a sampler needs.
+    """
+    plan = []
+    for make in samplers:
+        for most in nfe:
+            drawn = pipeline.with_sampler(make, grid, points(pipeline.with_sampler(make).sampler, most))
+            drawn.check_sampler()
+            plan.append(Plan(drawn, name_of(drawn.sampler)))
+    return plan
+
+
+def _plan_baseline(other: "Pipeline", run: str, nfe: Sequence[int]) -> list[Plan]:
+    """The own sampler of another checkpoint at each NFE."""
+    drawn = [other.with_sampler(steps=points(other.sampler, most)) for most in nfe]
+    return [Plan(each, f"{run}: {name_of(each.sampler)}") for each in drawn]
+
+
 def _compared(
-    pipeline: "Pipeline",
-    plan: Sequence[tuple[Callable[[Grid], Sampler], int]],
-    grid: Grid | None,
-    num_samples: int,
-    distance: "SlicedWasserstein | None",
-) -> tuple[list[dict[str, Any]], list[int], int]:
-    """The row of each sampler and NFE of the plan, its number of grid times, and how many samples are not finite."""
+    plan: Sequence[Plan], num_samples: int, distance: "SlicedWasserstein | None"
+) -> tuple[list[dict[str, Any]], int]:
+    """The row of each sampler and NFE of the plan, and how many samples are not finite."""
     from tqdm.auto import tqdm
 
     from ..callbacks.sample_writer import refuse_not_finite
-    from ..samplers import Heun, same_ends
     from ..tensors import not_finite
 
-    # The solution, to rounding and the little that the network's roughness leaves.
-    solver = Heun(same_ends(pipeline.sampler.grid, pipeline.schedule, 129))
-    exact, _, _ = _draw(pipeline.with_sampler(solver), num_samples)
-    refuse_not_finite(not_finite(exact), num_samples)
-    rows, grids, bad = [], [], 0
-    for make, most in tqdm(plan, desc="sweep", dynamic_ncols=True):
-        grids.append(points(pipeline.with_sampler(make).sampler, most))
-        row, failed = _measured(pipeline.with_sampler(make, grid, grids[-1]), exact, distance)
+    exact: dict[Any, Tensor | None] = {}  # by the model
+    rows, bad = [], 0
+    for drawn, name in tqdm(plan, desc="sweep", dynamic_ncols=True):
+        if drawn.denoiser not in exact:
+            solution = _solution(drawn, num_samples)
+            refuse_not_finite(0 if solution is None else not_finite(solution), num_samples)
+            exact[drawn.denoiser] = solution
+        row, failed = _measured(drawn, name, num_samples, exact[drawn.denoiser], distance)
         rows.append(row)
         bad += failed
-    return rows, grids, bad
+    return rows, bad
+
+
+def _solution(pipeline: "Pipeline", num_samples: int) -> "Tensor | None":
+    """The ODE's solution, to rounding and the little that the network's roughness leaves: (num_samples, *shape); None
+    of a consistency model, which has no ODE."""
+    from ..samplers import Heun, same_ends
+
+    if pipeline.consistency:
+        return None
+    solver = Heun(same_ends(pipeline.sampler.grid, pipeline.schedule, 129))
+    return _draw(pipeline.with_sampler(solver), num_samples)[0]
 
 
 def _options(
@@ -146,18 +212,18 @@ def _options(
 
 
 def _measured(
-    pipeline: "Pipeline", exact: "Tensor", distance: "SlicedWasserstein | None"
+    pipeline: "Pipeline", name: str, n: int, exact: "Tensor | None", distance: "SlicedWasserstein | None"
 ) -> tuple[dict[str, Any], int]:
-    """A row of the table, of as many samples as `exact` has, and how many of them are not finite."""
+    """A row of the table, of n samples, and how many of them are not finite."""
     from ..tensors import not_finite
 
-    x, taken, seconds = _draw(pipeline, len(exact))
+    x, taken, seconds = _draw(pipeline, n)
     row = {
-        "sampler": name_of(pipeline.sampler),
+        "sampler": name,
         "nfe": taken,
         "seconds": round(seconds, 3),
         "distance": float("nan") if distance is None else distance(x),
-        "error": (x - exact).square().mean().sqrt().item(),
+        "error": float("nan") if exact is None else (x - exact).square().mean().sqrt().item(),
     }
     return row, not_finite(x)
 
@@ -201,19 +267,20 @@ def _write(rows: list[dict[str, Any]], title: str, folder: Path) -> list[Path]:
     return [folder / "sweep.csv", folder / "sweep.png"]
 
 
-def _nearest(rows: list[dict[str, Any]], grids: list[int]) -> list[str]:
+def _nearest(rows: list[dict[str, Any]], plan: Sequence[Plan]) -> list[str]:
     """The options of `sample` for the sampler nearest to the data, or to the exact solution where these are missing."""
-    key = "error" if any(math.isnan(row["distance"]) for row in rows) else "distance"
+    key = "error" if any(math.isnan(row["distance"]) for row in rows) else "distance"  # NaN of both: the first row
     k = min(range(len(rows)), key=lambda k: rows[k][key])
     name, _, options = rows[k]["sampler"].partition("(")
     pairs = [option.partition("=") for option in options.rstrip(")").split(", ") if option]
     of_sampler = [part for key, _, value in pairs for part in (f"--sampler.{key}", value)]
-    return ["--sampler", name, *of_sampler, "--steps", str(grids[k])]
+    times = len(plan[k].pipeline.sampler.grid(plan[k].pipeline.schedule))
+    return ["--sampler", name, *of_sampler, "--steps", str(times)]
 
 
 def points(sampler: Sampler, nfe: int) -> int:
     """The largest number of grid times within an NFE; two for a sampler that chooses its own steps."""
-    return 2 if sampler.order == 0 else 1 + (nfe - 1) // sampler.evaluations
+    return 2 if sampler.order == 0 and not sampler.jumps else 1 + (nfe - 1) // sampler.evaluations
 
 
 def name_of(sampler: Sampler) -> str:

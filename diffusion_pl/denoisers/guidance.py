@@ -58,8 +58,6 @@ class Thresholded(Denoiser):
     def forward(self, x_t: Tensor, t: Tensor, r: Tensor | None = None, **cond: Tensor) -> Prediction:
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
         prediction: Prediction = self.denoiser(x_t, t, **cond if r is None else {"r": r, **cond})
-        if r is not None and bool((r > 0).any()):  # X is not an estimate of x_0, and may be outside the range
-            return prediction
         unit = (prediction.x_0 - middle) / half
         if self.quantile is None:
             unit = unit.clamp(-1, 1)
@@ -68,9 +66,10 @@ class Thresholded(Denoiser):
             unit = torch.maximum(torch.minimum(unit, reach), -reach) / reach
         kernel = self.schedule(t)
         x_0 = middle + half * unit
-        if self.keep_eps:
-            return prediction._replace(x_0=x_0)
-        return Prediction(x_0, (x_t - kernel.alpha * x_0) / kernel.sigma, prediction.v)
+        eps = prediction.eps if self.keep_eps else (x_t - kernel.alpha * x_0) / kernel.sigma
+        if r is not None:  # of another jump X is not an estimate of x_0, and may be outside the range
+            x_0, eps = torch.where(r > 0, prediction.x_0, x_0), torch.where(r > 0, prediction.eps, eps)
+        return Prediction(x_0, eps, prediction.v)
 
 
 class ClassifierFree(Denoiser):

@@ -6,7 +6,7 @@
 from .expected import Band, check_names, incomparable
 from .features import Features, Reference, memory, note_of, read_reference, reference_rows, write_reference
 from .fields import EnsembleRows, FieldSamples, ensemble_results, field_results
-from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, unit_of
+from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, refuse_consistency, unit_of
 from .plan import Plan
 from .report import better, differences, number, row, short
 from .results import (
@@ -56,6 +56,7 @@ __all__ = [
     "read_reference",
     "read_results",
     "reference_rows",
+    "refuse_consistency",
     "row",
     "sample_results",
     "scores",

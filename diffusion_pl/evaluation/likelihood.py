@@ -71,6 +71,15 @@ def log_unit(data: DataModule) -> float:
     return 1.0 if data.units.levels is None else math.log(2)
 
 
+def refuse_consistency(pipeline: Pipeline) -> None:
+    """Raise ValueError of a consistency model, which has no density: it has learned jumps to the data only."""
+    if pipeline.consistency:
+        raise ValueError(
+            "a likelihood needs the ODE's velocity, and a consistency model has learned jumps to the data only. Fix: "
+            "measure other metrics, or give the diffusion model that it began from"
+        )
+
+
 class Rows(LightningModule, ABC):
     """Makes a row of values of each example of a split; in `predict` {"block": (K,)} -> {"index": (N,), "x", "nfe"}.
 
@@ -133,6 +142,7 @@ class LikelihoodRows(Rows):
         seed: int = 0,
     ) -> None:
         super().__init__(pipeline, data, split)
+        refuse_consistency(pipeline)
         self.likelihood, self.repeats, self.dequantizations, self.seed = likelihood, repeats, dequantizations, seed
 
     def rows(self, block: Block) -> Tensor:
@@ -166,6 +176,7 @@ class BoundRows(Rows):
         self, pipeline: Pipeline, data: DataModule, split: str, bound: ChainBound | ContinuousBound, seed: int = 0
     ) -> None:
         super().__init__(pipeline, data, split)
+        refuse_consistency(pipeline)
         self.bound, self.seed = bound, seed
 
     def rows(self, block: Block) -> Tensor:

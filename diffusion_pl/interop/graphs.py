@@ -1,6 +1,6 @@
 """Export the denoiser as a graph that does not need this package: ONNX, or a program of torch.export.
 
-    (x_t, t[, label]) ↦ (x̂_0, ε̂)
+    (x_t, t[, label]) ↦ (x̂_0, ε̂)          of a flow map  (x_t, t, r[, label]) ↦ (X, E)
 
 with the schedule and the parameterization inside, so that a sampler needs α and σ at its times only; those of the
 model's grid are written next to it.
@@ -40,8 +40,26 @@ class Graph(nn.Module):
         return prediction.x_0, prediction.eps
 
 
+class JumpGraph(Graph):
+    """A flow map with a start and an end for each example, and labels where it takes them."""
+
+    def forward(  # type: ignore[override]
+        self, x_t: Tensor, t: Tensor, r: Tensor, label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(X, E), both (B, *), of which x_r = α_r X + σ_r E; r: (B,), at most t, and the rest as of `Graph`."""
+        cond = {} if label is None else {"label": label}
+        prediction = self.denoiser(x_t, per_sample(t, x_t), per_sample(r, x_t), **cond)
+        return prediction.x_0, prediction.eps
+
+
+def inputs(pipeline: Pipeline) -> list[str]:
+    """Names of a graph's inputs."""
+    jump, label = ["r"] * pipeline.guided.flow_map, ["label"] * (class_count(pipeline.conditions) is not None)
+    return ["x_t", "t", *jump, *label]
+
+
 def example(pipeline: Pipeline, batch: int = 2) -> tuple[Tensor, ...]:
-    """Arguments of `Graph`: x_t, t, and label for a model of classes.
+    """Arguments of `Graph` or `JumpGraph`: x_t, t, r for a flow map, and label for a model of classes.
 
     Raises:
         ValueError: the model has other conditions, for which the graph has no input.
@@ -53,7 +71,8 @@ def example(pipeline: Pipeline, batch: int = 2) -> tuple[Tensor, ...]:
     x_t = torch.randn(batch, *pipeline.shape, generator=generator)
     classes = class_count(pipeline.conditions)
     label = () if classes is None else (torch.arange(batch) % classes,)
-    return x_t, torch.linspace(0.2, 0.8, batch), *label
+    t = torch.linspace(0.2, 0.8, batch)
+    return x_t, t, *([t / 2] if pipeline.guided.flow_map else []), *label
 
 
 def write_program(pipeline: Pipeline, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -65,9 +84,9 @@ def write_program(pipeline: Pipeline, data: DataModule, description: Mapping[str
 
 
 def write_onnx(pipeline: Pipeline, data: DataModule, description: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write model.onnx with any number of examples, inputs x_t, t (and label), outputs x_0 and eps, and grid.csv."""
+    """Write model.onnx with any number of examples, inputs x_t, t (r, label), outputs x_0 and eps, and grid.csv."""
     onnx, _ = needs("onnx", "onnx"), needs("onnxscript", "onnx")  # the second for torch's exporter
-    names = ["x_t", "t", "label"][: len(example(pipeline))]
+    example(pipeline)  # refuses what has no input
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -75,7 +94,7 @@ def write_onnx(pipeline: Pipeline, data: DataModule, description: Mapping[str, A
             program(pipeline),
             (),
             folder / ONNX,
-            input_names=names,
+            input_names=inputs(pipeline),
             output_names=["x_0", "eps"],
             dynamo=True,
             external_data=False,
@@ -87,7 +106,8 @@ def write_onnx(pipeline: Pipeline, data: DataModule, description: Mapping[str, A
 
 def program(pipeline: Pipeline) -> torch.export.ExportedProgram:
     """The traced denoiser, its batch axis free."""
-    graph, arguments = Graph(pipeline).eval(), example(pipeline)
+    graph = (JumpGraph if pipeline.guided.flow_map else Graph)(pipeline).eval()
+    arguments = example(pipeline)
     with torch.no_grad():
         graph(*arguments)  # what is computed once and kept must not be kept from the tracing
         batch = torch.export.Dim("batch")

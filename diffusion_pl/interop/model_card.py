@@ -16,6 +16,7 @@ from ..pipeline import Pipeline
 from ..runtime.provenance import describe
 from ..runtime.run_card import CARD, read_card
 from . import to_diffusers
+from .graphs import inputs
 from .keys import network_of
 
 TAGS = {
@@ -61,8 +62,8 @@ import onnxruntime
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 
 
-def denoise(x_t, t):
-    inputs = {{"x_t": x_t, "t": np.full(len(x_t), t, np.float32){label}}}
+def denoise(x_t, {times}):
+    inputs = {{"x_t": x_t, {given}{label}}}
     return session.run(["x_0", "eps"], inputs)
 {loop}
 ```"""
@@ -73,10 +74,10 @@ import torch
 program = torch.export.load("model.pt2").module()
 
 
-def denoise(x_t, t):
+def denoise(x_t, {times}):
     x_t = torch.from_numpy(x_t)
     with torch.no_grad():
-        outputs = program(x_t, torch.full((len(x_t),), t){label})
+        outputs = program(x_t, {given}{label})
     return [part.numpy() for part in outputs]
 {loop}
 ```"""
@@ -84,10 +85,20 @@ _LOOP = """
 
 grid = np.loadtxt("grid.csv", delimiter=",", skiprows=1)  # t, alpha, sigma, from noise to data
 x = {prior:g} * np.random.default_rng(0).standard_normal({shape}).astype(np.float32)
-for (t, _, _), (_, alpha, sigma) in zip(grid[:-1], grid[1:]):  # DDIM
+{steps}{units}"""
+_STEPS = """for (t, _, _), (_, alpha, sigma) in zip(grid[:-1], grid[1:]):  # DDIM
     x_0, eps = denoise(x, float(t))
     x = np.float32(alpha) * x_0 + np.float32(sigma) * eps
-samples = denoise(x, float(grid[-1, 0]))[0]{units}"""
+samples = denoise(x, float(grid[-1, 0]))[0]"""
+_JUMPS = """for (t, _, _), (r, alpha, sigma) in zip(grid[:-1], grid[1:]):  # exact jumps t → r
+    x_0, eps = denoise(x, float(t), float(r))
+    x = np.float32(alpha) * x_0 + np.float32(sigma) * eps
+samples = denoise(x, float(grid[-1, 0]), 0.0)[0]"""
+_JUMPS_TO_DATA = """for (t, _, _), (_, alpha, sigma) in zip(grid[:-1], grid[1:]):  # jumps to the data, and fresh noise
+    x_0, _ = denoise(x, float(t), 0.0)
+    noise = np.random.default_rng().standard_normal(x.shape).astype(np.float32)
+    x = np.float32(alpha) * x_0 + np.float32(sigma) * noise
+samples = denoise(x, float(grid[-1, 0]), 0.0)[0]"""
 
 
 def _scalar(text: str) -> str:
@@ -198,12 +209,19 @@ def _use(kind: str, pipeline: Pipeline) -> str:
         return _CLASSES.format(shape=shape, last=classes - 1, classes=classes)
     start = float(pipeline.sampler.grid(pipeline.schedule)[0])
     units = "  # images in [-1, 1]" if len(pipeline.shape) == 3 else ""
-    loop = _LOOP.format(prior=pipeline.schedule.prior_std(start), shape=f"({shape})", units=units)
+    steps = _STEPS
+    if pipeline.guided.flow_map:
+        steps = _JUMPS_TO_DATA if pipeline.sampler.to_data else _JUMPS
+    loop = _LOOP.format(prior=pipeline.schedule.prior_std(start), shape=f"({shape})", units=units, steps=steps)
+    times = [name for name in inputs(pipeline) if name in ("t", "r")]
+    names = ", ".join(times)
     if kind == "onnx":
         label = ', "label": np.zeros(len(x_t), np.int64)' if class_count(pipeline.conditions) is not None else ""
-        return _ONNX.format(label=label, loop=loop)
+        given = ", ".join(f'"{time}": np.full(len(x_t), {time}, np.float32)' for time in times)
+        return _ONNX.format(times=names, given=given, label=label, loop=loop)
     label = ", torch.zeros(len(x_t), dtype=torch.int64)" if class_count(pipeline.conditions) is not None else ""
-    return _PROGRAM.format(label=label, loop=loop)
+    given = ", ".join(f"torch.full((len(x_t),), {time})" for time in times)
+    return _PROGRAM.format(times=names, given=given, label=label, loop=loop)
 
 
 def _training(

@@ -31,6 +31,7 @@ HELD = {
     "time_conditional": True,
     "head_channels": None,
     "up_heads": None,
+    "flow_map": False,
 }
 
 

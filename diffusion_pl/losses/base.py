@@ -26,10 +26,12 @@ class Loss(Recorded, nn.Module, ABC):
     Attributes:
         times: timestep distribution.
         averaged_target: whether its targets are computed with the first EMA weights.
+        consistency: whether the model learns jumps to the data alone (r = 0), and is then no ordinary denoiser.
     """
 
     times: TimeSampler
     averaged_target: bool = False
+    consistency: bool = False
 
     @abstractmethod
     def forward(

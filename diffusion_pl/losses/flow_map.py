@@ -1,4 +1,4 @@
-"""The loss of a flow map  D(x_t, t, r):  a denoiser that is also told where to go, r ≤ t, and jumps there in one step.
+"""The loss of a flow map  D(x_t, t, r):  a denoiser that also takes the time to go to, r ≤ t, and jumps there in one step.
 
     E  w(t) c_out² ‖F(x_t, t, r) − F*‖²,     F* by a rule (`rules`) where r < t;  where r = t that of a denoiser
 
@@ -66,7 +66,7 @@ class FlowMapLoss(Loss):
             raise ValueError(f"FlowMapLoss: differences must be in (0, 0.1], got {differences}")
         if getattr(rule, "halves", "model") == "teacher" and teacher is None:
             raise ValueError("FlowMapLoss: the rule's halves are the teacher's, but there is no teacher. Fix: give one")
-        self.rule, self.pairs, self.times = rule, pairs, pairs.times
+        self.rule, self.pairs, self.times, self.consistency = rule, pairs, pairs.times, pairs.to_data
         self.weighting, self.coupling, self.dropout = weighting or Plain(), coupling, dict(dropout or {})
         self.averaged_target, self.uncertainty, self.differences = averaged_target, uncertainty, differences
         # In a tuple: its weights are no part of this model, not in its checkpoints, and not averaged.

@@ -26,6 +26,9 @@ class PairSampler(Recorded, ABC):
         times: distribution of t; one whose samples all have importance 1.
     """
 
+    #: Whether r = 0 in all pairs.
+    to_data: bool = False
+
     def __init__(self, times: TimeSampler) -> None:
         self.times = times
 
@@ -51,6 +54,8 @@ class ToData(PairSampler):
     Args:
         times: distribution of t.
     """
+
+    to_data = True
 
     def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Pairs:
         t = self._t(schedule, n, device, generator)

@@ -40,6 +40,9 @@ class Rule(Recorded, nn.Module, ABC):
         offset: keeps it finite.
     """
 
+    #: Whether the target has a derivative of the network with respect to t, in which it must be smooth.
+    differentiates: bool = False
+
     def __init__(self, power: float = 0.0, offset: float = 1e-3) -> None:
         super().__init__()
         if not 0 <= power <= 1 or not 0 < offset < float("inf"):
@@ -75,6 +78,8 @@ class MeanFlow(Rule):
         offset: keeps it finite.
     """
 
+    differentiates = True
+
     def __init__(self, power: float = 0.75, offset: float = 1e-3) -> None:
         super().__init__(power, offset)
 
@@ -95,6 +100,8 @@ class ImprovedMeanFlow(Rule):
         power: p of the adaptive weight.
         offset: keeps it finite.
     """
+
+    differentiates = True
 
     def __init__(self, power: float = 0.75, offset: float = 1e-3) -> None:
         super().__init__(power, offset)
@@ -121,6 +128,8 @@ class ContinuousConsistency(Rule):
         normalize: whether g is divided by its norm.
         offset: added to the norm.
     """
+
+    differentiates = True
 
     def __init__(self, warmup: int = 10_000, normalize: bool = True, offset: float = 0.1) -> None:
         super().__init__(0.0, offset)

@@ -18,6 +18,7 @@ from .grids import (
     TrailingGrid,
     UniformGrid,
     few_steps,
+    jump_grid,
     same_ends,
 )
 from .heun import Heun
@@ -59,5 +60,6 @@ __all__ = [
     "UniPC",
     "UniformGrid",
     "few_steps",
+    "jump_grid",
     "same_ends",
 ]

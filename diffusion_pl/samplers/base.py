@@ -77,7 +77,7 @@ class Run:
 
         Args:
             x_t, t: see there.
-            r: where the sampler goes next by x_r = α_r x̂_0 + σ_r ε̂, at most t, shaped like t.  A flow map is told; to
+            r: where the sampler goes next by x_r = α_r x̂_0 + σ_r ε̂, at most t, shaped like t.  A flow map takes it; to
                 other denoisers it does not matter.  None: the sampler uses the prediction otherwise.
         """
         self.nfe += 1
@@ -121,6 +121,11 @@ class Sampler(Recorded, ABC):
     evaluations: int = 1
     #: Time of the samples: 0 is the denoised x̂_0; at a later time one more step of the sampler leads there.
     end: float = 0.0
+    #: Whether it hands the time it goes to to a flow map, whose jumps then have any length; others use a flow map as an
+    #: ordinary denoiser.
+    jumps: bool = False
+    #: Whether all of these jumps go to the data, r = 0, as consistency models need.
+    to_data: bool = False
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid

@@ -13,7 +13,7 @@ class DDIM(Sampler):
     """x_s = α_s x̂_0 + √(σ_s² − η²β̃) ε̂ + η√β̃ ε.
 
     η = 1 is `Ancestral(variance=0)`; η = 0 is Euler's method for the probability-flow ODE dx = x̂_0 dα + ε̂ dσ, and with
-    a flow map, which is told s, exact in steps of any size.
+    a flow map, which takes s, exact in steps of any size.
 
     Reference: Song et al., "Denoising diffusion implicit models", arXiv 2010.02502, Eq. 12 and 16.
 
@@ -32,7 +32,7 @@ class DDIM(Sampler):
             raise ValueError(f"eta must be in [0, 1], got {eta}")
         if not 0 <= end < 1:
             raise ValueError(f"end must be in [0, 1), got {end}")
-        self.eta, self.end = eta, end
+        self.eta, self.end, self.jumps = eta, end, eta == 0
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
         at_s = run.kernel(s)

@@ -80,10 +80,20 @@ def few_steps(grid: Grid, schedule: Schedule, steps: int, evaluations: int) -> U
     return UniformGrid(steps, start, start / (1 + (steps - 1) * evaluations) if steps > 1 else None)
 
 
+def jump_grid(grid: Grid, schedule: Schedule, steps: int) -> UniformGrid:
+    """`steps` jumps of a flow map, each over an equal share of t, from the first time of another grid.
+
+    An exact flow map needs no special times, a learned one adds an error in each jump.  The first time is kept
+    even where λ = −∞: the prior is exact there, and a jump needs no λ.
+    """
+    return UniformGrid(steps, float(grid(schedule)[0]))
+
+
 def same_ends(grid: Grid, schedule: Schedule, steps: int) -> UniformGrid:
-    """`steps` equally spaced times between the first and the last of another grid."""
+    """`steps` equally spaced times between the first and the last of another grid; a grid of one time, such as that of
+    a flow map, has no other end, and 0.001 of it is taken."""
     first, last = grid(schedule)[[0, -1]].tolist()
-    return UniformGrid(steps, first, last if steps > 1 and last < first else None)
+    return UniformGrid(steps, first, (last if last < first else first / 1000) if steps > 1 else None)
 
 
 class LogSNRGrid(Grid):

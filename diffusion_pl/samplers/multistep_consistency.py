@@ -16,7 +16,7 @@ class MultistepConsistency(Sampler):
         σ_u/α_u = √(1 − γ²) σ_s/α_s,     x_s = (α_s/α_u) x_u + γ σ_s ε
 
     With γ = 1 each jump goes to the data (r = 0), as consistency models need, which know no other jump.  Each following
-    jump mends what the one before got wrong, at the price of its own error.  With γ = 0 it is `DDIM`.
+    jump corrects what the one before got wrong, at the price of its own error.  With γ = 0 it is `DDIM`.
 
     Reference: Song et al., "Consistency models", arXiv 2303.01469, Alg. 1 (γ = 1); Kim et al., "Consistency trajectory
     models", arXiv 2310.02279, Alg. 3.
@@ -27,12 +27,13 @@ class MultistepConsistency(Sampler):
     """
 
     order = 0
+    jumps = True
 
     def __init__(self, grid: Grid, gamma: float = 1.0) -> None:
         super().__init__(grid)
         if not 0 <= gamma <= 1:
             raise ValueError(f"MultistepConsistency: gamma must be in [0, 1], got {gamma}")
-        self.gamma = gamma
+        self.gamma, self.to_data = gamma, gamma == 1
 
     def step(self, run: Run, x_t: Tensor, t: Tensor, s: Tensor, state: None) -> tuple[Tensor, None]:
         _check(run)

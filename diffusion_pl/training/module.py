@@ -192,6 +192,7 @@ class DiffusionModule(Trainable):
             dropped=tuple(name for name in self.conditions if dropout.get(name, 0) > 0),
             decode=_same if data is None else data.decode,
             weights=self.weights_name,
+            consistency=getattr(self.loss, "consistency", False),
         )
 
 
