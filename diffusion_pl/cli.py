@@ -263,7 +263,11 @@ class DiffusionCLI(LightningCLI):
         """What the card says of the trained models that this one learns from, in fit."""
         loss = getattr(self.model, "loss", None)
         teachers = [getattr(part, "teacher", None) for part in (loss, getattr(loss, "coupling", None))]
-        return [each.note() for each in teachers if self.command == "fit" and isinstance(each, Teacher)]
+        notes = [each.note() for each in teachers if self.command == "fit" and isinstance(each, Teacher)]
+        for note in notes if not rank_label() else ():
+            guided = "" if note["scale"] == 1 else f", guided with scale {note['scale']:g}"
+            print(f"teacher: {note['weights']} weights from {note['path']}{guided}", flush=True)
+        return notes
 
     def _save_config(self, path: Path) -> None:
         # Without what belongs to the call, not to the experiment, the file can be given back as --config.

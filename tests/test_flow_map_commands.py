@@ -71,7 +71,7 @@ def test_the_card_names_the_teacher(folder: Path) -> None:
     assert teacher == {
         "path": "runs/teacher",
         "sha256": sha256_of(folder / "runs/teacher" / LAST),
-        "weights": "raw",
+        "weights": "ema0.999",
         "scale": 1.0,
     }
     assert "teachers" not in read_card(folder / "runs/data")
@@ -85,7 +85,7 @@ def test_the_teachers_weights_are_not_in_the_checkpoint(folder: Path) -> None:
 
 
 def test_a_teacher_can_be_named_in_a_file(folder: Path) -> None:
-    teacher = {"class_path": "Teacher", "init_args": {"path": "runs/teacher", "weights": "raw"}}
+    teacher = {"class_path": "Teacher", "init_args": {"path": "runs/teacher"}}
     fit(folder, run="named", **changes({**MAP, "teacher": teacher}, "DDIM"))
     ours, theirs = (checkpoint(folder / "runs" / run)["state_dict"] for run in ("named", "map"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

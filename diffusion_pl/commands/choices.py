@@ -149,20 +149,19 @@ def as_denoiser(pipeline: Pipeline, use: str, chosen: bool) -> Pipeline:
 
 def _say_few(pipeline: Pipeline, own: Pipeline) -> None:
     """Warn of few evaluations of what is not exact in few: an ordinary denoiser, or a flow map used as one."""
-    sampler, nfe = pipeline.sampler, pipeline.nfe
-    adaptive = sampler.order == 0 and not sampler.jumps
-    if pipeline.exact_jumps or adaptive or rank_label():
+    sampler, nfe, fixed = pipeline.sampler, pipeline.nfe, own.sampler.order > 0 or own.sampler.jumps
+    if pipeline.exact_jumps or rank_label() or (sampler.order == 0 and not sampler.jumps):  # AdaptiveODE
         return
     name, usual = type(sampler).__name__, max(own.nfe, 20)
     if pipeline.denoiser.flow_map and nfe < usual:
         of = "guidance" if sampler.jumps else name
-        what, fix = f"{of} uses the flow map as an ordinary denoiser", f"take --steps {usual}"
-        fix += "" if sampler.jumps else ", or --sampler DDIM"
+        what, fix = f"{of} uses the flow map as an ordinary denoiser", f"take {usual} steps"
+        fix += "" if sampler.jumps else ", or the sampler DDIM"
         print(f"diffusion_pl: warning: {what}, for which {nfe} NFE are few. Fix: {fix}", flush=True)
-    elif nfe < min(FEW, own.nfe):
-        took = f"{nfe} NFE are few for a diffusion model, this one's own sampler takes {own.nfe}"
-        fix = f"take --steps {usual}, or train a flow map with fit --init_from (docs: Few steps)"
-        print(f"diffusion_pl: warning: {took}: expect blurred samples. Fix: {fix}", flush=True)
+    elif nfe < (min(FEW, own.nfe) if fixed else FEW):
+        takes = f", this one's own sampler takes {own.nfe}" if fixed else ""
+        what, fix = f"{nfe} NFE are few for a diffusion model{takes}", f"take {usual} steps, or train a flow map"
+        print(f"diffusion_pl: warning: {what}: expect blurred samples. Fix: {fix}", flush=True)
 
 
 def _say_names(pipeline: Pipeline, cond: Mapping[str, Any]) -> None:

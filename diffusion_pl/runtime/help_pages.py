@@ -124,6 +124,7 @@ _FIT = {
     "model.schedule": "",
     "model.parameterization": "",
     "model.loss": "",
+    "model.loss.teacher PATH": "Checkpoint or run that a flow map learns from; --model.loss.teacher.scale 2 guides it",
     "model.sampler": "",
     "model.optimizer.lr X": "Learning rate of the optimizer, such as 1e-4 (default: the optimizer's)",
     "model.lr_scheduler": "",
@@ -249,6 +250,7 @@ PAGES = {
         (
             "--ckpt_path runs/digits-vp --samplers DDIM Heun DPMpp --nfe 5 10 20 50",
             "--ckpt_path runs/digits-vp --samplers DPMpp UniPC --nfe 10 --grid KarrasGrid",
+            "--ckpt_path runs/digits-meanflow --samplers DDIM --nfe 1 2 4 8 --baseline runs/digits-vp",
         ),
     ),
     "encode": _tool_page(
