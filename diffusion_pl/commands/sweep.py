@@ -63,8 +63,8 @@ def sweep(
         cond: Conditions of all samples, by name, as for `sample`: --cond.label 3.  None: all classes in turn, of other
             conditions those of held-out examples.
         data_: Options of the checkpoint's data to replace, as --data.path FOLDER or --data.download true; None: none.
-        baseline: Checkpoint, or folder of a run, of the same data to compare with, such as a flow map's teacher: its own
-            sampler at the same NFE, from the same latents.  None: no other.
+        baseline: Checkpoint, or folder of a run, of the same data to compare with, such as a flow map's teacher: its
+            own sampler at the same NFE, from the same latents.  None: no other.
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """

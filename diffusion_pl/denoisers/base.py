@@ -2,8 +2,8 @@
 
 D(x_t, t) = (x̂_0, ε̂)   with   x̂_0 = E[x_0 | x_t],   α x̂_0 + σ ε̂ = x_t
 
-A flow map also takes the time to go to, r ≤ t:  D(x_t, t, r) = (X, E)  with  α_t X + σ_t E = x_t, and  x_r = α_r X + σ_r E
-is the exact solution of the probability-flow ODE.  D(x_t, t, t) = D(x_t, t).
+A flow map also takes the time to go to, r ≤ t:  D(x_t, t, r) = (X, E)  with  α_t X + σ_t E = x_t, and
+x_r = α_r X + σ_r E  is the exact solution of the probability-flow ODE.  D(x_t, t, t) = D(x_t, t).
 """
 
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""The loss of a flow map  D(x_t, t, r):  a denoiser that also takes the time to go to, r ≤ t, and jumps there in one step.
+"""The loss of a flow map  D(x_t, t, r):  a denoiser that also takes the time to go to, r ≤ t, and jumps there at once.
 
     E  w(t) c_out² ‖F(x_t, t, r) − F*‖²,     F* by a rule (`rules`) where r < t;  where r = t that of a denoiser
 
