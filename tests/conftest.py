@@ -46,7 +46,6 @@ FLOORS: dict[str, float] = {
     "likelihood": 4,
     "losses": 4.1,
     "pipeline": 4.2,
-    "restoring": 4.3,
     # What needs nothing of the package: files, bounds, processes, signals.
     "runtime.bounds": 4.5,
     "runtime.reading": 4.5,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_pl.autoencoders import KL, VQ, Autoencoder, Orthogonal, save_autoencoder, weights_hash
 from diffusion_pl.commands.degrading import known_of, operator_of, read_box
+from diffusion_pl.commands.restoring import METHODS, Known
 from diffusion_pl.data import Latents
 from diffusion_pl.data.images import Format, ImageFormat
 from diffusion_pl.denoisers import (
@@ -27,7 +28,6 @@ from diffusion_pl.denoisers import (
     radial,
 )
 from diffusion_pl.pipeline import Pipeline
-from diffusion_pl.restoring import METHODS, Known
 from diffusion_pl.samplers import DDIM, DPMpp, LogSNRGrid, Sampler
 from diffusion_pl.schedules import VP
 

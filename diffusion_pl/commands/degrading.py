@@ -12,7 +12,7 @@ from torch.nn.functional import max_pool2d
 
 from ..data import DataModule
 from ..denoisers import Coarse, Gray, Masked, Operator
-from ..restoring import Known
+from .restoring import Known
 
 
 def operator_of(

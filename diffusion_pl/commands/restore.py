@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..data import DataModule
     from ..pipeline import Pipeline
-    from ..restoring import Known, Method
+    from .restoring import Known, Method
 
 
 def restore(
@@ -87,11 +87,11 @@ def restore(
     check_counts(num_samples=num_samples, repeats=repeats)
     from ..checkpoints.loading import load_pipeline
     from ..data.base import count
-    from ..restoring import METHODS
     from ..runtime.devices import device_of
     from ..runtime.output_folder import OutputFolder
     from .choices import as_denoiser, choose, derive, noted
     from .degrading import known_of, operator_of
+    from .restoring import METHODS
 
     pipeline, data = load_pipeline(ckpt_path, weights, data_)
     if len(pipeline.shape) < 2:

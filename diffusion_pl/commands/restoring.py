@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .denoisers import MomentMatched, Operator, Reconstructing
-from .pipeline import Pipeline
-from .samplers import DPS, Replacement
+from ..denoisers import MomentMatched, Operator, Reconstructing
+from ..pipeline import Pipeline
+from ..samplers import DPS, Replacement
 
 
 class Known(NamedTuple):
