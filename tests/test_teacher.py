@@ -55,7 +55,7 @@ def test_a_run_with_a_teacher_is_independent_of_it(folder: Path) -> None:
     moved = place.rename(folder / "moved")
     try:
         pipeline, _ = load_pipeline(str(student), "raw")
-        assert pipeline(3, steps=1).x_0.shape == (3, 2)
+        assert pipeline(3, steps=1).shape == (3, 2)
     finally:
         moved.rename(place)
 
