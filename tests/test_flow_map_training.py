@@ -35,8 +35,8 @@ from diffusion_pl.schedules import VP, Cosine, Rectified
 SMALL: dict[str, partial[nn.Module]] = {
     "MLP": partial(MLP, (2,), width=8, depth=1),
     "DiT": partial(DiT, (1, 8, 8), patch_size=4, width=16, depth=1, heads=2),
-    "UNet": partial(UNet, (1, 8, 8), nf=8, ch_mult=(1, 2), num_res_blocks=1, groups=4),
-    "NCSNpp": partial(NCSNpp, (1, 8, 8), nf=8, ch_mult=(1, 2), num_res_blocks=1),
+    "UNet": partial(UNet, (1, 8, 8), nf=8, ch_mult=(1, 2), num_res_blocks=1, groups=4, attn_resolutions=()),
+    "NCSNpp": partial(NCSNpp, (1, 8, 8), nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=()),
 }
 
 

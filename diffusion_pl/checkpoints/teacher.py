@@ -109,7 +109,8 @@ def with_teacher(args: Sequence[str]) -> list[str]:
             spelled.append(arg)
             continue
         value = value if equals else next(values, "")
-        names_class = value.rpartition(".")[2].isidentifier() and "/" not in value and ":" not in value
+        last = value.rpartition(".")[2]  # a.ckpt is a path: names of classes begin with a capital
+        names_class = last.isidentifier() and last[0].isupper() and "/" not in value and ":" not in value
         is_null = value.lower() in ("null", "none", "~", "")
         if names_class or is_null or value.startswith("{"):
             spelled += [OPTION, value]

@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..denoisers import NetworkDenoiser
+from ..denoisers import EDM, NetworkDenoiser, Parameterization, V, Velocity
+from ..schedules import Schedule
 from ..tensors import Recorded, per_sample
 from .jumps import Jumps
 from .pairs import PairSampler
@@ -228,16 +229,23 @@ class Consistency(Rule):
 def check_slope(rule: Rule, denoiser: NetworkDenoiser, pairs: PairSampler) -> None:
     """Raise ValueError where F does not stand linearly in dM/dt = 0, so that there is nothing to solve for: B' = 0."""
     t = torch.linspace(0.2, 0.8, 7, dtype=torch.float64)
-    schedule, parameterization = denoiser.schedule, denoiser.parameterization
-    r = pairs.earliest(t)
+    schedule, r = denoiser.schedule, pairs.earliest(t)
+    if grows(denoiser.parameterization, schedule, t, r):
+        return
+    name = type(denoiser.parameterization).__name__
+    others = [type(other).__name__ for other in (Velocity(), V(), EDM()) if grows(other, schedule, t, r)]
+    raise ValueError(
+        f"FlowMapLoss: {type(rule).__name__} with jumps to r = {float(r[0]):g} is not defined for {name} with "
+        f"{type(schedule).__name__}: its share in the jump does not grow with t. Fix: set model.parameterization to "
+        f"{' or '.join(others)}"
+    )
+
+
+def grows(parameterization: Parameterization, schedule: Schedule, t: Tensor, r: Tensor) -> bool:
+    """Whether the output's share |B| in the jump from t to r grows with t, at all times (n,) given."""
 
     def gain(t: Tensor) -> Tensor:
         return parameterization.jump(schedule(t), schedule(r))[1]
 
     b, slope = torch.func.jvp(gain, (t,), (torch.ones_like(t),))
-    if not ((b * slope) > 1e-6 * b.square()).all():
-        raise ValueError(
-            f"FlowMapLoss: {type(rule).__name__} with jumps to r = {float(r[0]):g} is not defined for "
-            f"{type(parameterization).__name__}, whose share in the jump does not grow with t. Fix: set "
-            "model.parameterization to V, Velocity or EDM"
-        )
+    return bool(((b * slope) > 1e-6 * b.square()).all())
