@@ -188,7 +188,7 @@ def test_guidance_makes_an_ordinary_denoiser_of_a_flow_map() -> None:
 # sweep, encode, evaluate, export -----------------------------------------------------------------------------------
 
 
-def test_a_sweep_shows_few_steps_beside_the_teacher(folder: Path) -> None:
+def test_a_sweep_shows_few_steps_next_to_the_teacher(folder: Path) -> None:
     options = ("--samplers", "DDIM", "MultistepConsistency", "--nfe", 1, 2, 4, "--num_samples", 16)
     done = cli(folder, "sweep", "--ckpt_path", "runs/map", *options, "--baseline", "runs/teacher", "--output", "s")
     assert done.code == 0, done.err
@@ -269,7 +269,7 @@ def findings(folder: Path, *args: Any, **changed: Any) -> dict[str, dict[str, st
 
 def test_the_doctor_accepts_one_jump(folder: Path) -> None:
     checks = findings(folder, **changes(MAP, "DDIM"))
-    assert {name: row["finding"] for name, row in checks.items() if row["level"] != "ok"} == {}
+    assert [name for name, row in checks.items() if row["level"] != "ok"] == ["ema"]  # of two steps
     assert checks["times"]["finding"].endswith("0% of it never seen")
 
 

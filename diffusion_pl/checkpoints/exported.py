@@ -83,6 +83,7 @@ def read_exported(path: Path) -> tuple[dict[str, Any], str]:
     content = {
         "pytorch-lightning_version": version("lightning"),
         "state_dict": state,
+        "network_only": True,
         "weights": weights,
         "diffusion_pl": config,
         config["data"]["class_path"].rpartition(".")[2]: data_state,

@@ -135,6 +135,9 @@ def fill(model: Trainable, checkpoint: dict[str, Any], path: str | Path, weights
     Raises:
         ValueError: they are not there, do not fit, or are not finite.
     """
+    if checkpoint.get("network_only"):  # of an export: what the loss holds is needed in training only
+        of_loss = {name: value for name, value in model.state_dict().items() if name.startswith("loss.")}
+        checkpoint = {**checkpoint, "state_dict": {**of_loss, **checkpoint["state_dict"]}}
     model.on_load_checkpoint(checkpoint)
     state, name = select(checkpoint, weights, str(path))
     with reading(path, "checkpoint of this package", "use the file that `fit` or `import` wrote"):
