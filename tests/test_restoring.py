@@ -185,7 +185,7 @@ def latents(folder: Path, codec: Autoencoder, mean: float = 0.0, stds: Sequence[
     return data
 
 
-def image_law() -> tuple[GaussianField, np.ndarray, Tensor]:
+def image_prior() -> tuple[GaussianField, np.ndarray, Tensor]:
     """Gaussian images of 8 x 8, their covariance, and one of them."""
     power = radial((8, 8), lambda k: (1 + k**2) ** -1.5)
     power /= power.mean()
@@ -201,8 +201,8 @@ def codec() -> Orthogonal:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_orthogonal_latents_are_restored_as_pixels_are(tmp_path: Path, codec: Orthogonal, method: str) -> None:
-    """The same noise, turned: every method gives the same images, and those of the dense law of the latents."""
-    data, way, (field, cov, truth) = latents(tmp_path, codec), METHODS[method], image_law()
+    """The same noise, turned: every method gives the same images, and those of the dense covariance of the latents."""
+    data, way, (field, cov, truth) = latents(tmp_path, codec), METHODS[method], image_prior()
     encode = dense(codec.encode_mean, (1, 8, 8))
     turned = Flat(field.schedule, torch.zeros(64).double(), torch.from_numpy(encode @ cov @ encode.T), data.shape)
     mask = box((8, 8), slice(None), slice(0, 4))
@@ -231,12 +231,12 @@ def test_orthogonal_latents_are_restored_as_pixels_are(tmp_path: Path, codec: Or
 def test_restored_latents_have_the_conditional_of_pixels(tmp_path: Path, codec: Orthogonal, operator: Operator) -> None:
     """Latents of other scales, a mask that cuts through them: mean and covariance of the images given the pixels."""
     stds, s = [2.0, 0.7, 0.5, 0.3], 0.1
-    data, (_, cov, truth) = latents(tmp_path, codec, 0.2, stds), image_law()
+    data, (_, cov, truth) = latents(tmp_path, codec, 0.2, stds), image_prior()
     decode = dense(codec.decode, data.shape) * np.repeat(stds, 16)
     shift = data.to_pixels(torch.zeros(1, *data.shape)).flatten().double().numpy()
     encode = np.linalg.inv(decode)
-    law = Flat(VP(), torch.from_numpy(-encode @ shift), torch.from_numpy(encode @ cov @ encode.T), data.shape)
-    pipeline = Pipeline(law, DPMpp(GRID), data.shape)
+    prior = Flat(VP(), torch.from_numpy(-encode @ shift), torch.from_numpy(encode @ cov @ encode.T), data.shape)
+    pipeline = Pipeline(prior, DPMpp(GRID), data.shape)
     mean, made = restored_moments(pipeline, known_of(data, operator, truth, "posterior", False, noise=s))
     a = dense(operator, (1, 8, 8))
     exact_mean, exact_cov = conditional(np.zeros(64), cov, a, a @ truth.flatten().double().numpy(), s)
@@ -250,8 +250,8 @@ def test_learned_decoders_are_differentiated(tmp_path: Path, kind: type[Any]) ->
     """Eight steps by posterior and by dps through the decoder lower the error of what is measured."""
     torch.manual_seed(0)
     data = latents(tmp_path, kind((1, 8, 8), latent_channels=2, nf=8, ch_mult=(1, 2)))
-    law = Flat(VP(), torch.zeros(32).double(), torch.eye(32).double(), data.shape)
-    pipeline, operator = Pipeline(law, DDIM(LogSNRGrid(8, 1.0, 1e-2)), data.shape), Coarse(2)
+    prior = Flat(VP(), torch.zeros(32).double(), torch.eye(32).double(), data.shape)
+    pipeline, operator = Pipeline(prior, DDIM(LogSNRGrid(8, 1.0, 1e-2)), data.shape), Coarse(2)
     x_0 = data.to_pixels(torch.randn(2, *data.shape))
 
     def error(x: Tensor) -> float:

@@ -53,7 +53,7 @@ def restore(
         path: Image or folder of images, whole or degraded; of fields, a file of arrays with the axes of the data.
         task: Kind of degradation: inpaint (values outside the mask are missing), colorize (only the mean of the
             channels is known), upscale (only the means of blocks are known).
-        mask: What is known, for inpaint: an image, white there; of fields, an array, above 0 there; or a box,
+        mask: Part that is known, for inpaint: an image, white there; of fields, an array, above 0 there; or a box,
             start:stop for each axis, such as --mask :,8:16 (all rows, columns 8 to 15).  None: the first half of the
             last axis, of images the left one.
         factor: Size of the blocks for upscale, at least 1: of all axes, or one for each, such as [1,2,2].
