@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..pipeline import Pipeline
     from .restoring import Known, Method
 
+_DECODED = 16  # samples that are decoded together
+
 
 def restore(
     ckpt_path: Path,
@@ -218,7 +220,8 @@ def _restored(
     from ..tensors import not_finite
 
     with torch.no_grad():
-        restored = data.to_pixels(way.samples(pipeline, known))
+        samples = way.samples(pipeline, known)
+        restored = torch.cat([data.to_pixels(some) for some in samples.split(_DECODED)])
     if isinstance(measure, Operator):
         restored = measure.consistent(restored, measure(x_0))
     restored = restored.cpu()

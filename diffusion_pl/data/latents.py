@@ -180,7 +180,7 @@ class Latents(DataModule):
         return ImageFormat(self.source, Format(self.image_shape, levels=self.record["levels"]))
 
     def to_pixels(self, x: Tensor) -> Tensor:
-        return self.units.images(x)
+        return self.units.differentiable(x)
 
     def from_pixels(self, x: Tensor) -> Tensor:
         return self.units.encode_scaled(x)

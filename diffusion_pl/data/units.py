@@ -129,30 +129,31 @@ class Latent(Units):
         """Images, integers -> model units: the mean of their latents. x: (*, C, H, W) -> (*, c, h, w)."""
         return self.encode_scaled(self.pixels.encode(x))
 
-    @torch.no_grad()
     def encode_scaled(self, x: Tensor) -> Tensor:
         """The same of images in [−1, 1]."""
         return self.scale(self._in_blocks(lambda codec, block: codec.encode_mean(block), x))
 
-    @torch.no_grad()
     def moments(self, x: Tensor) -> Tensor:
         """Images in [−1, 1] -> mean and std of their latents, not scaled. x: (*, C, H, W) -> (*, 2, c, h, w)."""
         return self._in_blocks(lambda codec, block: torch.stack(codec.encode(block), 1), x)
 
     def images(self, x: Tensor) -> Tensor:
-        """Model units -> images in [−1, 1], not clipped, with gradients: (*, C, H, W). x: (*, c, h, w)."""
+        """Model units -> images in [−1, 1], not clipped: (*, C, H, W). x: (*, c, h, w)."""
         return self._in_blocks(lambda codec, block: codec.decode(block), self.unscale(x.float()))
 
-    @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Model units -> images, integers. x: (*, c, h, w) -> (*, C, H, W)."""
         return self.pixels.decode(self.images(x))
 
-    @torch.no_grad()
     def to_uint8(self, x: Tensor) -> Tensor:
         """Model units -> images, 0 … 255. x: (*, c, h, w) -> (*, C, H, W), uint8."""
         return self.pixels.to_uint8(self.images(x))
 
+    def differentiable(self, x: Tensor) -> Tensor:
+        """The same with gradients, of a batch as it is: (B, C, H, W). x: (B, c, h, w)."""
+        return self.codec().to(x.device).decode(self.unscale(x.float()))
+
+    @torch.no_grad()
     def _in_blocks(self, function: Callable[[Autoencoder, Tensor], Tensor], x: Tensor) -> Tensor:
         """function of x: (*, C, H, W), so many examples at a time; the last block is filled with its last example."""
         codec = self.codec()
