@@ -158,6 +158,7 @@ def test_later_files_and_options_win(tmp_path: Path) -> None:
         "depth": 2,
         "input_embedding": None,
         "time_embedding": None,
+        "flow_map": False,
     }
     assert config_["data"]["init_args"]["batch_size"] == 32  # what the second file does not name stays
 

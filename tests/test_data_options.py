@@ -14,7 +14,8 @@ from diffusion_pl.runtime.upstream.jsonargparse import parameters
 ANY: dict[str, Any] = {"val_fraction": 0.1, "repeats": None, "seed": 0}
 POINTS = ANY | {"batch_size": 512}
 TOY = POINTS | {"num_points": 10_000}
-MADE = {"low": None, "low_noise": 0.0, "captions": None, "text_encoder": None, "tokens": 32}  # conditions
+MADE = {"low": None, "low_noise": 0.0, "captions": None, "text_encoder": None, "tokens": 32}
+MADE |= {"masked": False, "residual": None}  # conditions
 IMAGES = ANY | MADE | {"batch_size": 128}
 TORCHVISION = IMAGES | {"root": "data", "download": True, "classes": None, "conditional": False}
 OWN = ANY | MADE | {"batch_size": 32, "path": None, "horizontal_flip": False, "test_fraction": 0.0, "workers": None}
@@ -24,7 +25,7 @@ FILES = OWN | {"crop": None, "mode": None, "corrupt": "fail", "frames": None, "m
 
 #: As version 0.1 had them, and the conditions that images make.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "Arrays": ARRAYS | {"key": None},
+    "Arrays": ARRAYS | {"key": None, "conditions": None},
     "CIFAR10": TORCHVISION | {"horizontal_flip": True, "augment": 0.0, "val_fraction": 0.0},
     "Checkerboard": TOY | {"noise": 0.0},
     "Circles": TOY | {"noise": 0.05, "factor": 0.5, "conditional": False},
@@ -34,8 +35,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "FashionMNIST": TORCHVISION | {"horizontal_flip": False, "size": None},
     "Fields": ANY
     | {"batch_size": 32, "test_fraction": 0.0, "workers": 0, "path": None, "key": None, "axes": None}
-    | {"conditions": None, "missing": "refuse", "as_float": False, "memory_gb": 2.0},
-    "Folder": FILES | {"conditional": False},
+    | {"conditions": None, "residual": None, "missing": "refuse", "as_float": False, "memory_gb": 2.0},
+    "Folder": FILES | {"conditional": False, "conditions": None},
     "HDF5": ARRAYS | {"dataset": None},
     "HuggingFace": FILES
     | {"split": "train", "test_split": None, "image_column": None, "label_column": None, "download": True},

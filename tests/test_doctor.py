@@ -215,7 +215,7 @@ def test_a_classifier_is_examined_too(tmp_path: Path) -> None:
         },
     }
     result = lines(doctor(tmp_path, model=model, data=DIGITS, **GOOD))
-    assert result.keys() == set(CHECKS) - {"prior", "times", "tables"}
+    assert result.keys() == set(CHECKS) - {"prior", "times", "jumps", "tables"}
     assert result["network"] == ("ok", "2 examples of 10 pass")
     assert {name for name, (level, _) in result.items() if level != "ok"} == {"embedding"}
 

@@ -16,7 +16,7 @@ from diffusion_pl.data import Arrays, Folder
 EDGES = {"edges": "edges"}
 
 
-def picture(number: int, size: tuple[int, ...] = (6, 4)) -> NDArray[np.uint8]:
+def image_of(number: int, size: tuple[int, ...] = (6, 4)) -> NDArray[np.uint8]:
     return np.random.default_rng(number).integers(0, 256, size, dtype=np.uint8)
 
 
@@ -27,10 +27,10 @@ def save(path: Path, x: NDArray[Any]) -> Path:
 
 
 def pairs(root: Path, n: int = 12) -> Path:
-    """Pictures k, and pictures 100 + k in colour as their edges, in folders of folders, with other endings."""
+    """Images k, and images 100 + k in colour as their edges, in folders of folders, with other endings."""
     for k in range(n):
-        save(root / "photos" / str(k % 2) / f"{k}.png", picture(k))
-        save(root / "edges" / str(k % 2) / f"{k}.bmp", picture(100 + k, (6, 4, 3)))
+        save(root / "photos" / str(k % 2) / f"{k}.png", image_of(k))
+        save(root / "edges" / str(k % 2) / f"{k}.bmp", image_of(100 + k, (6, 4, 3)))
     return root / "photos"
 
 
@@ -46,9 +46,9 @@ def folder(photos: Path, **options: Any) -> Folder:
 
 
 def number_of(x: Tensor) -> int:
-    """Which picture x: (1, 6, 4) is, mirrored or not, in model units."""
+    """Which image x: (1, 6, 4) is, mirrored or not, in model units."""
     values = ((x[0] + 1) * 127.5).round().to(torch.uint8).numpy()
-    return next(k for k in range(20) if (values == picture(k)).all() or (values[:, ::-1] == picture(k)).all())
+    return next(k for k in range(20) if (values == image_of(k)).all() or (values[:, ::-1] == image_of(k)).all())
 
 
 @pytest.mark.parametrize("memory_gb", [2.0, 0.0])
@@ -60,7 +60,7 @@ def test_partners_have_the_name_of_the_image(photos: Path, memory_gb: float) -> 
         for batch in data.batches(split, 5):
             for x, edges in zip(batch["x"], batch["edges"], strict=True):
                 seen.append(number_of(x))
-                expected = picture(100 + seen[-1], (6, 4, 3)).transpose(2, 0, 1) / 127.5 - 1
+                expected = image_of(100 + seen[-1], (6, 4, 3)).transpose(2, 0, 1) / 127.5 - 1
                 np.testing.assert_allclose(edges.numpy(), expected, atol=1e-6)
     assert sorted(seen) == [*range(12)]
 
@@ -70,7 +70,7 @@ def test_partners_are_mirrored_together(photos: Path) -> None:
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     flipped = []
     for x, edges in zip(batch["x"], batch["edges"], strict=True):
-        own, other = picture(number_of(x)), picture(100 + number_of(x), (6, 4, 3)).transpose(2, 0, 1)
+        own, other = image_of(number_of(x)), image_of(100 + number_of(x), (6, 4, 3)).transpose(2, 0, 1)
         flipped.append(not np.allclose(x[0].numpy(), own / 127.5 - 1, atol=1e-6))
         np.testing.assert_allclose(edges.numpy(), (other[:, :, ::-1] if flipped[-1] else other) / 127.5 - 1, atol=1e-6)
     assert 0 < sum(flipped) < 32
@@ -86,9 +86,9 @@ def test_classes_and_partners_go_together(photos: Path) -> None:
 def test_images_without_a_partner_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = pairs(tmp_path)
     (tmp_path / "edges" / "0" / "4.bmp").unlink()
-    save(tmp_path / "edges" / "more.png", picture(0))
+    save(tmp_path / "edges" / "more.png", image_of(0))
     data = folder(photos)
-    line = f"{photos}: 1 image without a partner in edges left out (the first: {photos / '0' / '4.png'}), 1 partner"
+    line = f"{photos}: 1 image without a partner in edges skipped (the first: {photos / '0' / '4.png'}), 1 partner"
     assert line in capsys.readouterr().out
     assert sum(len(data.part(split)) for split in ("train", "val")) == 11
 
@@ -97,12 +97,12 @@ def test_a_checkpoint_reads_conditions_without_the_data(photos: Path, tmp_path: 
     state = folder(photos).state_dict()
     other = Folder("gone", conditions=EDGES)
     other.load_state_dict(state)
-    path = save(tmp_path / "one.png", picture(7, (6, 4, 3)))
+    path = save(tmp_path / "one.png", image_of(7, (6, 4, 3)))
     value = other.readers["edges"](str(path))
-    np.testing.assert_allclose(value[0].numpy(), picture(7, (6, 4, 3)).transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(value[0].numpy(), image_of(7, (6, 4, 3)).transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
     assert other.turns["edges"].shape[1:] == (3, 6, 4)
     with pytest.raises(ValueError, match=r"cond.edges: .*expected an image of 6x4, got 4x6. Fix: resize it"):
-        other.readers["edges"](save(tmp_path / "wide.png", picture(7, (4, 6))))
+        other.readers["edges"](save(tmp_path / "wide.png", image_of(7, (4, 6))))
 
 
 def broken(root: Path, what: str) -> dict[str, Any]:
@@ -115,16 +115,16 @@ def broken(root: Path, what: str) -> dict[str, Any]:
         for file in (root / "edges").rglob("*.bmp"):
             file.rename(file.with_stem(f"e{file.stem}"))
     elif what == "two":
-        save(edges / "0.png", picture(0))
+        save(edges / "0.png", image_of(0))
     elif what == "first size":
         for file in (root / "edges").rglob("*.bmp"):
-            save(file, picture(0, (4, 4, 3)))
+            save(file, image_of(0, (4, 4, 3)))
     elif what == "one size":
-        save(edges / "2.bmp", picture(0, (4, 4, 3)))
+        save(edges / "2.bmp", image_of(0, (4, 4, 3)))
     elif what == "levels":
         for file in (root / "edges").rglob("*.bmp"):
             file.unlink()
-            Image.fromarray(picture(1).astype(np.uint16)).save(file.with_suffix(".png"))
+            Image.fromarray(image_of(1).astype(np.uint16)).save(file.with_suffix(".png"))
     elif what == "name":
         options["conditions"] = {"low": "edges"}
     elif what == "skip":
@@ -155,7 +155,7 @@ def test_bad_pairs_are_refused_in_a_line(what: str, message: str, tmp_path: Path
 
 @pytest.mark.parametrize("where", ["edges", "edges.npy"])
 def test_arrays_are_paired_by_index(where: str, tmp_path: Path) -> None:
-    x, edges = (np.stack([picture(start + k) for k in range(10)]) for start in (0, 100))
+    x, edges = (np.stack([image_of(start + k) for k in range(10)]) for start in (0, 100))
     np.savez(tmp_path / "all.npz", x=x, **({"edges": edges} if where == "edges" else {}))  # type: ignore[arg-type]
     np.save(tmp_path / "edges.npy", edges)
     data = Arrays(str(tmp_path / "all.npz"), conditions={"edges": where}, val_fraction=0.2)

@@ -39,6 +39,8 @@ def operator_of(
             what = "fields" if pixels.is_field else f"{channels} channel(s)"
             raise ValueError(f"colorize needs a model of colour images, this one has {what}")
         return Gray(channels)
+    if not isinstance(factor, int) and len(factor) == 1:  # so the command line may give one number
+        (factor,) = factor
     factors = [factor] * len(sizes) if isinstance(factor, int) else list(factor)
     if len(factors) != len(sizes):
         raise ValueError(f"factor {factor}: expected one number, or {len(sizes)}, one for each axis of {_text(sizes)}")

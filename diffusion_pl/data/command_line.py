@@ -16,7 +16,7 @@ PLAIN = {"horizontal_flip": False, "augment": 0.0, "low_noise": 0.0}
 def options_of(data: DataModule) -> list[str]:
     """The arguments --data CLASS and --data.NAME VALUE that give these data without augmentation.
 
-    Options that have their default value are left out.
+    Options that have their default value are not among them.
     """
     kind, defaults = type(data), dict[str, Any]()
     for base in reversed(kind.__mro__):

@@ -23,6 +23,9 @@ from .base import Denoiser, check_time
 from .parameterizations import Prediction
 
 
+_LAST = 1e-6  # time up to which `ExactMap` solves the ODE
+
+
 class Gaussian(Denoiser):
     """x_0 ~ N(mean, cov).
 
@@ -98,14 +101,20 @@ class ExactMap(Denoiser):
     def end(self, x_t: Tensor, t: Tensor, r: Tensor, **cond: Tensor) -> Tensor:
         """x_r: (B, *)."""
         t, r = (per_sample(time.expand(len(x_t), *time.shape[1:]).double(), x_t) for time in (t, r))
+        # At t = 0 the velocity may be infinite, as that of VP, or 0/0, as that of points: the rest is a step of DDIM.
+        last = torch.minimum(r.clamp(min=_LAST), t)
 
         def field(state: tuple[Tensor, ...], share: Tensor) -> tuple[Tensor, ...]:
-            now = t + per_sample(share, x_t) * (r - t)
+            now = t + per_sample(share, x_t) * (last - t)
             kernel, prediction = self.schedule(now), self.denoiser(state[0], now.to(x_t), **cond)
             velocity = kernel.d_alpha * prediction.x_0 + kernel.d_sigma * prediction.eps
-            return ((velocity * (r - t)).to(x_t),)
+            return ((velocity * (last - t)).to(x_t),)
 
-        return solve(field, (x_t,), 0.0, 1.0, self.tolerance, self.tolerance, max_steps=10_000).y[0]
+        x = solve(field, (x_t,), 0.0, 1.0, self.tolerance, self.tolerance, max_steps=10_000).y[0]
+        if bool((last == r).all()):
+            return x
+        at_r, prediction = self.schedule(r), self.denoiser(x, last.to(x), **cond)
+        return torch.where(last == r, x, (at_r.alpha * prediction.x_0 + at_r.sigma * prediction.eps).to(x))
 
     def forward(self, x_t: Tensor, t: Tensor, r: Tensor | None = None, **cond: Tensor) -> Prediction:
         check_time(x_t, t)

@@ -77,7 +77,8 @@ class Coarse(Operator):
     def __init__(self, factor: int | Sequence[int]) -> None:
         self.factor = (factor, factor) if isinstance(factor, int) else tuple(factor)
         if not self.factor or min(self.factor) < 1 or max(self.factor) < 2:
-            raise ValueError(f"factor must be at least 2, got {factor}")
+            same = len(set(self.factor)) == 1
+            raise ValueError(f"factor must be at least 2, got {self.factor[0] if same else factor}")
         self.gram = 1 / math.prod(self.factor)
 
     def __call__(self, x: Tensor) -> Tensor:
