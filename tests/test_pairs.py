@@ -27,7 +27,7 @@ def save(path: Path, x: NDArray[Any]) -> Path:
 
 
 def pairs(root: Path, n: int = 12) -> Path:
-    """Pictures k, and pictures 100 + k in colour as their edges, in folders of folders, with other endings."""
+    """Images k, and images 100 + k in colour as their edges, in folders of folders, with other endings."""
     for k in range(n):
         save(root / "photos" / str(k % 2) / f"{k}.png", picture(k))
         save(root / "edges" / str(k % 2) / f"{k}.bmp", picture(100 + k, (6, 4, 3)))
@@ -46,7 +46,7 @@ def folder(photos: Path, **options: Any) -> Folder:
 
 
 def number_of(x: Tensor) -> int:
-    """Which picture x: (1, 6, 4) is, mirrored or not, in model units."""
+    """Which image x: (1, 6, 4) is, mirrored or not, in model units."""
     values = ((x[0] + 1) * 127.5).round().to(torch.uint8).numpy()
     return next(k for k in range(20) if (values == picture(k)).all() or (values[:, ::-1] == picture(k)).all())
 
@@ -88,7 +88,7 @@ def test_images_without_a_partner_are_counted(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "edges" / "0" / "4.bmp").unlink()
     save(tmp_path / "edges" / "more.png", picture(0))
     data = folder(photos)
-    line = f"{photos}: 1 image without a partner in edges left out (the first: {photos / '0' / '4.png'}), 1 partner"
+    line = f"{photos}: 1 image without a partner in edges skipped (the first: {photos / '0' / '4.png'}), 1 partner"
     assert line in capsys.readouterr().out
     assert sum(len(data.part(split)) for split in ("train", "val")) == 11
 
@@ -178,6 +178,6 @@ def test_arrays_are_paired_by_index(where: str, tmp_path: Path) -> None:
 )
 def test_bad_paired_arrays_are_refused(edges: NDArray[Any] | None, message: str, tmp_path: Path) -> None:
     arrays = {"x": np.zeros((10, 6, 4), np.uint8)} | ({} if edges is None else {"edges": edges})
-    np.savez(tmp_path / "all.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "all.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         Arrays(str(tmp_path / "all.npz"), key="x", conditions={"edges": "edges"}).setup("fit")

@@ -96,7 +96,7 @@ def find_partners(
     """The images that have a partner in each of the conditions' folders, and the partners.
 
     Partners have the same path within their folder, but for the ending: cats/1.jpg and cats/1.png.  Images without one
-    are left out, and counted in a line.
+    are skipped, and counted in a line.
 
     Args:
         name: of the data, for messages.
@@ -129,7 +129,7 @@ def find_partners(
         if without or spare:
             first = f" (the first: {without[0]})" if without else ""
             say(
-                f"{name}: {count(len(without), 'image')} without a partner in {conditions[condition]} left out{first}, "
+                f"{name}: {count(len(without), 'image')} without a partner in {conditions[condition]} skipped{first}, "
                 f"{count(spare, 'partner')} without an image"
             )
     if not kept:
