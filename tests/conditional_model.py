@@ -72,7 +72,8 @@ def _saved(model: Any, folder: Path) -> Any:
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    make: Any = transformers.PreTrainedTokenizerFast  # which has no types
+    make(tokenizer_object=words, **special).save_pretrained(folder)
     model.eval().save_pretrained(folder)
     return model
 

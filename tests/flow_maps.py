@@ -31,7 +31,9 @@ class MapNetwork(nn.Module):
         jump = torch.zeros_like(t) if jump is None else jump[:, None]
         kernel = self.oracle.schedule(t)
         c_in = self.parameterization.c_in(kernel)
-        x_0, eps, _ = self.oracle(x / c_in, t, r=t - jump)
+        r = t - jump
+        # At r = 0 σ' may be infinite, and its product with a derivative of 0 is no number.
+        x_0, eps, _ = self.oracle(x / c_in, t, r=r if bool((r > 0).all()) else r.detach())
         return self.parameterization.target(kernel, x_0, eps) + self.bump * jump * torch.sin(x + 1)
 
 
@@ -51,6 +53,12 @@ def mixture(schedule: Schedule) -> GaussianMixture:
     """Three clusters of unequal width and weight."""
     means = torch.tensor([[-1.0, 0.0], [1.0, 0.6], [0.4, -1.0]], dtype=torch.float64)
     return GaussianMixture(schedule, means, torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64), [0.5, 0.3, 0.2])
+
+
+def smooth_mixture(schedule: Schedule) -> GaussianMixture:
+    """Three clusters that overlap, so that the map is smooth and a small network can learn it."""
+    means = torch.tensor([[-0.8, 0.0], [0.8, 0.5], [0.3, -0.8]], dtype=torch.float64)
+    return GaussianMixture(schedule, means, torch.tensor([0.5, 0.6, 0.4], dtype=torch.float64), [0.5, 0.3, 0.2])
 
 
 def exact(oracle: Denoiser, parameterization: Parameterization, bump: float = 0.0) -> NetworkDenoiser:

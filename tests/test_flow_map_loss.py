@@ -158,6 +158,29 @@ def test_an_exact_gaussian_map_has_nothing_to_learn(schedule: Schedule, rule: Ru
     assert tried >= 1
 
 
+@pytest.mark.parametrize("taught", [False, True])
+def test_where_r_is_t_it_is_the_denoising_loss(taught: bool) -> None:
+    """Loss and gradient, of the pair as of a teacher, whose estimates are then those of the pair."""
+    t = torch.linspace(0.1, 0.9, 64, dtype=torch.float64)
+    x_0, eps = examples(64), examples(64, 1)
+    teacher = Gaussian(VP(), MEAN, COV) if taught else None
+    network = mlp().double()
+    denoiser = NetworkDenoiser(network, VP(), V())
+    if taught:
+        kernel = VP()(t[:, None])
+        prediction = teacher(kernel.alpha * x_0 + kernel.sigma * eps, t[:, None])
+        pair = prediction.x_0, prediction.eps
+    else:
+        pair = x_0, eps
+    ours = FlowMapLoss(MeanFlow(0.0), At(t, t, 0), coupling=Given(eps), teacher=teacher)(denoiser, x_0)
+    theirs = DenoisingLoss(OneTime(t), Plain(), Given(pair[1]))(denoiser, pair[0])
+    torch.testing.assert_close(ours.loss, theirs.loss)
+    slopes = [torch.autograd.grad(losses.loss.mean(), list(network.parameters())) for losses in (ours, theirs)]
+    assert sum(float(slope.norm()) for slope in slopes[0]) > 0.1
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @every_schedule
 @pytest.mark.parametrize("rule", [Lagrangian(), Semigroup()], ids=["Lagrangian", "Semigroup"])
 def test_rules_of_the_model_itself_need_no_teacher(schedule: Schedule, rule: Rule) -> None:
@@ -174,16 +197,16 @@ EULERIAN = ["MeanFlow", "ImprovedMeanFlow", "ContinuousConsistency"]
 
 
 @pytest.mark.parametrize("name", EULERIAN)
-@pytest.mark.parametrize("schedule", [VP(), Rectified()])
+@pytest.mark.parametrize("schedule", [VP(), pytest.param(Rectified(), marks=pytest.mark.slow)])
 def test_the_expected_gradient_without_a_teacher(schedule: Schedule, name: str) -> None:
     """Zero within its standard error at the exact map; after perturbations of either sign it points back."""
     loss = FlowMapLoss(RULES[name], pairs_of(RULES[name]))
-    batches = [examples(512, seed) for seed in range(40)]
+    batches = [examples(512, seed) for seed in range(20)]
     for bump in (0.0, 1.0, -1.0):
         denoiser = exact(gaussian(schedule), V(), bump)
         slopes = torch.tensor([gradient(loss, denoiser, x_0, seed)[1] for seed, x_0 in enumerate(batches)])
         score = slopes.mean() / (slopes.std() / len(batches) ** 0.5)
-        assert abs(score) < 4 if bump == 0 else score * bump > 6
+        assert abs(score) < 4 if bump == 0 else score * bump > 5
 
 
 def test_consistency_on_pairs_is_exact_as_its_times_meet() -> None:

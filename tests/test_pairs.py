@@ -178,6 +178,6 @@ def test_arrays_are_paired_by_index(where: str, tmp_path: Path) -> None:
 )
 def test_bad_paired_arrays_are_refused(edges: NDArray[Any] | None, message: str, tmp_path: Path) -> None:
     arrays = {"x": np.zeros((10, 6, 4), np.uint8)} | ({} if edges is None else {"edges": edges})
-    np.savez(tmp_path / "all.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(tmp_path / "all.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         Arrays(str(tmp_path / "all.npz"), key="x", conditions={"edges": "edges"}).setup("fit")

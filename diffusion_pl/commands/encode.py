@@ -92,7 +92,9 @@ def encode(
                 fractions = torch.linspace(0, 1, between + 2, device=device)[:-1]
                 arcs = [slerp(a, b, fractions) for a, b in pairwise(eps)]
                 latents = torch.cat([*arcs, eps[-1:]])
-            conditions = {name: _along(value, between) for name, value in pipeline.values(range(len(x_0))).items()}
+            conditions: dict[str, Any] = {
+                name: _along(value, between) for name, value in pipeline.values(range(len(x_0))).items()
+            }
             decoded = pipeline.to(device).with_latents(latents).samples(range(len(latents)), **conditions).x_0.cpu()
             refuse_not_finite(not_finite(eps) + not_finite(decoded), len(eps) + len(decoded))
 

@@ -22,7 +22,6 @@ from ..tensors import per_sample
 from .base import Denoiser, check_time
 from .parameterizations import Prediction
 
-
 _LAST = 1e-6  # time up to which `ExactMap` solves the ODE
 
 

@@ -23,7 +23,7 @@ from .couplings import Coupling
 from .dropout import check_dropout, check_dropped, dropped
 from .jumps import Jumps, SameDropout, velocity
 from .pairs import PairSampler
-from .rules import Rule
+from .rules import Rule, Target
 from .uncertainty import Uncertainty
 from .weightings import Plain, Weighting
 
@@ -160,14 +160,14 @@ class FlowMapLoss(Loss):
                 x_teacher, eps_teacher, _ = self.teacher(x_t, t, **cond)
                 pair = x_teacher, eps_teacher
             diagonal = denoiser.parameterization.target(kernel, *pair)
-            if not jumps:
-                return output - diagonal, torch.ones_like(t.flatten())
-            moving = velocity(kernel, pair)
-            problem = Jumps(
-                denoiser, x_t, t, r, output.detach(), moving, diagonal, x_0, eps, cond, self.batches, dropout,
-                self.teacher, weights, self.differences,
-            )  # fmt: skip
-            target = self.rule.target(problem)
+            target = Target(diagonal)
+            if jumps:
+                moving = velocity(kernel, pair)
+                problem = Jumps(
+                    denoiser, x_t, t, r, output.detach(), moving, diagonal, x_0, eps, cond, self.batches, dropout,
+                    self.teacher, weights, self.differences,
+                )  # fmt: skip
+                target = self.rule.target(problem)
         weight = torch.ones_like(t.flatten()) * (
             target.weight.flatten().to(t) if isinstance(target.weight, Tensor) else target.weight
         )

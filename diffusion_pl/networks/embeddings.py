@@ -117,9 +117,9 @@ class Sinusoidal(Embedding):
 class JumpEmbedding(nn.Module):
     """Adds features of the length of a flow map's jump, t − r, to those of the noise level.
 
-    32 sines and cosines of frequencies 1 to 32, linear, SiLU, and a linear layer that starts at zero: a network with it
-    is at first the network without it.  The frequencies are low, for the losses of flow maps differentiate with respect
-    to t and r.
+    32 sines and cosines of frequencies 1/4 to 4, linear, SiLU, and a linear layer that starts at zero: a network with
+    it is at first the network without it.  The frequencies are low: the targets of flow maps contain derivatives with
+    respect to t and r, and with frequencies up to 32 the training of a small network became unstable.
 
     Args:
         width: Length of the features.
@@ -127,7 +127,7 @@ class JumpEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.embedding = Sinusoidal(1, 32, 32.0)
+        self.embedding = Sinusoidal(1, 32, 16.0)
         self.hidden, self.output = nn.Linear(32, width), nn.Linear(width, width)
         self.silence()
 
@@ -144,7 +144,7 @@ class JumpEmbedding(nn.Module):
             jump: Lengths in [0, 1], (B,); None: 0, an ordinary denoiser.
         """
         jump = features.new_zeros(features.shape[0]) if jump is None else jump
-        waves = self.embedding(32 * jump.float()[:, None]).to(self.hidden.weight.dtype)
+        waves = self.embedding(4 * jump.float()[:, None]).to(self.hidden.weight.dtype)
         y: Tensor = features + self.output(nn.functional.silu(self.hidden(waves)))
         return y
 
