@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 
 class Plan(NamedTuple):
-    """A row to be measured: the pipeline with its sampler, and the name of the sampler in the table."""
+    """A row to be measured: the pipeline with its sampler, the name of the sampler in the table, and the pipeline with
+    the checkpoint's own sampler, between whose first and last time the ODE is solved."""
 
     pipeline: "Pipeline"
     name: str
+    own: "Pipeline"
 
 
 def sweep(
@@ -159,14 +161,14 @@ def _plan(
         for most in nfe:
             drawn = pipeline.with_sampler(make, grid, points(pipeline.with_sampler(make).sampler, most))
             drawn.check_sampler()
-            plan.append(Plan(drawn, name_of(drawn.sampler)))
+            plan.append(Plan(drawn, name_of(drawn.sampler), pipeline))
     return plan
 
 
 def _plan_baseline(other: "Pipeline", run: str, nfe: Sequence[int]) -> list[Plan]:
     """The own sampler of another checkpoint at each NFE."""
     drawn = [other.with_sampler(steps=points(other.sampler, most)) for most in nfe]
-    return [Plan(each, f"{run}: {name_of(each.sampler)}") for each in drawn]
+    return [Plan(each, f"{run}: {name_of(each.sampler)}", other) for each in drawn]
 
 
 def _compared(
@@ -180,9 +182,9 @@ def _compared(
 
     exact: dict[Any, Tensor | None] = {}  # by the model
     rows, bad = [], 0
-    for drawn, name in tqdm(plan, desc="sweep", dynamic_ncols=True):
+    for drawn, name, own in tqdm(plan, desc="sweep", dynamic_ncols=True):
         if drawn.denoiser not in exact:
-            solution = _solution(drawn, num_samples)
+            solution = _solution(own, num_samples)
             refuse_not_finite(0 if solution is None else not_finite(solution), num_samples)
             exact[drawn.denoiser] = solution
         row, failed = _measured(drawn, name, num_samples, exact[drawn.denoiser], distance)
