@@ -289,6 +289,9 @@ def test_tasks_that_do_not_suit_the_data_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=problem):
             operator_of(task, gray, mask, factor, CPU)
+    for factor in (2, [2], [2, 2]):
+        blocks = operator_of("upscale", gray, None, factor, CPU)
+        assert isinstance(blocks, Coarse) and blocks.factor == (2, 2)
     left = operator_of("inpaint", gray, None, 2, CPU)
     rows = operator_of("inpaint", gray, Path("2:4,:"), 2, CPU)
     assert isinstance(left, Masked) and left.mask.sum((0, 1, 2)).tolist() == [8, 8, 8, 0, 0, 0]

@@ -39,12 +39,13 @@ def operator_of(
             what = "fields" if pixels.is_field else f"{channels} channel(s)"
             raise ValueError(f"colorize needs a model of colour images, this one has {what}")
         return Gray(channels)
-    factors = [factor] * len(sizes) if isinstance(factor, int) else list(factor)
+    given = [factor] if isinstance(factor, int) else list(factor)  # the command line makes a list of one number too
+    factors = given * len(sizes) if len(given) == 1 else given
     if len(factors) != len(sizes):
-        raise ValueError(f"factor {factor}: expected one number, or {len(sizes)}, one for each axis of {_text(sizes)}")
+        raise ValueError(f"factor {given}: expected one number, or {len(sizes)}, one for each axis of {_text(sizes)}")
     operator = Coarse(factors)
     if any(size % each for size, each in zip(sizes, factors, strict=True)):
-        raise ValueError(f"factor {factor} does not divide the size {_text(sizes)}")
+        raise ValueError(f"factor {_text(given)} does not divide the size {_text(sizes)}")
     return operator
 
 

@@ -164,8 +164,9 @@ def _again(
     output: Path,
 ) -> str:
     """The command that does the same task by another method."""
+    size = factor[0] if isinstance(factor, list) and len(factor) == 1 else factor
     other = "posterior" if method != "posterior" else "gradient" if data.pixels is data else "dps"
-    what = ["--task", task, *(["--mask", mask] if mask else []), *(["--factor", factor] if task == "upscale" else [])]
+    what = ["--task", task, *(["--mask", mask] if mask else []), *(["--factor", size] if task == "upscale" else [])]
     call = ["restore", "--ckpt_path", ckpt_path, "--path", path, *what, "--method", other]
     return next_command(*call, "--output", f"{output}-{other}")
 
