@@ -156,7 +156,7 @@ def test_upscaled_images_have_the_means_of_the_blocks(folder: Path) -> None:
         (["--task", "sharpen"], "--task"),
         (["--repeats", 0], "repeats must be at least 1, got 0"),
         (["--mask", "in"], "in: give one mask, not a folder of 2"),
-        (["--mask", ":4"], "mask :4: expected start:stop for each axis of 8x8, such as :,:4"),
+        (["--mask", ":4"], "mask ':4': expected start:stop for each axis of 8x8, such as :,:4"),
         (["--task", "upscale", "--mask", "in/0.png"], "--mask is for --task inpaint and has no effect with --task"),
     ],
 )

@@ -103,6 +103,7 @@ def restore(
     data.to(pipeline.device)
     way, pixels = METHODS[method], data.pixels
     _check(method, way, operator, task, mask, sampler)
+    measure: Any
     if operator is None:
         measure = operator_of(task, data, mask, factor, pipeline.device)
     else:
@@ -259,7 +260,7 @@ def _write(
     """Write the restored examples, and grid.png of the rows, into the folder `stage`; the files in order."""
     from ..callbacks.figures import write_restored, write_samples
 
-    files = write_samples(pixels, restored, stage)
+    files, grid = write_samples(pixels, restored, stage), stage / "grid.png"
     columns = ["field" if pixels.is_field else "image", "known", *(f"restored {k + 1}" for k in range(num_samples))]
-    write_restored(pixels, rows, columns, title, stage / "grid.png")
-    return files
+    write_restored(pixels, rows, columns, title, grid)
+    return files if grid in files else [grid, *files]
