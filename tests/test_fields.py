@@ -426,7 +426,7 @@ def test_chunks_that_were_not_written_are_counted(
         ready(str(tmp_path / "nan"))
     array[:2] = 1
     ready(str(tmp_path / "nan"))
-    assert "chunks of the array" not in capsys.readouterr().out
+    assert "fill value" not in capsys.readouterr().out
 
 
 def test_a_zarr_folder_of_one_array(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_two_processes_resume_exactly(tmp_path: Path, missing: str, memory_gb: f
     if missing == "mask":
         x[np.random.default_rng(0).random(x.shape) < 0.2] = np.nan
     path = save(tmp_path / "x.h5", x=x)
-    pair = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accelerator": "cpu"}
+    pair: dict[str, Any] = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accelerator": "cpu"}
     file = config(tmp_path, path, data={"memory_gb": memory_gb, "missing": missing}, **pair)
 
     def two(run: str, *args: Any) -> dict[str, Any]:

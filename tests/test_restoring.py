@@ -29,7 +29,7 @@ from diffusion_pl.denoisers import (
 )
 from diffusion_pl.pipeline import Pipeline
 from diffusion_pl.samplers import DDIM, DPMpp, LogSNRGrid, Sampler
-from diffusion_pl.schedules import VP
+from diffusion_pl.schedules import VP, Schedule
 
 GRID = LogSNRGrid(60, 1.0, 1e-4)
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 def box(sizes: Sequence[int], *slices: slice) -> Masked:
     mask = torch.zeros(1, 1, *sizes)
-    mask[(0, 0, *slices)] = 1
+    mask[0, 0][slices] = 1
     return Masked(mask)
 
 
@@ -152,7 +152,7 @@ def test_restored_gaussian_fields_have_the_exact_conditional(sizes: tuple[int, .
 class Flat(Denoiser):
     """A Gaussian of arrays (C, H, W) with a dense covariance."""
 
-    def __init__(self, schedule: VP, mean: Tensor, cov: Tensor, shape: Sequence[int]) -> None:
+    def __init__(self, schedule: Schedule, mean: Tensor, cov: Tensor, shape: Sequence[int]) -> None:
         super().__init__()
         self.schedule, self.shape = schedule, tuple(shape)
         self.inner = Gaussian(schedule, mean, cov)
@@ -220,7 +220,8 @@ def test_orthogonal_latents_are_restored_as_pixels_are(tmp_path: Path, codec: Or
             return eps
 
         sampler: Sampler = built.sampler
-        return of.to_pixels(sampler(built.guided, noise(torch.empty(3)), noise).x_0)
+        x: Tensor = of.to_pixels(sampler(built.guided, noise(torch.empty(3)), noise).x_0)
+        return x
 
     images, decoded = restored(pixels, field, lambda x: x), restored(data, turned, codec.encode_mean)
     assert float((images - images[:1]).abs().max()) > 0.3
@@ -285,10 +286,13 @@ def test_tasks_that_do_not_suit_the_data_are_refused() -> None:
         ("colorize", None, 2, r"1 channel\(s\)"),
         ("upscale", None, [2, 2, 2], "one for each axis of 8x6"),
         ("upscale", None, [2, 4], "does not divide the size 8x6"),
-        ("inpaint", Path("0:4"), 2, "each axis of 8x6"),
+        ("inpaint", Path("0:4"), 2, "mask .0:4.: expected start:stop for each axis of 8x6"),
     ):
         with pytest.raises(ValueError, match=problem):
             operator_of(task, gray, mask, factor, CPU)
+    for factor in (2, [2], [2, 2]):
+        blocks = operator_of("upscale", gray, None, factor, CPU)
+        assert isinstance(blocks, Coarse) and blocks.factor == (2, 2)
     left = operator_of("inpaint", gray, None, 2, CPU)
     rows = operator_of("inpaint", gray, Path("2:4,:"), 2, CPU)
     assert isinstance(left, Masked) and left.mask.sum((0, 1, 2)).tolist() == [8, 8, 8, 0, 0, 0]

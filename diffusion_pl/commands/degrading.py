@@ -36,17 +36,16 @@ def operator_of(
         return Masked(_known(pixels, mask).to(device))
     if task == "colorize":
         if channels != 3 or pixels.is_field:
-            what = "fields" if pixels.is_field else f"{channels} channel(s)"
-            raise ValueError(f"colorize needs a model of colour images, this one has {what}")
+            what = "is of fields" if pixels.is_field else f"has {channels} channel(s)"
+            raise ValueError(f"colorize needs a model of colour images, this one {what}")
         return Gray(channels)
-    if not isinstance(factor, int) and len(factor) == 1:  # so the command line may give one number
-        (factor,) = factor
-    factors = [factor] * len(sizes) if isinstance(factor, int) else list(factor)
+    given = [factor] if isinstance(factor, int) else list(factor)  # the command line makes a list of one number too
+    factors = given * len(sizes) if len(given) == 1 else given
     if len(factors) != len(sizes):
-        raise ValueError(f"factor {factor}: expected one number, or {len(sizes)}, one for each axis of {_text(sizes)}")
+        raise ValueError(f"factor {given}: expected one number, or {len(sizes)}, one for each axis of {_text(sizes)}")
     operator = Coarse(factors)
     if any(size % each for size, each in zip(sizes, factors, strict=True)):
-        raise ValueError(f"factor {factor} does not divide the size {_text(sizes)}")
+        raise ValueError(f"factor {_text(given)} does not divide the size {_text(sizes)}")
     return operator
 
 
@@ -58,7 +57,7 @@ def _known(data: DataModule, mask: Path | None) -> Tensor:
     if mask is None:
         known[..., : data.shape[-1] // 2] = 1
     else:
-        known[(0, 0, *read_box(str(mask), data.shape[1:]))] = 1
+        known[0, 0][read_box(str(mask), data.shape[1:])] = 1
     return known
 
 
@@ -71,13 +70,13 @@ def read_box(text: str, sizes: Sequence[int]) -> tuple[slice, ...]:
     parts = [re.fullmatch(r"\s*(-?\d*)\s*:\s*(-?\d*)\s*", part) for part in text.split(",")]
     example = ",".join([*[":"] * (len(sizes) - 1), f":{max(1, sizes[-1] // 2)}"])
     if len(parts) != len(sizes) or not all(parts):
-        raise ValueError(f"mask {text}: expected start:stop for each axis of {_text(sizes)}, such as {example}")
+        raise ValueError(f"mask {text!r}: expected start:stop for each axis of {_text(sizes)}, such as {example}")
     try:
         box = tuple(slice(*(int(number) if number else None for number in part.groups())) for part in parts if part)
     except ValueError:  # a minus alone
-        raise ValueError(f"mask {text}: expected whole numbers, such as {example}") from None
+        raise ValueError(f"mask {text!r}: expected whole numbers, such as {example}") from None
     if not all(len(range(*each.indices(size))) for each, size in zip(box, sizes, strict=True)):
-        raise ValueError(f"mask {text}: the box is empty in fields or images of size {_text(sizes)}")
+        raise ValueError(f"mask {text!r}: the box is empty in fields or images of size {_text(sizes)}")
     return box
 
 

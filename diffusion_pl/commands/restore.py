@@ -104,6 +104,7 @@ def restore(
     data.to(pipeline.device)
     way, pixels = METHODS[method], data.pixels
     _check(method, way, operator, task, mask, sampler)
+    measure: Any
     if operator is None:
         measure = operator_of(task, data, mask, factor, pipeline.device)
     else:
@@ -165,8 +166,9 @@ def _again(
     output: Path,
 ) -> str:
     """The command that does the same task by another method."""
+    size = factor[0] if isinstance(factor, list) and len(factor) == 1 else factor
     other = "posterior" if method != "posterior" else "gradient" if data.pixels is data else "dps"
-    what = ["--task", task, *(["--mask", mask] if mask else []), *(["--factor", factor] if task == "upscale" else [])]
+    what = ["--task", task, *(["--mask", mask] if mask else []), *(["--factor", size] if task == "upscale" else [])]
     call = ["restore", "--ckpt_path", ckpt_path, "--path", path, *what, "--method", other]
     return next_command(*call, "--output", f"{output}-{other}")
 
@@ -259,7 +261,7 @@ def _write(
     """Write the restored examples, and grid.png of the rows, into the folder `stage`; the files in order."""
     from ..callbacks.figures import write_restored, write_samples
 
-    files = write_samples(pixels, restored, stage)
+    files, grid = write_samples(pixels, restored, stage), stage / "grid.png"
     columns = ["field" if pixels.is_field else "image", "known", *(f"restored {k + 1}" for k in range(num_samples))]
-    write_restored(pixels, rows, columns, title, stage / "grid.png")
-    return files
+    write_restored(pixels, rows, columns, title, grid)
+    return files if grid in files else [grid, *files]

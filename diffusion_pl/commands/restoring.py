@@ -59,8 +59,8 @@ def _replacing(pipeline: Pipeline, known: Known) -> Pipeline:
 def _guided(pipeline: Pipeline, known: Known) -> Pipeline:
     """The pipeline whose denoiser is pulled towards what is known, by the scale of the data."""
     assert isinstance(known.measure, Operator)
-    options = {"operator": known.measure, "y": known.y, "data_std": known.data_std, "scale": known.scale}
-    return pipeline.with_wrapper(partial(Reconstructing, **options))
+    wrap = partial(Reconstructing, operator=known.measure, y=known.y, data_std=known.data_std, scale=known.scale)
+    return pipeline.with_wrapper(wrap)
 
 
 def _matched(pipeline: Pipeline, known: Known) -> Pipeline:
