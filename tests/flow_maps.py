@@ -69,7 +69,8 @@ def exact(oracle: Denoiser, parameterization: Parameterization, bump: float = 0.
 def examples(n: int, seed: int = 0) -> Tensor:
     """From N(MEAN, COV): (n, 2)."""
     noise = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return MEAN + noise @ torch.linalg.cholesky(COV).T
+    x_0: Tensor = MEAN + noise @ torch.linalg.cholesky(COV).T
+    return x_0
 
 
 def bump_of(denoiser: NetworkDenoiser) -> Any:

@@ -115,7 +115,9 @@ def test_the_first_step_checks_the_batch_once(tmp_path: Path, monkeypatch: pytes
 
 def test_data_of_other_conditions_than_the_models_are_refused(tmp_path: Path) -> None:
     class Deaf(MLP):
-        def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, **cond: Tensor) -> Tensor:
+        def forward(
+            self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, jump: Tensor | None = None, **cond: Tensor
+        ) -> Tensor:
             return super().forward(x, c_noise)
 
     labelled = Moons(batch_size=64, conditional=True)

@@ -1,6 +1,6 @@
 """The loss of flow maps: nothing to learn at exact maps, gradients that point back, shared dropout."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -166,7 +166,7 @@ def test_where_r_is_t_it_is_the_denoising_loss(taught: bool) -> None:
     teacher = Gaussian(VP(), MEAN, COV) if taught else None
     network = mlp().double()
     denoiser = NetworkDenoiser(network, VP(), V())
-    if taught:
+    if teacher is not None:
         kernel = VP()(t[:, None])
         prediction = teacher(kernel.alpha * x_0 + kernel.sigma * eps, t[:, None])
         pair = prediction.x_0, prediction.eps
@@ -319,10 +319,13 @@ def analytic(t: Tensor, r: Tensor) -> Jumps:
     return rule.jumps
 
 
+DERIVATIVES: list[Callable[[Jumps], Tensor]] = [lambda j: j.along_ode(j.velocity), Jumps.along_target]
+
+
 def test_differences_agree_to_second_order() -> None:
     """Half the step, a quarter of the error, of both derivatives; interior times."""
     jumps = analytic(torch.linspace(0.5, 0.8, 8), torch.linspace(0.1, 0.3, 8))
-    for derivative in (lambda j: j.along_ode(j.velocity), lambda j: j.along_target()):
+    for derivative in DERIVATIVES:
         exactly = derivative(jumps)
         errors = [(derivative(replace(jumps, differences=h)) - exactly).norm().item() for h in (0.02, 0.01)]
         assert 3.5 < errors[0] / errors[1] < 4.5
@@ -332,7 +335,7 @@ def test_differences_agree_to_second_order() -> None:
 def test_differences_stay_between_the_end_times() -> None:
     """At t = 1 and r = 0 the difference is one-sided, and still the derivative."""
     jumps = analytic(torch.ones(8), torch.zeros(8))
-    for derivative in (lambda j: j.along_ode(j.velocity), lambda j: j.along_target()):
+    for derivative in DERIVATIVES:
         error = derivative(replace(jumps, differences=1e-5)) - derivative(jumps)
         assert error.abs().max() < 1e-3
 
@@ -408,7 +411,7 @@ def test_uncertainty_is_best_at_the_logarithm_of_the_loss() -> None:
     """d(L/e^u + u)/du = 1 − L/e^u, by its one bias; u = 0 at first changes nothing."""
     t, x_0 = torch.linspace(0.1, 0.9, 8).double(), examples(8)
     denoiser, uncertainty = NetworkDenoiser(mlp().double(), VP(), V()), Uncertainty(8)
-    options = {"pairs": At(t, 0 * t), "coupling": Given(examples(8, 2))}
+    options: dict[str, Any] = {"pairs": At(t, 0 * t), "coupling": Given(examples(8, 2))}
     plain = FlowMapLoss(Semigroup(), **options)(denoiser, x_0).loss
     weighted = FlowMapLoss(Semigroup(), **options, uncertainty=uncertainty)(denoiser, x_0).loss
     torch.testing.assert_close(weighted, plain)
@@ -523,12 +526,13 @@ class NoForwardMode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return grad_outputs[0] * x.cos()
+        slope: Tensor = grad_outputs[0] * x.cos()
+        return slope
 
 
 class Wave(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        wave: Tensor = NoForwardMode.apply(x)  # type: ignore[no-untyped-call]
+        wave: Tensor = NoForwardMode.apply(x)
         return wave
 
 

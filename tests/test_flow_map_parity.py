@@ -11,7 +11,7 @@ from rectified_flow_pytorch.mean_flow import MeanFlow as PeerMeanFlow
 from test_flow_map_loss import At, Given
 from torch import Tensor, nn
 
-from diffusion_pl.denoisers import EDM, NetworkDenoiser, V, Velocity
+from diffusion_pl.denoisers import EDM, Denoiser, NetworkDenoiser, V, Velocity
 from diffusion_pl.losses import FlowMapLoss, MeanFlow
 from diffusion_pl.samplers import DDIM, ExplicitGrid, MultistepConsistency
 from diffusion_pl.samplers.base import Run
@@ -100,9 +100,7 @@ def as_drawn(seed: int) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.randn(x.shape, generator=generator, dtype=torch.get_default_dtype())
 
 
-def step(
-    sampler: MultistepConsistency | DDIM, denoiser: NetworkDenoiser, x: Tensor, t: float, s: float, seed: int
-) -> Tensor:
+def step(sampler: MultistepConsistency | DDIM, denoiser: Denoiser, x: Tensor, t: float, s: float, seed: int) -> Tensor:
     times = torch.tensor([t, s])
     x_s, _ = sampler.step(Run(denoiser, as_drawn(seed), {}, times), x, times[0], times[1], None)
     return x_s

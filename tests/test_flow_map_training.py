@@ -1,6 +1,7 @@
 """Flow maps in training: networks, what is learned, resuming, warm starts, two processes."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ from flow_maps import smooth_mixture
 from lightning.pytorch.callbacks import ModelCheckpoint
 from shell import checkpoint, cli, fit, tiny_config, tiny_data, tiny_module, tiny_trainer
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from diffusion_pl.checkpoints.warm_start import WarmStart
 from diffusion_pl.denoisers import ExactMap, NetworkDenoiser, V, Velocity
@@ -32,7 +34,7 @@ from diffusion_pl.losses import (
 from diffusion_pl.networks import MLP, DiT, NCSNpp, UNet
 from diffusion_pl.schedules import VP, Cosine, Rectified
 
-SMALL: dict[str, partial[nn.Module]] = {
+SMALL: dict[str, Callable[..., Any]] = {
     "MLP": partial(MLP, (2,), width=8, depth=1),
     "DiT": partial(DiT, (1, 8, 8), patch_size=4, width=16, depth=1, heads=2),
     "UNet": partial(UNet, (1, 8, 8), nf=8, ch_mult=(1, 2), num_res_blocks=1, groups=4, attn_resolutions=()),
@@ -61,7 +63,7 @@ def test_a_network_with_jumps_starts_as_the_one_without(name: str) -> None:
     assert torch.equal(jumping(x, c_noise, jump=jump), expected)
     assert torch.equal(jumping(x, c_noise), expected)
     with torch.no_grad():
-        jumping.jump.output.weight.normal_()  # type: ignore[union-attr]
+        jumping.jump.output.weight.normal_()
     assert not torch.allclose(jumping(x, c_noise, jump=jump), expected)
     with pytest.raises(ValueError, match="set flow_map to true"):
         plain(x, c_noise, jump=jump)
@@ -98,7 +100,7 @@ def error(denoiser: NetworkDenoiser, t: float, r: float) -> float:
     x_0, eps, _ = denoiser(x_t, start, r=end)
     kernel = schedule(end)
     ends = ExactMap(smooth_mixture(schedule), 1e-6).end(x_t.double(), start, end)
-    return (kernel.alpha * x_0 + kernel.sigma * eps - ends).square().sum(1).mean().sqrt().item()
+    return float((kernel.alpha * x_0 + kernel.sigma * eps - ends).square().sum(1).mean().sqrt())
 
 
 def test_a_small_network_learns_the_map() -> None:
@@ -121,7 +123,7 @@ def difference(denoiser: NetworkDenoiser, t: float, r: float) -> float:
     for now, after in pairwise(times.unbind()):
         x_0, eps, _ = denoiser(x, now)
         x = denoiser.schedule(after).alpha * x_0 + denoiser.schedule(after).sigma * eps
-    return (jumped - x).square().sum(1).mean().sqrt().item()
+    return float((jumped - x).square().sum(1).mean().sqrt())
 
 
 RULES: list[tuple[Rule, bool, int]] = [
@@ -240,7 +242,7 @@ def loss_on(model: nn.Module, rank: int, processes: int) -> Tensor:
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    spawn(worker, (str(tmp_path),), nprocs=2)
     alone = Bare()
     loss_on(alone, 0, 1).backward()
     for rank in (0, 1):

@@ -25,7 +25,8 @@ def start(n: int, seed: int = 0) -> Tensor:
 def marginal(schedule: Schedule, t: Tensor, seed: int = 0) -> Tensor:
     """x_t of N(MEAN, COV), a row for each time."""
     kernel, factor = schedule(t), torch.linalg.cholesky(COV)
-    return kernel.alpha * (MEAN + start(len(t), seed) @ factor.T) + kernel.sigma * start(len(t), seed + 1)
+    x_t: Tensor = kernel.alpha * (MEAN + start(len(t), seed) @ factor.T) + kernel.sigma * start(len(t), seed + 1)
+    return x_t
 
 
 def times(*values: float) -> Tensor:
@@ -86,8 +87,8 @@ def test_exact_map_of_a_mixture_composes() -> None:
         now = schedule.time(-2 * torch.log(u))[:, None]
         return (oracle(schedule(now).alpha * state[0], now).eps,)
 
-    ratios = [float(schedule(time).sigma / schedule(time).alpha) for time in (t, r)]
-    y = solve(field, (x_t / schedule(t).alpha,), *ratios, 1e-9, 1e-9, max_steps=10_000).y[0]
+    begin, end = (float(schedule(time).sigma / schedule(time).alpha) for time in (t, r))
+    y = solve(field, (x_t / schedule(t).alpha,), begin, end, 1e-9, 1e-9, max_steps=10_000).y[0]
     torch.testing.assert_close(schedule(r).alpha * y, direct, rtol=1e-6, atol=1e-6)
 
 
@@ -125,7 +126,8 @@ class GaussianFlowMap:
         at_t, at_r = (alpha**2 * COV + sigma**2 * torch.eye(2).double() for alpha, sigma in ((a, s), (b, u)))
         values, axes = torch.linalg.eigh(at_r @ torch.linalg.inv(at_t))
         gain = axes.real @ torch.diag(values.real.sqrt()) @ torch.linalg.inv(axes.real)
-        return b * MEAN + (x_t - a * MEAN) @ gain.T
+        x_r: Tensor = b * MEAN + (x_t - a * MEAN) @ gain.T
+        return x_r
 
     def data(self, x_t: Tensor, t: float) -> Tensor:
         """X of the jump to t = 0, where some schedules still have noise: x_0 is then not X."""

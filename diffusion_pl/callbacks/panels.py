@@ -97,7 +97,7 @@ class SamplePanels(Panels):
         """Draw what is shown after the last step next to the samples x, (N, *shape) in model units."""
 
     def samples(
-        self, trainer: Trainer, pipeline: Pipeline, indices: Sequence[int], path: bool = False, **cond: Tensor
+        self, trainer: Trainer, pipeline: Pipeline, indices: Sequence[int], path: bool = False, **cond: Any
     ) -> Samples:
         """Samples by the sampler of the panels in the precision of the run; see `Pipeline.samples`."""
         if self.sampler is not None:

@@ -108,7 +108,10 @@ def sweep(
         **({"baseline": str(baseline), "baseline_sha256": other.sha256} if other is not None else {}),
     }
     plan = _plan(pipeline, samplers, grid, sorted(set(nfe)))
-    compared = [*plan, *([] if other is None else _plan_baseline(other, _run(baseline), sorted(set(nfe))))]
+    compared = [
+        *plan,
+        *([] if other is None or baseline is None else _plan_baseline(other, _run(baseline), sorted(set(nfe)))),
+    ]
     with OutputFolder(output, call) as folder:
         if folder.published is None:
             rows, bad = _compared(compared, num_samples, distance)

@@ -20,7 +20,7 @@ def options_of(data: DataModule) -> list[str]:
     """
     kind, defaults = type(data), dict[str, Any]()
     for base in reversed(kind.__mro__):
-        parameters = inspect.signature(base.__init__).parameters.values()
+        parameters = inspect.signature(vars(base).get("__init__", object)).parameters.values()
         defaults |= {p.name: p.default for p in parameters if p.default is not p.empty}
     own = kind.__module__.startswith("diffusion_pl.")  # these have short names
     options = ["--data", kind.__name__ if own else f"{kind.__module__}.{kind.__name__}"]

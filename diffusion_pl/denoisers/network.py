@@ -106,21 +106,13 @@ class NetworkDenoiser(Denoiser):
         self._first_parameter = tuple(network.parameters())[:1]
 
     def raw(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        kernel: Kernel,
-        r: Tensor | None = None,
-        *,
-        weights: Mapping[str, Tensor] | None = None,
-        **cond: Tensor,
+        self, x_t: Tensor, t: Tensor, kernel: Kernel, r: Tensor | None = None, **cond: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """F: (B, *) at (x_t, t), the space in which the loss is taken, and v: (B, *) if the network gives one.
 
         Args:
             x_t, t, r, cond: see `forward`.
             kernel: the schedule's at t.
-            weights: parameters of the network by name, in place of its own; None: its own.
 
         Raises:
             ValueError: t is neither () nor (B, 1, …, 1), or a scalar t outside [0, 1]; or r is given to a network that
@@ -132,24 +124,19 @@ class NetworkDenoiser(Denoiser):
             cond["jump"] = (t - r).reshape(-1).expand(x_t.shape[0]).to(x_t.device)
         if self.prediction is not None and self.prediction in cond:
             mu = cond[self.prediction].nan_to_num().to(x_t)
-            residual, v = self._output(x_t - kernel.alpha * mu, t, kernel, cond, weights)
+            residual, v = self._output(x_t - kernel.alpha * mu, t, kernel, cond)
             return residual + self.parameterization.target(kernel, mu, torch.zeros_like(mu)), v
-        return self._output(x_t, t, kernel, cond, weights)
+        return self._output(x_t, t, kernel, cond)
 
     def _output(
-        self, x_t: Tensor, t: Tensor, kernel: Kernel, cond: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None
+        self, x_t: Tensor, t: Tensor, kernel: Kernel, cond: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """What the network makes of its input: see `raw`."""
         c_in = self.parameterization.c_in(kernel)
         c_noise = self.noise_input(self.schedule, t, kernel).reshape(-1).expand(x_t.shape[0])
         dtype = self._first_parameter[0].dtype if self._first_parameter else x_t.dtype
         cond = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.items()}
-        inputs = (c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype)
-        output: Tensor
-        if weights is None:
-            output = self.network(*inputs, **cond)
-        else:
-            output = torch.func.functional_call(self.network, dict(weights), inputs, cond)
+        output: Tensor = self.network((c_in * x_t).to(dtype), c_noise.to(x_t.device, dtype), **cond)
         output = output.to(x_t.dtype)
         if output.shape == x_t.shape:
             return output, None

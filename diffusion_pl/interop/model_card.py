@@ -217,11 +217,11 @@ def _use(kind: str, pipeline: Pipeline) -> str:
     names = ", ".join(times)
     if kind == "onnx":
         label = ', "label": np.zeros(len(x_t), np.int64)' if class_count(pipeline.conditions) is not None else ""
-        given = ", ".join(f'"{time}": np.full(len(x_t), {time}, np.float32)' for time in times)
-        return _ONNX.format(times=names, given=given, label=label, loop=loop)
+        filled = ", ".join(f'"{time}": np.full(len(x_t), {time}, np.float32)' for time in times)
+        return _ONNX.format(times=names, given=filled, label=label, loop=loop)
     label = ", torch.zeros(len(x_t), dtype=torch.int64)" if class_count(pipeline.conditions) is not None else ""
-    given = ", ".join(f"torch.full((len(x_t),), {time})" for time in times)
-    return _PROGRAM.format(times=names, given=given, label=label, loop=loop)
+    filled = ", ".join(f"torch.full((len(x_t),), {time})" for time in times)
+    return _PROGRAM.format(times=names, given=filled, label=label, loop=loop)
 
 
 def _training(

@@ -25,7 +25,8 @@ class Loss(Recorded, nn.Module, ABC):
 
     Attributes:
         times: timestep distribution.
-        averaged_target: whether its targets are computed with the first EMA weights.
+        averaged_target: whether its targets are computed with the first EMA weights, which it then gets as the argument
+            target: parameters of the network by name, None while there are none.
         consistency: whether the model learns jumps to the data alone (r = 0), and is then no ordinary denoiser.
     """
 
@@ -41,7 +42,6 @@ class Loss(Recorded, nn.Module, ABC):
         cond: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
         observed: Tensor | None = None,
-        target: Mapping[str, Tensor] | None = None,
     ) -> Losses:
         """Losses of a batch.
 
@@ -51,8 +51,6 @@ class Loss(Recorded, nn.Module, ABC):
             cond: conditions of the network by name, (B, *) each; None: none.
             generator: of t, ε and whatever else is random; None: torch's global one.
             observed: (B, *), bool: values of x_0 that count; None: all.
-            target: EMA weights of the network by the names of its parameters, for a loss whose `averaged_target` is
-                true; None: the network's own.
         """
 
     def check(self, denoiser: NetworkDenoiser, shape: Sequence[int], conditions: Conditions) -> None:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,8 @@ class Reflow(Coupling):
 
     def __call__(self, x_0: Tensor, eps: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         x_T = self.sampler.prior(self.teacher.schedule, eps)
-        return self.sampler(self.teacher, x_T, no_noise, **cond).x_0, eps
+        options: dict[str, Any] = dict(cond)
+        return self.sampler(self.teacher, x_T, no_noise, **options).x_0, eps
 
 
 def no_noise(x: Tensor) -> Tensor:

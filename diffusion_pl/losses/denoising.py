@@ -70,7 +70,6 @@ class DenoisingLoss(Loss):
         cond: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
         observed: Tensor | None = None,
-        target: Mapping[str, Tensor] | None = None,
     ) -> Losses:
         cond = dict(cond or {})
         if self.times_per_sample > 1:

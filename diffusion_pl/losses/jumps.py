@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,9 @@ from ..schedules import Kernel
 Output = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def velocity(kernel: Kernel, prediction: tuple[Tensor, ...]) -> Tensor:
+def velocity(kernel: Kernel, prediction: Prediction | tuple[Tensor, Tensor]) -> Tensor:
     """dx/dt = α' x_0 + σ' ε: (B, *), of (x_0, ε) or a prediction."""
-    x_0, eps = prediction[:2]
+    x_0, eps = prediction[0], prediction[1]
     return kernel.d_alpha.to(x_0) * x_0 + kernel.d_sigma.to(eps) * eps
 
 
@@ -81,11 +82,16 @@ class Jumps:
 
     def raw(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
         """F: (n, *) of the target network."""
-        return self._own(x, t, r, self.weights)
-
-    def _own(self, x: Tensor, t: Tensor, r: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        if self.weights is None:
+            return self._own(x, t, r)
+        weights = {f"network.{name}": value for name, value in self.weights.items()}
         with self.dropout():
-            output, _ = self.denoiser.raw(x, t, self.denoiser.schedule(t), r, weights=weights, **self.cond)
+            made: Prediction = torch.func.functional_call(self.denoiser, weights, (x, t, r), dict(self.cond))
+        return self.denoiser.parameterization.target(self.denoiser.schedule(t), made.x_0, made.eps)
+
+    def _own(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        with self.dropout():
+            output, _ = self.denoiser.raw(x, t, self.denoiser.schedule(t), r, **self.cond)
         return output
 
     def taught(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -122,10 +128,11 @@ class Jumps:
     def _forward_mode(self, f: Callable[..., Tensor], at: tuple[Tensor, ...], *tangents: Tensor) -> Tensor:
         """Derivative of f in the direction of the tangents, and of 1 in the last argument."""
         try:
-            _, change = jvp(f, at, (*tangents, torch.ones_like(at[-1])))
+            _, change = derivative(f, at, (*tangents, torch.ones_like(at[-1])))
         except (NotImplementedError, RuntimeError) as error:
             raise ValueError(_unsupported(self.denoiser.network, f, at, error)) from error
-        return change.to(self.x_t)
+        moved: Tensor = change.to(self.x_t)
+        return moved
 
     def euler(self, tangent: Tensor) -> tuple[Tensor, Tensor]:
         """dM/dt along the ODE: (n, *), where dF/dt is taken along `tangent`; and c = B'/max(|b|, |B'|)²: (n, 1, …, 1).
@@ -196,7 +203,7 @@ class Jumps:
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """A and B, and their derivatives with respect to a time: (n, 1, …, 1) each."""
         time = time.double()
-        values, changes = torch.func.jvp(
+        values, changes = derivative(
             lambda at: self.denoiser.parameterization.jump(*kernels(at)), (time,), (torch.ones_like(time),)
         )
         (a, b), (d_a, d_b) = ([part.to(self.x_t) for part in parts] for parts in (values, changes))
@@ -225,11 +232,11 @@ class SameDropout:
             yield
 
 
-def jvp(f: Callable[..., Tensor], at: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def derivative(f: Callable[..., Any], at: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> tuple[Any, Any]:
     """f and its derivative in a direction, in forward mode: attention by the kernel that has one, nothing compiled."""
     with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
-        value, change = torch.func.jvp(f, at, tangents)
-    return value, change
+        made: Any = torch.func.jvp(f, at, tangents)
+    return made[0], made[1]
 
 
 def _unsupported(network: torch.nn.Module, f: Callable[..., Tensor], at: tuple[Tensor, ...], error: Exception) -> str:
@@ -243,7 +250,7 @@ def _unsupported(network: torch.nn.Module, f: Callable[..., Tensor], at: tuple[T
         if name
     ]
     try:
-        jvp(f, at, tuple(torch.ones_like(part) for part in at))
+        derivative(f, at, tuple(torch.ones_like(part) for part in at))
     except (NotImplementedError, RuntimeError):
         pass
     finally:

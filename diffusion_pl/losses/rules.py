@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..denoisers import EDM, NetworkDenoiser, Parameterization, V, Velocity
 from ..schedules import Schedule
 from ..tensors import Recorded, per_sample
-from .jumps import Jumps
+from .jumps import Jumps, derivative
 from .pairs import PairSampler
 
 
@@ -247,5 +247,5 @@ def grows(parameterization: Parameterization, schedule: Schedule, t: Tensor, r: 
     def gain(t: Tensor) -> Tensor:
         return parameterization.jump(schedule(t), schedule(r))[1]
 
-    b, slope = torch.func.jvp(gain, (t,), (torch.ones_like(t),))
+    b, slope = derivative(gain, (t,), (torch.ones_like(t),))
     return bool(((b * slope) > 1e-6 * b.square()).all())
