@@ -125,8 +125,8 @@ def digits() -> None:
 
 
 def peer(seconds: float = 60.0) -> None:
-    """Energy distance of 4,000 samples in one evaluation: MeanFlow of the peer and ours, on the Datasaurus with the same
-    network, optimizer, batch and wall clock, one after the other."""
+    """Energy distance of 4,000 samples in one evaluation: MeanFlow of the peer and ours, on the Datasaurus with one
+    network, optimizer, batch size and time for both, one after the other."""
     from functools import partial
 
     import torch
