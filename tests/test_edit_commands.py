@@ -152,7 +152,7 @@ def test_upscaled_images_have_the_means_of_the_blocks(folder: Path) -> None:
     [
         (["--task", "colorize"], "colorize needs a model of colour images, this one has 1 channel(s)"),
         (["--task", "upscale", "--factor", 3], "factor 3 does not divide the size 8x8"),
-        (["--task", "upscale", "--factor", 0], "factor must be at least 2, got [0, 0]"),
+        (["--task", "upscale", "--factor", 0], "factor must be at least 2, got 0"),
         (["--task", "sharpen"], "--task"),
         (["--repeats", 0], "repeats must be at least 1, got 0"),
         (["--mask", "in"], "in: give one mask, not a folder of 2"),
