@@ -191,7 +191,7 @@ def test_two_processes_resume_exactly(tmp_path: Path, missing: str, memory_gb: f
 
     def two(run: str, *args: Any) -> dict[str, Any]:
         process = start(tmp_path, "fit", "--config", file.name, "--run", run, *args)
-        _, error = process.communicate(timeout=240)
+        _, error = process.communicate(timeout=900)
         assert process.returncode == 0, error
         return state(tmp_path / "runs" / run)
 
