@@ -209,6 +209,17 @@ def test_the_expected_gradient_without_a_teacher(schedule: Schedule, name: str) 
         assert abs(score) < 4 if bump == 0 else score * bump > 5
 
 
+def test_consistency_of_times_that_rounding_joins_is_no_loss() -> None:
+    """Close to t = 1 of Rectified a late stage's s is t in single precision."""
+    t = torch.tensor([0.999998152256012, 0.5])
+    rule = Consistency(every=1, stages=8)
+    loss = FlowMapLoss(rule, At(t, torch.zeros(2))).train()
+    loss.batches += 7
+    values = loss(NetworkDenoiser(mlp(), Rectified(), Velocity()), examples(2).float()).loss
+    assert values[0] == 0
+    assert values[1] > 0
+
+
 def test_consistency_on_pairs_is_exact_as_its_times_meet() -> None:
     """Each stage halves u_t − u_s, and the expected gradient; the loss, of an error of second order, falls eightfold.
 

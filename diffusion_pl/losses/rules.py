@@ -223,7 +223,10 @@ class Consistency(Rule):
         u = jumps.noise_ratio
         share = 1 - self.q ** (-stage.double() - 1) * (1 + 8 * torch.sigmoid(-u))
         output, gain, earlier = jumps.joined(u * share.clamp(min=0))
-        return Target(output, gain.abs() ** (2 - 2 * self.power) / (u - earlier).to(gain))
+        gap = u - earlier
+        distinct = gap > 0  # else rounding has made one time of both, close to t = 1, and there is nothing to learn
+        weight = gain.abs() ** (2 - 2 * self.power) / torch.where(distinct, gap, 1.0).to(gain)
+        return Target(output, torch.where(distinct, weight, 0.0))
 
 
 def check_slope(rule: Rule, denoiser: NetworkDenoiser, pairs: PairSampler) -> None:
