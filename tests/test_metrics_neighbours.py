@@ -1,6 +1,7 @@
 """Nearest seen examples against brute force, and the ratio that separates copies from new examples."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,3 +106,24 @@ def test_without_held_out_examples_there_is_no_ratio() -> None:
     search = memory(data, torch.zeros(3, 2))
     assert search.ratio is None
     assert search.nearest.distance.isfinite().all()
+
+
+def test_a_bounded_search_reads_examples_spread_over_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Digits()
+    data.setup("fit")
+    source, read = data.part("train"), list[int]()
+    seen = next(data.batches("train", 2000))["x"]
+    get = type(source).__getitems__
+
+    def reading(self: Any, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        read.extend(indices.tolist())
+        return get(self, indices)
+
+    monkeypatch.setattr(type(source), "__getitems__", reading)
+    found = memory(data, seen[[0, len(seen) // 2, 7]], most=100)
+    searched = torch.arange(100) * len(seen) // 100
+    held_out = len(data.part("val"))
+    assert len(read) <= 100 + held_out + 3
+    distances, places = brute_force(seen[[0, len(seen) // 2, 7]], seen[searched])
+    np.testing.assert_allclose(array(found.nearest.distance), distances, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found.examples, seen[searched][places])

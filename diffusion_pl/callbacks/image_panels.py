@@ -20,6 +20,7 @@ from .panels import SamplePanels, channel_moments, check_times, data_of, moment_
 NEIGHBOURS = 16  # pairs in the panel of nearest neighbours
 MOST_CLASSES = 10  # of a panel
 SEARCHED = 2000  # training images, for one of each class
+REMEMBERED = 100_000  # training images, for neighbours of samples: more would be read, or encoded, for hours
 CONSTANT = 2 / 255  # standard deviation below which an image counts as constant: one quantization level of 256
 
 
@@ -107,13 +108,15 @@ class ImagePanels(SamplePanels):
 
         data, weights = data_of(trainer), pipeline.weights
         x = x.clamp(*(data.units.value_range or (-torch.inf, torch.inf)))
-        result = memory(data, x)
+        result = memory(data, x, most=REMEMBERED)
         distance = float(result.nearest.distance.median())
         scalars = {f"neighbours_{weights}/distance": distance}
         summary = f"median distance of all samples: {distance:.3f}"
         if result.ratio is not None:
             scalars[f"neighbours_{weights}/memorisation"] = result.ratio
             summary += f", {result.ratio:.2f} times that of held-out images (0: copies)"
+        if (seen := len(data.part("train"))) > REMEMBERED:
+            summary += f"; {REMEMBERED:,} of {seen:,} training images searched"
         log_now(trainer, scalars)
         # The nearest first, so that a copy is not overlooked.
         first = result.nearest.distance.argsort()[:NEIGHBOURS]

@@ -235,8 +235,8 @@ class DataModule(Recorded, LightningDataModule, ABC):
     def stored(self, indices: Tensor) -> dict[str, Tensor]:
         """Training examples at these places as they are stored: no augmentation, no scaling. Needs ``setup``."""
 
-    def batches(self, split: str, size: int) -> Iterator[dict[str, Tensor]]:
-        """All examples of a split in order, model units, `size` at a time. Needs ``setup``.
+    def batches(self, split: str, size: int, most: int | None = None) -> Iterator[dict[str, Tensor]]:
+        """Examples of a split in order, model units, `size` at a time: all, or `most`, see `spread`. Needs ``setup``.
 
         Raises:
             ValueError: there is no such split, or it is empty.
@@ -246,8 +246,7 @@ class DataModule(Recorded, LightningDataModule, ABC):
         source = self.part(split)
         if not len(source):
             raise ValueError(f"the {split} split holds no examples: raise data.init_args.val_fraction, or take another")
-        for first in range(0, len(source), size):
-            some = torch.arange(first, min(first + size, len(source)))
+        for some in spread(len(source), most).split(size):
             yield self.on_after_batch_transfer(source.__getitems__(some), 0)
 
     @abstractmethod
@@ -347,6 +346,12 @@ class DataModule(Recorded, LightningDataModule, ABC):
             workers=workers,
             accumulate=getattr(trainer, "accumulate_grad_batches", 1) if train else 1,
         )
+
+
+def spread(number: int, most: int | None = None) -> Tensor:
+    """Indices in order, (n,), int64: all of a number of examples, or `most` that are spread evenly over them."""
+    chosen = number if most is None else min(number, most)
+    return torch.arange(chosen) * number // max(1, chosen)
 
 
 def check_fraction(name: str, option: str, fraction: float) -> None:

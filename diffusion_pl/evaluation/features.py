@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data import DataModule
+from ..data.base import spread
 from ..data.units import Units
 from ..metrics.extractors import extract, identity
 from ..metrics.generation import FeatureStatistics, Moments
@@ -187,21 +188,28 @@ class Memory(NamedTuple):
     ratio: float | None
 
 
-def memory(data: DataModule, x: Tensor, held_out: str = "val") -> Memory:
+def memory(data: DataModule, x: Tensor, held_out: str = "val", most: int | None = None) -> Memory:
     """How near samples x: (N, *) in model units are to the training split, compared with as many held-out examples.
 
     The ratio is None where nothing was held out.
+
+    Args:
+        data: of the model.
+        x: the samples.
+        held_out: the split of the other examples.
+        most: training examples to search, spread over the split; None: all of them.
     """
     split = data.part(held_out)
     new = next(data.batches(held_out, max(1, min(len(split), max(len(x), 100)))))["x"] if len(split) else None
     of_samples = NearestNeighbours(x)
     of_held_out = None if new is None else NearestNeighbours(new)
-    for batch in data.batches("train", 4096):
+    for batch in data.batches("train", 4096, most):
         of_samples.update(batch["x"])
         if of_held_out is not None:
             of_held_out.update(batch["x"])
     # One by one and back into order: __getitems__ of files may need rising numbers without repeats.
-    numbers, place = torch.unique(of_samples.best.place, return_inverse=True)
+    searched = spread(len(data.part("train")), most)
+    numbers, place = torch.unique(searched[of_samples.best.place], return_inverse=True)
     examples = data.on_after_batch_transfer(data.part("train").__getitems__(numbers), 0)["x"][place]
     ratio = None if of_held_out is None else memorisation(of_samples.best.distance, of_held_out.best.distance)
     return Memory(of_samples.best, examples, ratio)
