@@ -1,12 +1,14 @@
 """What the tests of flow maps share: exact maps as networks, that are differentiated and perturbed as a network is."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_pl.denoisers import Denoiser, GaussianMap, GaussianMixture, NetworkDenoiser, Parameterization
-from diffusion_pl.losses import Times, TimeSampler
+from diffusion_pl.losses import Coupling, Pairs, PairSampler, Times, TimeSampler, UniformTimes
+from diffusion_pl.networks import MLP
 from diffusion_pl.schedules import Schedule
 
 MEAN = torch.tensor([0.3, -0.5], dtype=torch.float64)
@@ -76,3 +78,34 @@ def examples(n: int, seed: int = 0) -> Tensor:
 def bump_of(denoiser: NetworkDenoiser) -> Any:
     """The parameter of the perturbation."""
     return denoiser.network.bump
+
+
+class At(PairSampler):
+    """t and r as given, the first so many of them jumps."""
+
+    def __init__(self, t: Tensor, r: Tensor, jumps: int | None = None) -> None:
+        super().__init__(UniformTimes())
+        self.t, self.r, self.jumps = t, r, len(t) if jumps is None else jumps
+
+    def draw(self, schedule: Schedule, n: int, device: torch.device, generator: torch.Generator | None) -> Pairs:
+        return Pairs(self.t, self.r, self.jumps)
+
+
+class Given(Coupling):
+    """ε as given."""
+
+    def __init__(self, eps: Tensor) -> None:
+        self.eps = eps
+
+    def __call__(self, x_0: Tensor, eps: Tensor, cond: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return x_0, self.eps
+
+
+def mlp(**options: Any) -> MLP:
+    """A network with jumps, all of whose outputs depend on them."""
+    torch.manual_seed(0)
+    network = MLP((2,), width=16, depth=1, flow_map=True, **options)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return network

@@ -6,9 +6,8 @@ from itertools import pairwise
 import diffusers
 import pytest
 import torch
-from flow_maps import exact, examples, gaussian
+from flow_maps import At, Given, exact, examples, gaussian
 from rectified_flow_pytorch.mean_flow import MeanFlow as PeerMeanFlow
-from test_flow_map_loss import At, Given
 from torch import Tensor, nn
 
 from diffusion_pl.denoisers import EDM, Denoiser, NetworkDenoiser, V, Velocity

@@ -218,7 +218,7 @@ class Bare(nn.Module):
         self.denoiser = NetworkDenoiser(network, VP(), V())
 
     def forward(self, x_0: Tensor, t: Tensor, r: Tensor, eps: Tensor) -> Tensor:
-        from test_flow_map_loss import At, Given
+        from flow_maps import At, Given
 
         loss: Tensor = FlowMapLoss(MeanFlow(), At(t, r), coupling=Given(eps))(self.denoiser, x_0).loss
         return loss.mean()
