@@ -1,10 +1,13 @@
 """Samples in one, two and four evaluations: quality compared with the teacher's many, with a peer's, and the cost.
 
-    python benchmarks/flow_maps.py [step] [datasaurus] [digits] [peer]      (all of them without an argument)
+    python benchmarks/flow_maps.py [step] [datasaurus] [digits] [fashion] [peer]    (all of them without an argument)
 
 `step` times a training step of MeanFlow against the ordinary one of the same network.  `digits` trains a diffusion
 model, makes a consistency model of it, and compares Fréchet distances in the features of
-`diffusion_pl.metrics.DigitsClassifier`.  `peer` trains MeanFlow of `rectified-flow-pytorch` and ours on the Datasaurus.
+`diffusion_pl.metrics.DigitsClassifier`.  `fashion` does the same with latents of Fashion-MNIST, beside the best of the
+ordinary samplers in 10 evaluations, in the features of benchmarks/latents.py; TEACHER=FOLDER in the environment takes
+runs/latents and latents/ from there instead of training them.  `peer` trains MeanFlow of `rectified-flow-pytorch` and
+ours on the Datasaurus.
 """
 
 import os
@@ -124,6 +127,38 @@ def digits() -> None:
         print(f"digits, {steps} evaluations: {value:.2f}, ratio {value / teacher:.2f}", flush=True)
 
 
+def fashion(minutes: int = 20) -> None:
+    """configs/fashion_mnist/latent.yaml after so many minutes, with the best sampler in 10 evaluations; and
+    latent_ect.yaml from its weights."""
+    from latents import trained_features
+
+    from diffusion_pl.samplers import DDIM, DEIS, DPMpp, Heun, LogSNRGrid, UniPC
+
+    folder = Path(os.environ.get("TEACHER") or tempfile.mkdtemp(dir=os.environ.get("BENCH_DIR")))
+    quiet = ("--trainer.callbacks", "[]", "--trainer.enable_progress_bar", "false")
+    if not (folder / "latents").exists():
+        command(folder, "fit", "--config", "fashion_mnist/autoencoder", "--run", "auto", *quiet)
+        arguments = ("--data", "FashionMNIST", "--autoencoder", "runs/auto", "--output", "latents")
+        command(folder, "latents", *arguments)
+        limit = ("--trainer.max_steps", -1, "--trainer.max_time", f"00:00:{minutes}:00", "--model.lr_scheduler", "null")
+        command(folder, "fit", "--config", "fashion_mnist/latent", "--run", "latents", *limit, *quiet)
+    options = ("--config", "fashion_mnist/latent_ect", "--init_from", "runs/latents", "--run", "student")
+    took = command(folder, "fit", *options, *quiet)
+    extractor = trained_features()
+    ordinary: dict[str, Any] = {
+        "DDIM": lambda pipe: pipe.with_sampler(DDIM(LogSNRGrid(10))),
+        "Heun": lambda pipe: pipe.with_sampler(Heun(LogSNRGrid(5))),  # 9 evaluations
+        "DEIS": lambda pipe: pipe.with_sampler(DEIS(LogSNRGrid(10))),
+        "DPMpp": lambda pipe: pipe.with_sampler(DPMpp(LogSNRGrid(10))),
+        "UniPC": lambda pipe: pipe.with_sampler(UniPC(LogSNRGrid(10))),
+    }
+    many = distances(folder, "latents", ordinary, extractor, 2000)
+    best = min(many, key=lambda name: many[name])
+    print(f"fashion: student {took:.0f} s; teacher's best in 10 evaluations {best} {many[best]:.2f}", flush=True)
+    for steps, value in distances(folder, "student", few(), extractor, 2000).items():
+        print(f"fashion, {steps} evaluations: {value:.2f}, ratio {value / many[best]:.2f}", flush=True)
+
+
 def peer(seconds: float = 60.0) -> None:
     """Energy distance of 4,000 samples in one evaluation: MeanFlow of the peer and ours, on the Datasaurus with one
     network, optimizer, batch size and time for both, one after the other."""
@@ -188,6 +223,6 @@ def peer(seconds: float = 60.0) -> None:
 
 
 if __name__ == "__main__":
-    parts = {"step": step, "datasaurus": datasaurus, "digits": digits, "peer": peer}
+    parts = {"step": step, "datasaurus": datasaurus, "digits": digits, "fashion": fashion, "peer": peer}
     for name in [a for a in sys.argv[1:] if a in parts] or list(parts):
         parts[name]()

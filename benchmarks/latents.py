@@ -4,7 +4,7 @@
 
 `loading` reads latents of 16 KiB (32 x 16 x 16, float16) from the disk, in training's order.
 `race` trains configs/fashion_mnist/autoencoder.yaml, encodes the images, and trains a model of the latents for so many
-minutes (the autoencoder and the encoding not counted, but printed), and one of pixels for twice as long.  Fréchet
+minutes (the autoencoder and the encoding not counted, but printed), and vp.yaml's of pixels for twice as long.  Fréchet
 distance of 2,000 samples to the training images, in 64 features of a small classifier that is trained first, since
 Inception's weights are a download; rfid is that of the autoencoder's reconstructions.
 """
@@ -122,19 +122,15 @@ def race(minutes: float) -> None:
     )  # fmt: skip
     encoding = command(folder, "latents", "--data", "FashionMNIST", "--autoencoder", "runs/auto", "--output", "latents")
     print(f"autoencoder {auto:.0f} s, encoding {encoding:.0f} s", flush=True)
-    fit = ("fit", "--config", "fashion_mnist/latent", *bare, "--trainer.max_steps", -1)
-    pixels = "{class_path: UNet, init_args: {nf: 32, ch_mult: [1, 2, 2], num_res_blocks: 2, attn_resolutions: [7]}}"
-    arms = {
-        "latents": (minutes, ()),
-        "pixels": (2 * minutes, ("--data", "FashionMNIST", "--model.network", pixels)),
-    }
-    for name, (length, options) in arms.items():
-        command(folder, *fit, *options, "--run", name, "--trainer.max_time", _time(round(60 * length)))
+    arms = {"latents": (minutes, "fashion_mnist/latent"), "pixels": (2 * minutes, "fashion_mnist/vp")}
+    for name, (length, config) in arms.items():
+        limits = ("--trainer.max_steps", -1, "--trainer.max_time", _time(round(60 * length)))
+        command(folder, "fit", "--config", config, *bare, *limits, "--run", name)
         pipeline, data = load_pipeline(folder / "runs" / name, "ema", {"batch_size": 128})
         results = run(pipeline, data, Plan(metrics=("fid",), num_samples=2000, extractor=extractor))
         card = json.loads((folder / "runs" / name / "card.json").read_text())
         values = ", ".join(f"{metric} {result.value:.4g}" for metric, result in results.metrics.items())
-        print(f"{name}, {length:g} minutes, {card.get('step')} steps: {values}", flush=True)
+        print(f"{name}, {length:g} minutes, {card['steps']} steps: {values}", flush=True)
 
 
 def _time(seconds: int) -> str:
