@@ -3,11 +3,12 @@
 `diffusion_pl.evaluation.run` makes them all:  samples -> features -> metrics;  examples -> −log p and its bound.
 """
 
-from .expected import Band, check_names, incomparable
-from .features import Features, Reference, memory, note_of, read_reference, reference_rows, write_reference
+from .expected import Band, check_names, expected_of, incomparable, paper_columns
+from .features import Features, memory, note_of, reference_rows
 from .fields import EnsembleRows, FieldSamples, ensemble_results, field_results
 from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, refuse_consistency, unit_of
 from .plan import Plan
+from .reference import Reference, read_reference, write_reference
 from .report import better, differences, number, row, short
 from .results import (
     BoundResult,
@@ -44,6 +45,7 @@ __all__ = [
     "count",
     "differences",
     "ensemble_results",
+    "expected_of",
     "field_results",
     "from_json",
     "incomparable",
@@ -53,6 +55,7 @@ __all__ = [
     "memory",
     "note_of",
     "number",
+    "paper_columns",
     "read_reference",
     "read_results",
     "reference_rows",
