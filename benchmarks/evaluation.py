@@ -280,8 +280,8 @@ def frechet(count: int = 50_000, dim: int = 2048) -> None:
     value = frechet_distance(moments, known)
     end = time.perf_counter()
     print(
-        f"frechet, {count:,} x {dim:,}: {end - start:.1f} s, moments {middle - start:.1f}, distance {end - middle:.1f}; "
-        f"the value is {value:.3f}",
+        f"frechet, {count:,} x {dim:,}: {end - start:.1f} s, moments {middle - start:.1f}, "
+        f"distance {end - middle:.1f}; the value is {value:.3f}",
         flush=True,
     )
 
@@ -291,6 +291,7 @@ if __name__ == "__main__":
     parser.add_argument("parts", nargs="*")
     parser.add_argument("--ckpt_path")
     given = parser.parse_args()
-    parts: dict[str, Callable[[], None]] = {"nll": nll, "digits": partial(digits, given.ckpt_path), "fid": fid, "frechet": frechet}
+    parts: dict[str, Callable[[], None]] = {"nll": nll, "digits": partial(digits, given.ckpt_path), "fid": fid}
+    parts["frechet"] = frechet
     for name in given.parts or parts:
         parts[name]()

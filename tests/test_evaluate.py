@@ -239,7 +239,10 @@ def test_two_evaluations_side_by_side(folder: Path, digits: Path, points: Path) 
         (["--reference", "none.npz"], "none.npz: file not found"),
         (["--metrics", "sfid"], "sfid needs spatial features, and DigitsClassifier gives none"),
         (["--labels", "random"], "labels must be balanced or drawn, got random"),
-        (["--per_class", "true", "--metrics", "fid", "--reference", "none.npz"], "per_class compares with examples"),
+        (
+            ["--per_class", "true", "--metrics", "fid", "--reference", "none.npz"],
+            "per_class compares with the examples",
+        ),
         (["--reference", "none.npz", "--metrics", "fid"], "none.npz"),
         (["--extractor", "InceptionV3", "--extractor.weights", "none.pth"], "there is no file none.pth"),
         (["--extractor.weights", "none.pth"], "there is no file none.pth"),

@@ -203,12 +203,13 @@ def test_spatial_features_are_those_of_adm(weights: Path) -> None:
     """mixed_6/conv of TensorFlow's graph is the 1x1 branch of Mixed_6d; of 192 channels the first 7, H x W x C."""
     extractor = InceptionV3(str(weights), spatial=True)
     plain, seen = extract(InceptionV3(str(weights)), noise(2, 0)), list[Tensor]()
-    hook = extractor.network.Mixed_6c.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    layers: Any = extractor.network
+    hook = layers.Mixed_6c.register_forward_hook(lambda module, inputs, output: seen.append(output))
     features, logits, spatial = extract(extractor, noise(2, 0))
     hook.remove()
     torch.testing.assert_close((features, logits), plain[:2], rtol=0, atol=0)
     assert (plain.spatial.shape, spatial.shape) == ((2, 0), (2, 2023))
-    branch: Any = extractor.network.Mixed_6d.branch1x1
+    branch: Any = layers.Mixed_6d.branch1x1
     out = torch.relu(branch.bn(branch.conv(seen[0])))
     assert spatial[1, 5 * 17 * 7 + 3 * 7 + 6] == pytest.approx(float(out[1, 6, 5, 3]), rel=1e-5)
 

@@ -39,7 +39,7 @@ def images(count: int, seed: int) -> Tensor:
 
 
 def features(spatial: bool = True, side: int = 4) -> Features:
-    return Features((3, side, side), Levels(256, (-1.0, 1.0)), Small(spatial))
+    return Features((3, side, side), Levels(256), Small(spatial))
 
 
 def rows(count: int, seed: int) -> Any:

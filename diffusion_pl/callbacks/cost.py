@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks.cost import Length, Need, Speed
 from ..data import DataModule
 from ..runtime.usage import free_memory
-from ..training import DiffusionModule
+from ..training import Trainable
 
 #: Seconds of a step of one example from which on no more than two are measured.
 SLOW = 0.5
@@ -35,7 +35,7 @@ def length_of(trainer: Trainer, data: DataModule) -> Length:
     return Length(trainer.max_steps, data.batch_size, accumulated, trainer.world_size, len(data.part("train")))
 
 
-def measure_step(trainer: Trainer, module: DiffusionModule, data: DataModule) -> tuple[Need, Speed | str, int | None]:
+def measure_step(trainer: Trainer, module: Trainable, data: DataModule) -> tuple[Need, Speed | str, int | None]:
     """Memory and time of a training step, and the free memory of its device, in bytes.
 
     The model's weights, and the state of its loss, are changed: it is not trained afterwards.

@@ -88,7 +88,7 @@ class Doctor(LeanCallback):
         """Memory, time and money of the run, from a step that is taken here; `fit` shows them as it goes."""
         names = ("memory", "cost")
         yield from (Finding("fine", name, "ignored") for name in names if name in self.ignore)
-        if set(names) <= set(self.ignore) or not isinstance(module, DiffusionModule):
+        if set(names) <= set(self.ignore) or not isinstance(module, Trainable):
             return
         need, speed, free = measure_step(trainer, module, data)
         length = length_of(trainer, data)

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from ..data import DataModule
-from ..evaluation import Features, keeps_rows, scores, warn_of_few
+from ..evaluation import Features, check_features, keeps_rows, scores, warn_of_few
 from ..metrics import FeatureStatistics, InceptionV3
 from ..metrics.generation import check_names
 from ..pipeline import Pipeline
@@ -62,6 +62,7 @@ class GenerationMetrics(Measurement):
             self.extractor = InceptionV3(spatial="sfid" in self.metrics)
         self.extractor.eval().requires_grad_(False).to(pl_module.device)
         self._features = Features(data.image_shape or data.shape, data.units, self.extractor)
+        check_features(self.metrics, self._features)
         if "fid" in self.metrics and trainer.is_global_zero:
             warn_of_few(self.num_samples, self._features)
 

@@ -105,11 +105,14 @@ def _verdict(name: str, band: "Band", result: "Result | None", checkpoints: Coll
 
 def _options(bands: "dict[str, Band]") -> str:
     """The options with which `evaluate` measures these metrics as their bands say."""
+    from ..evaluation.foreign import FOREIGN
+
     names = ["prc" if name in ("precision", "recall") else name for name in bands]
     options = f"--metrics {' '.join(dict.fromkeys(names))}"
     of_samples = [band for name, band in bands.items() if name not in ("nll", "elbo")]
     for band in of_samples[:1]:
         options += f" --num_samples {band.num_samples}"
-        options += "" if band.split in (None, "train") else f" --split {band.split}"
+        options += "" if band.split in (None, "train", FOREIGN) else f" --split {band.split}"
+        options += " --reference FILE" if band.split == FOREIGN else ""
         options += "" if band.by is None else f" --extractor {band.by}"
     return options

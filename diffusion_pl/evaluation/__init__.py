@@ -21,7 +21,7 @@ from .results import (
     from_json,
     read_results,
 )
-from .samples import keeps_rows, kind_of, sample_results, scores, warn_of_few
+from .samples import check_features, keeps_rows, kind_of, sample_results, scores, warn_of_few
 
 __all__ = [
     "Band",
@@ -41,6 +41,7 @@ __all__ = [
     "SampleResult",
     "better",
     "bound_result",
+    "check_features",
     "check_names",
     "count",
     "differences",

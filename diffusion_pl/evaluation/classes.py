@@ -36,14 +36,14 @@ def with_labels(pipeline: Pipeline, labels: str, count: int, seed: int) -> tuple
             their own.
     """
     own = "label" in pipeline.conditions and "label" not in pipeline.cond
-    if labels == "balanced":
-        return pipeline, {"labels": "balanced"} if own else {}
     others = [name for name in pipeline.conditions if name != "label" and name not in pipeline.cond]
+    if labels == "balanced":
+        return pipeline, {"labels": "balanced"} if own and not others else {}
     if not own or others:
         why = "the model has none to draw" if not own else f"the model has {', '.join(others)} too, of examples"
         raise ValueError(f"labels drawn: {why}. Fix: give --labels balanced")
-    classes = pipeline.conditions["label"].classes or 1
-    drawn = torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
+    classes = torch.tensor(pipeline.classes())
+    drawn = classes[torch.randint(len(classes), (count,), generator=torch.Generator().manual_seed(seed))]
     return pipeline.with_turns({**pipeline.turns, "label": drawn}), {"labels": "drawn"}
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..metrics.extractors import extract
-from ..metrics.generation import OF_MOMENTS, OF_SAMPLES, GivenStatistics, Moments
+from ..metrics.frechet import Moments
+from ..metrics.generation import OF_MOMENTS, OF_SAMPLES, GivenStatistics
 from ..runtime.reading import check, reading
 from .features import Features
 from .foreign import FOREIGN, checked, read_foreign
@@ -42,7 +43,7 @@ def write_reference(path: Path, reference: Reference, made_with: dict[str, Any])
     """Save moments for where the data are not; `made_with` must be the same where they are read."""
     (n, mean, cov), spatial = reference.moments, reference.spatial
     text = json.dumps({**reference.note, **made_with})
-    more = {} if spatial is None else {"mean_s": spatial.mean.numpy(), "cov_s": spatial.cov.numpy()}
+    more: dict[str, Any] = {} if spatial is None else {"mean_s": spatial.mean.numpy(), "cov_s": spatial.cov.numpy()}
     np.savez(path, n=np.array(n), mean=mean.numpy(), cov=cov.numpy(), note=np.array(text), **more)
 
 
@@ -83,7 +84,7 @@ def _read_own(path: Path, made_with: dict[str, Any]) -> Reference:
         moments = checked(n, mean, cov)
         spatial = None
         if "mean_s" in file:
-            spatial = checked(n, *(torch.from_numpy(file[key]) for key in ("mean_s", "cov_s")))
+            spatial = checked(n, torch.from_numpy(file["mean_s"]), torch.from_numpy(file["cov_s"]))
     for name, expected in made_with.items():
         stored = note.pop(name, None)
         if stored != expected:

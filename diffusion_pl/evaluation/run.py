@@ -117,21 +117,8 @@ class Evaluation:
             data.setup("fit")
         if self.of_samples and plan.reference is None:
             data.originals.setup("fit")
-        given: dict[str, str] = {}
-        in_turn = [name for name, c in pipeline.conditions.items() if c.shape and name not in pipeline.cond]
-        if self.of_samples and plan.reference is None and in_turn:
-            turns = data.conditions_of(plan.split, plan.num_samples, MEMORY)
-            given = {"conditions": f"{len(next(iter(turns.values()))):,} examples of the {plan.split} split in turn"}
-            self.pipeline = self.pipeline.with_turns(turns)
-        if self.of_samples:
-            self.pipeline, labels = with_labels(self.pipeline, plan.labels, plan.repeats * self._padded, plan.seed)
-            given |= labels
         self.classes: Classes | None = None
-        if plan.per_class and self.of_samples:
-            if self.kind != "images":
-                raise ValueError(f"per_class is for images, and these data are {self.kind}. Fix: leave --per_class out")
-            shape = (plan.repeats, self._padded)
-            self.classes = Classes.of(self.pipeline, data, plan.split, shape)
+        given = self._choose_conditions() if self.of_samples else {}
         for split in splits:
             next(data.batches(split, 1))  # an empty one is an error now, not after the sampling
         if self.of_data:
@@ -149,6 +136,21 @@ class Evaluation:
             check_ensemble(name, pipeline, self.examples)
         self.model: dict[str, Any] = {"checkpoint": checkpoint, "sha256": pipeline.sha256, "weights": pipeline.weights}
         self.model |= {"scale": scale, "seed": plan.seed, **given, **({"cond": dict(cond)} if cond else {})}
+
+    def _choose_conditions(self) -> dict[str, str]:
+        """Give the samples conditions in turn, and labels; what they are, for the record."""
+        plan, data, given = self.plan, self.data, dict[str, str]()
+        in_turn = [n for n, c in self.pipeline.conditions.items() if c.shape and n not in self.pipeline.cond]
+        if plan.reference is None and in_turn:
+            turns = data.conditions_of(plan.split, plan.num_samples, MEMORY)
+            given = {"conditions": f"{len(next(iter(turns.values()))):,} examples of the {plan.split} split in turn"}
+            self.pipeline = self.pipeline.with_turns(turns)
+        self.pipeline, labels = with_labels(self.pipeline, plan.labels, plan.repeats * self._padded, plan.seed)
+        if plan.per_class:
+            if self.kind != "images":
+                raise ValueError(f"per_class is for images, and these data are {self.kind}. Fix: leave --per_class out")
+            self.classes = Classes.of(self.pipeline, data, plan.split, (plan.repeats, self._padded))
+        return given | labels
 
     @property
     def call(self) -> dict[str, Any]:

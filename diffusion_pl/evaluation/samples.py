@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 
 from ..data import DataModule
@@ -24,13 +25,15 @@ def kind_of(data: DataModule) -> str:
 
 
 def check_features(names: Sequence[str], features: Features) -> None:
-    """Raise ValueError if a metric needs logits or spatial features that the extractor does not give."""
+    """Raise ValueError if a metric needs logits, spatial features or embeddings that the extractor does not give."""
     _, logits, spatial = features.widths if {"is", "sfid"} & set(names) else (0, 1, 1)
     name = type(features.extractor).__name__
     if "is" in names and not logits:
         raise ValueError(f"is needs logits, and {name} gives features only. Fix: leave is out of --metrics")
     if "sfid" in names and not spatial:
         raise ValueError(f"sfid needs spatial features, and {name} gives none. Fix: {generation.SPATIAL}")
+    if "cmmd" in names:
+        generation.check_lengths(features(torch.zeros(1, *features.shape)))
 
 
 def keeps_rows(names: Sequence[str]) -> bool:

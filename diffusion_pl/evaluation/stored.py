@@ -44,6 +44,8 @@ class StoredEvaluation:
         self.names, of_data = plan.names("images")
         if of_data:
             raise ValueError(f"{of_data[0]} is of a model; images have {', '.join(plan.names('images')[0])}")
+        if plan.per_class:
+            raise ValueError("per_class is for samples of a model, whose classes are known. Fix: leave it out")
         if plan.repeats != 1:
             raise ValueError(f"repeats must be 1 with --images, got {plan.repeats}")
         self.plan, self.data, self.folder = plan, data, images

@@ -42,4 +42,5 @@ def _factor(cov: Tensor) -> Tensor:
     """F: (F, rank) with F Fᵀ = cov; eigenvalues within rounding of 0, also negative ones, are 0."""
     values, vectors = torch.linalg.eigh(cov.double().cpu())
     kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1:].clamp(min=0)
-    return vectors[:, kept] * values[kept].sqrt()
+    factor: Tensor = vectors[:, kept] * values[kept].sqrt()
+    return factor

@@ -128,12 +128,7 @@ def cmmd(samples: Tensor, reference: Tensor, sigma: float = 10.0, scale: float =
         ValueError: the rows are of another length, for which σ is not made.
     """
     a, b = samples.double().cpu(), reference.double().cpu()
-    length = float(torch.cat((a[:100], b[:100])).norm(dim=1).mean())
-    if abs(length - 1) > 1e-2:
-        raise ValueError(
-            f"cmmd is for embeddings of length 1, as CLIP's are, and these have {length:.3g}. "
-            "Fix: give --extractor CLIP --extractor.folder FOLDER"
-        )
+    check_lengths(torch.cat((a[:100], b[:100])))
 
     def mean(p: Tensor, q: Tensor) -> float:
         total = 0.0
@@ -143,6 +138,16 @@ def cmmd(samples: Tensor, reference: Tensor, sigma: float = 10.0, scale: float =
         return total / (len(p) * len(q))
 
     return scale * (mean(a, a) + mean(b, b) - 2 * mean(a, b))
+
+
+def check_lengths(rows: Tensor) -> None:
+    """Raise ValueError unless rows of features (B, F) have length 1, as CMMD needs."""
+    length = float(rows.norm(dim=1).mean())
+    if not abs(length - 1) < 1e-2:
+        raise ValueError(
+            f"cmmd is for embeddings of length 1, as CLIP's are, and these have {length:.3g}. "
+            "Fix: give --extractor CLIP --extractor.folder FOLDER"
+        )
 
 
 def scores(

@@ -38,8 +38,9 @@ class _Pretrained(nn.Module):
                 f"extractor.folder: there is no model in {folder} (expected config.json and model.safetensors). "
                 f"Fix: fetch {self.hub} where there is a network, and give its folder"
             )
-        verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
+        messages: Any = transformers.logging
+        verbosity = messages.get_verbosity()
+        messages.set_verbosity_error()
         try:
             network, notes = getattr(transformers, kind).from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
@@ -49,7 +50,7 @@ class _Pretrained(nn.Module):
             name = type(self).__name__
             raise ValueError(f"extractor.folder: {folder} is not a model for {name}: {reason}") from error
         finally:
-            transformers.logging.set_verbosity(verbosity)
+            messages.set_verbosity(verbosity)
         if notes["missing_keys"]:
             raise ValueError(
                 f"extractor.folder: {folder} is not a model for {type(self).__name__}: it lacks "
@@ -111,4 +112,4 @@ class CLIP(_Pretrained):
 
     def forward(self, images: Tensor) -> Tensor:
         embedding: Tensor = self.network(self.pixels(images)).image_embeds
-        return embedding / embedding.norm(dim=1, keepdim=True)
+        return F.normalize(embedding)
