@@ -1,10 +1,10 @@
 """Cost of metrics: likelihood against scipy's RK45 as score_sde uses it, and the moments of FID against their features.
 
-    python benchmarks/evaluation.py [nll] [digits] [fid] [--ckpt_path FILE]
+    python benchmarks/evaluation.py [nll] [digits] [fid] [frechet] [--ckpt_path FILE]
 
 `nll` has the exact scores, and the exact density, of eight Gaussians in the plane; `digits` a network: that of the
 checkpoint, or one that configs/digits/vp.yaml trains for 600 steps.  `fid` takes Inception's network with random
-weights, which cost what others do.
+weights, which cost what others do.  `frechet` is from features to the distance.
 """
 
 import argparse
@@ -248,7 +248,7 @@ def fid(batch: int = 32, rounds: int = 7) -> None:
     making, adding = [], []
     for number in range(rounds + 1):
         start = time.perf_counter()
-        features, _ = extract(network, images)
+        features, *_ = extract(network, images)
         middle = time.perf_counter()
         statistic.update(features, index)
         if number:
@@ -259,11 +259,39 @@ def fid(batch: int = 32, rounds: int = 7) -> None:
     print(f"fid, batch of {batch}: moments {1e3 * a:.0f} ms, features {1e3 * b:.0f} ms: ratio {ratio:.3f}", flush=True)
 
 
+def frechet(count: int = 50_000, dim: int = 2048) -> None:
+    """Seconds from so many features, in memory, to their Fréchet distance to a reference."""
+    from diffusion_pl.metrics import FeatureStatistics
+    from diffusion_pl.metrics.frechet import frechet_distance
+
+    g = torch.Generator().manual_seed(0)
+    mixing = torch.randn(dim, dim, generator=g) / dim**0.5
+    reference = FeatureStatistics(dim)
+    for first in range(0, count, 1000):
+        reference.update((torch.randn(1000, dim, generator=g) @ mixing).relu(), torch.arange(first, first + 1000))
+    known = reference.compute()
+    rows = (torch.randn(count, dim, generator=g) @ mixing).relu()
+    start = time.perf_counter()
+    statistics = FeatureStatistics(dim)
+    for first in range(0, count, 1000):
+        statistics.update(rows[first : first + 1000], torch.arange(first, first + 1000))
+    moments = statistics.compute()
+    middle = time.perf_counter()
+    value = frechet_distance(moments, known)
+    end = time.perf_counter()
+    print(
+        f"frechet, {count:,} x {dim:,}: {end - start:.1f} s, moments {middle - start:.1f}, "
+        f"distance {end - middle:.1f}; the value is {value:.3f}",
+        flush=True,
+    )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*")
     parser.add_argument("--ckpt_path")
     given = parser.parse_args()
     parts: dict[str, Callable[[], None]] = {"nll": nll, "digits": partial(digits, given.ckpt_path), "fid": fid}
+    parts["frechet"] = frechet
     for name in given.parts or parts:
         parts[name]()

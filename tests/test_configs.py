@@ -15,6 +15,7 @@ from diffusion_pl import checks
 from diffusion_pl.autoencoders import Orthogonal
 from diffusion_pl.callbacks import EMA
 from diffusion_pl.data import FashionMNIST, synthetic
+from diffusion_pl.evaluation import Band, check_names
 from diffusion_pl.training.averages import LONG
 
 #: In place of sizes of 64 channels and more, and of two blocks and more, so that a published network runs in seconds;
@@ -112,6 +113,16 @@ def test_it_opens_with_a_comment_and_is_short(config: Path) -> None:
     assert len(lines) <= 70
     header = [line for line in lines if line.startswith("#")]
     assert len(" ".join(header)) > 80  # paper, result, hardware, wall time
+
+
+def test_it_has_a_band_or_a_reason(config: Path) -> None:
+    content = yaml.safe_load(config.read_text())
+    if "class_path" in content["model"]:  # an autoencoder or classifier, which `evaluate` does not measure alone
+        assert "expected" not in content
+        return
+    expected = {metric: Band(**band) for metric, band in content["expected"].items()}
+    check_names(expected)
+    assert all(len(band.source) > 5 for band in expected.values())
 
 
 def test_it_is_flat_and_has_no_tricks_of_yaml(config: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from images_model import fit_digits
 from shell import cli, fit, start
 
 from diffusion_pl.callbacks.sample_writer import Drawer, SampleWriter
 from diffusion_pl.checkpoints.loading import load_pipeline
 from diffusion_pl.evaluation import Plan, read_results
+from diffusion_pl.evaluation.classes import with_labels
 from diffusion_pl.evaluation.run import run
 from diffusion_pl.likelihood import ContinuousBound
 from diffusion_pl.metrics import DigitsClassifier
@@ -229,12 +231,18 @@ def test_two_evaluations_side_by_side(folder: Path, digits: Path, points: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--metrics", "lpips"], "there is no metric 'lpips' of images, only fid, is, kid, prc, nll, elbo"),
+        (["--metrics", "lpips"], "there is no metric 'lpips' of images, only fid, is, kid, prc, sfid, cmmd, nll, elbo"),
         (["--num_samples", 1], "num_samples must be at least 2"),
         (["--repeats", 0], "repeats must be at least 1"),
         (["--seed", -1], "seed must not be negative"),
         (["--split", "training"], "there is no split 'training', only train, val, test"),
-        (["--reference", "none.npz"], "reference holds moments only"),
+        (["--reference", "none.npz"], "none.npz: file not found"),
+        (["--metrics", "sfid"], "sfid needs spatial features, and DigitsClassifier gives none"),
+        (["--labels", "random"], "labels must be balanced or drawn, got random"),
+        (
+            ["--per_class", "true", "--metrics", "fid", "--reference", "none.npz"],
+            "per_class compares with the examples",
+        ),
         (["--reference", "none.npz", "--metrics", "fid"], "none.npz"),
         (["--extractor", "InceptionV3", "--extractor.weights", "none.pth"], "there is no file none.pth"),
         (["--extractor.weights", "none.pth"], "there is no file none.pth"),
@@ -260,3 +268,57 @@ def test_a_reference_of_other_features_is_refused(folder: Path, digits: Path) ->
     np.savez(folder / "other.npz", n=2, mean=np.zeros(64), cov=np.eye(64), note=json.dumps(note))
     call = ("evaluate", "--ckpt_path", digits, "--output", "bad", *IMAGES, "--metrics", "fid")
     assert "was made with another extractor" in cli(folder, *call, "--reference", "other.npz").error
+
+
+def test_labels_are_balanced_or_drawn_and_recorded(folder: Path, digits: Path) -> None:
+    call = ("--metrics", "fid", "--steps", 1)
+    balanced = evaluate(folder, digits, "balanced", *IMAGES, *call)["fid"]
+    drawn = evaluate(folder, digits, "drawn", *IMAGES, *call, "--labels", "drawn")["fid"]
+    assert [each["model"]["labels"] for each in (balanced, drawn)] == ["balanced", "drawn"]
+    assert balanced["value"] != drawn["value"]
+    assert balanced["protocol"] == drawn["protocol"]
+    pipeline, _ = load_pipeline(digits)
+    labels = with_labels(pipeline, "drawn", 5000, 3)[0].values(range(5000))["label"]
+    counts = torch.bincount(labels, minlength=10)
+    assert len(counts) == 10
+    # The counts of 5,000 draws have a standard deviation of √(5000 · 0.1 · 0.9) = 21.
+    assert 2 < float((counts - 500).double().std()) < 60
+    assert torch.equal(labels, with_labels(pipeline, "drawn", 5000, 3)[0].values(range(5000))["label"])
+    with pytest.raises(ValueError, match=r"the model has none to draw.*--labels balanced"):
+        with_labels(pipeline.with_cond(label=3), "drawn", 9, 0)
+
+
+def test_metrics_of_each_class(folder: Path, digits: Path) -> None:
+    call = ("--metrics", "fid", "is", "prc", "--steps", 1, "--per_class", "true")
+    results = evaluate(folder, digits, "classes", *IMAGES, *call)
+    assert "classes" not in results["is"]
+    for name in ("fid", "precision", "recall"):
+        assert list(results[name]["classes"]) == [str(k) for k in range(10)]
+    # Eight samples of each class in turn; those of one are measured as a set of their own.
+    only = evaluate(folder, digits, "one", *IMAGES[:2], *call[:1], "fid", "--steps", 1, "--num_samples", 80)
+    assert read_results(folder / "classes" / "evaluation.json")["fid"].value == only["fid"]["value"]
+    assert min(results["fid"]["classes"].values()) > results["fid"]["value"] / 10
+
+
+def test_a_file_of_another_package_is_a_reference(folder: Path, digits: Path) -> None:
+    own = evaluate(folder, digits, "own", *IMAGES, "--metrics", "fid")["fid"]
+    with np.load(folder / "own" / "reference.npz") as file:
+        np.savez(folder / "edm.npz", mu=file["mean"], sigma=file["cov"])
+    foreign = evaluate(folder, digits, "foreign", *IMAGES, "--metrics", "fid", "--reference", "edm.npz")["fid"]
+    assert foreign["value"] == pytest.approx(own["value"], rel=1e-12)
+    assert foreign["protocol"]["reference"]["split"] == "foreign"
+    refused = cli(folder, "compare", "own/evaluation.json", "foreign/evaluation.json")
+    assert "not measured alike: fid" in refused.error
+
+
+def test_papers_value_is_next_to_ours(folder: Path) -> None:
+    band = {"band": [1.0, 2.0], "num_samples": 80, "source": "a test", "by": "DigitsClassifier", "paper": 1.5}
+    checkpoint = fit_digits(folder, "published", expected={"fid": band}, trainer__max_steps=1)
+    call = ("evaluate", "--ckpt_path", checkpoint, "--steps", 1, "--metrics", "fid", "is", "--extractor", IMAGES[1])
+    done = cli(folder, *call, "--num_samples", 80, "--output", "alike", "--json")
+    rows = {row["metric"]: row for row in json.loads(done.out)["rows"]}
+    assert [rows["fid"]["paper"], rows["fid"]["as in the paper"]] == [1.5, "yes"]
+    assert [rows["is"]["paper"], rows["is"]["as in the paper"]] == [None, None]
+    done = cli(folder, *call, "--num_samples", 64, "--output", "other", "--json")
+    (row, _) = json.loads(done.out)["rows"]
+    assert row["as in the paper"] == "samples 64, not 80"

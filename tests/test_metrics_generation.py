@@ -13,7 +13,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from diffusion_pl.metrics import DigitsClassifier, FeatureStatistics, InceptionV3
 from diffusion_pl.metrics.extractors import extract, identity
-from diffusion_pl.metrics.generation import Moments, enough, fid, scores
+from diffusion_pl.metrics.frechet import Moments, frechet_distance
+from diffusion_pl.metrics.generation import enough, scores
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_values_equal_torch_fidelity_on_the_same_images(weights: Path) -> None:
     for images in (a, b):
         actual = FeatureStatistics(2048, keep=True)
         for first in range(0, len(images), 7):
-            features, logits = extract(extractor, images[first : first + 7])
+            features, logits, _ = extract(extractor, images[first : first + 7])
             actual.update(features, torch.arange(first, first + len(features)), logits)
         both.append(actual)
     ours = scores(["fid", "is", "kid", "prc"], *both)
@@ -96,10 +97,10 @@ def test_distance_is_0_to_itself_and_the_shift_of_shifted_sets() -> None:
     root = torch.randn(6, 6, dtype=torch.float64, generator=g)
     cov, shift = root @ root.T + torch.eye(6), torch.arange(6, dtype=torch.float64)
     here, there = Moments(9, torch.zeros(6, dtype=torch.float64), cov), Moments(9, shift, cov)
-    assert fid(here, here) == pytest.approx(0, abs=1e-9)
-    assert fid(here, there) == pytest.approx(55.0)
+    assert frechet_distance(here, here) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(here, there) == pytest.approx(55.0)
     # Of commuting covariances Σ (√λ₁ − √λ₂)².
-    assert fid(here, Moments(9, here.mean, 4 * cov)) == pytest.approx(float(torch.trace(cov)))
+    assert frechet_distance(here, Moments(9, here.mean, 4 * cov)) == pytest.approx(float(torch.trace(cov)))
 
 
 def test_moments_are_those_of_all_rows_however_they_come() -> None:
@@ -150,9 +151,8 @@ def test_the_digits_classifier_knows_digits() -> None:
 
     digits = load_digits()
     images = torch.from_numpy(np.rint(digits.images * 255 / 16).astype(np.uint8))[:, None]
-    features, logits = extract(DigitsClassifier(), images)
+    features, logits, _ = extract(DigitsClassifier(), images)
     assert features.shape == (1797, 64)
-    assert logits is not None
     assert (logits.argmax(1).numpy() == digits.target).mean() > 0.97
 
 
@@ -197,3 +197,30 @@ def test_weights_that_cannot_be_downloaded_are_asked_for(monkeypatch: pytest.Mon
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
     with pytest.raises(ValueError, match=r"no route to host.*give --extractor.weights FILE"):
         InceptionV3()
+
+
+def test_spatial_features_are_those_of_adm(weights: Path) -> None:
+    """mixed_6/conv of TensorFlow's graph is the 1x1 branch of Mixed_6d; of 192 channels the first 7, H x W x C."""
+    extractor = InceptionV3(str(weights), spatial=True)
+    plain, seen = extract(InceptionV3(str(weights)), noise(2, 0)), list[Tensor]()
+    layers: Any = extractor.network
+    hook = layers.Mixed_6c.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    features, logits, spatial = extract(extractor, noise(2, 0))
+    hook.remove()
+    torch.testing.assert_close((features, logits), plain[:2], rtol=0, atol=0)
+    assert (plain.spatial.shape, spatial.shape) == ((2, 0), (2, 2023))
+    branch: Any = layers.Mixed_6d.branch1x1
+    out = torch.relu(branch.bn(branch.conv(seen[0])))
+    assert spatial[1, 5 * 17 * 7 + 3 * 7 + 6] == pytest.approx(float(out[1, 6, 5, 3]), rel=1e-5)
+
+
+def test_sfid_needs_spatial_features() -> None:
+    features, index = torch.randn(9, 4), torch.arange(9)
+    plain, full = FeatureStatistics(4), FeatureStatistics(4, spatial=3)
+    plain.update(features, index)
+    full.update(features, index, spatial=torch.randn(9, 3))
+    with pytest.raises(ValueError, match=r"the extractor has none.*--extractor.spatial true"):
+        scores(["sfid"], plain, full)
+    with pytest.raises(ValueError, match="the reference has none"):
+        scores(["sfid"], full, plain)
+    assert scores(["sfid"], full, full)["sfid"]["value"] == pytest.approx(0, abs=1e-9)

@@ -12,6 +12,7 @@ from shell import ROOT, cli, fit
 from torch import nn
 
 from diffusion_pl.callbacks import EMA
+from diffusion_pl.checkpoints.io import sha256_of
 from diffusion_pl.cli import DiffusionCLI
 from diffusion_pl.runtime.run_folder import RunFolder
 
@@ -193,10 +194,12 @@ def test_it_builds_the_published_experiment(name: str, build: Any) -> None:
 
 def check_expected(name: str, expected: dict[str, Any] | None) -> None:
     """There is a band around each value that the source gives."""
-    assert (expected is None) == (name in ("dit", "imf"))
-    for band in (expected or {}).values():
-        lower, upper = band["band"]
-        assert lower < float(band["source"].split(",")[0]) < upper
+    assert expected
+    for band in expected.values():
+        assert (band["band"] is None) == (band["paper"] is None) == (name in ("dit", "imf"))
+        if band["band"] is not None:
+            lower, upper = band["band"]
+            assert lower < float(band["source"].split(",")[0].split()[0]) == band["paper"] < upper
         assert band["num_samples"] in (10_000, 50_000)
 
 
@@ -325,8 +328,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def verified(run: Path, results: dict[str, Any], other: bool = False) -> Any:
-    from diffusion_pl.checkpoints.io import sha256_of
-
     for made in results.values():
         made["model"]["sha256"] = "0" * 64 if other else sha256_of(run / "checkpoints" / "last.ckpt")
     (run / "evaluation").mkdir(exist_ok=True)
@@ -403,11 +404,30 @@ def test_a_run_without_expected_values_cannot_be_verified(tmp_path: Path) -> Non
     assert "no run card at runs/none" in cli(tmp_path, "verify", "runs/none").error
 
 
+def test_a_band_may_be_missing_for_a_reason(tmp_path: Path) -> None:
+    none = {"band": None, "num_samples": 80, "source": "no published result"}
+    run = fit(tmp_path, run="run", trainer__max_steps=1, expected={"fid": none})
+    error = cli(tmp_path, "verify", "runs/run").error
+    assert "has no band to compare it with (fid: no published result)" in error
+    fit(tmp_path, run="run", trainer__max_steps=2, expected={"fid": none, "nll": {**NLL, "paper": 2.5}})
+    run = run.with_name("run-2")
+    (run / "evaluation").mkdir()
+    made = nll(2.25)
+    made["model"]["sha256"] = sha256_of(run / "checkpoints" / "last.ckpt")
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps({"version": "0", "figures": {"nll": made}}))
+    done = cli(tmp_path, "verify", "runs/run-2")
+    assert done.code == 0, done.err
+    assert "1 of 1 metrics as expected" in done.out
+    lines = [" ".join(line.split()) for line in done.out.splitlines()]
+    assert "nll 2.25 0.2 2.5 yes 2 3 inside a test" in lines
+    assert any(line.startswith("fid") and "no band no published result" in line for line in lines)
+
+
 def test_expectations_are_saved_and_change_no_training(run: Path, tmp_path: Path) -> None:
     import yaml
     from shell import assert_same_training
 
-    expected = {"fid": {**FID, "split": None}, "nll": {**NLL, "by": None}}
+    expected = {"fid": {**FID, "split": None, "paper": None}, "nll": {**NLL, "by": None, "paper": None}}
     assert yaml.safe_load((run / "config.yaml").read_text())["expected"] == expected
     assert json.loads((run / "card.json").read_text())["config"]["expected"] == expected
     assert_same_training(run, fit(tmp_path, run="run", trainer__max_steps=2))

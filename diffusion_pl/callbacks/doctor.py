@@ -24,6 +24,7 @@ from ..samplers import LeadingGrid, RespacedGrid, Sampler, TrailingGrid
 from ..tensors import per_sample
 from ..training import DiffusionModule, LeanCallback, NoisyClassifier, Trainable, advance, make_scheduler
 from ..training.averages import LONG
+from .cost import examples, length_of, measure_step
 from .generation import GenerationMetrics
 
 TRIED = 10_000  # steps of a learning-rate schedule
@@ -40,16 +41,19 @@ class Doctor(LeanCallback):
         max_kl: largest mismatch accepted between the end of the forward process and the noise that sampling starts
             from, nats per dimension.
         ignore: names of checks to skip: prior, data, classes, network, embedding, times, jumps, tables, validation, lr,
-            ema, precision, disk, metrics.
+            ema, precision, disk, metrics, memory, cost.
+        price_per_hour: price of a device, in any currency, for the estimate of the command `doctor`; None: only time.
     """
 
-    def __init__(self, max_kl: float = 1e-3, ignore: Sequence[str] = ()) -> None:
+    def __init__(self, max_kl: float = 1e-3, ignore: Sequence[str] = (), price_per_hour: float | None = None) -> None:
         if not max_kl > 0:
             raise ValueError(f"max_kl must be positive, got {max_kl}")
+        if price_per_hour is not None and not price_per_hour >= 0:
+            raise ValueError(f"doctor.price_per_hour must not be negative, got {price_per_hour}")
         unknown = [name for name in ignore if name not in CHECKS]
         if unknown:
             raise ValueError(f"doctor.ignore: there is no check {unknown[0]!r}, there are {', '.join(CHECKS)}")
-        self.max_kl, self.ignore = max_kl, list(ignore)
+        self.max_kl, self.ignore, self.price_per_hour = max_kl, list(ignore), price_per_hour
         self.asked: Any = None  # the precision of the configuration; Lightning may choose another
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,9 +78,24 @@ class Doctor(LeanCallback):
             if isinstance(module, DiffusionModule):
                 module.loss.check(module.denoiser, module.shape, module.conditions)
             findings += self.examine(trainer, module, data)
+            if not any(finding.level == "error" for finding in findings):
+                findings += self._estimate(trainer, module, data)
         except EXPECTED as error:
             findings.append(Finding("error", "data", str(error)))
         return findings
+
+    def _estimate(self, trainer: Trainer, module: LightningModule, data: DataModule) -> Iterator[Finding]:
+        """Memory, time and money of the run, from a step that is taken here; `fit` shows them as it goes."""
+        names = ("memory", "cost")
+        yield from (Finding("fine", name, "ignored") for name in names if name in self.ignore)
+        if set(names) <= set(self.ignore) or not isinstance(module, Trainable):
+            return
+        need, speed, free = measure_step(trainer, module, data)
+        length = length_of(trainer, data)
+        if "memory" not in self.ignore:
+            yield from checks.memory(need, length, free)
+        if "cost" not in self.ignore:
+            yield from checks.cost(speed, length, self.price_per_hour)
 
     def examine(self, trainer: Trainer, module: LightningModule, data: Any) -> Iterator[Finding]:
         """The findings of all checks that apply and are not ignored."""
@@ -193,10 +212,7 @@ def _probe(
 ) -> tuple[checks.Probe, tuple[int, ...]]:
     """A pass of two training examples at t = ½, with the size of the output at the ends of training's times, and the
     expected shape of the output."""
-    stored, change = data.part("train").__getitems__(torch.arange(min(2, len(data.part("train"))))), data.augmentation
-    if change is not None:  # for the conditions that it adds; its random draws must not be training's
-        stored = change(stored, torch.full((len(stored["x"]), change.draws), 0.5))
-    batch = {name: value.to(module.device) for name, value in data.on_after_batch_transfer(stored, 0).items()}
+    batch = examples(data, min(2, len(data.part("train"))), module.device)
     x_0, cond = batch["x"], of_batch(batch)
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(x_0)
 

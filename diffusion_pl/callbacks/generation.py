@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from ..data import DataModule
-from ..evaluation import Features, keeps_rows, scores, warn_of_few
+from ..evaluation import Features, check_features, keeps_rows, scores, warn_of_few
 from ..metrics import FeatureStatistics, InceptionV3
 from ..metrics.generation import check_names
 from ..pipeline import Pipeline
@@ -26,7 +26,7 @@ class GenerationMetrics(Measurement):
     Args:
         every_n_steps: optimizer steps between two measurements.
         num_samples: at least 2; the same samples as those of `evaluate`.
-        metrics: of fid, is, kid, prc.
+        metrics: of fid, is, kid, prc, sfid, cmmd.
         extractor: network of features, see diffusion_pl.metrics; None: InceptionV3.
         split: of the data, that samples are measured against.
     """
@@ -59,9 +59,10 @@ class GenerationMetrics(Measurement):
         data.originals.setup("fit")
         next(data.originals.batches(self.split, 1))  # an empty split is an error now, not after some hours
         if self.extractor is None:
-            self.extractor = InceptionV3()
+            self.extractor = InceptionV3(spatial="sfid" in self.metrics)
         self.extractor.eval().requires_grad_(False).to(pl_module.device)
         self._features = Features(data.image_shape or data.shape, data.units, self.extractor)
+        check_features(self.metrics, self._features)
         if "fid" in self.metrics and trainer.is_global_zero:
             warn_of_few(self.num_samples, self._features)
 
@@ -87,4 +88,4 @@ class GenerationMetrics(Measurement):
         return values | {f"not_finite_n{self.num_samples}": float(bad)}
 
     def _empty(self, features: Features, pipeline: Pipeline) -> FeatureStatistics:
-        return FeatureStatistics(features.width, keeps_rows(self.metrics)).to(pipeline.device)
+        return features.empty(keeps_rows(self.metrics)).to(pipeline.device)

@@ -5,6 +5,7 @@ it.  An error ends a run or makes it useless; a warning may do so.  The threshol
 """
 
 from .base import CHECKS, Finding, rows, summary
+from .cost import Length, Need, Speed, cost, memory
 from .model import (
     Probe,
     classes,
@@ -24,8 +25,12 @@ from .run import disk, ema, learning_rate, metrics, precision, unreachable, vali
 __all__ = [
     "CHECKS",
     "Finding",
+    "Length",
+    "Need",
     "Probe",
+    "Speed",
     "classes",
+    "cost",
     "data",
     "disk",
     "draw_times",
@@ -33,6 +38,7 @@ __all__ = [
     "embedding",
     "jumps",
     "learning_rate",
+    "memory",
     "metrics",
     "network",
     "precision",

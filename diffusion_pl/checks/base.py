@@ -19,6 +19,8 @@ CHECKS = (
     "precision",
     "disk",
     "metrics",
+    "memory",
+    "cost",
 )
 
 

@@ -34,6 +34,8 @@ OF_MODELS = (
     "dequantizations",
     "bound",
     "ensemble",
+    "labels",
+    "per_class",
     "weights",
     "batch_size",
     "devices",
@@ -56,6 +58,7 @@ def evaluate(
     cond: dict[str, str | list[Any]] | None = None,
     extractor: InceptionV3 | nn.Module | None = None,
     reference: Path | None = None,
+    trust_pickle: bool = False,
     split: str = "train",
     likelihood: FlowLikelihood | None = None,
     likelihood_split: str = "test",
@@ -63,6 +66,8 @@ def evaluate(
     dequantizations: int = 1,
     bound: ChainBound | ContinuousBound | None = None,
     ensemble: int = 16,
+    labels: str = "balanced",
+    per_class: bool = False,
     data_: Callable[[], DataModule] | dict[str, str | list[Any]] | None = None,
     weights: str = "ema",
     batch_size: int = 250,
@@ -79,9 +84,10 @@ def evaluate(
         ckpt_path: Checkpoint, or folder of a run (its newest one).
         images: Folder of images that exist already, in place of a checkpoint; compared with --data CLASS and its
             options, such as --data Folder --data.path FOLDER, or with --reference.  None: a checkpoint is given.
-        metrics: Names of metrics, such as fid is: of images fid, is, kid, prc (precision and recall); of points energy,
-            mmd, sliced, prc; of continuous fields moments, marginals, spectrum, energy; of all nll (probability-flow
-            ODE), elbo (variational bound), and of models with conditions crps and spread.  None: all but the last four.
+        metrics: Names of metrics, such as fid is: of images fid, is, kid, prc (precision and recall), sfid, cmmd; of
+            points energy, mmd, sliced, prc; of continuous fields moments, marginals, spectrum, energy; of all nll
+            (probability-flow ODE), elbo (variational bound), and of models with conditions crps and spread.  None: all
+            but the last four, sfid and cmmd.
         num_samples: Number of samples in each repeat, at least 2; published results of images take 50,000.
             None: 1,000, and all of --images.
         repeats: Number of repeats with other samples and noise, at least 1, for a mean and a standard deviation.
@@ -97,8 +103,12 @@ def evaluate(
         cond: Conditions of all samples, by name, as for `sample`: --cond.label 3, --cond.low FILE.  None: all classes
             in turn, of other conditions those of examples of the split.
         extractor: Network of features: InceptionV3 (the default; --extractor.weights FILE without a network
-            connection), DigitsClassifier, or any module by class path that maps uint8 images to rows.
-        reference: File reference.npz of another evaluation, where the data are missing; for fid alone; None: the data.
+            connection), DINOv2 or CLIP (--extractor.folder FOLDER), DigitsClassifier, or any module by class path that
+            maps uint8 images to rows.
+        reference: File reference.npz of another evaluation, or statistics of other packages (ADM, EDM, EDM2, JiT,
+            torch-fidelity), in place of the data; for fid, is and sfid, of ADM's files also kid and prc.  None: the
+            data.
+        trust_pickle: Permission to read a reference that is a pickle, such as EDM2's, which runs any code in it.
         split: Split of the data that samples are compared with: train, val or test.
         likelihood: Method for nll, such as FlowLikelihood, its options as --likelihood.probes 4; None: FlowLikelihood.
         likelihood_split: Split of the data for nll, elbo, crps and spread: train, val or test.
@@ -107,6 +117,9 @@ def evaluate(
             for more.
         bound: Bound for elbo: ContinuousBound or ChainBound (--bound.variance 1); None: ContinuousBound.
         ensemble: Number of samples under the conditions of each example, for crps and spread, at least 2.
+        labels: Labels of the samples of a model with classes: balanced (all classes in turn) or drawn (at random); they
+            are recorded, since FID is a little lower for balanced ones.
+        per_class: Metrics of the samples of each class against its examples too, in evaluation.json.
         data_: Options of the checkpoint's data to replace, as --data.path FOLDER or --data.download true;
             with --images the class of the data and its options.  None: none.
         weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
@@ -125,6 +138,7 @@ def evaluate(
         seed=seed,
         extractor=extractor,
         reference=reference,
+        trust_pickle=trust_pickle,
         split=split,
         likelihood=likelihood or FlowLikelihood(),
         likelihood_split=likelihood_split,
@@ -132,6 +146,8 @@ def evaluate(
         dequantizations=dequantizations,
         bound=bound or ContinuousBound(),
         ensemble=ensemble,
+        labels=labels,
+        per_class=per_class,
         batch_size=batch_size,
     )
     if images is not None:
@@ -154,6 +170,7 @@ def _evaluate_model(
 ) -> Report | None:
     """Measure a checkpoint; choices: sampler, grid, steps, scale, drop and cond in place of its own."""
     from ..checkpoints.loading import load_pipeline
+    from ..evaluation import expected_of, paper_columns
     from ..evaluation.run import Evaluation
     from ..runtime.devices import device_of
     from ..runtime.errors import quiet
@@ -183,9 +200,10 @@ def _evaluate_model(
             results = evaluation.run(folder.work, devices)
             if results is None:
                 return None
+            bands = expected_of(ckpt_path)
             report = Report(
                 done=f"{ckpt_path} ({pipeline.weights} weights)",
-                rows=results.rows,
+                rows=[row | paper_columns(row["metric"], results[row["metric"]], bands) for row in results.rows],
                 error=results.problem,
                 next=[next_command("sweep", "--ckpt_path", ckpt_path, "--samplers", "DDIM", "DPMpp", "--nfe", 10, 20)],
             )

@@ -3,11 +3,12 @@
 `diffusion_pl.evaluation.run` makes them all:  samples -> features -> metrics;  examples -> −log p and its bound.
 """
 
-from .expected import Band, check_names, incomparable
-from .features import Features, Reference, memory, note_of, read_reference, reference_rows, write_reference
+from .expected import Band, check_names, expected_of, incomparable, paper_columns
+from .features import Features, memory, note_of, reference_rows
 from .fields import EnsembleRows, FieldSamples, ensemble_results, field_results
 from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, refuse_consistency, unit_of
 from .plan import Plan
+from .reference import Reference, read_reference, write_reference
 from .report import better, differences, number, row, short
 from .results import (
     BoundResult,
@@ -20,7 +21,7 @@ from .results import (
     from_json,
     read_results,
 )
-from .samples import keeps_rows, kind_of, sample_results, scores, warn_of_few
+from .samples import check_features, keeps_rows, kind_of, sample_results, scores, warn_of_few
 
 __all__ = [
     "Band",
@@ -40,10 +41,12 @@ __all__ = [
     "SampleResult",
     "better",
     "bound_result",
+    "check_features",
     "check_names",
     "count",
     "differences",
     "ensemble_results",
+    "expected_of",
     "field_results",
     "from_json",
     "incomparable",
@@ -53,6 +56,7 @@ __all__ = [
     "memory",
     "note_of",
     "number",
+    "paper_columns",
     "read_reference",
     "read_results",
     "reference_rows",

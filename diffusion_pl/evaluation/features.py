@@ -1,7 +1,6 @@
-"""Features of examples, reference statistics, and distances of samples to the training data."""
+"""Features of examples, and distances of samples to the training data."""
 
 import hashlib
-import json
 import math
 import os
 import sys
@@ -20,17 +19,16 @@ from ..data import DataModule
 from ..data.base import spread
 from ..data.units import Units
 from ..metrics.extractors import extract, identity
-from ..metrics.generation import FeatureStatistics, Moments
+from ..metrics.generation import FeatureStatistics
 from ..metrics.neighbours import Nearest, NearestNeighbours, memorisation
-from ..runtime.reading import check, reading
 from ..runtime.storage import write_file
 
 
 class Features:
     """Examples as rows of features, in which generated ones are compared with real ones.
 
-        (B, *) in model units  ->  (B, F + K): features, then logits if the extractor gives some; NaN where x is not
-        finite
+        (B, *) in model units  ->  (B, F + K + S): features, then logits and spatial features if the extractor gives
+        some; NaN where x is not finite
 
     Args:
         shape: of an example, or of the image that it is decoded to.
@@ -51,28 +49,32 @@ class Features:
             rows = x.flatten(1).float()
         else:
             device = next((p.device for p in self.extractor.parameters()), x.device)
-            features, logits = extract(self.extractor, self.units.to_uint8(torch.nan_to_num(x).to(device)))
-            rows = features if logits is None else torch.cat((features, logits), 1)
+            rows = extract(self.extractor, self.units.to_uint8(torch.nan_to_num(x).to(device))).rows
         rows[bad.to(rows.device)] = math.nan
         return rows
 
     @cached_property
-    def width(self) -> int:
-        """F, how many features there are of an example."""
+    def widths(self) -> tuple[int, int, int]:
+        """F, K and S, how many features, logits and spatial features there are of an example."""
         if self.extractor is None:
-            return math.prod(self.shape)
-        return extract(self.extractor, torch.zeros(1, *self.shape, dtype=torch.uint8))[0].shape[1]
+            return math.prod(self.shape), 0, 0
+        return extract(self.extractor, torch.zeros(1, *self.shape, dtype=torch.uint8)).widths
+
+    def empty(self, keep: bool) -> FeatureStatistics:
+        """Statistics of no example yet; `keep` rows, as all metrics but FID and sFID need."""
+        width, _, spatial = self.widths
+        return FeatureStatistics(width, keep, spatial)
 
     def add(self, statistics: FeatureStatistics, rows: Tensor, first: int) -> None:
-        """Add rows (B, F + K) of the examples from number `first` on, on the device of the statistics."""
+        """Add rows (B, F + K + S) of the examples from number `first` on, on the device of the statistics."""
         device = statistics.total.device
-        rows = rows.to(device)
+        features, logits, spatial = rows.to(device).split(list(self.widths), 1)
         numbers = torch.arange(first, first + len(rows), device=device)
-        statistics.update(rows[:, : self.width], numbers, rows[:, self.width :])
+        statistics.update(features, numbers, logits, spatial)
 
     def statistics(self, rows: NDArray[Any], keep: bool) -> FeatureStatistics:
-        """Of rows (N, F + K), taken in pieces; `keep` the rows themselves, as all metrics but FID need."""
-        statistics = FeatureStatistics(self.width, keep)
+        """Of rows (N, F + K + S), taken in pieces; see `empty`."""
+        statistics = self.empty(keep)
         for first in range(0, len(rows), 1000):
             self.add(statistics, torch.from_numpy(np.array(rows[first : first + 1000])), first)
         return statistics
@@ -95,14 +97,15 @@ def hash_of(batches: Iterable[Tensor]) -> tuple[int, str]:
 
 
 def reference_rows(features: Features, data: DataModule, note: Mapping[str, Any]) -> NDArray[Any]:
-    """Rows (N, F + K) of the split that a note is of.
+    """Rows (N, F + K + S) of the split that a note is of.
 
     Those of images are kept in the user's cache, under the hashes of the images and of the extractor.
     """
     split, n, features = note["split"], note["n"], features.of(data)
     if features.extractor is None:
         return torch.cat([features(batch["x"]) for batch in data.batches(split, 500)]).numpy()
-    name = f"{note['sha256'][:32]}-{identity(features.extractor)['sha256'][:32]}.npy"
+    spatial = "-spatial" if features.widths[2] else ""
+    name = f"{note['sha256'][:32]}-{identity(features.extractor)['sha256'][:32]}{spatial}.npy"
 
     def compute() -> NDArray[Any]:
         batches = tqdm(data.batches(split, 64), f"features of {split}", -(-n // 64), dynamic_ncols=True)
@@ -138,46 +141,6 @@ def cached(name: str, length: int, compute: Callable[[], NDArray[Any]]) -> NDArr
         )
         print(f"diffusion_pl: warning: {warning}", file=sys.stderr)
     return rows
-
-
-class Reference(NamedTuple):
-    """moments: of the features of data;  note: what they are of, {"data", "split", "n", "sha256"}."""
-
-    moments: Moments
-    note: dict[str, Any]
-
-
-def write_reference(path: Path, reference: Reference, made_with: dict[str, Any]) -> None:
-    """Save moments for where the data are not; `made_with` must be the same where they are read."""
-    moments, note = reference
-    text = json.dumps({**note, **made_with})
-    np.savez(path, n=moments.n, mean=moments.mean.numpy(), cov=moments.cov.numpy(), note=text)
-
-
-def read_reference(path: Path, made_with: dict[str, Any]) -> Reference:
-    """What `write_reference` wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or was made with another extractor, of other images, by another transform.
-    """
-    with reading(path, "reference.npz of `evaluate`"), np.load(path, allow_pickle=False) as file:
-        n, mean, cov = int(file["n"]), torch.from_numpy(file["mean"]), torch.from_numpy(file["cov"])
-        note = json.loads(str(file["note"]))
-        check(note, {"data": str, "split": str, "n": int, "sha256": str})
-        if n < 2 or mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-            raise ValueError(f"moments of shape {tuple(mean.shape)} and {tuple(cov.shape)} over {n} examples")
-        if not (mean.isfinite().all() and cov.isfinite().all() and torch.allclose(cov, cov.T)):
-            raise ValueError("its covariance is not finite and symmetric")
-        # Beyond the rounding of sums over examples.
-        if len(cov) and torch.linalg.eigvalsh(cov)[0] < -1e-6 * cov.diagonal().abs().max():
-            raise ValueError("its covariance has a negative eigenvalue")
-        moments = Moments(n, mean, cov)
-    for name, expected in made_with.items():
-        stored = note.pop(name, None)
-        if stored != expected:
-            raise ValueError(f"{path} was made with another {name} ({stored}, here {expected}): create it again")
-    return Reference(moments, note)
 
 
 class Memory(NamedTuple):

@@ -10,7 +10,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 from tqdm.auto import tqdm
 
 from ..data import DataModule
-from ..metrics import generation
+from ..metrics.frechet import frechet_distance
 from .features import Features, reference_rows
 from .plan import Plan
 from .results import SampleResult
@@ -58,5 +58,5 @@ def floor(
         features.statistics(part, keep=False).compute() for part in (torch.cat(rows)[:n].numpy(), real_rows)
     )
     like = {**results["fid"].protocol, "num_samples": n}
-    value = generation.fid(made_moments, real_moments)
+    value = frechet_distance(made_moments, real_moments)
     return {"rfid": SampleResult.of([value], unit="", protocol=like, model=dict(model)), **shown}

@@ -1,7 +1,7 @@
 """What an evaluation gives, of a model or of a folder of images: its results, and how those of samples are made."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from .. import __version__
 from ..callbacks.sample_writer import not_finite_error
 from ..data import DataModule
 from ..metrics import FeatureStatistics, InceptionV3
-from ..metrics.generation import Moments
+from ..metrics.generation import GivenStatistics
 from ..runtime.output import table
 from ..runtime.storage import write_json
-from .features import Features, Reference, note_of, reference_rows, write_reference
+from .classes import Classes
+from .features import Features, note_of, reference_rows
 from .fields import field_plots
 from .plan import Plan
+from .reference import Reference, write_reference
 from .report import row
 from .results import EnsembleResult, Result, SampleResult
 from .samples import keeps_rows, sample_results
@@ -78,36 +80,46 @@ def measure(
     split: str,
     made_with: Mapping[str, Any],
     model: Mapping[str, Any],
+    classes: Classes | None = None,
 ) -> tuple[dict[str, SampleResult], Reference | None]:
     """The results of samples, and the reference if fid was measured against data.
 
     Args:
         names: of the metrics.
-        rows: of the samples, (repeats, N, F + K).
+        rows: of the samples, (repeats, N, F + K + S).
         features: of which the rows are.
         against: data, or the moments of their features.
         split: of the data.
         made_with: extractor and levels, for the record.
         model: of the samples, for the record.
+        classes: for metrics of each class; None: of all samples only.
     """
+    by_class: dict[str, dict[str, float]] = {}
     protocol: dict[str, Any] = {"num_samples": rows.shape[1]}
     if made_with["extractor"] is None:
         protocol["units"] = "model units: unit variance per axis"
     else:
         protocol["extractor"] = made_with["extractor"]
         protocol["quantisation"] = f"uint8, lossless, from {made_with['levels']} levels"
-    statistics: FeatureStatistics | Moments
+    statistics: FeatureStatistics | GivenStatistics
     made = None
     if isinstance(against, Reference):
-        statistics, note = against
+        statistics, note = against.statistics(features, names), against.note
     else:
         note = note_of(against, split)
-        statistics = features.statistics(reference_rows(features, against, note), keeps_rows(names))
-        made = Reference(statistics.compute(), note) if "fid" in names else None
+        real = reference_rows(features, against, note)
+        statistics = features.statistics(real, keeps_rows(names))
+        if classes is not None:
+            by_class = classes.scores(names, rows, real, features)
+        if "fid" in names:
+            spatial = None if statistics.spatial is None else statistics.spatial.compute()
+            made = Reference(statistics.compute(), note, spatial)
     protocol["reference"] = note
-    return sample_results(names, rows, features, statistics, protocol, model), made
+    results = sample_results(names, rows, features, statistics, protocol, model)
+    return {name: replace(result, classes=by_class.get(name, {})) for name, result in results.items()}, made
 
 
 def extractor_on(plan: Plan, device: torch.device) -> nn.Module:
     """The extractor of a plan on a device, which nothing trains."""
-    return (plan.extractor or InceptionV3()).eval().requires_grad_(False).to(device)
+    extractor = plan.extractor or InceptionV3(spatial="sfid" in (plan.metrics or ()))
+    return extractor.eval().requires_grad_(False).to(device)

@@ -85,9 +85,18 @@ class SampleResult(Result):
 
     Attributes:
         not_finite: how many samples were not finite, and were not counted.
+        classes: mean over the repeats for each class, by its name; empty: not measured.
     """
 
     not_finite: int = 0
+    classes: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as evaluation.json keeps them."""
+        content = super().to_json()
+        if not self.classes:
+            del content["classes"]
+        return content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +189,7 @@ _KIND = {
     "standard_error?": (*Number, None),
     "not_finite?": int,
     "channels?": dict,
+    "classes?": {"*": (float, int)},
 }
 
 

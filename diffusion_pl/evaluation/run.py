@@ -1,6 +1,6 @@
 """Run an evaluation: from a plan, a pipeline and data to results.
 
-samples   -> features -> fid, is, kid, precision, recall; of points energy, mmd, sliced, precision, recall
+samples   -> features -> fid, sfid, is, kid, cmmd, precision, recall; of points energy, mmd, sliced, precision, recall
           -> fields   -> moments, marginals, spectrum, energy
 examples  -> −log p (nll), its variational bound (elbo); ensembles of samples under their conditions (crps, spread)
 """
@@ -22,7 +22,8 @@ from ..runtime.devices import device_of
 from ..runtime.processes import leave_group
 from ..runtime.provenance import describe
 from ..runtime.startup import say
-from .features import Features, Reference, note_of, read_reference
+from .classes import Classes, with_labels
+from .features import Features, note_of
 from .fields import (
     ENSEMBLES,
     UNITS,
@@ -35,8 +36,9 @@ from .floor import floor
 from .likelihood import BoundRows, LikelihoodRows, bound_result, count, likelihood_result, refuse_missing, unit_of
 from .outcome import Results, extractor_on, measure
 from .plan import Plan
+from .reference import Reference, read_reference
 from .results import Result, SampleResult
-from .samples import kind_of
+from .samples import check_features, kind_of
 
 MEMORY = 2**30  # bytes of the examples' conditions
 CHAIN_STEPS = 1000  # of ChainBound, where neither it nor the schedule says how many
@@ -105,6 +107,7 @@ class Evaluation:
             data.units,
             extractor_on(plan, self.device) if self.kind == "images" and self.of_samples else None,
         )
+        check_features(self.of_samples, self.features)
         self.extractor = None if self.features.extractor is None else identity(self.features.extractor)
         splits = [plan.split] if self.of_samples and plan.reference is None else []
         splits += [plan.likelihood_split] if self.of_data else []
@@ -114,25 +117,40 @@ class Evaluation:
             data.setup("fit")
         if self.of_samples and plan.reference is None:
             data.originals.setup("fit")
-        given: dict[str, str] = {}
-        in_turn = [name for name, c in pipeline.conditions.items() if c.shape and name not in pipeline.cond]
-        if self.of_samples and plan.reference is None and in_turn:
-            turns = data.conditions_of(plan.split, plan.num_samples, MEMORY)
-            given = {"conditions": f"{len(next(iter(turns.values()))):,} examples of the {plan.split} split in turn"}
-            self.pipeline = self.pipeline.with_turns(turns)
+        self.classes: Classes | None = None
+        given = self._choose_conditions() if self.of_samples else {}
         for split in splits:
             next(data.batches(split, 1))  # an empty one is an error now, not after the sampling
         if self.of_data:
             refuse_missing(data, plan.likelihood_split)
         like = data.originals
         self.made_with = {"extractor": self.extractor, "shape": list(like.shape), "levels": like.units.levels}
-        self.reference = None if plan.reference is None else read_reference(plan.reference, self.made_with)
+        self.reference = None
+        if plan.reference is not None and self.of_samples:
+            self.reference = read_reference(
+                plan.reference, self.made_with, self.features, self.of_samples, plan.trust_pickle
+            )
         self.bound = plan.bound.on(pipeline.schedule, CHAIN_STEPS) if "elbo" in self.of_data else plan.bound
         self.examples = count(data, plan.likelihood_split, plan.likelihood_examples) if self.of_data else 0
         for name in self.ensembles:
             check_ensemble(name, pipeline, self.examples)
         self.model: dict[str, Any] = {"checkpoint": checkpoint, "sha256": pipeline.sha256, "weights": pipeline.weights}
         self.model |= {"scale": scale, "seed": plan.seed, **given, **({"cond": dict(cond)} if cond else {})}
+
+    def _choose_conditions(self) -> dict[str, str]:
+        """Give the samples conditions in turn, and labels; what they are, for the record."""
+        plan, data, given = self.plan, self.data, dict[str, str]()
+        in_turn = [n for n, c in self.pipeline.conditions.items() if c.shape and n not in self.pipeline.cond]
+        if plan.reference is None and in_turn:
+            turns = data.conditions_of(plan.split, plan.num_samples, MEMORY)
+            given = {"conditions": f"{len(next(iter(turns.values()))):,} examples of the {plan.split} split in turn"}
+            self.pipeline = self.pipeline.with_turns(turns)
+        self.pipeline, labels = with_labels(self.pipeline, plan.labels, plan.repeats * self._padded, plan.seed)
+        if plan.per_class:
+            if self.kind != "images":
+                raise ValueError(f"per_class is for images, and these data are {self.kind}. Fix: leave --per_class out")
+            self.classes = Classes.of(self.pipeline, data, plan.split, (plan.repeats, self._padded))
+        return given | labels
 
     @property
     def call(self) -> dict[str, Any]:
@@ -143,6 +161,7 @@ class Evaluation:
             **self.model,
             "metrics": [*self.of_samples, *self.of_data],
             "repeats": plan.repeats,
+            "per_class": plan.per_class,
             "sampler": describe(self.pipeline.sampler) if self.of_samples or self.ensembles else None,
             "num_samples": plan.num_samples if self.of_samples else None,
             "extractor": self.extractor,
@@ -214,7 +233,7 @@ class Evaluation:
             return field_results(self.of_samples, samples, self.data, self.plan.split, model), None
         against = self.data.originals if self.reference is None else self.reference
         results, made = measure(
-            self.of_samples, samples, self.features, against, self.plan.split, self.made_with, model
+            self.of_samples, samples, self.features, against, self.plan.split, self.made_with, model, self.classes
         )
         if isinstance(against, DataModule) and against is not self.data:
             results |= floor(self.data, self.features, self.plan, results, self.model)

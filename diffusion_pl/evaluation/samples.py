@@ -4,16 +4,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 
 from ..data import DataModule
 from ..metrics import FeatureStatistics, fields, generation, points
-from ..metrics.generation import Moments
+from ..metrics.generation import GivenStatistics
 from .features import Features
 from .results import SampleResult
 
 #: The metrics of samples by the kind of data.
 NAMES = {"images": generation.NAMES, "fields": fields.NAMES, "points": points.NAMES}
+#: Those that are measured where none are chosen.
+DEFAULTS = {**NAMES, "images": generation.DEFAULT}
 
 
 def kind_of(data: DataModule) -> str:
@@ -21,25 +24,36 @@ def kind_of(data: DataModule) -> str:
     return "images" if data.is_image else "fields" if data.is_field else "points"
 
 
+def check_features(names: Sequence[str], features: Features) -> None:
+    """Raise ValueError if a metric needs logits, spatial features or embeddings that the extractor does not give."""
+    _, logits, spatial = features.widths if {"is", "sfid"} & set(names) else (0, 1, 1)
+    name = type(features.extractor).__name__
+    if "is" in names and not logits:
+        raise ValueError(f"is needs logits, and {name} gives features only. Fix: leave is out of --metrics")
+    if "sfid" in names and not spatial:
+        raise ValueError(f"sfid needs spatial features, and {name} gives none. Fix: {generation.SPATIAL}")
+    if "cmmd" in names:
+        generation.check_lengths(features(torch.zeros(1, *features.shape)))
+
+
 def keeps_rows(names: Sequence[str]) -> bool:
     """Whether these metrics need every row, not moments alone."""
-    return set(names) != {"fid"}
+    return not set(names) <= set(generation.OF_MOMENTS)
 
 
 def scores(
-    names: Sequence[str], samples: FeatureStatistics, reference: FeatureStatistics | Moments, features: Features
+    names: Sequence[str], samples: FeatureStatistics, reference: FeatureStatistics | GivenStatistics, features: Features
 ) -> dict[str, dict[str, Any]]:
     """{metric: {"value", and what it depends on}} of samples; prc is two of them, precision and recall.
 
     Args:
         names: of the metrics.
         samples: statistics of the samples.
-        reference: those of the data; moments are enough for fid alone.
+        reference: those of the data.
         features: of which both are.
     """
-    if isinstance(reference, Moments):
-        return {"fid": {"value": generation.fid(samples.compute(), reference)}}
     if features.extractor is None:
+        assert isinstance(reference, FeatureStatistics)
         return points.scores(names, samples.kept()[0], reference.kept()[0])
     return generation.scores(names, samples, reference)
 
@@ -48,7 +62,7 @@ def sample_results(
     names: Sequence[str],
     rows: NDArray[Any],
     features: Features,
-    reference: FeatureStatistics | Moments,
+    reference: FeatureStatistics | GivenStatistics,
     protocol: Mapping[str, Any],
     model: Mapping[str, Any],
 ) -> dict[str, SampleResult]:
@@ -56,7 +70,7 @@ def sample_results(
 
     Args:
         names: of the metrics.
-        rows: of the samples, (repeats, N, F + K).
+        rows: of the samples, (repeats, N, F + K + S).
         features: of which the rows are.
         reference: of the data, from the same features.
         protocol, model: see Result.
@@ -80,6 +94,6 @@ def sample_results(
 
 def warn_of_few(num_samples: int, features: Features) -> None:
     """Print a warning on stderr if FID would be of too few samples for so many features."""
-    warning = generation.enough(num_samples, features.width)
+    warning = generation.enough(num_samples, features.widths[0])
     if warning:
         print(f"diffusion_pl: warning: {warning}", file=sys.stderr)

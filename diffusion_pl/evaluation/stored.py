@@ -10,9 +10,11 @@ from ..data import DataModule
 from ..data.stored import StoredImages, read_stored
 from ..metrics.extractors import identity
 from ..runtime.devices import device_of
-from .features import Features, Reference, hash_of, note_of, read_reference
+from .features import Features, hash_of, note_of
 from .outcome import Results, extractor_on, measure
 from .plan import Plan
+from .reference import Reference, read_reference
+from .samples import check_features
 
 
 class StoredEvaluation:
@@ -42,6 +44,8 @@ class StoredEvaluation:
         self.names, of_data = plan.names("images")
         if of_data:
             raise ValueError(f"{of_data[0]} is of a model; images have {', '.join(plan.names('images')[0])}")
+        if plan.per_class:
+            raise ValueError("per_class is for samples of a model, whose classes are known. Fix: leave it out")
         if plan.repeats != 1:
             raise ValueError(f"repeats must be 1 with --images, got {plan.repeats}")
         self.plan, self.data, self.folder = plan, data, images
@@ -54,6 +58,7 @@ class StoredEvaluation:
             raise ValueError(f"{images} has images of {here}, --data {type(data).__name__} of {there}: expected equal")
         extractor = extractor_on(plan, device_of(accelerator))
         self.features, self.extractor = Features(self.stored.shape, self.stored.units, extractor), identity(extractor)
+        check_features(self.names, self.features)
         self.against, self.made_with = self._against({"extractor": self.extractor, "shape": list(self.stored.shape)})
         batches = self.stored.batches(self.count, 500)
         self.model = {"images": str(images), "sha256": hash_of(map(self.stored.units.to_uint8, batches))[1]}
@@ -64,7 +69,7 @@ class StoredEvaluation:
         if data is not None:
             made_with = {**made_with, "levels": data.units.levels}
         if plan.reference is not None:
-            reference = read_reference(plan.reference, made_with)
+            reference = read_reference(plan.reference, made_with, self.features, self.names, plan.trust_pickle)
             return reference, {"levels": reference.note.pop("levels", None), **made_with}
         assert data is not None
         data.prepare_data()

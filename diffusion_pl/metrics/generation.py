@@ -1,4 +1,4 @@
-"""Metrics of generated examples in a feature space: FID, IS, KID, precision and recall."""
+"""Metrics of generated examples in a feature space: FID, sFID, IS, KID, CMMD, precision and recall."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-NAMES = ("fid", "is", "kid", "prc")
+from .frechet import Moments, frechet_distance
 
-
-class Moments(NamedTuple):
-    """n: number of rows;  mean: (F,);  cov: (F, F), with n − 1; float64."""
-
-    n: int
-    mean: Tensor
-    cov: Tensor
+#: Without a choice of metrics, the first four; the others need features that not every extractor gives.
+DEFAULT = ("fid", "is", "kid", "prc")
+NAMES = (*DEFAULT, "sfid", "cmmd")
+#: How an extractor gets spatial features.
+SPATIAL = "give --extractor InceptionV3 --extractor.spatial true, or leave sfid out"
+#: Those that need moments of the reference alone, and those that need nothing of it.
+OF_MOMENTS, OF_SAMPLES = ("fid", "sfid"), ("is",)
 
 
 class FeatureStatistics(Metric):
@@ -23,7 +23,8 @@ class FeatureStatistics(Metric):
 
     Args:
         dim: F.
-        keep: also keep every row and its logits, as KID, precision and recall, and IS need.
+        keep: also keep every row and its logits, as KID, CMMD, precision and recall, and IS need.
+        spatial: number S of spatial features, of which moments are kept too, for sFID; 0: none.
     """
 
     full_state_update = False
@@ -34,9 +35,10 @@ class FeatureStatistics(Metric):
     index: list[Tensor]
     rows: list[Tensor]
 
-    def __init__(self, dim: int, keep: bool = False) -> None:
+    def __init__(self, dim: int, keep: bool = False, spatial: int = 0) -> None:
         super().__init__()
         self.dim, self.keep = dim, keep
+        self.spatial = FeatureStatistics(spatial) if spatial else None
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("bad", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(dim, dtype=torch.float64), dist_reduce_fx="sum")
@@ -45,10 +47,14 @@ class FeatureStatistics(Metric):
             self.add_state("index", [], dist_reduce_fx="cat")
             self.add_state("rows", [], dist_reduce_fx="cat")
 
-    def update(self, features: Tensor, index: Tensor, logits: Tensor | None = None) -> None:
+    def update(
+        self, features: Tensor, index: Tensor, logits: Tensor | None = None, spatial: Tensor | None = None
+    ) -> None:
         """Add features: (B, F) of examples number index: (B,); what is not finite is counted but not added."""
         good = features.isfinite().all(1)
         self.bad += (~good).sum()
+        if self.spatial is not None and spatial is not None:
+            self.spatial.update(spatial, index)
         features, index = features[good], index[good]
         wide = features.double()
         self.count += len(wide)
@@ -75,15 +81,16 @@ class FeatureStatistics(Metric):
         return rows[:, : self.dim], rows[:, self.dim :]
 
 
-def fid(samples: Moments, reference: Moments) -> float:
-    """Fréchet distance of two Gaussians, |μ₁ − μ₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½).
+class GivenStatistics(NamedTuple):
+    """Statistics of a reference that exist already, in place of a FeatureStatistics.
 
-    Reference: Heusel et al., arXiv 1706.08500, Eq. 6.
+    moments: of the features;  spatial_moments: of the spatial features, None: not known;  rows: (N, F) features, None:
+    not known.
     """
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-    both = ({"mu": m.mean.numpy(), "sigma": m.cov.numpy()} for m in (samples, reference))
-    return float(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
+    moments: Moments
+    spatial_moments: Moments | None = None
+    rows: Tensor | None = None
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
@@ -108,40 +115,111 @@ def kid(samples: Tensor, reference: Tensor, subsets: int = 100, size: int = 1000
     return scores[KEY_METRIC_KID_MEAN], scores[KEY_METRIC_KID_STD]
 
 
+def cmmd(samples: Tensor, reference: Tensor, sigma: float = 10.0, scale: float = 1000.0) -> float:
+    """1,000 times the squared MMD of CLIP embeddings under exp(−d²/2σ²), over all pairs, of a row with itself too.
+
+    Reference: Jayasumana et al., arXiv 2401.09603, Sec. 4; the estimator is Eq. 5 of Gretton et al., "A kernel
+    two-sample test" (2012).
+
+    Args:
+        samples, reference: (N, F) and (M, F), each row of length 1.
+
+    Raises:
+        ValueError: the rows are of another length, for which σ is not made.
+    """
+    a, b = samples.double().cpu(), reference.double().cpu()
+    check_lengths(torch.cat((a[:100], b[:100])))
+
+    def mean(p: Tensor, q: Tensor) -> float:
+        total = 0.0
+        for part in p.split(2000):
+            squares = part.square().sum(1)[:, None] + q.square().sum(1) - 2 * part @ q.T
+            total += float(torch.expm1(squares.clamp(min=0) / (-2 * sigma**2)).sum())  # the ones cancel in the sum
+        return total / (len(p) * len(q))
+
+    return scale * (mean(a, a) + mean(b, b) - 2 * mean(a, b))
+
+
+def check_lengths(rows: Tensor) -> None:
+    """Raise ValueError unless rows of features (B, F) have length 1, as CMMD needs."""
+    length = float(rows.norm(dim=1).mean())
+    if not abs(length - 1) < 1e-2:
+        raise ValueError(
+            f"cmmd is for embeddings of length 1, as CLIP's are, and these have {length:.3g}. "
+            "Fix: give --extractor CLIP --extractor.folder FOLDER"
+        )
+
+
 def scores(
     names: Sequence[str],
     samples: FeatureStatistics,
-    reference: FeatureStatistics,
+    reference: FeatureStatistics | GivenStatistics,
 ) -> dict[str, dict[str, Any]]:
     """{metric: {"value", and what it depends on}} of the named metrics.
 
     Raises:
-        ValueError: the Inception Score of an extractor without logits, or an unknown name.
+        ValueError: an unknown name, or a metric that needs logits, spatial features or rows that are not there.
     """
-    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
-
     check_names(names)
+    known = _given(reference, rows=bool(set(names) - {*OF_MOMENTS, *OF_SAMPLES}))
     results: dict[str, dict[str, Any]] = {}
     if "fid" in names:
-        results["fid"] = {"value": fid(samples.compute(), reference.compute())}
-    if set(names) == {"fid"}:
+        results["fid"] = {"value": frechet_distance(samples.compute(), known.moments)}
+    if "sfid" in names:
+        if samples.spatial is None or known.spatial_moments is None:
+            which = "extractor" if samples.spatial is None else "reference"
+            raise ValueError(f"sfid needs spatial features, and the {which} has none. Fix: {SPATIAL}")
+        results["sfid"] = {"value": frechet_distance(samples.spatial.compute(), known.spatial_moments)}
+    if set(names) <= set(OF_MOMENTS):
         return results
-    (x, logits), (y, _) = samples.kept(), reference.kept()
+    x, logits = samples.kept()
     if "is" in names:
         if not logits.shape[1]:
             raise ValueError("is needs an extractor that also gives logits, this one gives features only")
         splits = min(10, len(x))
         value, std = inception_score(logits, splits)
         results["is"] = {"value": value, "std_over_splits": std, "splits": splits}
+    return results | _of_rows(names, x, known.rows)
+
+
+def _of_rows(names: Sequence[str], x: Tensor, y: Tensor | None) -> dict[str, dict[str, Any]]:
+    """The metrics that compare rows, x: (N, F) of samples with y: (M, F) of the reference."""
+    results: dict[str, dict[str, Any]] = {}
+    if not set(names) - {*OF_MOMENTS, *OF_SAMPLES}:
+        return results
+    if y is None:
+        raise ValueError(f"{', '.join(names)}: the reference has moments only, expected rows of features")
     if "kid" in names:
         size = min(1000, len(x), len(y))
         value, std = kid(x, y, size=size)
         results["kid"] = {"value": value, "std_over_subsets": std, "subsets": 100, "subset_size": size}
     if "prc" in names:
-        pair = prc_features_to_metric(x, y, prc_neighborhood=3, prc_batch_size=10_000, verbose=False)
-        results["precision"] = {"value": pair[KEY_METRIC_PRECISION], "neighbours": 3}
-        results["recall"] = {"value": pair[KEY_METRIC_RECALL], "neighbours": 3}
+        precision, recall = precision_recall(x, y)
+        results["precision"] = {"value": precision, "neighbours": 3}
+        results["recall"] = {"value": recall, "neighbours": 3}
+    if "cmmd" in names:
+        results["cmmd"] = {"value": cmmd(x, y), "sigma": 10.0, "scale": 1000.0}
     return results
+
+
+def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = 3) -> tuple[float, float]:
+    """Share of samples within reach of the reference, and of the reference within reach of the samples.
+
+    Reference: Kynkäänniemi et al., arXiv 1904.06991, Eq. 1–2.
+    """
+    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+    pair = prc_features_to_metric(
+        samples, reference, prc_neighborhood=neighbours, prc_batch_size=10_000, save_cpu_ram=True, verbose=False
+    )
+    return pair[KEY_METRIC_PRECISION], pair[KEY_METRIC_RECALL]
+
+
+def _given(reference: FeatureStatistics | GivenStatistics, rows: bool) -> GivenStatistics:
+    if isinstance(reference, GivenStatistics):
+        return reference
+    spatial = None if reference.spatial is None else reference.spatial.compute()
+    return GivenStatistics(reference.compute(), spatial, reference.kept()[0] if rows else None)
 
 
 def check_names(names: Sequence[str]) -> None:
