@@ -50,12 +50,14 @@ class Alignment(Recorded, nn.Module):
 
     def check(self, network: nn.Module) -> None:
         """Raise ValueError if the network has no such layer."""
-        names = [name for name, _ in network.named_modules() if name]
-        if self.layer not in names:
-            first = ", ".join([name for name in names if name.count(".") == 1][:6] or names[:6])
+        parts = {name: part for name, part in network.named_modules() if name}
+        if self.layer not in parts:
+            lists = {name: len(part) for name, part in parts.items() if isinstance(part, nn.ModuleList) and len(part)}
+            longest = max(lists, key=lambda name: lists[name], default="")
+            such = f"{longest}.0 to {longest}.{lists[longest] - 1}" if longest else ", ".join([*parts][:6])
             raise ValueError(
                 f"model.loss.alignment.layer: {type(network).__name__} has no module {self.layer!r}. Fix: give one of "
-                f"its modules, such as {first}"
+                f"its modules, such as {such}"
             )
 
     @contextmanager

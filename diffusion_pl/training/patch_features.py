@@ -1,6 +1,7 @@
 """Image encoders whose patch features a hidden layer is aligned with, see `losses.Alignment`."""
 
 import json
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ class PatchFeatures(Recorded, nn.Module):
     """Features of the patches of images, by an encoder in a folder or file.
 
     Images are resized (bicubic) and normalized.  A folder of transformers, such as DINOv2's, gives its last hidden
-    state without the class token and registers; a TorchScript file gives (B, N, features) or (B, features, h, w)
-    itself.  It is read when it is first needed: a trained model is loaded without it.
+    state without the class token and registers; a program of torch.export (.pt2) or a TorchScript file gives (B, N,
+    features) or (B, features, h, w) itself.  It is read when it is first needed: a trained model is loaded without it.
 
     Reference: Yu et al., arXiv 2410.06940: DINOv2-B at 224 x 224 has 16 x 16 patches of 14, as SiT-XL/2 has at
     256 x 256.
 
     Args:
-        path: Folder of `save_pretrained` of transformers, or TorchScript file.
+        path: Folder of `save_pretrained` of transformers, program of torch.export for any batch size (.pt2), or
+            TorchScript file.
         size: Height and width that images are resized to, in pixels.
         mean: Mean of each channel in [0, 1], which is subtracted.
         std: Standard deviation of each channel, positive, which is divided by.
@@ -51,12 +53,17 @@ class PatchFeatures(Recorded, nn.Module):
         if not path.is_file():
             raise ValueError(
                 f"PatchFeatures: {path} is neither a file nor a folder with config.json. Fix: give a folder of "
-                "transformers' save_pretrained or a TorchScript file"
+                "transformers' save_pretrained, a .pt2 file of torch.export or a TorchScript file"
             )
         try:
-            return (torch.jit.load(str(path), map_location="cpu").eval(),)  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            raise ValueError(f"PatchFeatures: {path} is no TorchScript file: {str(error).splitlines()[0]}") from error
+            with warnings.catch_warnings():  # torch advises those who write TorchScript against it
+                warnings.simplefilter("ignore", FutureWarning)
+                if path.suffix == ".pt2":
+                    return (torch.export.load(path).module(),)
+                return (torch.jit.load(str(path), map_location="cpu").eval(),)  # type: ignore[no-untyped-call]
+        except Exception as error:  # a damaged file shows itself in many ways
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"PatchFeatures: {path} is no .pt2 or TorchScript file: {reason}") from error
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
