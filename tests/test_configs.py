@@ -88,8 +88,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "pairs" / side).symlink_to(root / "anime")
     write_latents(root / "latents", Orthogonal((1, 28, 28), 4), FashionMNIST(str(root)))
     (root / "imagenet").mkdir()
-    for number in range(2):
-        (root / "imagenet" / f"class{number}").symlink_to(root / "anime")
+    for standing_in in ("anime", "church"):
+        (root / "imagenet" / standing_in).symlink_to(root / standing_in)
     images = Folder(str(root / "imagenet"), conditional=True, size=32)
     for latents in ("imagenet256", "imagenet256-vavae"):
         write_latents(root / latents, Orthogonal((3, 32, 32), 4), images)

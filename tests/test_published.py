@@ -1,6 +1,7 @@
 """The published experiments: what each configuration builds, number by number, and `verify`."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from torch import nn
 from diffusion_pl.callbacks import EMA
 from diffusion_pl.cli import DiffusionCLI
 from diffusion_pl.conditions import label, to_plain
+from diffusion_pl.data.listing import Listing
 from diffusion_pl.runtime.run_folder import RunFolder
 
 CONFIGS = ROOT / "configs"
@@ -184,14 +186,14 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         if files[0].parent == CIFAR10:
             options += ["--data.init_args.download", "false"]
         else:
-            imagenet(tmp_path)
+            imagenet(tmp_path, monkeypatch)
         return DiffusionCLI("fit", [*(f"--config={file}" for file in files), *options], RunFolder(), diagnose=True)
 
     return made
 
 
-def imagenet(folder: Path) -> None:
-    """Files that say what the data are: one image for each of 1,000 classes, and records of latents."""
+def imagenet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What says what the data are: names of one image for each of 1,000 classes, and records of latents."""
     for name, shape in LATENTS.items():
         (folder / name).mkdir()
         record = {
@@ -201,12 +203,13 @@ def imagenet(folder: Path) -> None:
             **{"views": 2, "moments": 2, "dtype": "float16"},
         }
         (folder / name / "latents.json").write_text(json.dumps(record))
-    first = folder / "imagenet" / "0" / "image.png"
-    first.parent.mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(first)
-    for number in range(1, 1000):
-        (folder / "imagenet" / str(number)).mkdir()
-        (folder / "imagenet" / str(number) / "image.png").hardlink_to(first)
+    names = [Path(str(number), "image.png") for number in range(1000)]
+    for name in names:
+        (folder / "imagenet" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / "imagenet" / name)
+    # Not by their inodes, which some file systems give to several small files.
+    listed = [Path("imagenet", name) for name in names]
+    monkeypatch.setattr("diffusion_pl.data.folder.list_images", lambda _: Listing(listed, Counter(), 0))
 
 
 def process(schedule: Any) -> dict[str, Any]:
