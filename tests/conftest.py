@@ -25,7 +25,7 @@ import diffusion_pl
 from diffusion_pl import conditions
 from diffusion_pl.conditions import Condition
 from diffusion_pl.denoisers import EDM, Denoiser, Gaussian, Masked, Parameterization, Prediction
-from diffusion_pl.losses import Weighting
+from diffusion_pl.losses import LikelihoodTimes, UniformTimes, Weighting
 from diffusion_pl.samplers import DDIM, Ancestral, AnnealedLangevin, ExplicitGrid, Grid, Sampler, UniformGrid
 from diffusion_pl.schedules import VP, LinearBetas, Schedule
 
@@ -108,6 +108,8 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "ChainELBO": [{"steps": 1000}, {"steps": 10}],
     "P2": [{}, {"k": 0.5, "gamma": 0.5}],
     "EDM": [{}, {"sigma_data": 2.0}],
+    "FlowMatching": [{}, {"clip": 0.05}],
+    "ShiftedTimes": [{"times": UniformTimes(), "shift": 3.0}, {"times": LikelihoodTimes(), "values": 1024}],
     "GridTimes": [{"steps": 1000}],
     "VarianceBound": [{"steps": 1000}],
     "StepIndex": [{"steps": 1000}],
@@ -117,6 +119,10 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "RespacedGrid": [{"length": 100, "steps": 8}, {"length": 100, "steps": 8, "power": 2.0}],
     "TrailingGrid": [{"length": 100, "steps": 8}],
     "LeadingGrid": [{"length": 100, "steps": 8, "offset": 1}],
+    "ShiftedGrid": [
+        {"grid": UniformGrid(8, 1.0, 0.02), "shift": 3.0},
+        {"grid": UniformGrid(8, 0.9, 0.01), "values": 1024},
+    ],
     "ExplicitGrid": [{"t": [0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]}],
     "Ancestral": [{"variance": 0.0}, {"variance": 0.4}, {"variance": 1.0}],
     "DDIM": [{"eta": 0.0}, {"eta": 0.6}, {"eta": 1.0}],

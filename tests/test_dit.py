@@ -9,7 +9,8 @@ from conftest import by_class
 from torch import Tensor, nn
 
 from diffusion_pl.conditions import Conditions
-from diffusion_pl.networks.dit import Block, DiT, positions
+from diffusion_pl.networks.dit import DiT
+from diffusion_pl.networks.transformer import Block, positions
 
 
 def counted(width: int, depth: int, channels: int, patch: int, classes: int) -> int:

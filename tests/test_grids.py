@@ -17,6 +17,7 @@ from diffusion_pl.samplers import (
     LeadingGrid,
     LogSNRGrid,
     RespacedGrid,
+    ShiftedGrid,
     TrailingGrid,
     UniformGrid,
 )
@@ -51,6 +52,21 @@ def test_uniform_grid_is_the_tables_own() -> None:
     assert UniformGrid(2, t_min=0)(Karras()).tolist() == [1.0, 0.0]
     i = torch.arange(1000, 0, -1, dtype=torch.float64)
     np.testing.assert_allclose(array(UniformGrid(1000)(VP())), array(i / 1000), rtol=1e-13)
+
+
+def test_a_shifted_grid_keeps_its_ends_and_moves_the_odds() -> None:
+    """t/(1 − t) is multiplied by s, at every time."""
+    t = array(UniformGrid(20)(VP()))[1:]
+    moved = array(ShiftedGrid(UniformGrid(20), 3.0)(VP()))
+    np.testing.assert_allclose(moved[1:] / (1 - moved[1:]), 3 * t / (1 - t), rtol=1e-10)
+    assert moved[0] == 1
+    # Zheng et al.: latents of 768 x 16 x 16 have 6.93, those of 4 x 32 x 32 stay.
+    assert ShiftedGrid(UniformGrid(5), values=768 * 16 * 16).shift == pytest.approx(6.93, abs=2e-3)
+    assert torch.equal(ShiftedGrid(UniformGrid(5), values=4 * 32 * 32)(VP()), UniformGrid(5)(VP()))
+    assert len(ShiftedGrid(UniformGrid(5), values=1024).with_steps(7)(VP())) == 7
+    for options in ({}, {"shift": 1.0, "values": 4}, {"shift": 0.0}, {"values": 0}, {"shift": math.inf}):
+        with pytest.raises(ValueError, match=r"ShiftedGrid: (expected one of|shift must be)"):
+            ShiftedGrid(UniformGrid(5), **options)
 
 
 @every_schedule

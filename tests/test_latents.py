@@ -415,3 +415,30 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
     other = fit(tmp_path, trainer__max_steps=1)
     done = cli(tmp_path, "latents", "--data", "Digits", "--autoencoder", other, "--output", "no")
     assert done.code == 2 and "DiffusionModule" in done.err
+
+
+def test_latents_can_be_multiplied_by_a_number(tmp_path: Path) -> None:
+    """In place of statistics; the mean square that they then have is noted, and is in a checkpoint."""
+    write_latents(tmp_path / "scaled", scale=0.3)
+    write_latents(tmp_path / "plain")
+    scaled, plain = (Latents(str(tmp_path / name)) for name in ("scaled", "plain"))
+    assert scaled.record["mean"] == [0.0] * 4
+    assert scaled.record["std"] == pytest.approx([1 / 0.3] * 4)
+    scaled.setup("fit")
+    x = scaled.training_examples(10_000)
+    assert scaled.second_moment() == pytest.approx(float(x.square().mean()), rel=1e-3)
+    assert plain.second_moment() == 1
+    torch.testing.assert_close(x, 0.3 * plain.units.unscale(examples(plain)), rtol=1e-3, atol=1e-3)
+    other = Latents(str(tmp_path / "scaled"))
+    other.load_state_dict(scaled.state_dict())
+    assert other.second_moment() == scaled.second_moment()
+    assert "second_moment" not in plain.state_dict()
+    with pytest.raises(ValueError, match="mean of the latents differ"):
+        plain.check_state(scaled.state_dict())
+    with pytest.raises(ValueError, match="scale must be positive and finite, got 0"):
+        write_latents(tmp_path / "bad", scale=0.0)
+
+
+def examples(data: Latents) -> Tensor:
+    data.setup("fit")
+    return data.training_examples(10_000)

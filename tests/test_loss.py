@@ -8,11 +8,12 @@ import torch
 from conftest import INNER, SCHEDULES, ExactNetwork, array, instances, weigh
 from torch import Tensor, nn
 
-from diffusion_pl.denoisers import EDM, Epsilon, Gaussian, NetworkDenoiser, Parameterization, V, Velocity
+from diffusion_pl.denoisers import EDM, Data, Epsilon, Gaussian, NetworkDenoiser, Parameterization, V, Velocity
 from diffusion_pl.losses import (
     SNR,
     Coupling,
     DenoisingLoss,
+    FlowMatching,
     GridTimes,
     Likelihood,
     LikelihoodTimes,
@@ -289,3 +290,66 @@ def test_times_per_sample_are_separate_draws_with_the_same_mean() -> None:
 def test_times_per_sample_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="times_per_sample must be at least 1, got 0"):
         DenoisingLoss(UniformTimes(), SNR(), times_per_sample=0)
+
+
+# Velocity: x-prediction, and its direction ----------------------------------------------------------------------------
+
+
+class Output(nn.Module):
+    """The network's output as given."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = nn.Parameter(output)
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return self.output
+
+
+def test_x_prediction_with_the_loss_of_the_velocity() -> None:
+    """Li & He, arXiv 2511.13720, Eq. 6: ‖v̂ − v‖², v = (x_0 − x_t)/max(σ, 0.05), v̂ likewise of the output."""
+    torch.manual_seed(0)
+    x_0, guess = torch.randn(2, 6, 3, dtype=torch.float64)
+    t = torch.tensor([0.01, 0.04, 0.06, 0.3, 0.7, 0.999], dtype=torch.float64)
+    eps = torch.randn(6, 3, dtype=torch.float64)
+    model = NetworkDenoiser(Output(guess), Rectified(), Data(scaled_input=False))
+    loss = DenoisingLoss(At(t), FlowMatching(clip=0.05), Given(eps))(model, x_0).loss
+    x_t, clipped = ((1 - t)[:, None] * x_0 + t[:, None] * eps), t.clamp(min=0.05)[:, None]
+    difference = (x_0 - x_t) / clipped - (guess - x_t) / clipped
+    np.testing.assert_allclose(array(loss), array(difference.square().mean(1)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("parameterization", [Velocity(), V(), Data(), EDM(0.5)], ids=lambda p: type(p).__name__)
+def test_the_direction_of_the_velocity(parameterization: Parameterization) -> None:
+    """Yao et al., arXiv 2501.01423: 1 − cos(v̂, v) along the channels, mean over places, whatever is predicted."""
+    torch.manual_seed(0)
+    schedule, t = Cosine(), torch.tensor([0.2, 0.7], dtype=torch.float64)
+    x_0, eps, other_0, other_eps = torch.randn(4, 2, 3, 2, 2, dtype=torch.float64)
+    kernel = schedule(t.view(2, 1, 1, 1))
+    x_t = kernel.alpha * x_0 + kernel.sigma * eps
+    other_0 = (x_t - kernel.sigma * other_eps) / kernel.alpha  # a pair with the same x_t
+    model = NetworkDenoiser(Output(parameterization.target(kernel, other_0, other_eps)), schedule, parameterization)
+    plain, added = (DenoisingLoss(At(t), Plain(), Given(eps), cosine=factor)(model, x_0).loss for factor in (0, 2.0))
+    v, guess = (array(kernel.d_alpha * x + kernel.d_sigma * e) for x, e in ((x_0, eps), (other_0, other_eps)))
+    cosine = (v * guess).sum(1) / np.sqrt((v**2).sum(1) * (guess**2).sum(1))
+    np.testing.assert_allclose(array(added - plain), 2 * (1 - cosine).mean((1, 2)), rtol=1e-7)
+
+
+def test_an_unscaled_input_reaches_the_network_as_it_is() -> None:
+    class Echo(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return x
+
+    x_t, t = torch.randn(3, 2), torch.tensor(0.3)
+    kernel = Rectified()(t)
+    for parameterization in (Velocity(scaled_input=False), Data(scaled_input=False)):
+        model = NetworkDenoiser(Echo(), Rectified(), parameterization)
+        assert torch.equal(model.raw(x_t, t, kernel)[0], x_t)
+
+
+def test_bad_factors_of_the_direction_are_refused() -> None:
+    with pytest.raises(ValueError, match="cosine must be at least 0 and finite"):
+        DenoisingLoss(UniformTimes(), Plain(), cosine=-1.0)
+    model = NetworkDenoiser(Output(torch.zeros(4, 2)), Rectified(), Velocity())
+    with pytest.raises(ValueError, match="cosine counts all channels"):
+        DenoisingLoss(UniformTimes(), Plain(), cosine=1.0)(model, torch.zeros(4, 2), observed=torch.ones(4, 2).bool())

@@ -15,10 +15,10 @@ from test_networks import SMALL, Factory, batch, stirred
 from torch import Tensor, nn
 
 from diffusion_pl.networks import DiT, Fourier, NCSNpp, UNet, UNetEncoder
-from diffusion_pl.networks.dit import positions
 from diffusion_pl.networks.fir import FIR, Down, Mean, Up
 from diffusion_pl.networks.layers import CONV
 from diffusion_pl.networks.resnet import Downsample, Upsample
+from diffusion_pl.networks.transformer import positions
 
 TIME = torch.zeros(1, 1)
 small: dict[str, Any] = {"nf": 8, "ch_mult": (1, 2, 2), "num_res_blocks": 1, "dropout": 0.0}

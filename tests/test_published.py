@@ -1,6 +1,7 @@
 """The published experiments: what each configuration builds, number by number, and `verify`."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,15 +9,19 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from conftest import weigh
+from PIL import Image
 from shell import ROOT, cli, fit
 from torch import nn
 
 from diffusion_pl.callbacks import EMA
 from diffusion_pl.checkpoints.io import sha256_of
 from diffusion_pl.cli import DiffusionCLI
+from diffusion_pl.conditions import label, to_plain
+from diffusion_pl.data.listing import Listing
 from diffusion_pl.runtime.run_folder import RunFolder
 
-CIFAR10 = ROOT / "configs" / "cifar10"
+CONFIGS = ROOT / "configs"
+CIFAR10 = CONFIGS / "cifar10"
 DEEP = ROOT / "configs" / "overlays" / "deep.yaml"
 
 
@@ -122,6 +127,50 @@ PUBLISHED = {
         *(1e-4, None, 256, 400_000, "0.9999", 0.0, None, TABLE, ("Grid", "SNR"), "Ancestral", 250, True),
     ),
 }
+#: Those of ImageNet at 256x256, and the shapes of their latents.
+IMAGENET256 = {
+    "imagenet256/dit_xl2": Row(
+        # DiT's count without its fixed positions, 256 x 1152.
+        *(675_129_632 - 256 * 1152, 1e-4, None, 256, 7_000_000, "0.9999", 0.0, None, TABLE, ("Grid", "SNR")),
+        *("Ancestral", 250, True),
+        flip=False,
+    ),
+    "imagenet256/sit_xl2": Row(
+        *(674_816_272, 1e-4, None, 256, 7_000_000, "0.9999", 0.0, None, {"class": "Rectified"}),
+        *(("Uniform", "FlowMatching"), "Heun", 249, True),
+        flip=False,
+    ),
+    "imagenet256/sit_repa": Row(
+        *(674_816_272, 1e-4, None, 256, 4_000_000, "0.9999", 0.0, 1, {"class": "Rectified"}),
+        *(("Uniform", "FlowMatching"), "Heun", 249, True),
+        flip=False,
+    ),
+    "imagenet256/lightningdit_xl1": Row(
+        # Patches, time, classes, blocks (norms, attention, SwiGLU, modulation), output.
+        33 * 1152
+        + (257 + 1153) * 1152
+        + 1001 * 1152
+        + 28 * (2 * 1152 + 18 * 1152**2 + 4 * 1152 + 7 * 1152 + 6 * 1024)
+        + 1152
+        + 2 * 1153 * 1152
+        + 32 * 1153,
+        *(2e-4, None, 1024, 80_000, "0.9999", 0.0, None, {"class": "Rectified"}),
+        *(("LogitNormal", "FlowMatching"), "DDIM", 250, True),
+        flip=False,
+        betas=(0.9, 0.95),
+    ),
+    "imagenet256/jit_b16": Row(
+        *(131_123_712, 2e-4, 6255, 1024, 750_600, "0.9999 0.9998 0.9996", 0.0, None, {"class": "Rectified"}),
+        *(("LogitNormal", "FlowMatching"), "Heun", 99, True),
+        betas=(0.9, 0.95),
+    ),
+}
+PUBLISHED["jit"] = Row(
+    *(32_519_088, 2e-4, 1000, 256, 400_000, "0.9999", 0.0, None, {"class": "Rectified"}),
+    *(("LogitNormal", "FlowMatching"), "Heun", 99, True),
+    betas=(0.9, 0.95),
+)
+LATENTS = {"imagenet256": (4, 32, 32), "imagenet256-vavae": (32, 16, 16)}
 DEEPER = {"vp_ddpmpp": 106_632_579, "subvp_ddpmpp": 106_632_579, "ve_ncsnpp": 107_586_947}
 
 
@@ -134,10 +183,34 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def made(*files: Path) -> DiffusionCLI:
         # The doctor stops at the data, which are not here.
-        options = ["--trainer.accelerator", "cpu", "--data.init_args.download", "false"]
+        options = ["--trainer.accelerator", "cpu"]
+        if files[0].parent == CIFAR10:
+            options += ["--data.init_args.download", "false"]
+        else:
+            imagenet(tmp_path, monkeypatch)
         return DiffusionCLI("fit", [*(f"--config={file}" for file in files), *options], RunFolder(), diagnose=True)
 
     return made
+
+
+def imagenet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What says what the data are: names of one image for each of 1,000 classes, and records of latents."""
+    for name, shape in LATENTS.items():
+        (folder / name).mkdir()
+        record = {
+            **{"shape": list(shape), "image_shape": [3, 256, 256], "levels": 256, "class_counts": None},
+            **{"conditions": to_plain({"label": label(1000)}), "mean": [0.0] * shape[0], "std": [1.0] * shape[0]},
+            **{"autoencoder": {"name": "vae", "sha256": ""}, "data": {}, "splits": {}, "sha256": {}},
+            **{"views": 2, "moments": 2, "dtype": "float16"},
+        }
+        (folder / name / "latents.json").write_text(json.dumps(record))
+    names = [Path(str(number), "image.png") for number in range(1000)]
+    for name in names:
+        (folder / "imagenet" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / "imagenet" / name)
+    # Not by their inodes, which some file systems give to several small files.
+    listed = [Path("imagenet", name) for name in names]
+    monkeypatch.setattr("diffusion_pl.data.folder.list_images", lambda _: Listing(listed, Counter(), 0))
 
 
 def process(schedule: Any) -> dict[str, Any]:
@@ -163,9 +236,10 @@ def rates(network: nn.Module) -> set[float]:
     return {module.p for module in network.modules() if isinstance(module, nn.Dropout)}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, *IMAGENET256])
 def test_it_builds_the_published_experiment(name: str, build: Any) -> None:
-    row, made = PUBLISHED[name], build(CIFAR10 / f"{name}.yaml")
+    row = (PUBLISHED | IMAGENET256)[name]
+    made = build((CONFIGS if name in IMAGENET256 else CIFAR10) / f"{name}.yaml")
     model, trainer, data = made.model, made.trainer, made.datamodule
     assert sum(p.numel() for p in model.network.parameters()) == row.parameters
     assert rates(model.network) == ({row.dropout} if row.dropout else set())
@@ -185,7 +259,7 @@ def test_it_builds_the_published_experiment(name: str, build: Any) -> None:
     assert type(model.sampler).__name__ == row.sampler
     points = len(model.sampler.grid(model.schedule))
     assert row.nfe in (None, (points - 1) * model.sampler.evaluations + 1)
-    assert data.conditional == row.conditional
+    assert ("label" in data.conditions) == row.conditional
     change = data.augmentation
     assert (getattr(change, "p", 0.0), change is not None) == (row.augment, row.flip or row.augment > 0)
     check_expected(name, made.config_dump["expected"])
@@ -196,7 +270,7 @@ def check_expected(name: str, expected: dict[str, Any] | None) -> None:
     """There is a band around each value that the source gives."""
     assert expected
     for band in expected.values():
-        assert (band["band"] is None) == (band["paper"] is None) == (name in ("dit", "imf"))
+        assert (band["band"] is None) == (band["paper"] is None) == (name in ("dit", "imf", "jit"))
         if band["band"] is not None:
             lower, upper = band["band"]
             assert lower < float(band["source"].split(",")[0].split()[0]) == band["paper"] < upper
@@ -269,6 +343,34 @@ def check_mean_flow(rule: str) -> Callable[[Any], None]:
     return check
 
 
+def check_sit(model: Any) -> None:
+    assert not model.denoiser.parameterization.scaled_input
+    assert model.loss.dropout == {"label": 0.1}
+
+
+def check_repa(model: Any) -> None:
+    check_sit(model)
+    alignment = model.loss.alignment
+    assert (alignment.layer, alignment.weight, alignment.projector[0].out_features) == ("blocks.7", 0.5, 2048)
+    assert sum(p.numel() for p in alignment.parameters()) == 8_131_328
+
+
+def check_lightningdit(model: Any) -> None:
+    check_sit(model)
+    assert (model.loss.times.mean, model.loss.times.std, model.loss.cosine) == (0.0, 1.0, 1.0)
+    t = model.sampler.grid(model.schedule)
+    backwards = 1 - torch.arange(250, 0, -1, dtype=torch.float64) / 250  # their time, of noise at 0
+    torch.testing.assert_close(1 - t, 0.3 * backwards / (1 - 0.7 * backwards), rtol=1e-4, atol=1e-6)
+
+
+def check_jit(model: Any) -> None:
+    check_sit(model)
+    assert type(model.denoiser.parameterization).__name__ == "Data"
+    assert (model.loss.times.mean, model.loss.times.std, model.loss.weighting.clip) == (0.8, 0.8, 0.05)
+    network = model.network
+    assert (network.in_context_start, network.blocks[0].norm_q.weight.shape[0]) == (4, 64)
+
+
 #: What is particular to one of them.
 PARTICULAR: dict[str, Callable[[Any], None]] = {
     "improved_ddpm": check_learned_variance(0.001, mean=False),
@@ -282,6 +384,11 @@ PARTICULAR: dict[str, Callable[[Any], None]] = {
     "scm": check_scm,
     "meanflow": check_mean_flow("MeanFlow"),
     "imf": check_mean_flow("ImprovedMeanFlow"),
+    "imagenet256/sit_xl2": check_sit,
+    "imagenet256/sit_repa": check_repa,
+    "imagenet256/lightningdit_xl1": check_lightningdit,
+    "imagenet256/jit_b16": check_jit,
+    "jit": check_jit,
 }
 
 
@@ -300,7 +407,9 @@ def test_the_deep_overlay_changes_the_depth_only(name: str, build: Any) -> None:
 
 
 def test_each_has_its_row() -> None:
-    assert {path.stem for path in CIFAR10.glob("*.yaml")} == set(PUBLISHED) >= DEEPER.keys() | PARTICULAR.keys()
+    assert {path.stem for path in CIFAR10.glob("*.yaml")} == set(PUBLISHED) >= DEEPER.keys()
+    assert {f"imagenet256/{path.stem}" for path in (CONFIGS / "imagenet256").glob("*.yaml")} == set(IMAGENET256)
+    assert PARTICULAR.keys() <= {*PUBLISHED, *IMAGENET256}
 
 
 FID = {"band": [1.0, 2.0], "num_samples": 80, "source": "a test", "by": "DigitsClassifier"}

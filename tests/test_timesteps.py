@@ -15,6 +15,8 @@ from diffusion_pl.losses import (
     LikelihoodTimes,
     LogitNormalTimes,
     LogNormalTimes,
+    LossSecondMoment,
+    ShiftedTimes,
     StratifiedTimes,
     TimeSampler,
     UniformTimes,
@@ -93,6 +95,32 @@ def test_stratified_is_uniform_with_one_time_in_each_slice(t_min: float) -> None
             assert sorted(np.floor(u * n).astype(int)) == list(range(n))
     single = np.array([draw(StratifiedTimes(t_min), VP(), 5, seed)[3] for seed in range(1000)])
     same_distribution(single, "uniform", (t_min, 1 - t_min))
+
+
+def test_shifted_times_have_their_logit_moved() -> None:
+    """logit t' = logit t + ln s: a logit-normal distribution stays one (Esser et al., Eq. 23)."""
+    t = draw(ShiftedTimes(LogitNormalTimes(0.3, 0.7), 3.0), Rectified())
+    same_distribution(np.log(t / (1 - t)), "norm", (0.3 + math.log(3), 0.7))
+    scaled = draw(ShiftedTimes(LogitNormalTimes(0.3, 0.7), values=768 * 16 * 16), Rectified())
+    same_distribution(np.log(scaled / (1 - scaled)), "norm", (0.3 + 0.5 * math.log(48), 0.7))
+
+
+def test_shifted_importance_estimates_the_same_mean() -> None:
+    """∫ f(t) dt of an importance sampler, before and after the shift."""
+    estimates = []
+    for time_sampler in (LikelihoodTimes(0.01), ShiftedTimes(LikelihoodTimes(0.01), 4.0)):
+        t, importance = time_sampler(VP(), torch.empty(200_000, 2), torch.Generator().manual_seed(0))
+        estimates.append(float((importance * t.square()).mean()) * 0.99)
+    assert estimates[0] == pytest.approx(1 / 3, abs=0.01)
+    low = 4 * 0.01 / (1 + 3 * 0.01)  # the shift moves the smallest time
+    assert estimates[1] == pytest.approx((1 - low**3) / 3, abs=0.01)
+
+
+def test_what_cannot_be_shifted_is_refused() -> None:
+    with pytest.raises(ValueError, match="ShiftedTimes: LossSecondMoment adapts"):
+        ShiftedTimes(LossSecondMoment(10), 2.0)
+    with pytest.raises(ValueError, match="ShiftedTimes: expected one of shift and values"):
+        ShiftedTimes(UniformTimes())
 
 
 def test_stratified_batches_have_a_quieter_mean() -> None:

@@ -87,6 +87,16 @@ def test_flow_matching_weighs_the_error_of_the_velocity(schedule: Schedule) -> N
     np.testing.assert_allclose(array(weigh(FlowMatching(), schedule, t)), array(change) ** 2, rtol=1e-7)
 
 
+def test_a_clipped_velocity_divides_by_no_less_than_the_clip() -> None:
+    """JiT's v-loss: (x̂_0 − x_t)/max(σ, clip) against (x_0 − x_t)/max(σ, clip), on a straight path."""
+    t = torch.tensor([1e-4, 0.02, 0.05, 0.3, 1.0], dtype=torch.float64)
+    weight = weigh(FlowMatching(clip=0.05), Rectified(), t)
+    np.testing.assert_allclose(array(weight), [400, 400, 400, 1 / 0.09, 1], rtol=1e-9)
+    np.testing.assert_allclose(array(weigh(FlowMatching(), Rectified(), t)), array(t) ** -2, rtol=1e-9)
+    with pytest.raises(ValueError, match="clip must be at least 0"):
+        FlowMatching(-1.0)
+
+
 # Likelihood bounds ------------------------------------------------------------------------------------------------
 
 

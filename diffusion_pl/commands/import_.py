@@ -16,7 +16,7 @@ SHARED = ("from_", "path", "output", "data", "trust_pickle")
 
 
 def import_(
-    from_: Literal["diffusers", "score_sde", "lucidrains", "openai"],
+    from_: Literal["diffusers", "score_sde", "lucidrains", "openai", "dit", "sit"],
     path: Path,
     output: Path,
     size: list[int] | None = None,
@@ -57,7 +57,8 @@ def import_(
         from_: Package of the file: diffusers (folder of UNet2DModel or of a DDPMPipeline), score_sde (checkpoint.pth of
             score_sde_pytorch: DDPM, DDPM++, NCSN++), lucidrains (model-N.pt of denoising-diffusion-pytorch:
             GaussianDiffusion and LearnedGaussianDiffusion of Unet), openai (modelN.pt or ema_RATE_N.pt of
-            improved-diffusion and guided-diffusion, without resblock_updown).
+            improved-diffusion and guided-diffusion, without resblock_updown), dit and sit (.pt of DiT and SiT, models
+            of latents that are multiplied by 0.18215; DiT's published weights are for non-commercial use).
         path: Folder or file of the model.
         output: Checkpoint to write, a new file, such as imported.ckpt.
         size: Height and width of the images in pixels, one number if they are equal; None: the file's (diffusers).
@@ -66,7 +67,8 @@ def import_(
         ema_decay: Decay of the EMA weights of lucidrains, in [0, 1); default 0.995.
         betas: Beta schedule of openai's training, linear or cosine, which its files do not show; None: an error there.
         steps: Number of diffusion steps of openai, at least 1; default 1000.
-        heads: Number of attention heads of openai and of old releases of lucidrains, at least 1; default 4.
+        heads: Number of attention heads of openai and of old releases of lucidrains, at least 1; default 4.  Of dit and
+            sit: that of the published size of the file's width and depth; an error where it is none.
         num_head_channels: Channels of an attention head of openai, in place of heads; None: by heads.
         num_heads_upsample: Number of attention heads of openai on the way up; default as heads.
         use_new_attention_order: Order of queries, keys and values of openai, the newer one; default false.
@@ -87,7 +89,8 @@ def import_(
         dropout: Dropout probability of the training of score_sde and openai; default 0.1 and 0.
         snr: Value of config.sampling.snr, of the corrector of ve of score_sde; default 0.16.
         data: Data of the model, such as Folder, its options as --data.path FOLDER; None: CIFAR10 for 3x32x32, else a
-            Folder named pictures, which evaluate looks for.
+            Folder named pictures, which evaluate looks for; of dit and sit none, and samples stay latents: for images
+            give Latents, a folder of `latents --scale 0.18215`.
         trust_pickle: Permission to read a file that holds more than tensors and plain values.  Such a file can run any
             code: only of people you trust.
     """
@@ -97,15 +100,15 @@ def import_(
 
     from ..checkpoints.io import write
     from ..interop import READERS, to_checkpoint
-    from ..interop.foreign import default_data, described
+    from ..interop.foreign import default_data, described, state_of
 
     reader = READERS[from_]
     unsupported = next((name for name in options if name not in inspect.signature(reader).parameters), None)
     if unsupported is not None:
         raise ValueError(f"--{unsupported} is not for --from {from_}")
     foreign = reader(path, trust_pickle, **options)
-    config = default_data(foreign.shape, foreign.classes) if data is None else described(data, foreign)
-    checkpoint = to_checkpoint(foreign, config, path, from_)
+    config = default_data(foreign) if data is None else described(data, foreign)
+    checkpoint = to_checkpoint(foreign, config, path, from_, state_of(data, foreign))
     write(checkpoint, output, replace=False)
     data_name = config["class_path"].rpartition(".")[2]
     return _report(path, foreign, f"{data_name}{'' if data else ' (a guess: --data says otherwise)'}", output)

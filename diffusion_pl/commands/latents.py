@@ -1,5 +1,6 @@
 """python -m diffusion_pl latents: encode a data set of images once, for models that are trained on latents."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +23,7 @@ def latents(
     dtype: Literal["float16", "float32"] | None = None,
     online: bool = False,
     statistics_from: int | None = None,
+    scale: float | None = None,
     batch_size: int = 64,
     accelerator: str = "auto",
 ) -> Report | None:
@@ -42,11 +44,14 @@ def latents(
         online: Statistics stored alone, and images encoded in training, for latents that are too large to be stored.
         statistics_from: Number of training images that --online encodes for its statistics, spread over all of them;
             at least 2, None: 10,000, or all if they are fewer.
+        scale: Number by which latents are multiplied, such as 0.18215 for the autoencoders of Stable Diffusion,
+            positive, in place of the mean and standard deviation of each channel; None: these, so that every channel
+            has mean 0 and standard deviation 1.
         batch_size: Number of images encoded at a time, at least 1.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """
     check_counts(batch_size=batch_size)
-    _check(dtype, online, statistics_from)
+    _check(dtype, online, statistics_from, scale)
     from ..autoencoders import weights_hash
     from ..data.base import SPLITS
     from ..runtime.devices import device_of
@@ -75,11 +80,13 @@ def latents(
     if online:
         used = min(statistics_from or _ONLINE, sizes["train"])
         call |= {"dtype": "float32", "online": True, "statistics_from": used}
+    if scale is not None:
+        call["scale"] = scale
     encoding = Encoding(images, codec.to(device_of(accelerator)), shape, 1 + mirrors, call["dtype"], batch_size)
     with OutputFolder(output, call) as folder:
         if folder.published is None:
             made = encoding.measured(folder.work, used) if online else encoding.stored(folder.work)
-            record = {**made, **call, "shape": list(shape)}
+            record = {**_scaled(made, scale), **call, "shape": list(shape)}
             of, by = f"{sum(sizes.values()):,} images of {type(images).__name__}", "fit will encode as latents of"
             report = Report(
                 done=f"{of}, which {by} {shape}; statistics of {used:,}" if online else f"{of} as latents of {shape}",
@@ -90,8 +97,21 @@ def latents(
         return folder.report
 
 
-def _check(dtype: str | None, online: bool, statistics_from: int | None) -> None:
+def _scaled(record: dict[str, Any], scale: float | None) -> dict[str, Any]:
+    """A record whose latents are multiplied by a number; the mean square that they then have is noted."""
+    if scale is None:
+        return record
+    pairs = zip(record["mean"], record["std"], strict=True)
+    squares = [scale**2 * (mean**2 + std**2) for mean, std in pairs]
+    channels = len(squares)
+    second_moment = sum(squares) / channels
+    return {**record, "mean": [0.0] * channels, "std": [1 / scale] * channels, "second_moment": second_moment}
+
+
+def _check(dtype: str | None, online: bool, statistics_from: int | None, scale: float | None) -> None:
     """Raise ValueError for options that do not go together."""
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}")
     if statistics_from is not None and not online:
         raise ValueError("--statistics_from is for --online; stored latents have statistics of all. Fix: remove it")
     if statistics_from is not None and statistics_from < 2:

@@ -11,6 +11,7 @@ from ..conditions import class_count, from_plain, to_plain
 RECORD = "latents.json"
 #: What a checkpoint keeps of latents.json.
 KEPT = ("shape", "image_shape", "levels", "conditions", "class_counts", "mean", "std", "autoencoder", "data", "sha256")
+OPTIONAL = ("second_moment",)  # where the latents were multiplied by a number
 #: What a record must have, and of which type.
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "shape": list,

@@ -27,7 +27,7 @@ from .images import Format, ImageFormat
 from .latent_draws import Drawn, Fixed, LatentSource
 from .latent_files import opened
 from .latent_online import Online
-from .latent_record import KEPT, check_same, read_record
+from .latent_record import KEPT, OPTIONAL, check_same, read_record
 from .loader import Batch, Loader
 from .pixels import write_pixels
 from .units import Latent, Levels
@@ -40,7 +40,8 @@ class Latents(DataModule):
 
     Each visit of a training example draws z = mean + std · ε, of the image or its mirror image where both were
     asked for, from (seed, epoch, place in the epoch).  Validation draws the same ε every time.  Model units have zero
-    mean and unit variance in every channel, over the training split.  Of a folder of `latents --online` the images are
+    mean and unit variance in every channel, over the training split, or are multiples of the latents, as `latents
+    --scale` was given.  Of a folder of `latents --online` the images are
     read, and encoded on the device of the run, without gradients.
 
     Reference: Rombach et al., arXiv 2112.10752, Sec. 3 and App. G.
@@ -262,8 +263,8 @@ class Latents(DataModule):
         return self.rows("train").conditioned(batch)  # without the autoencoder
 
     def second_moment(self) -> float:
-        """1: the statistics are those of the training examples."""
-        return 1.0
+        """1, where the statistics are those of the training examples; else the one that `latents --scale` noted."""
+        return float(self.record.get("second_moment", 1.0))
 
     def training_examples(self, most: int) -> Tensor:
         train = self.part("train")
@@ -285,7 +286,7 @@ class Latents(DataModule):
         return write_pixels(self.array(x), self.units.pixels, folder)
 
     def state_dict(self) -> dict[str, Any]:
-        state = {name: self.record[name] for name in KEPT}
+        state = {name: self.record[name] for name in (*KEPT, *OPTIONAL) if name in (*KEPT, *self.record)}
         return {**state, "turns": self.turns} if self.turns else state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -294,7 +295,7 @@ class Latents(DataModule):
             return
         if self._splits is not None:
             check_same(self.source, self.record, state_dict)
-        self._record = {name: state_dict[name] for name in KEPT}
+        self._record = {name: state_dict[name] for name in (*KEPT, *OPTIONAL) if name in (*KEPT, *state_dict)}
         self._turns = {name: torch.as_tensor(value) for name, value in state_dict.get("turns", {}).items()}
 
     def check_state(self, state_dict: dict[str, Any]) -> None:

@@ -88,7 +88,14 @@ class Epsilon(Parameterization):
 
 
 class Data(Parameterization):
-    """F = x_0."""
+    """F = x_0.
+
+    Args:
+        scaled_input: Whether the network sees x_t at unit variance; false: as it is (Li & He, arXiv 2511.13720).
+    """
+
+    def __init__(self, scaled_input: bool = True) -> None:
+        self.scaled_input = scaled_input
 
     def coefficients(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
         return torch.ones_like(kernel.alpha), torch.zeros_like(kernel.alpha)
@@ -102,7 +109,14 @@ class V(Parameterization):
 
 
 class Velocity(Parameterization):
-    """F = dx_t/dt along the pair, α' x_0 + σ' ε."""
+    """F = dx_t/dt along the pair, α' x_0 + σ' ε.
+
+    Args:
+        scaled_input: Whether the network sees x_t at unit variance; false: as it is (Ma et al., arXiv 2401.08740).
+    """
+
+    def __init__(self, scaled_input: bool = True) -> None:
+        self.scaled_input = scaled_input
 
     def coefficients(self, kernel: Kernel) -> tuple[Tensor, Tensor]:
         return kernel.d_alpha, kernel.d_sigma

@@ -35,7 +35,8 @@ class Foreign(NamedTuple):
     model: the configuration of DiffusionModule;  shape, classes: of the data;  sources: the map of names, for a network
     so configured;  raw: the weights;  averages: by their decay;  updates: of the averages;  steps: of the training,
     None: not known;  prefix: of the names in the file, for messages;  notes: what was assumed, each a sentence;
-    folder: with the files, where it is another than the path given.
+    folder: with the files, where it is another than the path given;  scale: what latents were multiplied by, of a model
+    of latents.
     """
 
     model: Spec
@@ -49,6 +50,7 @@ class Foreign(NamedTuple):
     prefix: str = ""
     notes: tuple[str, ...] = ()
     folder: Path | None = None
+    scale: float | None = None
 
     @property
     def conditions(self) -> dict[str, Condition]:
@@ -171,12 +173,15 @@ def image_shape(channels: int, size: list[int] | None, where: Path) -> tuple[int
     return channels, size[0], size[-1]
 
 
-def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[str, Any]:
+def to_checkpoint(
+    foreign: Foreign, data: Spec, path: Path, kind: str, state: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """A checkpoint as `fit` writes it.
 
     Args:
         foreign: what was read.
         data: configuration of the data module.
+        state: of the data module; None: what is known of images.
         path: what it was read from, a file or a folder.
         kind: the format.
 
@@ -184,7 +189,8 @@ def to_checkpoint(foreign: Foreign, data: Spec, path: Path, kind: str) -> dict[s
         ValueError: the tensors do not fit.
     """
     path = foreign.folder or path
-    state = {"shape": list(foreign.shape), "conditions": to_plain(foreign.conditions), "levels": 256}
+    if state is None:
+        state = {"shape": list(foreign.shape), "conditions": to_plain(foreign.conditions), "levels": 256}
     described = {"model": complete(foreign.model), "data": data}
     # Without memory first: sizes that a few tensors promise are compared with all of them before they are built.
     network = sketch(foreign)
@@ -247,8 +253,11 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
-def default_data(shape: tuple[int, ...], classes: int | None) -> Spec:
-    """Data that a model of such images may be of."""
+def default_data(foreign: Foreign) -> Spec:
+    """Data that the model may be of; of latents, whose autoencoder is not known, samples stay as they are."""
+    shape, classes = foreign.shape, foreign.classes
+    if foreign.scale is not None:
+        return spec("data.Unknown", shape=list(shape), conditions=to_plain(foreign.conditions))
     if shape == (3, 32, 32) and classes in (None, 10):
         return spec("data.CIFAR10", conditional=classes is not None)
     return spec("data.Folder", path="pictures", size=list(shape[1:]), conditional=classes is not None)
@@ -269,5 +278,29 @@ def described(factory: Callable[[], Any], foreign: Foreign) -> Spec:
                 f"data: {kind.__name__} has {tuple(data.shape)} and {classes or 'no'} classes, the model "
                 f"{foreign.shape} and {foreign.classes or 'no'}"
             )
+    if foreign.scale is not None:
+        _check_scale(data, foreign.scale)
     options = getattr(factory, "keywords", {})
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(options)}
+
+
+def state_of(factory: Callable[[], Any] | None, foreign: Foreign) -> dict[str, Any] | None:
+    """What a checkpoint keeps of latents that were given, or of unknown data; None: of images, see `to_checkpoint`."""
+    if foreign.scale is None:
+        return None
+    return {} if factory is None else dict(factory().state_dict())
+
+
+def _check_scale(data: Any, scale: float) -> None:
+    """Raise ValueError unless the data are latents that are multiplied by this scale, and by nothing else."""
+    record = getattr(data, "record", None)
+    if record is None:
+        raise ValueError(
+            f"--data {type(data).__name__}: the model is one of latents. Fix: give --data Latents --data.path FOLDER, "
+            f"of `latents --scale {scale:g}`, or remove --data"
+        )
+    if any(record["mean"]) or any(abs(std * scale - 1) > 1e-6 for std in record["std"]):
+        raise ValueError(
+            f"--data.path {data.path}: the model needs latents that are multiplied by {scale:g}. Fix: encode the "
+            f"images with `latents --scale {scale:g}`"
+        )

@@ -1,5 +1,6 @@
 """Losses: how a denoiser learns, from timestep distribution, weighting and coupling."""
 
+from .alignment import Alignment
 from .base import Loss, Losses
 from .couplings import Coupling, MinibatchOT, Reflow
 from .denoising import DenoisingLoss
@@ -23,6 +24,7 @@ from .timesteps import (
     LogitNormalTimes,
     LogNormalTimes,
     LossSecondMoment,
+    ShiftedTimes,
     StratifiedTimes,
     Times,
     TimeSampler,
@@ -34,6 +36,7 @@ from .weightings import P2, SNR, ChainELBO, FlowMatching, Likelihood, MinSNR, Pl
 __all__ = [
     "P2",
     "SNR",
+    "Alignment",
     "ChainELBO",
     "Consistency",
     "ContinuousConsistency",
@@ -61,6 +64,7 @@ __all__ = [
     "Reflow",
     "Rule",
     "Semigroup",
+    "ShiftedTimes",
     "SoftMinSNR",
     "StratifiedTimes",
     "Target",

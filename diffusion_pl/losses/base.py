@@ -27,11 +27,14 @@ class Loss(Recorded, nn.Module, ABC):
         times: timestep distribution.
         averaged_target: whether its targets are computed with the first EMA weights, which it then gets as the argument
             target: parameters of the network by name, None while there are none.
+        sees_images: whether it needs, in training, the examples as images in [−1, 1], which it then gets as the
+            argument images: (B, C, H, W).
         consistency: whether the model learns jumps to the data alone (r = 0), and is then no ordinary denoiser.
     """
 
     times: TimeSampler
     averaged_target: bool = False
+    sees_images: bool = False
     consistency: bool = False
 
     @abstractmethod

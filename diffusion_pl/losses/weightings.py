@@ -116,13 +116,23 @@ class P2(Weighting):
 
 
 class FlowMatching(Weighting):
-    """w = (α' − ασ'/σ)²: the plain squared error of the velocity.
+    """w = (α' − ασ'/σ)²: the plain squared error of the velocity; below `clip`, σ counts as `clip`.
 
-    Reference: Lipman et al., arXiv 2210.02747, Eq. 14.
+    With Data it is the v-loss of x-prediction, whose weight 1/σ² would grow without bound: JiT clips at 0.05.
+
+    Reference: Lipman et al., arXiv 2210.02747, Eq. 14; clip: Li & He, arXiv 2511.13720, Table 9.
+
+    Args:
+        clip: smallest σ that is divided by; 0: none.
     """
 
+    def __init__(self, clip: float = 0.0) -> None:
+        _positive("clip", clip, zero=True)
+        self.clip = clip
+
     def __call__(self, schedule: Schedule, t: Tensor, kernel: Kernel, c_out: Tensor) -> Tensor:
-        return (kernel.d_alpha - kernel.alpha * kernel.d_sigma / kernel.sigma).square()
+        weight = (kernel.d_alpha - kernel.alpha * kernel.d_sigma / kernel.sigma).square()
+        return weight * (kernel.sigma / kernel.sigma.clamp(min=self.clip)).square() if self.clip else weight
 
 
 class Likelihood(Weighting):

@@ -234,6 +234,47 @@ class LeadingGrid(Grid):
         return (length // self.steps * k + self.offset + 1) / length
 
 
+class ShiftedGrid(Grid):
+    """t' = s t/(1 + (s − 1) t) of the times of another grid: more of them at high noise for s > 1.
+
+    Reference: Esser et al., arXiv 2403.03206, Eq. 23; s of the number of values: Zheng et al., arXiv 2510.11690.
+
+    Args:
+        grid: gives t.
+        shift: s, from 0.001 to 1000; None: √(values/4096).
+        values: of an example, such as 196608 for latents of 768 x 16 x 16; in place of shift.
+    """
+
+    def __init__(self, grid: Grid, shift: float | None = None, values: int | None = None) -> None:
+        self.grid, self.shift = grid, shift_of("ShiftedGrid", shift, values)
+
+    def with_steps(self, steps: int) -> "ShiftedGrid":
+        return ShiftedGrid(self.grid.with_steps(steps), self.shift)
+
+    def times(self, schedule: Schedule) -> Tensor:
+        return shift_time(self.grid.times(schedule), self.shift)
+
+
+def shift_time(t: Tensor, shift: float) -> Tensor:
+    """s t/(1 + (s − 1) t)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def shift_of(owner: str, shift: float | None, values: int | None) -> float:
+    """s as it is given, or √(values/4096) of examples of so many values.
+
+    Raises:
+        ValueError: not one of them is given, or s is not from 0.001 to 1000.
+    """
+    if (shift is None) == (values is None):
+        raise ValueError(f"{owner}: expected one of shift and values")
+    s = math.sqrt(max(0, values) / 4096) if values is not None else float(shift or 0)
+    if not 1e-3 <= s <= 1e3:
+        given = f"got {shift}" if values is None else f"{values} values have {s:.3g}"
+        raise ValueError(f"{owner}: shift must be from 0.001 to 1000, {given}")
+    return s
+
+
 class ExplicitGrid(Grid):
     """The given times.
 

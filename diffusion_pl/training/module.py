@@ -107,10 +107,18 @@ class DiffusionModule(Trainable):
         """The loss of each example, at random times; missing values (`observed` is false) do not count."""
         # As an option only where there are missing values: a loss of the user's own need not know of them.
         options: dict[str, Any] = {"observed": batch["observed"]} if "observed" in batch else {}
+        if self.loss.sees_images and self.training:
+            options["images"] = self._images(batch["x"])
         if self.loss.averaged_target and (names := self.averages.names):
             options["target"] = self._of_network(self.averages.of(names[0]))
         losses: Losses = self.loss(self.denoiser, batch["x"], of_batch(batch), generator, **options)
         return losses
+
+    @torch.no_grad()
+    def _images(self, x: Tensor) -> Tensor:
+        """Examples as images in [−1, 1]: of latents those that they are decoded to."""
+        data = getattr(self.attached, "datamodule", None)
+        return data.to_pixels(x) if isinstance(data, DataModule) else x
 
     def _of_network(self, average: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """An average's weights of the network, by its own names."""
