@@ -16,7 +16,7 @@ SHARED = ("from_", "path", "output", "data", "trust_pickle")
 
 
 def import_(
-    from_: Literal["diffusers", "score_sde", "lucidrains", "openai"],
+    from_: Literal["diffusers", "score_sde", "lucidrains", "openai", "adm"],
     path: Path,
     output: Path,
     size: list[int] | None = None,
@@ -56,8 +56,8 @@ def import_(
     Args:
         from_: Package of the file: diffusers (folder of UNet2DModel or of a DDPMPipeline), score_sde (checkpoint.pth of
             score_sde_pytorch: DDPM, DDPM++, NCSN++), lucidrains (model-N.pt of denoising-diffusion-pytorch:
-            GaussianDiffusion and LearnedGaussianDiffusion of Unet), openai (modelN.pt or ema_RATE_N.pt of
-            improved-diffusion and guided-diffusion, without resblock_updown).
+            GaussianDiffusion and LearnedGaussianDiffusion of Unet), openai or adm (modelN.pt or ema_RATE_N.pt
+            of improved-diffusion and guided-diffusion).
         path: Folder or file of the model.
         output: Checkpoint to write, a new file, such as imported.ckpt.
         size: Height and width of the images in pixels, one number if they are equal; None: the file's (diffusers).

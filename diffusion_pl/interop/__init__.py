@@ -18,6 +18,7 @@ READERS: dict[str, Reader] = {
     "score_sde": score_sde.read,
     "lucidrains": lucidrains.read,
     "openai": openai.read,
+    "adm": openai.read,  # guided-diffusion's network goes by this name
 }
 #: What can be written: name -> write(pipeline, data, description, folder) -> the files.
 WRITERS: dict[str, Writer] = {

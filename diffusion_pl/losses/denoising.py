@@ -19,6 +19,7 @@ from .couplings import Coupling
 from .dropout import check_dropout, check_dropped, coin, dropped
 from .learned_variance import VarianceBound
 from .timesteps import TimeSampler
+from .uncertainty import Uncertainty
 from .weightings import Weighting
 
 
@@ -35,6 +36,7 @@ class DenoisingLoss(Loss):
             learns the estimate without it, for classifier-free guidance (Ho & Salimans, arXiv 2207.12598: label 0.1 to
             0.2); each is drawn by itself.  None: no condition is dropped.
         variance: adds the bound that teaches a network of learned variance; None: nothing.
+        uncertainty: a learned weight by noise level, L/e^u + u for the weighted loss L; None: none.
 
     A network with self_condition gets, in half of the steps, its own estimate of x_0 from a first, untrained pass
     (Chen et al., arXiv 2208.04202, Alg. 1).
@@ -48,6 +50,7 @@ class DenoisingLoss(Loss):
         times_per_sample: int = 1,
         dropout: dict[str, float] | None = None,
         variance: VarianceBound | None = None,
+        uncertainty: Uncertainty | None = None,
     ) -> None:
         super().__init__()
         if times_per_sample < 1:
@@ -57,7 +60,12 @@ class DenoisingLoss(Loss):
             raise ValueError(
                 "DenoisingLoss: without a weighting the mean is taught by VarianceBound. Fix: set its mean to true"
             )
+        if weighting is None and uncertainty is not None:
+            raise ValueError(
+                "DenoisingLoss: uncertainty weighs the weighted loss. Fix: give a weighting, such as Plain"
+            )
         self.times, self.weighting, self.coupling, self.variance = times, weighting, coupling, variance
+        self.uncertainty = uncertainty
         self.times_per_sample, self.dropout = times_per_sample, dict(dropout or {})
 
     def check(self, denoiser: NetworkDenoiser, shape: Sequence[int], conditions: Conditions) -> None:
@@ -94,6 +102,9 @@ class DenoisingLoss(Loss):
             c_out = denoiser.parameterization.c_out(kernel)
             weight = self.weighting(denoiser.schedule, t, kernel, c_out) * c_out.square()
             loss = mean_data(weight * error.square(), observed)
+        if self.uncertainty is not None:
+            u = self.uncertainty(t.flatten())
+            loss = loss / u.exp() + u
         if self.variance is not None:
             if observed is not None:
                 raise ValueError("VarianceBound counts all values of an example: take it out, or fill missing values")
