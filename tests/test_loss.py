@@ -21,7 +21,9 @@ from diffusion_pl.losses import (
     Plain,
     Times,
     TimeSampler,
+    Uncertainty,
     UniformTimes,
+    VarianceBound,
     Weighting,
 )
 from diffusion_pl.schedules import VP, Cosine, Karras, Rectified, Schedule, SubVP
@@ -289,3 +291,21 @@ def test_times_per_sample_are_separate_draws_with_the_same_mean() -> None:
 def test_times_per_sample_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="times_per_sample must be at least 1, got 0"):
         DenoisingLoss(UniformTimes(), SNR(), times_per_sample=0)
+
+
+def test_uncertainty_learns_the_logarithm_of_the_loss() -> None:
+    """u is best at log E[w e] for each noise level; at 0, where it starts, the loss is the plain one."""
+    t, x_0 = torch.tensor([0.3]).double(), torch.randn(4096, 1, generator=torch.Generator().manual_seed(0)).double()
+    denoiser, head = network_of(0.5, VP(), V()), Uncertainty(16).double()
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1)).double()
+    plain = DenoisingLoss(At(t), Plain(), Given(eps))(denoiser, x_0).loss
+    loss = DenoisingLoss(At(t, importance=3.0), Plain(), Given(eps), uncertainty=head)
+    torch.testing.assert_close(loss(denoiser, x_0).loss, 3 * plain)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss(denoiser, x_0).loss.mean().backward()
+        optimizer.step()
+    assert head(t).item() == pytest.approx(plain.mean().log().item(), abs=1e-3)
+    with pytest.raises(ValueError, match="uncertainty weighs the weighted loss. Fix: give a weighting"):
+        DenoisingLoss(At(t), None, variance=VarianceBound(10, mean=True), uncertainty=head)

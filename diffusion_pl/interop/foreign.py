@@ -251,6 +251,9 @@ def default_data(shape: tuple[int, ...], classes: int | None) -> Spec:
     """Data that a model of such images may be of."""
     if shape == (3, 32, 32) and classes in (None, 10):
         return spec("data.CIFAR10", conditional=classes is not None)
+    if shape[0] == 4:  # latents of an autoencoder that is not in the file
+        conditions = {} if classes is None else {"label": label(classes)}
+        return spec("data.Unknown", shape=list(shape), conditions=to_plain(conditions))
     return spec("data.Folder", path="pictures", size=list(shape[1:]), conditional=classes is not None)
 
 

@@ -1,6 +1,7 @@
 """Losses: how a denoiser learns, from timestep distribution, weighting and coupling."""
 
 from .base import Loss, Losses
+from .bound import BoundLoss
 from .couplings import Coupling, MinibatchOT, Reflow
 from .denoising import DenoisingLoss
 from .flow_map import FlowMapLoss
@@ -34,6 +35,7 @@ from .weightings import P2, SNR, ChainELBO, FlowMatching, Likelihood, MinSNR, Pl
 __all__ = [
     "P2",
     "SNR",
+    "BoundLoss",
     "ChainELBO",
     "Consistency",
     "ContinuousConsistency",

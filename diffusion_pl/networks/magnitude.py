@@ -45,7 +45,7 @@ def mp_sum(a: Tensor, b: Tensor, balance: float) -> Tensor:
 
 
 def mp_cat(a: Tensor, b: Tensor, balance: float) -> Tensor:
-    """a and b along dimension 1, scaled so that the parts count 1 − balance and balance whatever their widths (Eq. 103).
+    """a and b along dimension 1, in shares 1 − balance and balance whatever their widths (Eq. 103).
 
     Args:
         a, b: (B, C_a, *), (B, C_b, *).
