@@ -136,5 +136,5 @@ def test_bad_options_are_named() -> None:
         LearnedLogSNR(-5, 13)
     with pytest.raises(ValueError, match="BoundLoss: levels must be at least 2, got 1"):
         BoundLoss(StratifiedTimes(), levels=1)
-    with pytest.raises(ValueError, match="BoundLoss: VP .*has no noise at t = 0. Fix: set model.schedule"):
+    with pytest.raises(ValueError, match=r"BoundLoss: VP .*has no noise at t = 0\. Fix: set model\.schedule"):
         BoundLoss(StratifiedTimes()).check(NetworkDenoiser(nn.Linear(1, 1), VP(), Epsilon()), (1,), {})

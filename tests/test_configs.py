@@ -14,12 +14,12 @@ from shell import ROOT, accept_any_cifar10, cifar10, cli, no_files_change
 from diffusion_pl import checks
 from diffusion_pl.autoencoders import Orthogonal
 from diffusion_pl.callbacks import EMA
-from diffusion_pl.data import FashionMNIST, synthetic
+from diffusion_pl.data import FashionMNIST, Folder, synthetic
 from diffusion_pl.training.averages import LONG
 
 #: In place of sizes of 64 channels and more, and of two blocks and more, so that a published network runs in seconds;
 #: the slow tests run it whole.
-NARROW = {"nf": (64, 16), "width": (384, 48), "num_res_blocks": (2, 1)}
+NARROW = {"nf": (64, 16), "width": (384, 48), "num_res_blocks": (2, 1), "head_channels": (64, 16)}
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "overlays")
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 
@@ -32,6 +32,7 @@ ALIKE = [
     "cifar10-ddpm_vlb",
     "cifar10-dit",
     "cifar10-ect",
+    "cifar10-edm2",
     "cifar10-edm_conditional",
     "cifar10-imf",
     "cifar10-improved_ddpm",
@@ -49,6 +50,8 @@ ALIKE = [
     "fields-residual",
     "fashion_mnist-ddpm",
     "folder-ddpm",
+    "imagenet64-adm",
+    "imagenet512-edm2_xs",
     "fashion_mnist-ect",
     "fashion_mnist-meanflow",
     "mnist-ddpm",
@@ -80,7 +83,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "pairs").mkdir()
     for side in ("photos", "edges"):
         (root / "pairs" / side).symlink_to(root / "anime")
+    (root / "imagenet64").mkdir()
+    for number, images in enumerate(("anime", "celeba_male")):
+        (root / "imagenet64" / f"n0{number}").symlink_to(root / images)
     write_latents(root / "latents", Orthogonal((1, 28, 28), 4), FashionMNIST(str(root)))
+    pictures = Folder(str(root / "imagenet64"), conditional=True, size=64)
+    write_latents(root / "imagenet512-latents", Orthogonal((3, 64, 64), 2), pictures)
     return root
 
 

@@ -307,5 +307,5 @@ def test_uncertainty_learns_the_logarithm_of_the_loss() -> None:
         loss(denoiser, x_0).loss.mean().backward()
         optimizer.step()
     assert head(t).item() == pytest.approx(plain.mean().log().item(), abs=1e-3)
-    with pytest.raises(ValueError, match="uncertainty weighs the weighted loss. Fix: give a weighting"):
+    with pytest.raises(ValueError, match=r"uncertainty weighs the weighted loss\. Fix: give a weighting"):
         DenoisingLoss(At(t), None, variance=VarianceBound(10, mean=True), uncertainty=head)
