@@ -2,13 +2,12 @@
 
 import math
 import pickle
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from network_pickles import Persistent, nested, write
 from shell import Outcome, cli
 from torch import Tensor
 from torch.nn import functional as F
@@ -129,55 +128,20 @@ class Peer:
         return 0.25 / (sigma**2 + 0.25) * x + sigma * 0.5 / math.sqrt(sigma**2 + 0.25) * output
 
 
-class Persistent:
-    """Pickles as edm2's classes do: by a function of torch_utils and a dictionary with the source of the class."""
-
-    def __init__(self, **attributes: Any) -> None:
-        self.__dict__.update(attributes)
-
-    def __reduce__(self) -> Any:
-        function = sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj  # type: ignore[attr-defined]
-        source = "raise SystemExit('code of the file was run')"
-        return function, ({"type": "class", "version": 6, "module_src": source, "state": self.__dict__},)
-
-
-def nested(state: dict[str, Tensor], **attributes: Any) -> Persistent:
-    """The modules of a state dict, as nn.Module keeps them."""
-    own = {name: tensor for name, tensor in state.items() if "." not in name}
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
-        head, _, rest = name.partition(".")
-        if rest:
-            parts.setdefault(head, {})[rest] = tensor
-    buffers = {name: tensor for name, tensor in own.items() if name in ("freqs", "phases")}
-    weights = {name: torch.nn.Parameter(tensor) for name, tensor in own.items() if name not in buffers}
-    inner = {name: nested(part) for name, part in parts.items()}
-    return Persistent(_parameters=weights, _buffers=buffers, _modules=inner, **attributes)
-
-
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Writes a network pickle; the modules that it names are gone when it is read."""
+    """Writes a network pickle of EDM2."""
 
-    def write(path: Path, peer: Peer, **changes: Any) -> None:
-        net = nested({**peer.state, "logvar_linear.weight": torch.randn(1, 4)}, sigma_data=0.5)
-        net.__dict__["_modules"]["unet"].__dict__.update(label_balance=0.5, **changes)
-        for part in net.__dict__["_modules"]["unet"].__dict__["_modules"]["enc"].__dict__["_modules"].values():
-            part.__dict__.update(dropout=0.1, num_heads=0)
-        loss = Persistent(P_mean=-0.8, P_std=1.6)
-        package, module = types.ModuleType("torch_utils"), types.ModuleType("torch_utils.persistence")
+    def writer(path: Path, peer: Peer, **changes: Any) -> None:
+        net = nested({**peer.state, "logvar_linear.weight": torch.randn(1, 4)}, "Precond", sigma_data=0.5)
+        unet = net.state["_modules"]["unet"]
+        unet.state.update(label_balance=0.5, **changes)
+        for part in unet.state["_modules"]["enc"].state["_modules"].values():
+            part.state.update(dropout=0.1, num_heads=0)
+        loss = Persistent("EDM2Loss", P_mean=-0.8, P_std=1.6)
+        write(path, monkeypatch, ema=net, loss_fn=loss, dataset_kwargs={"path": "img.zip"})
 
-        def rebuild(meta: Any) -> None:
-            raise AssertionError
-
-        rebuild.__module__, rebuild.__qualname__ = module.__name__, "_reconstruct_persistent_obj"
-        module._reconstruct_persistent_obj = rebuild  # type: ignore[attr-defined]
-        with monkeypatch.context() as context:
-            context.setitem(sys.modules, "torch_utils", package)
-            context.setitem(sys.modules, "torch_utils.persistence", module)
-            path.write_bytes(pickle.dumps({"ema": net, "loss_fn": loss, "dataset_kwargs": {"path": "img.zip"}}))
-
-    return write
+    return writer
 
 
 def come_in(folder: Path, name: str, *args: Any) -> Outcome:

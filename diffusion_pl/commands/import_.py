@@ -16,7 +16,7 @@ SHARED = ("from_", "path", "output", "data", "trust_pickle")
 
 
 def import_(
-    from_: Literal["diffusers", "score_sde", "lucidrains", "openai", "adm", "edm2"],
+    from_: Literal["diffusers", "score_sde", "lucidrains", "openai", "adm", "edm", "edm2"],
     path: Path,
     output: Path,
     size: list[int] | None = None,
@@ -60,7 +60,8 @@ def import_(
         from_: Package of the file: diffusers (folder of UNet2DModel or of a DDPMPipeline), score_sde (checkpoint.pth of
             score_sde_pytorch: DDPM, DDPM++, NCSN++), lucidrains (model-N.pt of denoising-diffusion-pytorch:
             GaussianDiffusion and LearnedGaussianDiffusion of Unet), openai or adm (modelN.pt or ema_RATE_N.pt
-            of improved-diffusion and guided-diffusion), edm2 (network pickle, of which no code is run, or state dict).
+            of improved-diffusion and guided-diffusion), edm and edm2 (network pickle, of which no code is run, or
+            state dict).
         path: Folder or file of the model.
         output: Checkpoint to write, a new file, such as imported.ckpt.
         size: Height and width of the images in pixels, one number if they are equal; None: the file's (diffusers).
@@ -70,7 +71,8 @@ def import_(
         betas: Beta schedule of openai's training, linear or cosine, which its files do not show; None: an error there.
         steps: Number of diffusion steps of openai, at least 1; default 1000.
         heads: Number of attention heads of openai and of old releases of lucidrains, at least 1; default 4.
-        num_head_channels: Channels of an attention head, of openai in place of heads; None: by heads, of edm2 64.
+        num_head_channels: Channels of an attention head, of openai in place of heads; None: by heads, of edm and edm2
+            64.
         num_heads_upsample: Number of attention heads of openai on the way up; default as heads.
         use_new_attention_order: Order of queries, keys and values of openai, the newer one; default false.
         predict_xstart: Prediction of x_0, not of the noise, by the network of openai; default false.
@@ -87,11 +89,11 @@ def import_(
         nonlinearity: Value of config.model.nonlinearity of score_sde; default swish.
         fir: Value of config.model.fir of score_sde; default true with a pyramid or Fourier features, else false.
         fir_kernel: Value of config.model.fir_kernel of score_sde; default [1,3,3,1].
-        dropout: Dropout probability of the training of score_sde, openai and edm2; default 0.1, 0 and 0.
+        dropout: Dropout probability of the training of score_sde, openai, edm and edm2; default 0.1, 0, 0.1 and 0.
         snr: Value of config.sampling.snr, of the corrector of ve of score_sde; default 0.16.
-        sigma_data: Standard deviation of the data of edm2, positive; default 0.5.
-        p_mean: Mean of ln σ in the training of edm2; default -0.4.
-        p_std: Standard deviation of ln σ in the training of edm2, positive; default 1.
+        sigma_data: Standard deviation of the data of edm and edm2, positive; default 0.5.
+        p_mean: Mean of ln σ in the training of edm and edm2; default -1.2 and -0.4.
+        p_std: Standard deviation of ln σ in the training of edm and edm2, positive; default 1.2 and 1.
         data: Data of the model, such as Folder, its options as --data.path FOLDER; None: CIFAR10 for 3x32x32, no data
             for 4 channels, else a Folder named pictures, which evaluate looks for.
         trust_pickle: Permission to read a file that holds more than tensors and plain values.  Such a file can run any

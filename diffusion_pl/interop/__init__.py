@@ -6,7 +6,7 @@ from typing import Any
 
 from ..data import DataModule
 from ..pipeline import Pipeline
-from . import diffusers, edm2, graphs, lucidrains, openai, safetensors, score_sde, to_diffusers
+from . import diffusers, edm, edm2, graphs, lucidrains, openai, safetensors, score_sde, to_diffusers
 from .foreign import Foreign, to_checkpoint
 
 Reader = Callable[..., Foreign]
@@ -19,6 +19,7 @@ READERS: dict[str, Reader] = {
     "lucidrains": lucidrains.read,
     "openai": openai.read,
     "adm": openai.read,  # guided-diffusion's network goes by this name
+    "edm": edm.read,
     "edm2": edm2.read,
 }
 #: What can be written: name -> write(pipeline, data, description, folder) -> the files.

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
-RECONSTRUCT = ("torch_utils.persistence", "_reconstruct_persistent_obj")
-
 
 class Shell(dict[Any, Any]):
     """An object of any class, which was not made: its arguments, items, and attributes (`attributes`)."""
@@ -36,6 +34,12 @@ class Shell(dict[Any, Any]):
 
     def extend(self, items: Any) -> None:
         """Of lists."""
+
+    @property
+    def kind(self) -> str:
+        """The name of its class, of a persistent object."""
+        meta = self.given[0] if self.given else None
+        return str(meta.get("class_name", "")) if isinstance(meta, Mapping) else ""
 
     @property
     def attributes(self) -> Mapping[str, Any]:
