@@ -281,8 +281,8 @@ def check_vdm(model: Any) -> None:
     assert [name for name, _ in model.schedule.named_parameters()] == ["start", "fall"]
     assert (type(model.loss).__name__, model.loss.levels) == ("BoundLoss", 256)
     t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
-    told = model.denoiser.noise_input(model.schedule, t, model.schedule(t))
-    assert told.tolist() == pytest.approx([0, 300, 1000], abs=0.01)
+    c_noise = model.denoiser.noise_input(model.schedule, t, model.schedule(t))
+    assert c_noise.tolist() == pytest.approx([0, 300, 1000], abs=0.01)
 
 
 def check_mean_flow(rule: str) -> Callable[[Any], None]:

@@ -95,8 +95,8 @@ def check_edm2(model: DiffusionModule, row: Row) -> None:
     assert sigma[[0, -1]].tolist() == pytest.approx([80, 0.002], rel=1e-4)
     t = torch.linspace(0, 1, 5, dtype=torch.float64)
     kernel = model.schedule(t)
-    told = model.denoiser.noise_input(model.schedule, t, kernel)
-    torch.testing.assert_close(told, (kernel.sigma / unit).log() / 4, rtol=0, atol=1e-4)
+    c_noise = model.denoiser.noise_input(model.schedule, t, kernel)
+    torch.testing.assert_close(c_noise, (kernel.sigma / unit).log() / 4, rtol=0, atol=1e-4)
 
 
 def check_adm(model: DiffusionModule) -> None:
@@ -104,6 +104,6 @@ def check_adm(model: DiffusionModule) -> None:
     variance = loss.variance
     assert (variance.weight, variance.mean, variance.levels) == (0.001, False, 256)
     assert (type(model.schedule).__name__, model.schedule.steps) == ("CosineBetas", 1000)
-    told = model.denoiser.noise_input(model.schedule, t := torch.tensor([0.001, 1.0]), model.schedule(t))
-    assert told.tolist() == pytest.approx([0, 999], abs=1e-3)
+    c_noise = model.denoiser.noise_input(model.schedule, t := torch.tensor([0.001, 1.0]), model.schedule(t))
+    assert c_noise.tolist() == pytest.approx([0, 999], abs=1e-3)
     assert getattr(model.sampler, "variance", 0.0) is None

@@ -84,7 +84,7 @@ def read(
     if layout.adm:
         options["head_channels"] = int(assume("num_head_channels", 64))
         if state.pop("map_augment.weight", None) is not None:
-            notes.append("map_augment is left out: it is for augmented images in training")
+            notes.append("map_augment is skipped: it is for augmented images in training")
     elif classes is not None:
         raise ValueError(f"{path}: a SongUNet with classes, whose embedding our NCSNpp does not have, is not supported")
     else:

@@ -18,7 +18,7 @@ from .linear_logsnr import LinearLogSNR
 class LearnedLogSNR(Schedule):
     """A noise schedule that is trained together with the network, by `losses.BoundLoss`.
 
-    A network that is told t is told another noise level after every step: ``noise_input`` should be LogSNR.
+    The same t means another noise level after every step: ``noise_input`` should be LogSNR.
 
     Args:
         logsnr_max: λ(0) at the start of training.

@@ -48,7 +48,7 @@ class MuonAdamW(Optimizer):
             raise ValueError("MuonAdamW: expected parameters, got groups or names of them. Fix: give a list of tensors")
         both: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         self._inner: list[Optimizer] = []
-        matrices, others = ([p for p in given if (p.ndim == 2) == wanted] for wanted in (True, False))
+        matrices, others = ([p for p in given if (p.ndim == 2) == two] for two in (True, False))
         if matrices:
             muon = {"momentum": momentum, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
             self._inner.append(Muon(matrices, **both, **muon))
