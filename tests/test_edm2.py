@@ -123,7 +123,7 @@ def test_magnitudes_stay_near_one_in_training(projected: bool) -> None:
     torch.manual_seed(0)
     network = small((3, 16, 16))
     x, c_noise = torch.randn(8, 3, 16, 16), torch.randn(8)
-    assert all(0.8 < value < 1.25 for value in activations(network, x, c_noise))
+    assert all(0.7 < value < 1.25 for value in activations(network, x, c_noise))
     optimizer = torch.optim.Adam(network.parameters(), lr=0.03)
     for _ in range(25):
         optimizer.zero_grad()
@@ -198,9 +198,11 @@ def test_axes_conditions_and_jumps() -> None:
     network = small((2, 4, 8, 8), conditions, flow_map=True, checkpointing=True)
     x, c_noise = torch.randn(2, 2, 4, 8, 8), torch.randn(2)
     with torch.no_grad():
-        network.gain.fill_(1.0)
-        for p in [*network.jump.parameters(), *network.cond.parameters()]:
-            p.copy_(0.3 * torch.randn_like(p))
+        for name, p in network.named_parameters():
+            if name.endswith("gain"):
+                p.fill_(1.0)
+            elif name.startswith(("jump", "cond")):
+                p.copy_(0.3 * torch.randn_like(p))
     plain = network(x, c_noise)
     assert plain.shape == x.shape
     given: list[dict[str, Tensor]] = [

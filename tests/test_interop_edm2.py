@@ -135,7 +135,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> Any:
     def writer(path: Path, peer: Peer, **changes: Any) -> None:
         net = nested({**peer.state, "logvar_linear.weight": torch.randn(1, 4)}, "Precond", sigma_data=0.5)
         unet = net.state["_modules"]["unet"]
-        unet.state.update(label_balance=0.5, **changes)
+        unet.state.update({"label_balance": 0.5, **changes})
         for part in unet.state["_modules"]["enc"].state["_modules"].values():
             part.state.update(dropout=0.1, num_heads=0)
         loss = Persistent("EDM2Loss", P_mean=-0.8, P_std=1.6)

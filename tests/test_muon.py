@@ -1,5 +1,6 @@
 """MuonAdamW: its two halves, its state, and a run that is resumed."""
 
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_its_state_is_kept_and_rates_are_scheduled() -> None:
     optimizer = MuonAdamW(made)
     step(optimizer, made, 2)
     again = MuonAdamW(resumed)
-    again.load_state_dict(optimizer.state_dict())
+    again.load_state_dict(deepcopy(optimizer.state_dict()))
     with torch.no_grad():
         for p, q in zip(resumed, made, strict=True):
             p.copy_(q)

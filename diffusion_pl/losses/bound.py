@@ -102,8 +102,8 @@ def _kernel(schedule: Schedule, t: Tensor, squares: list[Tensor]) -> Kernel:
     moving = torch.func.functional_call(schedule, others, (t,))
 
     def scaled(ends: Tensor, shape: Tensor) -> Tensor:
-        if shape.requires_grad:
-            shape.register_hook(lambda gradient: gradient * squares[0].to(gradient))
-        return ends + (shape - shape.detach())
+        change = shape - shape.detach()  # apart from what the others are computed from, such as σ' from σ
+        change.register_hook(lambda gradient: gradient * squares[0].to(gradient))
+        return ends + change
 
     return Kernel(*(scaled(a, b) for a, b in zip(fixed, moving, strict=True)))
