@@ -104,6 +104,7 @@ class Standard(Denoiser):
 ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "BetaTable": [{"betas": [0.001, 0.02, 0.05, 0.2, 0.4, 0.3, 0.7, 0.9, 0.97]}],
     "ZeroTerminalSNR": [{"table": LinearBetas(1000)}],
+    "LearnedLogSNR": [{"features": 8}],
     "SNR": [{}, {"plus": 1.0}],
     "ChainELBO": [{"steps": 1000}, {"steps": 10}],
     "P2": [{}, {"k": 0.5, "gamma": 0.5}],
@@ -278,13 +279,15 @@ class ExactNetwork(nn.Module):
 
     def __init__(self, oracle: Denoiser, parameterization: Parameterization) -> None:
         super().__init__()
-        self.oracle, self.parameterization = oracle, parameterization
+        # In a tuple: a learned schedule's parameters, and their type, are not the network's.
+        self._oracle, self.parameterization = (oracle,), parameterization
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        (oracle,) = self._oracle
         t = c_noise.reshape(-1, *[1] * (x.ndim - 1))
-        kernel = self.oracle.schedule(t)
+        kernel = oracle.schedule(t)
         scale = torch.sqrt((self.parameterization.sigma_data * kernel.alpha) ** 2 + kernel.sigma**2)
-        return self.parameterization.target(kernel, *self.oracle(scale * x, t)[:2])
+        return self.parameterization.target(kernel, *oracle(scale * x, t)[:2])
 
 
 class GaussianFlow:

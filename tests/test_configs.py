@@ -21,7 +21,7 @@ from diffusion_pl.training.averages import LONG
 
 #: In place of sizes of 64 channels and more, and of two blocks and more, so that a published network runs in seconds;
 #: the slow tests run it whole.
-NARROW = {"nf": (64, 16), "width": (384, 48), "num_res_blocks": (2, 1)}
+NARROW = {"nf": (64, 16), "width": (384, 48), "num_res_blocks": (2, 1), "head_channels": (64, 16)}
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "overlays")
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 
@@ -34,6 +34,7 @@ ALIKE = [
     "cifar10-ddpm_vlb",
     "cifar10-dit",
     "cifar10-ect",
+    "cifar10-edm2",
     "cifar10-edm_conditional",
     "cifar10-imf",
     "cifar10-jit",
@@ -53,6 +54,8 @@ ALIKE = [
     "fashion_mnist-ddpm",
     "fashion_mnist-dit",
     "folder-ddpm",
+    "imagenet64-adm",
+    "imagenet512-edm2_xs",
     "fashion_mnist-ect",
     "fashion_mnist-meanflow",
     "imagenet256-dit_xl2",
@@ -87,6 +90,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "pairs").mkdir()
     for side in ("photos", "edges"):
         (root / "pairs" / side).symlink_to(root / "anime")
+    (root / "imagenet64").mkdir()
+    for number, images in enumerate(("anime", "celeba_male")):
+        (root / "imagenet64" / f"n0{number}").symlink_to(root / images)
     write_latents(root / "latents", Orthogonal((1, 28, 28), 4), FashionMNIST(str(root)))
     (root / "imagenet").mkdir()
     for standing_in in ("anime", "church"):
@@ -96,6 +102,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_latents(root / latents, Orthogonal((3, 32, 32), 4), images)
     patches = torch.nn.Conv2d(3, 768, 8, 8)  # 4 x 4 of images of 32 x 32
     torch.jit.trace(patches, torch.zeros(1, 3, 32, 32)).save(root / "patches.pt")  # type: ignore[no-untyped-call]
+    small = Folder(str(root / "imagenet64"), conditional=True, size=64)
+    write_latents(root / "imagenet512-latents", Orthogonal((3, 64, 64), 2), small)
     return root
 
 

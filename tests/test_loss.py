@@ -22,7 +22,9 @@ from diffusion_pl.losses import (
     Plain,
     Times,
     TimeSampler,
+    Uncertainty,
     UniformTimes,
+    VarianceBound,
     Weighting,
 )
 from diffusion_pl.schedules import VP, Cosine, Karras, Rectified, Schedule, SubVP
@@ -353,3 +355,21 @@ def test_bad_factors_of_the_direction_are_refused() -> None:
     model = NetworkDenoiser(Output(torch.zeros(4, 2)), Rectified(), Velocity())
     with pytest.raises(ValueError, match="cosine counts all channels"):
         DenoisingLoss(UniformTimes(), Plain(), cosine=1.0)(model, torch.zeros(4, 2), observed=torch.ones(4, 2).bool())
+
+
+def test_uncertainty_learns_the_logarithm_of_the_loss() -> None:
+    """u is best at log E[w e] for each noise level; at 0, where it starts, the loss is the plain one."""
+    t, x_0 = torch.tensor([0.3]).double(), torch.randn(4096, 1, generator=torch.Generator().manual_seed(0)).double()
+    denoiser, head = network_of(0.5, VP(), V()), Uncertainty(16).double()
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1)).double()
+    plain = DenoisingLoss(At(t), Plain(), Given(eps))(denoiser, x_0).loss
+    loss = DenoisingLoss(At(t, importance=3.0), Plain(), Given(eps), uncertainty=head)
+    torch.testing.assert_close(loss(denoiser, x_0).loss, 3 * plain)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss(denoiser, x_0).loss.mean().backward()
+        optimizer.step()
+    assert head(t).item() == pytest.approx(plain.mean().log().item(), abs=1e-3)
+    with pytest.raises(ValueError, match=r"uncertainty weighs the weighted loss\. Fix: give a weighting"):
+        DenoisingLoss(At(t), None, variance=VarianceBound(10, mean=True), uncertainty=head)

@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler as torchs
 from torch.optim.lr_scheduler import LRScheduler
 
 import diffusion_pl.training.lr_schedulers
-from diffusion_pl.training import Warmup, WarmupCosine, advance, check_factory, make_scheduler
+from diffusion_pl.training import InverseSqrt, Warmup, WarmupCosine, advance, check_factory, make_scheduler
 
 
 def optimizer(*rates: float) -> torch.optim.Optimizer:
@@ -52,12 +52,20 @@ def test_cosine_decays_from_the_warmup_to_the_end_of_the_run() -> None:
     assert all(a > b for a, b in pairwise(seen[4:105]))
 
 
+def test_inverse_sqrt_rises_stays_and_falls() -> None:
+    seen = flat(InverseSqrt(optimizer(), 100, decay_steps=10, warmup_steps=4), 91)
+    assert seen[:10] == pytest.approx([0.5, 1, 1.5, *[2] * 7])
+    assert (seen[39], seen[89]) == pytest.approx((1, 2 / 3))  # four and nine times as late
+    with pytest.raises(ValueError, match="decay_steps must be at least 1, got 0"):
+        InverseSqrt(optimizer(), 100, decay_steps=0)
+
+
 def test_every_group_keeps_its_own_rate() -> None:
     assert rates(Warmup(optimizer(1, 3), 10, warmup_steps=2), 2) == [[0.5, 1.5], [1, 3]]
 
 
-@pytest.mark.parametrize("make", [Warmup, WarmupCosine])
-def test_a_resumed_schedule_continues(make: type[Warmup] | type[WarmupCosine]) -> None:
+@pytest.mark.parametrize("make", [Warmup, WarmupCosine, InverseSqrt])
+def test_a_resumed_schedule_continues(make: Any) -> None:
     whole = flat(make(optimizer(), 20, 5), 20)
     half = make(optimizer(), 20, 5)
     flat(half, 8)

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from diffusion_pl.conditions import Condition
-from diffusion_pl.networks import ConvUNet, DiT, Fourier, LinearAttentionUNet, NCSNpp, UNet
+from diffusion_pl.networks import ConvUNet, DiT, EDM2UNet, Fourier, LinearAttentionUNet, NCSNpp, UNet
 
 Factory = Callable[..., nn.Module]
 
@@ -37,6 +37,9 @@ SMALL: dict[str, Factory] = {
     "LinearAttentionUNet": partial(LinearAttentionUNet, dim=8, dim_mults=(1, 2, 2), dim_head=4, groups=4),
     "ConvUNet": partial(ConvUNet, channels=(4, 8, 8), groups=2),
     "DiT": partial(DiT, patch_size=4, width=32, depth=2, heads=2),
+    "EDM2UNet": partial(
+        EDM2UNet, nf=8, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(4,), head_channels=8, dropout=0.1
+    ),
 }
 every_network = pytest.mark.parametrize("make", SMALL.values(), ids=SMALL.keys())
 
@@ -191,16 +194,17 @@ def test_classes_below_one_are_refused(make: Factory) -> None:
         ("LinearAttentionUNet", {"dim": 8, "dim_mults": [1, 2]}),
         ("ConvUNet", {"channels": [4, 8]}),
         ("DiT", {"width": 32, "depth": 1, "heads": 2}),
+        ("EDM2UNet", {"nf": 8, "ch_mult": [1, 2], "attn_resolutions": [4], "head_channels": 8}),
     ],
 )
 def test_it_is_built_from_yaml(path: str, args: dict[str, Any]) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--network", type=Callable[[tuple[int, ...], int | None], nn.Module])
     embedding = {"class_path": "diffusion_pl.networks.Fourier", "init_args": {"features": 8}}
-    if path not in ("DiT",):
+    if path not in ("DiT", "EDM2UNet"):
         args = {**args, "time_embedding": embedding}
     config = parser.parse_object({"network": {"class_path": f"diffusion_pl.networks.{path}", "init_args": args}})
     network = parser.instantiate(config).network((3, 8, 8), by_class(3))
     assert network(*batch(), torch.tensor([0, 3])).shape == (2, 3, 8, 8)
-    if path != "DiT":
+    if "time_embedding" in args:
         assert any(isinstance(module, Fourier) for module in network.modules())

@@ -28,6 +28,7 @@ NETWORKS: dict[str, Factory] = {
     "UNet": unet,
     "UNet around": partial(unet, padding="around", conv_shortcut=True, fourier=(1,), time_scales=True),
     "UNet mean": partial(unet, resamp_with_conv=False, up_attention="once_per_level", learned_variance=True),
+    "UNet blocks": partial(unet, resample_blocks=True, time_scales=True),
     "DDPM++": ncsnpp,
     "ddpm blocks": partial(ncsnpp, resblock_type="ddpm", progressive="residual", progressive_input="residual"),
     "NCSN++": partial(

@@ -53,6 +53,14 @@ TABLE = {"class": "LinearBetas", "steps": 1000, "beta_1": 1e-4, "beta_N": 0.02}
 COSINE = {"class": "CosineBetas", "steps": 4000}
 EDM = {"class": "Karras", "sigma_min": 0.002, "sigma_max": 80.0}
 FLOW_MAP = 55_733_891 - 9 * 128 + 33 * 512 + 513 * 512  # EDM's without augmentation, with the length of jumps
+#: Noise, stem, output and gain; blocks down; in between; up, where 512 channels come in; attention.
+EDM2 = (
+    *(256 * 256 + 4 * 9 * 256 + 9 * 256 * 3 + 1,),
+    *(11 * (2 * 9 * 256**2 + 256**2 + 1),),
+    *(2 * (2 * 9 * 256**2 + 256**2 + 1),),
+    *(12 * (9 * 512 * 256 + 9 * 256**2 + 256**2 + 512 * 256 + 1) + 2 * (2 * 9 * 256**2 + 256**2 + 1),),
+    *((3 + 3 + 1 + 4 + 4) * 4 * 256**2,),
+)
 PUBLISHED = {
     "ddpm": Row(35_746_307, 2e-4, 5000, 128, 800_000, "0.9999", 0.1, 1, TABLE, ("Grid", "SNR"), "Ancestral", 1000),
     "ddpm_vlb": Row(
@@ -90,9 +98,13 @@ PUBLISHED = {
         # Stem, time, blocks down and in the middle, attention, blocks up, output.
         17_408 + 328_704 + 34 * 361_344 + 66_304 + 33 * 541_952 + 3_715,
         *(2e-4, 100, 128, 10_000_000, "0.9999", 0.1, None),
-        {"class": "LinearLogSNR", "logsnr_max": 13.3, "logsnr_min": -5.0},
+        {"class": "LearnedLogSNR", "logsnr_max": 13.3, "logsnr_min": -5.0},
         *(("Stratified", "Likelihood"), "Ancestral", 1000),
         flip=False,
+        betas=(0.9, 0.99),
+    ),
+    "edm2": Row(
+        *(sum(EDM2), 1e-2, 19_531, 512, 390_625, "0.9999", 0.13, None, EDM, ("LogNormal", "Plain"), "Heun", 35),
         betas=(0.9, 0.99),
     ),
     "ect": Row(
@@ -227,7 +239,7 @@ def process(schedule: Any) -> dict[str, Any]:
         return {"class": name, "steps": schedule.steps}
     if name in ("VE", "Karras"):
         return {"class": name, "sigma_min": ends.sigma[0].item(), "sigma_max": ends.sigma[1].item()}
-    if name == "LinearLogSNR":
+    if name in ("LinearLogSNR", "LearnedLogSNR"):
         return {"class": name, "logsnr_max": ends.logsnr[0].item(), "logsnr_min": ends.logsnr[1].item()}
     return {"class": name}
 
@@ -270,7 +282,7 @@ def check_expected(name: str, expected: dict[str, Any] | None) -> None:
     """There is a band around each value that the source gives."""
     assert expected
     for band in expected.values():
-        assert (band["band"] is None) == (band["paper"] is None) == (name in ("dit", "imf", "jit"))
+        assert (band["band"] is None) == (band["paper"] is None) == (name in ("dit", "edm2", "imf", "jit"))
         if band["band"] is not None:
             lower, upper = band["band"]
             assert lower < float(band["source"].split(",")[0].split()[0]) == band["paper"] < upper
@@ -334,6 +346,22 @@ def check_scm(model: Any) -> None:
     assert model.loss.uncertainty is not None
 
 
+def check_edm2(model: Any) -> None:
+    check_edm(model)
+    schedule = model.lr_scheduler_factory(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), 1)
+    assert (type(schedule).__name__, schedule.decay_steps) == ("InverseSqrt", 70_000)
+    assert type(model.loss.uncertainty).__name__ == "Uncertainty"
+
+
+def check_vdm(model: Any) -> None:
+    """The ends learn, and the network is given 1,000 times their share of γ at first."""
+    assert [name for name, _ in model.schedule.named_parameters()] == ["start", "fall"]
+    assert (type(model.loss).__name__, model.loss.levels) == ("BoundLoss", 256)
+    t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    c_noise = model.denoiser.noise_input(model.schedule, t, model.schedule(t))
+    assert c_noise.tolist() == pytest.approx([0, 300, 1000], abs=0.01)
+
+
 def check_mean_flow(rule: str) -> Callable[[Any], None]:
     def check(model: Any) -> None:
         loss = model.loss
@@ -376,6 +404,8 @@ PARTICULAR: dict[str, Callable[[Any], None]] = {
     "improved_ddpm": check_learned_variance(0.001, mean=False),
     "improved_ddpm_vlb": check_learned_variance(1.0, mean=True),
     "edm": check_edm,
+    "edm2": check_edm2,
+    "vdm": check_vdm,
     "ve_ncsnpp": check_ve,
     "vp_ddpmpp": check_ddpmpp,
     "subvp_ddpmpp": check_ddpmpp,

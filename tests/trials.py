@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 #: Widths and depths in place of larger ones, by the name of the network's option.
-NARROW = {"nf": 16, "num_res_blocks": 1, "width": 144, "depth": 3, "dim": 16}
+NARROW = {"nf": 16, "num_res_blocks": 1, "head_channels": 16, "width": 144, "depth": 3, "dim": 16}
 
 
 class Trial(NamedTuple):

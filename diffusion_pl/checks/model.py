@@ -31,7 +31,7 @@ def prior_mismatch(schedule: Schedule, second_moment: float, t: float = 1.0) -> 
         second_moment: E x_0² per dimension.
         t: where sampling starts.
     """
-    alpha, sigma, *_ = (float(v) for v in schedule(torch.tensor(t, dtype=torch.float64)))
+    alpha, sigma, *_ = (v.item() for v in schedule(torch.tensor(t, dtype=torch.float64)))
     std = schedule.prior_std(t) ** 2
     signal = alpha**2 * second_moment
     return 0.5 * ((signal + sigma**2) / std - 1 - math.log(sigma**2 / std)), signal / sigma**2

@@ -16,7 +16,7 @@ SHARED = ("from_", "path", "output", "data", "trust_pickle")
 
 
 def import_(
-    from_: Literal["diffusers", "score_sde", "lucidrains", "openai", "dit", "sit"],
+    from_: Literal["diffusers", "score_sde", "lucidrains", "openai", "adm", "edm", "edm2", "dit", "sit"],
     path: Path,
     output: Path,
     size: list[int] | None = None,
@@ -44,6 +44,9 @@ def import_(
     fir_kernel: list[float] | None = None,
     dropout: float | None = None,
     snr: float | None = None,
+    sigma_data: float | None = None,
+    p_mean: float | None = None,
+    p_std: float | None = None,
     data: Callable[[], DataModule] | None = None,
     trust_pickle: bool = False,
 ) -> Report:
@@ -56,9 +59,10 @@ def import_(
     Args:
         from_: Package of the file: diffusers (folder of UNet2DModel or of a DDPMPipeline), score_sde (checkpoint.pth of
             score_sde_pytorch: DDPM, DDPM++, NCSN++), lucidrains (model-N.pt of denoising-diffusion-pytorch:
-            GaussianDiffusion and LearnedGaussianDiffusion of Unet), openai (modelN.pt or ema_RATE_N.pt of
-            improved-diffusion and guided-diffusion, without resblock_updown), dit and sit (.pt of DiT and SiT, models
-            of latents that are multiplied by 0.18215; DiT's published weights are for non-commercial use).
+            GaussianDiffusion and LearnedGaussianDiffusion of Unet), openai or adm (modelN.pt or ema_RATE_N.pt of
+            improved-diffusion and guided-diffusion), edm and edm2 (network pickle, of which no code is run, or state
+            dict), dit and sit (.pt of DiT and SiT, models of latents that are multiplied by 0.18215; DiT's published
+            weights are for non-commercial use).
         path: Folder or file of the model.
         output: Checkpoint to write, a new file, such as imported.ckpt.
         size: Height and width of the images in pixels, one number if they are equal; None: the file's (diffusers).
@@ -69,7 +73,8 @@ def import_(
         steps: Number of diffusion steps of openai, at least 1; default 1000.
         heads: Number of attention heads of openai and of old releases of lucidrains, at least 1; default 4.  Of dit and
             sit: that of the published size of the file's width and depth; an error where it is none.
-        num_head_channels: Channels of an attention head of openai, in place of heads; None: by heads.
+        num_head_channels: Channels of an attention head, of openai in place of heads; None: by heads, of edm and edm2
+            64.
         num_heads_upsample: Number of attention heads of openai on the way up; default as heads.
         use_new_attention_order: Order of queries, keys and values of openai, the newer one; default false.
         predict_xstart: Prediction of x_0, not of the noise, by the network of openai; default false.
@@ -86,11 +91,14 @@ def import_(
         nonlinearity: Value of config.model.nonlinearity of score_sde; default swish.
         fir: Value of config.model.fir of score_sde; default true with a pyramid or Fourier features, else false.
         fir_kernel: Value of config.model.fir_kernel of score_sde; default [1,3,3,1].
-        dropout: Dropout probability of the training of score_sde and openai; default 0.1 and 0.
+        dropout: Dropout probability of the training of score_sde, openai, edm and edm2; default 0.1, 0, 0.1 and 0.
         snr: Value of config.sampling.snr, of the corrector of ve of score_sde; default 0.16.
-        data: Data of the model, such as Folder, its options as --data.path FOLDER; None: CIFAR10 for 3x32x32, else a
-            Folder named pictures, which evaluate looks for; of dit and sit none, and samples stay latents: for images
-            give Latents, a folder of `latents --scale 0.18215`.
+        sigma_data: Standard deviation of the data of edm and edm2, positive; default 0.5.
+        p_mean: Mean of ln σ in the training of edm and edm2; default -1.2 and -0.4.
+        p_std: Standard deviation of ln σ in the training of edm and edm2, positive; default 1.2 and 1.
+        data: Data of the model, such as Folder, its options as --data.path FOLDER; None: CIFAR10 for 3x32x32, no data
+            for 4 channels, else a Folder named pictures, which evaluate looks for.  Without data samples stay latents:
+            for images give Latents, of dit and sit a folder of `latents --scale 0.18215`.
         trust_pickle: Permission to read a file that holds more than tensors and plain values.  Such a file can run any
             code: only of people you trust.
     """

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..data import DataModule
 from ..pipeline import Pipeline
-from . import diffusers, dit, graphs, lucidrains, openai, safetensors, score_sde, to_diffusers
+from . import diffusers, dit, edm, edm2, graphs, lucidrains, openai, safetensors, score_sde, to_diffusers
 from .foreign import Foreign, to_checkpoint
 
 Reader = Callable[..., Foreign]
@@ -18,6 +18,9 @@ READERS: dict[str, Reader] = {
     "score_sde": score_sde.read,
     "lucidrains": lucidrains.read,
     "openai": openai.read,
+    "adm": openai.read,  # guided-diffusion's network goes by this name
+    "edm": edm.read,
+    "edm2": edm2.read,
     "dit": dit.read_dit,
     "sit": dit.read_sit,
 }

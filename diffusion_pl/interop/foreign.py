@@ -256,7 +256,7 @@ def _plain(value: Any) -> Any:
 def default_data(foreign: Foreign) -> Spec:
     """Data that the model may be of; of latents, whose autoencoder is not known, samples stay as they are."""
     shape, classes = foreign.shape, foreign.classes
-    if foreign.scale is not None:
+    if foreign.scale is not None or shape[0] == 4:
         return spec("data.Unknown", shape=list(shape), conditions=to_plain(foreign.conditions))
     if shape == (3, 32, 32) and classes in (None, 10):
         return spec("data.CIFAR10", conditional=classes is not None)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 class Part(NamedTuple):
     """A block of a U-Net.
 
-    name: of the module in our network;  kind: res, attention, resample (a convolution that halves or doubles);
+    name: of the module in our network;  kind: res, attention, resample (what halves or doubles);
     way: down, middle or up;  level: 0 has the height and width of the image;  number: of the residual block within
     the level that it belongs to, 0, 1, …;  row: of the blocks of its way that run one after the other, 0, 1, …
     """

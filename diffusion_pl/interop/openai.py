@@ -1,4 +1,4 @@
-"""State dicts of improved-diffusion and guided-diffusion: UNetModel, where our UNet supports it.
+"""State dicts of improved-diffusion and guided-diffusion: UNetModel, as our UNet.
 
 A file holds the tensors of one network, the raw weights (modelNNN.pt) or an average (ema_RATE_NNN.pt), and nothing
 else: widths, depths, where it attends, classes, whether the noise level scales and whether the variance is learned are
@@ -46,8 +46,8 @@ QKV = ("query", "key", "value")
 HEADS, STEPS = 4, 1000  # of the flags' defaults
 
 
-def modules(num_res_blocks: int, attends: Sequence[bool]) -> dict[str, str]:
-    """The modules of `networks.UNet` -> those of UNetModel."""
+def modules(num_res_blocks: int, attends: Sequence[bool], resample_blocks: bool) -> dict[str, str]:
+    """The modules of `networks.UNet` -> those of UNetModel, which may resample within residual blocks."""
     names = dict(ENDS)
     for part in unet(num_res_blocks, attends, every_block=True):
         place = part.name.rpartition(".")[2]
@@ -56,7 +56,8 @@ def modules(num_res_blocks: int, attends: Sequence[bool]) -> dict[str, str]:
             "middle": f"middle_block.{part.row}",
             "up": f"output_blocks.{part.row}.{place}",
         }[part.way]
-        layers = LAYERS.get((part.kind, part.way)) or LAYERS[part.kind, "any"]
+        kind = "res" if part.kind == "resample" and resample_blocks else part.kind
+        layers = LAYERS.get((kind, part.way)) or LAYERS[kind, "any"]
         names |= {f"{part.name}.{ours}": f"{theirs}.{name}" for ours, name in layers.items()}
     return names
 
@@ -122,7 +123,7 @@ def read(
     model["guidance"] = spec("denoisers.Thresholded")
 
     def name_map(ours: nn.Module) -> dict[str, Source]:
-        table = sources(modules(depth, attends), ours)
+        table = sources(modules(depth, attends, options["resample_blocks"]), ours)
         for name, source in table.items():
             block, _, layer = name.rpartition(".")[0].rpartition(".")
             if layer in QKV:
@@ -197,13 +198,11 @@ def _part(weight: Tensor, number: int, heads: int) -> Tensor:
 def _network(state: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | None]:
     """The network's configuration but for height and width (with `attends`, by level), channels and classes."""
     numbers = {int(name.split(".")[1]) for name in state if name.startswith("input_blocks.")}
-    levels = 1 + sum(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name) is not None for name in state)
+    halving = [name for name in state if re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", name)]
+    # Or residual blocks halve and double (resblock_updown), which on the way up come last in their rows.
+    doubling = [name for name in state if re.fullmatch(r"output_blocks\.\d+\.[12]\.in_layers\.2\.weight", name)]
+    levels = 1 + max(len(halving), len(doubling))
     depth, rest = divmod(len(numbers) - levels, levels)
-    if any(re.match(r"output_blocks\.\d+\.[12]\.in_layers", name) for name in state):
-        raise ValueError(
-            f"{path}: a UNetModel with resblock_updown, as the published ones of guided-diffusion, is not supported: "
-            "only one that resamples between blocks"
-        )
     if not numbers or rest or depth < 1:
         raise ValueError(f"{path}: {len(numbers)} input_blocks on {levels} levels are no UNetModel")
     firsts = [1 + level * (depth + 1) for level in range(levels)]
@@ -211,6 +210,7 @@ def _network(state: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | Non
         nf, channels = state["input_blocks.0.0.weight"].shape[:2]
         outward = state["out.2.weight"].shape[0]
         widths = [state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] for i in firsts]
+        time_inputs = state["time_embed.0.weight"].shape[1]
         time_outputs = state["middle_block.0.emb_layers.1.weight"].shape[0]
         classes = state["label_emb.weight"].shape[0] if "label_emb.weight" in state else None
     except KeyError as error:
@@ -221,6 +221,11 @@ def _network(state: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | Non
         raise ValueError(f"{path}: 6 channels in: a SuperResModel (upsampler), which is not supported")
     if outward not in (channels, 2 * channels):
         raise ValueError(f"{path}: {channels} channels in and {outward} out: no UNetModel of a diffusion")
+    if time_inputs != nf:
+        raise ValueError(
+            f"{path}: a first level of {nf} channels, other than num_channels {time_inputs}, as of the models for "
+            "512x512, is not supported"
+        )
     half = nf // 2
     if half < 2 or any(width < nf or width % nf for width in widths):
         raise ValueError(f"{path}: levels of {widths} channels are no multiples of num_channels {nf}")
@@ -235,6 +240,7 @@ def _network(state: Mapping[str, Any], path: Path) -> tuple[Spec, int, int | Non
         groups=32,
         norm_eps=1e-5,
         padding="around",
+        resample_blocks=bool(doubling),
         # Frequencies 10⁴^(−i/half) are ours, P^(−i/(half − 1)), of another P.
         time_embedding=spec("networks.Sinusoidal", features=nf, max_period=1e4 ** ((half - 1) / half)),
     )

@@ -2,6 +2,7 @@
 
 from .alignment import Alignment
 from .base import Loss, Losses
+from .bound import BoundLoss
 from .couplings import Coupling, MinibatchOT, Reflow
 from .denoising import DenoisingLoss
 from .flow_map import FlowMapLoss
@@ -37,6 +38,7 @@ __all__ = [
     "P2",
     "SNR",
     "Alignment",
+    "BoundLoss",
     "ChainELBO",
     "Consistency",
     "ContinuousConsistency",

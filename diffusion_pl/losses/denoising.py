@@ -25,6 +25,7 @@ from .dropout import check_dropout, check_dropped, coin, dropped
 from .jumps import velocity
 from .learned_variance import VarianceBound
 from .timesteps import TimeSampler
+from .uncertainty import Uncertainty
 from .weightings import Weighting
 
 
@@ -44,6 +45,7 @@ class DenoisingLoss(Loss):
         cosine: factor of an added 1 − cos of the angle between the velocities dx/dt of the estimate and of the pair,
             over the channels, mean over places (Yao et al., arXiv 2501.01423, Sec. 4: 1); 0: nothing.
         alignment: adds the alignment of a hidden layer with features of an image encoder, in training; None: nothing.
+        uncertainty: a learned weight by noise level, L/e^u + u for the weighted loss L; None: none.
 
     A network with self_condition gets, in half of the steps, its own estimate of x_0 from a first, untrained pass
     (Chen et al., arXiv 2208.04202, Alg. 1).
@@ -59,6 +61,7 @@ class DenoisingLoss(Loss):
         variance: VarianceBound | None = None,
         cosine: float = 0.0,
         alignment: Alignment | None = None,
+        uncertainty: Uncertainty | None = None,
     ) -> None:
         super().__init__()
         if times_per_sample < 1:
@@ -73,7 +76,12 @@ class DenoisingLoss(Loss):
         if alignment is not None and coupling is not None:
             raise ValueError("DenoisingLoss: alignment and coupling exclude each other. Fix: remove one of them")
         self.cosine, self.alignment, self.sees_images = cosine, alignment, alignment is not None
+        if weighting is None and uncertainty is not None:
+            raise ValueError(
+                "DenoisingLoss: uncertainty weighs the weighted loss. Fix: give a weighting, such as Plain"
+            )
         self.times, self.weighting, self.coupling, self.variance = times, weighting, coupling, variance
+        self.uncertainty = uncertainty
         self.times_per_sample, self.dropout = times_per_sample, dict(dropout or {})
 
     def check(self, denoiser: NetworkDenoiser, shape: Sequence[int], conditions: Conditions) -> None:
@@ -115,6 +123,9 @@ class DenoisingLoss(Loss):
             c_out = denoiser.parameterization.c_out(kernel)
             weight = self.weighting(denoiser.schedule, t, kernel, c_out) * c_out.square()
             loss = mean_data(weight * error.square(), observed)
+        if self.uncertainty is not None:
+            u = self.uncertainty(t.flatten())
+            loss = loss / u.exp() + u
         if self.cosine:
             prediction = denoiser.parameterization.predict(kernel, x_t, output)
             loss = loss + self.cosine * _angle(kernel, prediction, (x_0, eps), observed)

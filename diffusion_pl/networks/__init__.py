@@ -1,6 +1,7 @@
 """Networks: ``forward(x, c_noise, **cond) -> F``. They know nothing of schedules, parameterizations or data sets."""
 
 from .dit import DiT
+from .edm2 import EDM2UNet
 from .embeddings import Blind, Embedding, Fourier, Identity, JumpEmbedding, Sinusoidal
 from .mlp import MLP
 from .ncsnpp import NCSNpp
@@ -14,6 +15,7 @@ __all__ = [
     "Blind",
     "ConvUNet",
     "DiT",
+    "EDM2UNet",
     "Embedding",
     "Fourier",
     "Identity",

@@ -137,6 +137,8 @@ class ResBlock(nn.Module):
             added before it (Nichol & Dhariwal, arXiv 2102.09672, App. A).
         norm: Makes the norm of so many channels.
         axes: Number of spatial axes.
+        resample: Halves or doubles the sizes of both branches, after the first activation (BigGAN's block, as in
+            Dhariwal & Nichol, arXiv 2105.05233, Sec. 3); None: it keeps them.
     """
 
     def __init__(
@@ -152,10 +154,12 @@ class ResBlock(nn.Module):
         time_scales: bool = False,
         norm: Callable[[int], nn.GroupNorm] = group_norm,
         axes: int = 2,
+        resample: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.gain = math.sqrt(0.5) if rescale else 1.0
         self.act = ACTIVATIONS[activation]
+        self.resample = resample
         self.norm_1 = norm(channels)
         self.conv_1 = conv(channels, out, axes=axes)
         self.time_scales = time_scales
@@ -169,7 +173,10 @@ class ResBlock(nn.Module):
             self.shortcut = conv(channels, out, size, small, axes=axes)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.conv_1(self.act(self.norm_1(x)))
+        h = self.act(self.norm_1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv_1(h)
         time_features = None if self.time is None else along(self.time(self.act(time)), h)
         if time_features is not None and not self.time_scales:
             h = h + time_features

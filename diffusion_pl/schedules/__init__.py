@@ -3,6 +3,7 @@
 from .base import Kernel, Schedule
 from .cosine import Cosine
 from .karras import Karras
+from .learned import LearnedLogSNR
 from .linear_logsnr import LinearLogSNR
 from .rectified import Rectified
 from .subvp import SubVP
@@ -19,6 +20,7 @@ __all__ = [
     "CosineBetas",
     "Karras",
     "Kernel",
+    "LearnedLogSNR",
     "LinearBetas",
     "LinearLogSNR",
     "Posterior",

@@ -101,7 +101,7 @@ class Schedule(Recorded, nn.Module, ABC):
         Exactly 1 for variance-preserving schedules, σ_max (to 1e-4) for the exploding ones.
         """
         start = self(torch.tensor(t, dtype=torch.float64))
-        return float((start.alpha.square() + start.sigma.square()).sqrt())
+        return (start.alpha.square() + start.sigma.square()).sqrt().item()
 
 
 def check(condition: bool, message: str) -> None:

@@ -6,8 +6,9 @@ from .base import Trainable, build_network, logs_now
 from .classifier import NoisyClassifier
 from .history import History
 from .lean import LeanCallback, LeanHooks, LeanProfiler
-from .lr_schedulers import SchedulerFactory, Warmup, WarmupCosine, advance, check_factory, make_scheduler
+from .lr_schedulers import InverseSqrt, SchedulerFactory, Warmup, WarmupCosine, advance, check_factory, make_scheduler
 from .module import DiffusionModule
+from .muon import MuonAdamW
 from .patch_features import PatchFeatures
 from .step_noise import reseed, run_seed
 
@@ -19,9 +20,11 @@ __all__ = [
     "DiffusionModule",
     "HalfLife",
     "History",
+    "InverseSqrt",
     "LeanCallback",
     "LeanHooks",
     "LeanProfiler",
+    "MuonAdamW",
     "NoisyClassifier",
     "PatchFeatures",
     "SchedulerFactory",

@@ -94,6 +94,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
         self._checked = False  # whether a batch was seen that fits
         self._resumed: dict[str, Any] | None = None  # the checkpoint, between its loading and the optimizer's
         self.history = History()
+        self._constrained: list[Any] = []  # parts of the network with a method after_step
         self._mark: tuple[float, int] | None = None  # time and step from which the speed is measured
 
     @property
@@ -243,6 +244,7 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
         self._mark = None
 
     def on_train_start(self) -> None:
+        self._constrained = [part for part in self.network.modules() if hasattr(part, "after_step")]
         averaged = self._averaged_parameters()
         for line in self.averages.begin(averaged, examples_per_step(self.trainer)):
             self._warn(line)
@@ -315,6 +317,8 @@ class Trainable(Recorded, QuickHookNotes, LeanHooks, LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        for part in self._constrained:
+            part.after_step()
         self.averages.update()
         # Now, not before the next backward pass: the forward pass in between can have the gradients' memory.
         self.trainer.optimizers[0].zero_grad()

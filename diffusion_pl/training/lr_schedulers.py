@@ -67,6 +67,30 @@ class WarmupCosine(LRScheduler):
         return [base * fall * _rise(step, self.warmup_steps) for base in self.base_lrs]
 
 
+class InverseSqrt(LRScheduler):
+    """Linear from 0 to the optimizer's rate over warmup_steps; from step decay_steps on, the rate falls as 1/√step.
+
+    Reference: Karras et al., arXiv 2312.02696, Eq. 67.
+
+    Args:
+        optimizer: whose rates are scaled.
+        total_steps: optimizer steps of the run; unused, every schedule is made alike.
+        decay_steps: step at which the fall begins.
+        warmup_steps: steps of the rise.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, decay_steps: int, warmup_steps: int = 0) -> None:
+        _check(warmup_steps, 0.0)
+        if decay_steps < 1:
+            raise ValueError(f"decay_steps must be at least 1, got {decay_steps}")
+        self.decay_steps, self.warmup_steps = decay_steps, warmup_steps
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        fall = 1 / math.sqrt(max(1.0, (self.last_epoch + 1) / self.decay_steps))
+        return [base * fall * _rise(self.last_epoch, self.warmup_steps) for base in self.base_lrs]
+
+
 def _rise(step: int, warmup_steps: int) -> float:
     # The first step is taken at 1/warmup_steps, not at 0: a step at rate 0 is a step lost.
     return min(1.0, (step + 1) / max(1, warmup_steps))
