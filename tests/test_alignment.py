@@ -83,10 +83,11 @@ def test_tokens_and_maps_of_features_are_the_same() -> None:
 def test_it_trains_the_projector_and_the_layers_before_it() -> None:
     model, extractor = denoiser(checkpointing=True), Patches()
     alignment = made(extractor=extractor)
+    network: Any = model.network
     with torch.no_grad():
-        model.network.output.weight.zero_()  # so that the denoising loss says nothing to the blocks
+        network.output.weight.zero_()  # so that the denoising loss says nothing to the blocks
     losses(model, alignment, IMAGES, times_per_sample=2).sum().backward()
-    gradients = {name: p.grad for name, p in model.network.named_parameters()}
+    gradients = dict[str, Any]({name: p.grad for name, p in network.named_parameters()})
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in alignment.parameters())
     assert gradients["blocks.0.qkv.weight"].abs().sum() > 0
     assert gradients["blocks.1.qkv.weight"].abs().sum() == 0

@@ -8,7 +8,7 @@ Reference: Ho et al., arXiv 2006.11239, Eq. 14; Karras et al., arXiv 2206.00364,
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -115,7 +115,10 @@ class DenoisingLoss(Loss):
             with torch.no_grad():
                 cond["x_0_hat"] = denoiser(x_t, t, **cond).x_0
         aligned = self.alignment if denoiser.training else None
-        with nullcontext([]) if aligned is None else aligned.listen(denoiser.network) as hidden:
+        listening: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if aligned is not None:
+            listening = aligned.listen(denoiser.network)
+        with listening as hidden:
             output, v = denoiser.raw(x_t, t, kernel, **cond)
         loss = torch.zeros_like(t.flatten())
         if self.weighting is not None:
