@@ -277,7 +277,7 @@ def test_labels_are_balanced_or_drawn_and_recorded(folder: Path, digits: Path) -
     assert [each["model"]["labels"] for each in (balanced, drawn)] == ["balanced", "drawn"]
     assert balanced["value"] != drawn["value"]
     assert balanced["protocol"] == drawn["protocol"]
-    pipeline, _ = load_pipeline(digits)
+    pipeline, _ = load_pipeline(folder / digits)
     labels = with_labels(pipeline, "drawn", 5000, 3)[0].values(range(5000))["label"]
     counts = torch.bincount(labels, minlength=10)
     assert len(counts) == 10
