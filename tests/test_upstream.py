@@ -1,6 +1,8 @@
 """What the package uses of other libraries without their promise: each piece is there, and does what it did."""
 
 import csv
+import pickle
+import pickletools
 import signal
 import subprocess
 import sys
@@ -68,6 +70,16 @@ def test_fused_optimizer_unscales_gradients() -> None:
     weight = [nn.Parameter(torch.zeros(1))]
     assert tensors.unscales_gradients(torch.optim.AdamW(weight, fused=True))
     assert not tensors.unscales_gradients(torch.optim.AdamW(weight, fused=False))
+
+
+def test_pickled_parameters_call_what_is_listed() -> None:
+    calls = {
+        (argument.partition(" ")[0], argument.partition(" ")[2])
+        for opcode, argument, _ in pickletools.genops(pickle.dumps(nn.Parameter(torch.ones(2)), protocol=2))
+        if opcode.name == "GLOBAL"
+    }
+    others = {("torch.storage", "_load_from_bytes"), ("collections", "OrderedDict")}
+    assert calls - others - {("_codecs", "encode")} == set(tensors.tensor_makers())
 
 
 def test_compile_modes_are_those_of_torch() -> None:

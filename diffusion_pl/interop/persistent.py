@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
+
+from ..runtime.upstream.torch import tensor_makers
 
 
 class Shell(dict[Any, Any]):
@@ -58,9 +59,8 @@ def _storage(content: bytes) -> Any:
 SAFE: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch.storage", "_load_from_bytes"): _storage,
+    **tensor_makers(),
 }
 
 

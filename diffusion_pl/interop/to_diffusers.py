@@ -28,6 +28,7 @@ HELD = {
     "activation": "swish",
     "conv_shortcut": False,
     "resamp_with_conv": True,
+    "resample_blocks": False,
     "time_conditional": True,
     "head_channels": None,
     "up_heads": None,

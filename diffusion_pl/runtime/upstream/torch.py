@@ -47,6 +47,17 @@ def unscales_gradients(optimizer: "Optimizer") -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
+def tensor_makers() -> "dict[tuple[str, str], Any]":
+    """What pickles of tensors and parameters call, by module and name: functions of `torch._utils`.
+
+    They make a view of a storage, and run nothing else.  Read: torch 2.15.
+    """
+    from torch import _utils
+
+    names = ("_rebuild_tensor_v2", "_rebuild_parameter")
+    return {("torch._utils", name): getattr(_utils, name) for name in names}
+
+
 def compile_modes() -> list[str]:
     """The modes of `torch.compile`: `torch._inductor.list_mode_options`, which its help names.  Read: torch 2.15."""
     from torch._inductor import list_mode_options
