@@ -8,6 +8,7 @@ from .history import History
 from .lean import LeanCallback, LeanHooks, LeanProfiler
 from .lr_schedulers import SchedulerFactory, Warmup, WarmupCosine, advance, check_factory, make_scheduler
 from .module import DiffusionModule
+from .profiles import PowerFunction
 from .step_noise import reseed, run_seed
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "LeanHooks",
     "LeanProfiler",
     "NoisyClassifier",
+    "PowerFunction",
     "SchedulerFactory",
     "Trainable",
     "Warmup",
