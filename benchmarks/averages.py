@@ -2,9 +2,9 @@
 
     python benchmarks/averages.py [CONFIG] [STEPS]
 
-`fit` of a configuration (by default cifar10/ddpm, 35.7 M parameters, on random images, batch 16) with two power-function
-EMAs and a snapshot every eighth step.  An ordinary step is the median of those that are far from a snapshot; a snapshot
-costs the median excess of the three steps from it on, in which a thread writes it.  Both are of one run.
+`fit` of a configuration (by default cifar10/ddpm, 35.7 M parameters, on random images, batch 16) with two
+power-function EMAs and a snapshot every eighth step.  An ordinary step is the median of those that are far from a
+snapshot; a snapshot costs the median excess of the three steps from it on, in which a thread writes it.
 """
 
 import contextlib

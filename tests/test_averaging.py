@@ -327,7 +327,7 @@ def test_sweeps_and_autoguidance_take_profiles(run: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--weights", "std:0.001"), r"the nearest possible is std:0.0"),
+        (("--weights", "std:0.001"), r"give the nearest possible, std:0.0"),
         (("--weights", "std:wide"), r"weights std:wide: expected a number, got 'wide'"),
         (("--weights", "std:0.3"), r"must be in \(0, 0.2887\], got 0.3"),
         (("--weights", "std:0.1@21"), r"no snapshot of step 21. Fix: give the nearest, 20 or 22"),

@@ -53,8 +53,8 @@ class EMA(LeanCallback):
             twice = [value for k, value in enumerate(values) if value in list(values)[:k]]
             if twice:
                 raise ValueError(f"EMA {name} must differ from each other, got {twice[0]} twice")
-        for name, value, least in (("snapshots", snapshots, 0), ("snapshot_every", snapshot_every or 1, 1)):
-            if value < least or snapshot_every == 0:
+        for name, value, least in (("snapshots", snapshots, 0), ("snapshot_every", snapshot_every, 1)):
+            if value is not None and value < least:
                 raise ValueError(f"EMA {name} must be at least {least}, got {value}")
         self.averages: list[Average] = [ConstantDecay(decay) for decay in decays]
         self.averages += [HalfLife(half_life, ramp_up) for half_life in half_lives]

@@ -167,7 +167,7 @@ def reconstruct(checkpoint: Mapping[str, Any], path: str | Path, wanted: Wanted)
     }
     target = Profile(std_in(names[0]) or 0.0 if wanted.std is None else wanted.std, time)
     fit = fit_profile(target, list(terms))
-    warning = _judged(target, list(terms), fit, str(path))
+    warning = _warning(target, list(terms), fit, str(path))
     used = {place: w for place, w in zip(terms.values(), fit.weights.tolist(), strict=True) if abs(w) > _NEGLIGIBLE}
     tensors = _sum(used, sources, find(_run(Path(path))), checkpoint["state_dict"])
     suffix = "" if time == own["updates"] else f"@{time}"
@@ -200,7 +200,7 @@ def _read(path: Path, step: int) -> dict[str, Any]:
     return snapshot
 
 
-def _judged(target: Profile, given: list[Profile], fit: Fit, path: str) -> str:
+def _warning(target: Profile, given: list[Profile], fit: Fit, path: str) -> str:
     """A warning about a bad fit, or ""; ValueError if it is too bad to be of use."""
     if fit.residual <= WARNED:
         return ""
@@ -209,10 +209,10 @@ def _judged(target: Profile, given: list[Profile], fit: Fit, path: str) -> str:
     if near is None:
         fix = f"give std:{target.std:g}@{max(p.time for p in given)}, at the newest snapshot"
     else:
-        fix = f"the nearest possible is std:{near:.3g}"
+        fix = f"give the nearest possible, std:{near:.3g}"
     if fit.residual > REFUSED:
         raise ValueError(f"{what}. Fix: {fix}")
-    return f"{what}; {fix}"
+    return f"{what}. Fix: {fix}"
 
 
 def _sum(
