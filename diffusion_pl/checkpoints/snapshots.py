@@ -169,7 +169,8 @@ def reconstruct(checkpoint: Mapping[str, Any], path: str | Path, wanted: Wanted)
     fit = fit_profile(target, list(terms))
     warning = _warning(target, list(terms), fit, str(path))
     used = {place: w for place, w in zip(terms.values(), fit.weights.tolist(), strict=True) if abs(w) > _NEGLIGIBLE}
-    tensors = _sum(used, sources, find(_run(Path(path))), checkpoint["state_dict"])
+    files = {step: file for step, file in find(_run(Path(path))).items() if sources.get(step) is not own}
+    tensors = _sum(used, sources, files, checkpoint["state_dict"])
     suffix = "" if time == own["updates"] else f"@{time}"
     return Reconstruction(tensors, f"ema{PREFIX}{target.std}{suffix}", fit, len(used), warning)
 
