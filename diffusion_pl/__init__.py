@@ -52,8 +52,8 @@ def load(path: "str | Path", weights: str = "ema") -> "Pipeline":
     Args:
         path: a checkpoint that `fit`, `import` or `DiffusionModule.save` wrote, or the folder of a run: its newest good
             checkpoint.
-        weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", or "ema:0.999" for one of
-            several.
+        weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", "ema:0.999" for one of
+            several, or "std:0.15" for power-function EMA weights of this width, made of the run's snapshots.
 
     Raises:
         FileNotFoundError, ValueError: no such file, damaged, of another package, or without these weights.

@@ -59,6 +59,7 @@ FLOORS: dict[str, float] = {
     "checks": 6,
     "runtime": 6.2,
     "runtime.upstream.loops": 6.25,
+    "checkpoints.snapshots": 6.25,
     "checkpoints.loading": 6.3,
     "checkpoints.teacher": 6.4,
     "checkpoints.warm_start": 6.4,

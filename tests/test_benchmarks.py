@@ -42,3 +42,12 @@ def test_every_part_of_the_peer_comparison_runs(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert [line.split(",")[0] for line in lines] == ["train"] * 3 + ["sample"] * 2
     assert all(float(line.rsplit(" ", 1)[1]) > 0 for line in lines)
+
+
+@pytest.mark.slow
+def test_the_cost_of_snapshots_is_a_share_of_a_step(tmp_path: Path) -> None:
+    done = benchmark(tmp_path, "averages.py", str(ROOT / "configs/digits/vp.yaml"), "50")
+    assert done.returncode == 0, done.stderr
+    assert (
+        len(re.findall(r"^a run of [\d,]+ steps, every [\d,]+: -?[\d.]+ % of a step$", done.stdout, re.MULTILINE)) == 3
+    )

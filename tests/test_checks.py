@@ -361,7 +361,7 @@ def test_disk(free: float, level: str, tmp_path: Path, monkeypatch: pytest.Monke
         return SimpleNamespace(free=int(free * 16e6))
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    finding = only(checks.disk(tmp_path / "runs" / "new", [torch.zeros(1_000_000)], 1, adam()))
+    finding = only(checks.disk(tmp_path / "runs" / "new", [torch.zeros(1_000_000)], 1, 0, adam()))
     assert (finding.level, asked) == (level, [tmp_path])
     assert finding.what.startswith("three checkpoints take 48.0 MB")
 

@@ -57,6 +57,7 @@ CALLS: dict[tuple[str, str], tuple[tuple[Any, ...], int, str]] = {
         "sliced",
     ),
     ("export", "ckpt_path"): (("export", "--ckpt_path", RUN, "--to", "safetensors", "--output", "x"), 0, "safetensors"),
+    ("average", "ckpt_path"): (("average", RUN, "--std", 0.1), 2, "no snapshots of power-function EMA weights"),
     ("replay", "dump"): (("replay", RUN), 2, "no dump in runs/run"),
     ("verify", "run"): (("verify", "--run", RUN), 2, "runs/run"),
 }  # fmt: skip

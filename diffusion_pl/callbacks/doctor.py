@@ -23,8 +23,8 @@ from ..runtime.startup import say
 from ..samplers import LeadingGrid, RespacedGrid, Sampler, TrailingGrid
 from ..tensors import per_sample
 from ..training import DiffusionModule, LeanCallback, NoisyClassifier, Trainable, advance, make_scheduler
-from ..training.averages import LONG
 from .cost import examples, length_of, measure_step
+from .ema import EMA
 from .generation import GenerationMetrics
 
 TRIED = 10_000  # steps of a learning-rate schedule
@@ -140,18 +140,24 @@ class Doctor(LeanCallback):
     def _of_run(self, trainer: Trainer, module: Trainable, batch: int | None) -> Checks:
         parameters: list[Tensor] = list(module.trained_parameters().values())
         optimizer = module.optimizer_factory(parameters)
-        decays = [1 - average.rate(LONG, batch) for average in module.averages.tracked]
+        averages, steps = module.averages.tracked, trainer.max_steps
+        limits = [average.limit(batch) for average in averages]
+        decays = [1 - limit for limit in limits if limit is not None]
+        falling = [average for average, limit in zip(averages, limits, strict=True) if limit is None]
+        last = [1 - average.rate(steps - 1, batch) for average in falling if steps > 1]  # decays in the last step
         requested, clips = str(self.asked), bool(trainer.gradient_clip_val)
         needed = any(isinstance(c, GenerationMetrics) and c.extractor is None for c in trainer.callbacks)
         findings: Checks = {
-            "precision": checks.precision(trainer.precision, requested, optimizer, clips, decays),
+            "precision": checks.precision(trainer.precision, requested, optimizer, clips, [*decays, *last]),
             "lr": _learning_rate(module, optimizer, trainer.max_steps),
             "metrics": checks.metrics(needed, URL, checks.unreachable),
         }
         if not trainer.fast_dev_run:
-            findings["ema"] = checks.ema(decays, trainer.max_steps)
+            findings["ema"] = checks.ema(decays, steps, [average.name for average in falling])
             if trainer.checkpoint_callbacks:
-                findings["disk"] = checks.disk(Path(trainer.default_root_dir), parameters, len(decays), optimizer)
+                kept = next((callback.snapshots for callback in trainer.callbacks if isinstance(callback, EMA)), 0)
+                counts = len(averages), kept * len(falling)
+                findings["disk"] = checks.disk(Path(trainer.default_root_dir), parameters, *counts, optimizer)
         return findings
 
 

@@ -21,10 +21,12 @@ from ..data import DataModule
 from ..pipeline import Pipeline
 from ..runtime.bounds import limited
 from ..runtime.diagnosis import mistake_in
+from ..runtime.processes import rank_label
 from ..runtime.reading import check, reading
 from ..runtime.run_card import read_card
 from ..runtime.upstream.jsonargparse import imports_only, parameters
 from ..training import DiffusionModule, NoisyClassifier, Trainable
+from . import snapshots
 from .io import FOREIGN, read_hashed
 from .migrations import migrate_config
 
@@ -54,8 +56,8 @@ def load_model(
 
     Args:
         path: a checkpoint that `fit` wrote, or the folder of a run: its newest good one.
-        weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", or "ema:0.999" for one of
-            several.
+        weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", "ema:0.999" for one of
+            several, or "std:0.15" for a width of power-function EMA weights, see `snapshots`.
         data: options of the data that take the place of the checkpoint's, such as ``{"path": "images"}``.
 
     Raises:
@@ -156,17 +158,23 @@ _KIND = {
     "diffusion_pl": {"version?": (str, None), "model": dict, "data": {"class_path": str, "init_args?": (dict, None)}},
     "state_dict": {"*": Tensor},
     "weights?": str,
-    "averages?": {"updates": int, "shadows": {"*": {"*": Tensor}}},
+    "averages?": {"updates": int, "begun?": {"*": int}, "shadows": {"*": {"*": Tensor}}},
 }
 
 
 def select(checkpoint: dict[str, Any], weights: str, path: str) -> tuple[dict[str, Any], str]:
     """State dict with the chosen weights, and their name as panels and logs give it."""
+    wanted = snapshots.parse(weights)
     if only := checkpoint.get("weights"):  # of an exported model, which has one set
-        if weights not in ("ema", str(only).replace("ema", "ema:", 1)):
+        if weights not in ("ema", *(str(only).replace(*part, 1) for part in (("ema", "ema:"), ("emastd", "std:")))):
             raise ValueError(f"{path} has no weights {weights!r}: it holds {str(only).replace('ema', 'ema:', 1)}")
         return checkpoint["state_dict"], str(only)
     averages = checkpoint.get("averages", {}).get("shadows", {})
+    if wanted is not None:
+        made = snapshots.reconstruct(checkpoint, path, wanted)
+        if made.warning and not rank_label():
+            print(f"diffusion_pl: warning: {made.warning}", flush=True)
+        return {**checkpoint["state_dict"], **made.tensors}, made.name
     kind, _, decay = weights.partition(":")
     if weights == "raw" or (weights in ("ema", "ema:") and not averages):
         return checkpoint["state_dict"], "raw"

@@ -22,7 +22,8 @@ class Teacher(Denoiser):
 
     Args:
         path: Checkpoint of fit or import, or folder of a run.
-        weights: Weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", or "ema:0.999".
+        weights: Weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", "ema:0.999" or
+            "std:0.15".
         scale: Guidance scale w by the teacher's own conditions; 1 is the plain conditional model.
         drop: Names of the conditions that guidance strengthens; None: those that its training dropped at random.
     """

@@ -28,7 +28,8 @@ class WarmStart:
 
     Args:
         path: Checkpoint of fit or import, or folder of a run.
-        weights: Weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", or "ema:0.999".
+        weights: Weights: "ema" (the first EMA weights; the raw ones where there are none), "raw", "ema:0.999" or
+            "std:0.15".
         skip: Patterns of names of the network's tensors that are not taken, such as 'output.*'; * is any text.
     """
 

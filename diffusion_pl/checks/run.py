@@ -58,7 +58,7 @@ def learning_rate(rates: Sequence[float], own: float, steps: int) -> Iterator[Fi
         yield Finding("fine", "lr", what)
 
 
-def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:
+def ema(decays: Sequence[float], max_steps: int, others: Sequence[str] = ()) -> Iterator[Finding]:
     """Do the memories of the EMA weights fit the run?
 
     The warm-up lets an EMA forget the random start in any run, but N steps give it a memory of (10 + N)/9 at most:
@@ -68,6 +68,7 @@ def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:
     Args:
         decays: d of each of the EMA weights.
         max_steps: optimizer steps of the run, −1: unknown.
+        others: names of EMA weights whose memory is a fraction of the run, which fits every run.
     """
     for d in decays:
         half = f"{math.log(2) / (1 - d):,.{0 if d > 0.95 else 1}f}"
@@ -82,7 +83,9 @@ def ema(decays: Sequence[float], max_steps: int) -> Iterator[Finding]:
             yield Finding("warning", "ema", what, f"train longer, or {lower}")
         else:
             yield Finding("fine", "ema", what if max_steps >= 0 else f"decay {d:g}: half-life {half} steps")
-    if not decays:
+    if others:
+        yield Finding("fine", "ema", f"{', '.join(others)}: the memory is a fraction of the run")
+    if not decays and not others:
         yield Finding("fine", "ema", "no EMA weights")
 
 
@@ -123,8 +126,11 @@ def precision(
         yield Finding("fine", "precision", precision)
 
 
-def disk(folder: Path, parameters: Iterable[Tensor], averages: int, optimizer: Optimizer) -> Iterator[Finding]:
-    """Is there room for three checkpoints: the last, the one that replaces it, and one that is kept as the best?
+def disk(
+    folder: Path, parameters: Iterable[Tensor], averages: int, snapshots: int, optimizer: Optimizer
+) -> Iterator[Finding]:
+    """Is there room for three checkpoints, the last, the one that replaces it, and one that is kept as the best, and
+    for the snapshots in half precision?
 
     A checkpoint holds the weights, each of the EMA weights, and what the optimizer keeps of each weight: two values for
     Adam and its variants, else one.  Less than twice the room is a warning: others write there too.
@@ -133,13 +139,17 @@ def disk(folder: Path, parameters: Iterable[Tensor], averages: int, optimizer: O
         folder: of the run; it need not be there.
         parameters: of the network.
         averages: number of EMA weights.
+        snapshots: number of sets of EMA weights in the snapshots.
         optimizer: of the run.
     """
-    weights = sum(p.numel() * p.element_size() for p in parameters)
+    sizes = [(p.numel(), p.element_size()) for p in parameters]
+    weights = sum(count * size for count, size in sizes)
     need = 3 * weights * (1 + averages + (2 if "betas" in optimizer.defaults else 1))
+    need += 2 * snapshots * sum(count for count, _ in sizes)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
-    what = f"three checkpoints take {need / 1e6:,.1f} MB, {place} has {free / 1e6:,.1f} MB free"
+    kinds = "three checkpoints and the snapshots" if snapshots else "three checkpoints"
+    what = f"{kinds} take {need / 1e6:,.1f} MB, {place} has {free / 1e6:,.1f} MB free"
     level: Literal["fine", "warning", "error"]
     level = "error" if free < need else "warning" if free < 2 * need else "fine"
     yield Finding(level, "disk", what, "" if level == "fine" else "make room, or run in a folder of another disk")

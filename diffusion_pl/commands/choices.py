@@ -38,7 +38,7 @@ def choose(
         sampler, grid, steps: see Pipeline.with_sampler.
         scale: w; None: 1.
         classifier: checkpoint of a NoisyClassifier, for classifier guidance.
-        weak: checkpoint of a weaker model, for autoguidance.
+        weak: checkpoint of a weaker model, for autoguidance, see `weak_source`.
         cond: the conditions of the samples, as Pipeline.with_cond takes them.
         drop: names of the conditions that `scale` strengthens; None: see Pipeline.with_scale.
 
@@ -184,8 +184,17 @@ def _classified(pipeline: Pipeline, path: Path, scale: float) -> Pipeline:
     return pipeline.with_classifier(classifier, classifier.conditions, scale)
 
 
-def _away_from(pipeline: Pipeline, path: Path, scale: float) -> Pipeline:
-    weak, _ = load_pipeline(path)
+def weak_source(given: Path) -> tuple[Path, str]:
+    """Checkpoint and weights of --weak: PATH, PATH@STEP of a snapshot of the run, or PATH@WEIGHTS as for --weights."""
+    path, mark, rest = str(given).partition("@")
+    if not mark or given.exists():
+        return given, "ema"
+    return Path(path), f"@{rest}" if rest.isdigit() else rest
+
+
+def _away_from(pipeline: Pipeline, given: Path, scale: float) -> Pipeline:
+    path, weights = weak_source(given)
+    weak, _ = load_pipeline(path, weights)
     if weak.shape != pipeline.shape:
         raise ValueError(f"{path} is of data of shape {weak.shape}, the model's are {pipeline.shape}")
     classes, weak_classes = ({name: c.classes for name, c in each.conditions.items()} for each in (pipeline, weak))

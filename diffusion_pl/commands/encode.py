@@ -43,7 +43,8 @@ def encode(
             class; those that can be made of the examples, as low, are; others are not given, if training dropped them
             at random.
         between: Number of samples between each two examples, at least 0.
-        weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        weights: Weights: "ema" (the run's first EMA weights), "raw", "ema:0.999" for one of several, or
+            "std:0.15" for power-function EMA weights of this width, made of the run's snapshots.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """
     if between < 0:

@@ -122,7 +122,8 @@ def evaluate(
         per_class: Metrics of the samples of each class against its examples too, in evaluation.json.
         data_: Options of the checkpoint's data to replace, as --data.path FOLDER or --data.download true;
             with --images the class of the data and its options.  None: none.
-        weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        weights: Weights: "ema" (the run's first EMA weights), "raw", "ema:0.999" for one of several, or
+            "std:0.15" for power-function EMA weights of this width, made of the run's snapshots.
         batch_size: Number of samples between two savings; samples do not depend on it.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
         devices: Number of devices, at least 1, a process each.

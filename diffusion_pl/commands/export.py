@@ -34,7 +34,8 @@ def export(
         sampler: Sampler, its options as --sampler.eta 1; diffusers has DDIM and Ancestral; None: the checkpoint's.
         grid: Grid of times, such as TrailingGrid; None: the sampler's.
         steps: Number of grid times, at least 1, such as 50; None: the checkpoint's.
-        weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        weights: Weights: "ema" (the run's first EMA weights), "raw", "ema:0.999" for one of several, or
+            "std:0.15" for power-function EMA weights of this width, made of the run's snapshots.
         evaluation: File evaluation.json of this checkpoint, for the card; None: those in the folder of its run.
         license: License of the weights, for the card, such as mit; None: not stated.
     """

@@ -83,7 +83,8 @@ def restore(
             class; those that can be made of what is known, as low and masked, are; others are not given, if training
             dropped them at random.
         data_: Options of the checkpoint's data to replace, as --data.autoencoder FOLDER; None: none.
-        weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        weights: Weights: "ema" (the run's first EMA weights), "raw", "ema:0.999" for one of several, or
+            "std:0.15" for power-function EMA weights of this width, made of the run's snapshots.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """
     check_counts(num_samples=num_samples, repeats=repeats)

@@ -64,10 +64,12 @@ def sample(
             vector, --cond.text "a coat", --cond.low FILE for an image, or a folder of images, which samples have in
             turn.  None: all classes in turn, of other conditions those of held-out examples.
         classifier: Checkpoint of a classifier of noisy data, for classifier guidance; None: no such guidance.
-        weak: Checkpoint of a weaker model of the same data, for autoguidance; None: no such guidance.
+        weak: Checkpoint of a weaker model of the same data, for autoguidance, or an earlier state of a run:
+            runs/NAME@STEP of one of its snapshots, runs/NAME@std:0.2 of other weights.  None: no such guidance.
         latents: File latents.npz of `encode` to start from; None: noise of the seed.
         data_: Options of the checkpoint's data to replace, as --data.path FOLDER or --data.download true; None: none.
-        weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        weights: Weights: "ema" (the run's first EMA weights), "raw", "ema:0.999" for one of several, or
+            "std:0.15" for power-function EMA weights of this width, made of the run's snapshots.
         npz: One file samples.npz with all samples, in place of images or a table.
         film: Film of the first samples from noise to data, film.gif, and path.npz with t, x and x_0 along the way.
         batch_size: Number of samples between two savings; samples do not depend on it.
@@ -86,7 +88,7 @@ def sample(
     from ..runtime.output import Report, next_command
     from ..runtime.output_folder import OutputFolder
     from ..runtime.processes import rank_label
-    from .choices import choose, default_count, noted, say_turns
+    from .choices import choose, default_count, noted, say_turns, weak_source
     from .encode import read_latents
 
     quiet()
@@ -97,8 +99,10 @@ def sample(
         eps = read_latents(latents, pipeline.shape)
         pipeline, num_samples = pipeline.with_latents(eps), num_samples or len(eps)
     n = num_samples or default_count(pipeline)
-    files = {"classifier": classifier, "weak": weak, "latents": latents}
+    other, of_other = (None, "ema") if weak is None else weak_source(weak)
+    files = {"classifier": classifier, "weak": other, "latents": latents}
     call = {**_call(pipeline, ckpt_path, scale, drop), "cond": noted(pipeline, cond), **_hashes(files)}
+    call |= {} if of_other == "ema" else {"weak_weights": of_other}
     device = device_of(accelerator)
     check_devices(devices, device.type, "devices")
     data.to(device)

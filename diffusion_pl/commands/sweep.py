@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 class Plan(NamedTuple):
     """A row to be measured: the pipeline with its sampler, the name of the sampler in the table, and the pipeline with
-    the checkpoint's own sampler, between whose first and last time the ODE is solved."""
+    the checkpoint's own sampler, between whose first and last time the ODE is solved; the weights as the command line
+    names them."""
 
     pipeline: "Pipeline"
     name: str
     own: "Pipeline"
+    weights: str
 
 
 def sweep(
@@ -39,7 +41,7 @@ def sweep(
     cond: dict[str, str | list[Any]] | None = None,
     data_: dict[str, str | list[Any]] | None = None,
     baseline: Path | None = None,
-    weights: str = "ema",
+    weights: list[str] | str = "ema",
     accelerator: str = "auto",
 ) -> Report | None:
     """Compare samplers at equal numbers of function evaluations (NFE), from the same latents.
@@ -67,7 +69,9 @@ def sweep(
         data_: Options of the checkpoint's data to replace, as --data.path FOLDER or --data.download true; None: none.
         baseline: Checkpoint, or folder of a run, of the same data to compare with, such as a flow map's teacher: its
             own sampler at the same NFE, from the same latents.  None: no other.
-        weights: Weights: "ema" (the run's first EMA weights), "raw", or "ema:0.999" for one of several averages.
+        weights: Weights: "ema" (the run's first EMA weights), "raw", "ema:0.999" for one of several, or
+            "std:0.15" for power-function EMA weights of this width, made of the run's snapshots.  Several are compared,
+            from the same latents: std:0.05 std:0.1 std:0.15.
         accelerator: Kind of device: "cpu", "cuda", "mps", or "auto" (cuda where there is one, else cpu).
     """
     if not samplers or not nfe:
@@ -84,19 +88,23 @@ def sweep(
     from ..runtime.provenance import describe
     from .choices import choose, noted, say_turns
 
-    pipeline, data = load_pipeline(ckpt_path, weights, data_)
-    pipeline = choose(pipeline, scale=scale, cond=cond, drop=drop).with_seed(seed).to(device_of(accelerator))
+    named = [weights] if isinstance(weights, str) else list(dict.fromkeys(weights)) or ["ema"]
+    pipelines = []
+    for each in named:
+        pipeline, data = load_pipeline(ckpt_path, each, data_)
+        pipeline = choose(pipeline, scale=scale, cond=cond, drop=drop).with_seed(seed).to(device_of(accelerator))
+        pipelines.append(pipeline)
     data.to(pipeline.device)
     say_turns(pipeline)
     other = None
     if baseline is not None:
-        other = choose(_baseline(pipeline, baseline, weights), scale=scale, cond=cond, drop=drop)
+        other = choose(_baseline(pipeline, baseline, named[0]), scale=scale, cond=cond, drop=drop)
         other = other.with_seed(seed).to(device_of(accelerator))
     distance = _distance(data, fetch=bool(data_))
     call = {
         "checkpoint": str(ckpt_path),
         "sha256": pipeline.sha256,
-        "weights": pipeline.weights,
+        "weights": pipeline.weights if len(named) == 1 else [each.weights for each in pipelines],
         "samplers": [describe(pipeline.with_sampler(make, grid).sampler) for make in samplers],
         "nfe": sorted(set(nfe)),
         "num_samples": num_samples,
@@ -107,17 +115,21 @@ def sweep(
         **({"data": data_} if data_ else {}),
         **({"baseline": str(baseline), "baseline_sha256": other.sha256} if other is not None else {}),
     }
-    plan = _plan(pipeline, samplers, grid, sorted(set(nfe)))
-    compared = [
-        *plan,
-        *([] if other is None or baseline is None else _plan_baseline(other, _run(baseline), sorted(set(nfe)))),
-    ]
+    plan = []
+    for each, of_plan in zip(named, pipelines, strict=True):
+        rows_of = _plan(of_plan, samplers, grid, sorted(set(nfe)), each)
+        prefix = f"{of_plan.weights}: " if len(named) > 1 else ""
+        plan += [row._replace(name=f"{prefix}{row.name}") for row in rows_of]
+    compared = list(plan)
+    if other is not None and baseline is not None:
+        compared += _plan_baseline(other, _run(baseline), sorted(set(nfe)), named[0])
     with OutputFolder(output, call) as folder:
         if folder.published is None:
             rows, bad = _compared(compared, num_samples, distance)
-            title = f"{count(num_samples, 'sample')} of {_run(ckpt_path)}, {pipeline.weights} weights"
+            of = ", ".join(each.weights for each in pipelines)
+            title = f"{count(num_samples, 'sample')} of {_run(ckpt_path)}, {of} weights"
             best = _nearest(rows[: len(plan)], plan)
-            again = _options(weights, scale, drop, cond)
+            again = _options(scale, drop, cond)
             report = Report(
                 done=f"{len(plan)} runs of {count(len(samplers), 'sampler')}, {title}",
                 rows=[{k: None if v != v else v for k, v in row.items()} for row in rows],
@@ -152,7 +164,11 @@ def _baseline(pipeline: "Pipeline", path: Path, weights: str) -> "Pipeline":
 
 
 def _plan(
-    pipeline: "Pipeline", samplers: Sequence[Callable[[Grid], Sampler]], grid: Grid | None, nfe: Sequence[int]
+    pipeline: "Pipeline",
+    samplers: Sequence[Callable[[Grid], Sampler]],
+    grid: Grid | None,
+    nfe: Sequence[int],
+    weights: str,
 ) -> list[Plan]:
     """Each sampler at each NFE.
 
@@ -164,14 +180,14 @@ def _plan(
         for most in nfe:
             drawn = pipeline.with_sampler(make, grid, points(pipeline.with_sampler(make).sampler, most))
             drawn.check_sampler()
-            plan.append(Plan(drawn, name_of(drawn.sampler), pipeline))
+            plan.append(Plan(drawn, name_of(drawn.sampler), pipeline, weights))
     return plan
 
 
-def _plan_baseline(other: "Pipeline", run: str, nfe: Sequence[int]) -> list[Plan]:
+def _plan_baseline(other: "Pipeline", run: str, nfe: Sequence[int], weights: str) -> list[Plan]:
     """The own sampler of another checkpoint at each NFE."""
     drawn = [other.with_sampler(steps=points(other.sampler, most)) for most in nfe]
-    return [Plan(each, f"{run}: {name_of(each.sampler)}", other) for each in drawn]
+    return [Plan(each, f"{run}: {name_of(each.sampler)}", other, weights) for each in drawn]
 
 
 def _compared(
@@ -185,7 +201,7 @@ def _compared(
 
     exact: dict[Any, Tensor | None] = {}  # by the model
     rows, bad = [], 0
-    for drawn, name, own in tqdm(plan, desc="sweep", dynamic_ncols=True):
+    for drawn, name, own, _ in tqdm(plan, desc="sweep", dynamic_ncols=True):
         if drawn.denoiser not in exact:
             solution = _solution(own, num_samples)
             refuse_not_finite(0 if solution is None else not_finite(solution), num_samples)
@@ -207,11 +223,9 @@ def _solution(pipeline: "Pipeline", num_samples: int) -> "Tensor | None":
     return _draw(pipeline.with_sampler(solver), num_samples)[0]
 
 
-def _options(
-    weights: str, scale: float | None, drop: list[str] | None, cond: dict[str, str | list[Any]] | None
-) -> list[Any]:
+def _options(scale: float | None, drop: list[str] | None, cond: dict[str, str | list[Any]] | None) -> list[Any]:
     """The options of a sweep that its next command has too."""
-    options: list[Any] = ["--weights", weights] * (weights != "ema") + ["--scale", scale] * (scale is not None)
+    options: list[Any] = ["--scale", scale] * (scale is not None)
     options += ["--drop", *drop] if drop else []
     return options + [part for name, value in (cond or {}).items() for part in (f"--cond.{name}", str(value))]
 
@@ -273,14 +287,15 @@ def _write(rows: list[dict[str, Any]], title: str, folder: Path) -> list[Path]:
 
 
 def _nearest(rows: list[dict[str, Any]], plan: Sequence[Plan]) -> list[str]:
-    """The options of `sample` for the sampler nearest to the data, or to the exact solution where these are missing."""
+    """The options of `sample` for the row nearest to the data, or to the exact solution where these are missing."""
     key = "error" if any(math.isnan(row["distance"]) for row in rows) else "distance"  # NaN of both: the first row
     k = min(range(len(rows)), key=lambda k: rows[k][key])
-    name, _, options = rows[k]["sampler"].partition("(")
+    name, _, options = name_of(plan[k].pipeline.sampler).partition("(")
     pairs = [option.partition("=") for option in options.rstrip(")").split(", ") if option]
     of_sampler = [part for key, _, value in pairs for part in (f"--sampler.{key}", value)]
     times = len(plan[k].pipeline.sampler.grid(plan[k].pipeline.schedule))
-    return ["--sampler", name, *of_sampler, "--steps", str(times)]
+    of_weights = ["--weights", plan[k].weights] * (plan[k].weights != "ema")
+    return ["--sampler", name, *of_sampler, "--steps", str(times), *of_weights]
 
 
 def points(sampler: Sampler, nfe: int) -> int:

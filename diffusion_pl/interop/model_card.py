@@ -15,6 +15,7 @@ from ..evaluation import Result, number, read_results
 from ..pipeline import Pipeline
 from ..runtime.provenance import describe
 from ..runtime.run_card import CARD, read_card
+from ..training.profiles import PREFIX
 from . import to_diffusers
 from .graphs import inputs
 from .keys import network_of
@@ -276,6 +277,9 @@ def _weights(name: str) -> str:
     if name == "raw":
         return "the raw weights"
     average = name.removeprefix("ema")
+    if average.startswith(PREFIX):
+        width, _, step = average.removeprefix(PREFIX).partition("@")
+        return f"the power-function EMA weights of width {width}" + (f" at step {int(step):,}" if step else "")
     half_life = average.removesuffix("examples")
     kind = f"decay {average}" if half_life == average else f"half-life {int(half_life):,} examples"
     return f"the EMA weights of {kind}"

@@ -131,6 +131,7 @@ _FIT = {
     "model.compile": "",
     **_DATA,
     "ema false": "EMA weights switched off; --ema.decays '[0.999, 0.9999]' gives their decays (default: [0.999])",
+    "ema.stds LIST": "Widths of power-function EMA weights: with '[0.05, 0.1]' `average` makes any other (default: [])",
     "saver.every_n_steps": "",
     "guard false": "Guard switched off: steps with NaN or infinite values are not skipped (default: skipped)",
     "doctor false": "Doctor switched off: no checks before step 1 (default: errors stop the run)",
@@ -291,6 +292,16 @@ PAGES = {
             "--from lucidrains --path model-10.pt --output own.ckpt --data Folder",
         ),
         "from path output data size variant objective betas steps heads trust_pickle",
+    ),
+    "average": _tool_page(
+        "average",
+        "Make the EMA weights of another width after training, from the snapshots of a run, and save them as a "
+        "checkpoint.",
+        "--ckpt_path PATH --std WIDTH [--OPTION VALUE …]",
+        (
+            "--ckpt_path runs/digits-vp --std 0.15",
+            "--ckpt_path runs/digits-vp --std 0.1 --step 4096 --output early.ckpt",
+        ),
     ),
     "export": _tool_page(
         "export",

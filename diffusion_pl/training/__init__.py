@@ -10,6 +10,7 @@ from .lr_schedulers import InverseSqrt, SchedulerFactory, Warmup, WarmupCosine, 
 from .module import DiffusionModule
 from .muon import MuonAdamW
 from .patch_features import PatchFeatures
+from .profiles import PowerFunction
 from .step_noise import reseed, run_seed
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "MuonAdamW",
     "NoisyClassifier",
     "PatchFeatures",
+    "PowerFunction",
     "SchedulerFactory",
     "Trainable",
     "Warmup",

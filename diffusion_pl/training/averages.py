@@ -39,6 +39,10 @@ class Average(ABC):
             ValueError: it depends on the examples.
         """
 
+    def limit(self, examples: int | None) -> float | None:
+        """The rate after every warm-up; None: it falls as 1/n for ever, so the memory is a fraction of the training."""
+        return self.rate(LONG, examples)
+
 
 class ConstantDecay(Average):
     """r = 1 − min(d, (1 + n)/(10 + n)) at update n: the warm-up forgets the random start.
@@ -96,13 +100,15 @@ class Averages:
     """Averages of some parameters, several at once; the first replaces the weights in validation, testing and sampling.
 
     In a checkpoint they are the entry "averages": {"updates": n, "shadows": {name of the average: {name of the
-    parameter in the state dict: tensor}}}.
+    parameter in the state dict: tensor}}, "begun": {name of the average: n}}, the last of those that began in a later
+    session than the first.
     """
 
     def __init__(self) -> None:
         self.updates = 0
         self.tracked: list[Average] = []
         self._shadows: dict[str, dict[str, Tensor]] = {}
+        self._begun: dict[str, int] = {}  # updates before an average, where there were any
         self._dropped: list[str] = []  # of the checkpoint, not tracked
         self._examples: int | None = None
         self._parameters: list[Tensor] = []
@@ -139,6 +145,8 @@ class Averages:
             self._shadows[name] = {
                 key: old.get(key, p).detach().to(p.device, copy=True) for key, p in parameters.items()
             }
+        if self.updates:
+            self._begun |= {name: self.updates for name in self._shadows if name not in before}
         # Lists, not dictionaries, for one fused update a step.
         self._parameters = list(parameters.values())
         self._lists = [(average, list(self._shadows[average.name].values())) for average in self.tracked]
@@ -162,8 +170,9 @@ class Averages:
 
     @property
     def young(self) -> bool:
-        """Whether the first average has not yet seen one time constant 1/r of steps."""
-        return any(self.updates * average.rate(LONG, self._examples) < 1 for average, _ in self._lists[:1])
+        """Whether the first average has not yet seen one time constant 1/r of steps, if it has one."""
+        limits = (average.limit(self._examples) for average, _ in self._lists[:1])
+        return any(limit is not None and self.updates * limit < 1 for limit in limits)
 
     @property
     def names(self) -> list[str]:
@@ -173,6 +182,10 @@ class Averages:
     def of(self, name: str) -> dict[str, Tensor]:
         """The tensors of an average by the names of their parameters, not copies."""
         return self._shadows[name]
+
+    def begun(self, name: str) -> int:
+        """How many updates there were before an average began, at the weights of the time."""
+        return self._begun.get(name, 0)
 
     @property
     def standing_in(self) -> str | None:
@@ -216,18 +229,22 @@ class Averages:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: tensors and plain numbers."""
-        return {"updates": self.updates, "shadows": {name: dict(shadow) for name, shadow in self._shadows.items()}}
+        shadows = {name: dict(shadow) for name, shadow in self._shadows.items()}
+        begun = {name: n for name, n in self._begun.items() if name in shadows}
+        return {"updates": self.updates, "shadows": shadows, **({"begun": begun} if begun else {})}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over the tracked averages of a checkpoint; `begin` says which are missing and which were left."""
         self.updates, saved = state["updates"], state["shadows"]
         names = [average.name for average in self.tracked]
         self._shadows = {name: dict(saved[name]) for name in names if name in saved}
+        self._begun = {name: n for name, n in state.get("begun", {}).items() if name in self._shadows}
         self._dropped = [name for name in saved if name not in names]
 
     def clear(self) -> None:
         """Forget all averages, not what is tracked."""
-        self.updates, self._shadows, self._lists, self._parameters, self._raw = 0, {}, [], [], {}
+        self.updates, self._shadows, self._begun = 0, {}, {}
+        self._lists, self._parameters, self._raw = [], [], {}
 
 
 def examples_per_step(trainer: Any) -> int | None:
