@@ -167,11 +167,11 @@ def test_widths_outside_of_the_span_are_seen() -> None:
 
 
 def test_reconstruction_is_the_average_that_was_tracked(tmp_path: Path) -> None:
-    """Of a random walk, of snapshots in float64, against the recursion with the width, and PostHocEMA."""
+    """Of a random walk, of snapshots in float64, against the recursion of that width, and PostHocEMA."""
     torch.manual_seed(0)
     walk = torch.randn(481, 6, dtype=torch.float64).cumsum(0) / 20
-    wanted = 0.14
-    states = trained(list(walk), (*STDS, wanted))
+    width = 0.14
+    states = trained(list(walk), (*STDS, width))
     run = tmp_path / "run"
     (run / "snapshots").mkdir(parents=True)
     for step in range(15, 481, 15):
@@ -180,12 +180,12 @@ def test_reconstruction_is_the_average_that_was_tracked(tmp_path: Path) -> None:
     content = {"state_dict": {"p": walk[-1]}, "averages": {"updates": 480, "shadows": {}}}
     (run / "checkpoints").mkdir()
     torch.save(content, run / "checkpoints/last.ckpt")
-    made = snapshots.reconstruct(content, run, snapshots.Wanted(wanted, None))
-    tracked = states[-1].of(f"std{wanted}")["p"]
+    made = snapshots.reconstruct(content, run, snapshots.Choice(width, None))
+    tracked = states[-1].of(f"std{width}")["p"]
     scale = float(walk.abs().max())
     assert (made.tensors["p"] - tracked).abs().max() < 1e-4 * scale
     assert (states[-1].of("std0.1")["p"] - tracked).abs().max() > 2e-2 * scale
-    kept = snapshots.reconstruct(content, run, snapshots.Wanted(0.1, 240)).tensors["p"]
+    kept = snapshots.reconstruct(content, run, snapshots.Choice(0.1, 240)).tensors["p"]
     assert (kept - states[239].of("std0.1")["p"]).abs().max() < 1e-10
 
     model = nn.Linear(6, 1, bias=False).double()
@@ -200,7 +200,7 @@ def test_reconstruction_is_the_average_that_was_tracked(tmp_path: Path) -> None:
     for value in walk[1:]:
         model.weight.data.copy_(value[None])
         ema.update()
-    theirs: KarrasEMA = ema.synthesize_ema_model(sigma_rel=wanted)
+    theirs: KarrasEMA = ema.synthesize_ema_model(sigma_rel=width)
     # Theirs counts from one step later, and begins with the weights of the first.
     difference = theirs.ema_model.weight[0] - made.tensors["p"]
     assert difference.abs().max() < 1e-3 * scale
