@@ -145,14 +145,15 @@ def reconstruct(checkpoint: Mapping[str, Any], path: str | Path, choice: Choice)
     time = own["updates"] if choice.step is None else choice.step
     sources = _sources(own, Path(path), min(time, own["updates"]))
     if not sources:
-        there = ", ".join(["raw", *(f"ema:{name}" for name in own["shadows"])])
+        held = ", ".join(["raw", *(f"ema:{name}" for name in own["shadows"])])
         up_to = "" if choice.step is None else f" up to step {time:,}"
         raise ValueError(
-            f"{path} has no snapshots of power-function EMA weights{up_to}, and holds {there}. Fix: train with "
+            f"{path} has no snapshots of power-function EMA weights{up_to}, and holds {held}. Fix: train with "
             "--ema.stds '[0.05, 0.1]'"
         )
     if choice.step is not None and time not in sources:
-        close = sorted(sources, key=lambda step: abs(step - time))[:2]
+        there = {*sources, *(step for step in find(_run(Path(path))) if step <= own["updates"])}
+        close = sorted(there, key=lambda step: (abs(step - time), step))[:2]
         raise ValueError(
             f"{path} has no snapshot of step {time}. Fix: give the nearest, {' or '.join(map(str, close))}"
         )
