@@ -143,7 +143,7 @@ def test_the_fit_has_the_weights_of_post_hoc_ema(std: float) -> None:
         :, 0
     ]
     fit = fit_profile(target, given)
-    np.testing.assert_allclose(fit.weights, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
+    np.testing.assert_allclose(fit.weights, theirs, rtol=0, atol=1e-6 * float(theirs.abs().max()))
     # The residual is the distance of the profiles, and the smallest there is.
     own = inner_products([target], [target])
 
@@ -167,11 +167,11 @@ def test_widths_outside_of_the_span_are_seen() -> None:
 
 
 def test_reconstruction_is_the_average_that_was_tracked(tmp_path: Path) -> None:
-    """Of a random walk, of snapshots in float64, against the recursion with the width, and PostHocEMA."""
+    """Of a random walk, of snapshots in float64, against the recursion of that width, and PostHocEMA."""
     torch.manual_seed(0)
     walk = torch.randn(481, 6, dtype=torch.float64).cumsum(0) / 20
-    wanted = 0.14
-    states = trained(list(walk), (*STDS, wanted))
+    width = 0.14
+    states = trained(list(walk), (*STDS, width))
     run = tmp_path / "run"
     (run / "snapshots").mkdir(parents=True)
     for step in range(15, 481, 15):
@@ -180,12 +180,12 @@ def test_reconstruction_is_the_average_that_was_tracked(tmp_path: Path) -> None:
     content = {"state_dict": {"p": walk[-1]}, "averages": {"updates": 480, "shadows": {}}}
     (run / "checkpoints").mkdir()
     torch.save(content, run / "checkpoints/last.ckpt")
-    made = snapshots.reconstruct(content, run, snapshots.Wanted(wanted, None))
-    tracked = states[-1].of(f"std{wanted}")["p"]
+    made = snapshots.reconstruct(content, run, snapshots.Choice(width, None))
+    tracked = states[-1].of(f"std{width}")["p"]
     scale = float(walk.abs().max())
-    assert (made.tensors["p"] - tracked).abs().max() < 2e-3 * scale
+    assert (made.tensors["p"] - tracked).abs().max() < 1e-4 * scale
     assert (states[-1].of("std0.1")["p"] - tracked).abs().max() > 2e-2 * scale
-    kept = snapshots.reconstruct(content, run, snapshots.Wanted(0.1, 240)).tensors["p"]
+    kept = snapshots.reconstruct(content, run, snapshots.Choice(0.1, 240)).tensors["p"]
     assert (kept - states[239].of("std0.1")["p"]).abs().max() < 1e-10
 
     model = nn.Linear(6, 1, bias=False).double()
@@ -200,10 +200,10 @@ def test_reconstruction_is_the_average_that_was_tracked(tmp_path: Path) -> None:
     for value in walk[1:]:
         model.weight.data.copy_(value[None])
         ema.update()
-    theirs: KarrasEMA = ema.synthesize_ema_model(sigma_rel=wanted)
+    theirs: KarrasEMA = ema.synthesize_ema_model(sigma_rel=width)
     # Theirs counts from one step later, and begins with the weights of the first.
     difference = theirs.ema_model.weight[0] - made.tensors["p"]
-    assert difference.abs().max() < 1e-2 * scale
+    assert difference.abs().max() < 1e-3 * scale
 
 
 # snapshots --------------------------------------------------------------------------------------------------------
@@ -236,8 +236,8 @@ def test_a_run_writes_them_and_a_resumed_one_the_same(tmp_path: Path) -> None:
     part = fit(tmp_path, *OPTIONS, run="part", trainer__max_steps=10)
     fit(tmp_path, *OPTIONS, "--ckpt_path", "last", run="part", trainer__max_steps=24)
     assert_same_training(whole, part)
-    # The shorter run began with twice as many; the longer one keeps what it had.
-    assert set(snapshots.find(part)) == {2, 4, 6, 8, 10, 12, 16, 20, 24}
+    # The shorter run began with half the distance: too many, so every second one has gone.
+    assert list(snapshots.find(part)) == list(snapshots.find(whole))
     for step, path in snapshots.find(whole).items():
         ours = torch.load(path, weights_only=True)
         assert not list(differences(ours, torch.load(snapshots.path_of(part, step), weights_only=True)))
@@ -344,7 +344,8 @@ def test_runs_without_or_with_damaged_snapshots_are_refused(run: Path, tmp_path:
     folder = copied(run, tmp_path)
     path = snapshots.path_of(folder / "runs/run", 20)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 255
+    middle = len(content) // 2
+    content[middle : middle + 300] = bytes(255 - byte for byte in content[middle : middle + 300])
     path.write_bytes(bytes(content))
     assert "step00000020.pt is damaged" in cli(folder, "average", "runs/run", "--std", 0.15).error
     path.unlink()

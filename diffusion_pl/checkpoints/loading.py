@@ -164,14 +164,14 @@ _KIND = {
 
 def select(checkpoint: dict[str, Any], weights: str, path: str) -> tuple[dict[str, Any], str]:
     """State dict with the chosen weights, and their name as panels and logs give it."""
-    wanted = snapshots.parse(weights)
+    choice = snapshots.parse(weights)
     if only := checkpoint.get("weights"):  # of an exported model, which has one set
         if weights not in ("ema", *(str(only).replace(*part, 1) for part in (("ema", "ema:"), ("emastd", "std:")))):
             raise ValueError(f"{path} has no weights {weights!r}: it holds {str(only).replace('ema', 'ema:', 1)}")
         return checkpoint["state_dict"], str(only)
     averages = checkpoint.get("averages", {}).get("shadows", {})
-    if wanted is not None:
-        made = snapshots.reconstruct(checkpoint, path, wanted)
+    if choice is not None:
+        made = snapshots.reconstruct(checkpoint, path, choice)
         if made.warning and not rank_label():
             print(f"diffusion_pl: warning: {made.warning}", flush=True)
         return {**checkpoint["state_dict"], **made.tensors}, made.name

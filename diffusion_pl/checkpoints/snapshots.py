@@ -30,7 +30,7 @@ _KIND = {"updates": int, "begun?": {"*": int}, "shadows": {"*": {"*": Tensor}}}
 _NEGLIGIBLE = 1e-9  # weight of a snapshot that is not read
 
 
-class Wanted(NamedTuple):
+class Choice(NamedTuple):
     """EMA weights that `--weights` names.
 
     std: σ, width as a fraction of the training; None: the first one of the snapshot.
@@ -58,7 +58,7 @@ class Reconstruction(NamedTuple):
     warning: str
 
 
-def parse(weights: str) -> Wanted | None:
+def parse(weights: str) -> Choice | None:
     """What std:WIDTH, std:WIDTH@STEP or @STEP asks for; None: other weights.
 
     Raises:
@@ -74,7 +74,7 @@ def parse(weights: str) -> Wanted | None:
         except ValueError as error:
             reason = str(error) if re.fullmatch(r"[-+.\de]+", std) else f"expected a number, got {std!r}"
             raise ValueError(f"weights {weights}: {reason}. Fix: give a width such as std:0.1") from None
-    return Wanted(None if std is None else float(std), None if step is None else int(step))
+    return Choice(None if std is None else float(std), None if step is None else int(step))
 
 
 def first_interval(max_steps: int, kept: int) -> int:
@@ -98,8 +98,8 @@ def path_of(run: Path, step: int) -> Path:
 
 def find(run: Path) -> dict[int, Path]:
     """The snapshots of a run by their steps, in their order."""
-    found = {int(match[1]): path for path in run.glob(f"{FOLDER}/*") if (match := _NAME.fullmatch(path.name))}
-    return dict(sorted(found.items()))
+    steps = {int(match[1]): path for path in run.glob(f"{FOLDER}/*") if (match := _NAME.fullmatch(path.name))}
+    return dict(sorted(steps.items()))
 
 
 def thin(run: Path, step: int, every: int, kept: int) -> None:
@@ -130,29 +130,30 @@ def content(averages: Averages) -> dict[str, Any]:
     return {"updates": state["updates"], "begun": begun, "shadows": half}
 
 
-def reconstruct(checkpoint: Mapping[str, Any], path: str | Path, wanted: Wanted) -> Reconstruction:
+def reconstruct(checkpoint: Mapping[str, Any], path: str | Path, choice: Choice) -> Reconstruction:
     """EMA weights of a checkpoint and of the snapshots of its run, up to its own step.
 
     Args:
         checkpoint: its content.
         path: of the checkpoint or of its run.
-        wanted: which ones.
+        choice: which ones.
 
     Raises:
         ValueError: the snapshots that this needs are missing, damaged, or of another network.
     """
     own = checkpoint.get("averages", {"updates": checkpoint.get("global_step", 0), "shadows": {}})
-    time = own["updates"] if wanted.step is None else wanted.step
+    time = own["updates"] if choice.step is None else choice.step
     sources = _sources(own, Path(path), min(time, own["updates"]))
     if not sources:
-        there = ", ".join(["raw", *(f"ema:{name}" for name in own["shadows"])])
-        up_to = "" if wanted.step is None else f" up to step {time:,}"
+        held = ", ".join(["raw", *(f"ema:{name}" for name in own["shadows"])])
+        up_to = "" if choice.step is None else f" up to step {time:,}"
         raise ValueError(
-            f"{path} has no snapshots of power-function EMA weights{up_to}, and holds {there}. Fix: train with "
+            f"{path} has no snapshots of power-function EMA weights{up_to}, and holds {held}. Fix: train with "
             "--ema.stds '[0.05, 0.1]'"
         )
-    if wanted.step is not None and time not in sources:
-        close = sorted(sources, key=lambda step: abs(step - time))[:2]
+    if choice.step is not None and time not in sources:
+        there = {*sources, *(step for step in find(_run(Path(path))) if step <= own["updates"])}
+        close = sorted(there, key=lambda step: (abs(step - time), step))[:2]
         raise ValueError(
             f"{path} has no snapshot of step {time}. Fix: give the nearest, {' or '.join(map(str, close))}"
         )
@@ -165,7 +166,7 @@ def reconstruct(checkpoint: Mapping[str, Any], path: str | Path, wanted: Wanted)
         for name in source["shadows"]
         if (std := std_in(name)) is not None and _begun(source, name) == begun
     }
-    target = Profile(std_in(names[0]) or 0.0 if wanted.std is None else wanted.std, time)
+    target = Profile(std_in(names[0]) or 0.0 if choice.std is None else choice.std, time)
     fit = fit_profile(target, list(terms))
     warning = _warning(target, list(terms), fit, str(path))
     used = {place: w for place, w in zip(terms.values(), fit.weights.tolist(), strict=True) if abs(w) > _NEGLIGIBLE}

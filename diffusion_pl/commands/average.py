@@ -23,16 +23,18 @@ def average(ckpt_path: Path, std: float, step: int | None = None, output: Path |
     from ..checkpoints.io import checkpoint_at, read_hashed, write
     from ..checkpoints.loading import from_content
 
-    wanted = snapshots.parse(f"std:{std}" + ("" if step is None else f"@{step}"))
-    if wanted is None:
+    choice = snapshots.parse(f"std:{std}" + ("" if step is None else f"@{step}"))
+    if choice is None:
         raise ValueError(f"step must not be negative, got {step}")
     file = checkpoint_at(ckpt_path)
     content, _ = read_hashed(file)
     if is_exported(file) or "weights" in content:
         raise ValueError(f"{ckpt_path} holds one set of weights. Fix: give --ckpt_path the run that it was made from")
-    made = snapshots.reconstruct(content, file, wanted)
+    made = snapshots.reconstruct(content, file, choice)
     name = made.name.removeprefix("ema")
-    output = run_folder_of(file) / "averaged" / f"{name}.ckpt" if output is None else output
+    if output is None:
+        run, here = run_folder_of(file), Path.cwd()
+        output = (run.relative_to(here) if run.is_relative_to(here) else run) / "averaged" / f"{name}.ckpt"
     if output.exists():
         raise ValueError(f"{output} exists already: name another file with --output")
     of_training = ("averages", "optimizer_states", "lr_schedulers", "loops", "callbacks", "history")
@@ -40,7 +42,7 @@ def average(ckpt_path: Path, std: float, step: int | None = None, output: Path |
     averaged = {
         **kept,
         **{key: type(content[key])() for key in of_training[1:] if key in content and key != "loops"},
-        "global_step": wanted.step or content.get("global_step"),
+        "global_step": choice.step or content.get("global_step"),
         "state_dict": {**content["state_dict"], **made.tensors},
         "weights": made.name,
     }

@@ -115,7 +115,7 @@ def sweep(
         **({"data": data_} if data_ else {}),
         **({"baseline": str(baseline), "baseline_sha256": other.sha256} if other is not None else {}),
     }
-    plan = []
+    plan: list[Plan] = []
     for each, of_plan in zip(named, pipelines, strict=True):
         rows_of = _plan(of_plan, samplers, grid, sorted(set(nfe)), each)
         prefix = f"{of_plan.weights}: " if len(named) > 1 else ""
