@@ -181,7 +181,7 @@ def test_patches_of_volumes_come_back_to_where_they_were() -> None:
         for layer in layers:
             layer.weight.copy_(torch.eye(24))
         network.positions.zero_()
-    network.norm = nn.Identity()  # type: ignore[assignment]
+    network.norm = nn.Identity()
     x = torch.randn(2, 3, 4, 2, 6)
     torch.testing.assert_close(network(x, torch.rand(2)), x)
 
