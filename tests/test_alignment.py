@@ -144,7 +144,7 @@ def test_a_layer_that_does_not_exist_is_refused_first() -> None:
         DenoisingLoss(UniformTimes(), FlowMatching(), MinibatchOT(), alignment=made())
     for option in ("width", "features", "hidden", "weight"):
         with pytest.raises(ValueError, match=f"Alignment: {option} must be"):
-            made(**{option: 0})
+            made(**dict[str, Any]({option: 0}))
 
 
 def test_features_of_files_and_folders(tmp_path: Path) -> None:

@@ -84,11 +84,12 @@ def test_a_patch_is_a_square_of_neighbours() -> None:
 def test_patches_come_back_to_where_they_were() -> None:
     """With the identity in place of everything between, the image is unchanged."""
     network = DiT((3, 8, 12), patch_size=2, width=12, depth=1, heads=1)
+    layers: Any = (network.patch, network.output)
     with torch.no_grad():
-        for layer in (network.patch, network.output):
+        for layer in layers:
             layer.weight.copy_(torch.eye(12))
         network.positions.zero_()
-    network.norm = nn.Identity()  # type: ignore[assignment]
+    network.norm = nn.Identity()
     x = torch.randn(2, 3, 8, 12)
     torch.testing.assert_close(network(x, torch.rand(2)), x)
     assert "positions" not in network.state_dict()

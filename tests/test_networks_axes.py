@@ -177,11 +177,12 @@ def test_networks_of_images_are_as_they_were(name: str) -> None:
 
 def test_patches_of_volumes_come_back_to_where_they_were() -> None:
     network = DiT((3, 4, 2, 6), patch_size=2, width=24, depth=1, heads=1)
+    layers: Any = (network.patch, network.output)
     with torch.no_grad():
-        for layer in (network.patch, network.output):
+        for layer in layers:
             layer.weight.copy_(torch.eye(24))
         network.positions.zero_()
-    network.norm = nn.Identity()  # type: ignore[assignment]
+    network.norm = nn.Identity()
     x = torch.randn(2, 3, 4, 2, 6)
     torch.testing.assert_close(network(x, torch.rand(2)), x)
 

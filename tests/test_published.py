@@ -217,11 +217,11 @@ def imagenet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         }
         (folder / name / "latents.json").write_text(json.dumps(record))
     names = [Path(str(number), "image.png") for number in range(1000)]
-    for name in names:
-        (folder / "imagenet" / name).parent.mkdir(parents=True)
-        Image.new("RGB", (4, 4)).save(folder / "imagenet" / name)
+    for image in names:
+        (folder / "imagenet" / image).parent.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / "imagenet" / image)
     # Not by their inodes, which some file systems give to several small files.
-    listed = [Path("imagenet", name) for name in names]
+    listed = [Path("imagenet", image) for image in names]
     monkeypatch.setattr("diffusion_pl.data.folder.list_images", lambda _: Listing(listed, Counter(), 0))
 
 
