@@ -49,7 +49,7 @@ def bring_in(pipe: Any, folder: Path) -> tuple[DiffusionModule, tuple[str, ...]]
     if pipe is not None:
         pipe.save_pretrained(path)
     foreign = read(path)
-    content = to_checkpoint(foreign, default_data(foreign.shape, foreign.classes), path, "diffusers")
+    content = to_checkpoint(foreign, default_data(foreign), path, "diffusers")
     model, _ = from_content(content, path, "ema")
     assert isinstance(model, DiffusionModule)
     return model, foreign.notes

@@ -18,7 +18,7 @@ class Persistent:
         self._name, self.state = _name, attributes
 
     def __reduce__(self) -> Any:
-        function = sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj  # type: ignore[attr-defined]
+        function = sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj
         source = "raise SystemExit('code of the file was run')"
         return function, (
             {"type": "class", "version": 6, "module_src": source, "class_name": self._name, "state": self.state},

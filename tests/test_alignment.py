@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from diffusion_pl.checkpoints.loading import load_model
 from diffusion_pl.denoisers import NetworkDenoiser, Velocity
-from diffusion_pl.losses import Alignment, DenoisingLoss, FlowMatching, MinibatchOT, UniformTimes
+from diffusion_pl.losses import Alignment, DenoisingLoss, FlowMatching, Losses, MinibatchOT, UniformTimes
 from diffusion_pl.networks import DiT, UNet
 from diffusion_pl.schedules import Rectified
 from diffusion_pl.training import PatchFeatures
@@ -49,7 +49,8 @@ def denoiser(network: nn.Module | None = None, **options: Any) -> NetworkDenoise
 
 def losses(model: NetworkDenoiser, alignment: Alignment | None, images: Tensor | None, **options: Any) -> Tensor:
     loss = DenoisingLoss(UniformTimes(), FlowMatching(), alignment=alignment, **options)
-    return loss(model, IMAGES, {}, torch.Generator().manual_seed(3), images=images).loss
+    made: Losses = loss(model, IMAGES, {}, torch.Generator().manual_seed(3), images=images)
+    return made.loss
 
 
 IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -149,7 +150,7 @@ def test_a_layer_that_does_not_exist_is_refused_first() -> None:
 
 def test_features_of_files_and_folders(tmp_path: Path) -> None:
     images = (torch.rand(2, 3, 20, 20) * 255).to(torch.uint8)
-    traced = torch.jit.trace(nn.Conv2d(3, 5, 8, 8), torch.zeros(1, 3, 16, 16))  # type: ignore[no-untyped-call]
+    traced = torch.jit.trace(nn.Conv2d(3, 5, 8, 8), torch.zeros(1, 3, 16, 16))
     traced.save(str(tmp_path / "patches.pt"))
     features = PatchFeatures(str(tmp_path / "patches.pt"), size=16)
     assert features(images).shape == features(images[:, :1]).shape == (2, 5, 2, 2)
@@ -162,7 +163,8 @@ def test_features_of_files_and_folders(tmp_path: Path) -> None:
 
     small = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
     torch.manual_seed(0)
-    encoder = Dinov2Model(small).eval()
+    encoder: Any = Dinov2Model(small)
+    encoder.eval()
     encoder.save_pretrained(tmp_path / "dino")
     features = PatchFeatures(str(tmp_path / "dino"), size=28)
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -204,13 +206,13 @@ def run(folder: Path, *args: Any) -> Any:
 def test_a_run_of_latents_keeps_the_projector_and_resumes(tmp_path: Path) -> None:
     """The network is not exported with it, and a trained model needs no encoder."""
     write_latents(tmp_path / "latents")
-    traced = torch.jit.trace(nn.Conv2d(1, 5, 8, 8), torch.zeros(1, 1, 16, 16))  # type: ignore[no-untyped-call]
+    traced = torch.jit.trace(nn.Conv2d(1, 5, 8, 8), torch.zeros(1, 1, 16, 16))
 
     class Grey(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x[:, :1]
 
-    grey = torch.jit.trace(nn.Sequential(Grey(), traced), torch.zeros(1, 3, 16, 16))  # type: ignore[no-untyped-call]
+    grey = torch.jit.trace(nn.Sequential(Grey(), traced), torch.zeros(1, 3, 16, 16))
     grey.save(str(tmp_path / "patches.pt"))
     latents = ["--data", "Latents", "--data.path", "latents", "--data.batch_size", 16]
     done = run(tmp_path, *latents, "--trainer.max_steps", 2)

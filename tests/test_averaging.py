@@ -311,7 +311,7 @@ def test_sweeps_and_autoguidance_take_profiles(run: Path, tmp_path: Path) -> Non
     assert swept.code == 0, swept.err
     rows = (folder / "sweep/sweep.csv").read_text().splitlines()
     assert [row.partition(":")[0] for row in rows[1:]] == ["emastd0.05", "emastd0.12"]
-    drawn = {}
+    drawn: dict[str, Any] = {}
     for weak in ("runs/run@20", "runs/run@std:0.05@20", "runs/run@std:0.1", "runs/run"):
         output = f"s{len(drawn)}"
         sampled = cli(

@@ -88,10 +88,10 @@ def test_ends_learn_by_the_bound_and_the_shape_by_its_square(name: str) -> None:
     p, loss, x_0 = getattr(schedule, name), BoundLoss(Precise()), examples(16)
 
     def value() -> Tensor:
-        total = loss(denoiser, x_0, generator=seeded()).loss
+        total: Tensor = loss(denoiser, x_0, generator=seeded()).loss
         if not of_shape:
             return total.mean()
-        ends = loss._ends(schedule, x_0, after_the_first()).mean(1)
+        ends: Tensor = loss._ends(schedule, x_0, after_the_first()).mean(1)
         return (total - ends).square().mean()
 
     def after_the_first() -> torch.Generator:
@@ -123,8 +123,8 @@ def test_the_shape_learns_a_lower_variance() -> None:
 
     def variance() -> float:
         with torch.no_grad():
-            total = loss(denoiser, x_0, generator=seeded())
-        return total.loss.var().item()
+            total: Tensor = loss(denoiser, x_0, generator=seeded()).loss
+        return total.var().item()
 
     before = variance()
     shape = [getattr(schedule, name) for name in schedule.shape_parameters]

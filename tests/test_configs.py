@@ -91,8 +91,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for side in ("photos", "edges"):
         (root / "pairs" / side).symlink_to(root / "anime")
     (root / "imagenet64").mkdir()
-    for number, images in enumerate(("anime", "celeba_male")):
-        (root / "imagenet64" / f"n0{number}").symlink_to(root / images)
+    for number, standing_in in enumerate(("anime", "celeba_male")):
+        (root / "imagenet64" / f"n0{number}").symlink_to(root / standing_in)
     write_latents(root / "latents", Orthogonal((1, 28, 28), 4), FashionMNIST(str(root)))
     (root / "imagenet").mkdir()
     for standing_in in ("anime", "church"):
@@ -101,7 +101,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for latents in ("imagenet256", "imagenet256-vavae"):
         write_latents(root / latents, Orthogonal((3, 32, 32), 4), images)
     patches = torch.nn.Conv2d(3, 768, 8, 8)  # 4 x 4 of images of 32 x 32
-    torch.jit.trace(patches, torch.zeros(1, 3, 32, 32)).save(root / "patches.pt")  # type: ignore[no-untyped-call]
+    torch.jit.trace(patches, torch.zeros(1, 3, 32, 32)).save(root / "patches.pt")
     small = Folder(str(root / "imagenet64"), conditional=True, size=64)
     write_latents(root / "imagenet512-latents", Orthogonal((3, 64, 64), 2), small)
     return root

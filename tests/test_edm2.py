@@ -66,7 +66,7 @@ def test_blocks_are_those_of_another_package(up: bool, monkeypatch: pytest.Monke
     peer.attn = theirs.Attention(16, 2, 8, num_mem_kv=0, mp_add_t=0.7)
     ours = Block(channels, 16, 8, up, 2, 0.0, 2)
     peer, ours = peer.double().eval(), ours.double().eval()
-    pairs = [
+    pairs: list[tuple[Any, Any]] = [
         (ours.conv_1, peer.block1[1]),
         (ours.conv_2, peer.block2[2]),
         (ours.time, peer.to_emb[0]),
@@ -169,7 +169,7 @@ def test_a_training_step_may_evaluate_it_twice_and_forward() -> None:
     with torch.no_grad():
         network.gain.fill_(1.0)
     with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH), torch.no_grad():
-        _, tangent = torch.func.jvp(lambda c: network(x, c), (c_noise,), (torch.ones(2),))
+        tangent: Tensor = torch.func.jvp(lambda c: network(x, c), (c_noise,), (torch.ones(2),))[1]
         step = 1e-2
         difference = (network(x, c_noise + step) - network(x, c_noise - step)) / (2 * step)
     torch.testing.assert_close(tangent, difference, rtol=0, atol=0.02 * difference.abs().max().item())

@@ -146,8 +146,8 @@ class Peer(nn.Module):
     def __init__(self, width: int, depth: int, patch: int, out: int) -> None:
         super().__init__()
 
-        def linear(*sizes: int) -> nn.Module:
-            return nn.Linear(*sizes)
+        def linear(inward: int, outward: int) -> nn.Module:
+            return nn.Linear(inward, outward)
 
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(4, width, patch, patch)})
         self.t_embedder = nn.ModuleDict({"mlp": nn.Sequential(linear(256, width), nn.SiLU(), linear(width, width))})

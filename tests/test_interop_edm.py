@@ -25,6 +25,7 @@ class Peer:
         torch.manual_seed(0)
         self.kind, self.classes, self.state = kind, classes, dict[str, Tensor]()
         self.adm, self.ncsnpp = kind == "adm", kind == "ncsnpp"
+        self.head: int | None
         self.groups_eps, self.head = (1e-5, 16) if self.adm else (1e-6, None)
         width, noise = 4 * NF, NF * (1 + self.ncsnpp)
         if self.ncsnpp:

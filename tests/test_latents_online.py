@@ -273,5 +273,5 @@ def test_sample_evaluate_sweep_and_restore(online: Path, tmp_path: Path) -> None
     assert "no distance" not in done.out
     image = Image.fromarray(np.full((8, 8), 100, np.uint8))
     image.save(tmp_path / "x.png")
-    done = cli(tmp_path, "restore", "--ckpt_path", run, "--path", "x.png", "--sampler", "Ancestral")
+    done = cli(tmp_path, "restore", "--ckpt_path", run, "--path", "x.png", "--method", "posterior")
     assert done.code == 0, done.err

@@ -186,7 +186,9 @@ def _begun(source: Mapping[str, Any], name: str) -> int:
 
 def _sources(own: Mapping[str, Any], path: Path, latest: int) -> dict[int, Mapping[str, Any]]:
     """Sets of averages by their steps, up to the latest: of the snapshots, and the checkpoint's own."""
-    sources = {step: _read(file, step) for step, file in find(_run(path)).items() if step <= latest}
+    sources: dict[int, Mapping[str, Any]] = {
+        step: _read(file, step) for step, file in find(_run(path)).items() if step <= latest
+    }
     if own["updates"] <= latest and any(std_in(name) is not None for name in own["shadows"]):
         sources[own["updates"]] = own
     return sources

@@ -174,7 +174,8 @@ def _converted(tensor: Tensor, layer: str, leaf: str, width: int, out: Callable[
 
 def _patches(tensor: Tensor, outward: int, kept: int, sign: float) -> Tensor:
     """Rows (place in the patch, channel) -> (channel, place), of the first `kept` channels."""
-    return sign * tensor.unflatten(0, (-1, outward)).transpose(0, 1)[:kept].flatten(0, 1)
+    moved: Tensor = sign * tensor.unflatten(0, (-1, outward)).transpose(0, 1)[:kept].flatten(0, 1)
+    return moved
 
 
 def _network(state: Mapping[str, Tensor], path: Path, heads: int | None) -> tuple[Spec, tuple[int, int, int], int]:

@@ -258,4 +258,5 @@ def _vectors(weight: Tensor) -> Tensor:
 
 def _part(weight: Tensor, number: int, heads: int) -> Tensor:
     """Queries, keys or values of a layer whose rows are (heads, channels of a head, 3)."""
-    return weight.unflatten(0, (heads, -1, 3)).select(2, number).flatten(0, 1)
+    part: Tensor = weight.unflatten(0, (heads, -1, 3)).select(2, number).flatten(0, 1)
+    return part

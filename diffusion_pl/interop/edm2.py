@@ -212,5 +212,5 @@ def _cycles(radians: Tensor) -> Tensor:
 
 def _by_kind(weight: Tensor, heads: int) -> Tensor:
     """Rows (heads, channels of a head, 3) -> (3, heads, channels of a head)."""
-    parts = weight.unflatten(0, (heads, -1, 3))
+    parts: Tensor = weight.unflatten(0, (heads, -1, 3))
     return parts.movedim(2, 0).flatten(0, 2)

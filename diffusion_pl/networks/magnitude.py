@@ -29,7 +29,7 @@ SILU = 0.596  # root mean square of silu(x) for standard normal x
 def normalized(x: Tensor, *dims: int) -> Tensor:
     """x / (ε + rms of x over the given dimensions), the norm in float32 at least (Eq. 30, 66)."""
     precise = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=precise)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=precise)
     count = math.prod(x.shape[dim] for dim in dims)
     return x / (EPS + norm / math.sqrt(count)).to(x.dtype)
 

@@ -50,14 +50,14 @@ class MuonAdamW(Optimizer):
         self._inner: list[Optimizer] = []
         matrices, others = ([p for p in given if (p.ndim == 2) == two] for two in (True, False))
         if matrices:
-            muon = {"momentum": momentum, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
-            self._inner.append(Muon(matrices, **both, **muon))
+            scale = "match_rms_adamw"
+            self._inner.append(Muon(matrices, **both, momentum=momentum, nesterov=nesterov, adjust_lr_fn=scale))
         if others:
-            self._inner.append(AdamW(others, **both, betas=tuple(betas), eps=eps))
+            self._inner.append(AdamW(others, **both, betas=(betas[0], betas[1]), eps=eps))
         super().__init__([group for inner in self._inner for group in inner.param_groups], both)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -60,7 +60,7 @@ class PatchFeatures(Recorded, nn.Module):
                 warnings.simplefilter("ignore", FutureWarning)
                 if path.suffix == ".pt2":
                     return (torch.export.load(path).module(),)
-                return (torch.jit.load(str(path), map_location="cpu").eval(),)  # type: ignore[no-untyped-call]
+                return (torch.jit.load(str(path), map_location="cpu").eval(),)
         except Exception as error:  # a damaged file shows itself in many ways
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"PatchFeatures: {path} is no .pt2 or TorchScript file: {reason}") from error
