@@ -104,7 +104,7 @@ PUBLISHED = {
         betas=(0.9, 0.99),
     ),
     "edm2": Row(
-        *(sum(EDM2), 1e-2, 19_531, 512, 390_625, "0.9999", 0.13, None, EDM, ("LogNormal", "Plain"), "Heun", 35),
+        *(sum(EDM2), 1e-2, 19_531, 512, 390_625, "std0.05 std0.1", 0.13, None, EDM, ("LogNormal", "Plain"), "Heun", 35),
         betas=(0.9, 0.99),
     ),
     "ect": Row(
