@@ -105,7 +105,7 @@ class Standard(Denoiser):
 ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "BetaTable": [{"betas": [0.001, 0.02, 0.05, 0.2, 0.4, 0.3, 0.7, 0.9, 0.97]}],
     "ZeroTerminalSNR": [{"table": LinearBetas(1000)}],
-    "LearnedLogSNR": [{"features": 8}],
+    "LearnedLogSNR": [{"features": 8, "logsnr_min": -10.0}],
     "SNR": [{}, {"plus": 1.0}],
     "ChainELBO": [{"steps": 1000}, {"steps": 10}],
     "P2": [{}, {"k": 0.5, "gamma": 0.5}],

@@ -25,39 +25,39 @@ def one(findings: Any) -> Finding:
 
 
 def test_memory_is_that_of_the_share_of_a_device() -> None:
-    found = one(memory(NEED, LENGTH, 10 * 10**9))
-    assert found.level == "fine"
+    finding = one(memory(NEED, LENGTH, 10 * 10**9))
+    assert finding.level == "fine"
     # 64 examples on 4 devices: 16 each, 1.6 GB.
-    assert found.what.startswith("about 6.6 GB on each device: 5 GB for weights")
-    assert "1.6 GB for 16 examples; 10 GB free" in found.what
+    assert finding.what.startswith("about 6.6 GB on each device: 5 GB for weights")
+    assert "1.6 GB for 16 examples; 10 GB free" in finding.what
 
 
 def test_a_batch_that_fits_is_named() -> None:
-    found = one(memory(NEED, LENGTH, 7 * 10**9))
+    finding = one(memory(NEED, LENGTH, 7 * 10**9))
     # 0.9 · 7 − 5 = 1.3 GB, 13 examples on each of 4 devices, 52; two batches of 32 in place of one of 64.
-    assert found.level == "warning"
-    assert "--data.batch_size 32 --trainer.accumulate_grad_batches 4" in found.fix
+    assert finding.level == "warning"
+    assert "--data.batch_size 32 --trainer.accumulate_grad_batches 4" in finding.fix
     assert 5 + 0.1 * 32 / 4 <= 0.9 * 7
 
 
 def test_weights_that_do_not_fit_are_an_error() -> None:
-    found = one(memory(NEED, LENGTH, 5 * 10**9))
-    assert (found.level, found.fix) == ("error", "choose a smaller network, or a device with more memory")
+    finding = one(memory(NEED, LENGTH, 5 * 10**9))
+    assert (finding.level, finding.fix) == ("error", "choose a smaller network, or a device with more memory")
     assert one(memory(NEED, LENGTH, None)).level == "fine"
 
 
 def test_time_and_money_follow_from_a_step() -> None:
     # 16 examples on each device take 0.5 + 15 · 0.1 = 2 s, two batches a step 4 s, 1,000 steps 4,000 s.
-    found = one(cost(Speed(0.5, 0.1, "cpu", 8), LENGTH, price_per_hour=3.0))
-    assert "1,000 steps of 128 examples: 128,000 examples, 4 epochs; 4 s a step on cpu" in found.what
-    assert "66.7 minutes" in found.what
-    assert "4 x 1.11 hours at 3: 13.33" in found.what  # 4000/3600 · 4 · 3
+    finding = one(cost(Speed(0.5, 0.1, "cpu", 8), LENGTH, price_per_hour=3.0))
+    assert "1,000 steps of 128 examples: 128,000 examples, 4 epochs; 4 s a step on cpu" in finding.what
+    assert "66.7 minutes" in finding.what
+    assert "4 x 1.11 hours at 3: 13.33" in finding.what  # 4000/3600 · 4 · 3
     assert "hours" not in one(cost(Speed(0.5, 0.1, "cpu", 8), LENGTH)).what
 
 
 def test_what_is_not_known_is_said() -> None:
-    found = one(cost("no such kernel", LENGTH))
-    assert "128,000 examples" in found.what and "time not measured: no such kernel" in found.what
+    finding = one(cost("no such kernel", LENGTH))
+    assert "128,000 examples" in finding.what and "time not measured: no such kernel" in finding.what
     assert "since trainer.max_steps is -1" in one(cost(Speed(1, 1, "cpu", 8), LENGTH._replace(steps=-1))).what
 
 

@@ -161,7 +161,7 @@ def test_the_exact_posterior_has_spread_1_and_a_known_crps() -> None:
         (["--metrics", "crps"], "crps is of a model with conditions, and this one has none"),
         (["--metrics", "crps", "--ensemble", 1], "ensemble must be at least 2, got 1"),
         (["--num_samples", 1], "num_samples must be at least 2"),
-        (["--reference", "none.npz"], "reference holds moments only"),
+        (["--reference", "none.npz"], "none.npz: file not found"),
     ],
 )
 def test_bad_input_is_one_line(folder: Path, waves: Path, options: list[Any], message: str) -> None:

@@ -285,7 +285,7 @@ def test_every_published_model_of_improved_diffusion_loads(name: str, monkeypatc
     assert low * millions < numbers / 1e6 < high * millions
     scale = 1000 if given.get("rescale_timesteps", True) else given["steps"]
     assert foreign.model["noise_input"]["init_args"]["scale"] == scale
-    assert "--use_new_attention_order false" in foreign.notes[0]
+    assert ("--use_new_attention_order false" in foreign.notes[0]) == ("use_new_attention_order" not in given)
 
 
 def test_heads_of_the_unet_must_divide_its_levels() -> None:

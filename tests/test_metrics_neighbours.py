@@ -120,10 +120,10 @@ def test_a_bounded_search_reads_examples_spread_over_the_set(monkeypatch: pytest
         return get(self, indices)
 
     monkeypatch.setattr(type(source), "__getitems__", reading)
-    found = memory(data, seen[[0, len(seen) // 2, 7]], most=100)
+    nearest = memory(data, seen[[0, len(seen) // 2, 7]], most=100)
     searched = torch.arange(100) * len(seen) // 100
     held_out = len(data.part("val"))
     assert len(read) <= 100 + held_out + 3
     distances, places = brute_force(seen[[0, len(seen) // 2, 7]], seen[searched])
-    np.testing.assert_allclose(array(found.nearest.distance), distances, rtol=1e-5, atol=1e-6)
-    assert torch.equal(found.examples, seen[searched][places])
+    np.testing.assert_allclose(array(nearest.nearest.distance), distances, rtol=1e-5, atol=1e-6)
+    assert torch.equal(nearest.examples, seen[searched][places])
