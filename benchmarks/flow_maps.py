@@ -5,9 +5,9 @@
 `step` times a training step of MeanFlow against the ordinary one of the same network.  `digits` trains a diffusion
 model, makes a consistency model of it, and compares Fréchet distances in the features of
 `diffusion_pl.metrics.DigitsClassifier`.  `fashion` does the same with latents of Fashion-MNIST, compared with the best
-of the ordinary samplers in 10 evaluations, in the features of benchmarks/latents.py; TEACHER=FOLDER in the environment takes
-runs/latents and latents/ from there instead of training them.  `peer` trains MeanFlow of `rectified-flow-pytorch` and
-ours on the Datasaurus.
+of the ordinary samplers in 10 evaluations, in the features of benchmarks/latents.py; with TEACHER=FOLDER in the
+environment it takes runs/latents and latents/ from there instead of training them.  `peer` trains MeanFlow of
+`rectified-flow-pytorch` and ours on the Datasaurus.
 """
 
 import os
