@@ -17,7 +17,6 @@ from diffusion_pl.autoencoders import Orthogonal
 from diffusion_pl.callbacks import EMA
 from diffusion_pl.data import FashionMNIST, Folder, synthetic
 from diffusion_pl.evaluation import Band, check_names
-from diffusion_pl.training.averages import LONG
 
 #: In place of sizes of 64 channels and more, and of two blocks and more, so that a published network runs in seconds;
 #: the slow tests run it whole.
@@ -230,8 +229,8 @@ def test_its_average_fits_its_length(config: Path) -> None:
     """Which a trial run does not show."""
     content = yaml.safe_load(config.read_text())
     batch = content["data"]["init_args"].get("batch_size")
-    decays = [1 - average.rate(LONG, batch) for average in EMA(**content["ema"]).averages]
-    findings = checks.ema(decays, content["trainer"]["max_steps"])
+    limits = [average.limit(batch) for average in EMA(**content["ema"]).averages]
+    findings = checks.ema([1 - limit for limit in limits if limit is not None], content["trainer"]["max_steps"])
     assert {finding.level for finding in findings} == {"fine"}
 
 
